@@ -1,0 +1,88 @@
+"""The store's revisions: filling an empty database, upgrading an old one, refusing any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect
+
+from db.errors import StoreError
+
+
+def alembic_config(engine: Engine) -> Config:
+    """Alembic's settings, built in code: there is no alembic.ini."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("path_separator", "os")
+    config.attributes["engine"] = engine
+    return config
+
+
+def head() -> str:
+    """The revision that this code works with."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("path_separator", "os")
+    revision = ScriptDirectory.from_config(config).get_current_head()
+    if revision is None:
+        raise RuntimeError("db/migrations/versions holds no revision.")
+    return revision
+
+
+def current(engine: Engine) -> str | None:
+    """The revision that the database is at, or None where it has none."""
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(engine: Engine) -> tuple[str | None, str]:
+    """Bring the database to this code's revision.
+
+    Returns:
+        The revision before, and the one after.
+
+    Raises:
+        StoreError: the database is newer than this code, or is not segcurate's.
+    """
+    before = current(engine)
+    _refuse_foreign(engine, before)
+    command.upgrade(alembic_config(engine), "head")
+    return before, head()
+
+
+def prepare(engine: Engine) -> None:
+    """Fill an empty database; refuse one at another revision.
+
+    Raises:
+        StoreError: the database is at another revision, or holds somebody else's tables.
+    """
+    revision = current(engine)
+    if revision == head():
+        return
+    _refuse_foreign(engine, revision)
+    if revision is not None:
+        raise StoreError(
+            f"The database is at revision {revision}, and this version of segcurate works with {head()}.",
+            "Back it up, then run `segcurate db upgrade`.",
+        )
+    command.upgrade(alembic_config(engine), "head")
+
+
+def _refuse_foreign(engine: Engine, revision: str | None) -> None:
+    if revision is None:
+        if inspect(engine).get_table_names():
+            raise StoreError(
+                "The database holds tables that are not segcurate's.",
+                "Point `database.url` at an empty database.",
+            )
+        return
+    script = ScriptDirectory.from_config(alembic_config(engine))
+    if revision not in {step.revision for step in script.walk_revisions()}:
+        raise StoreError(
+            f"The database is at revision {revision}, which this version of segcurate does not know.",
+            "Install the version of segcurate that wrote it, or a newer one.",
+        )

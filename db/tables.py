@@ -1,0 +1,426 @@
+"""Every table of the store, and nothing else.
+
+Each table has a natural unique key, so that every insert can be repeated; times are UTC; URIs are POSIX
+paths relative to the project's folder where the file lies inside it, absolute otherwise. The two score
+tables are written in bulk by `db.queries.scores`; the others are small and are used through the ORM.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    REAL,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+Document = JSON().with_variant(JSONB, "postgresql")
+
+
+def utc_now() -> datetime:
+    """The current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time on every backend (SQLite drops the zone; here it comes back)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("Expected an aware datetime, but got a naive one.")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  (read by SQLAlchemy as a class attribute)
+        datetime: UtcDateTime(),
+        dict[str, Any]: Document,
+        list[Any]: Document,
+    }
+
+
+def one_of(column: str, *values: str) -> CheckConstraint:
+    """A portable enum: native PostgreSQL enums are hard to migrate."""
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Project(Base):
+    """One row: what must not change under a running project."""
+
+    __tablename__ = "project"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    class_names: Mapped[list[Any]]
+    channels: Mapped[int]
+    splits_config: Mapped[dict[str, Any] | None]
+    splits_locked_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Image(Base):
+    """A readable image; `width`, `height` are those after EXIF orientation."""
+
+    __tablename__ = "image"
+    __table_args__ = (
+        UniqueConstraint("uri"),
+        Index(None, "sha256"),
+        Index(None, "split", "id"),
+        one_of("split", "pool", "calibration", "test", "guard"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    uri: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64))
+    width: Mapped[int]
+    height: Mapped[int]
+    channels: Mapped[int]
+    group_name: Mapped[str] = mapped_column(Text)
+    position: Mapped[int]
+    split: Mapped[str] = mapped_column(String(16), default="pool")
+    mask_uri: Mapped[str | None] = mapped_column(Text)
+    duplicate_of: Mapped[int | None] = mapped_column(ForeignKey("image.id"))
+    ingested_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Failure(Base):
+    """A file that a step could not use, with its reason; replaced when the step meets it again."""
+
+    __tablename__ = "failure"
+    __table_args__ = (UniqueConstraint("step", "subject"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    step: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Round(Base):
+    """One turn of the loop. `state` is the step that comes next; `closed` when there is none."""
+
+    __tablename__ = "round"
+    __table_args__ = (
+        UniqueConstraint("number"),
+        one_of(
+            "state",
+            "train",
+            "calibrate",
+            "evaluate",
+            "score",
+            "select",
+            "export",
+            "import",
+            "closed",
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime] = mapped_column(default=utc_now)
+    closed_at: Mapped[datetime | None]
+
+
+class Model(Base):
+    """A trained network and its lineage. One a round."""
+
+    __tablename__ = "model"
+    __table_args__ = (
+        UniqueConstraint("round_id"),
+        UniqueConstraint("name"),
+        one_of("status", "training", "trained", "promoted", "refused"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    round_id: Mapped[int] = mapped_column(ForeignKey("round.id"))
+    name: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("model.id"))
+    checkpoint_uri: Mapped[str] = mapped_column(Text)
+    checkpoint_sha256: Mapped[str | None] = mapped_column(String(64))
+    config: Mapped[dict[str, Any]]
+    config_hash: Mapped[str] = mapped_column(String(64))
+    labels_hash: Mapped[str] = mapped_column(String(64))
+    seed: Mapped[int]
+    iterations: Mapped[int]
+    decision: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    finished_at: Mapped[datetime | None]
+
+
+class ModelLabel(Base):
+    """Which labels a model was trained on."""
+
+    __tablename__ = "model_label"
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    label_id: Mapped[int] = mapped_column(BigId, ForeignKey("label.id"), primary_key=True)
+
+
+class Calibration(Base):
+    """A fitted calibrator of one model and one sampler. `parameters` is what the calibrator needs."""
+
+    __tablename__ = "calibration"
+    __table_args__ = (UniqueConstraint("model_id", "sampler"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    sampler: Mapped[str] = mapped_column(String(32))
+    calibrator: Mapped[str] = mapped_column(String(32))
+    parameters: Mapped[dict[str, Any]]
+    nll_before: Mapped[float | None]
+    nll_after: Mapped[float | None]
+    images: Mapped[int]
+    pixels: Mapped[int] = mapped_column(BigInteger)
+    warning: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Evaluation(Base):
+    """One model on one split, with one sampler, before or after calibration."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (
+        UniqueConstraint("model_id", "split", "sampler", "calibrated"),
+        one_of("split", "calibration", "test"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    split: Mapped[str] = mapped_column(String(16))
+    sampler: Mapped[str] = mapped_column(String(32))
+    calibrated: Mapped[bool]
+    images: Mapped[int]
+    blocks: Mapped[int]
+    curves: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Metric(Base):
+    """A number of an evaluation and its interval. `class_index` is −1 for a number over all classes;
+    `value` is NULL where it is not defined (a class that is in neither mask nor prediction)."""
+
+    __tablename__ = "metric"
+
+    evaluation_id: Mapped[int] = mapped_column(
+        ForeignKey("evaluation.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(String(48), primary_key=True)
+    class_index: Mapped[int] = mapped_column(primary_key=True, default=-1)
+    value: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+
+
+class ScoringRun(Base):
+    """Everything that one scorer has scored. `scorer_hash` is the provenance of each of its rows."""
+
+    __tablename__ = "scoring_run"
+    __table_args__ = (UniqueConstraint("scorer_hash"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    scorer_hash: Mapped[str] = mapped_column(String(64))
+    scorer: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    finished_at: Mapped[datetime | None]
+
+
+class Shard(Base):
+    """A contiguous range of image ids of one run: the unit of work, of commit and of repeat."""
+
+    __tablename__ = "shard"
+    __table_args__ = (
+        UniqueConstraint("run_id", "first_image_id"),
+        one_of("status", "pending", "done"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("scoring_run.id", ondelete="CASCADE"))
+    first_image_id: Mapped[int] = mapped_column(BigInteger)
+    last_image_id: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(16), default="pending")
+    scored: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    finished_at: Mapped[datetime | None]
+
+
+class RegionScore(Base):
+    """A row a region: its box in image pixels, what the model sees there, and the mean of each measure."""
+
+    __tablename__ = "region_score"
+    __table_args__ = (Index("ix_region_score_top", "run_id", "entropy"),)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("scoring_run.id", ondelete="CASCADE"), primary_key=True)
+    image_id: Mapped[int] = mapped_column(BigId, ForeignKey("image.id"), primary_key=True)
+    region_index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    x: Mapped[int]
+    y: Mapped[int]
+    w: Mapped[int]
+    h: Mapped[int]
+    pixels: Mapped[int]
+    predicted_class: Mapped[int] = mapped_column(SmallInteger)
+    class_share: Mapped[float] = mapped_column(REAL)
+    impurity: Mapped[float] = mapped_column(REAL)
+    least_confidence: Mapped[float] = mapped_column(REAL)
+    margin: Mapped[float] = mapped_column(REAL)
+    entropy: Mapped[float] = mapped_column(REAL)
+    expected_entropy: Mapped[float | None] = mapped_column(REAL)
+    mutual_information: Mapped[float | None] = mapped_column(REAL)
+    energy: Mapped[float] = mapped_column(REAL)
+    max_logit: Mapped[float] = mapped_column(REAL)
+    entropy_top10: Mapped[float] = mapped_column(REAL)
+
+
+class ImageScore(Base):
+    """A row an image: each measure is the mean over the image's top quarter of regions by that measure."""
+
+    __tablename__ = "image_score"
+    __table_args__ = (Index("ix_image_score_top", "run_id", "entropy"),)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("scoring_run.id", ondelete="CASCADE"), primary_key=True)
+    image_id: Mapped[int] = mapped_column(BigId, ForeignKey("image.id"), primary_key=True)
+    regions: Mapped[int]
+    pixels: Mapped[int]
+    predicted_class: Mapped[int] = mapped_column(SmallInteger)
+    class_share: Mapped[float] = mapped_column(REAL)
+    impurity: Mapped[float] = mapped_column(REAL)
+    least_confidence: Mapped[float] = mapped_column(REAL)
+    margin: Mapped[float] = mapped_column(REAL)
+    entropy: Mapped[float] = mapped_column(REAL)
+    expected_entropy: Mapped[float | None] = mapped_column(REAL)
+    mutual_information: Mapped[float | None] = mapped_column(REAL)
+    energy: Mapped[float] = mapped_column(REAL)
+    max_logit: Mapped[float] = mapped_column(REAL)
+    entropy_top10: Mapped[float] = mapped_column(REAL)
+    heatmaps: Mapped[dict[str, Any] | None]
+
+
+class Queue(Base):
+    """An ordered labeling list. `kind` is `initial` for the labels that the project started with."""
+
+    __tablename__ = "queue"
+    __table_args__ = (
+        UniqueConstraint("round_id"),
+        UniqueConstraint("name"),
+        one_of("kind", "initial", "selected"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    round_id: Mapped[int | None] = mapped_column(ForeignKey("round.id"))
+    name: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("scoring_run.id", ondelete="SET NULL"))
+    strategy: Mapped[str] = mapped_column(String(48))
+    unit: Mapped[str] = mapped_column(String(16))
+    seed: Mapped[int]
+    spec: Mapped[dict[str, Any]]
+    export_uri: Mapped[str | None] = mapped_column(Text)
+    exported_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class QueueItem(Base):
+    """A region to label. `inclusion_probability` is known only for the audit slice, NULL elsewhere."""
+
+    __tablename__ = "queue_item"
+    __table_args__ = (
+        UniqueConstraint("queue_id", "rank"),
+        UniqueConstraint("queue_id", "image_id", "x", "y", "w", "h"),
+        Index(None, "image_id"),
+        one_of("slice", "initial", "selected", "audit"),
+        one_of("status", "queued", "labeled", "released"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    queue_id: Mapped[int] = mapped_column(ForeignKey("queue.id", ondelete="CASCADE"))
+    rank: Mapped[int]
+    image_id: Mapped[int] = mapped_column(BigId, ForeignKey("image.id"))
+    region_index: Mapped[int]
+    x: Mapped[int]
+    y: Mapped[int]
+    w: Mapped[int]
+    h: Mapped[int]
+    measure: Mapped[str | None] = mapped_column(String(48))
+    score: Mapped[float | None]
+    predicted_class: Mapped[int | None] = mapped_column(SmallInteger)
+    slice: Mapped[str] = mapped_column(String(16))
+    inclusion_probability: Mapped[float | None]
+    reason: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16), default="queued")
+
+
+class Label(Base):
+    """A mask that came back for one image of one queue: index PNG, 255 where it says nothing.
+
+    A correction is the next version; the training mask of an image is the latest version of each of its
+    queues, painted in the order of queue id.
+    """
+
+    __tablename__ = "label"
+    __table_args__ = (
+        UniqueConstraint("image_id", "queue_id", "version"),
+        one_of("source", "initial", "import", "simulation"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    image_id: Mapped[int] = mapped_column(BigId, ForeignKey("image.id"))
+    queue_id: Mapped[int] = mapped_column(ForeignKey("queue.id"))
+    version: Mapped[int]
+    mask_uri: Mapped[str] = mapped_column(Text)
+    mask_sha256: Mapped[str] = mapped_column(String(64))
+    labeled_pixels: Mapped[int]
+    source: Mapped[str] = mapped_column(String(16))
+    annotator: Mapped[str | None] = mapped_column(Text)
+    labeled_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class LabelRegion(Base):
+    """The boxes that a label covers; the whole image is one box."""
+
+    __tablename__ = "label_region"
+
+    label_id: Mapped[int] = mapped_column(BigId, ForeignKey("label.id", ondelete="CASCADE"), primary_key=True)
+    x: Mapped[int] = mapped_column(primary_key=True)
+    y: Mapped[int] = mapped_column(primary_key=True)
+    w: Mapped[int] = mapped_column(primary_key=True)
+    h: Mapped[int] = mapped_column(primary_key=True)
