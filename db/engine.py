@@ -14,7 +14,7 @@ The contract of the store, for every backend:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Database:
         self._writer = self.engine.execution_options(begin="IMMEDIATE")
 
     @contextmanager
-    def session(self, *, write: bool = True) -> Iterator[Session]:
+    def session(self, *, write: bool = True) -> Generator[Session]:
         """One transaction. `write=False` never waits for another writer on SQLite."""
         session = Session(self._writer if write else self.engine, expire_on_commit=False)
         try:

@@ -434,6 +434,8 @@ class ProjectConfig(BaseSettings):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     workdir: str = ".segcurate"
     """Checkpoints, labels, heat maps and reports."""
+    device: str = "auto"
+    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:1`."""
     database: DatabaseConfig = DatabaseConfig()
     data: DataConfig
     splits: SplitsConfig = SplitsConfig()

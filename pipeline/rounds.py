@@ -1,0 +1,68 @@
+"""The state machine of a round: train → calibrate → evaluate → score → select → export → import.
+
+A round's `state` is the step that comes next. A step that has just run may be run again (it replaces what
+it made) until the step after it has run; a step calls `require` before its work, and `advance` in the same
+transaction that writes its result, so a kill leaves the round either before the step or after it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from db.queries import rounds as queries
+from db.tables import Round, utc_now
+from pipeline.errors import NotYourTurn
+
+Step = Literal["train", "calibrate", "evaluate", "score", "select", "export", "import"]
+STEPS: tuple[Step, ...] = ("train", "calibrate", "evaluate", "score", "select", "export", "import")
+
+ALLOWED: dict[Step, frozenset[str]] = {
+    "train": frozenset({"train"}),
+    "calibrate": frozenset({"calibrate", "evaluate"}),
+    "evaluate": frozenset({"evaluate", "score"}),
+    "score": frozenset({"score", "select"}),
+    "select": frozenset({"select", "export"}),
+    "export": frozenset({"export", "import"}),
+    "import": frozenset({"import"}),
+}
+
+
+def require(session: Session, step: Step) -> Round:
+    """The current round, when it is this step's turn.
+
+    Raises:
+        NotYourTurn: there is no round yet, or another step comes next.
+    """
+    current = queries.current_round(session)
+    if current is None:
+        raise NotYourTurn(
+            f"`segcurate {step}` has nothing to work on: the project has no labeled images yet.",
+            "Run `segcurate ingest`.",
+        )
+    if current.state not in ALLOWED[step]:
+        raise NotYourTurn(
+            f"It is not the turn of `segcurate {step}`: in round {current.number}, "
+            f"`segcurate {current.state}` comes next.",
+            f"Run `segcurate {current.state}`.",
+        )
+    return current
+
+
+def advance(session: Session, current: Round, step: Step) -> None:
+    """Move the round to the step after `step`; after `import`, close it and open the next one."""
+    if step == "import":
+        current.state = "closed"
+        current.closed_at = utc_now()
+        queries.open_round(session, number=current.number + 1, state="train")
+    else:
+        current.state = STEPS[STEPS.index(step) + 1]
+    session.flush()
+
+
+def open_first(session: Session) -> Round | None:
+    """Round 1, when there is none yet. Called by `ingest` once there are labels to train on."""
+    if queries.current_round(session) is not None:
+        return None
+    return queries.open_round(session, number=1, state="train")
