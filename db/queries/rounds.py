@@ -51,4 +51,4 @@ def count_items(session: Session, queue_id: int) -> dict[str, int]:
         .where(QueueItem.queue_id == queue_id)
         .group_by(QueueItem.status)
     )
-    return {status: count for status, count in session.execute(statement)}
+    return dict(session.execute(statement).tuples())
