@@ -1,0 +1,134 @@
+"""Labels that came back: one version after another of each image of each queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import and_, func, select, update
+from sqlalchemy.orm import Session
+
+from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+
+Box = tuple[int, int, int, int]
+"""x, y, width and height in image pixels."""
+
+BATCH = 500
+"""Values in one `IN (…)`; SQLite's oldest limit is 999."""
+
+
+class QueuedRegion(NamedTuple):
+    """An item of a queue and the image that it lies in."""
+
+    item: QueueItem
+    image: Image
+
+
+def record_label(
+    session: Session,
+    *,
+    image_id: int,
+    queue_id: int,
+    mask_uri: str,
+    mask_sha256: str,
+    labeled_pixels: int,
+    source: str,
+    annotator: str | None,
+    labeled_at: datetime,
+    boxes: Iterable[Box],
+) -> Label | None:
+    """A new version of the label of one image of one queue, and the boxes that it covers.
+
+    Returns:
+        The new row, or None when the latest version has the same mask: nothing is written then.
+    """
+    latest = latest_label(session, image_id=image_id, queue_id=queue_id)
+    if latest is not None and latest.mask_sha256 == mask_sha256:
+        return None
+    row = Label(
+        image_id=image_id,
+        queue_id=queue_id,
+        version=1 if latest is None else latest.version + 1,
+        mask_uri=mask_uri,
+        mask_sha256=mask_sha256,
+        labeled_pixels=labeled_pixels,
+        source=source,
+        annotator=annotator,
+        labeled_at=labeled_at,
+    )
+    session.add(row)
+    session.flush()
+    unique = {(int(x), int(y), int(w), int(h)) for x, y, w, h in boxes}
+    session.add_all(LabelRegion(label_id=row.id, x=x, y=y, w=w, h=h) for x, y, w, h in sorted(unique))
+    session.flush()
+    return row
+
+
+def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | None:
+    """The newest version of one image's label in one queue."""
+    statement = (
+        select(Label)
+        .where(Label.image_id == image_id, Label.queue_id == queue_id)
+        .order_by(Label.version.desc())
+        .limit(1)
+    )
+    return session.scalars(statement).first()
+
+
+def latest_labels(
+    session: Session, *, queue_id: int | None = None, image_id: int | None = None
+) -> Sequence[Label]:
+    """The newest version of each (image, queue), by image and then by queue; of one queue or image only
+    where it is given."""
+    newest = (
+        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
+        .group_by(Label.image_id, Label.queue_id)
+        .subquery()
+    )
+    statement = select(Label).join(
+        newest,
+        and_(
+            Label.image_id == newest.c.image_id,
+            Label.queue_id == newest.c.queue_id,
+            Label.version == newest.c.version,
+        ),
+    )
+    if queue_id is not None:
+        statement = statement.where(Label.queue_id == queue_id)
+    if image_id is not None:
+        statement = statement.where(Label.image_id == image_id)
+    return session.scalars(statement.order_by(Label.image_id, Label.queue_id)).all()
+
+
+def label_boxes(session: Session, *, label_id: int) -> list[Box]:
+    """The boxes that a label covers."""
+    statement = (
+        select(LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h)
+        .where(LabelRegion.label_id == label_id)
+        .order_by(LabelRegion.y, LabelRegion.x)
+    )
+    return [(x, y, w, h) for x, y, w, h in session.execute(statement).tuples()]
+
+
+def queue_named(session: Session, name: str) -> Queue | None:
+    """The queue of a name, which the manifest of an export carries."""
+    return session.scalars(select(Queue).where(Queue.name == name)).first()
+
+
+def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
+    """Every item of a queue with its image, best rank first."""
+    statement = (
+        select(QueueItem, Image)
+        .join(Image, Image.id == QueueItem.image_id)
+        .where(QueueItem.queue_id == queue_id)
+        .order_by(QueueItem.rank)
+    )
+    return [QueuedRegion(item, image) for item, image in session.execute(statement).tuples()]
+
+
+def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> None:
+    """Move queue items to `labeled`, `released` or back to `queued`."""
+    for start in range(0, len(item_ids), BATCH):
+        statement = update(QueueItem).where(QueueItem.id.in_(item_ids[start : start + BATCH]))
+        session.execute(statement.values(status=status))
