@@ -74,7 +74,7 @@ def prepare(engine: Engine) -> None:
 
 def _refuse_foreign(engine: Engine, revision: str | None) -> None:
     if revision is None:
-        if inspect(engine).get_table_names():
+        if set(inspect(engine).get_table_names()) - {"alembic_version"}:
             raise StoreError(
                 "The database holds tables that are not segcurate's.",
                 "Point `database.url` at an empty database.",
