@@ -1,0 +1,178 @@
+"""The first configuration of a project, written from a few answers, with a comment on each line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import ClassConfig, ModelConfig, RegionConfig
+from pipeline.errors import ConfigError, DataError
+
+HEADER = """\
+# A segcurate project. Paths are relative to this file; an environment variable such as
+# SEGCURATE_DATABASE__URL overrides a key. `segcurate config show` prints every setting with its default,
+# `segcurate config schema` says what each one means.
+"""
+
+
+def read_label_map(path: Path) -> list[ClassConfig]:
+    """Classes from a label map.
+
+    Formats, by ending: `.json` or `.yaml` with a list of names or of `{name, id, color}`, or a mapping from
+    name to id; `.csv` with a header `name` and, optionally, `id`, `r`, `g`, `b`; `.txt` with `r g b name` or
+    `name` a line.
+
+    Raises:
+        DataError: the file cannot be read, is of another form, or names a class, id or colour twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The label map {path} cannot be read: {error}.", "Name a readable file.") from error
+    try:
+        classes = [ClassConfig.model_validate(item) for item in _entries(path.suffix.lower(), text)]
+    except (ValueError, TypeError, KeyError, yaml.YAMLError, csv.Error) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise DataError(
+            f"The label map {path} is not of a form that segcurate knows: {reason}.",
+            "Write JSON or YAML with `name`, `id` and `color`, a CSV, or lines `r g b name`.",
+        ) from error
+    if len(classes) < 2:
+        raise DataError(f"The label map {path} names {len(classes)} classes.", "Name at least two.")
+    for what in ("name", "id", "color"):
+        values = [getattr(item, what) for item in classes if getattr(item, what) is not None]
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise DataError(
+                f"The label map {path} has the same {what} twice: {', '.join(twice)}.",
+                "Keep one of them.",
+            )
+    return classes
+
+
+def starter_config(
+    *,
+    name: str,
+    images: Sequence[str],
+    masks: str | None,
+    classes: Sequence[ClassConfig],
+    architecture: str,
+    encoder: str,
+    encoder_weights: str,
+    cell: int,
+) -> str:
+    """The text of a commented configuration.
+
+    Raises:
+        ConfigError: an answer is not valid.
+    """
+    try:
+        ModelConfig.model_validate(
+            {"architecture": architecture, "encoder": encoder, "encoder_weights": encoder_weights}
+        )
+        RegionConfig(cell=cell)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}.", "Answer with one of these.") from error
+    masks_line = (
+        f"masks: {_inline(masks)}  # the masks that exist already, found by mask_template"
+        if masks
+        else "# masks: masks  # the masks that exist already, found by mask_template"
+    )
+    class_lines = "\n".join(f"    - {_inline(_class_entry(item))}" for item in classes)
+    return f"""{HEADER}
+name: {_inline(name)}
+
+database:
+  url: sqlite:///.segcurate/segcurate.db
+
+data:
+  images: {_inline(list(images))}  # folders, globs or files
+  {masks_line}
+  mask_template: "{{parent}}/{{stem}}.png"
+  mask_encoding: auto  # index, palette or rgb
+  classes:
+{class_lines}
+  ignore_index: 255  # the value in an index mask that means "not labeled"
+  # group_regex: "^(seq[0-9]+)"  # neighbouring frames, one patient, one site: they share a split
+
+# Locked by the first `segcurate ingest`. Images of calibration and test are never selected or trained on.
+splits:
+  calibration: {{fraction: 0.15, by: block}}
+  test: {{fraction: 0.2, by: block}}
+  initial: {{}}  # the first labeled set; by default every pool image that has a mask
+
+model:
+  architecture: {_inline(architecture)}
+  encoder: {_inline(encoder)}
+  encoder_weights: {_inline(encoder_weights)}  # imagenet, none, or a safetensors file
+
+training:
+  iterations: 2000
+  batch_size: 8
+  crop: [256, 256]
+  transforms:
+    - {{name: HorizontalFlip, p: 0.5}}
+    - {{name: RandomBrightnessContrast, p: 0.5}}
+
+scoring:
+  sampler: mc_dropout  # or none
+  samples: 20
+  regions: {{kind: grid, cell: {cell}}}  # or {{kind: image}}
+
+selection:
+  strategy: stratified
+  unit: region
+  budget: 100
+  audit_fraction: 0.1  # the part of every queue that is drawn uniformly at random
+"""
+
+
+def _class_entry(item: ClassConfig) -> Any:
+    entry = item.model_dump(exclude_none=True)
+    if set(entry) == {"name"}:
+        return item.name
+    if "color" in entry:
+        entry["color"] = list(entry["color"])
+    return entry
+
+
+def _inline(value: Any) -> str:
+    """YAML on one line: JSON's spelling of strings, lists and mappings is YAML's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _entries(suffix: str, text: str) -> list[dict[str, Any]]:
+    if suffix in (".json", ".yaml", ".yml"):
+        document = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+        if isinstance(document, dict) and "classes" in document:
+            document = document["classes"]
+        if isinstance(document, dict):
+            return [{"name": str(name), "id": value} for name, value in document.items()]
+        return [{"name": item} if isinstance(item, str) else dict(item) for item in document]
+    if suffix == ".csv":
+        return [_csv_entry(row) for row in csv.DictReader(io.StringIO(text))]
+    return [_line_entry(line) for line in text.splitlines() if line.strip()]
+
+
+def _csv_entry(row: dict[str, str]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": row["name"].strip()}
+    if row.get("id"):
+        entry["id"] = int(row["id"])
+    if row.get("r"):
+        entry["color"] = (int(row["r"]), int(row["g"]), int(row["b"]))
+    return entry
+
+
+def _line_entry(line: str) -> dict[str, Any]:
+    words = line.split(maxsplit=3)
+    if len(words) == 4 and all(word.isdigit() for word in words[:3]):
+        return {"name": words[3].strip(), "color": tuple(int(word) for word in words[:3])}
+    return {"name": line.strip()}

@@ -1,0 +1,115 @@
+"""Where a project stands, and the one command that comes next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db.queries import rounds as queries
+from db.tables import Failure, Image, Label, Model, Queue
+
+
+@dataclass(frozen=True)
+class Status:
+    """A project at a glance.
+
+    Attributes:
+        images: images by split; exact duplicates are counted apart, under `duplicate`.
+        labeled_images: pool images with at least one label.
+        round_number: None before the first ingest that found a label.
+        next_command: what to run now, ready to be typed.
+        reason: why that comes next, in words.
+    """
+
+    images: dict[str, int]
+    labeled_images: int
+    failures: int
+    round_number: int | None
+    state: str | None
+    promoted_model: str | None
+    queue: str | None
+    queue_items: dict[str, int] = field(default_factory=dict)
+    export_folder: str | None = None
+    next_command: str = "segcurate ingest"
+    reason: str = ""
+
+
+def project_status(session: Session) -> Status:
+    """Read a project's status. Writes nothing."""
+    images = _images_by_split(session)
+    labeled = session.scalar(select(func.count(func.distinct(Label.image_id)))) or 0
+    failures = session.scalar(select(func.count()).select_from(Failure)) or 0
+    promoted = queries.promoted_model(session)
+    current = queries.current_round(session)
+    if current is None:
+        reason = (
+            "No image is known yet."
+            if not images
+            else "No pool image has a mask yet: label a few, put them into `data.masks`, and ingest again."
+        )
+        return Status(
+            images=images,
+            labeled_images=labeled,
+            failures=failures,
+            round_number=None,
+            state=None,
+            promoted_model=None,
+            queue=None,
+            reason=reason,
+        )
+    queue = queries.round_queue(session, current.id)
+    items = queries.count_items(session, queue.id) if queue else {}
+    next_command, reason = _next(session, state=current.state, number=current.number, queue=queue, items=items)
+    return Status(
+        images=images,
+        labeled_images=labeled,
+        failures=failures,
+        round_number=current.number,
+        state=current.state,
+        promoted_model=promoted.name if promoted else None,
+        queue=queue.name if queue else None,
+        queue_items=items,
+        export_folder=queue.export_uri if queue else None,
+        next_command=next_command,
+        reason=reason,
+    )
+
+
+def _images_by_split(session: Session) -> dict[str, int]:
+    kept = select(Image.split, func.count()).where(Image.duplicate_of.is_(None)).group_by(Image.split)
+    counts = dict(session.execute(kept).tuples())
+    duplicates = session.scalar(
+        select(func.count()).select_from(Image).where(Image.duplicate_of.is_not(None))
+    )
+    if duplicates:
+        counts["duplicate"] = duplicates
+    return counts
+
+
+def _next(
+    session: Session, *, state: str, number: int, queue: Queue | None, items: dict[str, int]
+) -> tuple[str, str]:
+    if state == "import":
+        folder = queue.export_uri if queue and queue.export_uri else "FOLDER"
+        waiting = items.get("queued", 0)
+        done = items.get("labeled", 0)
+        return (
+            f"segcurate import {folder}",
+            f"{waiting} regions of the queue wait for labels, {done} have come back. "
+            "Put the masks into its `masks` folder first.",
+        )
+    reasons = {
+        "train": f"Round {number} trains on every label that has come so far.",
+        "calibrate": "The new model's softmax scores are not probabilities yet.",
+        "evaluate": "The new model is not measured yet.",
+        "score": "The pool is not scored by the promoted model yet.",
+        "select": "The pool is scored.",
+        "export": "The queue is ready.",
+    }
+    if state == "train":
+        model = session.scalars(select(Model).where(Model.status == "training")).first()
+        if model is not None:
+            return "segcurate train", f"The training of {model.name} was interrupted; it goes on from there."
+    return f"segcurate {state}", reasons[state]

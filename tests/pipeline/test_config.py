@@ -1,0 +1,180 @@
+"""The configuration: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import Project, load_project
+from pipeline.errors import ConfigError, DataError
+from pipeline.starter import read_label_map, starter_config
+
+MINIMAL = {"name": "streets", "data": {"images": "images", "classes": ["road", "car"]}}
+
+
+def write(folder: Path, document: object) -> Path:
+    path = folder / "segcurate.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, **changes: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_project(write(folder, {**MINIMAL, **changes}))
+    return str(error.value)
+
+
+def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
+    project = load_project(write(tmp_path, MINIMAL))
+    assert project.root == tmp_path
+    assert project.config.data.images == ["images"]
+    assert [item.id for item in project.config.data.classes] == [0, 1]
+    assert project.config.selection.strategy == "stratified"
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    message = refusal(tmp_path, scoring={"sampels": 8})
+    assert "scoring.sampels" in message
+    assert "`samples`" in message
+    assert "`training`" in refusal(tmp_path, trainning={})
+    assert "`cell`" in refusal(tmp_path, scoring={"regions": {"cel": 8}})
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, {**MINIMAL, "scoring": {"samples": 8, "seed": 3}})
+    monkeypatch.setenv("SEGCURATE_DATABASE__URL", "sqlite:///elsewhere.db")
+    monkeypatch.setenv("SEGCURATE_SCORING__SAMPLES", "12")
+    project = load_project(path)
+    assert project.database_url == f"sqlite:///{tmp_path}/elsewhere.db"
+    assert (project.config.scoring.samples, project.config.scoring.seed) == (12, 3)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, MINIMAL)
+    monkeypatch.chdir("/")
+    project = load_project(path)
+    assert project.database_url == f"sqlite:///{tmp_path}/.segcurate/segcurate.db"
+    assert project.path("images/a.png") == tmp_path / "images" / "a.png"
+    assert project.uri(tmp_path / "images" / "a.png") == "images/a.png"
+    assert project.uri(Path("/elsewhere/a.png")) == "/elsewhere/a.png"
+    assert project.path("/elsewhere/a.png") == Path("/elsewhere/a.png")
+
+
+def test_an_absolute_database_path_stays_as_it_is(tmp_path: Path) -> None:
+    project = load_project(write(tmp_path, {**MINIMAL, "database": {"url": "sqlite:////data/store.db"}}))
+    assert project.database_url == "sqlite:////data/store.db"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"images": "i", "classes": ["road", "road"]}}, "same name: road"),
+        ({"data": {"images": "i", "classes": [{"name": "a", "id": 1}, "b"]}}, "same id: 1"),
+        ({"data": {"images": "i", "classes": ["a", "b"], "ignore_index": 1}}, "also the id of a class"),
+        ({"data": {"images": "i", "classes": ["a", "b"], "group_regex": "("}}, "Not a regular expression"),
+        ({"data": {"images": "i", "classes": ["a"]}}, "data.classes"),
+        ({"splits": {"test": {"fraction": 0.2, "list": "a.txt"}}}, "exactly one"),
+        ({"splits": {"test": {"fraction": 1.2}}}, "less than 1"),
+        ({"scoring": {"tile": 128, "overlap": 100}}, "more than half"),
+        ({"model": {"architecture": "unnet"}}, "model.architecture"),
+        ({"model": {"mean": [0.5]}}, "1 numbers for 3 channels"),
+        ({"training": {"loss": {"class_weights": [1.0]}}}, "1 numbers for 2 classes"),
+        ({"training": {"loss": {"cross_entropy": 0}}}, "nothing to learn"),
+        ({"evaluation": {"bins": 16}}, "divisor of 150"),
+        (
+            {"scoring": {"sampler": "none"}, "selection": {"strategy": "mutual_information"}},
+            "needs `scoring.sampler: mc_dropout`",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_in_words(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    assert words in refusal(tmp_path, **changes)
+
+
+def test_a_missing_or_broken_file_names_itself_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="segcurate init"):
+        load_project(tmp_path / "segcurate.yaml")
+    path = tmp_path / "segcurate.yaml"
+    path.write_text("name: [unclosed", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_project(path)
+    path.write_text("- just\n- a list", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds no settings"):
+        load_project(path)
+
+
+def test_the_hash_of_a_section_follows_its_content(tmp_path: Path) -> None:
+    one = load_project(write(tmp_path, MINIMAL)).config.scoring
+    same = load_project(write(tmp_path, {**MINIMAL, "scoring": {"samples": 20}})).config.scoring
+    other = load_project(write(tmp_path, {**MINIMAL, "scoring": {"samples": 21}})).config.scoring
+    assert one.content_hash() == same.content_hash() != other.content_hash()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("map.json", '[{"name": "road", "id": 3, "color": [1, 2, 3]}, {"name": "car", "id": 7}]'),
+        ("map.json", '{"road": 3, "car": 7}'),
+        ("map.yaml", "classes:\n  - {name: road, id: 3}\n  - {name: car, id: 7}\n"),
+        ("map.csv", "name,id,r,g,b\nroad,3,1,2,3\ncar,7,4,5,6\n"),
+    ],
+)
+def test_label_maps_of_every_form_give_names_and_ids(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [(item.name, item.id) for item in read_label_map(tmp_path / name)] == [("road", 3), ("car", 7)]
+
+
+def test_a_label_map_of_colours_and_names(tmp_path: Path) -> None:
+    path = tmp_path / "colors.txt"
+    path.write_text("128 64 128 road marking\n\n64 0 128 car\n", encoding="utf-8")
+    assert [(item.name, item.color) for item in read_label_map(path)] == [
+        ("road marking", (128, 64, 128)),
+        ("car", (64, 0, 128)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("map.json", '[{"name": "road", "id": 3}, {"name": "car", "id": 3}]', "same id twice: 3"),
+        ("map.txt", "1 2 3 road\n1 2 3 car\n", "same color twice"),
+        ("map.txt", "road\nroad\n", "same name twice: road"),
+        ("map.json", "{broken", "not of a form"),
+        ("map.csv", "label\nroad\n", "not of a form"),
+        ("map.json", '["road"]', "names 1 classes"),
+        ("map.json", "3", "not of a form"),
+    ],
+)
+def test_a_bad_label_map_is_refused_with_its_name(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=words) as error:
+        read_label_map(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_the_starter_is_a_valid_configuration_with_odd_names_in_it(tmp_path: Path) -> None:
+    classes = read_label_map_from(tmp_path, '[{"name": "a: \\"b\\" #c", "color": [1, 2, 3]}, "straße"]')
+    text = starter_config(
+        name="it's: odd",
+        images=["my images/**/*.png"],
+        masks="my masks",
+        classes=classes,
+        architecture="unet",
+        encoder="resnet18",
+        encoder_weights="none",
+        cell=48,
+    )
+    path = tmp_path / "segcurate.yaml"
+    path.write_text(text, encoding="utf-8")
+    project: Project = load_project(path)
+    assert project.config.name == "it's: odd"
+    assert project.config.data.class_names == ['a: "b" #c', "straße"]
+    assert project.config.data.masks == "my masks"
+    assert project.config.scoring.regions.cell == 48
+
+
+def read_label_map_from(folder: Path, text: str):
+    (folder / "labels.json").write_text(text, encoding="utf-8")
+    return read_label_map(folder / "labels.json")
