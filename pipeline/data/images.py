@@ -1,0 +1,302 @@
+"""Reading images: the one place where files become arrays, and where EXIF orientation is honoured.
+
+Legend: H height, W width, K channels; all after EXIF orientation. An image is uint8 or uint16 [H, W, K].
+PNG, JPEG, WebP and BMP are read with Pillow, TIFF with tifffile, and 16-bit colour PNG with imagecodecs,
+because Pillow would cut it to 8 bits. A truncated file raises; none of the three fills it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from pipeline.errors import DataError
+
+IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp"})
+TIFF_ENDINGS = frozenset({".tif", ".tiff"})
+
+ImageArray = npt.NDArray[np.uint8 | np.uint16]
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_ORIENTATION_TAG = 274
+_REPLACE = "Replace the file, or take it out of `data.images`."
+
+Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked here, on the header, before anything is decoded
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would remark on becomes a DataError
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image of the store, as much of it as reading needs."""
+
+    id: int
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16."""
+
+    width: int
+    height: int
+    channels: int
+    bits: int
+    alpha: bool = False
+
+
+def probe_image(path: Path, *, max_pixels: int) -> ImageInfo:
+    """Size, channels and depth from the header, without decoding; the size is the displayed one.
+
+    Raises:
+        DataError: the file cannot be opened, is no image of a known kind, or is larger than `max_pixels`.
+    """
+    with _decoding(path):
+        if path.suffix.lower() in TIFF_ENDINGS:
+            with tifffile.TiffFile(path) as tiff:
+                info, _ = _tiff_info(path, tiff)
+        else:
+            with Image.open(path, formats=_FORMATS) as image:
+                info, _ = _pillow_info(path, image)
+    check_pixels(path, width=info.width, height=info.height, max_pixels=max_pixels)
+    return info
+
+
+def read_image(path: Path, *, channels: int, max_pixels: int) -> ImageArray:
+    """Decode an image upright, with the wanted number of channels.
+
+    A grey image is repeated for 3 channels; an alpha channel that is not wanted is dropped; every other
+    difference is an error.
+
+    Returns:
+        uint8 or uint16 [H, W, channels], contiguous.
+
+    Raises:
+        DataError: as `probe_image`; or the file is truncated or damaged, or its channels do not fit.
+    """
+    info = probe_image(path, max_pixels=max_pixels)
+    colors = info.channels - info.alpha
+    if channels not in (info.channels, colors) and not (colors == 1 and channels == 3):
+        raise DataError(
+            f"{path} has {_plural(info.channels, 'channel')}, where the model sees {channels}.",
+            "Convert the file, or set `data.channels`.",
+        )
+    pixels = read_pixels(path)
+    if channels != pixels.shape[2]:
+        pixels = pixels[:, :, :colors]
+    if channels != pixels.shape[2]:
+        pixels = np.repeat(pixels, channels, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def read_pixels(path: Path, *, palette_indices: bool = False) -> ImageArray:
+    """Decode a file upright with the channels that it has. The caller has checked its size.
+
+    Args:
+        palette_indices: keep the indices of a palette image ([H, W, 1]) instead of its colours.
+
+    Raises:
+        DataError: the file is truncated, damaged, or of a pixel type that is neither 8 nor 16 bits.
+    """
+    with _decoding(path):
+        if path.suffix.lower() in TIFF_ENDINGS:
+            with tifffile.TiffFile(path) as tiff:
+                _, orientation = _tiff_info(path, tiff)
+                pixels = _tiff_pixels(path, tiff, palette_indices=palette_indices)
+        else:
+            with Image.open(path, formats=_FORMATS) as image:
+                info, orientation = _pillow_info(path, image)
+                pixels = _pillow_pixels(path, image, info, palette_indices=palette_indices)
+    return _upright(pixels, orientation)
+
+
+def is_palette(path: Path) -> bool:
+    """Whether the file's pixels are indices of a palette.
+
+    Raises:
+        DataError: the file cannot be opened, or is no image of a known kind.
+    """
+    with _decoding(path):
+        if path.suffix.lower() in TIFF_ENDINGS:
+            with tifffile.TiffFile(path) as tiff:
+                return _first_page(tiff).photometric == tifffile.PHOTOMETRIC.PALETTE
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.mode in ("P", "PA")
+
+
+def check_pixels(path: Path, *, width: int, height: int, max_pixels: int) -> None:
+    """Refuse what is too large to decode.
+
+    Raises:
+        DataError: the image has more than `max_pixels` pixels, or none.
+    """
+    if width < 1 or height < 1:
+        raise DataError(f"{path} is empty: it says {width}×{height} pixels.", _REPLACE)
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path} has {width}×{height} pixels, more than `data.max_pixels` ({max_pixels}).",
+            "Raise `data.max_pixels` if the file is yours and the memory suffices.",
+        )
+
+
+def unit_float(image: ImageArray) -> npt.NDArray[np.float32]:
+    """The image as float32 in 0 to 1: 1 is the largest number of its type.
+
+    >>> unit_float(np.array([[[0, 255]]], dtype=np.uint8)).tolist()
+    [[[0.0, 1.0]]]
+    """
+    return np.multiply(image, np.float32(1 / np.iinfo(image.dtype).max), dtype=np.float32)
+
+
+@contextmanager
+def _decoding(path: Path) -> Generator[None]:
+    """Whatever a decoder raises over a damaged file is the file's fault, and says so."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd metadata, which does not matter here
+            yield
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no file {path}.", "Put it back, or run `segcurate ingest` again."
+        ) from error
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read.", "Give yourself read permission.") from error
+    except Exception as error:  # decoders raise anything: SyntaxError, struct.error, IndexError, …
+        raise DataError(f"{path} is not a readable image: {_reason(error)}.", _REPLACE) from error
+
+
+def _pillow_info(path: Path, image: Image.Image) -> tuple[ImageInfo, int]:
+    """Header of an opened file, displayed size, and the EXIF orientation (1 to 8)."""
+    # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
+    orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    bits, bands, alpha = _pillow_depth(path, image)
+    return ImageInfo(width=width, height=height, channels=bands, bits=bits, alpha=alpha), orientation
+
+
+def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
+    """Bits, channels, and whether the last channel is alpha."""
+    if image.format == "PNG":
+        with open(path, "rb") as stream:
+            header = stream.read(26)
+        if header[24] == 16:
+            channels = {0: 1, 2: 3, 4: 2, 6: 4}[header[25]]
+            return 16, channels, channels in (2, 4)
+    if image.mode in ("1", "L"):
+        return 8, 1, False
+    if image.mode in ("LA", "La"):
+        return 8, 2, True
+    if image.mode == "P":
+        return (8, 4, True) if "transparency" in image.info else (8, 3, False)
+    if image.mode in ("RGBA", "RGBa", "RGBX", "PA"):
+        return 8, 4, True
+    if image.mode in ("RGB", "CMYK", "YCbCr"):
+        return 8, 3, False
+    raise DataError(f"{path} has pixels of the kind {image.mode!r}.", "Convert it to 8 or 16 bits a channel.")
+
+
+def _pillow_pixels(path: Path, image: Image.Image, info: ImageInfo, *, palette_indices: bool) -> ImageArray:
+    if info.bits == 16:
+        pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    elif palette_indices and image.mode == "P":
+        pixels = np.asarray(image)
+    else:
+        modes = {(1, False): "L", (2, True): "LA", (3, False): "RGB", (4, True): "RGBA"}
+        wanted = modes[info.channels, info.alpha]
+        pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+    page = tiff.pages.first
+    if not isinstance(page, tifffile.TiffPage):
+        raise ValueError("its first page has no tags")
+    return page
+
+
+def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> tuple[ImageInfo, int]:
+    """Header of the first series: one plane, with its channels as samples or as pages."""
+    series, page = tiff.series[0], _first_page(tiff)
+    axes = series.axes
+    others = [axis for axis in axes if axis not in "YX"]
+    if "Y" not in axes or "X" not in axes or len(others) > 1:
+        raise DataError(
+            f"{path} is a stack with the axes {axes}, not one image.", "Save each plane as a file of its own."
+        )
+    if series.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_)):
+        raise DataError(f"{path} has pixels of type {series.dtype}.", "Convert it to 8 or 16 bits unsigned.")
+    size = dict(zip(axes, series.shape, strict=True))
+    palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
+    channels = 3 if palette else (size[others[0]] if others else 1)
+    alpha = others == ["S"] and any(int(extra) in (1, 2) for extra in page.extrasamples)
+    tag: Any = page.tags.get(_ORIENTATION_TAG)
+    orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
+    width, height = (size["X"], size["Y"]) if orientation < 5 else (size["Y"], size["X"])
+    bits = 16 if series.dtype == np.uint16 else 8
+    return ImageInfo(width=width, height=height, channels=channels, bits=bits, alpha=alpha), orientation
+
+
+def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:
+    series, page = tiff.series[0], _first_page(tiff)
+    _check_complete(path, tiff)
+    pixels = series.asarray()
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * (1 if palette_indices else 255)
+    if pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, [series.axes.index("Y"), series.axes.index("X")], [0, 1])
+    else:
+        pixels = pixels[:, :, None]
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not palette_indices:
+        if page.colormap is None:
+            raise ValueError("its palette is missing")
+        colors = (page.colormap >> 8).astype(np.uint8)  # TIFF palettes are 16 bits: [3, entries]
+        pixels = np.moveaxis(colors[:, pixels[:, :, 0]], 0, -1)
+    elif page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not palette_indices:
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    return pixels
+
+
+def _check_complete(path: Path, tiff: tifffile.TiffFile) -> None:
+    """tifffile fills missing strips with zeros; here they are an error."""
+    length = path.stat().st_size
+    for page in tiff.series[0].pages:
+        if page is None:
+            raise ValueError("a page is missing")
+        segments = zip(page.dataoffsets, page.databytecounts, strict=False)
+        if any(offset + count > length for offset, count in segments):
+            raise ValueError("the file is truncated")
+
+
+def _upright(pixels: ImageArray, orientation: int) -> ImageArray:
+    """Turn [H, W, K] as EXIF orientation 1 to 8 says (EXIF 2.32, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,218 @@
+"""Masks: the files that annotators write, and the one form in which segcurate keeps them.
+
+Legend: H height, W width, C classes. A mask is uint8 [H, W]: the class index, or 255 where it says nothing.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.config import IGNORE, DataConfig
+from pipeline.data.images import ImageArray, check_pixels, is_palette, probe_image, read_pixels
+from pipeline.errors import DataError
+from pipeline.files import atomic_write_bytes
+
+Mask = npt.NDArray[np.uint8]
+
+_UNKNOWN = -1
+_LISTED = 8
+
+_DISTINCT = (
+    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180),
+    (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255),
+    (170, 110, 40), (255, 250, 200), (128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180),
+    (0, 0, 128), (128, 128, 128),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaskCodec:
+    """What the values or colours of a mask file mean.
+
+    Args:
+        encoding: as `data.mask_encoding`.
+        index_of_id: int16 [65536], the class index of each pixel value, 255 for ignored, -1 for unknown.
+        index_of_color: the same for packed colours (red · 65536 + green · 256 + blue).
+        max_pixels: a larger file is refused before it is decoded.
+    """
+
+    encoding: Literal["auto", "index", "palette", "rgb"]
+    index_of_id: npt.NDArray[np.int16]
+    index_of_color: dict[int, int]
+    max_pixels: int
+
+    @classmethod
+    def from_config(cls, config: DataConfig) -> MaskCodec:
+        """The codec of a project."""
+        index_of_id = np.full(65536, _UNKNOWN, dtype=np.int16)
+        index_of_id[config.ignore_index] = IGNORE
+        colors = {_packed(color): IGNORE for color in config.ignore_color}
+        for index, item in enumerate(config.classes):
+            index_of_id[index if item.id is None else item.id] = index
+            if item.color is not None:
+                colors[_packed(item.color)] = index
+        return cls(
+            encoding=config.mask_encoding,
+            index_of_id=index_of_id,
+            index_of_color=colors,
+            max_pixels=config.max_pixels,
+        )
+
+
+def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> Mask:
+    """Decode a mask file into class indices, upright.
+
+    Args:
+        size: width and height that it must have; None takes any up to `codec.max_pixels`.
+
+    Returns:
+        uint8 [H, W], class index or 255.
+
+    Raises:
+        DataError: the file is no readable image, has another size, an encoding that does not fit, or a
+            value or colour that no class has; the message lists these.
+    """
+    info = probe_image(path, max_pixels=codec.max_pixels)
+    check_pixels(path, width=info.width, height=info.height, max_pixels=codec.max_pixels)
+    if size is not None and (info.width, info.height) != size:
+        raise DataError(
+            f"The mask {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
+            "Export the mask at the size of its image (as displayed, after EXIF orientation).",
+        )
+    if codec.encoding == "palette" and not is_palette(path):
+        raise DataError(
+            f"The mask {path} has no palette, but `data.mask_encoding` is `palette`.",
+            "Set `data.mask_encoding: auto`, or export the mask with a palette.",
+        )
+    pixels = read_pixels(path, palette_indices=codec.encoding != "rgb")
+    if codec.encoding == "rgb" or _is_colored(pixels, codec):
+        return _from_colors(path, pixels, codec)
+    return _from_ids(path, pixels, codec)
+
+
+def write_mask(path: Path, mask: Mask) -> None:
+    """Write a mask as an 8-bit index PNG, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(stream, format="PNG", compress_level=3)
+    atomic_write_bytes(path, stream.getvalue())
+
+
+def store_mask(folder: Path, mask: Mask) -> tuple[Path, str]:
+    """Keep a mask under the hash of its content; the same mask twice is one file.
+
+    Returns:
+        The file `<folder>/<first two digits>/<sha256>.png`, and the SHA-256 (of size and pixels).
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    digest = mask_sha256(mask)
+    path = folder / digest[:2] / f"{digest}.png"
+    if not path.exists():
+        write_mask(path, mask)
+    return path, digest
+
+
+def mask_sha256(mask: Mask) -> str:
+    """SHA-256 of a mask's size and pixels, as 64 hex digits: the same in whatever file it came."""
+    digest = hashlib.sha256(f"{mask.shape[1]}x{mask.shape[0]}\n".encode())
+    digest.update(np.ascontiguousarray(mask, dtype=np.uint8).data)
+    return digest.hexdigest()
+
+
+def palette(config: DataConfig) -> npt.NDArray[np.uint8]:
+    """The colour of each class, uint8 [C, 3]: the given one, else a fixed one that no other class has."""
+    taken = {item.color for item in config.classes}
+    free = (color for color in _endless_colors() if color not in taken)
+    colors = [item.color if item.color is not None else next(free) for item in config.classes]
+    return np.array(colors, dtype=np.uint8)
+
+
+def _endless_colors() -> Generator[tuple[int, int, int]]:
+    yield from _DISTINCT
+    step = 0
+    while True:  # golden-ratio hues: no two of the first few hundred are alike
+        step += 1
+        value = (0.95, 0.7, 0.5)[step % 3]
+        red, green, blue = colorsys.hsv_to_rgb(step * 0.618034 % 1, 0.85 - 0.1 * (step % 4), value)
+        yield round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _is_colored(pixels: ImageArray, codec: MaskCodec) -> bool:
+    """Whether a mask spells classes as colours. Grey saved as RGB is an index mask."""
+    if pixels.shape[2] < 3 or codec.encoding != "auto":
+        return False
+    if codec.index_of_color:
+        return True
+    return not _is_grey(pixels)
+
+
+def _is_grey(pixels: ImageArray) -> bool:
+    return bool((pixels[:, :, :1] == pixels[:, :, 1:3]).all())
+
+
+def _from_ids(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
+    if pixels.shape[2] >= 3 and not _is_grey(pixels):
+        raise DataError(
+            f"The mask {path} is coloured, but `data.mask_encoding` is `{codec.encoding}`.",
+            "Set `data.mask_encoding: rgb` and give each class a `color`.",
+        )
+    ids = pixels[:, :, 0]
+    index = codec.index_of_id[ids]
+    unknown = index == _UNKNOWN
+    if unknown.any():
+        values, counts = np.unique(ids[unknown], return_counts=True)
+        raise DataError(
+            f"The mask {path} has values that are no class id: {_listed(values.tolist(), counts.tolist())}.",
+            "Add them to `data.classes` or `data.ignore_index`, or mend the mask.",
+        )
+    return index.astype(np.uint8)
+
+
+def _from_colors(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
+    if not codec.index_of_color:
+        raise DataError(
+            f"The mask {path} is coloured, but no class in `data.classes` has a `color`.",
+            "Give each class its `color`, or export index masks.",
+        )
+    if pixels.dtype != np.uint8:
+        raise DataError(f"The mask {path} has 16-bit colours.", "Export the mask with 8 bits a channel.")
+    rgb = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
+    packed = (rgb.astype(np.int32) * np.array([65536, 256, 1], dtype=np.int32)).sum(axis=2, dtype=np.int32)
+    keys = np.array(sorted(codec.index_of_color), dtype=np.int32)
+    values = np.array([codec.index_of_color[key] for key in keys.tolist()], dtype=np.uint8)
+    place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+    unknown = keys[place] != packed
+    if unknown.any():
+        colors, counts = np.unique(packed[unknown], return_counts=True)
+        named = [f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in colors.tolist()]
+        raise DataError(
+            f"The mask {path} has colours that are no class: {_listed(named, counts.tolist())}.",
+            "Add them to `data.classes` or `data.ignore_color`, or mend the mask.",
+        )
+    return values[place]
+
+
+def _listed(values: list[int] | list[str], counts: list[int]) -> str:
+    """Values with their pixel counts, the most frequent first."""
+    ranked = sorted(zip(counts, values, strict=True), key=lambda pair: -pair[0])
+    shown = ", ".join(f"{value} ({count} px)" for count, value in ranked[:_LISTED])
+    return shown + (f" and {len(ranked) - _LISTED} more" if len(ranked) > _LISTED else "")
+
+
+def _packed(color: tuple[int, int, int]) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]

@@ -1,0 +1,127 @@
+"""Writing files so that a kill, a full disk or a read-only folder leaves nothing half-written.
+
+A file appears whole or not at all: it is written beside its place and then renamed. What the operating
+system refuses becomes a `UserError` that names the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+PARTIAL = ".partial"
+"""The ending of whatever is not finished yet."""
+
+_REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "Free some space, then run the command again."),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space, then run the command again."),
+    errno.EROFS: ("it is on a read-only file system", "Choose a folder that can be written."),
+    errno.EACCES: ("permission is denied", "Give yourself write permission, or choose another folder."),
+    errno.EPERM: ("permission is denied", "Give yourself write permission, or choose another folder."),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "Move that file, or choose another folder."),
+    errno.EEXIST: ("a file stands where a folder is needed", "Move that file, or choose another folder."),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter path."),
+}
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn what the operating system refuses while `path` is written into a `UserError`.
+
+    Raises:
+        UserError: the disk is full, or the folder is read-only, not permitted, or not a folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        refusal = _REFUSALS.get(error.errno or 0)
+        if refusal is None:
+            raise
+        why, remedy = refusal
+        raise UserError(f"Cannot write {path.name!r} in {path.parent}: {why}.", remedy) from error
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made where it is missing.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PARTIAL)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                os.fchmod(stream.fileno(), 0o666 & ~_UMASK)
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Generator[Path]:
+    """A new folder to fill, which takes the place of `path` when the block ends.
+
+    Where the block raises, or is killed, `path` is as it was. What a killed attempt left behind is removed.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{_escaped(path.name)}.*{PARTIAL}"):
+            shutil.rmtree(stale, ignore_errors=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+    try:
+        with writing(path):
+            os.chmod(fresh, 0o777 & ~_UMASK)
+            yield fresh
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+                os.replace(path, old / path.name)
+                os.replace(fresh, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made where it is missing, after a trial that something can be written there.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    with writing(path / "a file"):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as trial:
+            trial.write(b"segcurate")
+            trial.flush()
+    return path
+
+
+def _escaped(name: str) -> str:
+    """A name in which a glob sees no pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _current_umask()
