@@ -1,0 +1,116 @@
+"""What the command line shows: progress bars on a terminal, tables, and JSON for other programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pipeline.progress import Progress as Report
+from pipeline.progress import silent
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress_bar() -> Generator[Report]:
+    """A progress that draws a bar on a terminal, and is silent where the output is a file or a pipe."""
+    if not errors.is_terminal:
+        yield silent
+        return
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+    )
+    tasks: dict[str, tuple[TaskID, float]] = {}
+
+    def report(title: str, done: int, total: int | None) -> None:
+        if title not in tasks:
+            tasks[title] = (bars.add_task(title, total=total, rate=""), time.monotonic())
+        task, started = tasks[title]
+        seconds = time.monotonic() - started
+        rate = f"{done / seconds:.1f}/s" if done and seconds > 0.5 else ""
+        bars.update(task, completed=done, total=total, rate=rate)
+
+    with bars:
+        yield report
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; numbers are right-aligned by their column's first row."""
+    listed = [[_cell(value) for value in row] for row in rows]
+    drawn = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        first = listed[0][index] if listed else ""
+        numeric = first[:1].isdigit() or first[:1] in "−-"
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def print_json(document: Any) -> None:
+    """Print JSON on standard output, and nothing else."""
+    sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n")
+
+
+def interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
+    """A number and its interval.
+
+    >>> interval(0.51234, 0.4, 0.6), interval(None, None, None), interval(0.5, None, None)
+    ('0.512 [0.400, 0.600]', '–', '0.500')
+    """
+    if value is None:
+        return "–"
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ")
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    return value
