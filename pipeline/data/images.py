@@ -48,13 +48,15 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16."""
+    """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16; `orientation` is
+    EXIF's, 1 (upright as stored) to 8: `width` and `height` are those of the upright image."""
 
     width: int
     height: int
     channels: int
     bits: int
     alpha: bool = False
+    orientation: int = 1
 
 
 def probe_image(path: Path, *, max_pixels: int) -> ImageInfo:
@@ -186,7 +188,10 @@ def _pillow_info(path: Path, image: Image.Image) -> tuple[ImageInfo, int]:
     orientation = orientation if orientation in range(1, 9) else 1
     width, height = image.size if orientation < 5 else image.size[::-1]
     bits, bands, alpha = _pillow_depth(path, image)
-    return ImageInfo(width=width, height=height, channels=bands, bits=bits, alpha=alpha), orientation
+    info = ImageInfo(
+        width=width, height=height, channels=bands, bits=bits, alpha=alpha, orientation=orientation
+    )
+    return info, orientation
 
 
 def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
@@ -248,7 +253,10 @@ def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> tuple[ImageInfo, int]:
     orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
     width, height = (size["X"], size["Y"]) if orientation < 5 else (size["Y"], size["X"])
     bits = 16 if series.dtype == np.uint16 else 8
-    return ImageInfo(width=width, height=height, channels=channels, bits=bits, alpha=alpha), orientation
+    info = ImageInfo(
+        width=width, height=height, channels=channels, bits=bits, alpha=alpha, orientation=orientation
+    )
+    return info, orientation
 
 
 def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:
