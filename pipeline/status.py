@@ -61,7 +61,9 @@ def project_status(session: Session) -> Status:
         )
     queue = queries.round_queue(session, current.id)
     items = queries.count_items(session, queue.id) if queue else {}
-    next_command, reason = _next(session, state=current.state, number=current.number, queue=queue, items=items)
+    next_command, reason = _next(
+        session, state=current.state, number=current.number, queue=queue, items=items
+    )
     return Status(
         images=images,
         labeled_images=labeled,
@@ -79,7 +81,7 @@ def project_status(session: Session) -> Status:
 
 def _images_by_split(session: Session) -> dict[str, int]:
     kept = select(Image.split, func.count()).where(Image.duplicate_of.is_(None)).group_by(Image.split)
-    counts = dict(session.execute(kept).tuples())
+    counts = dict(session.execute(kept).all())
     duplicates = session.scalar(
         select(func.count()).select_from(Image).where(Image.duplicate_of.is_not(None))
     )

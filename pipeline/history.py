@@ -1,0 +1,202 @@
+"""What the rounds and the models have come to: the rows of `segcurate rounds` and `segcurate models`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db.queries import rounds as queries
+from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel, QueueItem
+
+Interval = tuple[float | None, float | None, float | None]
+"""A value, its lower and its upper bound; None where it is not defined."""
+
+UNKNOWN: Interval = (None, None, None)
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """A round and the model that it trained.
+
+    Attributes:
+        labeled_images, labeled_regions, labeled_pixels: what the round's model was trained on; for a round
+            without a model yet, what has been labeled so far.
+        labeled_share: labeled pixels as a share of the pool's.
+        split: the held-out split that the figures were measured on.
+        mean_iou, ece_before, ece_after, error_auroc: of the configured sampler; `error_auroc` says how well
+            entropy finds the wrong pixels, after calibration.
+    """
+
+    number: int
+    state: str
+    started_at: datetime
+    labeled_images: int
+    labeled_regions: int
+    labeled_pixels: int
+    labeled_share: float
+    model: str | None
+    model_status: str | None
+    split: str | None
+    mean_iou: Interval
+    ece_before: Interval
+    ece_after: Interval
+    error_auroc: Interval
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model and its lineage."""
+
+    name: str
+    round_number: int
+    status: str
+    parent: str | None
+    labels: int
+    seed: int
+    iterations: int
+    config_hash: str
+    labels_hash: str
+    checkpoint: str
+    decision: str | None
+    mean_iou: Interval
+    created_at: datetime
+
+
+def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
+    """Every round, oldest first. `sampler` names the predictions that are reported."""
+    pool_pixels = _pool_pixels(session)
+    rows: list[RoundSummary] = []
+    for row in queries.list_rounds(session):
+        model = queries.round_model(session, row.id)
+        labels = _labels_of(session, model.id) if model else _current_labels(session)
+        split = _split_of(session, model.id) if model else None
+        pixels = sum(label.labeled_pixels for label in labels)
+
+        def figure(
+            name: str, *, calibrated: bool, model: Model | None = model, split: str | None = split
+        ) -> Interval:
+            if model is None or split is None:
+                return UNKNOWN
+            return _metric(
+                session, model_id=model.id, split=split, sampler=sampler, calibrated=calibrated, name=name
+            )
+
+        rows.append(
+            RoundSummary(
+                number=row.number,
+                state=row.state,
+                started_at=row.started_at,
+                labeled_images=len({label.image_id for label in labels}),
+                labeled_regions=_regions_of(session, labels),
+                labeled_pixels=pixels,
+                labeled_share=pixels / pool_pixels if pool_pixels else 0.0,
+                model=model.name if model else None,
+                model_status=model.status if model else None,
+                split=split,
+                mean_iou=figure("miou", calibrated=True),
+                ece_before=figure("ece", calibrated=False),
+                ece_after=figure("ece", calibrated=True),
+                error_auroc=figure("auroc_entropy", calibrated=True),
+            )
+        )
+    return rows
+
+
+def model_history(session: Session) -> list[ModelSummary]:
+    """Every model, oldest first."""
+    models = session.scalars(select(Model).order_by(Model.id)).all()
+    names = {model.id: model.name for model in models}
+    numbers = {row.id: row.number for row in queries.list_rounds(session)}
+    rows: list[ModelSummary] = []
+    for model in models:
+        split = _split_of(session, model.id)
+        figure = (
+            _metric(session, model_id=model.id, split=split, sampler="none", calibrated=True, name="miou")
+            if split
+            else UNKNOWN
+        )
+        rows.append(
+            ModelSummary(
+                name=model.name,
+                round_number=numbers[model.round_id],
+                status=model.status,
+                parent=names.get(model.parent_id) if model.parent_id else None,
+                labels=len(_labels_of(session, model.id)),
+                seed=model.seed,
+                iterations=model.iterations,
+                config_hash=model.config_hash,
+                labels_hash=model.labels_hash,
+                checkpoint=model.checkpoint_uri,
+                decision=model.decision,
+                mean_iou=figure,
+                created_at=model.created_at,
+            )
+        )
+    return rows
+
+
+def _pool_pixels(session: Session) -> int:
+    statement = select(func.sum(Image.width * Image.height)).where(
+        Image.split == "pool", Image.duplicate_of.is_(None)
+    )
+    return session.scalar(statement) or 0
+
+
+def _labels_of(session: Session, model_id: int) -> Sequence[Label]:
+    statement = select(Label).join(ModelLabel, ModelLabel.label_id == Label.id)
+    return session.scalars(statement.where(ModelLabel.model_id == model_id)).all()
+
+
+def _current_labels(session: Session) -> Sequence[Label]:
+    newest = (
+        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
+        .group_by(Label.image_id, Label.queue_id)
+        .subquery()
+    )
+    statement = select(Label).join(
+        newest,
+        (Label.image_id == newest.c.image_id)
+        & (Label.queue_id == newest.c.queue_id)
+        & (Label.version == newest.c.version),
+    )
+    return session.scalars(statement).all()
+
+
+def _regions_of(session: Session, labels: Sequence[Label]) -> int:
+    """Labeled queue items of the queues and images that these labels belong to."""
+    wanted = {(label.queue_id, label.image_id) for label in labels}
+    counts = session.execute(
+        select(QueueItem.queue_id, QueueItem.image_id, func.count())
+        .where(QueueItem.status == "labeled")
+        .group_by(QueueItem.queue_id, QueueItem.image_id)
+    )
+    return sum(count for queue_id, image_id, count in counts if (queue_id, image_id) in wanted)
+
+
+def _split_of(session: Session, model_id: int) -> str | None:
+    """`test` where the model was evaluated on it, else `calibration`, else None."""
+    splits = set(session.scalars(select(Evaluation.split).where(Evaluation.model_id == model_id)))
+    return next((split for split in ("test", "calibration") if split in splits), None)
+
+
+def _metric(
+    session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool, name: str
+) -> Interval:
+    statement = (
+        select(Metric.value, Metric.low, Metric.high)
+        .join(Evaluation, Evaluation.id == Metric.evaluation_id)
+        .where(
+            Evaluation.model_id == model_id,
+            Evaluation.split == split,
+            Evaluation.sampler == sampler,
+            Evaluation.calibrated == calibrated,
+            Metric.name == name,
+            Metric.class_index == -1,
+        )
+    )
+    row = session.execute(statement).first()
+    return (row.value, row.low, row.high) if row else UNKNOWN
