@@ -1,0 +1,176 @@
+"""How a mask travels to an annotator and back: which number, or which colour, means which class.
+
+Legend: H height, W width, R regions. A mask is uint8 [H, W], class index or 255; on the way it carries the
+class ids that the project's `data.classes` gave, or the colours of the label map.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.config import IGNORE, DataConfig
+from pipeline.data.images import is_palette, probe_image, read_pixels
+from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
+from pipeline.errors import DataError
+from pipeline.files import atomic_write_bytes
+
+MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
+"""Formats that keep every pixel as it was painted."""
+
+COVERED = 0.5
+"""Share of a region's pixels that must be painted for the region to count as labeled. Selection leaves a
+region out by the same share; what an annotator can't tell stays unpainted."""
+
+_UNPAINTED_COLORS = ((224, 224, 192), (255, 0, 255), (127, 127, 127), (1, 2, 3))
+
+
+class LabelMap:
+    """The values and colours of the masks that an export asks for.
+
+    Every class has a colour here, and there is always a value, and a colour, for "not labeled": also where
+    the project's own masks have none, because a mask of some regions needs one.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        ids = [index if item.id is None else item.id for index, item in enumerate(config.classes)]
+        colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(config)]
+        unpainted = (IGNORE, *config.ignore_index, *range(65535, 0, -1))
+        self.names = config.class_names
+        self.ids = ids
+        self.colors = colors
+        self.unpainted_id = next(value for value in unpainted if value not in ids)
+        self.unpainted_color = next(
+            color for color in (*config.ignore_color, *_UNPAINTED_COLORS) if color not in colors
+        )
+        classes = [
+            item.model_copy(update={"id": id_, "color": color})
+            for item, id_, color in zip(config.classes, ids, colors, strict=True)
+        ]
+        travelling = config.model_copy(
+            update={
+                "classes": classes,
+                "ignore_index": [*config.ignore_index, self.unpainted_id],
+                "ignore_color": [*config.ignore_color, self.unpainted_color],
+            }
+        )
+        self._by_id = MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "index"}))
+        self._by_color = MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "rgb"}))
+
+    def document(self) -> dict[str, Any]:
+        """What `labelmap.json` holds."""
+        return {
+            "classes": [
+                {"index": index, "name": name, "id": id_, "color": list(color)}
+                for index, (name, id_, color) in enumerate(
+                    zip(self.names, self.ids, self.colors, strict=True)
+                )
+            ],
+            "not_labeled": {"id": self.unpainted_id, "color": list(self.unpainted_color)},
+        }
+
+    def write(self, path: Path, mask: Mask) -> None:
+        """Write a mask as an index PNG of class ids; 16 bits where an id needs them.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        largest = max(*self.ids, self.unpainted_id)
+        table = np.zeros(256, dtype=np.uint16 if largest > 255 else np.uint8)
+        table[: len(self.ids)] = self.ids
+        table[IGNORE] = self.unpainted_id
+        stream = io.BytesIO()
+        Image.fromarray(table[mask]).save(stream, format="PNG", compress_level=3)
+        atomic_write_bytes(path, stream.getvalue())
+
+    def read(self, path: Path, *, size: tuple[int, int]) -> Mask:
+        """Read a mask that came back: an index mask, a palette mask, or colours of the label map.
+
+        A file that can be read both by its values and by its colours is taken when both say the same,
+        and refused otherwise: neither is more likely to be right.
+
+        Args:
+            size: width and height of the image.
+
+        Returns:
+            uint8 [H, W], class index or 255.
+
+        Raises:
+            DataError: the file is no mask of this size and label map; the message says why.
+        """
+        info = probe_image(path, max_pixels=self._by_id.max_pixels)
+        if info.alpha and (info.width, info.height) == size:
+            _refuse_transparency(path)
+        if info.channels - info.alpha < 3:
+            return read_mask(path, self._by_id, size=size)
+        by_id, by_color = self._attempt(path, self._by_id, size), self._attempt(path, self._by_color, size)
+        if isinstance(by_id, DataError) and isinstance(by_color, DataError):
+            raise by_id if is_palette(path) else by_color
+        if isinstance(by_id, DataError):
+            return _mask(by_color)
+        if isinstance(by_color, DataError) or np.array_equal(by_id, by_color):
+            return _mask(by_id)
+        raise DataError(
+            f"The values of {path} say other classes than its colours.",
+            "Save it as an index mask without a palette.",
+        )
+
+    @staticmethod
+    def _attempt(path: Path, codec: MaskCodec, size: tuple[int, int]) -> Mask | DataError:
+        try:
+            return read_mask(path, codec, size=size)
+        except DataError as error:
+            return error
+
+
+def only_inside(mask: Mask, boxes: npt.NDArray[np.int32]) -> Mask:
+    """A copy of a mask that says nothing outside of boxes [R, 4].
+
+    >>> only_inside(np.zeros((1, 4), np.uint8), np.array([[1, 0, 2, 1]], np.int32)).tolist()
+    [[255, 0, 0, 255]]
+    """
+    kept = np.full_like(mask, IGNORE)
+    for x, y, w, h in boxes.tolist():
+        kept[y : y + h, x : x + w] = mask[y : y + h, x : x + w]
+    return kept
+
+
+def painted_shares(mask: Mask, boxes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """Share [R] of each box's pixels that have a class.
+
+    >>> painted_shares(np.array([[0, 255, 1, 1]], np.uint8), np.array([[0, 0, 2, 1], [2, 0, 2, 1]])).tolist()
+    [0.5, 1.0]
+    """
+    painted = mask != IGNORE
+    return np.array([painted[y : y + h, x : x + w].mean() for x, y, w, h in boxes.tolist()])
+
+
+def is_whole_image(mask: Mask, boxes: npt.NDArray[np.int32]) -> bool:
+    """Whether a mask labels the image, and not only its queued boxes [R, 4].
+
+    >>> is_whole_image(np.array([[0, 0, 255, 255]], np.uint8), np.array([[0, 0, 2, 1]], np.int32))
+    False
+    """
+    outside = only_inside(np.zeros_like(mask), boxes) == IGNORE
+    if not outside.any():
+        return True
+    covered = bool((painted_shares(mask, boxes) >= COVERED).all())
+    return covered and bool((mask[outside] != IGNORE).mean() >= COVERED)
+
+
+def _mask(outcome: Mask | DataError) -> Mask:
+    if isinstance(outcome, DataError):
+        raise outcome
+    return outcome
+
+
+def _refuse_transparency(path: Path) -> None:
+    """A transparent pixel has a colour that nobody sees; it must not become a label."""
+    pixels = read_pixels(path)
+    if (pixels[:, :, -1] != np.iinfo(pixels.dtype).max).any():
+        raise DataError(f"{path} has transparent pixels.", "Flatten it, then save it without transparency.")

@@ -1,0 +1,180 @@
+"""A folder of masks that came back: which files may be looked at, and which image each belongs to.
+
+The folder is untrusted. No link that leads out of it is followed, no special file is opened, and a file
+whose name could mean two images belongs to none.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import MASK_ENDINGS
+from pipeline.labeling.manifest import IMAGES, MANIFEST, MASKS, OVERLAYS, PREMASKS
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where masks are looked for, and the manifest that came with them."""
+
+    folder: Path
+    masks: Path
+    manifest: Path | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that was not taken, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image that a mask may be of. `name` is its name in the export; None for an image that is not in
+    the queue, and is here so that its masks are not taken for another's."""
+
+    image_id: int
+    uri: str
+    name: str | None
+
+
+def locate(folder: Path) -> Delivery:
+    """Find out what a folder is: an exported one (or its `masks`), or any folder of masks.
+
+    Raises:
+        DataError: there is no such folder, its `masks` is a link, or it is one that holds no labels.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.", "Name the exported folder, or a folder of masks.")
+    root = folder.resolve()
+    manifest = root.parent / MANIFEST
+    if root.name == MASKS and _is_plain_file(manifest):
+        root = root.parent
+    elif root.name in (PREMASKS, OVERLAYS, IMAGES) and _is_plain_file(manifest):
+        raise DataError(
+            f"{folder} holds what was exported, not labels.",
+            f"Put corrected masks into {root.parent / MASKS}, then import {root.parent}.",
+        )
+    if not _is_plain_file(root / MANIFEST):
+        return Delivery(folder=root, masks=root, manifest=None)
+    masks = root / MASKS
+    if masks.is_symlink():
+        raise DataError(f"{masks} is a link.", "Put the masks there, or import the folder that it leads to.")
+    return Delivery(folder=root, masks=masks, manifest=root / MANIFEST)
+
+
+def find_masks(folder: Path) -> tuple[list[Path], list[Refusal]]:
+    """The files below a folder that may be masks, sorted, and those that may not be opened.
+
+    Hidden files are passed over. A `premasks` folder holds predictions, and is never looked into.
+    """
+    root = folder.resolve()
+    found: list[Path] = []
+    refused: list[Refusal] = []
+    waiting = [root] if root.is_dir() else []
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False) and entry.name != PREMASKS:
+                    waiting.append(path)
+                    continue
+                reason = _why_not(entry, root)
+                if reason is None:
+                    found.append(path)
+                else:
+                    refused.append(Refusal(file=readable_name(path.relative_to(root)), reason=reason))
+    return sorted(found), sorted(refused, key=lambda refusal: refusal.file)
+
+
+def readable_name(path: Path) -> str:
+    """A path as text that can be stored and shown, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
+class NameIndex:
+    """Which image a mask file means, by its name.
+
+    A name of the export decides. Otherwise the name without its ending may be the image's id, or the image's
+    own name, with as many of its folders as are given; what can be said of two images is said of none.
+    """
+
+    def __init__(self, wanted: Iterable[Wanted]) -> None:
+        self._by_export_name: dict[str, Wanted] = {}
+        self._by_id: dict[str, Wanted] = {}
+        self._by_stem: dict[str, list[tuple[tuple[str, ...], Wanted]]] = defaultdict(list)
+        for image in wanted:
+            parts = _parts(PurePosixPath(image.uri))
+            self._by_stem[parts[-1]].append((parts, image))
+            if image.name is not None:
+                self._by_export_name[image.name] = image
+                self._by_id[str(image.image_id)] = image
+
+    def image_of(self, relative: PurePosixPath) -> int:
+        """The id of the image that a mask is of, by the mask's path below its folder.
+
+        Raises:
+            DataError: no image of the queue has this name, or more than one.
+        """
+        parts = _parts(relative)
+        name = parts[-1]
+        named = self._by_export_name.get(name) or self._by_export_name.get(PurePosixPath(name).stem)
+        if named is not None:
+            return named.image_id
+        meant = {
+            image.image_id: image
+            for whole, image in self._by_stem.get(name, ())
+            if whole[-len(parts) :] == parts
+        }
+        if name in self._by_id:
+            image = self._by_id[name]
+            meant[image.image_id] = image
+        if not meant:
+            raise DataError(
+                "It belongs to no image of this queue.", "Give it the name that the manifest says."
+            )
+        if len(meant) > 1:
+            images = " or ".join(f"{image.uri} (id {image.image_id})" for image in meant.values())
+            raise DataError(
+                f"Its name is ambiguous: it could be of {images}.", "Give it the name that the manifest says."
+            )
+        image = next(iter(meant.values()))
+        if image.name is None:
+            raise DataError(
+                f"It is a mask of {image.uri}, which is not in this queue.", "Select the image first."
+            )
+        return image.image_id
+
+
+def _why_not(entry: os.DirEntry[str], root: Path) -> str | None:
+    if entry.name == PREMASKS and entry.is_dir(follow_symlinks=False):
+        return "These are the model's predictions, not labels."
+    try:
+        if entry.is_symlink() and not Path(entry.path).resolve(strict=True).is_relative_to(root):
+            return "It is a link that leads out of the folder."
+        if not stat.S_ISREG(entry.stat().st_mode):
+            return "It is not a plain file."
+    except (OSError, RuntimeError):
+        return "It is a link that leads nowhere."
+    if Path(entry.name).suffix.lower() not in MASK_ENDINGS:
+        return f"It is not one of the mask formats ({', '.join(sorted(MASK_ENDINGS))})."
+    return None
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _parts(path: PurePosixPath) -> tuple[str, ...]:
+    """Folders and the name without its ending; macOS and Linux spell the same letter differently."""
+    return tuple(unicodedata.normalize("NFC", part) for part in (*path.parts[:-1], path.stem))
