@@ -1,0 +1,273 @@
+"""Images in, predictions out: the trunk once, the samples, the calibrators, tiles, and memory that runs out.
+
+Legend: B batch, K image channels, H W image size, C classes, T samples, h w size of the maps (at the logits'
+stride, or the image's where `scoring.resolution` is `full`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import ScoringConfig
+from pipeline.errors import UserError
+from pipeline.model.segmenter import Segmenter, Trunk
+from pipeline.uncertainty.samplers import SampledPrediction, draw_masks, sample_predictions
+from pipeline.uncertainty.tiling import blend_weights, tile_origins
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of each cell of B images of one size.
+
+    Attributes:
+        logits: deterministic and uncalibrated [B, C, h, w].
+        probability: calibrated [B, C, h, w]: the mean over samples, or `deterministic_probability` with
+            sampler `none`.
+        deterministic_probability: calibrated softmax of `logits` [B, C, h, w].
+        expected_entropy: mean over samples of H / ln C [B, h, w]; None with sampler `none`.
+        cell: pixels of the network's image a cell of the maps, along one side; the last row and column of
+            cells may reach beyond the image.
+    """
+
+    logits: Tensor
+    probability: Tensor
+    deterministic_probability: Tensor
+    expected_entropy: Tensor | None
+    cell: int
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Linear in tiles, so they can be blended: logits, and a mean over samples for each calibrator."""
+
+    logits: Tensor
+    sampled: list[SampledPrediction]
+
+
+class Predictor:
+    """A segmenter, ready to predict in eval mode on a device. No buffer or weight of it ever changes.
+
+    Args:
+        segmenter: moved to `device`, channels last.
+        scoring: sampler, samples, seed, resolution, tile and overlap.
+        calibrators: of this segmenter; identity before the fit.
+
+    Raises:
+        ValueError: the sampler is `mc_dropout` and the segmenter has no active dropout.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        *,
+        scoring: ScoringConfig,
+        calibrators: Calibrators,
+        device: torch.device,
+    ) -> None:
+        self.segmenter = segmenter.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self.scoring = scoring
+        self.calibrators = calibrators
+        self.device = device
+        self.masks: Tensor | None = None
+        if scoring.sampler == "mc_dropout":
+            self.masks = draw_masks(
+                scoring.samples, segmenter.mask_channels, p=segmenter.dropout, seed=scoring.seed
+            ).to(device)
+        self._batch_limit: int | None = None
+
+    def predict(self, image: Tensor) -> Prediction:
+        """Predict normalised images, float32 [B, K, H, W] on any device; the maps lie on the predictor's.
+
+        Raises:
+            UserError: a single image, or tile, does not fit into the device's memory.
+        """
+        return self.predict_each(image, [self.calibrators])[0]
+
+    @torch.inference_mode()
+    def predict_each(self, image: Tensor, calibrators: Sequence[Calibrators]) -> list[Prediction]:
+        """As `predict`, for each pair of calibrators, at the price of one trunk and one set of samples."""
+        if max(image.shape[-2:]) > self.scoring.tile:
+            parts = [self._tiled(single, calibrators) for single in image.split(1)]
+            sums = _concatenate(parts)
+        else:
+            sums = self._whole(image, calibrators)
+        height, width = (-(-side // self.cell) for side in image.shape[-2:])
+        logits = sums.logits[..., :height, :width]
+        predictions: list[Prediction] = []
+        for index, pair in enumerate(calibrators):
+            deterministic = pair.deterministic(logits).softmax(dim=-3)
+            probability, expected_entropy = deterministic, None
+            if sums.sampled:
+                probability = sums.sampled[index].probability[..., :height, :width]
+                expected_entropy = sums.sampled[index].expected_entropy[..., :height, :width]
+            predictions.append(
+                Prediction(
+                    logits=logits,
+                    probability=probability,
+                    deterministic_probability=deterministic,
+                    expected_entropy=expected_entropy,
+                    cell=self.cell,
+                )
+            )
+        return predictions
+
+    def predict_probability(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Calibrated probability [C, H, W] of one image [1, K, h, w] at `size` = (H, W)."""
+        prediction = self.predict(image)
+        network_size = (image.shape[-2], image.shape[-1])
+        return self.enlarge(prediction.probability, network_size=network_size, size=size)[0]
+
+    @torch.inference_mode()
+    def enlarge(self, maps: Tensor, *, network_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Maps [B, C, h, w] of a prediction as [B, C, H, W], by the network's own upsampling.
+
+        Args:
+            network_size: height and width of the image that the network saw.
+            size: height and width to return; another one only where images were resized.
+        """
+        if self.cell > 1:
+            maps = self.segmenter.upsample(maps)
+        maps = maps[..., : network_size[0], : network_size[1]]
+        if size != network_size:
+            maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return maps
+
+    @property
+    def cell(self) -> int:
+        """Pixels of the network's image a cell of the maps, along one side."""
+        return 1 if self.scoring.resolution == "full" else self.segmenter.logits_stride
+
+    def trunk(self, image: Tensor) -> Trunk:
+        """The trunk of padded images on the predictor's device: autocast on CUDA, float32 from there on."""
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=_half(), enabled=self.device.type == "cuda"):
+            trunk = self.segmenter.trunk(image)
+        return Trunk(features=trunk.features.float(), context=tuple(part.float() for part in trunk.context))
+
+    def _whole(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
+        """Predict in as many parts as the device's memory asks for."""
+        size = min(image.shape[0], self._batch_limit or image.shape[0])
+        while True:
+            try:
+                return _concatenate([self._forward(part, calibrators) for part in image.split(size)])
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise UserError(
+                        f"One image of {image.shape[-1]}×{image.shape[-2]} pixels does not fit into the "
+                        f"memory of {self.device}.",
+                        "Lower `scoring.tile`, or `model.input_scale`.",
+                    ) from error
+            size //= 2
+            self._batch_limit = size
+            torch.cuda.empty_cache()
+            log.warning("The memory of %s ran out: going on with batches of %d.", self.device, size)
+
+    def _forward(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
+        padded = self.segmenter.pad(image.to(self.device, non_blocking=True))
+        trunk = self.trunk(padded)
+        full = self.scoring.resolution == "full"
+        logits = self.segmenter.tail(trunk).float()
+        if full:
+            logits = self.segmenter.upsample(logits)
+        sampled: list[SampledPrediction] = []
+        if self.masks is not None:
+            sampled = sample_predictions(
+                self.segmenter,
+                trunk,
+                self.masks,
+                calibrators=[pair.sampled for pair in calibrators],
+                upsample=full,
+            )
+        return _Sums(logits=logits, sampled=sampled)
+
+    def _tiled(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
+        """One image [1, K, H, W], tile by tile; tiles begin at multiples of the network's stride."""
+        stride, cell = self.segmenter.stride, self.cell
+        image = self.segmenter.pad(image)
+        tile = max(self.scoring.tile // stride * stride, self.segmenter.minimum)
+        overlap = min(-(-self.scoring.overlap // stride) * stride, tile // 2 // stride * stride)
+        origins = [
+            [
+                origin * stride
+                for origin in tile_origins(side // stride, tile=tile // stride, overlap=overlap // stride)
+            ]
+            for side in image.shape[-2:]
+        ]
+        rows, columns = (
+            blend_weights(
+                [origin // cell for origin in side_origins],
+                tile=tile // cell,
+                overlap=overlap // cell,
+                length=side // cell,
+            ).to(self.device)
+            for side_origins, side in zip(origins, image.shape[-2:], strict=True)
+        )
+        places = [
+            (y, x, row[:, None] * column)
+            for y, row in zip(origins[0], rows, strict=True)
+            for x, column in zip(origins[1], columns, strict=True)
+        ]
+        total: _Sums | None = None
+        for start in range(0, len(places), self.scoring.batch_size):
+            some = places[start : start + self.scoring.batch_size]
+            tiles = torch.cat([image[..., y : y + tile, x : x + tile] for y, x, _ in some])
+            sums = self._whole(tiles, calibrators)
+            if total is None:
+                total = _blank(sums, height=image.shape[-2] // cell, width=image.shape[-1] // cell)
+            for index, (y, x, weight) in enumerate(some):
+                _paint(total, sums, index, y=y // cell, x=x // cell, weight=weight)
+        if total is None:
+            raise ValueError(f"Expected an image with pixels, but got {tuple(image.shape)}.")
+        return total
+
+
+def _half() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _concatenate(parts: list[_Sums]) -> _Sums:
+    if len(parts) == 1:
+        return parts[0]
+    return _Sums(
+        logits=torch.cat([part.logits for part in parts]),
+        sampled=[
+            SampledPrediction(
+                probability=torch.cat([part.sampled[index].probability for part in parts]),
+                expected_entropy=torch.cat([part.sampled[index].expected_entropy for part in parts]),
+            )
+            for index in range(len(parts[0].sampled))
+        ],
+    )
+
+
+def _blank(like: _Sums, *, height: int, width: int) -> _Sums:
+    """Zeros for one image [1, …, height, width]."""
+    classes = like.logits.shape[1]
+    return _Sums(
+        logits=like.logits.new_zeros(1, classes, height, width),
+        sampled=[
+            replace(
+                sampled,
+                probability=sampled.probability.new_zeros(1, classes, height, width),
+                expected_entropy=sampled.expected_entropy.new_zeros(1, height, width),
+            )
+            for sampled in like.sampled
+        ],
+    )
+
+
+def _paint(total: _Sums, tiles: _Sums, index: int, *, y: int, x: int, weight: Tensor) -> None:
+    """Add one tile of a batch to its place."""
+    place = (slice(y, y + weight.shape[0]), slice(x, x + weight.shape[1]))
+    total.logits[0, :, *place] += tiles.logits[index] * weight
+    for whole, part in zip(total.sampled, tiles.sampled, strict=True):
+        whole.probability[0, :, *place] += part.probability[index] * weight
+        whole.expected_entropy[0, *place] += part.expected_entropy[index] * weight

@@ -1,0 +1,57 @@
+"""Tiles of a large image, and the weights that blend them so that no seam shows.
+
+Everything here is one-dimensional and in units the caller chooses; a plane's weight is the outer product of
+its two sides'.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def tile_origins(length: int, *, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along one side. The last one ends with the side, so it may overlap more.
+
+    >>> tile_origins(100, tile=40, overlap=10), tile_origins(30, tile=40, overlap=10)
+    ([0, 30, 60], [0])
+
+    Raises:
+        ValueError: the overlap is not smaller than the tile.
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"Expected an overlap from 0 to below the tile {tile}, but got {overlap}.")
+    if length <= tile:
+        return [0]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    return [min(index * (tile - overlap), length - tile) for index in range(count)]
+
+
+def blend_weights(origins: list[int], *, tile: int, overlap: int, length: int) -> Tensor:
+    """Weights [tiles, min(tile, length)] float32 that sum to 1 at every point of the side.
+
+    A tile's weight falls linearly over the overlap, and stays 0 in its outermost quarter where another tile
+    can stand in: there the network saw the tile's edge instead of the image.
+
+    >>> blend_weights([0, 2], tile=4, overlap=2, length=6).sum(dim=1).tolist()
+    [3.0, 3.0]
+    """
+    tile = min(tile, length)
+    position = torch.arange(tile, dtype=torch.float64) + 0.5
+    blind, ramp = overlap / 4, overlap / 2
+    weights = torch.ones(len(origins), tile, dtype=torch.float64)
+    if overlap:
+        rise = ((position - blind) / ramp).clamp(min=1e-6, max=1)
+        for index in range(len(origins)):
+            if index > 0:
+                weights[index] = torch.minimum(weights[index], rise)
+            if index < len(origins) - 1:
+                weights[index] = torch.minimum(weights[index], rise.flip(0))
+    total = torch.zeros(length, dtype=torch.float64)
+    for origin, weight in zip(origins, weights, strict=True):
+        total[origin : origin + tile] += weight
+    for origin, weight in zip(origins, weights, strict=True):
+        weight /= total[origin : origin + tile]
+    return weights.float()
