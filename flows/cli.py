@@ -101,7 +101,7 @@ def init(
     if images is None:
         if not interactive:
             raise ConfigError("No images are named.", "Add `--images FOLDER`.")
-        images = typer.prompt("Folder or glob of the images", default="images")
+        images = str(typer.prompt("Folder or glob of the images", default="images"))
     if masks is None and interactive:
         masks = (
             typer.prompt("Folder of the masks that exist (empty: none)", default="", show_default=False)
