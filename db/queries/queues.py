@@ -1,0 +1,90 @@
+"""Queues, their items, and the boxes that are queued or labeled already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import ColumnElement, delete, func, insert, select, union
+from sqlalchemy.orm import Session
+
+from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+
+
+def list_queues(session: Session) -> Sequence[Queue]:
+    """All queues, oldest first."""
+    return session.scalars(select(Queue).order_by(Queue.id)).all()
+
+
+def queue_by_name(session: Session, name: str) -> Queue | None:
+    """The queue of that name, such as `round-01`."""
+    return session.scalars(select(Queue).where(Queue.name == name)).first()
+
+
+def queue_items(session: Session, queue_id: int, *, status: str | None = None) -> Sequence[QueueItem]:
+    """The items of a queue by rank; with `status`, only those."""
+    statement = select(QueueItem).where(QueueItem.queue_id == queue_id).order_by(QueueItem.rank)
+    if status is not None:
+        statement = statement.where(QueueItem.status == status)
+    return session.scalars(statement).all()
+
+
+def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
+    """The URI of each image."""
+    found: dict[int, str] = {}
+    for start in range(0, len(image_ids), 500):
+        part = image_ids[start : start + 500]
+        found.update(session.execute(select(Image.id, Image.uri).where(Image.id.in_(part))).tuples().all())
+    return found
+
+
+def taken_boxes(session: Session, *, except_queue_id: int | None = None) -> npt.NDArray[np.int64]:
+    """The boxes that must not be queued again: rows of image id, x, y, w, h, each once.
+
+    These are the items that wait for their label or have it, and the boxes of the latest version of each
+    label; released items do not count.
+
+    Args:
+        except_queue_id: a draft that is about to be replaced.
+    """
+    waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled"))]
+    if except_queue_id is not None:
+        waiting.append(QueueItem.queue_id != except_queue_id)
+    items = select(QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h).where(*waiting)
+    latest = (
+        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
+        .group_by(Label.image_id, Label.queue_id)
+        .subquery()
+    )
+    labels = (
+        select(Label.image_id, LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h)
+        .join(LabelRegion, LabelRegion.label_id == Label.id)
+        .join(
+            latest,
+            (latest.c.image_id == Label.image_id)
+            & (latest.c.queue_id == Label.queue_id)
+            & (latest.c.version == Label.version),
+        )
+    )
+    both = union(items, labels).subquery()
+    rows = session.execute(select(both).order_by(*both.c)).all()
+    return np.array([tuple(row) for row in rows], dtype=np.int64).reshape(-1, 5)
+
+
+def replace_draft(session: Session, queue: Queue, items: Sequence[dict[str, Any]]) -> Queue:
+    """Store a round's queue and its items in place of the draft that the round may have.
+
+    Args:
+        queue: a new row with its `round_id`.
+        items: the columns of each `queue_item`, without `queue_id`.
+    """
+    draft = select(Queue.id).where(Queue.round_id == queue.round_id, Queue.exported_at.is_(None))
+    session.execute(delete(QueueItem).where(QueueItem.queue_id.in_(draft)))
+    session.execute(delete(Queue).where(Queue.id.in_(draft)))
+    session.add(queue)
+    session.flush()
+    if items:
+        session.execute(insert(QueueItem), [{**item, "queue_id": queue.id} for item in items])
+    return queue

@@ -1,0 +1,96 @@
+"""Which candidates are queued or labeled already, by the area of them that is taken.
+
+Legend: N candidates, K taken boxes, P pairs of a candidate and a taken box of the same image.
+Geometry, not the region's index, decides: a new cell size or unit finds the old labels again.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+PAIRS_AT_ONCE = 2_000_000
+
+
+def taken(
+    image: npt.NDArray[np.int64],
+    box: npt.NDArray[np.int32],
+    taken_image: npt.NDArray[np.int64],
+    taken_box: npt.NDArray[np.int64],
+    *,
+    share: float = 0.5,
+) -> npt.NDArray[np.bool_]:
+    """Whether at least `share` of each candidate's area lies under taken boxes.
+
+    Args:
+        image: [N] the image of each candidate, ascending.
+        box: [N, 4] candidate boxes.
+        taken_image: [K] the image of each taken box, in the same numbering.
+        taken_box: [K, 4] taken boxes; they may overlap, and what lies under two counts once.
+        share: from 0 (exclusive) to 1.
+
+    Returns:
+        [N] booleans.
+
+    >>> cells = np.array([[0, 0, 10, 10], [10, 0, 10, 10]], dtype=np.int32)
+    >>> taken(np.zeros(2, np.int64), cells, np.zeros(1, np.int64), np.array([[4, 0, 9, 10]])).tolist()
+    [True, False]
+    """
+    covered = np.zeros(len(image), dtype=np.int64)
+    largest = np.zeros(len(image), dtype=np.int64)
+    first = np.searchsorted(image, taken_image, side="left")
+    pairs = np.searchsorted(image, taken_image, side="right") - first
+    bounds = _chunks(pairs)
+    for start, stop in pairwise(bounds):
+        candidate, other = _pair_up(first, pairs, start, stop)
+        area = _intersection(box[candidate].astype(np.int64), taken_box[other])
+        np.add.at(covered, candidate, area)
+        np.maximum.at(largest, candidate, area)
+    enough = share * box[:, 2].astype(np.int64) * box[:, 3]
+    result = largest >= enough
+    # the sum may count an overlap of taken boxes twice: only these few need the exact union
+    for index in np.flatnonzero(~result & (covered >= enough)).tolist():
+        result[index] = _union(box[index], taken_box[taken_image == image[index]]) >= enough[index]
+    return result
+
+
+def _chunks(pairs: npt.NDArray[np.int64]) -> list[int]:
+    """Bounds of runs of taken boxes with about `PAIRS_AT_ONCE` pairs each."""
+    if len(pairs) == 0:
+        return [0]
+    chunk = np.cumsum(pairs) // PAIRS_AT_ONCE
+    return [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(pairs)]
+
+
+def _pair_up(
+    first: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64], start: int, stop: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every pair of a taken box from `start` to `stop` and a candidate of its image: two index arrays [P]."""
+    count = pairs[start:stop]
+    other = np.repeat(np.arange(start, stop), count)
+    before = np.cumsum(count) - count
+    within = np.arange(len(other)) - np.repeat(before, count)
+    return first[other] + within, other
+
+
+def _intersection(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Area that two arrays of boxes [P, 4] share, pair by pair."""
+    low = np.maximum(a[:, :2], b[:, :2])
+    high = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
+    return np.clip(high - low, 0, None).prod(axis=1)
+
+
+def _union(box: npt.NDArray[np.int32], others: npt.NDArray[np.int64]) -> int:
+    """Area of one box [4] under the union of others [K, 4]."""
+    corner, size = box[:2].astype(np.int64), box[2:].astype(np.int64)
+    low = np.clip(others[:, :2], corner, corner + size)
+    high = np.clip(others[:, :2] + others[:, 2:], corner, corner + size)
+    xs = np.unique(np.concatenate([low[:, 0], high[:, 0]]))
+    ys = np.unique(np.concatenate([low[:, 1], high[:, 1]]))
+    under = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True):
+        columns = slice(*np.searchsorted(xs, (x0, x1)))
+        under[slice(*np.searchsorted(ys, (y0, y1))), columns] = True
+    return int((np.diff(ys)[:, None] * np.diff(xs)[None, :])[under].sum())

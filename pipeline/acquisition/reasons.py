@@ -1,0 +1,111 @@
+"""Why an item is in the queue, in words for the person who will label it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.selection import NO_STRATUM, Selection
+from pipeline.acquisition.strategies import STRATEGIES
+from pipeline.config import SelectionConfig
+
+BOUNDARY_NATS = 0.5
+"""Entropy of a mix of 80 % and 20 %: from there on a region is said to lie on a boundary."""
+
+
+def reasons(
+    candidates: Candidates,
+    selection: Selection,
+    config: SelectionConfig,
+    *,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+) -> list[str]:
+    """A line for each item of a selection: how it was chosen, where it stands, what the model sees there."""
+    measure = STRATEGIES[config.strategy].measure
+    everything = f"{grouped(len(candidates))} {config.unit}s"
+    noise = "" if config.noise_beta is None else f", power noise β = {config.noise_beta:g}"
+    standing = _standing(candidates, selection)
+    rank, members = _rank_in_stratum(candidates, selection)
+    lines: list[str] = []
+    for item, index in enumerate(selection.index.tolist()):
+        stratum = int(selection.stratum[item])
+        parts: list[str] = []
+        if selection.audit[item]:
+            parts.append(f"random audit draw (probability {selection.inclusion_probability:.2g})")
+        elif config.strategy == "strided":
+            image = int(candidates.image[index])
+            sequence = group_names[int(candidates.group[image])]
+            parts.append(f"strided: position {candidates.position[image]} of {sequence}")
+        elif measure is None:
+            drawn_from = everything if stratum == NO_STRATUM else f"{config.unit}s of {class_names[stratum]}"
+            parts.append(f"random draw from {drawn_from}")
+        elif stratum != NO_STRATUM:
+            parts.append(
+                f"no. {grouped(rank[item])} of {grouped(members[item])} {config.unit}s of "
+                f"{class_names[stratum]} by {measure} × class share{noise}"
+            )
+        if measure is not None and candidates.score is not None:
+            name = measure.replace("_", " ")
+            place = f"top {percent(standing[item])} of {everything}"
+            drawn = noise if stratum == NO_STRATUM and not selection.audit[item] else ""
+            parts.append(f"{name} {candidates.score[index]:.2f}, {place}{drawn}")
+        parts.append(_content(candidates, index, class_names, unit=config.unit))
+        lines.append("; ".join(parts))
+    return lines
+
+
+def grouped(number: int) -> str:
+    """
+    >>> grouped(17616)
+    '17 616'
+    """
+    return f"{number:,}".replace(",", " ")
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with two significant digits below ten per cent.
+
+    >>> percent(0.00421), percent(0.25), percent(1.0), percent(1e-6)
+    ('0.42 %', '25 %', '100 %', '0.0001 %')
+    """
+    value = 100 * share
+    return (
+        f"{value:.0f} %" if value >= 9.95 else f"{float(f'{value:.2g}'):.10f}".rstrip("0").rstrip(".") + " %"
+    )
+
+
+def _standing(candidates: Candidates, selection: Selection) -> npt.NDArray[np.float64]:
+    """[K]: the share of candidates that score at least as high."""
+    if candidates.score is None:
+        return np.zeros(len(selection.index))
+    rising = np.sort(candidates.score)
+    below = np.searchsorted(rising, candidates.score[selection.index], side="left")
+    return (len(rising) - below) / len(rising)
+
+
+def _rank_in_stratum(candidates: Candidates, selection: Selection) -> tuple[list[int], list[int]]:
+    """[K], [K]: the rank of each item among its stratum by score × class share, and the stratum's size."""
+    rank = np.zeros(len(selection.index), dtype=np.int64)
+    members = np.zeros(len(selection.index), dtype=np.int64)
+    if candidates.score is not None:
+        weighted = candidates.score * candidates.class_share
+        for stratum in np.unique(selection.stratum[selection.stratum != NO_STRATUM]):
+            items = selection.stratum == stratum
+            rising = np.sort(weighted[candidates.predicted_class == stratum])
+            above = np.searchsorted(rising, weighted[selection.index[items]], side="right")
+            rank[items] = len(rising) - above + 1
+            members[items] = len(rising)
+    return rank.tolist(), members.tolist()
+
+
+def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:
+    share = float(candidates.class_share[index])
+    name = class_names[int(candidates.predicted_class[index])]
+    seen = f"all {name}" if share >= 0.995 else f"mostly {name} ({100 * share:.0f} %)"
+    mixed = candidates.impurity[index] * math.log(len(class_names)) >= BOUNDARY_NATS
+    return f"{seen}, on a boundary" if mixed and unit == "region" else seen

@@ -1,0 +1,98 @@
+"""Redundancy control: what an accepted candidate forbids to those that come after it.
+
+Legend: N candidates, M images. In this order: the cap of an image, regions that share an edge, images of one
+sequence that are too near each other. Candidates are never looped over; only accepted ones are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.acquisition.candidates import Candidates
+from pipeline.config import SelectionConfig
+
+CHUNK = 1024
+
+
+class Occupancy:
+    """Which candidates are still open while a queue fills.
+
+    Args:
+        candidates: what may be accepted.
+        config: `per_image_cap`, `no_touching` and `min_gap` are read.
+    """
+
+    def __init__(self, candidates: Candidates, config: SelectionConfig) -> None:
+        self._candidates = candidates
+        self._no_touching = config.no_touching
+        self._min_gap = config.min_gap
+        self._caps = image_caps(candidates.regions, config.per_image_cap)
+        self._accepted = np.zeros(len(candidates.image_id), dtype=np.int64)
+        self._walk = np.lexsort((candidates.position, candidates.group))
+        self._groups = candidates.group[self._walk]
+        self._positions = candidates.position[self._walk]
+        self._closed = np.zeros(len(candidates), dtype=bool)
+
+    def accept(self, index: int) -> None:
+        """Take a candidate, and close all that it forbids. A closed one may be taken too: the audit does."""
+        candidates = self._candidates
+        image = int(candidates.image[index])
+        own = slice(int(candidates.starts[image]), int(candidates.starts[image + 1]))
+        self._closed[index] = True
+        if self._accepted[image] == 0 and self._min_gap > 0:
+            for other in self._neighbours(image):
+                self._closed[candidates.starts[other] : candidates.starts[other + 1]] = True
+        self._accepted[image] += 1
+        if self._accepted[image] >= self._caps[image]:
+            self._closed[own] = True
+        elif self._no_touching:
+            self._closed[own] |= touching(candidates.box[index], candidates.box[own])
+
+    def open_ones(self, order: npt.NDArray[np.int64]) -> Iterator[int]:
+        """The candidates of an order that are open at the moment they are asked for."""
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            for index in chunk[~self._closed[chunk]].tolist():
+                if not self._closed[index]:
+                    yield index
+
+    def _neighbours(self, image: int) -> list[int]:
+        """Other images of the same sequence, less than `min_gap` positions away."""
+        group, here = self._candidates.group[image], int(self._candidates.position[image])
+        first, last = np.searchsorted(self._groups, [group, group + 1])
+        places = self._positions[first:last]
+        start = first + np.searchsorted(places, here - self._min_gap, side="right")
+        stop = first + np.searchsorted(places, here + self._min_gap, side="left")
+        return [other for other in self._walk[start:stop].tolist() if other != image]
+
+
+def image_caps(regions: npt.NDArray[np.int32], cap: float | None) -> npt.NDArray[np.int64]:
+    """How many regions each image [M] may have in a queue; at least 1.
+
+    Args:
+        regions: [M] regions of each image.
+        cap: a share below 1, a number from 1 on, or None for no cap.
+
+    >>> image_caps(np.array([48, 2], dtype=np.int32), 0.25).tolist()
+    [12, 1]
+    """
+    if cap is None:
+        return np.full(len(regions), np.iinfo(np.int64).max)
+    if cap >= 1:
+        return np.full(len(regions), math.floor(cap), dtype=np.int64)
+    return np.maximum(1, np.floor(cap * regions + 1e-9).astype(np.int64))
+
+
+def touching(box: npt.NDArray[np.int32], boxes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Whether a box [4] shares an edge, or area, with each of others [R, 4]. A common corner is no edge.
+
+    >>> cells = np.array([[10, 0, 10, 10], [10, 10, 10, 10], [30, 0, 10, 10]], dtype=np.int32)
+    >>> touching(np.array([0, 0, 10, 10], dtype=np.int32), cells).tolist()
+    [True, False, False]
+    """
+    shared = np.minimum(boxes[:, :2] + boxes[:, 2:], box[:2] + box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    return np.all(shared >= 0, axis=1) & np.any(shared > 0, axis=1)
