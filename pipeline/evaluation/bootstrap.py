@@ -1,0 +1,109 @@
+"""Bootstrap intervals over images, in blocks of a sequence where there is one, and never over pixels.
+
+Legend: n images, b blocks, R resamples.
+
+Neighbouring pixels, and neighbouring frames, say nearly the same thing. Drawing them one by one pretends
+to far more evidence than there is; drawing blocks of neighbours keeps their dependence inside a block
+(Künsch 1989; non-overlapping blocks as Carlstein 1986).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+MOST_BLOCKS = 512
+"""Blocks are merged at random above this number: the intervals stay, the memory is bounded."""
+
+
+def blocks(
+    groups: Sequence[str], positions: Sequence[int], block: int, *, most: int = MOST_BLOCKS
+) -> npt.NDArray[np.int64]:
+    """The block [n] of each image, numbered from 0.
+
+    Each group is cut, in the order of position, into runs of nearly equal length, about `block` images
+    each; a group is never mixed with another one unless there are more than `most` blocks.
+
+    >>> blocks(["a"] * 5 + ["b"], [5, 4, 3, 2, 1, 0], 2).tolist()
+    [1, 1, 0, 0, 0, 2]
+
+    Raises:
+        ValueError: `groups` and `positions` differ in length, or `block` is not positive.
+    """
+    if len(groups) != len(positions):
+        raise ValueError(f"Expected as many positions as groups, but got {len(positions)} and {len(groups)}.")
+    if block < 1:
+        raise ValueError(f"Expected argument `block` to be positive, but got {block}.")
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    result = np.empty(len(groups), dtype=np.int64)
+    count = 0
+    for indices in members.values():
+        ordered = sorted(indices, key=lambda index: positions[index])
+        runs = max(1, round(len(ordered) / block))
+        result[ordered] = count + np.arange(len(ordered)) * runs // len(ordered)
+        count += runs
+    if count > most:
+        merged = np.random.default_rng(0).permutation(count) % most
+        result = merged[result]
+    return result
+
+
+def bootstrap_weights(count: int, *, resamples: int, seed: int) -> npt.NDArray[np.float64]:
+    """How often each of `count` blocks was drawn in each resample: [R, b], each row summing to b.
+
+    >>> weights = bootstrap_weights(5, resamples=3, seed=0)
+    >>> weights.shape, weights.sum(axis=1).tolist()
+    ((3, 5), [5.0, 5.0, 5.0])
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
+
+
+def percentile_interval(
+    values: npt.NDArray[np.float64], confidence: float, *, count: int
+) -> npt.NDArray[np.float64]:
+    """Expanded percentile interval [2, ...] over the first axis, R resamples of `count` blocks.
+
+    The plain percentile interval is too narrow where blocks are few (20 blocks: 90 % instead of 95 %). The
+    tails are moved out as Student's t with `count` − 1 degrees of freedom asks (Hesterberg 2015, section
+    3.3). Resamples in which a number is not defined (a class that was not drawn) are left out; where that
+    is more than half of them, the interval is not defined either.
+
+    Raises:
+        ValueError: there are fewer than two blocks.
+    """
+    if count < 2:
+        raise ValueError(f"Expected at least two blocks, but got {count}.")
+    stretch = math.sqrt(count / (count - 1)) * student_quantile((1 + confidence) / 2, count - 1)
+    tail = NormalDist().cdf(-stretch)
+    undefined = np.isnan(values).mean(axis=0) > 0.5
+    filled = np.where(undefined, 0.0, values)
+    interval = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+    return np.where(undefined, np.nan, interval)
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, else within 0.1 % for probabilities
+    up to 0.975 (Abramowitz & Stegun 26.7.5).
+
+    >>> round(student_quantile(0.975, 10), 2), round(student_quantile(0.975, 1), 2)
+    (2.23, 12.71)
+    """
+    if degrees == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if degrees == 2:
+        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))
