@@ -1,0 +1,155 @@
+"""Calibrations, evaluations and their metrics, and a model's promotion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from db.tables import Calibration, Evaluation, Metric, Model, utc_now
+
+MetricKey = tuple[str, int]
+"""Name and class index; −1 for a number over all classes."""
+
+
+class Interval(NamedTuple):
+    """A value and its interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def put_calibration(
+    session: Session,
+    *,
+    model_id: int,
+    sampler: str,
+    calibrator: str,
+    parameters: dict[str, Any],
+    nll_before: float | None,
+    nll_after: float | None,
+    images: int,
+    pixels: int,
+    warning: str | None,
+) -> Calibration:
+    """The one calibration of a model and a sampler, made or replaced."""
+    row = session.scalars(
+        select(Calibration).where(Calibration.model_id == model_id, Calibration.sampler == sampler)
+    ).one_or_none()
+    if row is None:
+        row = Calibration(model_id=model_id, sampler=sampler)
+        session.add(row)
+    row.calibrator = calibrator
+    row.parameters = parameters
+    row.nll_before = nll_before
+    row.nll_after = nll_after
+    row.images = images
+    row.pixels = pixels
+    row.warning = warning
+    row.created_at = utc_now()
+    session.flush()
+    return row
+
+
+def model_calibrations(session: Session, model_id: int) -> dict[str, Calibration]:
+    """A model's calibrations by sampler."""
+    rows = session.scalars(select(Calibration).where(Calibration.model_id == model_id))
+    return {row.sampler: row for row in rows}
+
+
+def clear_evaluations(session: Session, model_id: int) -> None:
+    """Forget a model's evaluations and their metrics."""
+    session.execute(delete(Evaluation).where(Evaluation.model_id == model_id))
+
+
+def add_evaluation(
+    session: Session,
+    *,
+    model_id: int,
+    split: str,
+    sampler: str,
+    calibrated: bool,
+    images: int,
+    blocks: int,
+    curves: dict[str, Any],
+    metrics: Mapping[MetricKey, Interval],
+) -> Evaluation:
+    """A new evaluation with its metrics."""
+    row = Evaluation(
+        model_id=model_id,
+        split=split,
+        sampler=sampler,
+        calibrated=calibrated,
+        images=images,
+        blocks=blocks,
+        curves=curves,
+    )
+    session.add(row)
+    session.flush()
+    session.add_all(
+        Metric(
+            evaluation_id=row.id,
+            name=name,
+            class_index=class_index,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+        )
+        for (name, class_index), interval in metrics.items()
+    )
+    session.flush()
+    return row
+
+
+def evaluation_of(
+    session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool
+) -> Evaluation | None:
+    """One evaluation, with its curves."""
+    statement = select(Evaluation).where(
+        Evaluation.model_id == model_id,
+        Evaluation.split == split,
+        Evaluation.sampler == sampler,
+        Evaluation.calibrated == calibrated,
+    )
+    return session.scalars(statement).one_or_none()
+
+
+def model_evaluations(session: Session, model_id: int) -> Sequence[Evaluation]:
+    """All evaluations of a model: test before calibration split, uncalibrated before calibrated."""
+    statement = (
+        select(Evaluation)
+        .where(Evaluation.model_id == model_id)
+        .order_by(Evaluation.split.desc(), Evaluation.sampler.desc(), Evaluation.calibrated)
+    )
+    return session.scalars(statement).all()
+
+
+def metrics_of(
+    session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool
+) -> dict[MetricKey, Metric]:
+    """The metrics of one evaluation; empty where there is none."""
+    statement = (
+        select(Metric)
+        .join(Evaluation, Evaluation.id == Metric.evaluation_id)
+        .where(
+            Evaluation.model_id == model_id,
+            Evaluation.split == split,
+            Evaluation.sampler == sampler,
+            Evaluation.calibrated == calibrated,
+        )
+    )
+    return {(row.name, row.class_index): row for row in session.scalars(statement)}
+
+
+def other_promoted_model(session: Session, model_id: int) -> Model | None:
+    """The newest promoted model besides this one: what a new model is compared with."""
+    statement = (
+        select(Model)
+        .where(Model.status == "promoted", Model.id != model_id)
+        .order_by(Model.id.desc())
+        .limit(1)
+    )
+    return session.scalars(statement).first()
