@@ -36,7 +36,8 @@ def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
     found: dict[int, str] = {}
     for start in range(0, len(image_ids), 500):
         part = image_ids[start : start + 500]
-        found.update(session.execute(select(Image.id, Image.uri).where(Image.id.in_(part))).tuples().all())
+        rows = session.execute(select(Image.id, Image.uri).where(Image.id.in_(part)))
+        found.update((row[0], row[1]) for row in rows)
     return found
 
 

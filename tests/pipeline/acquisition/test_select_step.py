@@ -1,0 +1,339 @@
+"""The step `select`: what it reads, what it refuses, what it stores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from db.queries import queues
+from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
+from pipeline import rounds
+from pipeline.errors import ConfigError, NotYourTurn, UserError
+from pipeline.steps import select as step
+from tests.pipeline.acquisition.synthetic import CELLS, SIDE, Store, make_store
+
+EVERYTHING: dict[str, Any] = {"budget": 10_000, "per_image_cap": None, "no_touching": False}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path)
+
+
+def chosen(preview: step.QueuePreview) -> list[tuple[int, tuple[int, int, int, int]]]:
+    return [(item.image_id, item.box) for item in preview.items]
+
+
+def stored(store: Store) -> list[tuple[object, ...]]:
+    with store.database.session(write=False) as session:
+        queue = session.scalars(select(Queue).where(Queue.kind == "selected")).one()
+        items = queues.queue_items(session, queue.id)
+        return [(i.rank, i.image_id, i.x, i.y, i.w, i.h, i.slice, i.score, i.reason, i.status) for i in items]
+
+
+class TestWhatMayBeQueued:
+    @pytest.mark.parametrize("unit", ["region", "image"])
+    @pytest.mark.parametrize("strategy", ["random", "entropy", "stratified", "strided", "class_random"])
+    @pytest.mark.parametrize("audit_fraction", [0.0, 1.0])
+    def test_only_pool_images_enter_even_where_others_have_scores(
+        self, store: Store, unit: str, strategy: str, audit_fraction: float
+    ):
+        calibration, test, guard, duplicate, twin, held_out, *pool = store.image_ids
+        store.change_image(calibration, split="calibration")
+        store.change_image(test, split="test")
+        store.change_image(guard, split="guard")
+        store.change_image(duplicate, duplicate_of=pool[0])
+        store.change_image(held_out, split="test", sha256="f" * 64, duplicate_of=twin)
+        store.change_image(twin, sha256="f" * 64)
+        settings = EVERYTHING | {"unit": unit, "strategy": strategy, "audit_fraction": audit_fraction}
+        preview = step.select(store.configured(**settings), store.database)
+        assert {item.image_id for item in preview.items} == set(pool)
+        assert len(preview.items) == len(pool) * (9 if unit == "region" else 1)
+
+    def test_queued_and_labeled_regions_never_again_but_released_ones(self, store: Store):
+        first, second = store.image_ids[:2]
+        boxes = [tuple(box) for box in CELLS.tolist()]
+        store.queue_earlier(
+            [(first, boxes[0], "queued"), (first, boxes[1], "labeled"), (second, boxes[2], "released")]
+        )
+        preview = step.select(store.configured(**EVERYTHING), store.database)
+        assert (first, boxes[0]) not in chosen(preview)
+        assert (first, boxes[1]) not in chosen(preview)
+        assert (second, boxes[2]) in chosen(preview)
+        assert len(preview.items) == 20 * 9 - 2
+
+    def test_the_boxes_of_the_latest_label_count_and_those_of_an_older_one_do_not(self, store: Store):
+        image = store.image_ids[0]
+        boxes = [tuple(box) for box in CELLS.tolist()]
+        queue_id = store.queue_earlier([])
+        store.label(queue_id, image, version=1, boxes=[boxes[0], boxes[1]])
+        store.label(queue_id, image, version=2, boxes=[boxes[0]])
+        preview = step.select(store.configured(**EVERYTHING), store.database)
+        ours = {box for image_id, box in chosen(preview) if image_id == image}
+        assert ours == set(boxes) - {boxes[0]}
+
+    def test_a_region_that_is_half_covered_by_an_old_label_of_another_shape_is_taken(self, store: Store):
+        image = store.image_ids[0]
+        queue_id = store.queue_earlier([])
+        store.label(queue_id, image, version=1, boxes=[(0, 0, 16, 32), (32, 0, 15, 32)])
+        preview = step.select(store.configured(**EVERYTHING), store.database)
+        ours = {box for image_id, box in chosen(preview) if image_id == image}
+        assert (0, 0, 32, 32) not in ours
+        assert (32, 0, 32, 32) in ours
+
+    def test_the_same_box_queued_and_labeled_counts_once(self, store: Store):
+        image = store.image_ids[0]
+        third = (0, 0, 11, 32)
+        queue_id = store.queue_earlier([(image, third, "labeled")])
+        store.label(queue_id, image, version=1, boxes=[third])
+        preview = step.select(store.configured(**EVERYTHING), store.database)
+        assert (image, (0, 0, 32, 32)) in chosen(preview)
+
+    def test_a_labeled_image_is_not_queued_whole(self, store: Store):
+        queue_id = store.queue_earlier([])
+        store.label(queue_id, store.image_ids[0], version=1, boxes=[(0, 0, SIDE, SIDE)])
+        store.label(queue_id, store.image_ids[1], version=1, boxes=CELLS[:5].tolist())
+        store.label(queue_id, store.image_ids[2], version=1, boxes=CELLS[:4].tolist())
+        preview = step.select(store.configured(unit="image", budget=100), store.database)
+        assert {item.image_id for item in preview.items} == set(store.image_ids[2:])
+        assert {item.box for item in preview.items} == {(0, 0, SIDE, SIDE)}
+
+    def test_scores_of_another_model_or_of_an_unfinished_run_are_not_used(self, store: Store):
+        with store.database.session() as session:
+            session.add(ScoringRun(model_id=1, scorer_hash="b" * 64, scorer={}, finished_at=None))
+        preview = step.select(store.configured(budget=3), store.database)
+        assert len(preview.items) == 3
+        with store.database.session() as session:
+            other = Round(number=0, state="closed")
+            session.add(other)
+            session.flush()
+            model = Model(round_id=other.id, name="r00", status="promoted", checkpoint_uri="x", config={})
+            model.config_hash, model.labels_hash, model.seed, model.iterations = "", "", 0, 1
+            session.add(model)
+        with pytest.raises(UserError, match="segcurate score"):
+            step.select(store.configured(budget=3), store.database)
+
+
+class TestUnits:
+    def test_a_budget_in_images_buys_their_regions(self, store: Store):
+        settings = EVERYTHING | {"budget": 2, "budget_unit": "images"}
+        assert len(step.select(store.configured(**settings), store.database).items) == 18
+
+    def test_the_unit_image_ranks_images_by_their_score(self, store: Store):
+        settings: dict[str, Any] = {
+            "unit": "image",
+            "strategy": "entropy",
+            "budget": 5,
+            "audit_fraction": 0.0,
+        }
+        preview = step.select(store.configured(**settings), store.database)
+        with store.database.session(write=False) as session:
+            best = session.scalars(
+                select(ImageScore.image_id).order_by(ImageScore.entropy.desc()).limit(5)
+            ).all()
+        assert [item.image_id for item in preview.items] == list(best)
+        assert {item.region_index for item in preview.items} == {-1}
+        assert "top 5 % of 20 images" in preview.items[0].reason
+
+    def test_a_gap_between_images_of_a_sequence_is_kept(self, store: Store):
+        settings: dict[str, Any] = {"unit": "image", "budget": 20, "audit_fraction": 0.0, "min_gap": 4}
+        preview = step.select(store.configured(**settings), store.database)
+        places = sorted((item.group, int(Path(item.uri).stem) // 2) for item in preview.items)
+        assert len(places) >= 4
+        for (group, here), (next_group, there) in pairwise(places):
+            assert group != next_group or there - here >= 4
+        assert any("min_gap" in warning for warning in preview.warnings)
+
+
+class TestTheStoredQueue:
+    def test_it_holds_what_the_preview_says(self, store: Store):
+        preview = step.select(store.configured(budget=30, seed=7), store.database)
+        rows = stored(store)
+        assert [row[:2] for row in rows] == [(item.rank, item.image_id) for item in preview.items]
+        assert [row[0] for row in rows] == list(range(1, 31))
+        assert {row[-1] for row in rows} == {"queued"}
+        with store.database.session(write=False) as session:
+            queue = queues.list_queues(session)[0]
+            assert (queue.name, queue.kind, queue.strategy) == ("round-01", "selected", "stratified")
+            assert (queue.unit, queue.seed, queue.run_id) == ("region", 7, store.run_id)
+            audit = [i for i in queues.queue_items(session, queue.id) if i.slice == "audit"]
+            current = rounds.require(session, "export")
+        assert [item.inclusion_probability for item in audit] == [3 / 180] * 3
+        assert preview.by_slice == {"selected": 27, "audit": 3}
+        assert sum(preview.by_class.values()) == sum(preview.by_group.values()) == 30
+        assert current.state == "export"
+
+    def test_scores_are_those_of_the_run(self, store: Store):
+        settings: dict[str, Any] = {"strategy": "mutual_information", "budget": 12}
+        preview = step.select(store.configured(**settings), store.database)
+        with store.database.session(write=False) as session:
+            for item in preview.items:
+                row = session.get(RegionScore, (store.run_id, item.image_id, item.region_index))
+                assert row is not None
+                assert item.score == pytest.approx(row.mutual_information, abs=1e-6)
+                assert item.predicted_class == row.predicted_class
+        low, high = preview.score_range or (0, 0)
+        assert low == min(item.score or 0 for item in preview.items) < high
+
+    def test_a_dry_run_writes_nothing(self, store: Store):
+        preview = step.select(store.configured(budget=30), store.database, dry_run=True)
+        assert len(preview.items) == 30
+        with store.database.session(write=False) as session:
+            assert session.scalar(select(func.count()).select_from(Queue)) == 0
+            assert session.scalar(select(func.count()).select_from(QueueItem)) == 0
+            assert rounds.require(session, "select").state == "select"
+        assert step.select(store.configured(budget=30), store.database).items == preview.items
+
+    def test_selecting_again_replaces_the_draft(self, store: Store):
+        step.select(store.configured(budget=30), store.database)
+        before = stored(store)
+        step.select(store.configured(budget=30), store.database)
+        assert stored(store) == before
+        step.select(store.configured(budget=5), store.database)
+        assert len(stored(store)) == 5
+
+    def test_an_exported_queue_is_not_replaced(self, store: Store):
+        step.select(store.configured(budget=30), store.database)
+        with store.database.session() as session:
+            rounds.advance(session, rounds.require(session, "export"), "export")
+        with pytest.raises(NotYourTurn, match="segcurate import"):
+            step.select(store.configured(budget=5), store.database)
+        assert len(stored(store)) == 30
+
+    def test_the_next_round_takes_other_regions(self, store: Store):
+        first = step.select(store.configured(budget=40), store.database)
+        with store.database.session() as session:
+            current = rounds.require(session, "export")
+            current.state = "closed"
+            session.add(Round(number=2, state="select"))
+        second = step.select(store.configured(budget=40), store.database)
+        assert second.name == "round-02"
+        assert not set(chosen(first)) & set(chosen(second))
+
+    def test_killed_before_the_commit_it_leaves_nothing_and_a_rerun_gives_the_same_queue(self, store: Store):
+        planned = step.select(store.configured(), store.database, dry_run=True)
+        code = (
+            "import os, signal, sys; from pathlib import Path\n"
+            "from db.engine import Database; from pipeline import rounds\n"
+            "from pipeline.config import Project, ProjectConfig\n"
+            "from pipeline.steps import select as step\n"
+            "config = ProjectConfig.model_validate_json(sys.stdin.read())\n"
+            "project = Project(config=config, root=Path(sys.argv[1]))\n"
+            "rounds.advance = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "step.select(project, Database(project.database_url))\n"
+        )
+        child = subprocess.run(
+            [sys.executable, "-c", code, str(store.project.root)],
+            input=store.project.config.model_dump_json().encode(),
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+            check=False,
+        )
+        assert child.returncode == -signal.SIGKILL
+        with store.database.session(write=False) as session:
+            assert session.scalar(select(func.count()).select_from(Queue)) == 0
+        assert step.select(store.project, store.database).items == planned.items
+        assert len(stored(store)) == len(planned.items)
+
+
+class TestRefusals:
+    def test_it_is_not_its_turn(self, store: Store):
+        with store.database.session() as session:
+            session.execute(update(Round).values(state="train"))
+        with pytest.raises(NotYourTurn, match="segcurate train"):
+            step.select(store.project, store.database)
+
+    def test_an_exhausted_pool(self, store: Store):
+        queue_id = store.queue_earlier([])
+        for image in store.image_ids:
+            store.label(queue_id, image, version=1, boxes=[(0, 0, SIDE, SIDE)])
+        with pytest.raises(UserError, match="queued or labeled already"):
+            step.select(store.project, store.database)
+
+    def test_a_pool_without_scores(self, store: Store):
+        for image in store.image_ids:
+            store.change_image(image, split="guard")
+        with pytest.raises(UserError, match="no region of the pool"):
+            step.select(store.project, store.database)
+
+    @pytest.mark.parametrize("unit", ["region", "image"])
+    def test_mutual_information_without_samples(self, store: Store, unit: str):
+        with store.database.session() as session:
+            for table in (RegionScore, ImageScore):
+                session.execute(update(table).values(mutual_information=None, expected_entropy=None))
+        with pytest.raises(UserError, match="scoring.sampler: mc_dropout"):
+            step.select(store.configured(strategy="mutual_information", unit=unit), store.database)
+        assert step.select(store.configured(strategy="entropy", unit=unit), store.database).items
+
+    def test_an_override_that_is_not_valid(self, store: Store):
+        with pytest.raises(ConfigError, match=r"selection\.budget"):
+            step.select(store.project, store.database, overrides={"budget": 0})
+        with pytest.raises(ConfigError, match=r"selection\.bugdet"):
+            step.select(store.project, store.database, overrides={"bugdet": 3})
+
+    def test_an_override_holds_for_this_queue(self, store: Store):
+        preview = step.select(store.project, store.database, overrides={"budget": 4, "strategy": "random"})
+        assert (len(preview.items), preview.strategy, preview.score_range) == (4, "random", None)
+
+
+class TestWords:
+    def test_a_budget_beyond_the_pool_takes_all_and_says_so(self, store: Store):
+        preview = step.select(store.configured(**EVERYTHING), store.database)
+        assert len(preview.items) == 180
+        assert preview.warnings == ["The budget of 10 000 is more than the 180 regions that are left."]
+
+    def test_a_class_that_is_never_predicted_is_named(self, store: Store):
+        with store.database.session() as session:
+            session.execute(
+                update(RegionScore).where(RegionScore.predicted_class == 1).values(predicted_class=0)
+            )
+        preview = step.select(store.configured(budget=20), store.database)
+        assert any("pole" in warning for warning in preview.warnings)
+        assert len(preview.items) == 20
+
+    def test_an_audit_of_kept_regions_only_is_not_sold_as_one_of_the_pool(self, store: Store):
+        with store.database.session() as session:
+            session.execute(update(ImageScore).values(regions=12))
+        preview = step.select(store.configured(budget=20), store.database)
+        assert any("keep_regions" in warning for warning in preview.warnings)
+
+    def test_reasons_say_where_an_item_stands(self, store: Store):
+        image = store.image_ids[0]
+        with store.database.session() as session:
+            session.execute(
+                update(RegionScore)
+                .where(RegionScore.image_id == image, RegionScore.region_index == 4)
+                .values(entropy=1.5, predicted_class=1, class_share=0.41, impurity=0.9)
+            )
+            session.execute(
+                update(RegionScore)
+                .where(RegionScore.image_id == image, RegionScore.region_index == 0)
+                .values(entropy=1.2, predicted_class=2, class_share=1.0, impurity=0.0)
+            )
+        settings: dict[str, Any] = {"budget": 20, "audit_fraction": 0.1}
+        ranked = step.select(store.configured(strategy="entropy", **settings), store.database)
+        reason = {(item.image_id, item.region_index): item.reason for item in ranked.items}
+        assert (
+            reason[image, 4] == "entropy 1.50, top 0.56 % of 180 regions; mostly pole (41 %), on a boundary"
+        )
+        assert reason[image, 0] == "entropy 1.20, top 1.1 % of 180 regions; all sky"
+        audit = next(item for item in ranked.items if item.slice == "audit")
+        assert audit.reason.startswith("random audit draw (probability 0.011); entropy ")
+        by_class = step.select(store.configured(strategy="stratified", **settings), store.database)
+        poles = [item.reason for item in by_class.items if "regions of pole by" in item.reason]
+        assert poles[0].startswith("no. 1 of ")
+        drawn = step.select(store.configured(strategy="random", **settings), store.database)
+        assert any(item.reason.startswith("random draw from 180 regions; ") for item in drawn.items)
+        stride = step.select(store.configured(strategy="strided", **settings), store.database)
+        assert any(
+            "strided: position " in item.reason and " of drive-" in item.reason for item in stride.items
+        )
+        noisy = step.select(store.configured(strategy="entropy", noise_beta=10, **settings), store.database)
+        assert any("power noise β = 10" in item.reason for item in noisy.items)
