@@ -1,0 +1,221 @@
+"""From files to batches, ahead of the device: decoded in threads, equal shapes together, bounded memory.
+
+Legend: B batch, K image channels, H W image size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.data.images import ImageArray, ImageRef, read_image, unit_float
+from pipeline.errors import DataError
+
+PIXELS_AHEAD = 64_000_000
+"""Decoded pixels that may wait for the device, whatever the number of images."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size.
+
+    Attributes:
+        ids: of the images.
+        sizes: (height, width) of each image; all equal.
+        image_BKHW: float32, normalised and resized, channels last in memory.
+    """
+
+    ids: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    image_BKHW: Tensor
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read, and why."""
+
+    id: int
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    ref: ImageRef
+    pixels: ImageArray | npt.NDArray[np.float32]
+
+
+def load_batches(
+    images: Iterable[ImageRef],
+    *,
+    channels: int,
+    max_pixels: int,
+    input_scale: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+    max_batch_pixels: int | None = None,
+) -> Iterator[Batch | Unreadable]:
+    """Read images as they are asked for, a little ahead, and batch those of one size.
+
+    The order is that of `images`, except that an image may wait for others of its size, but never for more
+    than eight batches. A file that cannot be used comes out as `Unreadable`, and the rest goes on.
+
+    Args:
+        images: consumed as far as needed, in this thread.
+        channels: that the model sees.
+        max_pixels: a larger image is not decoded.
+        input_scale: factor between image and network pixels.
+        mean, std: a value a channel, of pixels in 0 to 1.
+        batch_size: at most so many images together.
+        workers: decoding threads; 0 decodes in this one.
+        pin_memory: for a fast copy to a CUDA device.
+        max_batch_pixels: at most so many pixels together, but at least one image.
+    """
+    read = partial(_read, channels=channels, max_pixels=max_pixels, input_scale=input_scale)
+    collate = partial(
+        _collate,
+        mean=np.asarray(mean, dtype=np.float32),
+        std=np.asarray(std, dtype=np.float32),
+        pin_memory=pin_memory,
+    )
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+    try:
+        decoded = _ahead(pool, read, images, depth=batch_size + workers, cost=_pixels)
+        groups = _group(decoded, batch_size=batch_size, max_batch_pixels=max_batch_pixels)
+        yield from _ahead(pool, collate, groups, depth=1)
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def network_size(height: int, width: int, input_scale: float) -> tuple[int, int]:
+    """Height and width that the network sees, at least 1.
+
+    >>> network_size(720, 960, 0.5), network_size(1, 1, 0.25)
+    ((360, 480), (1, 1))
+    """
+    return max(1, round(height * input_scale)), max(1, round(width * input_scale))
+
+
+def resize_image(image: npt.NDArray[np.float32], input_scale: float) -> npt.NDArray[np.float32]:
+    """An image float32 [H, W, K] at the network's size: averaged when smaller, bilinear when larger."""
+    height, width = network_size(image.shape[0], image.shape[1], input_scale)
+    if (height, width) == image.shape[:2]:
+        return image
+    method = cv2.INTER_AREA if input_scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return resized.reshape(height, width, image.shape[2]).astype(np.float32, copy=False)
+
+
+def _pixels(ref: ImageRef) -> int:
+    return ref.width * ref.height
+
+
+def _read(ref: ImageRef, *, channels: int, max_pixels: int, input_scale: float) -> _Decoded | Unreadable:
+    try:
+        pixels = read_image(ref.path, channels=channels, max_pixels=max_pixels)
+    except DataError as error:
+        return Unreadable(id=ref.id, path=ref.path, reason=str(error))
+    if pixels.shape[:2] != (ref.height, ref.width):
+        reason = (
+            f"{ref.path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but had {ref.width}×{ref.height} "
+            "when it was ingested. Put the old file back, or give the new one another name."
+        )
+        return Unreadable(id=ref.id, path=ref.path, reason=reason)
+    if input_scale == 1:
+        return _Decoded(ref=ref, pixels=pixels)
+    return _Decoded(ref=ref, pixels=resize_image(unit_float(pixels), input_scale))
+
+
+def _group(
+    decoded: Iterable[_Decoded | Unreadable], *, batch_size: int, max_batch_pixels: int | None
+) -> Generator[list[_Decoded] | Unreadable]:
+    """Lists of one size and type. A list goes out unfilled when its first image has waited long enough."""
+    waiting: dict[tuple[object, ...], list[_Decoded]] = {}
+    since: dict[tuple[object, ...], int] = {}
+    held = 0
+    for count, item in enumerate(decoded):
+        if isinstance(item, Unreadable):
+            yield item
+            continue
+        key = (item.ref.height, item.ref.width, item.pixels.dtype)
+        members = waiting.setdefault(key, [])
+        since.setdefault(key, count)
+        members.append(item)
+        pixels = item.pixels.shape[0] * item.pixels.shape[1]
+        held += _pixels(item.ref)
+        room = batch_size if max_batch_pixels is None else min(batch_size, max(1, max_batch_pixels // pixels))
+        full = [key] if len(members) >= room else []
+        oldest = next(iter(waiting))
+        if not full and (count - since[oldest] >= 8 * batch_size or held > PIXELS_AHEAD):
+            full = [oldest]
+        for ready in full:
+            del since[ready]
+            group = waiting.pop(ready)
+            held -= sum(_pixels(member.ref) for member in group)
+            yield group
+    yield from waiting.values()
+
+
+def _collate(
+    group: list[_Decoded] | Unreadable,
+    *,
+    mean: npt.NDArray[np.float32],
+    std: npt.NDArray[np.float32],
+    pin_memory: bool,
+) -> Batch | Unreadable:
+    if isinstance(group, Unreadable):
+        return group
+    unit = np.stack([item.pixels for item in group])
+    if unit.dtype != np.float32:
+        unit = unit_float(cast(ImageArray, unit))
+    unit = np.subtract(unit, mean, dtype=np.float32)
+    unit /= std
+    image = torch.from_numpy(unit).permute(0, 3, 1, 2)
+    return Batch(
+        ids=tuple(item.ref.id for item in group),
+        sizes=tuple((item.ref.height, item.ref.width) for item in group),
+        image_BKHW=image.pin_memory() if pin_memory else image,
+    )
+
+
+def _ahead(
+    pool: Executor | None,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    depth: int,
+    cost: Callable[[Item], int] = lambda _: 0,
+) -> Generator[Result]:
+    """`map` in order, with up to `depth` calls, or `PIXELS_AHEAD` of cost, under way."""
+    if pool is None:
+        yield from map(function, items)
+        return
+    pending: deque[tuple[Future[Result], int]] = deque()
+    spent = 0
+    for item in items:
+        pending.append((pool.submit(function, item), cost(item)))
+        spent += pending[-1][1]
+        while len(pending) > depth or (spent > PIXELS_AHEAD and len(pending) > 1):
+            future, price = pending.popleft()
+            spent -= price
+            yield future.result()
+    while pending:
+        yield pending.popleft()[0].result()
