@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
-from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+from db.tables import Image, ImageScore, Label, LabelRegion, QueueItem
 
 Box = tuple[int, int, int, int]
 """x, y, width and height in image pixels."""
@@ -111,11 +113,6 @@ def label_boxes(session: Session, *, label_id: int) -> list[Box]:
     return [(x, y, w, h) for x, y, w, h in session.execute(statement).tuples()]
 
 
-def queue_named(session: Session, name: str) -> Queue | None:
-    """The queue of a name, which the manifest of an export carries."""
-    return session.scalars(select(Queue).where(Queue.name == name)).first()
-
-
 def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
     """Every item of a queue with its image, best rank first."""
     statement = (
@@ -132,3 +129,27 @@ def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> Non
     for start in range(0, len(item_ids), BATCH):
         statement = update(QueueItem).where(QueueItem.id.in_(item_ids[start : start + BATCH]))
         session.execute(statement.values(status=status))
+
+
+def images_named(session: Session, *, stems: Collection[str]) -> list[Image]:
+    """The images of the project whose name without its ending is one of these. Reads every URI once."""
+    wanted = {unicodedata.normalize("NFC", stem) for stem in stems}
+    found: list[int] = []
+    for image_id, uri in session.execute(select(Image.id, Image.uri).execution_options(yield_per=10_000)):
+        if unicodedata.normalize("NFC", PurePosixPath(uri).stem) in wanted:
+            found.append(image_id)
+    images: list[Image] = []
+    for start in range(0, len(found), BATCH):
+        images += session.scalars(select(Image).where(Image.id.in_(found[start : start + BATCH])))
+    return images
+
+
+def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int]) -> dict[int, ImageScore]:
+    """The image scores of one run, by image id."""
+    found: dict[int, ImageScore] = {}
+    for start in range(0, len(image_ids), BATCH):
+        statement = select(ImageScore).where(
+            ImageScore.run_id == run_id, ImageScore.image_id.in_(image_ids[start : start + BATCH])
+        )
+        found.update((row.image_id, row) for row in session.scalars(statement))
+    return found

@@ -54,6 +54,8 @@ class ManifestRegion(BaseModel):
     score: float | None = None
     predicted_class: str | None = None
     slice: str
+    inclusion_probability: float | None = None
+    """Of the audit slice only: the chance that it was drawn."""
     reason: str
 
 

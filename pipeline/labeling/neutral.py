@@ -1,19 +1,27 @@
-"""A folder of masks that came back: which files may be looked at, and which image each belongs to.
+"""The neutral format's folder: how images go out, which masks may be looked at, and whose each one is.
 
-The folder is untrusted. No link that leads out of it is followed, no special file is opened, and a file
-whose name could mean two images belongs to none.
+A folder that came back is untrusted. No link that leads out of it is followed, no special file is opened,
+and a file whose name could mean two images belongs to none.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
+import numpy as np
+import tifffile
+from PIL import Image
+
+from pipeline.data.images import ImageArray, probe_image, read_pixels
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import MASK_ENDINGS
 from pipeline.labeling.manifest import IMAGES, MANIFEST, MASKS, OVERLAYS, PREMASKS
@@ -44,6 +52,33 @@ class Wanted:
     image_id: int
     uri: str
     name: str | None
+
+
+def place_image(source: Path, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
+    """Put an image into an export: linked or copied; turned upright where its file lies on its side, so that
+    a tool which overlooks EXIF orientation shows what the mask's pixels mean.
+
+    Args:
+        name: of the new file, without its ending.
+
+    Returns:
+        The new file's name.
+
+    Raises:
+        DataError: the image cannot be read.
+        OSError: the folder cannot be written.
+    """
+    if probe_image(source, max_pixels=sys.maxsize).orientation != 1:
+        return _write_upright(read_pixels(source), folder, name=name)
+    destination = folder / f"{name}{source.suffix.lower()}"
+    if how == "link":
+        try:
+            destination.symlink_to(source.absolute())
+        except (OSError, NotImplementedError):  # a file system, or a system, without links
+            shutil.copyfile(source, destination)
+    else:
+        shutil.copyfile(source, destination)
+    return destination.name
 
 
 def locate(folder: Path) -> Delivery:
@@ -169,6 +204,18 @@ def _why_not(entry: os.DirEntry[str], root: Path) -> str | None:
     if Path(entry.name).suffix.lower() not in MASK_ENDINGS:
         return f"It is not one of the mask formats ({', '.join(sorted(MASK_ENDINGS))})."
     return None
+
+
+def _write_upright(pixels: ImageArray, folder: Path, *, name: str) -> str:
+    if pixels.dtype == np.uint8 and pixels.shape[2] <= 4:
+        destination = folder / f"{name}.png"
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).save(
+            destination, compress_level=3
+        )
+    else:
+        destination = folder / f"{name}.tif"
+        tifffile.imwrite(destination, pixels)
+    return destination.name
 
 
 def _is_plain_file(path: Path) -> bool:

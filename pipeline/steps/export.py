@@ -1,0 +1,288 @@
+"""Export: the round's queue as a folder that an annotator can work in."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import evaluations as evaluation_queries
+from db.queries import images as image_queries
+from db.queries import labels as queries
+from db.queries import queues
+from db.queries import rounds as round_queries
+from db.queries.labels import QueuedRegion
+from db.tables import Image, ImageScore, Model, Queue, QueueItem, utc_now
+from pipeline import rounds
+from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
+from pipeline.config import Project
+from pipeline.data.images import ImageRef, read_image
+from pipeline.data.loading import Unreadable
+from pipeline.errors import UserError
+from pipeline.files import atomic_folder, atomic_write_bytes
+from pipeline.labeling.encoding import LabelMap, only_inside
+from pipeline.labeling.manifest import (
+    IMAGES,
+    MANIFEST,
+    MASKS,
+    OVERLAYS,
+    PREMASKS,
+    ManifestImage,
+    ManifestRegion,
+    export_name,
+    write_manifest,
+)
+from pipeline.labeling.neutral import place_image
+from pipeline.labeling.proposals import Proposal, as_rgb, propose
+from pipeline.progress import Progress, silent
+from pipeline.uncertainty.heatmaps import overlay
+from pipeline.uncertainty.measures import MEASURES
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is exported: read from the store at once, so that it fits together."""
+
+    round_number: int
+    queue: Queue
+    regions: list[QueuedRegion]
+    scores: dict[int, ImageScore]
+    model: Model
+    calibrators: Calibrators
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image of the queue with its queue items, best rank first."""
+
+    image: Image
+    items: list[QueueItem]
+    name: str
+
+    @property
+    def boxes(self) -> npt.NDArray[np.int32]:
+        return np.array([(item.x, item.y, item.w, item.h) for item in self.items], dtype=np.int32)
+
+
+def export(
+    project: Project, database: Database, *, folder: Path | None = None, progress: Progress = silent
+) -> Path:
+    """Write the round's queue as a folder, all of it or nothing.
+
+    A premask says something only inside the queued regions, so that a corrected one brings no unchecked
+    prediction back. An image that cannot be read is left out, and recorded as a failure.
+
+    Args:
+        folder: the exported folder itself; `<export.folder>/<queue name>` by default. An earlier export there
+            is replaced, unless masks were put into it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NotYourTurn: no queue has been selected.
+        UserError: the folder cannot be written, holds masks or something else, or no image can be read.
+    """
+    with database.session(write=False) as session:
+        work = _read_work(session)
+    default = project.path(project.config.export.folder) / work.queue.name
+    target = Path(os.path.abspath(folder if folder is not None else default))
+    _refuse_occupied(target)
+    entries = _entries(work.regions)
+    failures: list[tuple[str, str]] = []
+    with atomic_folder(target) as fresh:
+        for part in (IMAGES, PREMASKS, OVERLAYS, MASKS):
+            (fresh / part).mkdir()
+        written: list[ManifestImage] = []
+        proposals = propose(
+            [_reference(project, entry.image) for entry in entries.values()],
+            checkpoint=project.path(work.model.checkpoint_uri),
+            calibrators=work.calibrators,
+            config=project.config,
+        )
+        for done, proposal in enumerate(proposals):
+            progress("export", done, len(entries))
+            if isinstance(proposal, Unreadable):
+                failures.append((entries[proposal.id].image.uri, proposal.reason))
+            else:
+                entry = entries[proposal.image_id]
+                written.append(_write_entry(project, fresh, entry, proposal=proposal, work=work))
+        progress("export", len(entries), len(entries))
+        if not written:
+            raise UserError(
+                f"None of the {len(entries)} images of queue {work.queue.name} can be read: {failures[0][1]}",
+                "Put the files back, then run `segcurate export` again.",
+            )
+        written.sort(key=lambda image: image.rank)
+        write_manifest(fresh, written, label_map=LabelMap(project.config.data).document())
+        _check_complete(fresh, written, target=target)
+    with database.session() as session:
+        _mark_exported(session, project, work, target=target, failures=failures)
+    return target
+
+
+def _read_work(session: Session) -> _Work:
+    current = rounds.require(session, "export")
+    queue = round_queries.round_queue(session, current.id)
+    model = round_queries.promoted_model(session)
+    if queue is None or model is None:
+        missing = "queue" if queue is None else "promoted model"
+        raise UserError(f"Round {current.number} has no {missing}.", "Run `segcurate status`.")
+    regions = queries.queued_regions(session, queue_id=queue.id)
+    if not regions:
+        raise UserError(f"Queue {queue.name} is empty.", "Run `segcurate select` again.")
+    scores: dict[int, ImageScore] = {}
+    if queue.run_id is not None:
+        image_ids = sorted({region.image.id for region in regions})
+        scores = queries.scores_of_images(session, run_id=queue.run_id, image_ids=image_ids)
+    return _Work(
+        round_number=current.number,
+        queue=queue,
+        regions=regions,
+        scores=scores,
+        model=model,
+        calibrators=_calibrators(session, model.id),
+    )
+
+
+def _calibrators(session: Session, model_id: int) -> Calibrators:
+    rows = evaluation_queries.model_calibrations(session, model_id)
+    fitted = {sampler: calibrator_from(row.calibrator, row.parameters) for sampler, row in rows.items()}
+    return Calibrators(
+        deterministic=fitted.get("none", Identity()), sampled=fitted.get("mc_dropout", Identity())
+    )
+
+
+def _refuse_occupied(target: Path) -> None:
+    """Never replace what is not an export, nor an export in which somebody has worked."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise UserError(f"{target} is not a folder.", "Move it away, or name another folder with `--folder`.")
+    if not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).is_file():
+        raise UserError(f"{target} holds something else.", "Name another folder with `--folder`.")
+    if any(path.is_file() for path in (target / MASKS).rglob("*")):
+        raise UserError(
+            f"{target / MASKS} holds masks already.",
+            f"Import them with `segcurate import {target}`, or name another folder with `--folder`.",
+        )
+
+
+def _entries(regions: Sequence[QueuedRegion]) -> dict[int, _Entry]:
+    """The images of a queue by id, best rank first."""
+    items: dict[int, list[QueueItem]] = defaultdict(list)
+    images = {image.id: image for _, image in regions}
+    for item, image in regions:
+        items[image.id].append(item)
+    return {
+        image_id: _Entry(
+            image=images[image_id],
+            items=of_image,
+            name=export_name(rank=of_image[0].rank, image_id=image_id, uri=images[image_id].uri),
+        )
+        for image_id, of_image in items.items()
+    }
+
+
+def _reference(project: Project, image: Image) -> ImageRef:
+    return ImageRef(id=image.id, path=project.path(image.uri), width=image.width, height=image.height)
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    PillowImage.fromarray(picture).save(stream, format="PNG", compress_level=3)
+    return stream.getvalue()
+
+
+def _write_entry(
+    project: Project, folder: Path, entry: _Entry, *, proposal: Proposal, work: _Work
+) -> ManifestImage:
+    """One image with its premask and overlay; its line of the manifest."""
+    config, image = project.config, entry.image
+    source = project.path(image.uri)
+    placed = place_image(source, folder / IMAGES, name=entry.name, how=config.export.images)
+    mask_name = f"{entry.name}.png"
+    LabelMap(config.data).write(folder / PREMASKS / mask_name, only_inside(proposal.mask, entry.boxes))
+    if config.export.overlays:
+        pixels = read_image(source, channels=config.data.channels, max_pixels=config.data.max_pixels)
+        picture = overlay(
+            as_rgb(pixels),
+            proposal.entropy,
+            entry.boxes,
+            names=[str(item.rank) for item in entry.items],
+        )
+        atomic_write_bytes(folder / OVERLAYS / mask_name, _png(picture))
+    score = work.scores.get(image.id)
+    return ManifestImage(
+        queue=work.queue.name,
+        round=work.round_number,
+        image_id=image.id,
+        uri=image.uri,
+        sha256=image.sha256,
+        width=image.width,
+        height=image.height,
+        rank=entry.items[0].rank,
+        scores={} if score is None else {measure: getattr(score, measure) for measure in MEASURES},
+        model=work.model.name,
+        image=f"{IMAGES}/{placed}",
+        premask=f"{PREMASKS}/{mask_name}",
+        overlay=f"{OVERLAYS}/{mask_name}" if config.export.overlays else None,
+        mask=f"{MASKS}/{mask_name}",
+        regions=[_region(item, class_names=config.data.class_names) for item in entry.items],
+    )
+
+
+def _region(item: QueueItem, *, class_names: list[str]) -> ManifestRegion:
+    return ManifestRegion(
+        item=item.id,
+        rank=item.rank,
+        x=item.x,
+        y=item.y,
+        w=item.w,
+        h=item.h,
+        measure=item.measure,
+        score=item.score,
+        predicted_class=None if item.predicted_class is None else class_names[item.predicted_class],
+        slice=item.slice,
+        inclusion_probability=item.inclusion_probability,
+        reason=item.reason,
+    )
+
+
+def _check_complete(folder: Path, written: Sequence[ManifestImage], *, target: Path) -> None:
+    """Two exports at once clear each other's unfinished folder away: the loser must not publish the rest."""
+    for image in written:
+        for path in (image.image, image.premask, image.overlay):
+            if path is not None and not os.path.lexists(folder / path):
+                raise UserError(
+                    f"Another export to {target} is running.", "Wait for it, or name another folder."
+                )
+
+
+def _mark_exported(
+    session: Session, project: Project, work: _Work, *, target: Path, failures: list[tuple[str, str]]
+) -> None:
+    current = rounds.require(session, "export")
+    queue = round_queries.round_queue(session, current.id)
+    ids = {region.item.id for region in work.regions}
+    if queue is None or {item.id for item in queues.queue_items(session, queue.id)} != ids:
+        raise UserError(
+            f"Queue {work.queue.name} was selected anew while it was exported.",
+            "Run `segcurate export` again.",
+        )
+    queue.export_uri = project.uri(target)
+    queue.exported_at = utc_now()
+    image_queries.clear_failures(session, "export")
+    image_queries.record_failures(session, "export", failures)
+    rounds.advance(session, current, "export")
