@@ -68,10 +68,10 @@ def probe_image(path: Path, *, max_pixels: int) -> ImageInfo:
     with _decoding(path):
         if path.suffix.lower() in TIFF_ENDINGS:
             with tifffile.TiffFile(path) as tiff:
-                info, _ = _tiff_info(path, tiff)
+                info = _tiff_info(path, tiff)
         else:
             with Image.open(path, formats=_FORMATS) as image:
-                info, _ = _pillow_info(path, image)
+                info = _pillow_info(path, image)
     check_pixels(path, width=info.width, height=info.height, max_pixels=max_pixels)
     return info
 
@@ -115,13 +115,13 @@ def read_pixels(path: Path, *, palette_indices: bool = False) -> ImageArray:
     with _decoding(path):
         if path.suffix.lower() in TIFF_ENDINGS:
             with tifffile.TiffFile(path) as tiff:
-                _, orientation = _tiff_info(path, tiff)
+                info = _tiff_info(path, tiff)
                 pixels = _tiff_pixels(path, tiff, palette_indices=palette_indices)
         else:
             with Image.open(path, formats=_FORMATS) as image:
-                info, orientation = _pillow_info(path, image)
+                info = _pillow_info(path, image)
                 pixels = _pillow_pixels(path, image, info, palette_indices=palette_indices)
-    return _upright(pixels, orientation)
+    return _upright(pixels, info.orientation)
 
 
 def is_palette(path: Path) -> bool:
@@ -181,17 +181,16 @@ def _decoding(path: Path) -> Generator[None]:
         raise DataError(f"{path} is not a readable image: {_reason(error)}.", _REPLACE) from error
 
 
-def _pillow_info(path: Path, image: Image.Image) -> tuple[ImageInfo, int]:
-    """Header of an opened file, displayed size, and the EXIF orientation (1 to 8)."""
+def _pillow_info(path: Path, image: Image.Image) -> ImageInfo:
+    """Header of an opened file."""
     # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
     orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     orientation = orientation if orientation in range(1, 9) else 1
     width, height = image.size if orientation < 5 else image.size[::-1]
     bits, bands, alpha = _pillow_depth(path, image)
-    info = ImageInfo(
+    return ImageInfo(
         width=width, height=height, channels=bands, bits=bits, alpha=alpha, orientation=orientation
     )
-    return info, orientation
 
 
 def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
@@ -234,7 +233,7 @@ def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     return page
 
 
-def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> tuple[ImageInfo, int]:
+def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> ImageInfo:
     """Header of the first series: one plane, with its channels as samples or as pages."""
     series, page = tiff.series[0], _first_page(tiff)
     axes = series.axes
@@ -253,10 +252,9 @@ def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> tuple[ImageInfo, int]:
     orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
     width, height = (size["X"], size["Y"]) if orientation < 5 else (size["Y"], size["X"])
     bits = 16 if series.dtype == np.uint16 else 8
-    info = ImageInfo(
+    return ImageInfo(
         width=width, height=height, channels=channels, bits=bits, alpha=alpha, orientation=orientation
     )
-    return info, orientation
 
 
 def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:

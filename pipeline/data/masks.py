@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import ImageArray, check_pixels, is_palette, probe_image, read_pixels
+from pipeline.data.images import ImageArray, is_palette, probe_image, read_pixels
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
 
@@ -83,7 +83,6 @@ def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> 
             value or colour that no class has; the message lists these.
     """
     info = probe_image(path, max_pixels=codec.max_pixels)
-    check_pixels(path, width=info.width, height=info.height, max_pixels=codec.max_pixels)
     if size is not None and (info.width, info.height) != size:
         raise DataError(
             f"The mask {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",

@@ -1,0 +1,328 @@
+"""Images, their splits, and the files that could not be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from db.tables import Failure, Image, Label, Project, Queue, QueueItem, utc_now
+
+BATCH = 500
+"""Values in one `IN (…)`; SQLite's oldest limit is 999."""
+PAGE = 10_000
+
+SPLITS = ("pool", "calibration", "test", "guard")
+"""The splits by their code in `SplitColumns`."""
+
+
+class SplitColumns(NamedTuple):
+    """What splits are made of, a row an image, by id.
+
+    Attributes:
+        ids: int64 [N].
+        groups: int32 [N], index into `names`.
+        positions: int64 [N].
+        splits: uint8 [N], index into `SPLITS`.
+        has_mask: bool [N].
+        names: the groups, in the order of their first image.
+    """
+
+    ids: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+    splits: npt.NDArray[np.uint8]
+    has_mask: npt.NDArray[np.bool_]
+    names: list[str]
+
+
+class PoolSizes(NamedTuple):
+    """The usable pool, by id: ids int64 [N], widths and heights int32 [N], has_mask bool [N]."""
+
+    ids: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int32]
+    heights: npt.NDArray[np.int32]
+    has_mask: npt.NDArray[np.bool_]
+
+
+def project_row(session: Session) -> Project | None:
+    """What must not change under a running project; None before the first ingest."""
+    return session.scalars(select(Project).limit(1)).first()
+
+
+def pool_images(session: Session, *, after_id: int = 0, limit: int) -> Sequence[Image]:
+    """A page of the pool by id, without duplicates."""
+    statement = (
+        select(Image)
+        .where(Image.split == "pool", Image.duplicate_of.is_(None), Image.id > after_id)
+        .order_by(Image.id)
+        .limit(limit)
+    )
+    return session.scalars(statement).all()
+
+
+def split_images(session: Session, split: str) -> Sequence[Image]:
+    """Every image of a split by group and position, without duplicates."""
+    statement = (
+        select(Image)
+        .where(Image.split == split, Image.duplicate_of.is_(None))
+        .order_by(Image.group_name, Image.position, Image.id)
+    )
+    return session.scalars(statement).all()
+
+
+def images_by_uri(session: Session, uris: Sequence[str]) -> dict[str, Image]:
+    """The known images among these URIs."""
+    found: dict[str, Image] = {}
+    for part in _parts(uris):
+        found.update((row.uri, row) for row in session.scalars(select(Image).where(Image.uri.in_(part))))
+    return found
+
+
+def originals(session: Session, hashes: Sequence[str]) -> dict[str, int]:
+    """For each known content hash, the id of the image that stands for it."""
+    found: dict[str, int] = {}
+    for part in _parts(hashes):
+        statement = (
+            select(Image.sha256, Image.id)
+            .where(Image.sha256.in_(part), Image.duplicate_of.is_(None))
+            .order_by(Image.id.desc())
+        )
+        found.update(session.execute(statement).tuples().all())
+    return found
+
+
+def insert_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """New images, each a dict of the table's columns."""
+    if rows:
+        session.execute(insert(Image), list(rows))
+
+
+def set_masks(session: Session, masks: dict[int, str]) -> None:
+    """Give images the mask that was found for them."""
+    if masks:
+        session.execute(update(Image), [{"id": id, "mask_uri": uri} for id, uri in masks.items()])
+
+
+def move_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """Another group, position or split of images, while splits are not locked: `id` and the new values."""
+    if rows:
+        session.execute(update(Image), list(rows))
+
+
+def set_splits(session: Session, ids: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
+    """Put images into splits (codes are indices into `SPLITS`). Called once, when splits are locked."""
+    for start in range(0, len(ids), PAGE):
+        page = slice(start, start + PAGE)
+        rows = zip(ids[page].tolist(), codes[page].tolist(), strict=True)
+        session.execute(update(Image), [{"id": id, "split": SPLITS[code]} for id, code in rows])
+
+
+def link_duplicates(session: Session) -> None:
+    """Of all images with one content, let the one that is held out stand for the others.
+
+    The order is test, calibration, guard, pool; then the first. So no pool image has the content of a
+    held-out one and is still used.
+    """
+    repeated = select(Image.sha256).group_by(Image.sha256).having(func.count() > 1)
+    rank = case(
+        (Image.split == "test", 0), (Image.split == "calibration", 1), (Image.split == "guard", 2), else_=3
+    )
+    statement = (
+        select(Image.sha256, Image.id)
+        .where(Image.sha256.in_(repeated))
+        .order_by(Image.sha256, rank, Image.id)
+        .execution_options(yield_per=PAGE)
+    )
+    links: list[dict[str, int | None]] = []
+    stands_for: tuple[str, int] | None = None
+    for sha256, image_id in session.execute(statement).tuples().all():
+        if stands_for is None or stands_for[0] != sha256:
+            stands_for = (sha256, image_id)
+        links.append({"id": image_id, "duplicate_of": None if stands_for[1] == image_id else stands_for[1]})
+    if links:
+        session.execute(update(Image), links)
+
+
+def split_columns(session: Session) -> SplitColumns:
+    """Group, position and split of every image, as columns: some 25 bytes an image."""
+    count = session.scalar(select(func.count()).select_from(Image)) or 0
+    ids = np.zeros(count, dtype=np.int64)
+    groups = np.zeros(count, dtype=np.int32)
+    positions = np.zeros(count, dtype=np.int64)
+    splits = np.zeros(count, dtype=np.uint8)
+    has_mask = np.zeros(count, dtype=np.bool_)
+    index_of: dict[str, int] = {}
+    statement = (
+        select(Image.id, Image.group_name, Image.position, Image.split, Image.mask_uri.is_not(None))
+        .order_by(Image.id)
+        .execution_options(yield_per=PAGE)
+    )
+    for row, (image_id, group, position, split, mask) in enumerate(session.execute(statement).tuples()):
+        ids[row], positions[row], has_mask[row] = image_id, position, mask
+        groups[row] = index_of.setdefault(group, len(index_of))
+        splits[row] = SPLITS.index(split)
+    return SplitColumns(ids, groups, positions, splits, has_mask, list(index_of))
+
+
+def pool_sizes(session: Session) -> PoolSizes:
+    """Sizes of the usable pool, as columns."""
+    usable = (Image.split == "pool", Image.duplicate_of.is_(None))
+    count = session.scalar(select(func.count()).select_from(Image).where(*usable)) or 0
+    sizes = PoolSizes(
+        np.zeros(count, dtype=np.int64),
+        np.zeros(count, dtype=np.int32),
+        np.zeros(count, dtype=np.int32),
+        np.zeros(count, dtype=np.bool_),
+    )
+    statement = (
+        select(Image.id, Image.width, Image.height, Image.mask_uri.is_not(None))
+        .where(*usable)
+        .order_by(Image.id)
+        .execution_options(yield_per=PAGE)
+    )
+    for row, values in enumerate(session.execute(statement).tuples()):
+        sizes.ids[row], sizes.widths[row], sizes.heights[row], sizes.has_mask[row] = values
+    return sizes
+
+
+def images_to_label(session: Session, *, queue_id: int, after_id: int, limit: int) -> Sequence[Image]:
+    """A page of pool images that have a mask and no item in this queue."""
+    statement = (
+        select(Image)
+        .where(
+            Image.split == "pool",
+            Image.duplicate_of.is_(None),
+            Image.mask_uri.is_not(None),
+            Image.id > after_id,
+            ~select(QueueItem.id)
+            .where(QueueItem.queue_id == queue_id, QueueItem.image_id == Image.id)
+            .exists(),
+        )
+        .order_by(Image.id)
+        .limit(limit)
+    )
+    return session.scalars(statement).all()
+
+
+def initial_queue(session: Session) -> Queue | None:
+    """The queue of the labels that the project started with."""
+    return session.scalars(select(Queue).where(Queue.kind == "initial")).first()
+
+
+def next_rank(session: Session, queue_id: int) -> int:
+    """The first free rank of a queue; ranks start at 1."""
+    return (session.scalar(select(func.max(QueueItem.rank)).where(QueueItem.queue_id == queue_id)) or 0) + 1
+
+
+def insert_items(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """New queue items, each a dict of the table's columns."""
+    if rows:
+        session.execute(insert(QueueItem), list(rows))
+
+
+def waiting_images(session: Session, queue_id: int, *, after_id: int, limit: int) -> Sequence[Image]:
+    """A page of the images that have items of this queue still waiting for their label, by id."""
+    waiting = select(QueueItem.id).where(
+        QueueItem.image_id == Image.id, QueueItem.queue_id == queue_id, QueueItem.status == "queued"
+    )
+    statement = select(Image).where(Image.id > after_id, waiting.exists()).order_by(Image.id).limit(limit)
+    return session.scalars(statement).all()
+
+
+def count_waiting(session: Session, queue_id: int) -> int:
+    """Items of a queue that wait for their label."""
+    statement = select(func.count()).where(QueueItem.queue_id == queue_id, QueueItem.status == "queued")
+    return session.scalar(statement) or 0
+
+
+def waiting_items(session: Session, queue_id: int, *, image_ids: Sequence[int]) -> Sequence[QueueItem]:
+    """The waiting items of these images, by rank."""
+    statement = (
+        select(QueueItem)
+        .where(
+            QueueItem.queue_id == queue_id, QueueItem.status == "queued", QueueItem.image_id.in_(image_ids)
+        )
+        .order_by(QueueItem.rank)
+    )
+    return session.scalars(statement).all()
+
+
+def images_in_queue(session: Session, queue_id: int) -> set[int]:
+    """The images that have an item in a queue."""
+    return set(session.scalars(select(QueueItem.image_id).where(QueueItem.queue_id == queue_id).distinct()))
+
+
+def has_labels(session: Session) -> bool:
+    """Whether any image has a label."""
+    return session.scalar(select(Label.id).limit(1)) is not None
+
+
+def count_splits(session: Session) -> dict[str, int]:
+    """Usable images by split; duplicates are counted under `duplicate`."""
+    name = case((Image.duplicate_of.is_not(None), "duplicate"), else_=Image.split)
+    return dict(session.execute(select(name, func.count()).group_by(name)).tuples().all())
+
+
+def count_unmasked(session: Session) -> dict[str, int]:
+    """Calibration and test images that have no mask, and so cannot be evaluated."""
+    statement = (
+        select(Image.split, func.count())
+        .where(
+            Image.split.in_(("calibration", "test")), Image.duplicate_of.is_(None), Image.mask_uri.is_(None)
+        )
+        .group_by(Image.split)
+    )
+    return dict(session.execute(statement).tuples().all())
+
+
+def count_masks(session: Session) -> int:
+    """Images with a mask."""
+    return session.scalar(select(func.count()).select_from(Image).where(Image.mask_uri.is_not(None))) or 0
+
+
+def record_failures(session: Session, step: str, failures: Iterable[tuple[str, str]]) -> None:
+    """Write down files that a step could not use, as (subject, reason); a former reason is replaced."""
+    reasons = dict(failures)
+    clear_failures(session, step, list(reasons))
+    now = utc_now()
+    rows = [
+        {"step": step, "subject": subject, "reason": reason, "at": now} for subject, reason in reasons.items()
+    ]
+    if rows:
+        session.execute(insert(Failure), rows)
+
+
+def clear_failures(session: Session, step: str, subjects: Sequence[str] | None = None) -> None:
+    """Forget a step's failures: those of these subjects, or all."""
+    mine = delete(Failure).where(Failure.step == step)
+    if subjects is None:
+        session.execute(mine)
+        return
+    for part in _parts(subjects):
+        session.execute(mine.where(Failure.subject.in_(part)))
+
+
+def clear_failures_before(session: Session, step: str, moment: datetime) -> None:
+    """Forget a step's failures that it has not met again since a moment."""
+    session.execute(delete(Failure).where(Failure.step == step, Failure.at < moment))
+
+
+def list_failures(
+    session: Session, *, step: str | None = None, limit: int | None = None
+) -> Sequence[Failure]:
+    """Failures by step and subject; of one step only, or the first few, where these are given."""
+    statement = select(Failure).order_by(Failure.step, Failure.subject).limit(limit)
+    if step is not None:
+        statement = statement.where(Failure.step == step)
+    return session.scalars(statement).all()
+
+
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), BATCH):
+        yield values[start : start + BATCH]
