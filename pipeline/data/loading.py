@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ PIXELS_AHEAD = 64_000_000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Number = TypeVar("Number", np.uint8, np.uint16, np.float32, np.uint8 | np.uint16)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Unreadable:
 @dataclass(frozen=True)
 class _Decoded:
     ref: ImageRef
-    pixels: ImageArray | npt.NDArray[np.float32]
+    pixels: ImageArray
 
 
 def load_batches(
@@ -114,14 +115,19 @@ def network_size(height: int, width: int, input_scale: float) -> tuple[int, int]
     return max(1, round(height * input_scale)), max(1, round(width * input_scale))
 
 
-def resize_image(image: npt.NDArray[np.float32], input_scale: float) -> npt.NDArray[np.float32]:
-    """An image float32 [H, W, K] at the network's size: averaged when smaller, bilinear when larger."""
+def resize_image(image: npt.NDArray[Number], input_scale: float) -> npt.NDArray[Number]:
+    """An image [H, W, K] at the network's size, of the same type: averaged when smaller, else bilinear."""
     height, width = network_size(image.shape[0], image.shape[1], input_scale)
     if (height, width) == image.shape[:2]:
         return image
     method = cv2.INTER_AREA if input_scale < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=method)
-    return resized.reshape(height, width, image.shape[2]).astype(np.float32, copy=False)
+    parts = [  # OpenCV averages areas of at most four channels
+        cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=method).reshape(
+            height, width, -1
+        )
+        for part in np.split(image, range(4, image.shape[2], 4), axis=2)
+    ]
+    return np.concatenate(parts, axis=2).astype(image.dtype, copy=False)
 
 
 def _pixels(ref: ImageRef) -> int:
@@ -139,9 +145,7 @@ def _read(ref: ImageRef, *, channels: int, max_pixels: int, input_scale: float) 
             "when it was ingested. Put the old file back, or give the new one another name."
         )
         return Unreadable(id=ref.id, path=ref.path, reason=reason)
-    if input_scale == 1:
-        return _Decoded(ref=ref, pixels=pixels)
-    return _Decoded(ref=ref, pixels=resize_image(unit_float(pixels), input_scale))
+    return _Decoded(ref=ref, pixels=resize_image(pixels, input_scale))
 
 
 def _group(
@@ -183,10 +187,8 @@ def _collate(
 ) -> Batch | Unreadable:
     if isinstance(group, Unreadable):
         return group
-    unit = np.stack([item.pixels for item in group])
-    if unit.dtype != np.float32:
-        unit = unit_float(cast(ImageArray, unit))
-    unit = np.subtract(unit, mean, dtype=np.float32)
+    unit = unit_float(np.stack([item.pixels for item in group]))
+    unit -= mean
     unit /= std
     image = torch.from_numpy(unit).permute(0, 3, 1, 2)
     return Batch(
