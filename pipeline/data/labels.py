@@ -1,0 +1,68 @@
+"""The training mask of an image, from the labels that came back for it.
+
+Legend: H height, W width. A mask is uint8 [H, W]: the class index, or 255 where it says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import IGNORE
+from pipeline.data.images import probe_image, read_pixels
+from pipeline.errors import DataError
+
+
+def compose_labels(paths: Sequence[Path], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Paint stored masks over each other: a later one wins where it says something.
+
+    Args:
+        paths: index PNGs as `pipeline.data.masks.store_mask` writes them, oldest first.
+        size: width and height of the image.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        DataError: a mask is missing, damaged, or of another size than the image.
+    """
+    width, height = size
+    composed = np.full((height, width), IGNORE, dtype=np.uint8)
+    for path in paths:
+        info = probe_image(path, max_pixels=width * height)
+        if (info.width, info.height, info.channels, info.bits) != (width, height, 1, 8):
+            raise DataError(
+                f"The stored label {path} is not an 8-bit mask of {width}×{height} pixels.",
+                "Import the label again.",
+            )
+        mask = read_pixels(path)[:, :, 0]
+        np.copyto(composed, mask, where=mask != IGNORE, casting="unsafe")
+    return composed
+
+
+def count_classes(mask: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int64]:
+    """Labeled pixels of each class, int64 [C].
+
+    Raises:
+        DataError: a value is neither a class index nor 255.
+    """
+    counts = np.bincount(mask.ravel(), minlength=256)
+    strangers = np.flatnonzero(counts[num_classes:IGNORE]) + num_classes
+    if strangers.size:
+        raise DataError(
+            f"A label holds the class index {strangers[0]}, but the project has {num_classes} classes.",
+            "Import the label again.",
+        )
+    return counts[:num_classes]
+
+
+def resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Class indices [H, W] at another height and width, by the pixel nearest to each centre."""
+    if mask.shape == size:
+        return mask
+    resized = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized.astype(np.uint8, copy=False)

@@ -1,0 +1,257 @@
+"""Train: a network from every label in force, with its lineage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.queries import models as queries
+from db.queries import rounds as round_queries
+from db.queries.models import TrainingImage
+from db.tables import Model, utc_now
+from pipeline import rounds
+from pipeline.config import Project, content_hash
+from pipeline.data.images import probe_image
+from pipeline.data.labels import compose_labels, count_classes
+from pipeline.data.training_set import LabeledImage, TrainingSet
+from pipeline.device import pick_device
+from pipeline.errors import DataError, UserError
+from pipeline.model.build import build_segmenter, normalisation, read_tensors
+from pipeline.model.checkpoints import (
+    WEIGHTS_FILE,
+    ModelCard,
+    forget_resume,
+    load_weights,
+    read_card,
+    save_model,
+)
+from pipeline.model.segmenter import Segmenter
+from pipeline.progress import Progress, silent
+from pipeline.training import train_segmenter
+
+RESULT_NEUTRAL = {"workers", "checkpoint_every"}
+"""Training settings that do not change the weights."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the labels hold.
+
+    Attributes:
+        usable: images with at least one labeled pixel, whose files are there.
+        pixels: labeled pixels of each class, int64 [C].
+        failures: file and reason of what was left out.
+    """
+
+    usable: list[TrainingImage]
+    pixels: npt.NDArray[np.int64]
+    failures: list[tuple[str, str]]
+
+
+def train(project: Project, database: Database, *, progress: Progress = silent) -> Model:
+    """Train the round's model, or go on with the training that was interrupted.
+
+    A run goes on from its last checkpoint when neither settings nor labels have changed; otherwise it starts
+    again. Files that cannot be read are recorded and left out.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        UserError: there is no label to train on, or training cannot be done as configured.
+    """
+    with database.session(write=False) as session:
+        current = rounds.require(session, "train")
+        labeled = queries.training_labels(session)
+        parent = round_queries.promoted_model(session) if project.config.training.warm_start else None
+    survey = survey_labels(project, labeled, progress=progress)
+    config = _what_counts(project, parent)
+    config_hash = content_hash(config)
+    labels_hash = content_hash(
+        [[image.uri, *(label.mask_sha256 for label in image.labels)] for image in survey.usable]
+    )
+    folder = project.workdir / "models" / f"r{current.number:02d}"
+    with database.session() as session:
+        current = rounds.require(session, "train")
+        image_queries.clear_failures(session, "train")
+        image_queries.record_failures(session, "train", survey.failures)
+        model = None
+        if survey.usable:
+            model = queries.start_model(
+                session,
+                round_id=current.id,
+                name=f"r{current.number:02d}",
+                parent_id=parent.id if parent else None,
+                checkpoint_uri=project.uri(folder),
+                config=config,
+                config_hash=config_hash,
+                labels_hash=labels_hash,
+                seed=project.config.training.seed,
+                iterations=project.config.training.iterations,
+                label_ids=[label.id for image in survey.usable for label in image.labels],
+            )
+    if model is None:
+        raise UserError(
+            "There is no label to train on: no pool image has a usable label.",
+            "Import labels, or see `segcurate failures` for what could not be read."
+            if survey.failures
+            else "Import labels with `segcurate import`.",
+        )
+
+    segmenter, card = _prepare(project, survey, parent, config_hash=config_hash, labels_hash=labels_hash)
+    trained = train_segmenter(
+        segmenter,
+        _training_set(project, survey, card),
+        project.config.training,
+        class_weights=class_weights(project.config.training.loss.class_weights, survey.pixels),
+        device=pick_device(project.config.device),
+        folder=folder,
+        identity=content_hash([config_hash, labels_hash]),
+        title=f"train {model.name}",
+        progress=progress,
+    )
+    card = card.model_copy(update={"metrics": {"training_loss": trained.loss}})
+    digest = save_model(folder, segmenter, card)
+
+    with database.session() as session:
+        current = rounds.require(session, "train")
+        model = session.merge(model)
+        model.status = "trained"
+        model.checkpoint_sha256 = digest
+        model.finished_at = utc_now()
+        image_queries.record_failures(
+            session, "train", [(project.uri(Path(path)), why) for path, why in trained.unreadable.items()]
+        )
+        rounds.advance(session, current, "train")
+    forget_resume(folder)
+    return model
+
+
+def survey_labels(
+    project: Project, labeled: Sequence[TrainingImage], *, progress: Progress = silent
+) -> Survey:
+    """Look at each label and at each image's header before the long run begins."""
+    data = project.config.data
+    usable: list[TrainingImage] = []
+    failures: list[tuple[str, str]] = []
+    pixels = np.zeros(data.num_classes, dtype=np.int64)
+    for done, image in enumerate(labeled, start=1):
+        try:
+            info = probe_image(project.path(image.uri), max_pixels=data.max_pixels)
+            if (info.width, info.height) != (image.width, image.height):
+                raise DataError(
+                    f"{image.uri} has {info.width}×{info.height} pixels, but had "
+                    f"{image.width}×{image.height} when it was ingested.",
+                    "Put the old file back, or give the new one another name.",
+                )
+            masks = [project.path(label.mask_uri) for label in image.labels]
+            counts = count_classes(compose_labels(masks, (image.width, image.height)), data.num_classes)
+        except DataError as error:
+            failures.append((image.uri, str(error)))
+            continue
+        pixels += counts
+        if counts.any():
+            usable.append(image)
+        progress("read labels", done, len(labeled))
+    return Survey(usable=usable, pixels=pixels, failures=failures)
+
+
+def class_weights(choice: str | list[float], pixels: npt.NDArray[np.int64]) -> list[float] | None:
+    """Factors of the cross-entropy: none, the given ones, or `balanced`: 1/√(labeled pixels), with
+    mean 1 over the classes that have any; the others, which no pixel names, get 1.
+
+    >>> class_weights("balanced", np.array([100, 900, 0]))
+    [1.5, 0.5, 1.0]
+    """
+    if isinstance(choice, list):
+        return list(choice)
+    if choice == "none":
+        return None
+    weights = np.ones(len(pixels))
+    present = pixels > 0
+    weights[present] = 1 / np.sqrt(pixels[present])
+    weights[present] /= weights[present].mean()
+    return [round(float(weight), 6) for weight in weights]
+
+
+def _what_counts(project: Project, parent: Model | None) -> dict[str, Any]:
+    """Everything besides the labels that decides what the weights will be."""
+    config = project.config
+    encoder_weights = config.model.encoder_weights
+    pretrained = project.path(encoder_weights)
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude=RESULT_NEUTRAL),
+        "classes": [item.name for item in config.data.classes],
+        "channels": config.data.channels,
+        "parent": parent.checkpoint_sha256 if parent else None,
+        "encoder_weights_sha256": _sha256(pretrained) if parent is None and pretrained.is_file() else None,
+    }
+
+
+def _prepare(
+    project: Project, survey: Survey, parent: Model | None, *, config_hash: str, labels_hash: str
+) -> tuple[Segmenter, ModelCard]:
+    """The network before its first iteration, and the card that it will have."""
+    config = project.config
+    mean, std = normalisation(config.model, config.data.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        segmenter = build_segmenter(
+            config.model,
+            num_classes=config.data.num_classes,
+            channels=config.data.channels,
+            root=project.root,
+            pretrained=parent is None,
+        )
+    if parent is not None:
+        folder = project.path(parent.checkpoint_uri)
+        before = read_card(folder)
+        mean, std = before.mean, before.std
+        load_weights(segmenter, read_tensors(folder / WEIGHTS_FILE), source=folder / WEIGHTS_FILE)
+    card = ModelCard(
+        model=config.model,
+        class_names=[item.name for item in config.data.classes],
+        channels=config.data.channels,
+        mean=mean,
+        std=std,
+        input_scale=config.model.input_scale,
+        config_hash=config_hash,
+        labels_hash=labels_hash,
+        seed=config.training.seed,
+        iterations=config.training.iterations,
+    )
+    return segmenter, card
+
+
+def _training_set(project: Project, survey: Survey, card: ModelCard) -> TrainingSet:
+    images = [
+        LabeledImage(
+            path=project.path(image.uri),
+            width=image.width,
+            height=image.height,
+            masks=tuple(project.path(label.mask_uri) for label in image.labels),
+        )
+        for image in survey.usable
+    ]
+    return TrainingSet(
+        images,
+        config=project.config.training,
+        channels=card.channels,
+        mean=card.mean,
+        std=card.std,
+        input_scale=card.input_scale,
+        max_pixels=project.config.data.max_pixels,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
