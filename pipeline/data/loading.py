@@ -6,7 +6,7 @@ Legend: B batch, K image channels, H W image size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +72,7 @@ def load_batches(
     workers: int,
     pin_memory: bool = False,
     max_batch_pixels: int | None = None,
-) -> Iterator[Batch | Unreadable]:
+) -> Generator[Batch | Unreadable]:
     """Read images as they are asked for, a little ahead, and batch those of one size.
 
     The order is that of `images`, except that an image may wait for others of its size, but never for more

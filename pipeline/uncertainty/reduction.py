@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, log
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -138,7 +139,6 @@ def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
     )
 
 
-@lru_cache(maxsize=64)
 def region_grid(
     config: RegionConfig,
     *,
@@ -156,8 +156,20 @@ def region_grid(
         cell: pixels of the network's image a cell of the maps.
         device: where the maps are.
     """
+    return _region_grid(config.kind, config.cell, image_size, network_size, cell, device)
+
+
+@lru_cache(maxsize=64)
+def _region_grid(
+    kind: Literal["grid", "image"],
+    side: int,
+    image_size: tuple[int, int],
+    network_size: tuple[int, int],
+    cell: int,
+    device: torch.device,
+) -> RegionGrid:
     height, width = image_size
-    boxes = region_boxes(config, width, height)
+    boxes = region_boxes(RegionConfig(kind=kind, cell=side), width, height)
     rows = _shared(boxes[:, 1], boxes[:, 3], length=height, network_length=network_size[0], cell=cell)
     columns = _shared(boxes[:, 0], boxes[:, 2], length=width, network_length=network_size[1], cell=cell)
     row_cells, row_lengths = _meeting(rows)

@@ -1,0 +1,154 @@
+"""The hot path: files → batches → predictions → regions → the writer, each ahead of the next.
+
+Threads decode, this thread feeds the device, and one thread takes what the device has finished to the sink.
+The device never waits for a file or for the database, unless they fall far behind; what is in flight is
+bounded, so memory does not grow with the number of images.
+
+Legend: B batch, C classes, H W image size, h w size of the maps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import HeatmapConfig, ScoringConfig
+from pipeline.data.images import ImageRef
+from pipeline.data.loading import Batch, Unreadable, load_batches
+from pipeline.model.checkpoints import ModelCard
+from pipeline.progress import Progress, silent
+from pipeline.uncertainty.measures import measure_maps
+from pipeline.uncertainty.predictor import Prediction, Predictor
+from pipeline.uncertainty.reduction import Reduction, RegionColumns, reduce_regions, region_grid
+
+BATCHES_AHEAD = 4
+"""Finished batches that may wait for the sink."""
+HEATMAP_SHRINK = 4
+"""Image pixels a pixel of a heat map, along one side."""
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """What is kept of an image: a row a region, one for itself, and the heat maps that were asked for."""
+
+    id: int
+    regions: RegionColumns
+    image: RegionColumns
+    heatmaps: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+
+Sink = Callable[[ScoredImage | Unreadable], None]
+
+
+def score_images(
+    images: Iterable[ImageRef],
+    *,
+    predictor: Predictor,
+    card: ModelCard,
+    scoring: ScoringConfig,
+    max_pixels: int,
+    sink: Sink,
+    heatmaps: HeatmapConfig | None = None,
+    total: int | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Score images as they come and give each to the sink, in no particular order.
+
+    Args:
+        images: read lazily, in this thread.
+        predictor: of the serving model.
+        card: what the model wants to see: channels, mean, std, scale.
+        scoring: regions, batch size, workers, tile.
+        max_pixels: a larger image is not decoded.
+        sink: called in one other thread. What it raises is raised here.
+        heatmaps: the maps to make for every image; None for none.
+        total: for the progress, where it is known.
+    """
+    batches = load_batches(
+        images,
+        channels=card.channels,
+        max_pixels=max_pixels,
+        input_scale=card.input_scale,
+        mean=card.mean,
+        std=card.std,
+        batch_size=scoring.batch_size,
+        workers=scoring.workers,
+        pin_memory=predictor.device.type == "cuda",
+        max_batch_pixels=scoring.batch_size * scoring.tile**2,
+    )
+    writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+    waiting: deque[Future[None]] = deque()
+    done = 0
+    try:
+        for batch in batches:
+            if isinstance(batch, Unreadable):
+                waiting.append(writer.submit(sink, batch))
+                done += 1
+            else:
+                reduction, maps = _score_batch(batch, predictor, scoring, heatmaps)
+                waiting.append(writer.submit(_hand_over, sink, batch, reduction, maps))
+                done += len(batch.ids)
+            while len(waiting) > BATCHES_AHEAD or (waiting and waiting[0].done()):
+                waiting.popleft().result()
+            progress("score", done, total)
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        batches.close()
+        writer.shutdown(cancel_futures=True)
+
+
+def _score_batch(
+    batch: Batch, predictor: Predictor, scoring: ScoringConfig, heatmaps: HeatmapConfig | None
+) -> tuple[Reduction, dict[str, Tensor]]:
+    """Everything that the device does for a batch; nothing here waits for it."""
+    prediction = predictor.predict(batch.image_BKHW)
+    grid = region_grid(
+        scoring.regions,
+        image_size=batch.sizes[0],
+        network_size=(batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1]),
+        cell=prediction.cell,
+        device=predictor.device,
+    )
+    maps = {} if heatmaps is None else _heatmaps(prediction, heatmaps, image_size=batch.sizes[0])
+    return reduce_regions(prediction, grid), maps
+
+
+@torch.inference_mode()
+def _heatmaps(
+    prediction: Prediction, heatmaps: HeatmapConfig, *, image_size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Maps [B, H/4, W/4] by name: the wanted measures, then `probability_<class>` where asked for."""
+    maps = measure_maps(
+        logits=prediction.logits,
+        probability=prediction.probability,
+        deterministic_probability=prediction.deterministic_probability,
+        expected_entropy=prediction.expected_entropy,
+    )
+    wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.measures if name in maps}
+    if heatmaps.per_class:
+        for index, plane in enumerate(prediction.probability.unbind(dim=1)):
+            wanted[f"probability_{index}"] = plane
+    size = [ceil(side / HEATMAP_SHRINK) for side in image_size]
+    return {
+        name: torch.nn.functional.interpolate(
+            plane[:, None], size=size, mode="area" if plane.shape[-1] > size[1] else "bilinear"
+        )[:, 0]
+        for name, plane in wanted.items()
+    }
+
+
+def _hand_over(sink: Sink, batch: Batch, reduction: Reduction, maps: dict[str, Tensor]) -> None:
+    """Wait for the device, in the writer's thread, and give the sink one image after another."""
+    planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
+    for place, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduction.columns(), strict=True)):
+        heatmaps = {name: plane[place] for name, plane in planes.items()}
+        sink(ScoredImage(id=image_id, regions=regions, image=image, heatmaps=heatmaps))

@@ -1,0 +1,328 @@
+"""Scoring the pool with the serving model: what this scorer has not scored yet, a shard a transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.queries import rounds as round_queries
+from db.queries import scores as queries
+from db.queries.scores import PlannedShard
+from db.tables import Model
+from pipeline import rounds
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import Project, ScoringConfig, content_hash
+from pipeline.data.images import ImageRef
+from pipeline.data.loading import Unreadable
+from pipeline.device import pick_device
+from pipeline.errors import ConfigError, UserError
+from pipeline.model.checkpoints import ModelCard, load_model
+from pipeline.progress import Progress, silent
+from pipeline.scoring import ScoredImage, score_images
+from pipeline.steps.calibrate import stored_calibrators
+from pipeline.uncertainty.heatmaps import write_heatmap
+from pipeline.uncertainty.measures import SAMPLED_MEASURES
+from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.reduction import RegionColumns
+
+FROM_LOGITS = ("energy", "max_logit")
+"""Measures without bounds: their heat maps span the image's own values."""
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What one call of `score` did. `images` and `regions` are new; `failed` could not be read."""
+
+    images: int
+    regions: int
+    failed: int
+    seconds: float
+    run_id: int
+
+
+def score(project: Project, database: Database, *, progress: Progress = silent) -> ScoreReport:
+    """Score every pool image that this scorer has not scored yet; killed and run again, it goes on.
+
+    Images of other splits, duplicates, and images with a label that covers them whole are not scored. A file
+    that cannot be read is recorded with its reason, and tried again by the next call.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        UserError: there is no serving model, or it cannot be loaded, or the disk is full.
+    """
+    started = time.monotonic()
+    scoring = project.config.scoring
+    _check_heatmaps(scoring)
+    with database.session() as session:
+        rounds.require(session, "score")
+        model = round_queries.promoted_model(session)
+        if model is None:
+            raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
+        calibrators = stored_calibrators(session, model.id)
+    predictor, card = _predictor(project, model, calibrators)
+    scorer = describe_scorer(scoring, card=card, calibrators=calibrators)
+    with database.session() as session:
+        run = queries.open_run(session, model_id=model.id, scorer_hash=content_hash(scorer), scorer=scorer)
+        total = queries.plan_shards(session, run_id=run.id, shard_images=scoring.shard_images)
+    writer = _ShardWriter(project=project, database=database, run_id=run.id)
+    score_images(
+        _pending_images(project, database, writer),
+        predictor=predictor,
+        card=card,
+        scoring=scoring,
+        max_pixels=project.config.data.max_pixels,
+        sink=writer,
+        heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
+        total=total,
+        progress=progress,
+    )
+    heatmaps = _top_heatmaps(project, database, predictor, card, run_id=run.id)
+    with database.session() as session:
+        current = rounds.require(session, "score")
+        queries.set_heatmaps(session, run_id=run.id, heatmaps=heatmaps)
+        queries.finish_run(session, run_id=run.id)
+        rounds.advance(session, current, "score")
+    return ScoreReport(
+        images=writer.images,
+        regions=writer.regions,
+        failed=writer.failed,
+        seconds=time.monotonic() - started,
+        run_id=run.id,
+    )
+
+
+def describe_scorer(scoring: ScoringConfig, *, card: ModelCard, calibrators: Calibrators) -> dict[str, Any]:
+    """All that a score depends on. Its content hash is the provenance of each row."""
+    mc_dropout = scoring.sampler == "mc_dropout"
+    calibrator = calibrators.deterministic
+    document: dict[str, Any] = {
+        "weights": card.weights_sha256,
+        "mean": card.mean,
+        "std": card.std,
+        "input_scale": card.input_scale,
+        "sampler": scoring.sampler,
+        "calibrator": {"name": calibrator.name, **calibrator.parameters},
+        "regions": scoring.regions.model_dump(mode="json"),
+        "keep_regions": scoring.keep_regions,
+        "resolution": scoring.resolution,
+        "tile": scoring.tile,
+        "overlap": scoring.overlap,
+    }
+    if mc_dropout:
+        sampled = calibrators.sampled
+        document["dropout"] = card.model.dropout
+        document["samples"] = scoring.samples
+        document["seed"] = scoring.seed
+        document["sampled_calibrator"] = {"name": sampled.name, **sampled.parameters}
+    return document
+
+
+@dataclass
+class _OpenShard:
+    """A shard on its way: what it waits for, and what has come."""
+
+    shard: PlannedShard
+    refs: dict[int, ImageRef]
+    scored: list[ScoredImage] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+class _ShardWriter:
+    """Collects scored images and commits each shard when its last image has come.
+
+    `expect` is called before any image of its shard is read; everything else happens in the writer's thread.
+    """
+
+    def __init__(self, *, project: Project, database: Database, run_id: int) -> None:
+        self.project = project
+        self.database = database
+        self.run_id = run_id
+        self.images = self.regions = self.failed = 0
+        self._shard_of: dict[int, _OpenShard] = {}
+
+    def expect(self, shard: PlannedShard, refs: Sequence[ImageRef]) -> None:
+        """Announce the images of a shard."""
+        opened = _OpenShard(shard=shard, refs={ref.id: ref for ref in refs})
+        self._shard_of.update(dict.fromkeys(opened.refs, opened))
+
+    def __call__(self, item: ScoredImage | Unreadable) -> None:
+        opened = self._shard_of.pop(item.id)
+        if isinstance(item, Unreadable):
+            opened.unreadable.append(item)
+        else:
+            opened.scored.append(item)
+        if len(opened.scored) + len(opened.unreadable) == len(opened.refs):
+            self._commit(opened)
+
+    def _commit(self, opened: _OpenShard) -> None:
+        opened.scored.sort(key=lambda item: item.id)
+        keep = self.project.config.scoring.keep_regions
+        kept = [keep_regions(item.regions, keep) for item in opened.scored]
+        heatmaps = [write_heatmaps(self.project, self.run_id, item) or None for item in opened.scored]
+        images = _columns([(item.id, item.image) for item in opened.scored])
+        for region_only in ("region_index", "x", "y", "w", "h"):
+            images.pop(region_only, None)
+        images["regions"] = [len(item.regions.index) for item in opened.scored]
+        images["heatmaps"] = heatmaps
+        regions = _columns([(item.id, rows) for item, rows in zip(opened.scored, kept, strict=True)])
+        uris = {ref.id: self.project.uri(ref.path) for ref in opened.refs.values()}
+        with self.database.session() as session:
+            queries.replace_shard(
+                session,
+                run_id=self.run_id,
+                shard=opened.shard,
+                image_ids=list(opened.refs),
+                images=images,
+                regions=regions,
+            )
+            image_queries.clear_failures(session, "score", list(uris.values()))
+            image_queries.record_failures(
+                session, "score", [(uris[item.id], item.reason) for item in opened.unreadable]
+            )
+        self.images += len(opened.scored)
+        self.regions += sum(len(rows.index) for rows in kept)
+        self.failed += len(opened.unreadable)
+
+
+def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
+    """The `keep` regions of each predicted class with the highest entropy; all where it is `all`."""
+    if isinstance(keep, str):
+        return regions
+    order = np.lexsort((regions.index, -regions.measures["entropy"], regions.predicted_class))
+    classes = regions.predicted_class[order]
+    first_of_class = np.searchsorted(classes, classes)
+    kept = np.sort(order[np.arange(len(order)) - first_of_class < keep])
+    return RegionColumns(
+        index=regions.index[kept],
+        boxes=regions.boxes[kept],
+        pixels=regions.pixels[kept],
+        predicted_class=regions.predicted_class[kept],
+        class_share=regions.class_share[kept],
+        impurity=regions.impurity[kept],
+        measures={name: values[kept] for name, values in regions.measures.items()},
+        entropy_top10=regions.entropy_top10[kept],
+    )
+
+
+def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str, str]:
+    """Write an image's heat maps.
+
+    Returns:
+        Their URIs by name.
+    """
+    uris: dict[str, str] = {}
+    for name, values in item.heatmaps.items():
+        path = project.workdir / "heatmaps" / str(run_id) / f"{item.id}_{name}.png"
+        low, high = _span(name, values)
+        write_heatmap(path, values, measure=name, low=low, high=high)
+        uris[name] = project.uri(path)
+    return uris
+
+
+def _span(name: str, values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """The ends of a heat map's scale: 0 to 1, so that maps compare, but for what would then be lost."""
+    if name in FROM_LOGITS:
+        return float(values.min()), float(values.max())
+    if name == "mutual_information":
+        return 0.0, float(values.max())
+    return 0.0, 1.0
+
+
+def _predictor(project: Project, model: Model, calibrators: Calibrators) -> tuple[Predictor, ModelCard]:
+    device = pick_device(project.config.device)
+    segmenter, card = load_model(
+        project.path(model.checkpoint_uri), device=device, class_names=project.config.data.class_names
+    )
+    predictor = Predictor(segmenter, scoring=project.config.scoring, calibrators=calibrators, device=device)
+    return predictor, card
+
+
+def _pending_images(project: Project, database: Database, writer: _ShardWriter) -> Iterator[ImageRef]:
+    """The images of the planned shards, read shard by shard."""
+    with database.session(write=False) as session:
+        shards = queries.pending_shards(session, run_id=writer.run_id)
+    for shard in shards:
+        with database.session(write=False) as session:
+            found = queries.unscored_images(
+                session,
+                run_id=writer.run_id,
+                after_id=shard.first - 1,
+                last_id=shard.last,
+                limit=project.config.scoring.shard_images,
+            )
+        refs = [
+            ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
+            for row in found
+        ]
+        if refs:
+            writer.expect(shard, refs)
+            yield from refs
+
+
+def _top_heatmaps(
+    project: Project, database: Database, predictor: Predictor, card: ModelCard, *, run_id: int
+) -> dict[int, dict[str, str]]:
+    """Heat maps of the most uncertain images that have none yet: URIs by name, by image id."""
+    scoring = project.config.scoring
+    if scoring.heatmaps.images != "top":
+        return {}
+    with database.session(write=False) as session:
+        top = queries.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
+    wanted = set(scoring.heatmaps.measures)
+    if scoring.heatmaps.per_class:
+        wanted |= {f"probability_{index}" for index in range(len(card.class_names))}
+    refs = [
+        ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
+        for row, uris in top
+        if not wanted <= set(uris or {})
+        or not all(project.path(uri).is_file() for uri in (uris or {}).values())
+    ]
+    written: dict[int, dict[str, str]] = {}
+
+    def sink(item: ScoredImage | Unreadable) -> None:
+        if isinstance(item, ScoredImage):
+            written[item.id] = write_heatmaps(project, run_id, item)
+
+    score_images(
+        refs,
+        predictor=predictor,
+        card=card,
+        scoring=scoring,
+        max_pixels=project.config.data.max_pixels,
+        sink=sink,
+        heatmaps=scoring.heatmaps,
+    )
+    return written
+
+
+def _columns(parts: list[tuple[int, RegionColumns]]) -> dict[str, npt.NDArray[Any] | Sequence[Any]]:
+    """The columns of a score table for the regions of several images, in their order."""
+    if not parts:
+        return {}
+    boxes = np.concatenate([rows.boxes for _, rows in parts])
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
+        "image_id": np.repeat([image_id for image_id, _ in parts], [len(rows.index) for _, rows in parts]),
+        "region_index": np.concatenate([rows.index for _, rows in parts]),
+        **dict(zip("xywh", boxes.T, strict=True)),
+    }
+    for name in ("pixels", "predicted_class", "class_share", "impurity", "entropy_top10"):
+        columns[name] = np.concatenate([getattr(rows, name) for _, rows in parts])
+    for measure in parts[0][1].measures:
+        columns[measure] = np.concatenate([rows.measures[measure] for _, rows in parts])
+    return columns
+
+
+def _check_heatmaps(scoring: ScoringConfig) -> None:
+    missing = SAMPLED_MEASURES & set(scoring.heatmaps.measures)
+    if scoring.sampler == "none" and missing and scoring.heatmaps.images != "none":
+        raise ConfigError(
+            f"`scoring.heatmaps.measures` asks for {', '.join(sorted(missing))}, which needs samples.",
+            "Set `scoring.sampler: mc_dropout`, or take it out of the list.",
+        )
