@@ -110,7 +110,7 @@ def label_boxes(session: Session, *, label_id: int) -> list[Box]:
         .where(LabelRegion.label_id == label_id)
         .order_by(LabelRegion.y, LabelRegion.x)
     )
-    return [(x, y, w, h) for x, y, w, h in session.execute(statement).tuples()]
+    return [(x, y, w, h) for x, y, w, h in session.execute(statement)]
 
 
 def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
@@ -121,7 +121,7 @@ def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
         .where(QueueItem.queue_id == queue_id)
         .order_by(QueueItem.rank)
     )
-    return [QueuedRegion(item, image) for item, image in session.execute(statement).tuples()]
+    return [QueuedRegion(item, image) for item, image in session.execute(statement)]
 
 
 def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> None:

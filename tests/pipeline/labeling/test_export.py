@@ -1,0 +1,208 @@
+"""A queue becomes a folder: whole, readable, and nowhere half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from db.queries import images as image_queries
+from db.queries import rounds as round_queries
+from pipeline.errors import NotYourTurn, UserError
+from pipeline.labeling.manifest import ManifestImage, read_manifest
+from pipeline.steps.export import export
+from tests.pipeline.labeling.exported_project import CLASS_IDS, NAMES, ROTATED, UNPAINTED, Exported
+
+
+def manifest_of(folder: Path) -> dict[str, ManifestImage]:
+    entries = [
+        entry for entry in read_manifest(folder / "manifest.jsonl") if isinstance(entry, ManifestImage)
+    ]
+    return {entry.uri.removeprefix("images/"): entry for entry in entries}
+
+
+def test_an_export_has_all_that_an_annotator_needs(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    assert folder == exported.project.root / "queues" / "round-01"
+    entries = manifest_of(folder)
+    assert set(entries) == set(NAMES)
+    assert [entry.rank for entry in entries.values()] == sorted(entry.rank for entry in entries.values())
+    for name, entry in entries.items():
+        image = exported.images()[name]
+        assert (entry.image_id, entry.sha256) == (image.id, image.sha256)
+        assert (entry.width, entry.height) == NAMES[name]
+        assert entry.scores["entropy"] == 0.5
+        assert entry.model == "r01"
+        assert [region.item for region in entry.regions] == [item.id for item in exported.items(name)]
+        with PillowImage.open(folder / entry.image) as shown:
+            assert shown.size == NAMES[name]
+        assert entry.overlay is not None
+        with PillowImage.open(folder / entry.overlay) as drawn:
+            assert drawn.mode == "RGB"
+            assert drawn.width == NAMES[name][0]
+            assert drawn.height >= NAMES[name][1]
+    assert list((folder / "masks").iterdir()) == []
+    assert exported.state() == (1, "import")
+
+
+def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    seen: set[int] = set()
+    for name, entry in manifest_of(folder).items():
+        assert entry.premask is not None
+        premask = np.asarray(PillowImage.open(folder / entry.premask))
+        inside = np.zeros(premask.shape, dtype=bool)
+        for item in exported.items(name):
+            inside[item.y : item.y + item.h, item.x : item.x + item.w] = True
+        assert (premask[~inside] == UNPAINTED).all()
+        assert np.isin(premask[inside], CLASS_IDS).all()
+        seen |= set(premask[inside].tolist())
+    assert len(seen) > 1
+
+
+def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    with (folder / "regions.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    items = exported.items()
+    assert [int(row["rank"]) for row in rows] == [item.rank for item in items]
+    assert [row["reason"] for row in rows] == [item.reason for item in items]
+    assert {row["uri"] for row in rows} == {f"images/{name}" for name in NAMES}
+    label_map = json.loads((folder / "labelmap.json").read_text())
+    assert [(item["name"], item["id"]) for item in label_map["classes"]] == [
+        ("sky", 0),
+        ("road", 7),
+        ("pole", 40),
+    ]
+    assert label_map["not_labeled"]["id"] == UNPAINTED
+    assert "| 40 | pole |" in (folder / "README.md").read_text()
+
+
+def test_images_are_linked_copied_on_request_and_turned_upright(exported: Exported) -> None:
+    linked = manifest_of(export(exported.project, exported.database, folder=exported.project.root / "one"))
+    plain = exported.project.root / "one" / linked["left/frame 1.png"].image
+    assert plain.is_symlink()
+    assert plain.resolve() == exported.project.root / "images" / "left" / "frame 1.png"
+    turned = exported.project.root / "one" / linked[ROTATED].image
+    assert not turned.is_symlink()
+    copying = exported.configured(export={"images": "copy"})
+    copied = manifest_of(export(copying, exported.database, folder=exported.project.root / "two"))
+    copy = exported.project.root / "two" / copied["left/frame 1.png"].image
+    assert not copy.is_symlink()
+    assert copy.read_bytes() == plain.read_bytes()
+
+
+def test_names_in_an_export_are_plain_ascii_and_never_alike(exported: Exported) -> None:
+    entries = manifest_of(export(exported.project, exported.database))
+    stems = [Path(entry.mask).stem for entry in entries.values()]
+    assert len(set(stems)) == len(NAMES)
+    assert all(
+        stem.isascii() and set(stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for stem in stems
+    )
+
+
+def test_an_unreadable_image_is_left_out_and_recorded(exported: Exported) -> None:
+    (exported.project.root / "images" / "tiny.png").write_bytes(b"not an image")
+    folder = export(exported.project, exported.database)
+    assert set(manifest_of(folder)) == set(NAMES) - {"tiny.png"}
+    with exported.database.session(write=False) as session:
+        (failure,) = image_queries.list_failures(session, step="export")
+    assert failure.subject == "images/tiny.png"
+
+
+def test_exporting_again_replaces_the_folder_until_somebody_has_worked_in_it(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    (folder / "labelmap.json").unlink()
+    assert export(exported.project, exported.database) == folder
+    assert (folder / "labelmap.json").is_file()
+    work = folder / "masks" / "mine.png"
+    work.write_bytes(b"an afternoon of work")
+    with pytest.raises(UserError, match="holds masks already"):
+        export(exported.project, exported.database)
+    assert work.read_bytes() == b"an afternoon of work"
+
+
+def test_a_folder_of_something_else_is_not_replaced(exported: Exported) -> None:
+    other = exported.project.root / "thesis"
+    other.mkdir()
+    (other / "chapter1.txt").write_text("years")
+    with pytest.raises(UserError, match="thesis holds something else"):
+        export(exported.project, exported.database, folder=other)
+    assert (other / "chapter1.txt").read_text() == "years"
+    assert exported.state() == (1, "export")
+
+
+def test_a_read_only_output_folder_is_named(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipeline.files.tempfile.mkdtemp", refuse)  # root may write everywhere
+    with pytest.raises(UserError, match="queues: permission is denied"):
+        export(exported.project, exported.database)
+    assert exported.state() == (1, "export")
+
+
+def test_a_full_disk_leaves_no_folder(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.labeling.neutral.shutil.copyfile", full)
+    with pytest.raises(UserError, match="disk is full"):
+        export(exported.configured(export={"images": "copy"}), exported.database)
+    assert list((exported.project.root / "queues").iterdir()) == []
+    assert exported.state() == (1, "export")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pipeline.steps.export as step
+from db.engine import Database
+from pipeline.config import Project, ProjectConfig
+
+config = ProjectConfig(**__import__("json").loads(sys.argv[2]))
+project = Project(config=config, root=Path(sys.argv[1]))
+written = []
+whole = step._write_entry
+def write(*arguments, **options):
+    written.append(1)
+    if len(written) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments, **options)
+step._write_entry = write
+step.export(project, Database(project.database_url))
+"""
+
+
+def test_a_killed_export_leaves_no_half_folder_and_can_be_run_again(exported: Exported) -> None:
+    settings = exported.project.config.model_dump_json()
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(exported.project.root), settings],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    queues = exported.project.root / "queues"
+    assert [path.name for path in queues.iterdir() if not path.name.startswith(".")] == []
+    assert exported.state() == (1, "export")
+    folder = export(exported.project, exported.database)
+    assert [path.name for path in queues.iterdir()] == ["round-01"]
+    assert set(manifest_of(folder)) == set(NAMES)
+
+
+def test_export_refuses_politely_when_it_is_not_its_turn(exported: Exported) -> None:
+    with exported.database.session() as session:
+        current = round_queries.current_round(session)
+        assert current is not None
+        current.state = "score"
+    with pytest.raises(NotYourTurn, match="`segcurate score` comes next"):
+        export(exported.project, exported.database)
