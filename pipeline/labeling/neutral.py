@@ -106,12 +106,12 @@ def locate(folder: Path) -> Delivery:
     return Delivery(folder=root, masks=masks, manifest=root / MANIFEST)
 
 
-def find_masks(folder: Path) -> tuple[list[Path], list[Refusal]]:
-    """The files below a folder that may be masks, sorted, and those that may not be opened.
+def find_masks(delivery: Delivery) -> tuple[list[Path], list[Refusal]]:
+    """The files that may be masks, sorted, and those that may not be opened.
 
     Hidden files are passed over. A `premasks` folder holds predictions, and is never looked into.
     """
-    root = folder.resolve()
+    root = delivery.masks
     found: list[Path] = []
     refused: list[Refusal] = []
     waiting = [root] if root.is_dir() else []
@@ -119,7 +119,7 @@ def find_masks(folder: Path) -> tuple[list[Path], list[Refusal]]:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 path = Path(entry.path)
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") and not entry.name.startswith(".."):
                     continue
                 if entry.is_dir(follow_symlinks=False) and entry.name != PREMASKS:
                     waiting.append(path)
@@ -128,7 +128,8 @@ def find_masks(folder: Path) -> tuple[list[Path], list[Refusal]]:
                 if reason is None:
                     found.append(path)
                 else:
-                    refused.append(Refusal(file=readable_name(path.relative_to(root)), reason=reason))
+                    shown = readable_name(path.relative_to(delivery.folder))
+                    refused.append(Refusal(file=shown, reason=reason))
     return sorted(found), sorted(refused, key=lambda refusal: refusal.file)
 
 

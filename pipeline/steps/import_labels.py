@@ -63,6 +63,24 @@ class ImportReport:
     closed: bool = False
     """Whether the round is closed, and the next one open."""
 
+    def lines(self) -> list[str]:
+        """The report in words; every file that was not taken has a line."""
+        said = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
+        said += [f"refused: {subject}: {reason}" for subject, reason in self.refused]
+        said += [f"unpainted: {region}" for region in self.unpainted]
+        if self.missing:
+            said.append(f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}.")
+        if self.released:
+            said.append(f"{self.released} regions went back to the pool without a label.")
+        if self.closed:
+            said.append("The round is closed, and the next one is open.")
+        elif self.open_items:
+            said.append(
+                f"{self.open_items} regions still wait for a label; "
+                "`--close` ends the round with what is there."
+            )
+        return said
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -120,7 +138,7 @@ def import_labels(
     with database.session(write=False) as session:
         of_queue = _find_queue(session, delivery, entries, queue)
         regions = queries.queued_regions(session, queue_id=of_queue.id)
-        paths, refused = find_masks(delivery.masks)
+        paths, refused = find_masks(delivery)
         namesakes = queries.images_named(session, stems={path.stem for path in paths})
     if not (paths or refused or close):
         raise DataError(
@@ -263,7 +281,7 @@ def _match(
     """The mask files that belong to one image of the queue, and alone do, with the image's id."""
     by_image: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
-        relative = path.relative_to(delivery.masks.resolve())
+        relative = path.relative_to(delivery.masks)
         try:
             by_image[names.image_of(PurePosixPath(relative))].append(path)
         except DataError as error:

@@ -1,0 +1,220 @@
+"""Masks from strangers: what is wrong is refused with its reason, the rest goes in, nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from db.queries import images as image_queries
+from pipeline.errors import DataError
+from pipeline.steps.export import export
+from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
+from tests.pipeline.labeling.test_import import COLORS, deliver, entries_of, take
+
+GOOD = "right/frame 1.png"
+BAD = "left/frame 1.png"
+
+
+@pytest.fixture
+def folder(exported: Exported) -> Path:
+    """An export with one good mask in it."""
+    written = export(exported.project, exported.database)
+    deliver(exported, written, [GOOD])
+    return written
+
+
+def refusal(exported: Exported, folder: Path) -> tuple[str, str]:
+    """Import; the good mask must go in, and exactly one file is refused: its name and the reason."""
+    report = take(exported, folder)
+    assert report.imported == 1
+    assert [label.image_id for label in exported.labels()] == [exported.images()[GOOD].id]
+    assert len(report.refused) == 1
+    with exported.database.session(write=False) as session:
+        (failure,) = image_queries.list_failures(session, step="import")
+    assert failure.reason == report.refused[0][1]
+    return report.refused[0]
+
+
+def test_a_mask_of_the_wrong_size(exported: Exported, folder: Path) -> None:
+    write_png(folder / entries_of(folder)[BAD].mask, ids(exported.truth[BAD].T))
+    _, reason = refusal(exported, folder)
+    assert "64×96 pixels, its image 96×64" in reason
+
+
+def test_an_unknown_class_id(exported: Exported, folder: Path) -> None:
+    mask = ids(exported.truth[BAD])
+    mask[3, 4:6] = 99
+    write_png(folder / entries_of(folder)[BAD].mask, mask)
+    _, reason = refusal(exported, folder)
+    assert "99 (2 px)" in reason
+
+
+def test_an_unknown_colour(exported: Exported, folder: Path) -> None:
+    mask = COLORS[exported.truth[BAD]]
+    mask[0, 0] = (1, 1, 2)
+    write_png(folder / entries_of(folder)[BAD].mask, mask)
+    _, reason = refusal(exported, folder)
+    assert "(1, 1, 2)" in reason
+
+
+def test_a_transparent_mask(exported: Exported, folder: Path) -> None:
+    pixels = np.dstack([COLORS[exported.truth[BAD]], np.full(exported.truth[BAD].shape, 255, np.uint8)])
+    pixels[:5, :5, 3] = 0
+    write_png(folder / entries_of(folder)[BAD].mask, pixels)
+    _, reason = refusal(exported, folder)
+    assert "transparent" in reason
+
+
+def test_a_mask_in_which_nothing_is_painted(exported: Exported, folder: Path) -> None:
+    write_png(folder / entries_of(folder)[BAD].mask, np.full_like(exported.truth[BAD], UNPAINTED))
+    _, reason = refusal(exported, folder)
+    assert reason == "Nothing in it is painted."
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("stranger.png", None),
+        ("..\\..\\evil.png", None),
+        ("notes.txt", b"hello"),
+        ("a.jpg", b""),
+    ],
+)
+def test_a_file_that_belongs_to_nothing(
+    exported: Exported, folder: Path, name: str, content: bytes | None
+) -> None:
+    path = write_png(folder / "masks" / "stranger.png", ids(exported.truth[BAD]))
+    path = path.rename(path.with_name(name))
+    if content is not None:
+        path.write_bytes(content)
+    file, reason = refusal(exported, folder)
+    assert file == f"masks/{name}"
+    assert reason
+
+
+def test_a_text_file_named_png(exported: Exported, folder: Path) -> None:
+    (folder / entries_of(folder)[BAD].mask).write_text("not a mask")
+    _, reason = refusal(exported, folder)
+    assert "is not a readable image" in reason
+
+
+def test_a_truncated_png(exported: Exported, folder: Path) -> None:
+    path = write_png(folder / entries_of(folder)[BAD].mask, ids(exported.truth[BAD]))
+    path.write_bytes(path.read_bytes()[:-60])
+    _, reason = refusal(exported, folder)
+    assert "is not a readable image" in reason
+
+
+def test_a_decompression_bomb_is_not_decoded(exported: Exported, folder: Path) -> None:
+    side = 100_000
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    (folder / entries_of(folder)[BAD].mask).write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    _, reason = refusal(exported, folder)
+    assert "100000×100000" in reason
+
+
+def test_a_link_that_leads_out_of_the_folder(exported: Exported, folder: Path, tmp_path: Path) -> None:
+    secret = write_png(tmp_path / "secret.png", ids(exported.truth[BAD]))
+    (folder / entries_of(folder)[BAD].mask).symlink_to(secret)
+    _, reason = refusal(exported, folder)
+    assert "link that leads out" in reason
+
+
+def test_a_linked_folder_is_not_entered(exported: Exported, folder: Path, tmp_path: Path) -> None:
+    name = Path(entries_of(folder)[BAD].mask).name
+    write_png(tmp_path / "elsewhere" / name, ids(exported.truth[BAD]))
+    (folder / "masks" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    _, reason = refusal(exported, folder)
+    assert "link that leads out" in reason
+
+
+def test_a_masks_folder_that_is_a_link(exported: Exported, folder: Path, tmp_path: Path) -> None:
+    (folder / "masks").rename(tmp_path / "masks")
+    (folder / "masks").symlink_to(tmp_path / "masks", target_is_directory=True)
+    with pytest.raises(DataError, match="masks is a link"):
+        take(exported, folder)
+
+
+def test_a_pipe_is_not_opened(exported: Exported, folder: Path) -> None:
+    os.mkfifo(folder / entries_of(folder)[BAD].mask)
+    _, reason = refusal(exported, folder)
+    assert reason == "It is not a plain file."
+
+
+def test_a_name_that_is_no_text_is_shown_and_refused(exported: Exported, folder: Path) -> None:
+    path = os.fsencode(folder / "masks") + b"/\xff\xfe.png"
+    with open(path, "wb") as stream:
+        stream.write(b"?")
+    file, _ = refusal(exported, folder)
+    assert file == "masks/\\xff\\xfe.png"
+
+
+def test_two_masks_of_one_image(exported: Exported, folder: Path) -> None:
+    deliver(exported, folder, [BAD])
+    write_png(folder / "masks" / f"{exported.images()[BAD].id}.png", ids(exported.truth[BAD]))
+    report = take(exported, folder)
+    assert report.imported == 1
+    assert len(report.refused) == 2
+    assert all("several masks" in reason for _, reason in report.refused)
+
+
+def test_predictions_are_never_taken_as_labels(exported: Exported, folder: Path) -> None:
+    with pytest.raises(DataError, match="not labels"):
+        take(exported, folder / "premasks")
+    (folder / "manifest.jsonl").rename(folder / "manifest.old")
+    for part in ("overlays", "images"):
+        for path in (folder / part).iterdir():
+            path.unlink()
+    report = take(exported, folder)
+    assert report.imported == 1
+    assert dict(report.refused)["premasks"] == "These are the model's predictions, not labels."
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "..\\secret.png", "C:\\secret.png"])
+def test_a_manifest_line_that_points_out_of_the_folder(exported: Exported, folder: Path, path: str) -> None:
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    document = json.loads(lines[0])
+    document["mask"] = path
+    (folder / "manifest.jsonl").write_text("\n".join([json.dumps(document), *lines[1:]]))
+    file, reason = refusal(exported, folder)
+    assert file == "manifest.jsonl line 1"
+    assert reason == "mask: a path leaves the folder"
+
+
+def test_a_damaged_manifest_line_is_named_without_being_repeated(exported: Exported, folder: Path) -> None:
+    with (folder / "manifest.jsonl").open("ab") as stream:
+        stream.write(b'{"password": "hunter2\xff\n')
+    file, reason = refusal(exported, folder)
+    assert file == f"manifest.jsonl line {len(NAMES) + 1}"
+    assert "hunter2" not in reason
+
+
+def test_a_manifest_of_another_project(exported: Exported, folder: Path) -> None:
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    others = [json.dumps({**json.loads(line), "sha256": "0" * 64}) for line in lines]
+    (folder / "manifest.jsonl").write_text("\n".join(others))
+    with pytest.raises(DataError, match="was not exported from this project"):
+        take(exported, folder)
+    renamed = [json.dumps({**json.loads(line), "queue": "round-77"}) for line in lines]
+    (folder / "manifest.jsonl").write_text("\n".join(renamed))
+    with pytest.raises(DataError, match="queue 'round-77', which this project does not have"):
+        take(exported, folder)
+    assert exported.labels() == []
+
+
+def test_a_missing_folder(exported: Exported) -> None:
+    with pytest.raises(DataError, match="There is no folder .*nowhere"):
+        take(exported, exported.project.root / "nowhere")

@@ -1,0 +1,319 @@
+"""Masks come back: every pixel, to the image, region and queue item that it belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image as PillowImage
+
+from db.queries import labels as queries
+from db.tables import Label
+from pipeline.config import IGNORE
+from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.errors import DataError, NotYourTurn
+from pipeline.labeling.manifest import ManifestImage, read_manifest
+from pipeline.simulation import annotate
+from pipeline.steps.export import export
+from pipeline.steps.import_labels import ImportReport, import_labels
+from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, ids, write_png
+
+COLORS = np.array([[230, 25, 75], [60, 180, 75], [255, 225, 25]], dtype=np.uint8)
+"""What the label map of an export says for three classes without a colour of their own."""
+
+
+def entries_of(folder: Path) -> dict[str, ManifestImage]:
+    entries = [
+        entry for entry in read_manifest(folder / "manifest.jsonl") if isinstance(entry, ManifestImage)
+    ]
+    return {entry.uri.removeprefix("images/"): entry for entry in entries}
+
+
+def deliver(exported: Exported, folder: Path, names: Iterable[str] = NAMES) -> None:
+    """Whole-image masks, named as the manifest says."""
+    for name in names:
+        write_png(folder / entries_of(folder)[name].mask, ids(exported.truth[name]))
+
+
+def take(exported: Exported, folder: Path, **options: bool) -> ImportReport:
+    return import_labels(exported.project, exported.database, folder=folder, **options)
+
+
+def stored_mask(exported: Exported, label: Label) -> npt.NDArray[np.uint8]:
+    """The index mask that a label points to."""
+    return np.asarray(PillowImage.open(exported.project.path(label.mask_uri)))
+
+
+def statuses(exported: Exported, name: str | None = None) -> set[str]:
+    return {item.status for item in exported.items(name)}
+
+
+def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder)
+    report = import_labels(exported.project, exported.database, folder=folder, annotator="Ada")
+    assert (report.imported, report.unchanged, report.refused, report.missing) == (len(NAMES), 0, [], [])
+    assert report.labeled_pixels == sum(mask.size for mask in exported.truth.values())
+    by_image = {label.image_id: label for label in exported.labels()}
+    for name, image in exported.images().items():
+        label = by_image[image.id]
+        np.testing.assert_array_equal(stored_mask(exported, label), exported.truth[name])
+        assert (label.queue_id, label.version, label.source) == (exported.items()[0].queue_id, 1, "import")
+        assert label.annotator == "Ada"
+        assert exported.label_boxes(label.id) == {(0, 0, *NAMES[name])}
+    assert statuses(exported) == {"labeled"}
+    assert report.closed
+    assert exported.state() == (2, "train")
+
+
+def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    assert annotate(exported.project, exported.database, folder) == len(exported.items())
+    report = take(exported, folder)
+    assert report.closed
+    assert report.labeled_pixels == sum(item.w * item.h for item in exported.items())
+    by_image = {label.image_id: label for label in exported.labels()}
+    for name, image in exported.images().items():
+        boxes = {(item.x, item.y, item.w, item.h) for item in exported.items(name)}
+        assert exported.label_boxes(by_image[image.id].id) == boxes
+        expected = np.full_like(exported.truth[name], IGNORE)
+        for x, y, w, h in boxes:
+            expected[y : y + h, x : x + w] = exported.truth[name][y : y + h, x : x + w]
+        np.testing.assert_array_equal(stored_mask(exported, by_image[image.id]), expected)
+
+
+def test_importing_twice_changes_nothing(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder, ["left/frame 1.png", ROTATED])
+    first = take(exported, folder)
+    before = [(label.id, label.version, label.mask_sha256) for label in exported.labels()]
+    second = take(exported, folder)
+    assert (first.imported, second.imported, second.unchanged) == (2, 0, 2)
+    assert [(label.id, label.version, label.mask_sha256) for label in exported.labels()] == before
+    assert second.open_items == first.open_items > 0
+    assert exported.state() == (1, "import")
+
+
+def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder)
+    take(exported, folder)
+    assert exported.state() == (2, "train")
+    corrected = exported.truth["left/frame 1.png"].copy()
+    corrected[10:20, 10:20] = 2
+    write_png(folder / entries_of(folder)["left/frame 1.png"].mask, ids(corrected))
+    report = take(exported, folder)
+    assert (report.imported, report.unchanged) == (1, len(NAMES) - 1)
+    image = exported.images()["left/frame 1.png"]
+    with exported.database.session(write=False) as session:
+        queue_id = exported.items()[0].queue_id
+        latest = queries.latest_label(session, image_id=image.id, queue_id=queue_id)
+        newest = queries.latest_labels(session, queue_id=queue_id)
+    assert latest is not None
+    assert latest.version == 2
+    np.testing.assert_array_equal(stored_mask(exported, latest), corrected)
+    assert len(newest) == len(NAMES)
+    assert len(exported.labels()) == len(NAMES) + 1
+    assert exported.state() == (2, "train")
+
+
+def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder, set(NAMES) - {"left/frame 1.png"})
+    first, *rest = exported.items("left/frame 1.png")
+    mask = np.full_like(exported.truth["left/frame 1.png"], IGNORE)
+    mask[first.y : first.y + first.h, first.x : first.x + first.w] = 1
+    for item in rest:  # a third of each
+        mask[item.y : item.y + item.h // 3, item.x : item.x + item.w] = 1
+    write_png(folder / entries_of(folder)["left/frame 1.png"].mask, ids(mask))
+    report = take(exported, folder)
+    assert len(report.unpainted) == len(rest) > 0
+    assert f"x {rest[0].x}, y {rest[0].y}" in report.unpainted[0]
+    assert [item.status for item in exported.items("left/frame 1.png")] == ["labeled"] + ["queued"] * len(
+        rest
+    )
+    assert exported.state() == (1, "import")
+    label = next(
+        label for label in exported.labels() if label.image_id == exported.images()["left/frame 1.png"].id
+    )
+    assert label.labeled_pixels == np.count_nonzero(mask != IGNORE)
+    assert exported.label_boxes(label.id) == {(first.x, first.y, first.w, first.h)}
+    closing = take(exported, folder, close=True)
+    assert (closing.released, closing.closed) == (len(rest), True)
+    assert statuses(exported, "left/frame 1.png") == {"labeled", "released"}
+    assert exported.state() == (2, "train")
+
+
+def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(exported: Exported) -> None:
+    void = np.full_like(exported.truth["left/frame 1.png"], IGNORE)
+    write_png(exported.project.root / "masks" / "left" / "frame 1.png", ids(void))
+    folder = export(exported.project, exported.database)
+    annotate(exported.project, exported.database, folder)
+    for _ in range(2):  # a loop that was killed in between does it again
+        report = import_labels(
+            exported.project, exported.database, folder=folder, close=True, source="simulation"
+        )
+    assert statuses(exported) == {"labeled"}
+    labeled = {label.image_id for label in exported.labels()}
+    assert exported.images()["left/frame 1.png"].id not in labeled
+    assert report.unchanged == len(NAMES) - 1
+    assert {label.source for label in exported.labels()} == {"simulation"}
+
+
+def test_closing_without_any_mask_releases_the_whole_queue(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    with pytest.raises(DataError, match="There is no mask in"):
+        take(exported, folder)
+    report = take(exported, folder, close=True)
+    assert report.released == len(exported.items())
+    assert exported.state() == (2, "train")
+
+
+@pytest.mark.parametrize("kind", ["rgb", "palette", "grey rgb", "sixteen bits", "bmp"])
+def test_masks_of_every_encoding_mean_the_same(exported: Exported, kind: str) -> None:
+    folder = export(exported.project, exported.database)
+    name = "left/frame 1.png"
+    truth = exported.truth[name]
+    path = folder / entries_of(folder)[name].mask
+    values = ids(truth)
+    if kind == "rgb":
+        write_png(path, COLORS[truth])
+    elif kind == "grey rgb":
+        write_png(path, np.repeat(values[:, :, None], 3, axis=2))
+    elif kind == "sixteen bits":
+        write_png(path, values.astype(np.uint16))
+    elif kind == "bmp":
+        write_png(path.with_suffix(".bmp"), values)
+    else:
+        indexed = PillowImage.fromarray(values, mode="L").convert("P")
+        indexed.putdata(values.ravel().tolist())
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[[0, 7, 40]] = COLORS
+        indexed.putpalette(palette.ravel().tolist())
+        indexed.save(path)
+    report = take(exported, folder)
+    assert (report.imported, report.refused) == (1, [])
+    (label,) = exported.labels()
+    np.testing.assert_array_equal(stored_mask(exported, label), truth)
+
+
+def test_a_palette_whose_colours_contradict_its_values_is_refused(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    name = "left/frame 1.png"
+    values = ids(exported.truth[name])
+    indexed = PillowImage.fromarray(values).convert("P")
+    indexed.putdata(values.ravel().tolist())
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[[7, 0, 40]] = COLORS
+    indexed.putpalette(palette.ravel().tolist())
+    indexed.save(folder / entries_of(folder)[name].mask)
+    report = take(exported, folder)
+    assert report.imported == 0
+    assert "other classes than its colours" in report.refused[0][1]
+
+
+def test_any_folder_of_masks_is_matched_by_export_name_id_and_image_name(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    loose = exported.project.root / "from a tool"
+    images = exported.images()
+    named = {
+        "left/frame 1.png": Path(entries_of(folder)["left/frame 1.png"].image).name + ".png",
+        ROTATED: f"{images[ROTATED].id}.png",
+        'it\'s a "quoted" näme.png': 'it\'s a "quoted" na\u0308me.png',  # as macOS spells it
+        "nested/deep/a.b..c.png": "deep/a.b..c.png",
+        "right/frame 1.png": "right/frame 1.png",
+        "sixteen bits.tif": "sixteen bits.png",
+        "tiny.png": "tiny.png",
+    }
+    for name, as_file in named.items():
+        write_png(loose / as_file, ids(exported.truth[name]))
+    report = take(exported, loose)
+    assert (report.imported, report.refused) == (len(NAMES), [])
+    by_image = {label.image_id: label for label in exported.labels()}
+    for name, image in images.items():
+        np.testing.assert_array_equal(stored_mask(exported, by_image[image.id]), exported.truth[name])
+
+
+def test_a_name_that_two_images_have_is_refused(exported: Exported) -> None:
+    export(exported.project, exported.database)
+    loose = exported.project.root / "flat"
+    write_png(loose / "frame 1.png", ids(exported.truth["left/frame 1.png"]))
+    write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
+    report = take(exported, loose)
+    assert report.imported == 1
+    ((file, reason),) = report.refused
+    assert file == "frame 1.png"
+    assert "ambiguous" in reason
+    assert "left/frame 1.png" in reason
+    assert "right/frame 1.png" in reason
+
+
+def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(exported: Exported) -> None:
+    """The tool delivers all masks of a data set in one flat folder; only one of two namesakes is queued."""
+    right = exported.images()["right/frame 1.png"].id
+    with exported.database.session() as session:
+        for item in exported.items("right/frame 1.png"):
+            session.delete(session.merge(item))
+    export(exported.project, exported.database)
+    loose = exported.project.root / "flat"
+    write_png(loose / "frame 1.png", ids(exported.truth["right/frame 1.png"]))
+    write_png(loose / "right" / "frame 1.png", ids(exported.truth["right/frame 1.png"]))
+    report = take(exported, loose)
+    assert report.imported == 0
+    assert sorted(file for file, _ in report.refused) == ["frame 1.png", "right/frame 1.png"]
+    assert "not in this queue" in dict(report.refused)["right/frame 1.png"]
+    assert right not in {label.image_id for label in exported.labels()}
+
+
+def test_the_masks_folder_itself_may_be_named(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder)
+    assert take(exported, folder / "masks").imported == len(NAMES)
+
+
+def test_an_export_written_elsewhere_comes_back_from_there(exported: Exported, tmp_path: Path) -> None:
+    folder = export(exported.project, exported.database, folder=tmp_path / "usb stick" / "for Ada")
+    deliver(exported, folder)
+    moved = folder.rename(tmp_path / "returned")
+    assert take(exported, moved).imported == len(NAMES)
+
+
+def test_the_stored_mask_reads_like_any_mask_of_the_work_folder(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder, [ROTATED])
+    take(exported, folder)
+    (label,) = exported.labels()
+    assert label.mask_uri.startswith(".segcurate/labels/")
+    assert label.mask_sha256 in label.mask_uri
+    plain = exported.project.config.data.model_copy(
+        update={
+            "classes": [
+                item.model_copy(update={"id": i})
+                for i, item in enumerate(exported.project.config.data.classes)
+            ]
+        }
+    )
+    mask = read_mask(exported.project.path(label.mask_uri), MaskCodec.from_config(plain), size=NAMES[ROTATED])
+    np.testing.assert_array_equal(mask, exported.truth[ROTATED])
+
+
+def test_the_time_of_a_label_is_believed_only_between_export_and_now(exported: Exported) -> None:
+    folder = export(exported.project, exported.database)
+    deliver(exported, folder, ["tiny.png", ROTATED])
+    os.utime(folder / entries_of(folder)["tiny.png"].mask, (0, 0))
+    os.utime(folder / entries_of(folder)[ROTATED].mask, (9e9, 9e9))
+    take(exported, folder)
+    for label in exported.labels():
+        assert label.labeled_at <= label.created_at
+        assert label.labeled_at.year >= 2024
+
+
+def test_import_refuses_politely_before_the_export(exported: Exported) -> None:
+    loose = exported.project.root / "loose"
+    write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
+    with pytest.raises(NotYourTurn, match="`segcurate export` comes next"):
+        take(exported, loose)
