@@ -80,6 +80,7 @@ class TrainingSet(Dataset[Sample]):
     ) -> None:
         self._images = list(images)
         self._config = config
+        self._seed = config.seed % 2**32
         self._channels = channels
         self._mean = np.asarray(mean, dtype=np.float32)
         self._std = np.asarray(std, dtype=np.float32)
@@ -99,11 +100,11 @@ class TrainingSet(Dataset[Sample]):
         Raises:
             DataError: not one of the images can be read.
         """
-        rng = np.random.default_rng([self._config.seed, 1, index])
+        rng = np.random.default_rng([self._seed, 1, index])
         unreadable: list[tuple[str, str]] = []
         count = len(self._images)
         for place in range(index, index + count):
-            order = _order(count, self._config.seed, place // count)
+            order = _order(count, self._seed, place // count)
             which = int(order[place % count])
             try:
                 image, mask = self._read(which)
