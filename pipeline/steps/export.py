@@ -15,7 +15,6 @@ from PIL import Image as PillowImage
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import evaluations as evaluation_queries
 from db.queries import images as image_queries
 from db.queries import labels as queries
 from db.queries import queues
@@ -23,7 +22,7 @@ from db.queries import rounds as round_queries
 from db.queries.labels import QueuedRegion
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, utc_now
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
+from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Project
 from pipeline.data.images import ImageRef, read_image
 from pipeline.data.loading import Unreadable
@@ -44,6 +43,7 @@ from pipeline.labeling.manifest import (
 from pipeline.labeling.neutral import place_image
 from pipeline.labeling.proposals import Proposal, as_rgb, propose
 from pipeline.progress import Progress, silent
+from pipeline.steps.calibrate import stored_calibrators
 from pipeline.uncertainty.heatmaps import overlay
 from pipeline.uncertainty.measures import MEASURES
 
@@ -150,15 +150,7 @@ def _read_work(session: Session) -> _Work:
         regions=regions,
         scores=scores,
         model=model,
-        calibrators=_calibrators(session, model.id),
-    )
-
-
-def _calibrators(session: Session, model_id: int) -> Calibrators:
-    rows = evaluation_queries.model_calibrations(session, model_id)
-    fitted = {sampler: calibrator_from(row.calibrator, row.parameters) for sampler, row in rows.items()}
-    return Calibrators(
-        deterministic=fitted.get("none", Identity()), sampled=fitted.get("mc_dropout", Identity())
+        calibrators=stored_calibrators(session, model.id),
     )
 
 

@@ -39,8 +39,8 @@ def deliver(exported: Exported, folder: Path, names: Iterable[str] = NAMES) -> N
         write_png(folder / entries_of(folder)[name].mask, ids(exported.truth[name]))
 
 
-def take(exported: Exported, folder: Path, **options: bool) -> ImportReport:
-    return import_labels(exported.project, exported.database, folder=folder, **options)
+def take(exported: Exported, folder: Path, *, close: bool = False) -> ImportReport:
+    return import_labels(exported.project, exported.database, folder=folder, close=close)
 
 
 def stored_mask(exported: Exported, label: Label) -> npt.NDArray[np.uint8]:
@@ -153,10 +153,9 @@ def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(exported: E
     write_png(exported.project.root / "masks" / "left" / "frame 1.png", ids(void))
     folder = export(exported.project, exported.database)
     annotate(exported.project, exported.database, folder)
-    for _ in range(2):  # a loop that was killed in between does it again
-        report = import_labels(
-            exported.project, exported.database, folder=folder, close=True, source="simulation"
-        )
+    options = {"folder": folder, "close": True, "source": "simulation"}
+    import_labels(exported.project, exported.database, **options)
+    report = import_labels(exported.project, exported.database, **options)  # a killed loop does it again
     assert statuses(exported) == {"labeled"}
     labeled = {label.image_id for label in exported.labels()}
     assert exported.images()["left/frame 1.png"].id not in labeled
