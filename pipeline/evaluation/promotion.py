@@ -1,0 +1,101 @@
+"""Whether a new model takes over: by its mIoU against the current one's, on the same resampled blocks.
+
+Legend: b blocks, C classes, R resamples.
+
+Both models are measured on the same images, so what is uncertain is their difference: the bootstrap draws
+the same blocks for both, which leaves out how hard the blocks are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.metrics import Estimate, intersection_over_union, mean_defined
+from pipeline.evaluation.statistics import Statistics
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What mIoU needs of each block: [b, C] pixels that are both, in the mask, and predicted.
+
+    Attributes:
+        fingerprint: of the images and the blocks they are in; two overlaps with the same one can be paired.
+    """
+
+    fingerprint: str
+    true_positive: Array
+    true: Array
+    predicted: Array
+
+    @classmethod
+    def of(cls, statistics: Statistics, *, image_ids: Sequence[int], image_blocks: Sequence[int]) -> Overlap:
+        """The overlap of a stack of b blocks made of these images."""
+        confusion = statistics.confusion
+        return cls(
+            fingerprint=hashlib.sha256(
+                repr(sorted(zip(image_ids, image_blocks, strict=True))).encode()
+            ).hexdigest(),
+            true_positive=np.diagonal(confusion, axis1=1, axis2=2),
+            true=confusion.sum(axis=2),
+            predicted=confusion.sum(axis=1),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        parts = {name: getattr(self, name).astype(int).tolist() for name in _PARTS}
+        return {"fingerprint": self.fingerprint, **parts}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Overlap:
+        parts = {name: np.array(document[name], dtype=np.float64) for name in _PARTS}
+        return cls(fingerprint=document["fingerprint"], **parts)
+
+    def mean_iou(self, weights: Array) -> Array:
+        """mIoU [R] for weights [R, b] over blocks."""
+        iou = intersection_over_union(
+            weights @ self.true_positive, weights @ self.true, weights @ self.predicted
+        )
+        return mean_defined(iou)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the new model is promoted, and the difference of mIoU, new − current, that decided it."""
+
+    promoted: bool
+    difference: Estimate
+
+
+def compare(
+    new: Overlap, current: Overlap, *, tolerance: float, resamples: int, confidence: float, seed: int
+) -> Verdict:
+    """Refuse a model that is worse beyond the interval of the difference, and beyond the tolerance.
+
+    With a single block there is no interval, and the difference itself decides.
+
+    Raises:
+        ValueError: the two were not measured on the same blocks.
+    """
+    if new.fingerprint != current.fingerprint:
+        raise ValueError("Expected two models measured on the same images in the same blocks.")
+    count = len(new.true)
+    ones = np.ones((1, count))
+    difference = float((new.mean_iou(ones) - current.mean_iou(ones))[0])
+    if count < 2:
+        return Verdict(difference >= -tolerance, Estimate(difference, np.nan, np.nan))
+    weights = bootstrap_weights(count, resamples=resamples, seed=seed)
+    drawn = new.mean_iou(weights) - current.mean_iou(weights)
+    low, high = percentile_interval(drawn, confidence, count=count)
+    return Verdict(bool(high >= -tolerance), Estimate(difference, float(low), float(high)))
+
+
+_PARTS = ("true_positive", "true", "predicted")

@@ -1,0 +1,352 @@
+"""Measuring the round's model on held-out images, before and after calibration, and promoting or refusing it.
+
+Legend: B batch, C classes, H W image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sqlalchemy.orm import Session
+from torch import Tensor
+
+from db.engine import Database
+from db.queries import evaluations as queries
+from db.queries import images as image_queries
+from db.queries.evaluations import Interval, MetricKey
+from db.tables import Model
+from pipeline import rounds
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import EvaluationConfig, Measure, Project
+from pipeline.data.loading import Unreadable
+from pipeline.device import pick_device
+from pipeline.evaluation.bootstrap import blocks
+from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
+from pipeline.evaluation.metrics import Estimate, Key, curves, summarise
+from pipeline.evaluation.promotion import Overlap, compare
+from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
+from pipeline.model.checkpoints import load_model
+from pipeline.progress import Progress, silent
+from pipeline.steps.calibrate import held_out_images, model_of_round, stored_calibrators
+from pipeline.uncertainty.measures import measure_maps
+from pipeline.uncertainty.predictor import Prediction, Predictor
+
+SPLITS = ("test", "calibration")
+DETECTORS: tuple[Measure, ...] = (
+    "least_confidence",
+    "margin",
+    "entropy",
+    "mutual_information",
+    "energy",
+    "max_logit",
+)
+"""Measures that are asked to find the wrong pixels; mutual information only with samples."""
+FEWEST_BLOCKS = 10
+"""Below this number of blocks, the intervals come with a warning."""
+SEED = 0
+"""Of every bootstrap, so that all models are judged on the same resamples."""
+
+Variant = tuple[str, bool]
+"""Sampler, and whether the calibrators are applied."""
+
+DECIDING: Variant = ("none", True)
+"""What a model's promotion is decided on; a temperature does not change its mIoU."""
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One evaluation: of a split, with a sampler, before or after calibration."""
+
+    split: str
+    sampler: str
+    calibrated: bool
+    images: int
+    blocks: int
+    metrics: dict[Key, Estimate]
+    curves: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation found, and what became of the model."""
+
+    model: str
+    promoted: bool
+    decision: str
+    rows: list[EvaluationRow]
+    failed: list[tuple[str, str]]
+    warnings: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """The report in words."""
+        for row in self.rows:
+            what = "calibrated" if row.calibrated else "uncalibrated"
+            figures = ", ".join(
+                f"{label} {in_words(row.metrics[(name, -1)])}"
+                for label, name in (
+                    ("mIoU", "miou"),
+                    ("ECE", "ece"),
+                    ("NLL", "nll"),
+                    ("error AUROC of entropy", "auroc_entropy"),
+                )
+            )
+            yield f"{row.split}, {row.sampler}, {what}: {figures}"
+        for subject, reason in self.failed:
+            yield f"not used: {subject}: {reason}"
+        for warning in self.warnings:
+            yield f"warning: {warning}"
+        yield self.decision
+
+
+def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
+    """Measure the round's model; promote it unless it is worse than the current one beyond its interval.
+
+    Every image is read, and passes through the network, once. Run again, it replaces what it wrote.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        UserError: the round's model, or the device, cannot be used.
+    """
+    with database.session(write=False) as session:
+        current = rounds.require(session, "evaluate")
+        model = model_of_round(session, current)
+        calibrators = stored_calibrators(session, model.id)
+        images = {split: held_out_images(session, project, split) for split in SPLITS}
+    rows: list[EvaluationRow] = []
+    failed: list[tuple[str, str]] = []
+    if any(images.values()):
+        rows, failed = _measure(project, model, calibrators, images, progress)
+    warnings = _warnings(rows)
+    with database.session() as session:
+        current = rounds.require(session, "evaluate")
+        promoted, decision = _decide(session, model, rows, project.config.evaluation)
+        queries.clear_evaluations(session, model.id)
+        for row in rows:
+            queries.add_evaluation(
+                session,
+                model_id=model.id,
+                split=row.split,
+                sampler=row.sampler,
+                calibrated=row.calibrated,
+                images=row.images,
+                blocks=row.blocks,
+                curves=row.curves,
+                metrics=_stored(row.metrics),
+            )
+        stored = session.get_one(Model, model.id)
+        stored.status = "promoted" if promoted else "refused"
+        stored.decision = decision
+        image_queries.clear_failures(session, "evaluate")
+        image_queries.record_failures(session, "evaluate", failed)
+        rounds.advance(session, current, "evaluate")
+    return EvaluationReport(
+        model=model.name, promoted=promoted, decision=decision, rows=rows, failed=failed, warnings=warnings
+    )
+
+
+def in_words(estimate: Estimate, *, sign: str = "") -> str:
+    """A value with its interval.
+
+    >>> in_words(Estimate(0.5, 0.41, 0.592)), in_words(Estimate(0.5, float("nan"), float("nan")))
+    ('0.500 [0.410, 0.592]', '0.500 (no interval)')
+    """
+    if math.isnan(estimate.value):
+        return "not defined"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:{sign}.3f} (no interval)"
+    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+
+
+def _measure(
+    project: Project,
+    model: Model,
+    calibrators: Calibrators,
+    images: Mapping[str, Sequence[HeldOut]],
+    progress: Progress,
+) -> tuple[list[EvaluationRow], list[tuple[str, str]]]:
+    config, device = project.config, pick_device(project.config.device)
+    segmenter, card = load_model(
+        project.path(model.checkpoint_uri), device=device, class_names=config.data.class_names
+    )
+    scoring = config.scoring.model_copy(update={"sampler": "mc_dropout"})
+    predictor = Predictor(segmenter, scoring=scoring, calibrators=calibrators, device=device)
+    total = sum(len(items) for items in images.values())
+    done = 0
+    rows: list[EvaluationRow] = []
+    failed: list[tuple[str, str]] = []
+    for split, items in images.items():
+        ids = [item.ref.id for item in items]
+        index = blocks(
+            [item.group for item in items], [item.position for item in items], config.evaluation.block
+        )
+        block_of = dict(zip(ids, index.tolist(), strict=True))
+        sums: dict[Variant, dict[int, Statistics]] = {}
+        seen: list[int] = []
+        for batch in read_held_out(
+            items, data=config.data, card=card, batch_size=scoring.batch_size, workers=scoring.workers
+        ):
+            if isinstance(batch, Unreadable):
+                failed.append((project.uri(batch.path), batch.reason))
+                done += 1
+            else:
+                for image_id, variant, record in _records(predictor, batch, bins=config.evaluation.bins):
+                    by_block, block = sums.setdefault(variant, {}), block_of[image_id]
+                    by_block[block] = merge(by_block[block], record) if block in by_block else record
+                seen.extend(batch.ids)
+                done += len(batch.ids)
+            progress("evaluate", done, total)
+        for (sampler, calibrated), by_block in sums.items():
+            statistics = stack([by_block[block] for block in sorted(by_block)])
+            row = _row(split, sampler, calibrated, statistics, images=len(seen), config=config.evaluation)
+            if (sampler, calibrated) == DECIDING:
+                places = [block_of[image_id] for image_id in seen]
+                overlap = Overlap.of(statistics, image_ids=seen, image_blocks=places)
+                row.curves["overlap"] = overlap.document()
+            rows.append(row)
+    return rows, failed
+
+
+def _records(
+    predictor: Predictor, batch: LabeledBatch, *, bins: int
+) -> Iterator[tuple[int, Variant, Statistics]]:
+    """The record of each image, with each sampler, before and after calibration."""
+    label = batch.label.to(predictor.device)
+    predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
+    network_size = (batch.image.shape[-2], batch.image.shape[-1])
+    size = (label.shape[-2], label.shape[-1])
+
+    def enlarge(maps: Tensor) -> Tensor:
+        return predictor.enlarge(maps, network_size=network_size, size=size)
+
+    for calibrated, prediction in zip((False, True), predictions, strict=True):
+        for sampler in ("none", "mc_dropout"):
+            probability, measures = _of_sampler(prediction, sampler)
+            measured: dict[str, Tensor] = {name: measures[name] for name in DETECTORS if name in measures}
+            for row, image_id in enumerate(batch.ids):
+                part = slice(row, row + 1)
+                large_MHW = enlarge(torch.stack([maps[part] for maps in measured.values()], dim=1))[0]
+                record = image_statistics(
+                    enlarge(probability[part])[0],
+                    label[row],
+                    dict(zip(measured, large_MHW, strict=True)),
+                    class_bins=bins,
+                )
+                yield image_id, (sampler, calibrated), record
+
+
+def _of_sampler(prediction: Prediction, sampler: str) -> tuple[Tensor, dict[Measure, Tensor]]:
+    """The probability and the measures that this sampler alone would have given."""
+    sampled = sampler != "none"
+    probability = prediction.probability if sampled else prediction.deterministic_probability
+    measures = measure_maps(
+        logits=prediction.logits,
+        probability=probability,
+        deterministic_probability=prediction.deterministic_probability,
+        expected_entropy=prediction.expected_entropy if sampled else None,
+    )
+    return probability, measures
+
+
+def _row(
+    split: str,
+    sampler: str,
+    calibrated: bool,
+    statistics: Statistics,
+    *,
+    images: int,
+    config: EvaluationConfig,
+) -> EvaluationRow:
+    return EvaluationRow(
+        split=split,
+        sampler=sampler,
+        calibrated=calibrated,
+        images=images,
+        blocks=len(statistics.pixels),
+        metrics=summarise(
+            statistics,
+            bins=config.bins,
+            resamples=config.resamples,
+            confidence=config.confidence,
+            seed=SEED,
+        ),
+        curves=curves(
+            statistics,
+            bins=config.bins,
+            resamples=config.resamples,
+            confidence=config.confidence,
+            seed=SEED,
+        ),
+    )
+
+
+def _decide(
+    session: Session, model: Model, rows: Sequence[EvaluationRow], config: EvaluationConfig
+) -> tuple[bool, str]:
+    """Whether the model is promoted, and why, in words."""
+    row = next((row for row in rows if (row.sampler, row.calibrated) == DECIDING), None)
+    if row is None:
+        return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
+    found = row.metrics[("miou", -1)]
+    measured = f"mIoU {in_words(found)} on {row.images} {row.split} images"
+    other = queries.other_promoted_model(session, model.id)
+    if other is None:
+        return True, f"{model.name} is promoted, the first model: {measured}."
+    theirs = queries.evaluation_of(
+        session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
+    )
+    mine = Overlap.from_document(row.curves["overlap"])
+    if theirs is not None and theirs.curves["overlap"]["fingerprint"] == mine.fingerprint:
+        verdict = compare(
+            mine,
+            Overlap.from_document(theirs.curves["overlap"]),
+            tolerance=config.promote_tolerance,
+            resamples=config.resamples,
+            confidence=config.confidence,
+            seed=SEED,
+        )
+        promoted = verdict.promoted
+        against = f"{in_words(verdict.difference, sign='+')} against {other.name} on the same images"
+    else:
+        former = queries.metrics_of(
+            session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
+        ).get(("miou", -1))
+        if former is None or former.value is None:
+            return True, f"{model.name} is promoted: {measured}; {other.name} was never measured there."
+        reach = found.value if math.isnan(found.high) else found.high
+        promoted = reach >= former.value - config.promote_tolerance
+        against = f"{other.name} had {former.value:.3f} on other images"
+    if promoted:
+        return True, f"{model.name} is promoted: {measured}, {against}."
+    return False, f"{model.name} is refused, {other.name} stays: {measured}, {against}."
+
+
+def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:
+    warnings: list[str] = []
+    sizes = {row.split: (row.images, row.blocks) for row in rows}
+    for split in SPLITS:
+        if split not in sizes:
+            warnings.append(f"The {split} split has no image with a readable mask.")
+            continue
+        images, count = sizes[split]
+        if count < FEWEST_BLOCKS:
+            warnings.append(
+                f"The {split} split has {images} images in {count} independent block"
+                f"{'s' if count > 1 else ''}: its intervals are rough."
+            )
+    if "calibration" in sizes and "test" not in sizes:
+        warnings.append("The calibrators were fitted on the images that judge them here: ECE is optimistic.")
+    return warnings
+
+
+def _stored(metrics: Mapping[Key, Estimate]) -> dict[MetricKey, Interval]:
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    return {
+        key: Interval(number(item.value), number(item.low), number(item.high))
+        for key, item in metrics.items()
+    }

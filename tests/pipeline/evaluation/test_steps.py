@@ -1,0 +1,314 @@
+"""Calibrating and evaluating a round's model, against direct computation on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import jaccard_score, roc_auc_score
+from sqlalchemy import func, select
+
+from db.engine import Database
+from db.queries import evaluations as queries
+from db.queries import images as image_queries
+from db.queries import rounds as round_queries
+from db.tables import Calibration, Evaluation, Metric, Model
+from pipeline.calibration.calibrators import Calibrators, Identity, Temperature
+from pipeline.calibration.pixels import draw_pixels
+from pipeline.config import Project
+from pipeline.errors import NotYourTurn, UserError
+from pipeline.steps.calibrate import calibrate, stored_calibrators
+from pipeline.steps.evaluate import evaluate
+from pipeline.uncertainty.predictor import Predictor
+from tests.pipeline.evaluation.small_project import (
+    add_images,
+    add_model,
+    make_project,
+    make_segmenter,
+    read_pair,
+)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[tuple[Project, Database]]:
+    project, database = make_project(tmp_path)
+    yield project, database
+    database.close()
+
+
+def state(database: Database) -> str:
+    with database.session(write=False) as session:
+        current = round_queries.current_round(session)
+        assert current is not None
+        return current.state
+
+
+def direct(project: Project, temperature: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probability [N, C] and label [N] of every labeled test pixel, by one whole pass an image."""
+    segmenter = make_segmenter(project, overconfident=5)
+    probabilities, labels = [], []
+    for index in range(count):
+        image, mask = read_pair(project, f"test_{index}.png")
+        with torch.no_grad():
+            logits = segmenter.tail(segmenter.trunk(image))
+            probability = segmenter.upsample((logits / temperature).softmax(dim=1))[0]
+        valid = mask != 255
+        probabilities.append(probability[:, valid].T.numpy())
+        labels.append(mask[valid])
+    return np.concatenate(probabilities).astype(np.float64), np.concatenate(labels)
+
+
+def direct_ece(probability: np.ndarray, labels: np.ndarray) -> float:
+    confidence, correct = probability.max(axis=1), probability.argmax(axis=1) == labels
+    index = np.minimum((confidence * 15).astype(int), 14)
+    return sum(
+        (index == k).mean() * abs(correct[index == k].mean() - confidence[index == k].mean())
+        for k in np.unique(index)
+    )
+
+
+def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "calibration", 8)
+    add_images(project, database, "test", 9)
+    model = add_model(project, database, make_segmenter(project, overconfident=5))
+
+    rows = calibrate(project, database)
+
+    assert [row.sampler for row in rows] == ["none", "mc_dropout"]
+    assert state(database) == "evaluate"
+    for row in rows:
+        assert row.calibrator == "temperature"
+        assert row.images == 8
+        assert 2 < row.parameters["temperature"] < 15
+        assert row.nll_before is not None
+        assert row.nll_after is not None
+        assert row.nll_after < row.nll_before - 0.1
+    assert rows[0].parameters["temperature"] != rows[1].parameters["temperature"]
+
+    report = evaluate(project, database)
+
+    assert report.promoted
+    assert state(database) == "score"
+    assert {(row.split, row.sampler, row.calibrated) for row in report.rows} == {
+        (split, sampler, calibrated)
+        for split in ("test", "calibration")
+        for sampler in ("none", "mc_dropout")
+        for calibrated in (False, True)
+    }
+    temperature = rows[0].parameters["temperature"]
+    eces: list[float] = []
+    for calibrated, divisor in ((False, 1.0), (True, temperature)):
+        probability, labels = direct(project, divisor, 9)
+        with database.session(write=False) as session:
+            metrics = queries.metrics_of(
+                session, model_id=model.id, split="test", sampler="none", calibrated=calibrated
+            )
+        predicted = probability.argmax(axis=1)
+        expected = jaccard_score(labels, predicted, average="macro")
+        found = metrics[("miou", -1)]
+        assert found.value == pytest.approx(expected, abs=1e-9)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < expected < found.high
+        ece = metrics[("ece", -1)].value
+        assert ece == pytest.approx(direct_ece(probability, labels), abs=1e-6)
+        auroc = roc_auc_score(predicted != labels, 1 - probability.max(axis=1))
+        assert metrics[("auroc_least_confidence", -1)].value == pytest.approx(auroc, abs=0.02)
+        assert ece is not None
+        eces.append(ece)
+    assert eces[1] < eces[0] / 2
+
+
+def test_mutual_information_is_judged_only_where_there_are_samples(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "test", 3)
+    add_model(project, database, make_segmenter(project, overconfident=5))
+    calibrate(project, database)
+    by_sampler = {row.sampler: row for row in evaluate(project, database).rows}
+    assert ("auroc_mutual_information", -1) in by_sampler["mc_dropout"].metrics
+    assert ("auroc_mutual_information", -1) not in by_sampler["none"].metrics
+    assert "mutual_information" in by_sampler["mc_dropout"].curves["risk_coverage"]
+
+
+def test_running_again_replaces_and_gives_the_same_numbers(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "calibration", 4)
+    add_images(project, database, "test", 4)
+    add_model(project, database, make_segmenter(project, overconfident=5))
+    first = calibrate(project, database)
+    again = calibrate(project, database)
+    assert [row.parameters for row in again] == [row.parameters for row in first]
+    report = evaluate(project, database)
+    repeated = evaluate(project, database)
+    np.testing.assert_equal([row.metrics for row in repeated.rows], [row.metrics for row in report.rows])
+    assert repeated.decision == report.decision
+    with database.session(write=False) as session:
+        assert session.scalar(select(func.count()).select_from(Calibration)) == 2
+        assert session.scalar(select(func.count()).select_from(Evaluation)) == 8
+        metrics = session.scalar(select(func.count()).select_from(Metric))
+    assert metrics == sum(len(row.metrics) for row in report.rows)
+
+
+def test_a_model_that_is_worse_beyond_its_interval_is_refused(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "calibration", 4)
+    add_images(project, database, "test", 12)
+    add_model(project, database, make_segmenter(project, always=0), number=1)
+    calibrate(project, database)
+    assert evaluate(project, database).promoted
+    add_model(project, database, make_segmenter(project, always=2), number=2)
+    calibrate(project, database)
+    report = evaluate(project, database)
+    assert not report.promoted
+    assert "r02 is refused, r01 stays" in report.decision
+    with database.session(write=False) as session:
+        models = session.scalars(select(Model).order_by(Model.id)).all()
+        assert [row.status for row in models] == ["promoted", "refused"]
+        assert models[1].decision == report.decision
+        promoted = round_queries.promoted_model(session)
+        assert promoted is not None
+        assert promoted.name == "r01"
+    assert state(database) == "score"
+
+
+def test_an_equal_model_takes_over(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "test", 6)
+    for number in (1, 2):
+        add_model(project, database, make_segmenter(project, overconfident=5), number=number)
+        calibrate(project, database)
+        report = evaluate(project, database)
+    assert report.promoted
+    assert "+0.000 [+0.000, +0.000] against r01 on the same images" in report.decision
+
+
+def test_without_calibration_masks_scores_stay_scores_and_say_so(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "calibration", 3, masks=False)
+    add_images(project, database, "test", 3)
+    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    for row in calibrate(project, database):
+        assert row.calibrator == "identity"
+        assert row.nll_after is None
+        assert row.warning is not None
+        assert "stay uncalibrated" in row.warning
+    with database.session(write=False) as session:
+        assert stored_calibrators(session, model.id) == Calibrators(Identity(), Identity())
+    assert state(database) == "evaluate"
+
+
+def test_without_any_held_out_mask_the_model_is_promoted_unmeasured(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_model(project, database, make_segmenter(project, overconfident=5))
+    calibrate(project, database)
+    report = evaluate(project, database)
+    assert report.promoted
+    assert "without a measurement" in report.decision
+    assert len(report.warnings) == 2
+
+
+def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "calibration", 3)
+    add_images(project, database, "test", 4)
+    add_model(project, database, make_segmenter(project, overconfident=5))
+    broken = project.root / "images" / "test_1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    (project.root / "masks" / "calibration_0.png").unlink()
+    rows = calibrate(project, database)
+    assert [row.images for row in rows] == [2, 2]
+    report = evaluate(project, database)
+    assert {row.images for row in report.rows if row.split == "test"} == {3}
+    with database.session(write=False) as session:
+        failures = {(row.step, row.subject): row.reason for row in image_queries.list_failures(session)}
+    assert ("calibrate", "masks/calibration_0.png") in failures
+    assert ("evaluate", "masks/calibration_0.png") in failures
+    assert "images/test_1.png" in failures[("evaluate", "images/test_1.png")]
+
+
+def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path: Path) -> None:
+    project, database = make_project(tmp_path, tile=64, input_scale=1.5)
+    add_images(project, database, "calibration", 2)
+    add_images(project, database, "test", 2)
+    add_model(project, database, make_segmenter(project, overconfident=5))
+    rows = calibrate(project, database)
+    assert all(row.pixels > 200 for row in rows)
+    report = evaluate(project, database)
+    test = next(row for row in report.rows if row.split == "test")
+    assert 0 < test.metrics[("miou", -1)].value < 1
+    assert any("rough" in warning for warning in report.warnings)
+    database.close()
+
+
+def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(tmp_path: Path) -> None:
+    project, database = make_project(tmp_path)
+    add_images(project, database, "test", 1)
+    image, mask = read_pair(project, "test_0.png")
+    image, mask = image[..., :56, :72], mask[:56, :72]
+    segmenter = make_segmenter(project, overconfident=5)
+    scoring = project.config.scoring
+    predictor = Predictor(segmenter, scoring=scoring, calibrators=Calibrators(), device=torch.device("cpu"))
+    drawn = draw_pixels(
+        predictor, image, torch.from_numpy(mask.copy()), pixels=10_000, generator=np.random.default_rng(0)
+    )
+    prediction = predictor.predict(image)
+    cells = prediction.logits[0].flatten(1).T
+    distances = torch.cdist(drawn.deterministic[0], cells, compute_mode="donot_use_mm_for_euclid_dist")
+    assert distances.min(dim=1).values.max() < 1e-4
+    assert len(drawn.deterministic[0].unique(dim=0)) == len(drawn.labels)
+    assert set(drawn.labels.tolist()) <= {0, 1, 2}
+    mean = drawn.sampled.softmax(dim=2).mean(dim=0)
+    nearest = distances.argmin(dim=1)
+    assert torch.allclose(mean, prediction.probability[0].flatten(1).T[nearest], atol=1e-4)
+    # The network's upsampling (corners aligned) puts cell i of 16 on row i · 63 / 15 of the 64 padded rows,
+    # and cell j of 24 on column j · 95 / 23 of the 96 padded columns.
+    rows = np.rint(np.arange(14) * 63 / 15).astype(int)
+    columns = np.rint(np.arange(18) * 95 / 23).astype(int)
+    at_cells = mask[np.ix_(rows, columns)].ravel()
+    assert drawn.labels.tolist() == at_cells[nearest.numpy()].tolist()
+    assert len(drawn.labels) == (at_cells != 255).sum()
+    database.close()
+
+
+def test_steps_wait_for_their_turn_and_for_a_model(small: tuple[Project, Database]) -> None:
+    project, database = small
+    with pytest.raises(NotYourTurn, match="segcurate ingest"):
+        calibrate(project, database)
+    with database.session() as session:
+        round_queries.open_round(session, number=1, state="train")
+    with pytest.raises(NotYourTurn, match="segcurate train"):
+        calibrate(project, database)
+    with pytest.raises(NotYourTurn, match="segcurate train"):
+        evaluate(project, database)
+    with database.session() as session:
+        current = round_queries.current_round(session)
+        assert current is not None
+        current.state = "calibrate"
+    with pytest.raises(UserError, match="no trained model"):
+        calibrate(project, database)
+
+
+def test_stored_calibrators_come_back_for_their_own_sampler(small: tuple[Project, Database]) -> None:
+    project, database = small
+    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    with database.session() as session:
+        for sampler, temperature in (("none", 2.0), ("mc_dropout", 1.5)):
+            queries.put_calibration(
+                session,
+                model_id=model.id,
+                sampler=sampler,
+                calibrator="temperature",
+                parameters={"temperature": temperature, "at_bound": False},
+                nll_before=1.0,
+                nll_after=0.9,
+                images=1,
+                pixels=1,
+                warning=None,
+            )
+    with database.session(write=False) as session:
+        calibrators = stored_calibrators(session, model.id)
+    assert calibrators == Calibrators(deterministic=Temperature(2.0), sampled=Temperature(1.5))
