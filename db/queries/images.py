@@ -93,7 +93,7 @@ def originals(session: Session, hashes: Sequence[str]) -> dict[str, int]:
             .where(Image.sha256.in_(part), Image.duplicate_of.is_(None))
             .order_by(Image.id.desc())
         )
-        found.update(session.execute(statement).tuples().all())
+        found.update(session.execute(statement).all())
     return found
 
 
@@ -141,7 +141,7 @@ def link_duplicates(session: Session) -> None:
     )
     links: list[dict[str, int | None]] = []
     stands_for: tuple[str, int] | None = None
-    for sha256, image_id in session.execute(statement).tuples().all():
+    for sha256, image_id in session.execute(statement).all():
         if stands_for is None or stands_for[0] != sha256:
             stands_for = (sha256, image_id)
         links.append({"id": image_id, "duplicate_of": None if stands_for[1] == image_id else stands_for[1]})
@@ -163,7 +163,7 @@ def split_columns(session: Session) -> SplitColumns:
         .order_by(Image.id)
         .execution_options(yield_per=PAGE)
     )
-    for row, (image_id, group, position, split, mask) in enumerate(session.execute(statement).tuples()):
+    for row, (image_id, group, position, split, mask) in enumerate(session.execute(statement)):
         ids[row], positions[row], has_mask[row] = image_id, position, mask
         groups[row] = index_of.setdefault(group, len(index_of))
         splits[row] = SPLITS.index(split)
@@ -186,7 +186,7 @@ def pool_sizes(session: Session) -> PoolSizes:
         .order_by(Image.id)
         .execution_options(yield_per=PAGE)
     )
-    for row, values in enumerate(session.execute(statement).tuples()):
+    for row, values in enumerate(session.execute(statement)):
         sizes.ids[row], sizes.widths[row], sizes.heights[row], sizes.has_mask[row] = values
     return sizes
 
@@ -266,7 +266,7 @@ def has_labels(session: Session) -> bool:
 def count_splits(session: Session) -> dict[str, int]:
     """Usable images by split; duplicates are counted under `duplicate`."""
     name = case((Image.duplicate_of.is_not(None), "duplicate"), else_=Image.split)
-    return dict(session.execute(select(name, func.count()).group_by(name)).tuples().all())
+    return dict(session.execute(select(name, func.count()).group_by(name)).all())
 
 
 def count_unmasked(session: Session) -> dict[str, int]:
@@ -278,7 +278,7 @@ def count_unmasked(session: Session) -> dict[str, int]:
         )
         .group_by(Image.split)
     )
-    return dict(session.execute(statement).tuples().all())
+    return dict(session.execute(statement).all())
 
 
 def count_masks(session: Session) -> int:

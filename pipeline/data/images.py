@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError
 
@@ -107,7 +107,8 @@ def read_pixels(path: Path, *, palette_indices: bool = False) -> ImageArray:
     """Decode a file upright with the channels that it has. The caller has checked its size.
 
     Args:
-        palette_indices: keep the indices of a palette image ([H, W, 1]) instead of its colours.
+        palette_indices: keep the indices of a palette image ([H, W, 1]) instead of its colours, and 0 and 1
+            of a bilevel one.
 
     Raises:
         DataError: the file is truncated, damaged, or of a pixel type that is neither 8 nor 16 bits.
@@ -135,7 +136,7 @@ def is_palette(path: Path) -> bool:
             with tifffile.TiffFile(path) as tiff:
                 return _first_page(tiff).photometric == tifffile.PHOTOMETRIC.PALETTE
         with Image.open(path, formats=_FORMATS) as image:
-            return image.mode in ("P", "PA")
+            return image.mode == "P"
 
 
 def check_pixels(path: Path, *, width: int, height: int, max_pixels: int) -> None:
@@ -207,7 +208,7 @@ def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
         return 8, 2, True
     if image.mode == "P":
         return (8, 4, True) if "transparency" in image.info else (8, 3, False)
-    if image.mode in ("RGBA", "RGBa", "RGBX", "PA"):
+    if image.mode in ("RGBA", "RGBa", "RGBX"):
         return 8, 4, True
     if image.mode in ("RGB", "CMYK", "YCbCr"):
         return 8, 3, False
@@ -217,8 +218,8 @@ def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
 def _pillow_pixels(path: Path, image: Image.Image, info: ImageInfo, *, palette_indices: bool) -> ImageArray:
     if info.bits == 16:
         pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
-    elif palette_indices and image.mode == "P":
-        pixels = np.asarray(image)
+    elif palette_indices and image.mode in ("P", "1"):
+        pixels = np.asarray(image).astype(np.uint8)
     else:
         modes = {(1, False): "L", (2, True): "LA", (3, False): "RGB", (4, True): "RGBA"}
         wanted = modes[info.channels, info.alpha]
@@ -300,6 +301,8 @@ def _upright(pixels: ImageArray, orientation: int) -> ImageArray:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError | tifffile.TiffFileError):
+        return "its content is not what its ending says"
     lines = str(error).strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__
 

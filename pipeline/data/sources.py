@@ -5,22 +5,19 @@ Names are sorted a folder at a time; a folder of more names than memory should h
 
 from __future__ import annotations
 
-import csv
 import heapq
 import json
-import math
 import os
 import re
-import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from pipeline.config import HeldOutSplit, InitialSplit, Project
+from pipeline.config import Project
 from pipeline.data.images import IMAGE_ENDINGS
 from pipeline.errors import DataError
 
@@ -100,176 +97,6 @@ def mask_path(project: Project, found: Found) -> Path | None:
     relative = config.mask_template.format(parent=found.parent, stem=found.stem, name=found.name)
     path = Path(os.path.normpath(project.path(config.masks) / relative.lstrip("/")))
     return path if path != found.path and path.is_file() else None
-
-
-class Sequences:
-    """The group and the position of each image, by `data.group_csv`, or by regular expressions.
-
-    Raises:
-        DataError: the CSV cannot be read, or lacks its columns.
-    """
-
-    def __init__(self, project: Project) -> None:
-        config = project.config.data
-        self._group = re.compile(config.group_regex) if config.group_regex else None
-        self._position = re.compile(config.position_regex) if config.position_regex else None
-        self._rows = None
-        self._csv = config.group_csv
-        if config.group_csv is not None:
-            self._rows = PathTable(read_groups(project.path(config.group_csv)))
-
-    def place(self, found: Found) -> tuple[str, int | None]:
-        """Group, and position where it is written in the CSV or in the path.
-
-        Raises:
-            DataError: the image is not in the CSV, or an expression does not match its path.
-        """
-        if self._rows is not None:
-            row = self._rows.get(found)
-            if row is None:
-                raise DataError(f"{found.uri} is not in {self._csv}.", "Add a line for it.")
-            group, position = json.loads(row)
-        else:
-            group, position = self._group_of(found), None
-        if position is None and self._position is not None:
-            position = self._position_of(found)
-        return group, position
-
-    def _group_of(self, found: Found) -> str:
-        if self._group is None:
-            return found.uri.rpartition("/")[0] or "."
-        match = self._group.search(found.uri)
-        text = None if match is None else match.group(1 if match.re.groups else 0)
-        if not text:
-            raise DataError(
-                f"`data.group_regex` finds no group in {found.uri}.", "Mend the regular expression."
-            )
-        return text
-
-    def _position_of(self, found: Found) -> int:
-        match = self._position.search(found.uri) if self._position else None
-        text = None if match is None else match.group(1 if match.re.groups else 0)
-        try:
-            return whole_number(text or "")
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"`data.position_regex` finds no number in {found.uri}.", "Mend the regular expression."
-            ) from error
-
-
-class PathTable:
-    """Paths and a text for each, on disk: a list of a million files does not stay in memory.
-
-    An image is found by its URI, its absolute path, or its path below its image folder.
-    """
-
-    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
-        self._database = sqlite3.connect("", check_same_thread=False)  # "": a temporary file
-        self._database.execute(
-            "CREATE TABLE row (path TEXT PRIMARY KEY, text TEXT, seen INTEGER) WITHOUT ROWID"
-        )
-        self._database.executemany(
-            "INSERT OR REPLACE INTO row VALUES (?, ?, 0)", ((os.path.normpath(p), t) for p, t in rows)
-        )
-
-    def get(self, found: Found) -> str | None:
-        """The text of an image, or None where it is not listed."""
-        names = (found.uri, found.path.as_posix(), found.below)
-        rows = self._database.execute("SELECT path, text FROM row WHERE path IN (?, ?, ?)", names).fetchall()
-        if not rows:
-            return None
-        self._database.executemany(
-            "UPDATE row SET seen = 1 WHERE path = ? AND seen = 0", [(path,) for path, _ in rows]
-        )
-        return rows[0][1]
-
-    def unseen(self, limit: int) -> tuple[list[str], int]:
-        """The first paths that no image had, and how many there are."""
-        rows = self._database.execute("SELECT path FROM row WHERE seen = 0 LIMIT ?", (limit,)).fetchall()
-        count = self._database.execute("SELECT count(*) FROM row WHERE seen = 0").fetchone()[0]
-        return [path for (path,) in rows], count
-
-
-def read_list(path: Path) -> Iterator[tuple[str, str]]:
-    """The paths of a list file, a line each; empty lines and lines that start with # are passed over.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for line in stream:
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    yield text, ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The list {path} cannot be read: {error}.", "Name a readable text file.") from error
-
-
-def read_groups(path: Path) -> Iterator[tuple[str, str]]:
-    """Image and JSON `[group, position or null]` of each line of a CSV.
-
-    Raises:
-        DataError: the file cannot be read, lacks a column, or has a position that is no number.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if not {"image", "group"} <= set(reader.fieldnames or ()):
-                raise DataError(
-                    f"{path} lacks the columns `image` and `group`.", "Name them in its first line."
-                )
-            for row in reader:
-                position = (row.get("position") or "").strip()
-                yield row["image"], json.dumps([row["group"], whole_number(position) if position else None])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Name a readable CSV.") from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{path} has a line that is not image, group, position: {error}.", "Mend it."
-        ) from error
-
-
-def whole_number(text: str) -> int:
-    """A number as a position: digits as they are (a time stamp in nanoseconds too), else rounded down.
-
-    Raises:
-        ValueError, OverflowError: the text is no number.
-    """
-    try:
-        return int(text)
-    except ValueError:
-        return math.floor(float(text))
-
-
-class Named:
-    """The images that a `list` or a `folder` of `splits` names; none, where both are missing.
-
-    Raises:
-        DataError: the list cannot be read.
-    """
-
-    def __init__(self, project: Project, spec: HeldOutSplit | InitialSplit) -> None:
-        self.given = spec.list is not None or spec.folder is not None
-        self._list = spec.list
-        self._paths = PathTable(read_list(project.path(spec.list))) if spec.list is not None else None
-        self._folder = None
-        if spec.folder is not None:
-            folder = project.uri(project.path(spec.folder)).rstrip("/")
-            self._folder = (glob_pattern(folder), glob_pattern(folder + "/**"))
-
-    def __contains__(self, found: Found) -> bool:
-        if self._paths is not None:
-            return self._paths.get(found) is not None
-        return self._folder is not None and any(part.fullmatch(found.uri) for part in self._folder)
-
-    def unmatched(self) -> str | None:
-        """The lines of the list that no image had, in words."""
-        paths, count = self._paths.unseen(3) if self._paths is not None else ([], 0)
-        if not count:
-            return None
-        more = ", …" if count > len(paths) else ""
-        return f"{count} lines of {self._list} name no image: {', '.join(paths)}{more}"
 
 
 def natural_key(name: str) -> str:

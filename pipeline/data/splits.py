@@ -79,7 +79,11 @@ def assign_splits(
 
 
 def join_splits(
-    config: SplitsConfig, *, group_splits: Codes, group_positions: Integers, positions: Integers
+    config: SplitsConfig,
+    *,
+    group_splits: Codes,
+    group_positions: Integers,
+    positions: npt.NDArray[np.integer | np.floating],
 ) -> Codes:
     """Where new images of a known group belong, after the splits were locked: the pool, unless they look
     like a held-out image.
@@ -89,7 +93,7 @@ def join_splits(
 
     Args:
         group_splits, group_positions: [G], every known image of the group.
-        positions: [N], of the new images.
+        positions: [N], of the new images; half numbers lie between known ones.
 
     Returns:
         uint8 [N].

@@ -24,8 +24,9 @@ from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
 from pipeline.config import IGNORE, Project
 from pipeline.data.images import ImageInfo, probe_image, read_image
+from pipeline.data.listings import Named
 from pipeline.data.masks import MaskCodec, read_mask
-from pipeline.data.sources import Found, Named, find_images, mask_path
+from pipeline.data.sources import Found, find_images, mask_path
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
 from pipeline.progress import Progress, silent

@@ -127,8 +127,8 @@ def _plan(session: Session, project: Project, *, named: Sequence[str]) -> tuple[
             queue = _new_queue(session, project)
         if ranks is None:
             ranks = count(queries.next_rank(session, queue.id))
-        row = dict(queue_id=queue.id, image_id=image_id, region_index=region_index, x=x, y=y, w=w, h=h)
-        rows.append({**row, "rank": next(ranks), "slice": "initial", "status": "queued", "reason": REASON})
+        row = {"queue_id": queue.id, "rank": next(ranks), "image_id": image_id, "region_index": region_index}
+        rows.append({**row, "x": x, "y": y, "w": w, "h": h, "slice": "initial", "reason": REASON})
         if len(rows) >= queries.PAGE:
             queries.insert_items(session, rows)
             rows = []

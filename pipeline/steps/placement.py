@@ -11,19 +11,26 @@ from db.engine import Database
 from db.queries import images as queries
 from db.tables import Image
 from pipeline.config import Project
-from pipeline.data.sources import Found, Named, Sequences
+from pipeline.data.listings import Named, Sequences
+from pipeline.data.sources import Found
 from pipeline.data.splits import join_splits
 from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A found file with its place. `named` is the held-out split that lists it."""
+    """A found file with its place.
+
+    Attributes:
+        position: as it is stored.
+        lies_at: where it lies among known positions; between two of them, half a step behind the first.
+        named: the held-out split that lists it.
+    """
 
     found: Found
     group: str
     position: int
-    explicit: bool
+    lies_at: float
     named: str | None
 
 
@@ -71,17 +78,14 @@ class Placement:
             self._last[group] = known.position
             if named and known.split != named[0]:
                 self._late[named[0]] += 1
-            return Placed(found, group, known.position, written is not None, named[0] if named else None)
-        if written is not None:
-            position = written
-        elif not self.locked:
-            position = self._last.get(group, -1) + 1
-        elif self._last.get(group, -1) >= self._highest.get(group, -1):
-            position = self._highest[group] = self._last.get(group, -1) + 1
-        else:
-            position = self._last.get(group, 0)
-        self._last[group] = position
-        return Placed(found, group, position, written is not None, named[0] if named else None)
+            return Placed(found, group, known.position, known.position, named[0] if named else None)
+        last = self._last.get(group, -1)
+        between = written is None and self.locked and last < self._highest.get(group, -1)
+        lies_at = written if written is not None else last + 0.5 if between else last + 1
+        position = max(0, last) if between else int(lies_at)
+        self._last[group] = last if between else position
+        self._highest[group] = max(position, self._highest.get(group, -1))
+        return Placed(found, group, position, lies_at, named[0] if named else None)
 
     def split(self, placed: Placed) -> str:
         """The split of a new image."""
@@ -94,7 +98,7 @@ class Placement:
             self._config,
             group_splits=self._columns.splits[rows],
             group_positions=self._columns.positions[rows],
-            positions=np.array([placed.position]),
+            positions=np.array([placed.lies_at]),
         )
         return queries.SPLITS[int(code[0])]
 

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps
+
+from pipeline.data.images import ImageArray, probe_image, read_image, unit_float
+from pipeline.errors import DataError
+
+MANY = 10**6
+
+
+def noise(*shape: int, dtype: type = np.uint8, seed: int = 0) -> ImageArray:
+    values = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, endpoint=True)
+    return values.astype(np.uint8 if dtype is np.uint8 else np.uint16)
+
+
+def read(path: Path, channels: int = 3) -> ImageArray:
+    image = read_image(path, channels=channels, max_pixels=MANY)
+    info = probe_image(path, max_pixels=MANY)
+    assert image.shape == (info.height, info.width, channels)
+    return image
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "tiff", "bmp", "webp"])
+def test_lossless_formats_come_back_as_they_were(tmp_path: Path, ending: str) -> None:
+    pixels = noise(13, 17, 3)
+    path = tmp_path / f"a.{ending}"
+    options: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
+    Image.fromarray(pixels).save(path, **options)
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_orientation_is_honoured_as_pillow_does(tmp_path: Path, orientation: int, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(noise(20, 30, 3)).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(read(path), expected)
+
+
+def test_16_bit_colour_png_keeps_its_depth(tmp_path: Path) -> None:
+    pixels = noise(9, 11, 3, dtype=np.uint16)
+    path = tmp_path / "a.png"
+    path.write_bytes(imagecodecs.png_encode(pixels))
+    np.testing.assert_array_equal(read(path), pixels)
+    assert probe_image(path, max_pixels=MANY).bits == 16
+
+
+def test_16_bit_grey_png_is_repeated_for_three_channels(tmp_path: Path) -> None:
+    pixels = noise(9, 11, 1, dtype=np.uint16)
+    path = tmp_path / "a.png"
+    path.write_bytes(imagecodecs.png_encode(pixels[:, :, 0].copy()))
+    np.testing.assert_array_equal(read(path, 1), pixels)
+    np.testing.assert_array_equal(read(path, 3), np.repeat(pixels, 3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("layout", ["contig", "separate", "pages"])
+def test_tiff_of_five_channels_in_every_layout(
+    tmp_path: Path, dtype: type, compression: str | None, layout: str
+) -> None:
+    pixels = noise(24, 18, 5, dtype=dtype)
+    path = tmp_path / "a.tif"
+    stored = pixels if layout == "contig" else np.moveaxis(pixels, -1, 0)
+    options: dict[str, Any] = {} if layout == "pages" else {"planarconfig": layout}
+    tifffile.imwrite(path, stored, photometric="minisblack", compression=compression, **options)
+    np.testing.assert_array_equal(read(path, 5), pixels)
+
+
+def test_palette_colours_and_unwanted_alpha(tmp_path: Path) -> None:
+    pixels = noise(8, 8, 4)
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(read(tmp_path / "rgba.png"), pixels[:, :, :3])
+    np.testing.assert_array_equal(read(tmp_path / "rgba.png", 4), pixels)
+    indexed = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    indexed.putpalette([10, 20, 30, 40, 50, 60])
+    indexed.save(tmp_path / "palette.png")
+    assert read(tmp_path / "palette.png").tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    tifffile.imwrite(tmp_path / "alpha.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read(tmp_path / "alpha.tif"), pixels[:, :, :3])
+
+
+def test_a_bilevel_image_is_black_and_white(tmp_path: Path) -> None:
+    bits = np.array([[True, False], [False, True]])
+    Image.fromarray(bits).save(tmp_path / "a.png")
+    Image.fromarray(bits).save(tmp_path / "b.tif")
+    tifffile.imwrite(tmp_path / "white_is_zero.tif", ~bits, photometric="miniswhite")
+    for name in ("a.png", "b.tif", "white_is_zero.tif"):
+        assert read(tmp_path / name, 1)[:, :, 0].tolist() == [[255, 0], [0, 255]]
+
+
+def test_a_single_pixel_is_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_channels_that_do_not_fit_are_an_error_that_names_the_file(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "colour.png"
+    Image.fromarray(noise(4, 4, 3)).save(path)
+    with pytest.raises(DataError, match="has 3 channels") as caught:
+        read_image(path, channels=channels, max_pixels=MANY)
+    assert str(path) in caught.value.problem
+    assert "data.channels" in caught.value.remedy
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, ending: str, share: float) -> None:
+    path = tmp_path / f"cut.{ending}"
+    Image.fromarray(noise(80, 60, 3)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(DataError) as caught:
+        read_image(path, channels=3, max_pixels=MANY)
+    assert str(path) in caught.value.problem
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_that_lost_its_last_strips_is_not_filled_with_zeros(
+    tmp_path: Path, compression: str | None
+) -> None:
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, noise(80, 60, 3), compression=compression, rowsperstrip=8, photometric="rgb")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - 300])
+    with pytest.raises(DataError, match="truncated"):
+        read_image(path, channels=3, max_pixels=MANY)
+
+
+@pytest.mark.parametrize("name", ["text.png", "text.jpg", "text.tif", "text.webp", "text.bmp"])
+def test_a_text_file_with_an_image_ending_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("I am no image.\n" * 10)
+    with pytest.raises(DataError, match=f"{name} is not a readable image"):
+        probe_image(tmp_path / name, max_pixels=MANY)
+
+
+def test_a_missing_file_and_a_stack_and_floats_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no file"):
+        probe_image(tmp_path / "none.png", max_pixels=MANY)
+    tifffile.imwrite(tmp_path / "stack.tif", noise(2, 3, 16, 16), photometric="minisblack")
+    with pytest.raises(DataError, match="stack"):
+        probe_image(tmp_path / "stack.tif", max_pixels=MANY)
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((4, 4), dtype=np.float32))
+    with pytest.raises(DataError, match="float32"):
+        probe_image(tmp_path / "float.tif", max_pixels=MANY)
+
+
+def bomb(path: Path, width: int, height: int) -> None:
+    """A valid PNG header of any size, and next to nothing behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    bomb(tmp_path / "bomb.png", 60_000, 60_000)
+    for call in (probe_image, lambda path, max_pixels: read_image(path, channels=3, max_pixels=max_pixels)):
+        with pytest.raises(DataError, match="60000×60000 pixels, more than") as caught:
+            call(tmp_path / "bomb.png", max_pixels=200_000_000)
+        assert "bomb.png" in caught.value.problem
+
+
+def test_the_limit_is_the_configured_one_and_not_pillows(tmp_path: Path) -> None:
+    bomb(tmp_path / "large.png", 20_000, 9_500)
+    assert probe_image(tmp_path / "large.png", max_pixels=200_000_000).width == 20_000
+    Image.new("L", (10, 10)).save(tmp_path / "small.png")
+    assert read_image(tmp_path / "small.png", channels=1, max_pixels=100).shape == (10, 10, 1)
+    with pytest.raises(DataError, match="more than"):
+        read_image(tmp_path / "small.png", channels=1, max_pixels=99)
+
+
+def test_unit_float_reaches_one_at_the_largest_number() -> None:
+    for dtype in (np.uint8, np.uint16):
+        values = unit_float(np.array([[[0, np.iinfo(dtype).max]]], dtype=dtype))
+        assert values.dtype == np.float32
+        assert values.ravel().tolist() == [0.0, 1.0]

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pipeline.config import IGNORE, DataConfig
+from pipeline.data.masks import MaskCodec, mask_sha256, palette, read_mask, store_mask, write_mask
+from pipeline.errors import DataError, UserError
+
+PLAIN: list[Any] = ["sky", "road", "car"]
+COLORED: list[Any] = [
+    {"name": "sky", "color": [0, 0, 255]},
+    {"name": "road", "color": [100, 100, 100]},
+    {"name": "car", "color": [255, 0, 0]},
+]
+INDEX = np.array([[0, 1, 2], [2, 1, 255]], dtype=np.uint8)
+
+
+def codec(classes: list[Any] | None = None, **options: Any) -> MaskCodec:
+    return MaskCodec.from_config(DataConfig(images=["images"], classes=classes or PLAIN, **options))
+
+
+def saved(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_index_masks_become_class_indices(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", INDEX)
+    np.testing.assert_array_equal(read_mask(path, codec(), size=(3, 2)), INDEX)
+
+
+def test_a_bilevel_mask_holds_the_classes_0_and_1(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", np.array([[True, False]]))
+    assert read_mask(path, codec(), size=None).tolist() == [[1, 0]]
+
+
+def test_class_ids_and_several_ignored_values_are_mapped(tmp_path: Path) -> None:
+    classes = [{"name": "sky", "id": 7}, {"name": "road", "id": 3}]
+    path = saved(tmp_path / "a.png", np.array([[7, 3, 11, 255]], dtype=np.uint8))
+    mask = read_mask(path, codec(classes, ignore_index=[11, 255]), size=None)
+    assert mask.tolist() == [[0, 1, IGNORE, IGNORE]]
+
+
+def test_16_bit_masks_keep_large_ids(tmp_path: Path) -> None:
+    classes = [{"name": "sky", "id": 1000}, {"name": "road", "id": 40_000}]
+    ids = np.array([[1000, 40_000, 65_535]], dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(ids))
+    tifffile.imwrite(tmp_path / "b.tif", ids)
+    for name in ("a.png", "b.tif"):
+        mask = read_mask(tmp_path / name, codec(classes, ignore_index=65_535), size=(3, 1))
+        assert mask.dtype == np.uint8
+        assert mask.tolist() == [[0, 1, IGNORE]]
+
+
+@pytest.mark.parametrize("encoding", ["auto", "palette", "index"])
+def test_palette_masks_are_read_by_index_not_by_colour(tmp_path: Path, encoding: str) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).convert("P")
+    image.putpalette([9, 9, 9, 1, 1, 1, 5, 5, 5])
+    image.save(tmp_path / "a.png")
+    mask = read_mask(tmp_path / "a.png", codec(COLORED, mask_encoding=encoding), size=None)
+    assert mask.tolist() == [[0, 1, 2]]
+
+
+def test_palette_encoding_refuses_a_file_without_one(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", INDEX)
+    with pytest.raises(DataError, match="no palette"):
+        read_mask(path, codec(mask_encoding="palette"), size=None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "encoding"), [("RGB", "auto"), ("RGB", "rgb"), ("RGBA", "auto"), ("RGBA", "rgb"), ("P", "rgb")]
+)
+def test_colour_masks_become_class_indices(tmp_path: Path, mode: str, encoding: str) -> None:
+    rgb = np.array([[[0, 0, 255], [100, 100, 100], [255, 0, 0], [0, 0, 0]]], dtype=np.uint8)
+    Image.fromarray(rgb).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / "a.png")
+    options = codec(COLORED, mask_encoding=encoding, ignore_color=[[0, 0, 0]])
+    assert read_mask(tmp_path / "a.png", options, size=(4, 1)).tolist() == [[0, 1, 2, IGNORE]]
+
+
+def test_a_grey_mask_saved_as_rgb_is_an_index_mask_where_classes_have_no_colours(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", np.repeat(INDEX[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(read_mask(path, codec(), size=None), INDEX)
+
+
+def test_unknown_ids_are_listed_with_their_counts(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", np.array([[0, 9, 9, 30]], dtype=np.uint8))
+    with pytest.raises(DataError, match=r"no class id: 9 \(2 px\), 30 \(1 px\)") as caught:
+        read_mask(path, codec(), size=None)
+    assert str(path) in caught.value.problem
+    assert "data.classes" in caught.value.remedy
+
+
+def test_unknown_colours_are_listed_and_the_list_is_bounded(tmp_path: Path) -> None:
+    rgb = np.array([[[0, 0, 255]] + [[1, 2, n] for n in range(20)]], dtype=np.uint8)
+    path = saved(tmp_path / "a.png", rgb)
+    with pytest.raises(DataError, match=r"\(1, 2, 0\) \(1 px\).* and 12 more"):
+        read_mask(path, codec(COLORED), size=None)
+
+
+def test_colours_without_class_colours_name_the_remedy(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", np.array([[[0, 0, 255]]], dtype=np.uint8))
+    with pytest.raises(DataError, match="no class in `data.classes` has a `color`"):
+        read_mask(path, codec(), size=None)
+    with pytest.raises(DataError, match="is coloured, but `data.mask_encoding` is `index`"):
+        read_mask(path, codec(COLORED, mask_encoding="index"), size=None)
+
+
+def test_another_size_than_the_image_is_refused_before_decoding(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", np.random.default_rng(0).integers(0, 3, (20, 30), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:80])  # the header, and few of the pixels
+    with pytest.raises(DataError, match=r"has 30×20 pixels, its image 20×30"):
+        read_mask(path, codec(), size=(20, 30))
+    with pytest.raises(DataError, match="not a readable image"):
+        read_mask(path, codec(), size=(30, 20))
+
+
+def test_a_mask_with_an_orientation_is_turned_like_an_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).save(tmp_path / "a.png", exif=exif)
+    assert read_mask(tmp_path / "a.png", codec(), size=(1, 3)).tolist() == [[0], [1], [2]]
+
+
+def test_a_huge_mask_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", INDEX)
+    with pytest.raises(DataError, match="more than `data.max_pixels`"):
+        read_mask(path, codec(max_pixels=5), size=None)
+
+
+def test_stored_masks_are_named_by_content_and_written_once(tmp_path: Path) -> None:
+    path, digest = store_mask(tmp_path, INDEX)
+    assert path == tmp_path / digest[:2] / f"{digest}.png"
+    assert Image.open(path).mode == "L"
+    np.testing.assert_array_equal(read_mask(path, codec(), size=(3, 2)), INDEX)
+    before = path.stat().st_mtime_ns
+    assert store_mask(tmp_path, np.asfortranarray(INDEX)) == (path, digest)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_hash_tells_shapes_apart() -> None:
+    assert mask_sha256(INDEX) != mask_sha256(INDEX.reshape(3, 2))
+
+
+def test_a_full_disk_leaves_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="disk is full"):
+        write_mask(tmp_path / "a.png", INDEX)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_palettes_keep_given_colours_and_never_repeat_one() -> None:
+    classes = [{"name": "first", "color": [230, 25, 75]}, *(f"class {n}" for n in range(254))]
+    colors = palette(DataConfig.model_validate({"images": ["images"], "classes": classes}))
+    assert colors.shape == (255, 3)
+    assert colors[0].tolist() == [230, 25, 75]
+    assert len({tuple(color) for color in colors.tolist()}) == 255
