@@ -29,19 +29,19 @@ def manifest_of(folder: Path) -> dict[str, ManifestImage]:
     return {entry.uri.removeprefix("images/"): entry for entry in entries}
 
 
-def test_an_export_has_all_that_an_annotator_needs(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
-    assert folder == exported.project.root / "queues" / "round-01"
+def test_an_export_has_all_that_an_annotator_needs(selected: Exported) -> None:
+    folder = export(selected.project, selected.database)
+    assert folder == selected.project.root / "queues" / "round-01"
     entries = manifest_of(folder)
     assert set(entries) == set(NAMES)
     assert [entry.rank for entry in entries.values()] == sorted(entry.rank for entry in entries.values())
     for name, entry in entries.items():
-        image = exported.images()[name]
+        image = selected.images()[name]
         assert (entry.image_id, entry.sha256) == (image.id, image.sha256)
         assert (entry.width, entry.height) == NAMES[name]
         assert entry.scores["entropy"] == 0.5
         assert entry.model == "r01"
-        assert [region.item for region in entry.regions] == [item.id for item in exported.items(name)]
+        assert [region.item for region in entry.regions] == [item.id for item in selected.items(name)]
         with PillowImage.open(folder / entry.image) as shown:
             assert shown.size == NAMES[name]
         assert entry.overlay is not None
@@ -50,17 +50,17 @@ def test_an_export_has_all_that_an_annotator_needs(exported: Exported) -> None:
             assert drawn.width == NAMES[name][0]
             assert drawn.height >= NAMES[name][1]
     assert list((folder / "masks").iterdir()) == []
-    assert exported.state() == (1, "import")
+    assert selected.state() == (1, "import")
 
 
-def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(selected: Exported) -> None:
+    folder = export(selected.project, selected.database)
     seen: set[int] = set()
     for name, entry in manifest_of(folder).items():
         assert entry.premask is not None
         premask = np.asarray(PillowImage.open(folder / entry.premask))
         inside = np.zeros(premask.shape, dtype=bool)
-        for item in exported.items(name):
+        for item in selected.items(name):
             inside[item.y : item.y + item.h, item.x : item.x + item.w] = True
         assert (premask[~inside] == UNPAINTED).all()
         assert np.isin(premask[inside], CLASS_IDS).all()
@@ -68,11 +68,11 @@ def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(expor
     assert len(seen) > 1
 
 
-def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(selected: Exported) -> None:
+    folder = export(selected.project, selected.database)
     with (folder / "regions.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    items = exported.items()
+    items = selected.items()
     assert [int(row["rank"]) for row in rows] == [item.rank for item in items]
     assert [row["reason"] for row in rows] == [item.reason for item in items]
     assert {row["uri"] for row in rows} == {f"images/{name}" for name in NAMES}
@@ -86,22 +86,22 @@ def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(exported
     assert "| 40 | pole |" in (folder / "README.md").read_text()
 
 
-def test_images_are_linked_copied_on_request_and_turned_upright(exported: Exported) -> None:
-    linked = manifest_of(export(exported.project, exported.database, folder=exported.project.root / "one"))
-    plain = exported.project.root / "one" / linked["left/frame 1.png"].image
+def test_images_are_linked_copied_on_request_and_turned_upright(selected: Exported) -> None:
+    linked = manifest_of(export(selected.project, selected.database, folder=selected.project.root / "one"))
+    plain = selected.project.root / "one" / linked["left/frame 1.png"].image
     assert plain.is_symlink()
-    assert plain.resolve() == exported.project.root / "images" / "left" / "frame 1.png"
-    turned = exported.project.root / "one" / linked[ROTATED].image
+    assert plain.resolve() == selected.project.root / "images" / "left" / "frame 1.png"
+    turned = selected.project.root / "one" / linked[ROTATED].image
     assert not turned.is_symlink()
-    copying = exported.configured(export={"images": "copy"})
-    copied = manifest_of(export(copying, exported.database, folder=exported.project.root / "two"))
-    copy = exported.project.root / "two" / copied["left/frame 1.png"].image
+    copying = selected.configured(export={"images": "copy"})
+    copied = manifest_of(export(copying, selected.database, folder=selected.project.root / "two"))
+    copy = selected.project.root / "two" / copied["left/frame 1.png"].image
     assert not copy.is_symlink()
     assert copy.read_bytes() == plain.read_bytes()
 
 
-def test_names_in_an_export_are_plain_ascii_and_never_alike(exported: Exported) -> None:
-    entries = manifest_of(export(exported.project, exported.database))
+def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) -> None:
+    entries = manifest_of(export(selected.project, selected.database))
     stems = [Path(entry.mask).stem for entry in entries.values()]
     assert len(set(stems)) == len(NAMES)
     assert all(
@@ -109,56 +109,56 @@ def test_names_in_an_export_are_plain_ascii_and_never_alike(exported: Exported) 
     )
 
 
-def test_an_unreadable_image_is_left_out_and_recorded(exported: Exported) -> None:
-    (exported.project.root / "images" / "tiny.png").write_bytes(b"not an image")
-    folder = export(exported.project, exported.database)
+def test_an_unreadable_image_is_left_out_and_recorded(selected: Exported) -> None:
+    (selected.project.root / "images" / "tiny.png").write_bytes(b"not an image")
+    folder = export(selected.project, selected.database)
     assert set(manifest_of(folder)) == set(NAMES) - {"tiny.png"}
-    with exported.database.session(write=False) as session:
+    with selected.database.session(write=False) as session:
         (failure,) = image_queries.list_failures(session, step="export")
     assert failure.subject == "images/tiny.png"
 
 
-def test_exporting_again_replaces_the_folder_until_somebody_has_worked_in_it(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_exporting_again_replaces_the_folder_until_somebody_has_worked_in_it(selected: Exported) -> None:
+    folder = export(selected.project, selected.database)
     (folder / "labelmap.json").unlink()
-    assert export(exported.project, exported.database) == folder
+    assert export(selected.project, selected.database) == folder
     assert (folder / "labelmap.json").is_file()
     work = folder / "masks" / "mine.png"
     work.write_bytes(b"an afternoon of work")
     with pytest.raises(UserError, match="holds masks already"):
-        export(exported.project, exported.database)
+        export(selected.project, selected.database)
     assert work.read_bytes() == b"an afternoon of work"
 
 
-def test_a_folder_of_something_else_is_not_replaced(exported: Exported) -> None:
-    other = exported.project.root / "thesis"
+def test_a_folder_of_something_else_is_not_replaced(selected: Exported) -> None:
+    other = selected.project.root / "thesis"
     other.mkdir()
     (other / "chapter1.txt").write_text("years")
     with pytest.raises(UserError, match="thesis holds something else"):
-        export(exported.project, exported.database, folder=other)
+        export(selected.project, selected.database, folder=other)
     assert (other / "chapter1.txt").read_text() == "years"
-    assert exported.state() == (1, "export")
+    assert selected.state() == (1, "export")
 
 
-def test_a_read_only_output_folder_is_named(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_output_folder_is_named(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: object, **_options: object) -> str:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pipeline.files.tempfile.mkdtemp", refuse)  # root may write everywhere
     with pytest.raises(UserError, match="queues: permission is denied"):
-        export(exported.project, exported.database)
-    assert exported.state() == (1, "export")
+        export(selected.project, selected.database)
+    assert selected.state() == (1, "export")
 
 
-def test_a_full_disk_leaves_no_folder(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_folder(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.labeling.neutral.shutil.copyfile", full)
     with pytest.raises(UserError, match="disk is full"):
-        export(exported.configured(export={"images": "copy"}), exported.database)
-    assert list((exported.project.root / "queues").iterdir()) == []
-    assert exported.state() == (1, "export")
+        export(selected.configured(export={"images": "copy"}), selected.database)
+    assert list((selected.project.root / "queues").iterdir()) == []
+    assert selected.state() == (1, "export")
 
 
 KILLED = """
@@ -182,27 +182,27 @@ step.export(project, Database(project.database_url))
 """
 
 
-def test_a_killed_export_leaves_no_half_folder_and_can_be_run_again(exported: Exported) -> None:
-    settings = exported.project.config.model_dump_json()
+def test_a_killed_export_leaves_no_half_folder_and_can_be_run_again(selected: Exported) -> None:
+    settings = selected.project.config.model_dump_json()
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(exported.project.root), settings],
+        [sys.executable, "-c", KILLED, str(selected.project.root), settings],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    queues = exported.project.root / "queues"
+    queues = selected.project.root / "queues"
     assert [path.name for path in queues.iterdir() if not path.name.startswith(".")] == []
-    assert exported.state() == (1, "export")
-    folder = export(exported.project, exported.database)
+    assert selected.state() == (1, "export")
+    folder = export(selected.project, selected.database)
     assert [path.name for path in queues.iterdir()] == ["round-01"]
     assert set(manifest_of(folder)) == set(NAMES)
 
 
-def test_export_refuses_politely_when_it_is_not_its_turn(exported: Exported) -> None:
-    with exported.database.session() as session:
+def test_export_refuses_politely_when_it_is_not_its_turn(selected: Exported) -> None:
+    with selected.database.session() as session:
         current = round_queries.current_round(session)
         assert current is not None
         current.state = "score"
     with pytest.raises(NotYourTurn, match="`segcurate score` comes next"):
-        export(exported.project, exported.database)
+        export(selected.project, selected.database)

@@ -13,7 +13,6 @@ import pytest
 
 from db.queries import images as image_queries
 from pipeline.errors import DataError
-from pipeline.steps.export import export
 from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
 from tests.pipeline.labeling.test_import import COLORS, deliver, entries_of, take
 
@@ -22,11 +21,10 @@ BAD = "left/frame 1.png"
 
 
 @pytest.fixture
-def folder(exported: Exported) -> Path:
+def folder(exported: Exported, folder: Path) -> Path:
     """An export with one good mask in it."""
-    written = export(exported.project, exported.database)
-    deliver(exported, written, [GOOD])
-    return written
+    deliver(exported, folder, [GOOD])
+    return folder
 
 
 def refusal(exported: Exported, folder: Path) -> tuple[str, str]:

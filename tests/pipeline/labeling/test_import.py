@@ -52,8 +52,7 @@ def statuses(exported: Exported, name: str | None = None) -> set[str]:
     return {item.status for item in exported.items(name)}
 
 
-def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Exported, folder: Path) -> None:
     deliver(exported, folder)
     report = import_labels(exported.project, exported.database, folder=folder, annotator="Ada")
     assert (report.imported, report.unchanged, report.refused, report.missing) == (len(NAMES), 0, [], [])
@@ -70,8 +69,9 @@ def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Expo
     assert exported.state() == (2, "train")
 
 
-def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(
+    exported: Exported, folder: Path
+) -> None:
     assert annotate(exported.project, exported.database, folder) == len(exported.items())
     report = take(exported, folder)
     assert report.closed
@@ -86,8 +86,7 @@ def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(exporte
         np.testing.assert_array_equal(stored_mask(exported, by_image[image.id]), expected)
 
 
-def test_importing_twice_changes_nothing(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_importing_twice_changes_nothing(exported: Exported, folder: Path) -> None:
     deliver(exported, folder, ["left/frame 1.png", ROTATED])
     first = take(exported, folder)
     before = [(label.id, label.version, label.mask_sha256) for label in exported.labels()]
@@ -98,8 +97,9 @@ def test_importing_twice_changes_nothing(exported: Exported) -> None:
     assert exported.state() == (1, "import")
 
 
-def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(
+    exported: Exported, folder: Path
+) -> None:
     deliver(exported, folder)
     take(exported, folder)
     assert exported.state() == (2, "train")
@@ -121,8 +121,9 @@ def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(exported:
     assert exported.state() == (2, "train")
 
 
-def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(
+    exported: Exported, folder: Path
+) -> None:
     deliver(exported, folder, set(NAMES) - {"left/frame 1.png"})
     first, *rest = exported.items("left/frame 1.png")
     mask = np.full_like(exported.truth["left/frame 1.png"], IGNORE)
@@ -148,23 +149,22 @@ def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(exported
     assert exported.state() == (2, "train")
 
 
-def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(exported: Exported) -> None:
-    void = np.full_like(exported.truth["left/frame 1.png"], IGNORE)
-    write_png(exported.project.root / "masks" / "left" / "frame 1.png", ids(void))
-    folder = export(exported.project, exported.database)
-    annotate(exported.project, exported.database, folder)
+def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(selected: Exported) -> None:
+    void = np.full_like(selected.truth["left/frame 1.png"], IGNORE)
+    write_png(selected.project.root / "masks" / "left" / "frame 1.png", ids(void))
+    folder = export(selected.project, selected.database)
+    annotate(selected.project, selected.database, folder)
     options = {"folder": folder, "close": True, "source": "simulation"}
-    import_labels(exported.project, exported.database, **options)
-    report = import_labels(exported.project, exported.database, **options)  # a killed loop does it again
-    assert statuses(exported) == {"labeled"}
-    labeled = {label.image_id for label in exported.labels()}
-    assert exported.images()["left/frame 1.png"].id not in labeled
+    import_labels(selected.project, selected.database, **options)
+    report = import_labels(selected.project, selected.database, **options)  # a killed loop does it again
+    assert statuses(selected) == {"labeled"}
+    labeled = {label.image_id for label in selected.labels()}
+    assert selected.images()["left/frame 1.png"].id not in labeled
     assert report.unchanged == len(NAMES) - 1
-    assert {label.source for label in exported.labels()} == {"simulation"}
+    assert {label.source for label in selected.labels()} == {"simulation"}
 
 
-def test_closing_without_any_mask_releases_the_whole_queue(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_closing_without_any_mask_releases_the_whole_queue(exported: Exported, folder: Path) -> None:
     with pytest.raises(DataError, match="There is no mask in"):
         take(exported, folder)
     report = take(exported, folder, close=True)
@@ -173,8 +173,7 @@ def test_closing_without_any_mask_releases_the_whole_queue(exported: Exported) -
 
 
 @pytest.mark.parametrize("kind", ["rgb", "palette", "grey rgb", "sixteen bits", "bmp"])
-def test_masks_of_every_encoding_mean_the_same(exported: Exported, kind: str) -> None:
-    folder = export(exported.project, exported.database)
+def test_masks_of_every_encoding_mean_the_same(exported: Exported, folder: Path, kind: str) -> None:
     name = "left/frame 1.png"
     truth = exported.truth[name]
     path = folder / entries_of(folder)[name].mask
@@ -200,8 +199,7 @@ def test_masks_of_every_encoding_mean_the_same(exported: Exported, kind: str) ->
     np.testing.assert_array_equal(stored_mask(exported, label), truth)
 
 
-def test_a_palette_whose_colours_contradict_its_values_is_refused(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_a_palette_whose_colours_contradict_its_values_is_refused(exported: Exported, folder: Path) -> None:
     name = "left/frame 1.png"
     values = ids(exported.truth[name])
     indexed = PillowImage.fromarray(values).convert("P")
@@ -215,8 +213,9 @@ def test_a_palette_whose_colours_contradict_its_values_is_refused(exported: Expo
     assert "other classes than its colours" in report.refused[0][1]
 
 
-def test_any_folder_of_masks_is_matched_by_export_name_id_and_image_name(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_any_folder_of_masks_is_matched_by_export_name_id_and_image_name(
+    exported: Exported, folder: Path
+) -> None:
     loose = exported.project.root / "from a tool"
     images = exported.images()
     named = {
@@ -238,7 +237,6 @@ def test_any_folder_of_masks_is_matched_by_export_name_id_and_image_name(exporte
 
 
 def test_a_name_that_two_images_have_is_refused(exported: Exported) -> None:
-    export(exported.project, exported.database)
     loose = exported.project.root / "flat"
     write_png(loose / "frame 1.png", ids(exported.truth["left/frame 1.png"]))
     write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
@@ -251,38 +249,36 @@ def test_a_name_that_two_images_have_is_refused(exported: Exported) -> None:
     assert "right/frame 1.png" in reason
 
 
-def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(exported: Exported) -> None:
+def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(selected: Exported) -> None:
     """The tool delivers all masks of a data set in one flat folder; only one of two namesakes is queued."""
-    right = exported.images()["right/frame 1.png"].id
-    with exported.database.session() as session:
-        for item in exported.items("right/frame 1.png"):
+    right = selected.images()["right/frame 1.png"].id
+    with selected.database.session() as session:
+        for item in selected.items("right/frame 1.png"):
             session.delete(session.merge(item))
-    export(exported.project, exported.database)
-    loose = exported.project.root / "flat"
-    write_png(loose / "frame 1.png", ids(exported.truth["right/frame 1.png"]))
-    write_png(loose / "right" / "frame 1.png", ids(exported.truth["right/frame 1.png"]))
-    report = take(exported, loose)
+    export(selected.project, selected.database)
+    loose = selected.project.root / "flat"
+    write_png(loose / "frame 1.png", ids(selected.truth["right/frame 1.png"]))
+    write_png(loose / "right" / "frame 1.png", ids(selected.truth["right/frame 1.png"]))
+    report = take(selected, loose)
     assert report.imported == 0
     assert sorted(file for file, _ in report.refused) == ["frame 1.png", "right/frame 1.png"]
     assert "not in this queue" in dict(report.refused)["right/frame 1.png"]
-    assert right not in {label.image_id for label in exported.labels()}
+    assert right not in {label.image_id for label in selected.labels()}
 
 
-def test_the_masks_folder_itself_may_be_named(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_the_masks_folder_itself_may_be_named(exported: Exported, folder: Path) -> None:
     deliver(exported, folder)
     assert take(exported, folder / "masks").imported == len(NAMES)
 
 
-def test_an_export_written_elsewhere_comes_back_from_there(exported: Exported, tmp_path: Path) -> None:
-    folder = export(exported.project, exported.database, folder=tmp_path / "usb stick" / "for Ada")
-    deliver(exported, folder)
+def test_an_export_written_elsewhere_comes_back_from_there(selected: Exported, tmp_path: Path) -> None:
+    folder = export(selected.project, selected.database, folder=tmp_path / "usb stick" / "for Ada")
+    deliver(selected, folder)
     moved = folder.rename(tmp_path / "returned")
-    assert take(exported, moved).imported == len(NAMES)
+    assert take(selected, moved).imported == len(NAMES)
 
 
-def test_the_stored_mask_reads_like_any_mask_of_the_work_folder(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_the_stored_mask_reads_like_any_mask_of_the_work_folder(exported: Exported, folder: Path) -> None:
     deliver(exported, folder, [ROTATED])
     take(exported, folder)
     (label,) = exported.labels()
@@ -300,8 +296,9 @@ def test_the_stored_mask_reads_like_any_mask_of_the_work_folder(exported: Export
     np.testing.assert_array_equal(mask, exported.truth[ROTATED])
 
 
-def test_the_time_of_a_label_is_believed_only_between_export_and_now(exported: Exported) -> None:
-    folder = export(exported.project, exported.database)
+def test_the_time_of_a_label_is_believed_only_between_export_and_now(
+    exported: Exported, folder: Path
+) -> None:
     deliver(exported, folder, ["tiny.png", ROTATED])
     os.utime(folder / entries_of(folder)["tiny.png"].mask, (0, 0))
     os.utime(folder / entries_of(folder)[ROTATED].mask, (9e9, 9e9))
@@ -311,8 +308,8 @@ def test_the_time_of_a_label_is_believed_only_between_export_and_now(exported: E
         assert label.labeled_at.year >= 2024
 
 
-def test_import_refuses_politely_before_the_export(exported: Exported) -> None:
-    loose = exported.project.root / "loose"
-    write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
+def test_import_refuses_politely_before_the_export(selected: Exported) -> None:
+    loose = selected.project.root / "loose"
+    write_png(loose / "tiny.png", ids(selected.truth["tiny.png"]))
     with pytest.raises(NotYourTurn, match="`segcurate export` comes next"):
-        take(exported, loose)
+        take(selected, loose)
