@@ -1,0 +1,113 @@
+"""What every picture of the report has in common: one style, and one way onto the disk.
+
+Figures are made without pyplot, so that drawing needs no display and leaves no state behind.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import math
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.files import atomic_write_bytes
+
+INK, MUTED, RULE = "#1f2937", "#6b7280", "#e5e7eb"
+BEFORE, AFTER = "#d97706", "#2563eb"
+"""Before and after calibration, in every picture; also told apart by colour-blind eyes."""
+DPI = 140
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 10,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.7,
+}
+P = ParamSpec("P")
+
+
+def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with the report's style, whatever a user's matplotlib settings say."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+            FigureCanvasAgg(figure).draw()
+        return figure
+
+    return styled
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    stream = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
+    atomic_write_bytes(path, stream.getvalue())
+
+
+def draw_interval(axes: Axes, x: float, estimate: Estimate, *, color: str, width: float = 1.8) -> None:
+    """A vertical line from the interval's one end to the other; nothing where there is no interval."""
+    if not math.isnan(estimate.low):
+        axes.plot([x, x], [estimate.low, estimate.high], color=color, linewidth=width, alpha=0.55, zorder=2)
+
+
+def in_short(estimate: Estimate, *, digits: int = 3) -> str:
+    """A value with its interval.
+
+    >>> in_short(Estimate(0.8123, 0.79, 0.84)), in_short(Estimate(0.5, math.nan, math.nan), digits=2)
+    ('0.812 [0.790, 0.840]', '0.50')
+    """
+    if math.isnan(estimate.value):
+        return "not defined"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def line_color(color: npt.NDArray[np.uint8]) -> str:
+    """A class colour (3 bytes) as hex, dark enough to be seen as a line on white.
+
+    >>> line_color(np.array([255, 255, 255], dtype=np.uint8))
+    '#7a7a7a'
+    """
+    red, green, blue = (float(value) / 255 for value in color)
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    parts = colorsys.hls_to_rgb(hue, min(lightness, 0.48), saturation)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

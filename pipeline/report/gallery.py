@@ -1,0 +1,236 @@
+"""The gallery: what the model was asked about, what it answered, and where it was unsure.
+
+Legend: H W image size, C classes. A box is (x, y, w, h) in image pixels.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.transforms import BboxTransformTo, Transform
+
+from pipeline.config import IGNORE
+from pipeline.report.figures import INK, MUTED, in_style
+from pipeline.uncertainty.heatmaps import COLORMAP
+
+RgbImage = npt.NDArray[np.uint8]
+Map = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+
+CONTEXT = 0.6
+"""How far a picture reaches beyond its region on each side, as a share of the region's longer side."""
+ROW_INCHES = 2.05
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """A region and all that is known of it.
+
+    Attributes:
+        image: RGB uint8 [H, W, 3].
+        prediction: class index uint8 [H, W].
+        entropy, mutual_information: [H, W], 0 to 1; the latter None without samples.
+        label: class index or 255, uint8 [H, W]; None when no label has come back.
+        heading: what and where the region is.
+        reason: why it was queued.
+    """
+
+    image: RgbImage
+    box: Box
+    prediction: npt.NDArray[np.uint8]
+    entropy: Map
+    mutual_information: Map | None
+    label: npt.NDArray[np.uint8] | None
+    heading: str
+    reason: str
+
+
+@in_style
+def draw_gallery(
+    rows: Sequence[GalleryRow], *, class_names: Sequence[str], colors: RgbImage, title: str
+) -> Figure:
+    """A row a region: the image, a closer look, the prediction, its uncertainty, and the label.
+
+    Args:
+        colors: of the classes [C, 3].
+
+    Raises:
+        ValueError: there is no region to draw.
+    """
+    if not rows:
+        raise ValueError("Expected at least one region to draw.")
+    figure = Figure(figsize=(13, ROW_INCHES * 1.13 * len(rows) + 1.5))
+    total = figure.get_figheight()
+    figure.text(0.012, 1 - 0.18 / total, title, fontsize=14, fontweight="bold", va="top")
+    grid = figure.add_gridspec(
+        len(rows),
+        6,
+        left=0.012,
+        right=0.988,
+        top=1 - 0.95 / total,
+        bottom=0.82 / total,
+        hspace=0.22,
+        wspace=0.05,
+    )
+    widest = _largest_information(rows)
+    for index, row in enumerate(rows):
+        axes = [figure.add_subplot(grid[index, column]) for column in range(6)]
+        _draw_row(axes, row, colors=colors, widest=widest)
+        if index == 0:
+            for name, one in zip(
+                ("where", "image", "prediction", "entropy", "mutual information", "label"), axes, strict=True
+            ):
+                one.annotate(
+                    name,
+                    (0.5, 1),
+                    xycoords="axes fraction",
+                    xytext=(0, 22),
+                    textcoords="offset points",
+                    ha="center",
+                    fontweight="bold",
+                    color=INK,
+                )
+    _draw_legends(figure, class_names=class_names, colors=colors, widest=widest)
+    return figure
+
+
+def crop_around(box: Box, *, width: int, height: int) -> Box:
+    """A square around a box with some context, moved into the image; smaller where the image is.
+
+    >>> crop_around((0, 0, 10, 10), width=100, height=100)
+    (0, 0, 22, 22)
+    >>> crop_around((90, 40, 10, 10), width=100, height=18)
+    (78, 0, 22, 18)
+    """
+    x, y, w, h = box
+    side = round(max(w, h) * (1 + 2 * CONTEXT))
+    across, down = min(side, width), min(side, height)
+    left = min(max(0, x + (w - across) // 2), width - across)
+    top = min(max(0, y + (h - down) // 2), height - down)
+    return left, top, across, down
+
+
+def painted(
+    image: RgbImage, mask: npt.NDArray[np.uint8], colors: RgbImage, *, strength: float = 0.72
+) -> RgbImage:
+    """A mask over its image, RGB uint8 [H, W, 3]; where it says nothing, the image is dimmed."""
+    grey = image.mean(axis=2, keepdims=True).astype(np.float32).repeat(3, axis=2)
+    labeled = mask != IGNORE
+    color = colors[np.where(labeled, mask, 0)].astype(np.float32)
+    mixed = np.where(labeled[..., None], (1 - strength) * grey + strength * color, 0.25 * grey + 24)
+    return np.rint(mixed).clip(0, 255).astype(np.uint8)
+
+
+def _draw_row(axes: Sequence[Axes], row: GalleryRow, *, colors: RgbImage, widest: float) -> None:
+    height, width = row.image.shape[:2]
+    left, top, across, down = crop_around(row.box, width=width, height=height)
+    part = (slice(top, top + down), slice(left, left + across))
+    extent = (left - 0.5, left + across - 0.5, top + down - 0.5, top - 0.5)
+    where, image, prediction, entropy, information, label = axes
+    for one in axes:
+        one.set_xticks([])
+        one.set_yticks([])
+        one.grid(False)
+        for spine in one.spines.values():
+            spine.set_visible(False)
+    where.imshow(row.image, interpolation="antialiased")
+    where.set_anchor("C")
+    image.imshow(row.image[part], extent=extent, interpolation="bicubic")
+    for one, mask in ((prediction, row.prediction), (label, row.label)):
+        if mask is None:
+            _say(one, "not labeled yet")
+        else:
+            one.imshow(painted(row.image, mask, colors)[part], extent=extent, interpolation="nearest")
+    for one, values, high in (
+        (entropy, row.entropy, 1.0),
+        (information, row.mutual_information, widest),
+    ):
+        if values is None:
+            _say(one, "needs samples")
+        else:
+            one.imshow(values[part], extent=extent, cmap=COLORMAP, vmin=0, vmax=high, interpolation="bicubic")
+    for one in axes:
+        if one.images:
+            _outline(one, row.box)
+    reason = textwrap.shorten(row.reason, width=128, placeholder=" …")
+    where.annotate(
+        row.heading,
+        (0, 1),
+        xycoords=_cell(where),
+        xytext=(0, 5),
+        textcoords="offset points",
+        fontsize=9.5,
+        fontweight="bold",
+        annotation_clip=False,
+    )
+    image.annotate(
+        reason,
+        (0, 1),
+        xycoords=_cell(image),
+        xytext=(0, 5),
+        textcoords="offset points",
+        fontsize=9,
+        color=MUTED,
+        annotation_clip=False,
+    )
+
+
+def _cell(axes: Axes) -> Transform:
+    """Coordinates, 0 to 1, of the cell that a picture stands in, which may be wider than the picture."""
+    figure, place = axes.figure, axes.get_subplotspec()
+    if place is None:
+        return axes.transAxes
+    return BboxTransformTo(place.get_position(figure.figure)) + figure.transFigure
+
+
+def _say(axes: Axes, words: str) -> None:
+    axes.set_facecolor("#f3f4f6")
+    axes.set_box_aspect(1)
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=9)
+
+
+def _outline(axes: Axes, box: Box) -> None:
+    x, y, w, h = box
+    for color, width in (("black", 3.2), ("white", 1.4)):
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=color, linewidth=width))
+
+
+def _largest_information(rows: Sequence[GalleryRow]) -> float:
+    """The end of the scale of mutual information: what nearly all pixels of the shown parts stay below."""
+    parts = []
+    for row in rows:
+        if row.mutual_information is not None:
+            height, width = row.image.shape[:2]
+            left, top, across, down = crop_around(row.box, width=width, height=height)
+            parts.append(row.mutual_information[top : top + down, left : left + across].ravel())
+    return max(float(np.quantile(np.concatenate(parts), 0.998)), 1e-3) if parts else 1.0
+
+
+def _draw_legends(figure: Figure, *, class_names: Sequence[str], colors: RgbImage, widest: float) -> None:
+    total = figure.get_figheight()
+    shown = list(class_names)[:12]
+    figure.legend(
+        handles=[Patch(color=colors[index] / 255, label=name) for index, name in enumerate(shown)],
+        loc="lower left",
+        bbox_to_anchor=(0.005, 0.14 / total),
+        ncols=6 if len(shown) > 6 else len(shown),
+        fontsize=9.5,
+        handlelength=1.2,
+        columnspacing=1.4,
+    )
+    for left, name, high in ((0.512, "entropy / ln C", 1.0), (0.676, "mutual information / ln C", widest)):
+        bar = figure.add_axes((left, 0.5 / total, 0.14, 0.11 / total))
+        scale = ScalarMappable(Normalize(0, high), colormaps[COLORMAP])
+        figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=[0, high / 2, high], format="%.2g")
+        bar.tick_params(labelsize=8, length=2, color=MUTED)
+        bar.set_title(name, fontsize=8.5, fontweight="normal", pad=3, loc="center", color=INK)

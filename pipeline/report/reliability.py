@@ -1,0 +1,135 @@
+"""Reliability diagrams: is a prediction of 90 % right 90 % of the time, before and after calibration?
+
+Legend: K bins of confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_short, in_style
+
+Array = npt.NDArray[np.float64]
+
+OVER = "#dc2626"
+"""Where the model is surer than it is right."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Pixels by the confidence of their prediction; NaN where a bin is empty or has no interval.
+
+    Attributes:
+        edges: of the bins [K + 1], from 0 to 1.
+        pixels: in each bin [K].
+        confidence, accuracy: their means [K].
+        low, high: the interval of the accuracy [K].
+        ece: expected calibration error over these bins.
+    """
+
+    edges: Array
+    pixels: Array
+    confidence: Array
+    accuracy: Array
+    low: Array
+    high: Array
+    ece: Estimate
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any], *, ece: Estimate) -> Reliability:
+        """From the `reliability` of a stored evaluation."""
+
+        def numbers(name: str) -> Array:
+            return np.array([math.nan if item is None else item for item in document[name]], dtype=np.float64)
+
+        return cls(
+            edges=numbers("edges"),
+            pixels=numbers("pixels"),
+            confidence=numbers("confidence"),
+            accuracy=numbers("accuracy"),
+            low=numbers("accuracy_low"),
+            high=numbers("accuracy_high"),
+            ece=ece,
+        )
+
+
+@in_style
+def draw_reliability(before: Reliability, after: Reliability | None, *, title: str) -> Figure:
+    """Accuracy over confidence, and below it how many pixels there are, before and after calibration."""
+    panels = [("before calibration", before, BEFORE)]
+    if after is not None:
+        panels.append(("after calibration", after, AFTER))
+    figure = Figure(figsize=(4.9 * len(panels) + 0.4, 6.0), layout="constrained")
+    figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
+    grid = figure.subplots(2, len(panels), height_ratios=(3.4, 1), sharex=True, sharey="row", squeeze=False)
+    for column, (name, reliability, color) in enumerate(panels):
+        _draw_diagram(grid[0, column], reliability, color=color)
+        grid[0, column].set_title(f"{name}: ECE {in_short(reliability.ece)}")
+        _draw_counts(grid[1, column], reliability, color=color)
+    grid[0, 0].set_ylabel("accuracy of these pixels")
+    grid[1, 0].set_ylabel("share of pixels")
+    grid[0, -1].legend(loc="upper left", fontsize=9)
+    return figure
+
+
+def _draw_diagram(axes: Axes, reliability: Reliability, *, color: str) -> None:
+    width = np.diff(reliability.edges)
+    filled = ~np.isnan(reliability.accuracy)
+    start, width = reliability.edges[:-1][filled], width[filled]
+    accuracy, confidence = reliability.accuracy[filled], reliability.confidence[filled]
+    axes.bar(start, accuracy, width, align="edge", color=color, alpha=0.75, edgecolor="white", linewidth=0.8)
+    gap = confidence - accuracy
+    for chosen, hatch_color, name in (
+        (gap > 0, OVER, "too sure"),
+        (gap <= 0, INK, "not sure enough"),
+    ):
+        axes.bar(
+            start[chosen],
+            gap[chosen],
+            width[chosen],
+            bottom=accuracy[chosen],
+            align="edge",
+            fill=False,
+            hatch="////",
+            edgecolor=hatch_color,
+            alpha=0.55,
+            linewidth=0.5,
+            label=name,
+        )
+    has_interval = ~np.isnan(reliability.low[filled])
+    middle = (start + width / 2)[has_interval]
+    low, high = reliability.low[filled][has_interval], reliability.high[filled][has_interval]
+    axes.vlines(middle, low, high, color=INK, linewidth=1.4, zorder=4, label="interval of the accuracy")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1.0))
+    axes.set_box_aspect(1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _draw_counts(axes: Axes, reliability: Reliability, *, color: str) -> None:
+    share = reliability.pixels / max(reliability.pixels.sum(), 1)
+    axes.bar(
+        reliability.edges[:-1],
+        share,
+        np.diff(reliability.edges),
+        align="edge",
+        color=color,
+        alpha=0.75,
+        edgecolor="white",
+        linewidth=0.8,
+    )
+    axes.set_yscale("log")
+    axes.set_ylim(1e-4, 1.3)
+    axes.set_yticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
+    axes.minorticks_off()
+    axes.set_xlabel("confidence of the prediction")

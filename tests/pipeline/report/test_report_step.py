@@ -1,0 +1,132 @@
+"""The report is drawn from whatever the store knows by now."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from db.engine import Database
+from db.queries.images import list_failures
+from db.tables import Queue, QueueItem
+from pipeline.config import Project
+from pipeline.errors import UserError
+from pipeline.steps.calibrate import calibrate
+from pipeline.steps.evaluate import evaluate
+from pipeline.steps.report import report
+from pipeline.steps.score import score
+from pipeline.steps.select import select
+from tests.pipeline.evaluation.small_project import add_images, add_model, make_project, make_segmenter
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Database]:
+    """A project whose first round has been evaluated, scored and selected from."""
+    project, database = make_project(tmp_path_factory.mktemp("project"))
+    for split, count in (("pool", 3), ("calibration", 2), ("test", 4)):
+        add_images(project, database, split, count)
+    add_model(project, database, make_segmenter(project))
+    calibrate(project, database)
+    evaluate(project, database)
+    score(project, database)
+    select(project, database)
+    return project, database
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_before_the_first_evaluation_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    project, database = make_project(tmp_path)
+    with pytest.raises(UserError, match="no model has been evaluated"):
+        report(project, database)
+    assert not (project.workdir / "report").exists()
+
+
+def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) -> None:
+    project, database = scored
+    folder = report(project, database)
+    assert folder == project.workdir / "report"
+    assert names(folder) == {
+        "learning_curve.png",
+        "reliability_r01.png",
+        "risk_coverage_r01.png",
+        "gallery_round-01.png",
+        "metrics.csv",
+    }
+    with (folder / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["split"] for row in rows} == {"test", "calibration"}
+    found = [
+        row
+        for row in rows
+        if row["metric"] == "miou"
+        and (row["split"], row["sampler"], row["calibrated"]) == ("test", "mc_dropout", "True")
+    ]
+    assert len(found) == 1
+    assert float(found[0]["low"]) <= float(found[0]["value"]) <= float(found[0]["high"])
+    assert {row["class"] for row in rows if row["metric"] == "iou"} == {"ground", "water", "tree"}
+
+
+def test_drawing_again_replaces_what_is_there(scored: tuple[Project, Database], tmp_path: Path) -> None:
+    project, database = scored
+    folder = report(project, database, folder=tmp_path / "out")
+    first = (folder / "metrics.csv").read_bytes()
+    (folder / "learning_curve.png").write_bytes(b"old")
+    report(project, database, folder=folder)
+    assert (folder / "metrics.csv").read_bytes() == first
+    assert (folder / "learning_curve.png").stat().st_size > 1000
+
+
+def test_an_image_that_is_gone_is_recorded_and_the_rest_is_drawn(
+    scored: tuple[Project, Database], tmp_path: Path
+) -> None:
+    project, database = scored
+    missing = project.root / "images" / "pool_0.png"
+    aside = missing.rename(tmp_path / "aside.png")
+    try:
+        folder = report(project, database, folder=tmp_path / "out")
+    finally:
+        shutil.move(aside, missing)
+    with database.session(write=False) as session:
+        failures = [row for row in list_failures(session) if row.step == "report"]
+    assert [row.subject for row in failures] == ["images/pool_0.png"]
+    assert "gallery_round-01.png" in names(folder)
+
+
+def test_a_checkpoint_that_is_gone_costs_only_its_gallery(
+    scored: tuple[Project, Database], tmp_path: Path
+) -> None:
+    project, database = scored
+    checkpoint = project.workdir / "models" / "r01"
+    checkpoint.rename(tmp_path / "aside")
+    try:
+        folder = report(project, database, folder=tmp_path / "out")
+    finally:
+        shutil.move(tmp_path / "aside", checkpoint)
+    assert "learning_curve.png" in names(folder)
+    assert "gallery_round-01.png" not in names(folder)
+    with database.session(write=False) as session:
+        failures = [row for row in list_failures(session) if row.step == "report"]
+    assert [row.subject for row in failures] == [".segcurate/models/r01"]
+
+
+def test_a_queue_of_nothing_but_audit_draws_has_no_gallery(
+    scored: tuple[Project, Database], tmp_path: Path
+) -> None:
+    project, database = scored
+    with database.session() as session:
+        queue = session.query(Queue).filter_by(name="round-01").one()
+        items = session.query(QueueItem).filter_by(queue_id=queue.id).all()
+        before = {item.id: item.slice for item in items}
+        for item in items:
+            item.slice = "audit"
+    try:
+        assert "gallery_round-01.png" not in names(report(project, database, folder=tmp_path / "out"))
+    finally:
+        with database.session() as session:
+            for item in session.query(QueueItem).filter_by(queue_id=queue.id):
+                item.slice = before[item.id]
