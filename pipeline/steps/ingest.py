@@ -258,21 +258,19 @@ def _write_new(session: Session, examined: Sequence[_Examined], placement: Place
     present = queries.images_by_uri(session, [entry.placed.found.uri for entry in examined])
     fresh = [entry for entry in examined if entry.placed.found.uri not in present]
     stands_for = queries.originals(session, [entry.sha256 for entry in fresh])
-    copies: list[_Examined] = []
-    firsts: list[_Examined] = []
-    for entry in fresh:
-        (copies if entry.sha256 in stands_for else firsts).append(entry)
+    splits = placement.splits([entry.placed for entry in fresh])
+    firsts: list[dict[str, Any]] = []
+    copies: list[dict[str, Any]] = []
+    for entry, split in zip(fresh, splits, strict=True):
+        (copies if entry.sha256 in stands_for else firsts).append(_row(entry, split=split))
         stands_for.setdefault(entry.sha256, 0)
-    queries.insert_images(session, [_row(entry, placement, duplicate_of=None) for entry in firsts])
-    if copies:
-        stands_for = queries.originals(session, [entry.sha256 for entry in copies])
-        queries.insert_images(
-            session, [_row(entry, placement, duplicate_of=stands_for[entry.sha256]) for entry in copies]
-        )
+    queries.insert_images(session, firsts)
+    stands_for = queries.originals(session, [row["sha256"] for row in copies])
+    queries.insert_images(session, [{**row, "duplicate_of": stands_for[row["sha256"]]} for row in copies])
     return len(fresh)
 
 
-def _row(entry: _Examined, placement: Placement, *, duplicate_of: int | None) -> dict[str, Any]:
+def _row(entry: _Examined, *, split: str) -> dict[str, Any]:
     info, placed = entry.info, entry.placed
     if info is None:
         raise ValueError("Expected an examined image, but got one without a header.")
@@ -284,9 +282,9 @@ def _row(entry: _Examined, placement: Placement, *, duplicate_of: int | None) ->
         "channels": info.channels,
         "group_name": placed.group,
         "position": placed.position,
-        "split": placement.split(placed),
+        "split": split,
         "mask_uri": entry.mask_uri,
-        "duplicate_of": duplicate_of,
+        "duplicate_of": None,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,20 +87,24 @@ class Placement:
         self._highest[group] = max(position, self._highest.get(group, -1))
         return Placed(found, group, position, lies_at, named[0] if named else None)
 
-    def split(self, placed: Placed) -> str:
-        """The split of a new image."""
-        if placed.named is not None:
-            return placed.named
-        if not self.locked or placed.group not in self._members:
-            return "pool"
-        rows = self._members[placed.group]
-        code = join_splits(
-            self._config,
-            group_splits=self._columns.splits[rows],
-            group_positions=self._columns.positions[rows],
-            positions=np.array([placed.lies_at]),
-        )
-        return queries.SPLITS[int(code[0])]
+    def splits(self, placed: Sequence[Placed]) -> list[str]:
+        """The split of each new image."""
+        chosen = [entry.named or "pool" for entry in placed]
+        rows_of: dict[str, list[int]] = {}
+        for row, entry in enumerate(placed):
+            if self.locked and entry.named is None and entry.group in self._members:
+                rows_of.setdefault(entry.group, []).append(row)
+        for group, rows in rows_of.items():
+            members = self._members[group]
+            codes = join_splits(
+                self._config,
+                group_splits=self._columns.splits[members],
+                group_positions=self._columns.positions[members],
+                positions=np.array([placed[row].lies_at for row in rows]),
+            )
+            for row, code in zip(rows, codes.tolist(), strict=True):
+                chosen[row] = queries.SPLITS[code]
+        return chosen
 
     def warnings(self) -> Iterator[str]:
         """What lists say too late."""
