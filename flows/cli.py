@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from sqlalchemy.exc import OperationalError
 
 from db.engine import Database
 from db.errors import StoreError
 from flows.display import console, errors, interval, print_json, progress_bar, table
-from pipeline.config import CONFIG_FILE, Project, ProjectConfig, SelectionConfig, load_project
+from pipeline.config import CONFIG_FILE, Project, ProjectConfig, load_project
 from pipeline.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -89,6 +89,13 @@ def init(
     encoder: Annotated[str, typer.Option(help="Encoder; `tu-` before a timm name.")] = "resnet34",
     encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
     cell: Annotated[int, typer.Option(help="Side of a region in image pixels.")] = 64,
+    neighbours_alike: Annotated[
+        bool | None,
+        typer.Option(
+            "--neighbours-alike/--independent",
+            help="Whether images beside each other look alike (frames, slices, tiles).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace a configuration that is there.")] = False,
 ) -> None:
     """Write a commented configuration. Asks for what the options do not say."""
@@ -118,6 +125,10 @@ def init(
                 "At least two classes are needed.", "Add `--classes road,car` or `--label-map FILE`."
             )
         class_list = _classes(names)
+    if neighbours_alike is None:
+        neighbours_alike = not interactive or typer.confirm(
+            "Do images beside each other look alike (frames, slices, tiles)?", default=True
+        )
     text = starter_config(
         name=name or Path.cwd().name or "project",
         images=[images],
@@ -127,6 +138,7 @@ def init(
         encoder=encoder,
         encoder_weights=encoder_weights,
         cell=cell,
+        neighbours_alike=neighbours_alike,
     )
     atomic_write_bytes(_config_file, text.encode())
     load_project(_config_file)
@@ -244,9 +256,11 @@ def select(
         "budget_unit": budget_unit,
         "seed": seed,
     }
+    overrides = {key: value for key, value in given.items() if value is not None}
+    if unit is not None:
+        overrides.setdefault("budget_unit", None)
     with _project() as (project, database), progress_bar() as progress:
-        project = _with_selection(project, {key: value for key, value in given.items() if value is not None})
-        preview = step(project, database, dry_run=dry_run, progress=progress)
+        preview = step(project, database, dry_run=dry_run, overrides=overrides, progress=progress)
     if as_json:
         print_json(preview)
         return
@@ -443,20 +457,6 @@ def _project() -> Generator[tuple[Project, Database]]:
         yield project, database
     finally:
         database.close()
-
-
-def _with_selection(project: Project, given: dict[str, Any]) -> Project:
-    """The project with `selection` overridden by the command's options, checked like the file is."""
-    if "unit" in given and "budget_unit" not in given:
-        given["budget_unit"] = None
-    try:
-        merged = SelectionConfig.model_validate({**project.config.selection.model_dump(), **given})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "the options"
-        raise ConfigError(f"{key}: {problem['msg'].removeprefix('Value error, ')}.") from error
-    config = project.config.model_copy(update={"selection": merged})
-    return Project(config=config, root=project.root)
 
 
 def _classes(names: list[str]) -> list[Any]:

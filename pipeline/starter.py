@@ -67,8 +67,13 @@ def starter_config(
     encoder: str,
     encoder_weights: str,
     cell: int,
+    neighbours_alike: bool = True,
 ) -> str:
     """The text of a commented configuration.
+
+    Args:
+        neighbours_alike: whether images beside each other look alike. Then splits and intervals go by blocks
+            of neighbours, otherwise by single images.
 
     Raises:
         ConfigError: an answer is not valid.
@@ -86,6 +91,7 @@ def starter_config(
         if masks
         else "# masks: masks  # the masks that exist already, found by mask_template"
     )
+    block, guard = (10, 1) if neighbours_alike else (1, 0)
     class_lines = "\n".join(f"    - {_inline(_class_entry(item))}" for item in classes)
     return f"""{HEADER}
 name: {_inline(name)}
@@ -105,8 +111,9 @@ data:
 
 # Locked by the first `segcurate ingest`. Images of calibration and test are never selected or trained on.
 splits:
-  calibration: {{fraction: 0.15, by: block}}
-  test: {{fraction: 0.2, by: block}}
+  # block: images beside each other that stay together; guard: images left out on each side of a block.
+  calibration: {{fraction: 0.15, by: block, block: {block}, guard: {guard}}}
+  test: {{fraction: 0.2, by: block, block: {block}, guard: {guard}}}
   initial: {{}}  # the first labeled set; by default every pool image that has a mask
 
 model:
@@ -121,6 +128,9 @@ training:
   transforms:
     - {{name: HorizontalFlip, p: 0.5}}
     - {{name: RandomBrightnessContrast, p: 0.5}}
+
+evaluation:
+  block: {block}  # neighbours that the bootstrap draws together: intervals are over blocks, never pixels
 
 scoring:
   sampler: mc_dropout  # or none

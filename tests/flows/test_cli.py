@@ -119,7 +119,7 @@ def test_unknown_options_of_select_are_refused_like_the_file(
     assert segcurate(monkeypatch, "init", "--images", "pictures", "--classes", "a,b") == 0
     assert segcurate(monkeypatch, "select", "--strategy", "entrpy") == 1
     message = capsys.readouterr().err
-    assert "--strategy" in message
+    assert "selection.strategy" in message
     assert "'entropy'" in message
 
 

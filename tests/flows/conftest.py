@@ -1,0 +1,77 @@
+"""A tiny project of real files, and the console script run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+CLASSES = ["ground", "red", "blue"]
+COLOURS = np.array([[30, 30, 30], [200, 40, 40], [40, 60, 210]])
+
+
+def draw(images: Path, masks: Path | None, *, name: str, seed: int, size: tuple[int, int] = (64, 48)) -> None:
+    """A picture with a red and a blue square on a dark ground, and its index mask. `size` is (w, h)."""
+    generator = np.random.default_rng(seed)
+    width, height = size
+    mask = np.zeros((height, width), dtype=np.uint8)
+    for index in (1, 2):
+        side = int(generator.integers(12, 22))
+        x, y = int(generator.integers(0, width - 12)), int(generator.integers(0, height - 12))
+        mask[y : y + side, x : x + side] = index
+    picture = COLOURS[mask] + generator.integers(0, 40, (height, width, 1))
+    images.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture.astype(np.uint8)).save(images / name)
+    if masks is not None:
+        masks.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(masks / f"{Path(name).stem}.png")
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A configuration that trains in a second or two; `changes` replace whole sections."""
+    document: dict[str, Any] = {
+        "name": "squares",
+        "device": "cpu",
+        "data": {"images": "images", "masks": "masks", "classes": CLASSES},
+        "splits": {
+            "calibration": {"fraction": 0.2, "by": "block", "block": 2, "guard": 0},
+            "test": {"fraction": 0.25, "by": "block", "block": 2, "guard": 0},
+            "initial": {"fraction": 0.2, "unit": "region"},
+        },
+        "model": {"architecture": "fpn", "encoder": "resnet18", "encoder_weights": "none"},
+        "training": {
+            "iterations": 12,
+            "batch_size": 2,
+            "crop": [32, 32],
+            "checkpoint_every": 4,
+            "transforms": [{"name": "HorizontalFlip", "p": 0.5}],
+        },
+        "evaluation": {"block": 2, "resamples": 100},
+        "scoring": {
+            "samples": 4,
+            "regions": {"kind": "grid", "cell": 16},
+            "batch_size": 4,
+            "shard_images": 4,
+            "workers": 0,
+            "heatmaps": {"images": "all"},
+        },
+        "selection": {"budget": 12},
+    }
+    document.update(changes)
+    path = folder / "segcurate.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """A project folder with 24 images of two sizes, their masks, and a configuration."""
+    for index in range(24):
+        size = (64, 48) if index % 3 else (48, 64)
+        draw(tmp_path / "images", tmp_path / "masks", name=f"frame_{index:03d}.png", seed=index, size=size)
+    write_config(tmp_path)
+    return tmp_path
