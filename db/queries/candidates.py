@@ -155,15 +155,19 @@ def _candidates(session: Session, statement: Executable, *, scored: bool) -> Can
         ]
     )
     blocks = [_columns(rows, row) for rows in _blocks(session, statement)]
-    table = np.concatenate(blocks) if blocks else np.empty(0, dtype=row)
+    empty = [np.empty(0, dtype=row)]
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([block[name] for block in blocks or empty])
+
     return CandidateColumns(
-        image_id=table["image_id"].copy(),
-        region_index=table["region_index"].copy(),
-        box=table["box"].copy(),
-        predicted_class=table["predicted_class"].copy(),
-        class_share=table["class_share"].copy(),
-        impurity=table["impurity"].copy(),
-        score=table["score"].copy() if scored else None,
+        image_id=column("image_id"),
+        region_index=column("region_index"),
+        box=column("box"),
+        predicted_class=column("predicted_class"),
+        class_share=column("class_share"),
+        impurity=column("impurity"),
+        score=column("score") if scored else None,
     )
 
 
@@ -185,5 +189,6 @@ def _columns(rows: Sequence[Sequence[Any]], row: np.dtype[np.void]) -> npt.NDArr
 
 
 def _blocks(session: Session, statement: Executable) -> Iterator[Sequence[Sequence[Any]]]:
-    result = session.execute(statement, execution_options={"yield_per": FETCH_ROWS})
-    yield from result.partitions()
+    # on the connection, not the session: half the time a row, as the ORM makes none of its own
+    options = {"yield_per": FETCH_ROWS}
+    yield from session.connection().execute(statement, execution_options=options).partitions()

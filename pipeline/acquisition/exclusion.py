@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-PAIRS_AT_ONCE = 2_000_000
+PAIRS_AT_ONCE = 200_000
 
 
 def taken(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import candidates as scored
@@ -24,6 +25,9 @@ from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import Project, SelectionConfig
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.progress import Progress, silent
+
+SHOWN_ITEMS = 10
+SHOWN_PARTS = 12
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,22 @@ class QueuePreview:
     """Lowest and highest score of the items; None for a strategy without a measure."""
     warnings: list[str]
 
+    def lines(self) -> list[str]:
+        """The queue in words: what it is made of, and its first items."""
+        said = [
+            f"{self.name}: {len(self.items)} of {grouped(self.candidates)} {self.unit}s by {self.strategy}.",
+            f"  slices   {_counts(self.by_slice)}",
+            f"  classes  {_counts(self.by_class)}",
+            f"  groups   {_counts(self.by_group)}",
+        ]
+        if self.score_range is not None:
+            low, high = self.score_range
+            said.append(f"  scores   {low:.3f} to {high:.3f}")
+        said += [f"  {item.rank:4d}  {item.uri}  {item.reason}" for item in self.items[:SHOWN_ITEMS]]
+        if len(self.items) > SHOWN_ITEMS:
+            said.append(f"  … and {grouped(len(self.items) - SHOWN_ITEMS)} more")
+        return said + [f"warning: {warning}" for warning in self.warnings]
+
 
 def select(
     project: Project,
@@ -91,17 +111,17 @@ def select(
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
         draft = round_queries.round_queue(session, current.id)
         progress("Reading scores", 0, None)
-        images = scored.image_columns(session, run_id=run.id)
-        read = scored.region_candidates if config.unit == "region" else scored.image_candidates
-        columns = read(session, run_id=run.id, measure=STRATEGIES[config.strategy].measure)
+        everything, group_names = _scored_candidates(session, run.id, config)
         closed = queues.taken_boxes(session, except_queue_id=draft.id if draft else None)
-    if len(columns.image_id) == 0:
+    scored_count = len(everything)
+    if scored_count == 0:
         raise UserError(
             f"Scoring run {run.id} holds no {config.unit} of the pool.",
             "Add images and run `segcurate ingest`, then `segcurate score`.",
         )
     progress("Choosing", 0, None)
-    candidates = _without_taken(_candidates(images, columns), closed)
+    candidates = _without_taken(everything, closed)
+    del everything  # a million regions are 50 MB
     _check(candidates, config)
     selection = choose(candidates, config, round_number=current.number)
     lines = reasons(
@@ -109,7 +129,7 @@ def select(
         selection,
         config,
         class_names=project.config.data.class_names,
-        group_names=images.group_names,
+        group_names=group_names,
     )
     with database.session(write=False) as session:
         chosen_images = candidates.image_id[candidates.image[selection.index]]
@@ -122,19 +142,24 @@ def select(
         lines=lines,
         uris=uris,
         class_names=project.config.data.class_names,
-        group_names=images.group_names,
+        group_names=group_names,
         warnings=_warnings(
             candidates,
             selection,
             config,
             class_names=project.config.data.class_names,
-            kept=len(columns.image_id),
+            kept=scored_count,
         ),
     )
     if not dry_run:
         _store(database, preview, config, round_id=current.id, run=run)
     progress("Choosing", len(preview.items), len(preview.items))
     return preview
+
+
+def _counts(parts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{count} {name}" for name, count in list(parts.items())[:SHOWN_PARTS])
+    return shown + (f" and {len(parts) - SHOWN_PARTS} more" if len(parts) > SHOWN_PARTS else "")
 
 
 def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> SelectionConfig:
@@ -150,8 +175,14 @@ def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> Select
         raise ConfigError(f"The queue cannot be chosen like this: {problems}") from error
 
 
-def _candidates(images: scored.ImageColumns, columns: scored.CandidateColumns) -> Candidates:
-    return Candidates(
+def _scored_candidates(
+    session: Session, run_id: int, config: SelectionConfig
+) -> tuple[Candidates, list[str]]:
+    """All that the run has scored in eligible images, and the names of their groups."""
+    images = scored.image_columns(session, run_id=run_id)
+    read = scored.region_candidates if config.unit == "region" else scored.image_candidates
+    columns = read(session, run_id=run_id, measure=STRATEGIES[config.strategy].measure)
+    candidates = Candidates(
         image_id=images.id,
         group=images.group,
         position=images.position,
@@ -164,6 +195,7 @@ def _candidates(images: scored.ImageColumns, columns: scored.CandidateColumns) -
         impurity=columns.impurity,
         score=columns.score,
     )
+    return candidates, images.group_names
 
 
 def _without_taken(candidates: Candidates, closed: np.ndarray) -> Candidates:
