@@ -59,7 +59,7 @@ def training_labels(session: Session) -> list[TrainingImage]:
         .order_by(Image.id, Label.queue_id)
     )
     images: dict[int, TrainingImage] = {}
-    for image_id, uri, width, height, label_id, mask_uri, sha256 in session.execute(statement).tuples():
+    for image_id, uri, width, height, label_id, mask_uri, sha256 in session.execute(statement):
         known = images.get(image_id)
         labels = (*(known.labels if known else ()), TrainingLabel(label_id, mask_uri, sha256))
         images[image_id] = TrainingImage(image_id, uri, width, height, labels)
