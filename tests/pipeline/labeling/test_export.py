@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from pipeline.errors import NotYourTurn, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
+from pipeline.steps import export as step
 from pipeline.steps.export import export
 from tests.pipeline.labeling.exported_project import CLASS_IDS, NAMES, ROTATED, UNPAINTED, Exported
 
@@ -164,6 +166,7 @@ def test_a_full_disk_leaves_no_folder(selected: Exported, monkeypatch: pytest.Mo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 import pipeline.steps.export as step
 from db.engine import Database
 from pipeline.config import Project, ProjectConfig
@@ -206,3 +209,19 @@ def test_export_refuses_politely_when_it_is_not_its_turn(selected: Exported) -> 
         current.state = "score"
     with pytest.raises(NotYourTurn, match="`segcurate score` comes next"):
         export(selected.project, selected.database)
+
+
+def test_an_export_whose_files_another_one_cleared_away_is_not_published(
+    selected: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest = step.write_manifest
+
+    def clear_away(folder: Path, *arguments: Any, **options: Any) -> None:
+        next((folder / "premasks").iterdir()).unlink()
+        write_manifest(folder, *arguments, **options)
+
+    monkeypatch.setattr(step, "write_manifest", clear_away)
+    with pytest.raises(UserError, match="Another export to .*round-01 is running"):
+        export(selected.project, selected.database)
+    assert list((selected.project.root / "queues").iterdir()) == []
+    assert selected.state() == (1, "export")

@@ -313,3 +313,19 @@ def test_import_refuses_politely_before_the_export(selected: Exported) -> None:
     write_png(loose / "tiny.png", ids(selected.truth["tiny.png"]))
     with pytest.raises(NotYourTurn, match="`segcurate export` comes next"):
         take(selected, loose)
+
+
+def test_an_import_that_dies_before_the_end_has_done_nothing_and_can_be_run_again(
+    exported: Exported, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(exported, folder)
+
+    def die(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("pipeline.steps.import_labels._close", die)
+        take(exported, folder)
+    assert exported.labels() == []
+    assert statuses(exported) == {"queued"}
+    assert take(exported, folder).imported == len(NAMES)
