@@ -77,7 +77,9 @@ def test_a_safetensors_file_fills_an_smp_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoder", [f"tu-{TIMM}", "mobilenet_v2"])
 def test_the_weights_of_another_encoder_are_refused_by_name(tmp_path: Path, encoder: str) -> None:
     write_timm_weights(tmp_path / "other.safetensors", name="test_resnet")
-    with pytest.raises(CheckpointError, match=r"other\.safetensors does not hold the weights of .*" + encoder):
+    with pytest.raises(
+        CheckpointError, match=r"other\.safetensors does not hold the weights of .*" + encoder
+    ):
         build(tmp_path, encoder=encoder, encoder_weights="other.safetensors")
 
 
@@ -111,9 +113,7 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
         ({"architecture": "dpt"}, "cannot be"),
     ],
 )
-def test_names_that_do_not_exist_are_refused(
-    tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
+def test_names_that_do_not_exist_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(tmp_path, **settings)
 

@@ -1,0 +1,317 @@
+"""The train step: what it may look at, what it leaves behind, and that it can be killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PillowImage
+from sqlalchemy import select
+
+from db.engine import Database
+from db.queries import models as queries
+from db.queries.labels import record_label
+from db.tables import Failure, Image, Model, Queue, Round
+from pipeline import rounds
+from pipeline.config import Project, ProjectConfig
+from pipeline.data.masks import store_mask
+from pipeline.errors import CheckpointError, NotYourTurn, UserError
+from pipeline.model.checkpoints import load_model
+from pipeline.steps import train as step
+from pipeline.steps.train import train
+
+CPU = torch.device("cpu")
+SIZE = 36
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    yield database
+    database.close()
+
+
+def make_project(root: Path, *, model: dict[str, Any] | None = None, **training: Any) -> Project:
+    config = ProjectConfig.model_validate(
+        {
+            "name": "test",
+            "device": "cpu",
+            "data": {"images": "images", "classes": ["ground", "thing"]},
+            "model": {
+                "architecture": "linknet",
+                "encoder": "tu-mobilenetv3_small_050",
+                "encoder_weights": "none",
+                **(model or {}),
+            },
+            "training": {
+                "iterations": 4,
+                "batch_size": 2,
+                "crop": [32, 32],
+                "checkpoint_every": 2,
+                **training,
+            },
+        }
+    )
+    return Project(config=config, root=root)
+
+
+def add_image(session: Any, root: Path, name: str, *, split: str = "pool", seed: int | None = None) -> Image:
+    (root / "images").mkdir(exist_ok=True)
+    path = root / "images" / f"{name}.png"
+    rng = np.random.default_rng(int.from_bytes(name.encode()) % 1000 if seed is None else seed)
+    PillowImage.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(path)
+    image = Image(
+        uri=f"images/{name}.png",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        width=SIZE,
+        height=SIZE,
+        channels=3,
+        group_name="g",
+        position=0,
+        split=split,
+    )
+    session.add(image)
+    session.flush()
+    return image
+
+
+def add_queue(session: Any, name: str) -> Queue:
+    queue = Queue(name=name, kind="initial", strategy="initial", unit="image", seed=0, spec={})
+    session.add(queue)
+    session.flush()
+    return queue
+
+
+def add_label(
+    session: Any, project: Project, image: Image, queue: Queue, *, value: int = 1, rows: int = SIZE
+) -> int:
+    mask = np.full((SIZE, SIZE), 255, dtype=np.uint8)
+    mask[:rows] = 0
+    mask[: rows // 2] = value
+    path, sha256 = store_mask(project.workdir / "labels", mask)
+    label = record_label(
+        session,
+        image_id=image.id,
+        queue_id=queue.id,
+        mask_uri=project.uri(path),
+        mask_sha256=sha256,
+        labeled_pixels=int((mask != 255).sum()),
+        source="initial",
+        annotator=None,
+        labeled_at=datetime.now(UTC),
+        boxes=[(0, 0, SIZE, rows)],
+    )
+    assert label is not None
+    return label.id
+
+
+def fill(project: Project, database: Database) -> None:
+    """Two labeled images of the pool, and round 1."""
+    with database.session() as session:
+        queue = add_queue(session, "initial")
+        for name in ("a", "b"):
+            add_label(session, project, add_image(session, project.root, name), queue)
+        rounds.open_first(session)
+
+
+def test_a_model_is_trained_saved_and_on_record(tmp_path: Path, database: Database) -> None:
+    project = make_project(tmp_path)
+    fill(project, database)
+    model = train(project, database)
+    assert (model.name, model.status, model.iterations) == ("r01", "trained", 4)
+
+    folder = project.path(model.checkpoint_uri)
+    _, card = load_model(folder, device=CPU, class_names=["ground", "thing"])
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    with database.session(write=False) as session:
+        row = session.scalars(select(Model)).one()
+        assert row.status == "trained"
+        assert row.finished_at is not None
+        assert row.checkpoint_sha256 == card.weights_sha256 == weights
+        assert (card.config_hash, card.labels_hash) == (row.config_hash, row.labels_hash)
+        assert [label.image_id for label in queries.model_labels(session, row.id)] == [1, 2]
+        assert session.scalars(select(Round)).one().state == "calibrate"
+    assert not (folder / "resume.safetensors").exists()
+    with pytest.raises(NotYourTurn, match="segcurate calibrate"):
+        train(project, database)
+
+
+@pytest.mark.parametrize("split", ["calibration", "test", "guard"])
+def test_held_out_images_are_never_trained_on_even_when_they_have_labels(
+    tmp_path: Path, database: Database, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path)
+    fill(project, database)
+    with database.session() as session:
+        queue = session.scalars(select(Queue)).one()
+        held_out = add_image(session, tmp_path, "held_out", split=split, seed=1)
+        copy = add_image(session, tmp_path, "copy_in_the_pool", seed=1)
+        assert copy.sha256 == held_out.sha256
+        linked = add_image(session, tmp_path, "linked")
+        linked.duplicate_of = 1
+        for image in (held_out, copy, linked):
+            add_label(session, project, image, queue)
+    read: set[str] = set()
+    original = step.LabeledImage
+
+    def watch(**arguments: Any) -> Any:
+        read.add(arguments["path"].stem)
+        return original(**arguments)
+
+    monkeypatch.setattr(step, "LabeledImage", watch)
+    train(project, database)
+    assert read == {"a", "b"}
+    with database.session(write=False) as session:
+        assert {image.uri for image in queries.training_labels(session)} == {"images/a.png", "images/b.png"}
+        assert {label.image_id for label in queries.model_labels(session, 1)} == {1, 2}
+
+
+def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
+    tmp_path: Path, database: Database
+) -> None:
+    project = make_project(tmp_path)
+    with database.session() as session:
+        image = add_image(session, tmp_path, "a")
+        first, second = add_queue(session, "initial"), add_queue(session, "round-01")
+        later = add_label(session, project, image, second, value=0)
+        add_label(session, project, image, first, value=1)
+        corrected = add_label(session, project, image, first, value=0, rows=10)
+    with database.session(write=False) as session:
+        (found,) = queries.training_labels(session)
+    assert [label.id for label in found.labels] == [corrected, later]
+
+
+def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: Database) -> None:
+    project = make_project(tmp_path / "one", iterations=5)
+    other = make_project(tmp_path / "two", iterations=5)
+    for item in (project, other):
+        item.root.mkdir()
+    fill(project, database)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(title: str, done: int, total: int | None) -> None:
+        if title == "train r01" and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(project, database, progress=kill)
+    with database.session(write=False) as session:
+        assert session.scalars(select(Model)).one().status == "training"
+        assert session.scalars(select(Round)).one().state == "train"
+    seen: list[int] = []
+    resumed = train(project, database, progress=lambda title, done, total: _note(seen, title, done))
+    assert seen == [3, 4, 5]
+
+    second = Database(f"sqlite:///{tmp_path}/two/store.db")
+    fill(other, second)
+    assert train(other, second).checkpoint_sha256 == resumed.checkpoint_sha256
+    second.close()
+
+
+def _note(seen: list[int], title: str, done: int) -> None:
+    if title == "train r01":
+        seen.append(done)
+
+
+def test_a_killed_training_starts_again_when_labels_have_changed(tmp_path: Path, database: Database) -> None:
+    project = make_project(tmp_path)
+    fill(project, database)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(title: str, done: int, total: int | None) -> None:
+        if title == "train r01" and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(project, database, progress=kill)
+    with database.session() as session:
+        image, queue = session.get_one(Image, 1), session.get_one(Queue, 1)
+        corrected = add_label(session, project, image, queue, rows=8)
+    seen: list[int] = []
+    train(project, database, progress=lambda title, done, total: _note(seen, title, done))
+    assert seen == [1, 2, 3, 4]
+    with database.session(write=False) as session:
+        assert corrected in {label.id for label in queries.model_labels(session, 1)}
+
+
+def test_files_that_cannot_be_read_are_recorded_and_the_rest_is_trained_on(
+    tmp_path: Path, database: Database
+) -> None:
+    project = make_project(tmp_path)
+    fill(project, database)
+    with database.session() as session:
+        queue = session.get_one(Queue, 1)
+        for name in ("gone", "cut"):
+            add_label(session, project, add_image(session, tmp_path, name), queue)
+    (tmp_path / "images" / "gone.png").unlink()
+    cut = tmp_path / "images" / "cut.png"
+    cut.write_bytes(cut.read_bytes()[:2000])
+    train(project, database)
+    with database.session(write=False) as session:
+        failures = {row.subject: row.reason for row in session.scalars(select(Failure))}
+    assert failures.keys() == {"images/gone.png", "images/cut.png"}
+    assert all(subject.split("/")[1] in reason for subject, reason in failures.items())
+
+
+def test_without_labels_there_is_nothing_to_train_on(tmp_path: Path, database: Database) -> None:
+    project = make_project(tmp_path)
+    with database.session() as session:
+        rounds.open_first(session)
+    with pytest.raises(UserError, match="no label to train on"):
+        train(project, database)
+    with database.session(write=False) as session:
+        assert session.scalars(select(Model)).all() == []
+
+
+def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Database) -> None:
+    project = make_project(tmp_path)
+    fill(project, database)
+    first = train(project, database)
+    with database.session() as session:
+        session.get_one(Model, first.id).status = "promoted"
+        current = session.scalars(select(Round)).one()
+        current.state = "closed"
+        session.add(Round(number=2, state="train"))
+    warm = make_project(tmp_path, warm_start=True, learning_rate=1e-12, iterations=1)
+    second = train(warm, database)
+    assert (second.name, second.parent_id) == ("r02", first.id)
+    before, _ = load_model(project.path(first.checkpoint_uri), device=CPU, class_names=None)
+    after, _ = load_model(project.path(second.checkpoint_uri), device=CPU, class_names=None)
+    theirs = dict(after.network.named_parameters())
+    for name, value in before.network.named_parameters():
+        torch.testing.assert_close(value, theirs[name], atol=1e-6, rtol=1e-6)
+
+    with database.session() as session:
+        session.get_one(Model, second.id).status = "promoted"
+        session.scalars(select(Round).where(Round.number == 2)).one().state = "train"
+    other = make_project(tmp_path, model={"architecture": "unet"}, warm_start=True)
+    with pytest.raises(CheckpointError, match=r"model\.architecture"):
+        train(other, database)
+
+
+def test_the_card_is_plain_json(tmp_path: Path, database: Database) -> None:
+    project = make_project(tmp_path, loss={"class_weights": "balanced", "dice": 0.3})
+    fill(project, database)
+    model = train(project, database)
+    card = json.loads((project.path(model.checkpoint_uri) / "model.json").read_text())
+    assert card["class_names"] == ["ground", "thing"]
+    assert card["metrics"]["training_loss"] > 0

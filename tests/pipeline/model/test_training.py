@@ -1,0 +1,209 @@
+"""The training loop: it learns, it repeats, it resumes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import LossConfig, ModelConfig, TrainingConfig
+from pipeline.data.masks import write_mask
+from pipeline.data.training_set import LabeledImage, TrainingSet
+from pipeline.errors import ConfigError, UserError
+from pipeline.model.build import build_segmenter
+from pipeline.model.segmenter import Segmenter
+from pipeline.training import Trained, dice_loss, schedule_factor, segmentation_loss, train_segmenter
+
+CPU = torch.device("cpu")
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.pipeline.model.test_training import run
+
+def kill(title, done, total):
+    if done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(Path(sys.argv[1]), progress=kill)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw_images(folder: Path) -> list[LabeledImage]:
+    """Dark squares (class 1) on a bright ground (class 0)."""
+    rng = np.random.default_rng(0)
+    images = []
+    for index in range(4):
+        mask = np.zeros((40, 40), dtype=np.uint8)
+        top, left = rng.integers(0, 20, 2)
+        mask[top : top + 16, left : left + 16] = 1
+        pixels = np.where(mask[..., None] == 1, 40, 210) + rng.integers(-20, 20, (40, 40, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+        write_mask(folder / f"{index}_mask.png", mask)
+        images.append(LabeledImage(folder / f"{index}.png", 40, 40, (folder / f"{index}_mask.png",)))
+    return images
+
+
+def run(
+    folder: Path, *, progress: Any = lambda *_: None, identity: str = "same", **settings: Any
+) -> tuple[Segmenter, Trained]:
+    folder.mkdir(exist_ok=True)
+    torch.set_num_threads(1)
+    config = TrainingConfig.model_validate(
+        {"iterations": 8, "batch_size": 2, "crop": (32, 32), "checkpoint_every": 3, "learning_rate": 0.01}
+        | settings
+    )
+    torch.manual_seed(0)
+    model = ModelConfig(architecture="linknet", encoder="tu-mobilenetv3_small_050", encoder_weights="none")
+    segmenter = build_segmenter(model, num_classes=2, channels=3, root=folder)
+    samples = TrainingSet(
+        draw_images(folder),
+        config=config,
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        input_scale=1.0,
+        max_pixels=10**6,
+    )
+    trained = train_segmenter(
+        segmenter,
+        samples,
+        config,
+        class_weights=None,
+        device=CPU,
+        folder=folder,
+        identity=identity,
+        progress=progress,
+    )
+    return segmenter, trained
+
+
+def same_weights(one: Segmenter, other: Segmenter) -> bool:
+    mine, theirs = one.network.state_dict(), other.network.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def test_training_repeats_bit_for_bit_whatever_else_draws_random_numbers(tmp_path: Path) -> None:
+    first, one = run(tmp_path / "a")
+
+    def disturb(*_: Any) -> None:
+        torch.rand(3)
+        np.random.default_rng().random()
+
+    second, two = run(tmp_path / "b", progress=disturb, workers=1)
+    other, _ = run(tmp_path / "c", seed=1)
+    assert same_weights(first, second)
+    assert one.loss == two.loss
+    assert not same_weights(first, other)
+
+
+def test_a_run_killed_by_the_system_ends_at_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed")],
+        env=environment,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert (tmp_path / "killed" / "resume.safetensors").exists()
+
+    seen: list[int] = []
+    resumed, trained = run(tmp_path / "killed", progress=lambda _title, done, _total: seen.append(done))
+    uninterrupted, whole = run(tmp_path / "whole")
+    assert trained.resumed_at == 3
+    assert seen == [4, 5, 6, 7, 8]
+    assert same_weights(resumed, uninterrupted)
+    assert trained.loss == whole.loss
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert run(tmp_path)[1].resumed_at == 6
+    assert run(tmp_path, identity="other")[1].resumed_at == 0
+
+
+def test_the_network_learns_what_the_masks_say(tmp_path: Path) -> None:
+    segmenter, trained = run(
+        tmp_path, iterations=40, batch_size=4, schedule="cosine", encoder_learning_rate_factor=1.0
+    )
+    segmenter.eval()
+    correct = []
+    for index in range(4):
+        image = np.asarray(Image.open(tmp_path / f"{index}.png"), dtype=np.float32) / 255
+        with torch.no_grad():
+            logits = segmenter(torch.from_numpy((image - 0.5) / 0.25).permute(2, 0, 1)[None])
+        truth = np.asarray(Image.open(tmp_path / f"{index}_mask.png"))
+        correct.append((logits.argmax(1)[0].numpy() == truth).mean())
+    assert np.mean(correct) > 0.9
+    assert trained.loss < 0.3
+
+
+def test_a_batch_too_small_for_normalisation_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Raise `training\.batch_size`"):
+        run(tmp_path, batch_size=1)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Lower `training\.learning_rate`"):
+        run(tmp_path, learning_rate=1e30, schedule="constant", iterations=12)
+
+
+def test_the_loss_counts_labeled_pixels_only() -> None:
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    label[:, :2] = 255
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    picked = logits.permute(0, 2, 3, 1)[label != 255], label[label != 255]
+    for weight in (None, weights):
+        expected = torch.nn.functional.cross_entropy(*picked, weight=weight)
+        torch.testing.assert_close(segmentation_loss(logits, label, LossConfig(), weight), expected)
+    other = logits.clone()
+    other[:, :, :2] = 9
+    assert dice_loss(other, label) == dice_loss(logits, label)
+    both = segmentation_loss(logits, label, LossConfig(dice=0.5), None)
+    torch.testing.assert_close(
+        both, segmentation_loss(logits, label, LossConfig(), None) + 0.5 * dice_loss(logits, label)
+    )
+
+
+def test_without_any_label_the_loss_is_zero_and_so_is_its_gradient() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    label = torch.full((1, 4, 4), 255)
+    loss = segmentation_loss(logits, label, LossConfig(dice=1.0), torch.ones(3))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert float(logits.grad.abs().sum()) == 0
+
+
+def test_dice_is_zero_for_a_sure_and_right_prediction_and_near_one_for_a_wrong_one() -> None:
+    label = torch.tensor([[[0, 1] * 8] * 16])
+    truth = torch.nn.functional.one_hot(label, 3).permute(0, 3, 1, 2).float()
+    assert float(dice_loss(truth * 50, label)) == pytest.approx(0, abs=1e-3)
+    swapped = truth[:, [1, 0, 2]]
+    assert float(dice_loss(swapped * 50, label)) > 0.9
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+def test_schedules_stay_between_zero_and_one_and_end_low(schedule: str) -> None:
+    factors = [schedule_factor(schedule, i, 50) for i in range(50)]
+    assert max(factors) == pytest.approx(1, abs=0.02)
+    assert min(factors) >= 0
+    assert schedule == "constant" or factors[-1] < 0.01
+    assert schedule_factor(schedule, 0, 1) >= 0
