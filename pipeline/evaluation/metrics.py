@@ -43,15 +43,18 @@ def summarise(
 
     Names: `miou`, `iou` (a class), `pixel_accuracy`, `ece`, `adaptive_ece`, `classwise_ece` (also a
     class), `nll` (nats), `brier`, and for each measure `auroc_…`, `aupr_…`, `aurc_…`.
-    With fewer than two blocks, no interval is defined.
+    `ece_noise` is the ECE that so few blocks would show by chance if calibration were perfect: an ECE is
+    never negative, so one that is no larger than this says nothing, and its interval does not reach 0.
+    With fewer than two blocks, no interval is defined, and no noise.
     """
     count = len(statistics.pixels)
     points = compute(statistics, np.ones((1, count)), bins=bins)
-    drawn = [
-        compute(statistics, weights, bins=bins)
-        for weights in _in_chunks(bootstrap_weights(count, resamples=resamples, seed=seed))
-    ]
-    estimates: dict[Key, Estimate] = {}
+    chunks = list(_in_chunks(bootstrap_weights(count, resamples=resamples, seed=seed)))
+    drawn = [compute(statistics, weights, bins=bins) for weights in chunks]
+    table = linear_bins(statistics.reliability, bins)
+    noise = np.concatenate([calibration_noise(table, weights) for weights in chunks])
+    low, high = _interval(noise, confidence, count=count)
+    estimates = {("ece_noise", -1): Estimate(float(noise.mean()) if count > 1 else np.nan, low, high)}
     for key, value in points.items():
         low, high = _interval(np.concatenate([part[key] for part in drawn]), confidence, count=count)
         estimates[key] = Estimate(float(value[0]), float(low), float(high))
@@ -167,6 +170,15 @@ def calibration_error(table: Array) -> Array:
     Σ_k n_k / n · |accuracy_k − confidence_k| (Naeini et al. 2015; with the probabilities of one class in
     place of the confidence, the class-wise ECE of Kull et al. 2019, equation 3)."""
     return np.abs(table[..., 2] - table[..., 1]).sum(axis=-1) / table[..., 0].sum(axis=-1)
+
+
+def calibration_noise(table: Array, weights: Array) -> Array:
+    """The calibration error [R] of resamples [R, b] as if what the bins [b, K, 3] show were no error: each
+    bin's gap less the gap of the data itself (a bootstrap under the null hypothesis)."""
+    gap = table[..., 2] - table[..., 1]
+    moved = weights @ gap - gap.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(moved).sum(axis=-1) / (weights @ table[..., 0].sum(axis=-1))
 
 
 def adaptive_error(tail: Array, *, bins: int) -> Array:

@@ -90,6 +90,7 @@ class EvaluationReport:
                 for label, name in (
                     ("mIoU", "miou"),
                     ("ECE", "ece"),
+                    ("ECE by chance", "ece_noise"),
                     ("NLL", "nll"),
                     ("error AUROC of entropy", "auroc_entropy"),
                 )

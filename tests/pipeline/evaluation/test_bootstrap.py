@@ -21,7 +21,7 @@ def autoregressive(trials: int, length: int, coefficient: float) -> npt.NDArray[
     return series.T
 
 
-def coverage(block: int, *, trials: int = 400, length: int = 400) -> float:
+def coverage(block: int, *, trials: int = 250, length: int = 400) -> float:
     """How often the 95 % interval of the mean holds the true mean, 0."""
     index = blocks(["a"] * length, list(range(length)), block)
     sizes = np.bincount(index)

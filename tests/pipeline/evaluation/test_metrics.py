@@ -11,9 +11,12 @@ import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score, log_loss, roc_auc_score
 from torch import Tensor
 
+from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
 from pipeline.evaluation.metrics import (
     area_under_risk_coverage,
     auroc,
+    calibration_error,
+    calibration_noise,
     compute,
     curves,
     intersection_over_union,
@@ -243,12 +246,43 @@ def test_weights_are_repetitions_of_blocks(statistics: Statistics) -> None:
 
 def test_every_metric_has_an_interval_around_it(statistics: Statistics) -> None:
     estimates = summarise(statistics, bins=BINS, resamples=300, confidence=0.95, seed=0)
+    assert estimates[("ece_noise", -1)].value < estimates[("ece", -1)].value / 2
     for (name, _), estimate in estimates.items():
         assert estimate.low < estimate.high, name
         slack = estimate.high - estimate.low
         assert estimate.low - slack <= estimate.value <= estimate.high + slack, name
     again = summarise(statistics, bins=BINS, resamples=300, confidence=0.95, seed=0)
     assert again == estimates
+
+
+def simulated_bins(generator: np.random.Generator, *, gap: float, blocks: int = 24) -> npt.NDArray:
+    """Bins [b, 15, 3] of a network whose accuracy lies `gap` below its confidence, and varies by block."""
+    confidence = (np.arange(15) + 0.5) / 15
+    pixels = 1000 * np.exp(generator.normal(0, 0.3, (blocks, 15)))
+    accuracy = confidence - gap + generator.normal(0, 0.05, (blocks, 15))
+    return np.stack([pixels, pixels * confidence, pixels * accuracy], axis=-1)
+
+
+def test_the_ece_of_a_perfectly_calibrated_network_is_its_noise() -> None:
+    errors, noises = [], []
+    for seed in range(60):
+        table = simulated_bins(np.random.default_rng(seed), gap=0.0)
+        errors.append(calibration_error(table.sum(axis=0)))
+        weights = bootstrap_weights(24, resamples=100, seed=seed)
+        noises.append(calibration_noise(table, weights).mean())
+    assert np.mean(noises) == pytest.approx(np.mean(errors), rel=0.15)
+    assert np.mean(errors) > 0.004
+
+
+def test_the_interval_of_ece_holds_the_truth_where_there_is_a_gap() -> None:
+    hits = 0
+    for seed in range(200):
+        table = simulated_bins(np.random.default_rng(seed), gap=0.05)
+        weights = bootstrap_weights(24, resamples=200, seed=seed)
+        drawn = calibration_error(np.tensordot(weights, table, axes=1))
+        low, high = percentile_interval(drawn, 0.95, count=24)
+        hits += bool(low <= 0.05 <= high)
+    assert 0.90 <= hits / 200 <= 0.99
 
 
 def test_one_block_has_no_interval(statistics: Statistics) -> None:
