@@ -67,7 +67,7 @@ def unscored_images(
         .order_by(Image.id)
         .limit(limit)
     )
-    return [Unscored(*row) for row in session.execute(statement).tuples()]
+    return [Unscored(*row) for row in session.execute(statement)]
 
 
 def plan_shards(session: Session, *, run_id: int, shard_images: int) -> int:
@@ -101,7 +101,7 @@ def pending_shards(session: Session, *, run_id: int) -> list[PlannedShard]:
         .where(Shard.run_id == run_id, Shard.status == "pending")
         .order_by(Shard.first_image_id)
     )
-    return [PlannedShard(*row) for row in session.execute(statement).tuples()]
+    return [PlannedShard(*row) for row in session.execute(statement)]
 
 
 def replace_shard(
@@ -180,7 +180,7 @@ def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Unsco
         .order_by(ImageScore.entropy.desc(), Image.id)
         .limit(limit)
     )
-    return [(Unscored(*row[:4]), row[4]) for row in session.execute(statement).tuples()]
+    return [(Unscored(*row[:4]), row[4]) for row in session.execute(statement)]
 
 
 def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[str, str]]) -> None:

@@ -1,7 +1,8 @@
 """Tiles of a large image, and the weights that blend them so that no seam shows.
 
 Everything here is one-dimensional and in units the caller chooses; a plane's weight is the outer product of
-its two sides'.
+its two sides'. A network that looks at its whole input (FPN's group norms, pooled context) sees the tile
+instead of the image: its values then differ from an untiled pass, but they pass smoothly into each other.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""Regions against sums over single pixels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import RegionConfig
+from pipeline.uncertainty.measures import measure_maps, predicted_class
+from pipeline.uncertainty.predictor import Prediction
+from pipeline.uncertainty.reduction import TOP_CELLS, TOP_REGIONS, reduce_regions, region_grid
+from pipeline.uncertainty.regions import region_boxes
+
+CPU = torch.device("cpu")
+CLASSES = 3
+
+
+def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples: bool = True) -> Prediction:
+    """Random maps for images of this size, each value the same over its cell."""
+    generator = torch.Generator().manual_seed(height * width)
+    size = (batch, CLASSES, -(-height // cell), -(-width // cell))
+    logits = 2 * torch.randn(size, generator=generator)
+    probability = (2 * torch.randn(size, generator=generator)).softmax(dim=1)
+    return Prediction(
+        logits=logits,
+        probability=probability,
+        deterministic_probability=logits.softmax(dim=1),
+        expected_entropy=torch.rand(batch, *size[2:], generator=generator) if samples else None,
+        cell=cell,
+    )
+
+
+def pixels_of(plane: torch.Tensor, cell: int, height: int, width: int) -> np.ndarray:
+    return plane.repeat_interleave(cell, -2).repeat_interleave(cell, -1)[..., :height, :width].numpy()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "cell", "side"),
+    [(64, 96, 4, 32), (61, 83, 4, 16), (50, 70, 8, 11), (9, 7, 1, 8), (1, 1, 4, 64), (45, 45, 4, 64)],
+)
+def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: int, side: int) -> None:
+    config = RegionConfig(cell=side)
+    prediction = prediction_of(height, width, cell)
+    grid = region_grid(
+        config, image_size=(height, width), network_size=(height, width), cell=cell, device=CPU
+    )
+    reduction = reduce_regions(prediction, grid)
+    maps = measure_maps(
+        logits=prediction.logits,
+        probability=prediction.probability,
+        deterministic_probability=prediction.deterministic_probability,
+        expected_entropy=prediction.expected_entropy,
+    )
+    pixels = {name: pixels_of(plane, cell, height, width) for name, plane in maps.items()}
+    classes = pixels_of(predicted_class(prediction.probability), cell, height, width)
+
+    boxes = region_boxes(config, width, height)
+    for item, (regions, _) in enumerate(reduction.columns()):
+        np.testing.assert_array_equal(regions.boxes, boxes)
+        np.testing.assert_array_equal(regions.index, np.arange(len(boxes)))
+        for row, (x, y, w, h) in enumerate(boxes.tolist()):
+            inside = (item, slice(y, y + h), slice(x, x + w))
+            for name, plane in pixels.items():
+                assert regions.measures[name][row] == pytest.approx(plane[inside].mean(), abs=2e-5)
+            share = np.bincount(classes[inside].ravel(), minlength=CLASSES) / (w * h)
+            assert regions.pixels[row] == w * h
+            assert regions.class_share[row] == pytest.approx(share.max(), abs=1e-5)
+            assert share[regions.predicted_class[row]] == pytest.approx(share.max())
+            impurity = -sum(s * math.log(s) for s in share if s > 0) / math.log(CLASSES)
+            assert regions.impurity[row] == pytest.approx(impurity, abs=1e-5)
+            assert regions.entropy_top10[row] == pytest.approx(
+                top_mean(pixels["entropy"][inside].ravel()), abs=2e-5
+            )
+
+
+def top_mean(values: np.ndarray) -> float:
+    """The mean of the highest tenth; a part of a pixel counts in part."""
+    ordered = np.sort(values)[::-1].astype(np.float64)
+    wanted = TOP_CELLS * len(ordered)
+    taken = np.clip(wanted - np.arange(len(ordered)), 0, 1)
+    return float((ordered * taken).sum() / taken.sum())
+
+
+def test_an_image_scores_the_mean_of_its_top_quarter_of_regions() -> None:
+    prediction = prediction_of(96, 96, 4)
+    grid = region_grid(RegionConfig(cell=16), image_size=(96, 96), network_size=(96, 96), cell=4, device=CPU)
+    for regions, image in reduce_regions(prediction, grid).columns():
+        assert len(image.index) == 1
+        assert image.boxes.tolist() == [[0, 0, 96, 96]]
+        best = math.ceil(TOP_REGIONS * len(regions.index))
+        for name, values in regions.measures.items():
+            assert image.measures[name][0] == pytest.approx(np.sort(values)[-best:].mean(), abs=1e-5)
+        assert image.impurity[0] == pytest.approx(np.sort(regions.impurity)[-best:].mean(), abs=1e-5)
+        assert image.pixels[0] == 96 * 96
+
+
+def test_regions_of_a_resized_image_are_in_pixels_of_the_file() -> None:
+    prediction = prediction_of(32, 48, 4)
+    half = region_grid(RegionConfig(cell=16), image_size=(64, 96), network_size=(32, 48), cell=4, device=CPU)
+    same = region_grid(RegionConfig(cell=8), image_size=(32, 48), network_size=(32, 48), cell=4, device=CPU)
+    assert half.boxes.tolist() == (2 * same.boxes).tolist()
+    found, expected = reduce_regions(prediction, half), reduce_regions(prediction, same)
+    torch.testing.assert_close(found.regions, expected.regions)
+
+
+def test_the_whole_image_as_one_region_scores_its_plain_mean() -> None:
+    prediction = prediction_of(40, 56, 4, samples=False)
+    grid = region_grid(
+        RegionConfig(kind="image"), image_size=(40, 56), network_size=(40, 56), cell=4, device=CPU
+    )
+    (regions, image), _ = reduce_regions(prediction, grid).columns()
+    assert regions.boxes.tolist() == [[0, 0, 56, 40]]
+    assert set(regions.measures) == {"least_confidence", "margin", "entropy", "energy", "max_logit"}
+    expected = -prediction.logits[0].amax(dim=0).mean().item()
+    assert regions.measures["max_logit"][0] == pytest.approx(expected, abs=1e-5)
+    assert image.measures["max_logit"][0] == pytest.approx(expected, abs=1e-5)
