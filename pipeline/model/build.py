@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +193,14 @@ def _from_file(config: ModelConfig, *, num_classes: int, channels: int, path: Pa
     _compare_names(config, state, path)
     try:
         # timm's own loader knows the first convolution of each of its models, and adapts its channels
-        return _create(
-            config,
-            num_classes=num_classes,
-            channels=channels,
-            weights=True,
-            pretrained_cfg_overlay={"state_dict": state},
-        )
+        with _quiet("timm.models._builder"):
+            return _create(
+                config,
+                num_classes=num_classes,
+                channels=channels,
+                weights=True,
+                pretrained_cfg_overlay={"state_dict": state},
+            )
     except RuntimeError as error:
         raise _not_this_encoder(path, config.encoder, str(error)) from error
 
@@ -216,6 +220,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is not a readable safetensors file: {error}",
             "Only safetensors files are loaded; convert other checkpoints first.",
         ) from error
+
+
+@contextmanager
+def _quiet(name: str) -> Generator[None]:
+    """Without the warnings of a logger: it names each tensor of the classifier, which no encoder has."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _compare_names(config: ModelConfig, state: dict[str, Tensor], path: Path) -> None:
