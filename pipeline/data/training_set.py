@@ -185,10 +185,8 @@ class TrainingSet(Dataset[Sample]):
 
 def _scaled(pixels: ImageArray, input_scale: float) -> npt.NDArray:
     """At the network's size. 8-bit images stay so, because many transforms take nothing else."""
-    if pixels.dtype == np.uint8 and input_scale == 1:
-        return pixels
-    scaled = resize_image(unit_float(pixels), input_scale)
-    return np.rint(scaled * 255).astype(np.uint8) if pixels.dtype == np.uint8 else scaled
+    scaled = resize_image(pixels, input_scale)
+    return scaled if scaled.dtype == np.uint8 else unit_float(scaled)
 
 
 def _cut(array: npt.NDArray, top: int, left: int, size: tuple[int, int], *, fill: int) -> npt.NDArray:
