@@ -45,7 +45,7 @@ data:
 splits:  # neighbouring slices look alike: whole blocks are held out, with slices of no split around them
   calibration: {fraction: 0.15, by: block, block: 6, guard: 2}
   test: {fraction: 0.25, by: block, block: 6, guard: 2}
-  initial: {unit: region, count: 10}  # the masks of 10 cells are all that the first model learns from
+  initial: {unit: region, count: 6}  # the masks of 6 cells are all that the first model learns from
 
 model:  # a network small enough to learn from nothing, in a minute, on a laptop
   architecture: unet
@@ -57,7 +57,7 @@ model:  # a network small enough to learn from nothing, in a minute, on a laptop
   std: [0.35]
 
 training:
-  iterations: 300
+  iterations: 400
   batch_size: 8
   crop: [64, 64]
   learning_rate: 3.0e-3
@@ -73,7 +73,7 @@ scoring:
   batch_size: 16
   regions: {kind: grid, cell: 32}
 
-selection: {strategy: stratified, budget: 20, per_image_cap: 3, min_gap: 2}
+selection: {strategy: stratified, budget: 18, per_image_cap: 2, min_gap: 3}
 """
 
 

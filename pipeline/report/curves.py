@@ -10,10 +10,20 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from pipeline.evaluation.metrics import Estimate
-from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, draw_interval, in_style, line_color
+from pipeline.report.figures import (
+    AFTER,
+    BEFORE,
+    INK,
+    MUTED,
+    draw_interval,
+    in_style,
+    line_color,
+    new_figure,
+    percentages,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -69,8 +79,7 @@ def draw_learning_curve(
     """
     if not points:
         raise ValueError("Expected at least one round to draw.")
-    figure = Figure(figsize=(11, 4.9), layout="constrained")
-    figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+    figure = new_figure(11.4, 5.0, title=title)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     _draw_iou(left, points, class_names=class_names, colors=colors)
     _draw_calibration(right, points)
@@ -88,11 +97,13 @@ def draw_risk_coverage(curves: Mapping[str, RiskCurve], *, coverage: Array, titl
     """
     if not curves:
         raise ValueError("Expected at least one curve to draw.")
-    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
+    figure = new_figure(7.4, 4.9, title=title)
     axes = figure.subplots()
     for name, curve in curves.items():
         color = MEASURE_COLORS.get(name, MUTED)
-        axes.plot(coverage, curve.risk, color=color, linewidth=2, label=name.replace("_", " "), zorder=3)
+        style = "-" if name in ("entropy", "mutual_information") else (0, (5, 2))
+        label = name.replace("_", " ")
+        axes.plot(coverage, curve.risk, color=color, linewidth=2, linestyle=style, label=label, zorder=3)
         if name == "entropy":
             axes.fill_between(coverage, curve.low, curve.high, color=color, alpha=0.12, linewidth=0)
     error = next(iter(curves.values())).risk[-1]
@@ -105,12 +116,11 @@ def draw_risk_coverage(curves: Mapping[str, RiskCurve], *, coverage: Array, titl
         fontsize=9,
         color=MUTED,
     )
-    axes.set(xlim=(0, 1), ylim=(0, None), xlabel="share of pixels kept, most certain first")
+    axes.set(xlim=(0, 1), ylim=(0, 1.3 * max(error, 1e-4)), xlabel="share of pixels kept, most certain first")
     axes.set_ylabel("error rate among them")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_title(title)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.9), fontsize=9)
+    axes.xaxis.set_major_formatter(percentages())
+    axes.yaxis.set_major_formatter(percentages(decimals=1))
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.73), fontsize=9)
     return figure
 
 
@@ -144,7 +154,7 @@ def _draw_iou(
             )
     ends.append((mean[-1].value, "mean", INK))
     _name_lines(axes, share[-1], ends)
-    axes.set_title("IoU on held-out images")
+    axes.set_title("IoU on held-out images, with the interval of the mean")
     axes.set_ylabel("intersection over union")
     axes.set_ylim(top=1.02)
     if any(not point.promoted for point in points):
@@ -155,7 +165,7 @@ def _draw_iou(
 def _name_lines(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
     """Write each line's name beside its end, far enough from each other to be read."""
     bottom, top = axes.get_ylim()
-    apart = (max(top, 1.02) - bottom) / 17
+    apart = (max(top, 1.02) - bottom) / 20
     y = -math.inf
     for value, name, color in sorted(ends):
         if math.isnan(value):
@@ -199,14 +209,14 @@ def _draw_calibration(axes: Axes, points: Sequence[RoundPoint]) -> None:
         )
     axes.set_title("Expected calibration error (lower is better)")
     axes.set_ylabel("ECE")
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right", fontsize=9)
+    axes.set_ylim(0, 1.22 * axes.get_ylim()[1])
+    axes.legend(loc="upper right", fontsize=9, ncols=2)
 
 
 def _label_shares(axes: Axes, points: Sequence[RoundPoint]) -> None:
     axes.set_xlabel("labeled share of the pool's pixels")
     last = max(point.labeled_share for point in points) or 1.0
-    axes.set_xlim(0, last * 1.08)
+    axes.set_xlim(0, last * 1.16)
     digits = 0 if last > 0.1 else 1 if last > 0.01 else 2
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.{digits}f} %"))
     if len(points) <= TICKED_ROUNDS:

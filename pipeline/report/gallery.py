@@ -29,7 +29,9 @@ Box = tuple[int, int, int, int]
 
 CONTEXT = 0.6
 """How far a picture reaches beyond its region on each side, as a share of the region's longer side."""
-ROW_INCHES = 2.05
+ROW_INCHES = 2.3
+HEADING_LETTERS = 24
+COLUMNS = ("where", "image", "prediction", "entropy", "mutual information", "label")
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ def draw_gallery(
     """
     if not rows:
         raise ValueError("Expected at least one region to draw.")
-    figure = Figure(figsize=(13, ROW_INCHES * 1.13 * len(rows) + 1.5))
+    figure = Figure(figsize=(13, ROW_INCHES * len(rows) + 1.5))
     total = figure.get_figheight()
     figure.text(0.012, 1 - 0.18 / total, title, fontsize=14, fontweight="bold", va="top")
     grid = figure.add_gridspec(
         len(rows),
-        6,
+        len(COLUMNS),
         left=0.012,
         right=0.988,
         top=1 - 0.95 / total,
@@ -82,25 +84,27 @@ def draw_gallery(
         hspace=0.22,
         wspace=0.05,
     )
-    widest = _largest_information(rows)
+    scales = (
+        _end_of_scale([(row, row.entropy) for row in rows]),
+        _end_of_scale([(row, row.mutual_information) for row in rows]),
+    )
     for index, row in enumerate(rows):
-        axes = [figure.add_subplot(grid[index, column]) for column in range(6)]
-        _draw_row(axes, row, colors=colors, widest=widest)
+        axes = [figure.add_subplot(grid[index, column]) for column in range(len(COLUMNS))]
+        _draw_row(axes, row, colors=colors, scales=scales)
         if index == 0:
-            for name, one in zip(
-                ("where", "image", "prediction", "entropy", "mutual information", "label"), axes, strict=True
-            ):
+            for name, one in zip(COLUMNS, axes, strict=True):
                 one.annotate(
                     name,
                     (0.5, 1),
-                    xycoords="axes fraction",
+                    xycoords=_cell(one),
                     xytext=(0, 22),
                     textcoords="offset points",
                     ha="center",
                     fontweight="bold",
                     color=INK,
+                    annotation_clip=False,
                 )
-    _draw_legends(figure, class_names=class_names, colors=colors, widest=widest)
+    _draw_legends(figure, class_names=class_names, colors=colors, scales=scales)
     return figure
 
 
@@ -131,7 +135,9 @@ def painted(
     return np.rint(mixed).clip(0, 255).astype(np.uint8)
 
 
-def _draw_row(axes: Sequence[Axes], row: GalleryRow, *, colors: RgbImage, widest: float) -> None:
+def _draw_row(
+    axes: Sequence[Axes], row: GalleryRow, *, colors: RgbImage, scales: tuple[float, float]
+) -> None:
     height, width = row.image.shape[:2]
     left, top, across, down = crop_around(row.box, width=width, height=height)
     part = (slice(top, top + down), slice(left, left + across))
@@ -152,8 +158,8 @@ def _draw_row(axes: Sequence[Axes], row: GalleryRow, *, colors: RgbImage, widest
         else:
             one.imshow(painted(row.image, mask, colors)[part], extent=extent, interpolation="nearest")
     for one, values, high in (
-        (entropy, row.entropy, 1.0),
-        (information, row.mutual_information, widest),
+        (entropy, row.entropy, scales[0]),
+        (information, row.mutual_information, scales[1]),
     ):
         if values is None:
             _say(one, "needs samples")
@@ -162,9 +168,9 @@ def _draw_row(axes: Sequence[Axes], row: GalleryRow, *, colors: RgbImage, widest
     for one in axes:
         if one.images:
             _outline(one, row.box)
-    reason = textwrap.shorten(row.reason, width=128, placeholder=" …")
+    reason = textwrap.shorten(row.reason, width=156, placeholder=" …")
     where.annotate(
-        row.heading,
+        _shorten(row.heading),
         (0, 1),
         xycoords=_cell(where),
         xytext=(0, 5),
@@ -193,6 +199,14 @@ def _cell(axes: Axes) -> Transform:
     return BboxTransformTo(place.get_position(figure.figure)) + figure.transFigure
 
 
+def _shorten(heading: str) -> str:
+    """Without the middle, where it would run into the next column."""
+    if len(heading) <= HEADING_LETTERS:
+        return heading
+    half = HEADING_LETTERS // 2
+    return f"{heading[: half - 1]}…{heading[-half:]}"
+
+
 def _say(axes: Axes, words: str) -> None:
     axes.set_facecolor("#f3f4f6")
     axes.set_box_aspect(1)
@@ -201,26 +215,31 @@ def _say(axes: Axes, words: str) -> None:
 
 def _outline(axes: Axes, box: Box) -> None:
     x, y, w, h = box
-    for color, width in (("black", 3.2), ("white", 1.4)):
+    for color, width in (("black", 2.6), ("white", 1.2)):
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=color, linewidth=width))
 
 
-def _largest_information(rows: Sequence[GalleryRow]) -> float:
-    """The end of the scale of mutual information: what nearly all pixels of the shown parts stay below."""
-    parts = []
-    for row in rows:
-        if row.mutual_information is not None:
-            height, width = row.image.shape[:2]
+def _end_of_scale(maps: Sequence[tuple[GalleryRow, Map | None]]) -> float:
+    """What nearly all pixels of the shown parts stay below; one scale for all rows."""
+    parts: list[Map] = []
+    for row, values in maps:
+        if values is not None:
+            height, width = values.shape
             left, top, across, down = crop_around(row.box, width=width, height=height)
-            parts.append(row.mutual_information[top : top + down, left : left + across].ravel())
+            parts.append(values[top : top + down, left : left + across].ravel())
     return max(float(np.quantile(np.concatenate(parts), 0.998)), 1e-3) if parts else 1.0
 
 
-def _draw_legends(figure: Figure, *, class_names: Sequence[str], colors: RgbImage, widest: float) -> None:
+def _draw_legends(
+    figure: Figure, *, class_names: Sequence[str], colors: RgbImage, scales: tuple[float, float]
+) -> None:
     total = figure.get_figheight()
     shown = list(class_names)[:12]
     figure.legend(
-        handles=[Patch(color=colors[index] / 255, label=name) for index, name in enumerate(shown)],
+        handles=[
+            Patch(facecolor=colors[index] / 255, edgecolor=MUTED, linewidth=0.5, label=name)
+            for index, name in enumerate(shown)
+        ],
         loc="lower left",
         bbox_to_anchor=(0.005, 0.14 / total),
         ncols=6 if len(shown) > 6 else len(shown),
@@ -228,7 +247,9 @@ def _draw_legends(figure: Figure, *, class_names: Sequence[str], colors: RgbImag
         handlelength=1.2,
         columnspacing=1.4,
     )
-    for left, name, high in ((0.512, "entropy / ln C", 1.0), (0.676, "mutual information / ln C", widest)):
+    for left, name, high in zip(
+        (0.512, 0.676), ("entropy / ln C", "mutual information / ln C"), scales, strict=True
+    ):
         bar = figure.add_axes((left, 0.5 / total, 0.14, 0.11 / total))
         scale = ScalarMappable(Normalize(0, high), colormaps[COLORMAP])
         figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=[0, high / 2, high], format="%.2g")

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from pipeline.evaluation.metrics import Estimate
-from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_short, in_style
+from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_short, in_style, new_figure, percentages
 
 Array = npt.NDArray[np.float64]
 
+FEWEST_PIXELS = 1e-4
+"""Share of all pixels below which a bin is not drawn."""
 OVER = "#dc2626"
 """Where the model is surer than it is right."""
 
@@ -64,12 +65,14 @@ class Reliability:
 
 @in_style
 def draw_reliability(before: Reliability, after: Reliability | None, *, title: str) -> Figure:
-    """Accuracy over confidence, and below it how many pixels there are, before and after calibration."""
+    """Accuracy over confidence, and below it how many pixels there are, before and after calibration.
+
+    A bin with hardly any pixel has no bar: its accuracy would say nothing.
+    """
     panels = [("before calibration", before, BEFORE)]
     if after is not None:
         panels.append(("after calibration", after, AFTER))
-    figure = Figure(figsize=(4.9 * len(panels) + 0.4, 6.0), layout="constrained")
-    figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
+    figure = new_figure(4.9 * len(panels) + 0.6, 6.7, title=title)
     grid = figure.subplots(2, len(panels), height_ratios=(3.4, 1), sharex=True, sharey="row", squeeze=False)
     for column, (name, reliability, color) in enumerate(panels):
         _draw_diagram(grid[0, column], reliability, color=color)
@@ -83,7 +86,8 @@ def draw_reliability(before: Reliability, after: Reliability | None, *, title: s
 
 def _draw_diagram(axes: Axes, reliability: Reliability, *, color: str) -> None:
     width = np.diff(reliability.edges)
-    filled = ~np.isnan(reliability.accuracy)
+    filled = reliability.pixels >= FEWEST_PIXELS * reliability.pixels.sum()
+    filled &= ~np.isnan(reliability.accuracy)
     start, width = reliability.edges[:-1][filled], width[filled]
     accuracy, confidence = reliability.accuracy[filled], reliability.confidence[filled]
     axes.bar(start, accuracy, width, align="edge", color=color, alpha=0.75, edgecolor="white", linewidth=0.8)
@@ -111,9 +115,8 @@ def _draw_diagram(axes: Axes, reliability: Reliability, *, color: str) -> None:
     axes.vlines(middle, low, high, color=INK, linewidth=1.4, zorder=4, label="interval of the accuracy")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1.0))
-    axes.set_box_aspect(1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(percentages())
 
 
 def _draw_counts(axes: Axes, reliability: Reliability, *, color: str) -> None:
@@ -129,7 +132,7 @@ def _draw_counts(axes: Axes, reliability: Reliability, *, color: str) -> None:
         linewidth=0.8,
     )
     axes.set_yscale("log")
-    axes.set_ylim(1e-4, 1.3)
+    axes.set_ylim(FEWEST_PIXELS, 1.3)
     axes.set_yticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
     axes.minorticks_off()
     axes.set_xlabel("confidence of the prediction")

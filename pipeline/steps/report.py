@@ -43,7 +43,7 @@ from pipeline.steps.calibrate import stored_calibrators
 from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.predictor import Predictor
 
-GALLERY_ROWS = 6
+GALLERY_ROWS = 5
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
