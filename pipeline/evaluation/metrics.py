@@ -54,7 +54,9 @@ def summarise(
     table = linear_bins(statistics.reliability, bins)
     noise = np.concatenate([calibration_noise(table, weights) for weights in chunks])
     low, high = _interval(noise, confidence, count=count)
-    estimates = {("ece_noise", -1): Estimate(float(noise.mean()) if count > 1 else np.nan, low, high)}
+    estimates = {
+        ("ece_noise", -1): Estimate(float(noise.mean()) if count > 1 else np.nan, float(low), float(high))
+    }
     for key, value in points.items():
         low, high = _interval(np.concatenate([part[key] for part in drawn]), confidence, count=count)
         estimates[key] = Estimate(float(value[0]), float(low), float(high))

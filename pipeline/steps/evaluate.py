@@ -54,7 +54,7 @@ Variant = tuple[str, bool]
 """Sampler, and whether the calibrators are applied."""
 
 DECIDING: Variant = ("none", True)
-"""What a model's promotion is decided on; a temperature does not change its mIoU."""
+"""What a model's promotion is decided on; a temperature changes no cell's winner, and so hardly its mIoU."""
 
 
 @dataclass(frozen=True)
