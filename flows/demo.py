@@ -43,9 +43,9 @@ data:
     - {name: white matter, color: [250, 240, 214]}
 
 splits:  # neighbouring slices look alike: whole blocks are held out, with slices of no split around them
-  calibration: {fraction: 0.15, by: block, block: 6, guard: 2}
-  test: {fraction: 0.25, by: block, block: 6, guard: 2}
-  initial: {unit: region, count: 6}  # the masks of 6 cells are all that the first model learns from
+  calibration: {fraction: 0.15, by: block, block: 5, guard: 2}
+  test: {fraction: 0.25, by: block, block: 5, guard: 2}
+  initial: {unit: region, count: 8}  # the masks of 8 cells are all that the first model learns from
 
 model:  # a network small enough to learn from nothing, in a minute, on a laptop
   architecture: unet
@@ -66,14 +66,14 @@ training:
     - {name: HorizontalFlip}
     - {name: Affine, rotate: [-12, 12], scale: [0.9, 1.1], p: 0.7}
 
-evaluation: {block: 6, resamples: 1000}
+evaluation: {block: 5, resamples: 1000}
 
 scoring:
   samples: 20
   batch_size: 16
   regions: {kind: grid, cell: 32}
 
-selection: {strategy: stratified, budget: 18, per_image_cap: 2, min_gap: 3}
+selection: {strategy: stratified, budget: 20, per_image_cap: 2, min_gap: 3}
 """
 
 

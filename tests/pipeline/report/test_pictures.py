@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,21 @@ def test_the_reliability_diagram_puts_the_gap_on_top_of_the_accuracy() -> None:
     assert shares == [0.0, 1.0]
 
 
+def test_a_bin_of_a_handful_of_pixels_has_no_bar() -> None:
+    document = {
+        "edges": [0.0, 0.5, 1.0],
+        "pixels": [1, 99_999],
+        "confidence": [0.4, 0.9],
+        "accuracy": [1.0, 0.9],
+        "accuracy_low": [None, 0.85],
+        "accuracy_high": [None, 0.95],
+    }
+    ece = Estimate(0.0, 0.0, 0.0)
+    figure = draw_reliability(Reliability.from_document(document, ece=ece), None, title="Round 1")
+    starts = {patch.get_x() for patch in figure.axes[0].patches}  # type: ignore[attr-defined]
+    assert starts == {0.5}
+
+
 def test_risk_coverage_names_each_measure() -> None:
     coverage = np.array([0.5, 1.0])
     curve = RiskCurve(risk=np.array([0.02, 0.1]), low=np.array([0.01, 0.08]), high=np.array([0.03, 0.12]))
@@ -129,11 +145,18 @@ def test_the_gallery_shows_the_region_in_its_context() -> None:
     where, image, _, entropy, information, label = figure.axes[:6]
     assert where.images[0].get_array().shape[:2] == (40, 60)  # type: ignore[union-attr]
     assert image.images[0].get_array().shape[:2] == (35, 35)  # type: ignore[union-attr]
-    assert entropy.images[0].get_clim() == (0, 1)
-    assert information.images[0].get_clim()[1] == pytest.approx(35 / 400, rel=0.05)
+    assert entropy.images[0].get_clim() == (0, pytest.approx(40 / 60, rel=0.01))  # of the shown part alone
+    assert information.images[0].get_clim() == (0, pytest.approx(34 / 400, rel=0.01))
     shown = label.images[0].get_array()
     assert shown is not None
     assert shown[17, 17].tolist() != shown[0, 0].tolist()
+
+
+def test_a_long_name_does_not_run_into_the_next_column() -> None:
+    row = replace(gallery_row(), heading="12. a_very_long_name_of_a_frame_006690.png")
+    figure = draw_gallery([row], class_names=NAMES, colors=COLORS, title="Round 1")
+    headings = [text.get_text() for text in figure.axes[0].texts]
+    assert "12. a_very_…e_006690.png" in headings
 
 
 def test_what_is_not_known_is_said_in_words() -> None:
