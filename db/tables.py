@@ -113,7 +113,7 @@ class Image(Base):
     height: Mapped[int]
     channels: Mapped[int]
     group_name: Mapped[str] = mapped_column(Text)
-    position: Mapped[int]
+    position: Mapped[int] = mapped_column(BigInteger)
     split: Mapped[str] = mapped_column(String(16), default="pool")
     mask_uri: Mapped[str | None] = mapped_column(Text)
     duplicate_of: Mapped[int | None] = mapped_column(ForeignKey("image.id"))

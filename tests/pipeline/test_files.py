@@ -3,6 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,12 +53,27 @@ def test_a_read_only_file_system_names_the_folder(tmp_path: Path, monkeypatch: p
     assert str(tmp_path) in caught.value.problem
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="permission"):
-        writable_folder(tmp_path / "out")
-    tmp_path.chmod(0o700)
+def test_a_folder_without_write_permission_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o555)
+        with unprivileged():
+            with pytest.raises(UserError, match="permission"):
+                writable_folder(Path(name) / "out")
+            with pytest.raises(UserError, match="permission"):
+                atomic_write_bytes(Path(name) / "x", b"")
+
+
+@contextmanager
+def unprivileged() -> Generator[None]:
+    """Root may write everywhere, so root becomes nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 def test_a_file_where_a_folder_is_needed_is_refused(tmp_path: Path) -> None:
