@@ -130,11 +130,14 @@ class Segmenter(nn.Module):
         """The network's own upsampling: [B, C, h, w] to [B, C, H, W]."""
         return self.part("segmentation_head")[1](logits)
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that `pad` brings an image to."""
+        rows, columns = (max(self.minimum, -(-side // self.stride) * self.stride) for side in (height, width))
+        return rows, columns
+
     def pad(self, image: Tensor) -> Tensor:
         """Repeat the last row and column of [B, K, H, W] until `trunk` takes it; the image stays top left."""
-        height, width = (
-            max(self.minimum, -(-side // self.stride) * self.stride) for side in image.shape[-2:]
-        )
+        height, width = self.padded_size(image.shape[-2], image.shape[-1])
         below, right = height - image.shape[-2], width - image.shape[-1]
         if below == 0 and right == 0:
             return image

@@ -134,7 +134,10 @@ class Predictor:
             size: height and width to return; another one only where images were resized.
         """
         if self.cell > 1:
-            maps = self.segmenter.upsample(maps)
+            # The network aligns the corners of what it saw, padding included
+            rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
+            missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
+            maps = self.segmenter.upsample(torch.nn.functional.pad(maps, missing, mode="replicate"))
         maps = maps[..., : network_size[0], : network_size[1]]
         if size != network_size:
             maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)

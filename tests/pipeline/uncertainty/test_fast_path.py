@@ -219,3 +219,16 @@ def test_probability_is_stretched_to_the_size_of_a_resized_image() -> None:
     predictor = predictor_of(tiny("fpn").eval(), resolution="logits")
     found = predictor.predict_probability(torch.randn(1, 3, 40, 30), (80, 61))
     assert found.shape == (4, 80, 61)
+
+
+@pytest.mark.parametrize("size", [(50, 75), (64, 64), (33, 20)])
+def test_enlarged_maps_lie_where_the_network_itself_would_put_them(size: tuple[int, int]) -> None:
+    segmenter = tiny("fpn")
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    predictor = predictor_of(segmenter, sampler="none", resolution="logits")
+    logits = predictor.predict(image).logits
+    with torch.no_grad():
+        expected = segmenter(image)
+    torch.testing.assert_close(
+        predictor.enlarge(logits, network_size=size, size=size), expected, rtol=1e-5, atol=1e-5
+    )
