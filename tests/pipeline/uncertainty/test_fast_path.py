@@ -229,6 +229,6 @@ def test_enlarged_maps_lie_where_the_network_itself_would_put_them(size: tuple[i
     logits = predictor.predict(image).logits
     with torch.no_grad():
         expected = segmenter(image)
-    torch.testing.assert_close(
-        predictor.enlarge(logits, network_size=size, size=size), expected, rtol=1e-5, atol=1e-5
-    )
+    enlarged = predictor.enlarge(logits, network_size=size, size=size)
+    inside = (..., slice(size[0] - predictor.cell), slice(size[1] - predictor.cell))  # the rest sees padding
+    torch.testing.assert_close(enlarged[inside], expected[inside], rtol=1e-5, atol=1e-5)
