@@ -39,6 +39,8 @@ app.add_typer(db_app, name="db", rich_help_panel="Project")
 
 PROJECT, ROUND, LOOK = "Project", "One round, in this order", "Look"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped."""
 _config_file = Path(CONFIG_FILE)
 
 
@@ -55,9 +57,10 @@ def main() -> None:
         errors.print(f"[bold red]error:[/] the database refused: {_literal(str(error.orig))}")
         errors.print("[bold]to do:[/] Check the disk's free space and `database.url`; then run it again.")
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("Stopped. Run the same command again to go on from here.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("Stopped. Run the same command again to go on from here.")
+        raise
 
 
 @app.callback()
