@@ -9,8 +9,10 @@ FRAMES ?=
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_OFFLINE = 1
 export MPLBACKEND = Agg
+# torch's idle threads spin by default, which slows small networks on a busy machine
+export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint format bench bench-scoring bench-camvid clean
+.PHONY: demo test lint format bench bench-scoring bench-selection bench-camvid clean
 
 $(READY): pyproject.toml configs/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segcurate needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -34,10 +36,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-scoring  ## every benchmark that needs no data of your own
+bench: bench-scoring bench-selection  ## every benchmark that needs no data of your own
 
 bench-scoring: $(READY)  ## FRAMES=folder of images; without it, the demo's slices
 	$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(FRAMES),--frames $(FRAMES))
+
+bench-selection: $(READY)  ## a queue from a million regions
+	$(BIN)/python -m tests.benchmarks.bench_selection
 
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
 	$(BIN)/python -m tests.benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
