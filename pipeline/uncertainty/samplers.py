@@ -12,7 +12,7 @@ grow with T.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from pipeline.calibration.calibrators import Calibrator
 from pipeline.model.segmenter import Segmenter, Trunk
 
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-"""Logits that are alive at once: about a cache on the CPU, enough to fill the device on CUDA."""
+CHUNK_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
+"""Logits that are summed at once: what a cache holds on the CPU (four times the speed of whole batches, whose
+logits travel through memory again and again), enough to fill the device on CUDA."""
+SAMPLES_AT_ONCE = 4
+"""Images and rows are summed apart where so many samples of them together would not find room."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,12 @@ def sample_logits(
         upsample: logits at the size of the network's input instead of its own stride.
     """
     head = segmenter.linear_head
-    for chunk in masks.split(_chunk(segmenter, trunk, upsample=upsample)):
-        if head is not None:
-            logits = _collapsed(head, trunk.features, chunk)
-        else:
-            logits = _repeated(segmenter, trunk, chunk)
+    scale = segmenter.logits_stride**2 if upsample else 1
+    if head is None:
+        chunks = _repeated(segmenter, trunk, masks, scale=scale)
+    else:
+        chunks = _collapsed(head, _padded(head, trunk.features), masks, scale=scale)
+    for logits in chunks:
         if upsample:
             logits = segmenter.upsample(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
         yield logits.float()
@@ -89,17 +93,38 @@ def sample_predictions(
     upsample: bool = False,
 ) -> list[SampledPrediction]:
     """Running sums over all masks, for each calibrator: p̄ = mean_t softmax(calibrator(z_t)), and the
-    expected entropy mean_t H[softmax(calibrator(z_t))] / ln C (Gal 2016; Depeweg et al. 2018)."""
+    expected entropy mean_t H[softmax(calibrator(z_t))] / ln C (Gal 2016; Depeweg et al. 2018).
+
+    Args:
+        segmenter, trunk, masks, upsample: as for `sample_logits`.
+        calibrators: each gives one prediction.
+    """
+    head = segmenter.linear_head
+    parts: list[list[SampledPrediction]] = []
+    for part in _images(segmenter, trunk):
+        if head is None or upsample:
+            streams = [sample_logits(segmenter, part, masks, upsample=upsample)]
+        else:
+            streams = [_collapsed(head, rows, masks) for rows in _rows(head, part.features)]
+        bands = [_sum_samples(stream, calibrators, samples=len(masks)) for stream in streams]
+        parts.append(_joined(bands, dim=-2))
+    return _joined(parts, dim=0)
+
+
+def _sum_samples(
+    chunks: Iterable[Tensor], calibrators: Sequence[Calibrator], *, samples: int
+) -> list[SampledPrediction]:
     probabilities: list[Tensor | None] = [None] * len(calibrators)
     entropies: list[Tensor | None] = [None] * len(calibrators)
-    for logits in sample_logits(segmenter, trunk, masks, upsample=upsample):
+    classes = 2
+    for logits in chunks:
+        classes = logits.shape[-3]
         for index, calibrator in enumerate(calibrators):
             log_probability = calibrator(logits).log_softmax(dim=-3)
             probability = log_probability.exp()
             probabilities[index] = _add(probabilities[index], probability.sum(dim=0))
             entropies[index] = _add(entropies[index], log_probability.mul_(probability).sum(dim=(0, -3)))
-    samples = masks.shape[0]
-    scale = -1 / (samples * math.log(segmenter.num_classes))
+    scale = -1 / (samples * math.log(classes))
     return [
         SampledPrediction(
             probability=probability.div_(samples),
@@ -114,33 +139,86 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
 
 
-def _chunk(segmenter: Segmenter, trunk: Trunk, *, upsample: bool) -> int:
-    """Samples at a time, so that a chunk's tensors stay near `CHUNK_BYTES`."""
+def _joined(parts: list[list[SampledPrediction]], *, dim: int) -> list[SampledPrediction]:
+    """One prediction a calibrator, from parts of it that lie beside each other along `dim`."""
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        SampledPrediction(
+            probability=torch.cat([one.probability for one in same], dim=dim),
+            expected_entropy=torch.cat([one.expected_entropy for one in same], dim=dim),
+        )
+        for same in zip(*parts, strict=True)
+    ]
+
+
+def _room(features: Tensor) -> int:
+    """Numbers of float32 that may be alive at once."""
+    return CHUNK_BYTES[features.device.type] // 4
+
+
+def _images(segmenter: Segmenter, trunk: Trunk) -> Iterator[Trunk]:
+    """The trunk in parts of as many images as have room for a few samples."""
     batch, _, height, width = trunk.features.shape
     if segmenter.linear_head is None:
-        elements = max(part.numel() for part in (trunk.features, *trunk.context))
+        size = max(part.numel() for part in (trunk.features, *trunk.context)) // batch
     else:
-        elements = batch * segmenter.num_classes * height * width
-    if upsample:
-        elements *= segmenter.logits_stride**2
-    budget = CHUNK_BYTES.get(trunk.features.device.type, CHUNK_BYTES["cpu"])
-    return max(1, budget // (4 * elements))
+        size = SAMPLES_AT_ONCE * segmenter.num_classes * height * width
+    count = max(1, _room(trunk.features) // size)
+    if count >= batch:
+        yield trunk
+        return
+    for start in range(0, batch, count):
+        some = slice(start, start + count)
+        yield Trunk(features=trunk.features[some], context=tuple(part[some] for part in trunk.context))
 
 
-def _collapsed(head: nn.Conv2d, features: Tensor, masks: Tensor) -> Tensor:
-    """[t, B, C, h, w] from one convolution with t·C output channels."""
-    samples, classes = masks.shape[0], head.out_channels
-    weight = (head.weight[None] * masks[:, None, :, None, None]).flatten(0, 1)
-    bias = None if head.bias is None else head.bias.repeat(samples)
-    stacked = F.conv2d(features, weight, bias, head.stride, head.padding, head.dilation)
-    return stacked.unflatten(1, (samples, classes)).transpose(0, 1)
-
-
-def _repeated(segmenter: Segmenter, trunk: Trunk, masks: Tensor) -> Tensor:
-    """[t, B, C, h, w] from one batch of t·B tails."""
-    samples, batch = masks.shape[0], trunk.features.shape[0]
-    repeated = Trunk(
-        features=trunk.features.repeat(samples, 1, 1, 1),
-        context=tuple(part.repeat(samples, *[1] * (part.ndim - 1)) for part in trunk.context),
+def _padded(head: nn.Conv2d, features: Tensor) -> Tensor:
+    """Features with the head's zero padding around them, contiguous as the stacked weight is: otherwise
+    every chunk would copy them into the other memory format."""
+    below, right = (int(side) for side in head.padding)
+    return (
+        F.pad(features, (right, right, below, below)).contiguous()
+        if below or right
+        else features.contiguous()
     )
-    return segmenter.tail(repeated, masks.repeat_interleave(batch, dim=0)).unflatten(0, (samples, batch))
+
+
+def _rows(head: nn.Conv2d, features: Tensor) -> Iterator[Tensor]:
+    """Padded bands of rows, each with room for a few samples, that the head maps to whole rows of logits."""
+    batch, _, height, width = features.shape
+    padded = _padded(head, features)
+    rows = max(8, _room(features) // (SAMPLES_AT_ONCE * batch * head.out_channels * width))
+    halo = head.kernel_size[0] - 1
+    for start in range(0, height, rows):
+        yield padded[:, :, start : start + rows + halo]
+
+
+def _collapsed(head: nn.Conv2d, padded: Tensor, masks: Tensor, *, scale: int = 1) -> Iterator[Tensor]:
+    """Chunks [t, B, C, h, w], each from one convolution of padded features with t·C output channels."""
+    classes = head.out_channels
+    size = scale * padded.shape[0] * classes * padded.shape[2] * padded.shape[3]
+    for chunk in masks.split(max(1, _room(padded) // size)):
+        samples = len(chunk)
+        weight = (head.weight[None] * chunk[:, None, :, None, None]).flatten(0, 1)
+        bias = None if head.bias is None else head.bias.repeat(samples)
+        if head.kernel_size == (1, 1):
+            stacked = (weight.flatten(1) @ padded.flatten(2)).unflatten(2, padded.shape[2:])
+            stacked = stacked if bias is None else stacked.add_(bias[:, None, None])
+        else:
+            stacked = F.conv2d(padded, weight.contiguous(), bias, head.stride, 0, head.dilation)
+        yield stacked.unflatten(1, (samples, classes)).transpose(0, 1)
+
+
+def _repeated(segmenter: Segmenter, trunk: Trunk, masks: Tensor, *, scale: int = 1) -> Iterator[Tensor]:
+    """Chunks [t, B, C, h, w], each from one batch of t·B tails."""
+    batch = trunk.features.shape[0]
+    size = scale * max(part.numel() for part in (trunk.features, *trunk.context))
+    for chunk in masks.split(max(1, _room(trunk.features) // size)):
+        samples = len(chunk)
+        repeated = Trunk(
+            features=trunk.features.repeat(samples, 1, 1, 1),
+            context=tuple(part.repeat(samples, *[1] * (part.ndim - 1)) for part in trunk.context),
+        )
+        logits = segmenter.tail(repeated, chunk.repeat_interleave(batch, dim=0))
+        yield logits.unflatten(0, (samples, batch))
