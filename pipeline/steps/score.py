@@ -46,6 +46,19 @@ class ScoreReport:
     seconds: float
     run_id: int
 
+    def lines(self) -> list[str]:
+        """The report in words."""
+        if self.images == 0 and self.failed == 0:
+            return [f"Run {self.run_id}: nothing is left to score."]
+        rate = self.images / self.seconds if self.seconds else 0.0
+        said = [
+            f"Run {self.run_id}: scored {self.images} images, {self.regions} regions, "
+            f"in {self.seconds:.1f} s ({rate:.1f} images/s)."
+        ]
+        if self.failed:
+            said.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
+        return said
+
 
 def score(project: Project, database: Database, *, progress: Progress = silent) -> ScoreReport:
     """Score every pool image that this scorer has not scored yet; killed and run again, it goes on.
