@@ -59,9 +59,11 @@ def spread_logits(segmenter: Segmenter, image: Tensor) -> None:
 def whole_passes(plain: nn.Module, position: str, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy and mutual information [B, H, W] of as many forwards as there are masks."""
     current: list[Tensor] = []
-    hook = plain.get_submodule(position).register_forward_hook(
-        lambda _module, _inputs, output: output * current[-1][None, :, None, None]
-    )
+
+    def drop(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+        return output * current[-1][None, :, None, None]
+
+    hook = plain.get_submodule(position).register_forward_hook(drop)
     probabilities: list[Tensor] = []
     with torch.no_grad():
         for mask in masks:

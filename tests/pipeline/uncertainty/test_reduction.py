@@ -59,12 +59,13 @@ def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: in
 
     boxes = region_boxes(config, width, height)
     for item, (regions, _) in enumerate(reduction.columns()):
+        measures: dict[str, np.ndarray] = {str(name): values for name, values in regions.measures.items()}
         np.testing.assert_array_equal(regions.boxes, boxes)
         np.testing.assert_array_equal(regions.index, np.arange(len(boxes)))
         for row, (x, y, w, h) in enumerate(boxes.tolist()):
             inside = (item, slice(y, y + h), slice(x, x + w))
             for name, plane in pixels.items():
-                assert regions.measures[name][row] == pytest.approx(plane[inside].mean(), abs=2e-5)
+                assert measures[name][row] == pytest.approx(plane[inside].mean(), abs=2e-5)
             share = np.bincount(classes[inside].ravel(), minlength=CLASSES) / (w * h)
             assert regions.pixels[row] == w * h
             assert regions.class_share[row] == pytest.approx(share.max(), abs=1e-5)
