@@ -21,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from db.engine import Database
 from db.errors import StoreError
-from flows.display import console, errors, interval, print_json, progress_bar, table
+from flows.display import console, errors, literal, print_json, progress_bar, table
+from flows.listings import show_models, show_rounds, show_status
 from pipeline.config import CONFIG_FILE, Project, ProjectConfig, load_project
 from pipeline.errors import ConfigError, UserError
 
@@ -52,12 +53,12 @@ def main() -> None:
     try:
         app()
     except (UserError, StoreError) as error:
-        errors.print(f"[bold red]error:[/] {_literal(error.problem)}")
+        errors.print(f"[bold red]error:[/] {literal(error.problem)}")
         if error.remedy:
-            errors.print(f"[bold]to do:[/] {_literal(error.remedy)}")
+            errors.print(f"[bold]to do:[/] {literal(error.remedy)}")
         sys.exit(1)
     except OperationalError as error:
-        errors.print(f"[bold red]error:[/] the database refused: {_literal(str(error.orig))}")
+        errors.print(f"[bold red]error:[/] the database refused: {literal(str(error.orig))}")
         errors.print("[bold]to do:[/] Check the disk's free space and `database.url`; then run it again.")
         sys.exit(1)
     except SystemExit as end:
@@ -216,7 +217,7 @@ def calibrate() -> None:
             f"NLL {_number(row.nll_before)} → {_number(row.nll_after)}"
         )
         if row.warning:
-            errors.print(f"[yellow]warning:[/] {_literal(row.warning)}")
+            errors.print(f"[yellow]warning:[/] {literal(row.warning)}")
     _next()
 
 
@@ -286,7 +287,7 @@ def export(
 
     with _project() as (project, database), progress_bar() as progress:
         written = step(project, database, folder=folder, progress=progress)
-    console.print(f"Exported to {_literal(str(written))}.")
+    console.print(f"Exported to {literal(str(written))}.")
     _next()
 
 
@@ -339,18 +340,8 @@ def status(as_json: Json = False) -> None:
         now = project_status(session)
     if as_json:
         print_json({"project": project.config.name, **vars(now)})
-        return
-    images = ", ".join(f"{count} {split}" for split, count in sorted(now.images.items())) or "none"
-    console.print(f"[bold]{_literal(project.config.name)}[/]")
-    console.print(f"images    {images}; {now.labeled_images} with labels")
-    if now.failures:
-        console.print(f"failures  {now.failures} files could not be used: `segcurate failures`")
-    if now.round_number is not None:
-        model = f", model {now.promoted_model}" if now.promoted_model else ""
-        console.print(f"round     {now.round_number}{model}")
-    if now.queue_items:
-        console.print("queue     " + ", ".join(f"{count} {what}" for what, count in now.queue_items.items()))
-    console.print(f"next      [bold]{_literal(now.next_command)}[/]  {_literal(now.reason)}")
+    else:
+        show_status(project.config.name, now)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -366,7 +357,7 @@ def failures(as_json: Json = False) -> None:
         table(
             f"{len(rows)} files",
             ("step", "file", "reason"),
-            [[_literal(cell) for cell in row] for row in rows],
+            [[literal(cell) for cell in row] for row in rows],
         )
 
 
@@ -380,23 +371,7 @@ def list_rounds(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table(
-        f"{project.config.name}: {len(rows)} rounds",
-        ("round", "labels", "of the pool", "model", "mIoU", "ECE before", "ECE after", "next"),
-        [
-            (
-                row.number,
-                row.labeled_regions,
-                f"{100 * row.labeled_share:.1f} %",
-                f"{row.model} {row.model_status}" if row.model else None,
-                interval(*row.mean_iou),
-                interval(*row.ece_before),
-                interval(*row.ece_after),
-                row.state,
-            )
-            for row in rows
-        ],
-    )
+    show_rounds(project.config.name, rows)
 
 
 @app.command(name="models", rich_help_panel=LOOK)
@@ -409,23 +384,7 @@ def list_models(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table(
-        f"{project.config.name}: {len(rows)} models",
-        ("model", "status", "parent", "labels", "seed", "iterations", "config", "decision"),
-        [
-            (
-                row.name,
-                row.status,
-                row.parent,
-                row.labels,
-                row.seed,
-                row.iterations,
-                row.config_hash[:8],
-                row.decision,
-            )
-            for row in rows
-        ],
-    )
+    show_models(project.config.name, rows)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -437,7 +396,7 @@ def report(
 
     with _project() as (project, database):
         written = step(project, database, folder=folder)
-    console.print(f"Drawn in {_literal(str(written))}.")
+    console.print(f"Drawn in {literal(str(written))}.")
 
 
 @app.command(rich_help_panel=PROJECT)
@@ -477,7 +436,7 @@ def _classes(names: list[str]) -> list[Any]:
 def _say(report: Any) -> None:
     """Print what a step reports of itself."""
     for line in report.lines():
-        console.print(_literal(line))
+        console.print(literal(line))
 
 
 def _next() -> None:
@@ -485,17 +444,11 @@ def _next() -> None:
 
     with _project() as (_, database), database.session(write=False) as session:
         now = project_status(session)
-    console.print(f"Next: [bold]{_literal(now.next_command)}[/]")
+    console.print(f"Next: [bold]{literal(now.next_command)}[/]")
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _literal(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _version(asked: bool) -> None:

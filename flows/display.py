@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -77,6 +78,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 def print_json(document: Any) -> None:
     """Print JSON on standard output, and nothing else."""
     sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n")
+
+
+def literal(text: str) -> str:
+    """Text that rich must not take for markup."""
+    return escape(text)
 
 
 def interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:

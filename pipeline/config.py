@@ -7,7 +7,6 @@ section names everything that was made under it.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pipeline.config_errors import explain
 from pipeline.errors import ConfigError
 
 CONFIG_FILE = "segcurate.yaml"
@@ -529,37 +529,7 @@ def load_project(path: Path) -> Project:
     try:
         config = ProjectConfig(**{str(key): value for key, value in document.items()})
     except ValidationError as error:
-        raise ConfigError(f"{path} is not valid:\n{_explain(error)}") from error
+        raise ConfigError(f"{path} is not valid:\n{explain(error, ProjectConfig)}") from error
     except ValueError as error:  # pydantic-settings: an override that is not JSON where JSON is needed
         raise ConfigError(f"An environment override of {path} is not valid: {error}") from error
     return Project(config=config, root=Path(os.path.abspath(path)).parent)
-
-
-def _explain(error: ValidationError) -> str:
-    lines: list[str] = []
-    for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1, cutoff=0.5)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            lines.append(f"  {key}: there is no such key.{hint}")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  {key or 'the file'}: {message}")
-    return "\n".join(lines)
-
-
-def _keys_beside(location: list[str]) -> list[str]:
-    """The keys that may stand where an unknown one was found."""
-    section: type[BaseModel] = ProjectConfig
-    for part in location[:-1]:
-        field = section.model_fields.get(part)
-        if field is None:
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if nested is None:
-            return []
-        section = nested
-    return list(section.model_fields)

@@ -79,10 +79,10 @@ def score_images(
         input_scale=card.input_scale,
         mean=card.mean,
         std=card.std,
-        batch_size=scoring.batch_size,
+        batch_size=predictor.batch_size,
         workers=scoring.workers,
         pin_memory=predictor.device.type == "cuda",
-        max_batch_pixels=scoring.batch_size * scoring.tile**2,
+        max_batch_pixels=predictor.batch_size * scoring.tile**2,
     )
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
     waiting: deque[Future[None]] = deque()

@@ -1,0 +1,38 @@
+"""What is wrong with a configuration, in words."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """A line a problem; an unknown key comes with the nearest one that `model` has at that place."""
+    lines: list[str] = []
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(location[-1], _keys_beside(location, model), n=1, cutoff=0.5)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            lines.append(f"  {key}: there is no such key.{hint}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"  {key or 'the file'}: {message}")
+    return "\n".join(lines)
+
+
+def _keys_beside(location: list[str], model: type[BaseModel]) -> list[str]:
+    """The keys that may stand where an unknown one was found."""
+    section = model
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if nested is None:
+            return []
+        section = nested
+    return list(section.model_fields)
