@@ -173,6 +173,7 @@ def test_several_calibrators_cost_one_trunk_and_give_what_each_gives_alone() -> 
 
 def test_when_memory_runs_out_the_batch_halves_and_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = predictor_of(tiny("fpn").eval(), resolution="logits")
+    predictor.batch_size = 8
     images = torch.randn(5, 3, 64, 64)
     expected = maps_of(predictor.predict(images))
     sizes: list[int] = []
