@@ -113,8 +113,8 @@ def overlay(
     value = np.asarray(unit)[:, :, None]
     color = _palette()[np.rint(value[:, :, 0] * 255).astype(np.uint8)].astype(np.float32)
     grey = image.mean(axis=2, dtype=np.float32, keepdims=True)
-    muted = 0.6 * image + 0.4 * grey
-    opacity = 0.85 * np.clip(value / 0.6, 0, 1) ** 0.7
+    muted = 0.65 * image + 0.35 * grey
+    opacity = 0.78 * np.clip(value / 0.6, 0, 1)
     blended = muted * (1 - opacity) + color * opacity
     picture = Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
     if boxes is not None:

@@ -1,0 +1,176 @@
+"""Planning shards, replacing them, and reading scores back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from db.engine import Database
+from db.queries import scores
+from db.queries.scores import Columns, PlannedShard
+from db.tables import Image, ImageScore, Model, RegionScore, Round, Shard
+
+MEASURES = ("least_confidence", "margin", "entropy", "energy", "max_logit")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    """Ten pool images with ids 1 to 10, and an empty run 1."""
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    with database.session() as session:
+        session.add(Round(number=1, state="score"))
+        session.flush()
+        session.add(
+            Model(
+                round_id=1,
+                name="r01",
+                status="promoted",
+                checkpoint_uri="m",
+                config={},
+                config_hash="",
+                labels_hash="",
+                seed=0,
+                iterations=0,
+            )
+        )
+        session.add_all(
+            Image(uri=f"{n}.png", sha256=str(n), width=8, height=8, channels=3, group_name="", position=n)
+            for n in range(10)
+        )
+        session.flush()
+        scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
+    return database
+
+
+def rows_for(ids: Sequence[int], entropy: float = 0.5) -> tuple[Columns, Columns]:
+    """Image and region columns with two regions an image; NULL where samples would be needed."""
+    common = {"pixels": 32, "predicted_class": 1, "class_share": 1.0, "impurity": 0.0, "entropy_top10": 0.5}
+    common |= dict.fromkeys(MEASURES, entropy)
+    images = {"image_id": list(ids), "regions": [2] * len(ids), "heatmaps": [None] * len(ids)}
+    regions = {
+        "image_id": np.repeat(ids, 2),
+        "region_index": np.tile([0, 1], len(ids)),
+        **{name: np.zeros(2 * len(ids), dtype=np.int32) for name in "xywh"},
+    }
+    return (
+        images | {name: [value] * len(ids) for name, value in common.items()},
+        regions | {name: [value] * 2 * len(ids) for name, value in common.items()},
+    )
+
+
+def write(database: Database, shard: PlannedShard, ids: Sequence[int], *, tried: Sequence[int] = ()) -> None:
+    images, regions = rows_for(ids)
+    with database.session() as session:
+        scores.replace_shard(
+            session, run_id=1, shard=shard, image_ids=[*ids, *tried], images=images, regions=regions
+        )
+
+
+def plan(database: Database, shard_images: int) -> list[PlannedShard]:
+    with database.session() as session:
+        scores.plan_shards(session, run_id=1, shard_images=shard_images)
+        return scores.pending_shards(session, run_id=1)
+
+
+def test_planning_cuts_the_pool_into_shards_and_forgets_the_plan_before(database: Database) -> None:
+    assert plan(database, 4) == [(1, 4), (5, 8), (9, 10)]
+    assert plan(database, 5) == [(1, 5), (6, 10)]
+
+
+def test_a_shard_that_is_done_is_not_planned_again(database: Database) -> None:
+    first, *_ = plan(database, 4)
+    write(database, first, [1, 2, 3, 4])
+    assert plan(database, 4) == [(5, 8), (9, 10)]
+    with database.session(write=False) as session:
+        assert scores.count_scores(session, run_id=1) == (4, 8)
+
+
+def test_writing_a_shard_twice_leaves_its_rows_once(database: Database) -> None:
+    first, *_ = plan(database, 4)
+    write(database, first, [1, 2, 3, 4])
+    write(database, first, [1, 2, 3, 4])
+    with database.session(write=False) as session:
+        assert scores.count_scores(session, run_id=1) == (4, 8)
+
+
+def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(database: Database) -> None:
+    first, *_ = plan(database, 10)
+    write(database, first, [2, 3, 4, 6, 7, 8, 9], tried=[1, 5, 10])
+    again = plan(database, 10)
+    assert again == [(1, 10)]
+    with database.session(write=False) as session:
+        found = scores.unscored_images(session, run_id=1, after_id=0, last_id=10, limit=10)
+        assert [image.id for image in found] == [1, 5, 10]
+    write(database, again[0], [1, 5], tried=[10])
+    with database.session(write=False) as session:
+        assert scores.count_scores(session, run_id=1) == (9, 18)
+        (shard,) = session.scalars(select(Shard)).all()
+        assert (shard.status, shard.scored, shard.failed) == ("done", 2, 1)
+
+
+def test_a_transaction_that_fails_leaves_neither_rows_nor_a_done_shard(database: Database) -> None:
+    first, *_ = plan(database, 4)
+    images, regions = rows_for([1, 2])
+    broken = {**regions, "entropy": [None] * 4}
+    with pytest.raises(Exception, match="NOT NULL"), database.session() as session:
+        scores.replace_shard(session, run_id=1, shard=first, image_ids=[1, 2], images=images, regions=broken)
+    with database.session(write=False) as session:
+        assert scores.count_scores(session, run_id=1) == (0, 0)
+        assert scores.pending_shards(session, run_id=1)[0] == first
+
+
+def test_columns_come_back_in_order_with_nan_for_what_was_not_measured(database: Database) -> None:
+    write(database, PlannedShard(5, 6), [5, 6])
+    write(database, PlannedShard(1, 2), [1, 2])
+    with database.session(write=False) as session:
+        found = scores.region_columns(
+            session, run_id=1, columns=["image_id", "region_index", "mutual_information"]
+        )
+        nothing = scores.image_columns(session, run_id=2, columns=["entropy"])
+    assert found["image_id"].tolist() == [1, 1, 2, 2, 5, 5, 6, 6]
+    assert found["region_index"].tolist() == [0, 1] * 4
+    assert np.isnan(found["mutual_information"]).all()
+    assert len(nothing["entropy"]) == 0
+
+
+def test_the_top_is_ordered_by_score(database: Database) -> None:
+    for image_id, entropy in ((3, 0.2), (4, 0.9), (5, 0.6)):
+        images, regions = rows_for([image_id], entropy)
+        with database.session() as session:
+            shard = PlannedShard(image_id, image_id)
+            scores.replace_shard(
+                session, run_id=1, shard=shard, image_ids=[image_id], images=images, regions=regions
+            )
+    with database.session() as session:
+        scores.set_heatmaps(session, run_id=1, heatmaps={4: {"entropy": "map.png"}})
+    with database.session(write=False) as session:
+        top = scores.top_images(session, run_id=1, limit=2)
+        assert [(image.id, uris) for image, uris in top] == [(4, {"entropy": "map.png"}), (5, None)]
+        regions = scores.top_regions(session, run_id=1, measure="entropy", limit=3)
+        assert [(row.image_id, row.region_index) for row in regions] == [(4, 0), (4, 1), (5, 0)]
+
+
+@pytest.mark.parametrize("name", ["surprise", "__table__", "metadata"])
+def test_an_unknown_column_is_refused(database: Database, name: str) -> None:
+    with database.session(write=False) as session, pytest.raises(ValueError, match="a column of"):
+        scores.region_columns(session, run_id=1, columns=[name])
+
+
+def test_an_open_run_is_found_again_by_its_hash(database: Database) -> None:
+    with database.session() as session:
+        same = scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
+        other = scores.open_run(session, model_id=1, scorer_hash="b", scorer={})
+        assert (same.id, other.id) == (1, 2)
+
+
+def test_scores_of_a_run_go_with_it(database: Database) -> None:
+    write(database, PlannedShard(1, 2), [1, 2])
+    with database.session() as session:
+        session.delete(scores.open_run(session, model_id=1, scorer_hash="a", scorer={}))
+        session.flush()
+        assert session.scalars(select(RegionScore.image_id)).all() == []
+        assert session.scalars(select(ImageScore.image_id)).all() == []
