@@ -25,6 +25,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -196,7 +197,11 @@ class ModelLabel(Base):
 
 
 class Calibration(Base):
-    """A fitted calibrator of one model and one sampler. `parameters` is what the calibrator needs."""
+    """A fitted calibrator of one model and one sampler. `parameters` is what the calibrator needs.
+
+    `report` compares all calibrators on images that they were not fitted on; `passed` says that it allows
+    the calibrated softmax score to be called a probability.
+    """
 
     __tablename__ = "calibration"
     __table_args__ = (UniqueConstraint("model_id", "sampler"),)
@@ -211,6 +216,24 @@ class Calibration(Base):
     images: Mapped[int]
     pixels: Mapped[int] = mapped_column(BigInteger)
     warning: Mapped[str | None] = mapped_column(Text)
+    report: Mapped[dict[str, Any] | None]
+    passed: Mapped[bool] = mapped_column(default=False, server_default=false())
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Assessment(Base):
+    """What was found out about one model's uncertainty: one document a kind, replaced when asked again."""
+
+    __tablename__ = "assessment"
+    __table_args__ = (
+        UniqueConstraint("model_id", "kind"),
+        one_of("kind", "quality", "stress", "novelty"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    document: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
@@ -251,7 +274,8 @@ class Metric(Base):
 
 
 class ScoringRun(Base):
-    """Everything that one scorer has scored. `scorer_hash` is the provenance of each of its rows."""
+    """Everything that one scorer has scored. `scorer_hash` is the provenance of each of its rows; `summary`
+    says how far calibration reordered them, and how the pool differs from what was seen before."""
 
     __tablename__ = "scoring_run"
     __table_args__ = (UniqueConstraint("scorer_hash"),)
@@ -260,6 +284,7 @@ class ScoringRun(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
     scorer_hash: Mapped[str] = mapped_column(String(64))
     scorer: Mapped[dict[str, Any]]
+    summary: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     finished_at: Mapped[datetime | None]
 
@@ -284,7 +309,11 @@ class Shard(Base):
 
 
 class RegionScore(Base):
-    """A row a region: its box in image pixels, what the model sees there, and the mean of each measure."""
+    """A row a region: its box in image pixels, what the model sees there, and the mean of each measure.
+
+    `outline` says which pixels of its box the region holds, as COCO's compressed run-length encoding of a
+    mask of the box's size; NULL where it holds them all.
+    """
 
     __tablename__ = "region_score"
     __table_args__ = (Index("ix_region_score_top", "run_id", "entropy"),)
@@ -305,9 +334,12 @@ class RegionScore(Base):
     entropy: Mapped[float] = mapped_column(REAL)
     expected_entropy: Mapped[float | None] = mapped_column(REAL)
     mutual_information: Mapped[float | None] = mapped_column(REAL)
+    variation_ratio: Mapped[float | None] = mapped_column(REAL)
     energy: Mapped[float] = mapped_column(REAL)
     max_logit: Mapped[float] = mapped_column(REAL)
+    max_logit_norm: Mapped[float | None] = mapped_column(REAL)
     entropy_top10: Mapped[float] = mapped_column(REAL)
+    outline: Mapped[str | None] = mapped_column(Text)
 
 
 class ImageScore(Base):
@@ -328,20 +360,23 @@ class ImageScore(Base):
     entropy: Mapped[float] = mapped_column(REAL)
     expected_entropy: Mapped[float | None] = mapped_column(REAL)
     mutual_information: Mapped[float | None] = mapped_column(REAL)
+    variation_ratio: Mapped[float | None] = mapped_column(REAL)
     energy: Mapped[float] = mapped_column(REAL)
     max_logit: Mapped[float] = mapped_column(REAL)
+    max_logit_norm: Mapped[float | None] = mapped_column(REAL)
     entropy_top10: Mapped[float] = mapped_column(REAL)
     heatmaps: Mapped[dict[str, Any] | None]
 
 
 class Queue(Base):
-    """An ordered labeling list. `kind` is `initial` for the labels that the project started with."""
+    """An ordered labeling list. `kind` is `initial` for the labels that the project started with, and
+    `review` for labels that the model doubts."""
 
     __tablename__ = "queue"
     __table_args__ = (
         UniqueConstraint("round_id"),
         UniqueConstraint("name"),
-        one_of("kind", "initial", "selected"),
+        one_of("kind", "initial", "selected", "review"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -359,14 +394,15 @@ class Queue(Base):
 
 
 class QueueItem(Base):
-    """A region to label. `inclusion_probability` is known only for the audit slice, NULL elsewhere."""
+    """A region to label. `inclusion_probability` is known only for the audit slice, NULL elsewhere; `outline`
+    is that of the region's score."""
 
     __tablename__ = "queue_item"
     __table_args__ = (
         UniqueConstraint("queue_id", "rank"),
-        UniqueConstraint("queue_id", "image_id", "x", "y", "w", "h"),
+        UniqueConstraint("queue_id", "image_id", "x", "y", "w", "h", "region_index"),
         Index(None, "image_id"),
-        one_of("slice", "initial", "selected", "audit"),
+        one_of("slice", "initial", "selected", "audit", "review"),
         one_of("status", "queued", "labeled", "released"),
     )
 
@@ -379,6 +415,7 @@ class QueueItem(Base):
     y: Mapped[int]
     w: Mapped[int]
     h: Mapped[int]
+    outline: Mapped[str | None] = mapped_column(Text)
     measure: Mapped[str | None] = mapped_column(String(48))
     score: Mapped[float | None]
     predicted_class: Mapped[int | None] = mapped_column(SmallInteger)
@@ -415,7 +452,8 @@ class Label(Base):
 
 
 class LabelRegion(Base):
-    """The boxes that a label covers; the whole image is one box."""
+    """The regions that a label covers, each a box and, where it does not fill it, an outline; the whole image
+    is one box."""
 
     __tablename__ = "label_region"
 
@@ -424,3 +462,6 @@ class LabelRegion(Base):
     y: Mapped[int] = mapped_column(primary_key=True)
     w: Mapped[int] = mapped_column(primary_key=True)
     h: Mapped[int] = mapped_column(primary_key=True)
+    region_index: Mapped[int] = mapped_column(primary_key=True, default=0, server_default="0")
+    """Tells regions of the same box apart."""
+    outline: Mapped[str | None] = mapped_column(Text)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from alembic import context
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db.tables import Base
 
 engine: Engine = context.config.attributes["engine"]
+on_sqlite = engine.dialect.name == "sqlite"
 
-with engine.begin() as connection:
-    context.configure(
-        connection=connection,
-        target_metadata=Base.metadata,
-        render_as_batch=connection.dialect.name == "sqlite",
-    )
-    with context.begin_transaction():
-        context.run_migrations()
+
+def enforce_foreign_keys(connection: Connection, on: bool) -> None:
+    """SQLite changes a table by making it anew, and would delete what refers to the old one. The setting can
+    only be changed outside a transaction, so the driver is asked before SQLAlchemy opens one."""
+    if on_sqlite:
+        connection.connection.cursor().execute(f"PRAGMA foreign_keys={'ON' if on else 'OFF'}")
+
+
+with engine.connect() as connection:
+    enforce_foreign_keys(connection, False)
+    try:
+        with connection.begin():
+            context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=on_sqlite)
+            with context.begin_transaction():
+                context.run_migrations()
+            if on_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                raise RuntimeError("The migration would leave a row that refers to nothing.")
+    finally:
+        enforce_foreign_keys(connection, True)

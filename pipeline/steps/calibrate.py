@@ -16,7 +16,7 @@ from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.tables import Calibration, Model, Round
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
+from pipeline.calibration.calibrators import Calibrators
 from pipeline.calibration.fit import fit_temperature, mean_nll
 from pipeline.calibration.pixels import DrawnPixels, draw_pixels
 from pipeline.config import Project
@@ -80,18 +80,6 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
         image_queries.record_failures(session, "calibrate", failures)
         rounds.advance(session, current, "calibrate")
     return rows
-
-
-def stored_calibrators(session: Session, model_id: int) -> Calibrators:
-    """The calibrators of a model; identities where none are stored."""
-    stored = queries.model_calibrations(session, model_id)
-    deterministic, sampled = (
-        calibrator_from(stored[sampler].calibrator, stored[sampler].parameters)
-        if sampler in stored
-        else Identity()
-        for sampler in SAMPLERS
-    )
-    return Calibrators(deterministic=deterministic, sampled=sampled)
 
 
 def model_of_round(session: Session, current: Round) -> Model:

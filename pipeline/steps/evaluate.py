@@ -31,7 +31,8 @@ from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.model.checkpoints import load_model
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibrate import held_out_images, model_of_round, stored_calibrators
+from pipeline.steps.calibrate import held_out_images, model_of_round
+from pipeline.steps.serving import stored_calibrators
 from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.predictor import Prediction, Predictor
 
@@ -115,7 +116,7 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     with database.session(write=False) as session:
         current = rounds.require(session, "evaluate")
         model = model_of_round(session, current)
-        calibrators = stored_calibrators(session, model.id)
+        calibrators = stored_calibrators(session, model.id, sampler="mc_dropout")
         images = {split: held_out_images(session, project, split) for split in SPLITS}
     rows: list[EvaluationRow] = []
     failed: list[tuple[str, str]] = []

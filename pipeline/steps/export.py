@@ -43,7 +43,7 @@ from pipeline.labeling.manifest import (
 from pipeline.labeling.neutral import place_image
 from pipeline.labeling.proposals import Proposal, as_rgb, propose
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibrate import stored_calibrators
+from pipeline.steps.serving import stored_calibrators
 from pipeline.uncertainty.heatmaps import overlay
 from pipeline.uncertainty.measures import MEASURES
 
@@ -93,7 +93,7 @@ def export(
         UserError: the folder cannot be written, holds masks or something else, or no image can be read.
     """
     with database.session(write=False) as session:
-        work = _read_work(session)
+        work = _read_work(session, project)
     default = project.path(project.config.export.folder) / work.queue.name
     target = Path(os.path.abspath(folder if folder is not None else default))
     _refuse_occupied(target)
@@ -130,7 +130,7 @@ def export(
     return target
 
 
-def _read_work(session: Session) -> _Work:
+def _read_work(session: Session, project: Project) -> _Work:
     current = rounds.require(session, "export")
     queue = round_queries.round_queue(session, current.id)
     model = round_queries.promoted_model(session)
@@ -150,7 +150,7 @@ def _read_work(session: Session) -> _Work:
         regions=regions,
         scores=scores,
         model=model,
-        calibrators=stored_calibrators(session, model.id),
+        calibrators=stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
     )
 
 

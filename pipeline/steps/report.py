@@ -28,20 +28,17 @@ from pipeline.data.images import ImageRef, read_image
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask, palette
-from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, DataError, UserError
 from pipeline.evaluation.metrics import Estimate
 from pipeline.files import atomic_write_bytes, writable_folder
 from pipeline.history import RoundSummary, round_history
 from pipeline.labeling.proposals import as_rgb
-from pipeline.model.checkpoints import load_model
 from pipeline.report.curves import RiskCurve, RoundPoint, draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import write_figure
 from pipeline.report.gallery import GalleryRow, draw_gallery
 from pipeline.report.reliability import Reliability, draw_reliability
-from pipeline.steps.calibrate import stored_calibrators
+from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.measures import measure_maps
-from pipeline.uncertainty.predictor import Predictor
 
 GALLERY_ROWS = 5
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
@@ -185,7 +182,7 @@ def _draw_model(project: Project, database: Database, model: Model, row: RoundSu
 def _draw_queue(project: Project, database: Database, number: int, target: Path) -> list[tuple[str, str]]:
     """The gallery of one round's queue. Returns what could not be read, with its reason."""
     with database.session(write=False) as session:
-        asked = _asked(session, number)
+        asked = _asked(session, project, number)
     if asked is None:
         return []
     failures: list[tuple[str, str]] = []
@@ -214,7 +211,7 @@ def _draw_queue(project: Project, database: Database, number: int, target: Path)
     return failures
 
 
-def _asked(session: Session, number: int) -> _Asked | None:
+def _asked(session: Session, project: Project, number: int) -> _Asked | None:
     current = next(row for row in round_queries.list_rounds(session) if row.number == number)
     queue = round_queries.round_queue(session, current.id)
     run = session.get(ScoringRun, queue.run_id) if queue is not None and queue.run_id is not None else None
@@ -234,7 +231,7 @@ def _asked(session: Session, number: int) -> _Asked | None:
             for label in label_queries.latest_labels(session, queue_id=queue.id)
         },
         model=model,
-        calibrators=stored_calibrators(session, model.id),
+        calibrators=stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
     )
 
 
@@ -250,17 +247,13 @@ def _predict(
     project: Project, asked: _Asked, image_ids: Sequence[int], failures: list[tuple[str, str]]
 ) -> dict[int, _Maps]:
     """Prediction and measures of each image at its own size, as the queue's model sees it."""
-    config, device = project.config, pick_device(project.config.device)
-    segmenter, card = load_model(
-        project.path(asked.model.checkpoint_uri), device=device, class_names=config.data.class_names
-    )
-    predictor = Predictor(segmenter, scoring=config.scoring, calibrators=asked.calibrators, device=device)
+    predictor, card = open_predictor(project, asked.model, calibrators=asked.calibrators)
     images = {region.image.id: region.image for region in asked.regions}
     found: dict[int, _Maps] = {}
     for batch in load_batches(
         [_reference(project, images[image_id]) for image_id in image_ids],
         channels=card.channels,
-        max_pixels=config.data.max_pixels,
+        max_pixels=project.config.data.max_pixels,
         input_scale=card.input_scale,
         mean=card.mean,
         std=card.std,

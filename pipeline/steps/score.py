@@ -15,20 +15,17 @@ from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.queries import scores as queries
 from db.queries.scores import PlannedShard
-from db.tables import Model
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import Project, ScoringConfig, content_hash
+from pipeline.config import SAMPLED_MEASURES, Project, ScoringConfig, content_hash
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
-from pipeline.device import pick_device
 from pipeline.errors import ConfigError, UserError
-from pipeline.model.checkpoints import ModelCard, load_model
+from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.scoring import ScoredImage, score_images
-from pipeline.steps.calibrate import stored_calibrators
+from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.heatmaps import write_heatmap
-from pipeline.uncertainty.measures import SAMPLED_MEASURES
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns
 
@@ -78,8 +75,8 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         model = round_queries.promoted_model(session)
         if model is None:
             raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
-        calibrators = stored_calibrators(session, model.id)
-    predictor, card = _predictor(project, model, calibrators)
+        calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
+    predictor, card = open_predictor(project, model, calibrators=calibrators)
     scorer = describe_scorer(scoring, card=card, calibrators=calibrators)
     with database.session() as session:
         run = queries.open_run(session, model_id=model.id, scorer_hash=content_hash(scorer), scorer=scorer)
@@ -246,15 +243,6 @@ def _span(name: str, values: npt.NDArray[np.float32]) -> tuple[float, float]:
     if name == "mutual_information":
         return 0.0, float(values.max())
     return 0.0, 1.0
-
-
-def _predictor(project: Project, model: Model, calibrators: Calibrators) -> tuple[Predictor, ModelCard]:
-    device = pick_device(project.config.device)
-    segmenter, card = load_model(
-        project.path(model.checkpoint_uri), device=device, class_names=project.config.data.class_names
-    )
-    predictor = Predictor(segmenter, scoring=project.config.scoring, calibrators=calibrators, device=device)
-    return predictor, card
 
 
 def _pending_images(project: Project, database: Database, writer: _ShardWriter) -> Iterator[ImageRef]:

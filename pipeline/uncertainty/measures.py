@@ -17,9 +17,6 @@ from pipeline.config import Measure
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 """Every measure, in the order of the store's columns."""
 
-SAMPLED_MEASURES: frozenset[Measure] = frozenset({"expected_entropy", "mutual_information"})
-"""Those that only stochastic samples can give."""
-
 
 def least_confidence(probability: Tensor) -> Tensor:
     """1 − max_c p (Lewis and Gale 1994), 0 to 1 − 1/C.

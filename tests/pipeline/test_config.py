@@ -85,7 +85,7 @@ def test_an_absolute_database_path_stays_as_it_is(tmp_path: Path) -> None:
         ({"evaluation": {"bins": 16}}, "divisor of 150"),
         (
             {"scoring": {"sampler": "none"}, "selection": {"strategy": "mutual_information"}},
-            "needs `scoring.sampler: mc_dropout`",
+            "needs a `scoring.sampler`",
         ),
     ],
 )

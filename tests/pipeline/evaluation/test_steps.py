@@ -20,8 +20,9 @@ from pipeline.calibration.calibrators import Calibrators, Identity, Temperature
 from pipeline.calibration.pixels import draw_pixels
 from pipeline.config import Project
 from pipeline.errors import NotYourTurn, UserError
-from pipeline.steps.calibrate import calibrate, stored_calibrators
+from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
+from pipeline.steps.serving import stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
 from tests.pipeline.evaluation.small_project import (
     add_images,
@@ -197,7 +198,9 @@ def test_without_calibration_masks_scores_stay_scores_and_say_so(small: tuple[Pr
         assert row.warning is not None
         assert "stay uncalibrated" in row.warning
     with database.session(write=False) as session:
-        assert stored_calibrators(session, model.id) == Calibrators(Identity(), Identity())
+        assert stored_calibrators(session, model.id, sampler="mc_dropout") == Calibrators(
+            Identity(), Identity()
+        )
     assert state(database) == "evaluate"
 
 
@@ -310,5 +313,5 @@ def test_stored_calibrators_come_back_for_their_own_sampler(small: tuple[Project
                 warning=None,
             )
     with database.session(write=False) as session:
-        calibrators = stored_calibrators(session, model.id)
+        calibrators = stored_calibrators(session, model.id, sampler="mc_dropout")
     assert calibrators == Calibrators(deterministic=Temperature(2.0), sampled=Temperature(1.5))

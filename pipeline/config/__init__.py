@@ -1,0 +1,61 @@
+"""The project's settings: one YAML file, checked key by key, and hashed for provenance.
+
+Every section is a frozen model that refuses unknown keys. An environment variable overrides a key:
+`SEGCURATE_DATABASE__URL` is `database.url`. Paths are relative to the YAML file. The content hash of a
+section names everything that was made under it.
+"""
+
+from pipeline.config.base import IGNORE, Fraction, Positive, Section, content_hash
+from pipeline.config.data import ClassConfig, DataConfig, HeldOutSplit, InitialSplit, SplitsConfig
+from pipeline.config.learning import (
+    CalibrationConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    TrainingConfig,
+    TransformConfig,
+)
+from pipeline.config.project import CONFIG_FILE, DatabaseConfig, Project, ProjectConfig, load_project
+from pipeline.config.scoring import (
+    SAMPLED_MEASURES,
+    HeatmapConfig,
+    Measure,
+    RegionConfig,
+    Sampler,
+    ScoringConfig,
+    ViewsConfig,
+)
+from pipeline.config.selection import ExportConfig, SelectionConfig
+
+__all__ = [
+    "CONFIG_FILE",
+    "IGNORE",
+    "SAMPLED_MEASURES",
+    "CalibrationConfig",
+    "ClassConfig",
+    "DataConfig",
+    "DatabaseConfig",
+    "EvaluationConfig",
+    "ExportConfig",
+    "Fraction",
+    "HeatmapConfig",
+    "HeldOutSplit",
+    "InitialSplit",
+    "LossConfig",
+    "Measure",
+    "ModelConfig",
+    "Positive",
+    "Project",
+    "ProjectConfig",
+    "RegionConfig",
+    "Sampler",
+    "ScoringConfig",
+    "Section",
+    "SelectionConfig",
+    "SplitsConfig",
+    "TrainingConfig",
+    "TransformConfig",
+    "ViewsConfig",
+    "content_hash",
+    "load_project",
+]

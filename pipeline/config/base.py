@@ -1,0 +1,35 @@
+"""What every section of the configuration shares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+IGNORE = 255
+"""The class index of a pixel without a label, in every mask that segcurate writes."""
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and without room for a typing error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def content_hash(self) -> str:
+        """SHA-256 of the section's canonical JSON, as 64 hex digits."""
+        return content_hash(self.model_dump(mode="json"))
+
+
+def content_hash(document: Any) -> str:
+    """SHA-256 of a JSON document with sorted keys, as 64 hex digits.
+
+    >>> content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
+    True
+    """
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

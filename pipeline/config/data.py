@@ -1,0 +1,180 @@
+"""Settings of the data: images, masks, classes, and which images are held out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import IGNORE, Fraction, Positive, Section
+
+
+class ClassConfig(Section):
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    id: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """The value of this class in index masks; its position in the list where it is not given."""
+    color: tuple[int, int, int] | None = None
+    """Red, green, blue (0 to 255): how RGB masks spell the class, and how pictures show it."""
+
+    @field_validator("color")
+    @classmethod
+    def _in_range(cls, color: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if color is not None and not all(0 <= value <= 255 for value in color):
+            raise ValueError(f"Expected three numbers from 0 to 255, but got {list(color)}.")
+        return color
+
+
+class DataConfig(Section):
+    images: Annotated[list[str], Field(min_length=1)]
+    """Folders (searched with their subfolders), globs, or single files."""
+    masks: str | None = None
+    """The folder of the masks that exist already."""
+    mask_template: str = "{parent}/{stem}.png"
+    """The mask of an image inside `masks`: `{parent}` is the image's folder below its image folder,
+    `{stem}` its name without the ending, `{name}` its name with it."""
+    mask_encoding: Literal["auto", "index", "palette", "rgb"] = "auto"
+    """`index`: the pixel value is the class id. `palette`: the same, in a PNG with a palette. `rgb`: the
+    pixel's colour is the class's colour. `auto`: by the file."""
+    classes: Annotated[list[ClassConfig], Field(min_length=2, max_length=255)]
+    """The classes, as names or as `{name, id, color}`."""
+    ignore_index: list[Annotated[int, Field(ge=0, le=65535)]] = [IGNORE]
+    """The values of an index mask that mean "not labeled"."""
+    ignore_color: list[tuple[int, int, int]] = []
+    """The colours of an RGB mask that mean "not labeled"."""
+    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    """Channels that the model sees. A grey image is repeated for 3; any other difference is an error."""
+    group_regex: str | None = None
+    """A regular expression searched in the image's path; its first capture group (or the whole match) names
+    the sequence, patient, site or tile source. Without it, each folder is a group."""
+    group_csv: str | None = None
+    """A CSV with the columns `image,group` and, optionally, `position`."""
+    position_regex: str | None = None
+    """Its first capture group is the image's position in its sequence, as a number. Without it, the natural
+    order of names."""
+    max_pixels: Positive = 200_000_000
+    """A larger image is refused before it is decoded."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("ignore_index", mode="before")
+    @classmethod
+    def _one_or_many_ids(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names_or_classes(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [{"name": item} if isinstance(item, str) else item for item in value]
+
+    @field_validator("classes", mode="after")
+    @classmethod
+    def _number_and_check(cls, value: list[ClassConfig]) -> list[ClassConfig]:
+        numbered = [
+            item if item.id is not None else item.model_copy(update={"id": index})
+            for index, item in enumerate(value)
+        ]
+        for what in ("name", "id", "color"):
+            counts = Counter(getattr(item, what) for item in numbered if getattr(item, what) is not None)
+            twice = [str(entry) for entry, count in counts.items() if count > 1]
+            if twice:
+                raise ValueError(f"Two classes have the same {what}: {', '.join(twice)}.")
+        return numbered
+
+    @field_validator("group_regex", "position_regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"Not a regular expression: {error}.") from error
+        return value
+
+    @field_validator("mask_template")
+    @classmethod
+    def _formats(cls, value: str) -> str:
+        try:
+            value.format(parent="a", stem="b", name="b.png")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError("Only {parent}, {stem} and {name} may stand in braces.") from error
+        return value
+
+    @model_validator(mode="after")
+    def _ignored_is_no_class(self) -> Self:
+        taken = {item.id for item in self.classes if item.id is not None} & set(self.ignore_index)
+        if taken:
+            raise ValueError(f"`ignore_index` {sorted(taken)} is also the id of a class.")
+        colors = {item.color for item in self.classes} & set(self.ignore_color)
+        if colors:
+            raise ValueError(
+                f"`ignore_color` {sorted(str(color) for color in colors)} is also the colour of a class."
+            )
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in the order of class indices."""
+        return [item.name for item in self.classes]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+class HeldOutSplit(Section):
+    """Which images are held out. Exactly one of `list`, `folder` and `fraction`."""
+
+    list: str | None = None
+    """A text file with one image path a line, relative to this file or to an image folder."""
+    folder: str | None = None
+    """A glob on the image's path relative to this file, such as `images/val/*`."""
+    fraction: Fraction | None = None
+    """A share of the groups, or of the blocks, drawn with `splits.seed`."""
+    by: Literal["group", "block"] = "group"
+    """What `fraction` draws: whole groups, or blocks of neighbours within each sequence."""
+    block: Positive = 10
+    """Images in a block."""
+    guard: Annotated[int, Field(ge=0)] = 1
+    """Images on each side of a held-out block that belong to no split, because they look like it."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.list, self.folder, self.fraction)) != 1:
+            raise ValueError("Give exactly one of `list`, `folder` and `fraction`.")
+        return self
+
+
+class InitialSplit(Section):
+    """The first labeled set: pool images, or regions of them, whose existing masks count as labels.
+
+    At most one of `list`, `folder`, `fraction` and `count`; without any, every pool image that has a mask.
+    """
+
+    list: str | None = None
+    folder: str | None = None
+    fraction: Fraction | None = None
+    """A share of the pool's images, or of its regions, drawn with `splits.seed` among those with a mask."""
+    count: Positive | None = None
+    """The same as a number."""
+    unit: Literal["image", "region"] = "image"
+    """`region`: cells of `scoring.regions`."""
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if sum(value is not None for value in (self.list, self.folder, self.fraction, self.count)) > 1:
+            raise ValueError("Give at most one of `list`, `folder`, `fraction` and `count`.")
+        return self
+
+
+class SplitsConfig(Section):
+    calibration: HeldOutSplit = HeldOutSplit(fraction=0.15)
+    test: HeldOutSplit = HeldOutSplit(fraction=0.2)
+    initial: InitialSplit = InitialSplit()
+    seed: int = 0

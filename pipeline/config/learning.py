@@ -1,0 +1,143 @@
+"""Settings of the network, its training, its calibration and its evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from pipeline.config.base import Fraction, Positive, Section
+
+
+class ModelConfig(Section):
+    architecture: Literal[
+        "unet",
+        "unetplusplus",
+        "manet",
+        "linknet",
+        "fpn",
+        "pspnet",
+        "deeplabv3",
+        "deeplabv3plus",
+        "pan",
+        "upernet",
+        "segformer",
+        "dpt",
+    ] = "fpn"
+    encoder: str = "resnet34"
+    """An encoder of segmentation-models-pytorch; `tu-` before a timm name."""
+    encoder_weights: str = "imagenet"
+    """`imagenet` (downloaded), `none`, or the path of a safetensors file."""
+    decoder: dict[str, Any] = {}
+    """Further arguments of the decoder, such as `decoder_pyramid_channels: 64`."""
+    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Probability that a channel is dropped on the segmentation path."""
+    placement: Literal["head", "deep"] = "head"
+    """Where channels are dropped, in training as in `mc_dropout`: before the last convolution only, or also
+    in several stages of the decoder (the central placement of Kendall et al. 2015)."""
+    heads: Annotated[int, Field(ge=0, le=16)] = 0
+    """Slim heads on the encoder's features, trained beside the decoder in the same run, for
+    `scoring.sampler: head_ensemble`. They leave the network's own weights as they are."""
+    freeze_encoder: bool = False
+    mean: Annotated[list[float], Field(min_length=1)] | None = None
+    """A value a channel, of pixels in 0 to 1; the encoder's own where it is not given."""
+    std: Annotated[list[float], Field(min_length=1)] | None = None
+    input_scale: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Images are resized by this factor before the network sees them. Regions stay in image pixels."""
+
+
+class LossConfig(Section):
+    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    dice: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the Dice loss. It harms calibration (Mehrtash et al. 2020)."""
+    class_weights: Literal["none", "balanced"] | list[Annotated[float, Field(ge=0)]] = "none"
+    """`balanced`: inverse square root of the labeled pixels of a class, mean 1; or a number a class."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that the target gives to all classes alike (Szegedy et al. 2016). It harms the ranking of
+    errors (Xia et al. 2024); `max_logit_norm` repairs it."""
+    focal_gamma: Annotated[float, Field(ge=0, le=5)] = 0.0
+    """Exponent of the focal loss (Lin et al. 2017); 0 is cross-entropy."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.cross_entropy + self.dice == 0:
+            raise ValueError("`cross_entropy` and `dice` are both 0: nothing to learn from.")
+        return self
+
+
+class TransformConfig(Section):
+    name: str
+    """A transform of albumentations."""
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class TrainingConfig(Section):
+    iterations: Positive = 2000
+    batch_size: Positive = 8
+    crop: tuple[Positive, Positive] = (256, 256)
+    """Height and width of a training crop, in pixels of the resized image."""
+    centre_on_labels: bool = True
+    """Crops are centred on labeled regions, so that a small label is seen as often as a large one."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    encoder_learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    loss: LossConfig = LossConfig()
+    transforms: list[TransformConfig] = [TransformConfig(name="HorizontalFlip")]
+    """Albumentations transforms, in order, each `{name: …, argument: value}`."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """Two crops in one: blended (Zhang et al. 2018), or a box of one pasted into the other (Yun et al.
+    2019)."""
+    mix_alpha: Annotated[float, Field(gt=0)] = 0.2
+    """Of the Beta(α, α) distribution that the share of the second crop is drawn from."""
+    annotators: Literal["latest", "majority", "soft"] = "latest"
+    """Where several annotators have labeled a pixel: the newest label, the one that most gave, or each class
+    by its share of the votes."""
+    vote_prior: Annotated[float, Field(ge=0)] = 0.0
+    """With `soft`: a in (n_c + a) / (N + a·C), Laplace's smoothing of the votes of N annotators."""
+    warm_start: bool = False
+    """Start from the last promoted model instead of from `model.encoder_weights`."""
+    mixed_precision: bool = True
+    """Autocast on CUDA. The CPU always trains in float32."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Positive = 200
+    """Iterations between two resumable checkpoints."""
+    seed: int = 0
+
+
+class CalibrationConfig(Section):
+    calibrator: Literal[
+        "auto",
+        "identity",
+        "temperature",
+        "classwise_temperature",
+        "vector",
+        "histogram",
+        "selective",
+    ] = "temperature"
+    """`auto`: the lowest cross-fitted NLL among those that change no predicted label."""
+    pixels_per_image: Positive = 2000
+    """Labeled pixels drawn from each calibration image for the fit."""
+
+
+class EvaluationConfig(Section):
+    bins: Annotated[int, Field(ge=2, le=1000)] = 15
+    """Bins of the expected calibration error; a divisor of 150, whose linear bins are kept."""
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    confidence: Fraction = 0.95
+    block: Positive = 10
+    """Neighbouring images of a sequence that the bootstrap draws together."""
+    boundary: Positive = 3
+    """Pixels on each side of a class border that count as its boundary band."""
+    gate: Fraction = 0.6
+    """Out-of-distribution AUROC that mutual information must beat, with the lower end of its interval, before
+    the selection ranks by it."""
+    promote_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """How much mIoU a new model may lose, beyond its interval, and still be promoted."""
+
+    @field_validator("bins")
+    @classmethod
+    def _divides(cls, value: int) -> int:
+        if 150 % value:
+            raise ValueError(f"Expected a divisor of 150 (5, 10, 15, 25, 30, …), but got {value}.")
+        return value

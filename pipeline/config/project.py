@@ -1,0 +1,144 @@
+"""A project's YAML file, read and checked as a whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pipeline.config.base import Section
+from pipeline.config.data import DataConfig, SplitsConfig
+from pipeline.config.errors import explain
+from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
+from pipeline.config.selection import ExportConfig, SelectionConfig
+from pipeline.errors import ConfigError
+
+CONFIG_FILE = "segcurate.yaml"
+
+
+class DatabaseConfig(Section):
+    url: str = "sqlite:///.segcurate/segcurate.db"
+    """Where the project is remembered. A relative SQLite path is relative to this file."""
+
+
+class ProjectConfig(BaseSettings):
+    """One project."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="SEGCURATE_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    workdir: str = ".segcurate"
+    """Checkpoints, labels, heat maps and reports."""
+    device: str = "auto"
+    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:1`."""
+    database: DatabaseConfig = DatabaseConfig()
+    data: DataConfig
+    splits: SplitsConfig = SplitsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    selection: SelectionConfig = SelectionConfig()
+    export: ExportConfig = ExportConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        weights = self.training.loss.class_weights
+        if isinstance(weights, list) and len(weights) != self.data.num_classes:
+            raise ValueError(
+                f"`training.loss.class_weights` has {len(weights)} numbers "
+                f"for {self.data.num_classes} classes."
+            )
+        for name in ("mean", "std"):
+            values = getattr(self.model, name)
+            if values is not None and len(values) != self.data.channels:
+                raise ValueError(
+                    f"`model.{name}` has {len(values)} numbers for {self.data.channels} channels."
+                )
+        if self.selection.strategy in SAMPLED_MEASURES and self.scoring.sampler == "none":
+            raise ValueError(f"`selection.strategy: {self.selection.strategy}` needs a `scoring.sampler`.")
+        if self.scoring.sampler == "head_ensemble" and self.model.heads < 2:
+            raise ValueError("`scoring.sampler: head_ensemble` needs `model.heads` of at least 2.")
+        return self
+
+
+@dataclass(frozen=True)
+class Project:
+    """A configuration and the folder that its paths are relative to."""
+
+    config: ProjectConfig
+    root: Path
+
+    @property
+    def database_url(self) -> str:
+        """`database.url`, with a relative SQLite path made absolute."""
+        url = self.config.database.url
+        prefix = "sqlite:///"
+        if url.startswith(prefix) and not url.startswith(prefix + "/") and url != prefix + ":memory:":
+            return prefix + str(self.root / url.removeprefix(prefix))
+        return url
+
+    @property
+    def workdir(self) -> Path:
+        return self.root / self.config.workdir
+
+    def path(self, uri: str) -> Path:
+        """The file behind a URI of the store, or behind a path of the configuration."""
+        return self.root / uri
+
+    def uri(self, path: Path) -> str:
+        """A path as the store keeps it: relative to the project's folder where it lies inside it."""
+        absolute = Path(os.path.abspath(path))
+        if absolute.is_relative_to(self.root):
+            return absolute.relative_to(self.root).as_posix()
+        return absolute.as_posix()
+
+
+def load_project(path: Path) -> Project:
+    """Read and check a project's YAML, with the environment's overrides.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or a key or value in it is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no configuration at {path}.",
+            "Run `segcurate init`, or name one with `--config`.",
+        )
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}", "Mend the line that it names.") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds no settings.", "Run `segcurate init` to write one.")
+    try:
+        config = ProjectConfig(**{str(key): value for key, value in document.items()})
+    except ValidationError as error:
+        raise ConfigError(f"{path} is not valid:\n{explain(error, ProjectConfig)}") from error
+    except ValueError as error:  # pydantic-settings: an override that is not JSON where JSON is needed
+        raise ConfigError(f"An environment override of {path} is not valid: {error}") from error
+    return Project(config=config, root=Path(os.path.abspath(path)).parent)

@@ -1,0 +1,109 @@
+"""Settings of scoring: samplers, regions, heat maps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Positive, Section
+
+Measure = Literal[
+    "least_confidence",
+    "margin",
+    "entropy",
+    "expected_entropy",
+    "mutual_information",
+    "variation_ratio",
+    "energy",
+    "max_logit",
+    "max_logit_norm",
+]
+SAMPLED_MEASURES: frozenset[Measure] = frozenset(
+    {"expected_entropy", "mutual_information", "variation_ratio"}
+)
+"""Those that only stochastic samples can give."""
+
+Sampler = Literal["none", "mc_dropout", "tta", "head_ensemble", "ensemble"]
+
+
+class RegionConfig(Section):
+    kind: Literal["grid", "superpixel", "segment", "file", "image"] = "grid"
+    """`grid`: square cells. `superpixel`: SLIC (Achanta et al. 2012). `segment`: connected components of the
+    predicted mask. `file`: region maps of your own. `image`: the whole image."""
+    cell: Annotated[int, Field(ge=8)] = 64
+    """Side of a grid cell in image pixels, and the mean side of a superpixel. The last row and column of a
+    grid are cut, or joined to the one before them where less than half a cell is left."""
+    compactness: Annotated[float, Field(gt=0)] = 10.0
+    """Of superpixels: larger is squarer, smaller follows colour more closely."""
+    smallest: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """A segment below this share of a cell's area is merged into its largest neighbour."""
+    folder: str | None = None
+    """With `file`: the folder of the region maps, index PNG or TIFF of the image's size."""
+    template: str = "{parent}/{stem}.png"
+    """With `file`: the region map of an image inside `folder`, written as `data.mask_template` is."""
+
+    @model_validator(mode="after")
+    def _file_has_folder(self) -> Self:
+        if (self.kind == "file") != (self.folder is not None):
+            raise ValueError("`kind: file` and `folder` belong together.")
+        return self
+
+
+class ViewsConfig(Section):
+    """The views of `tta`: each setting is one view beside the plain one."""
+
+    flip: bool = True
+    scales: list[Annotated[float, Field(gt=0.1, lt=10)]] = [0.75, 1.25]
+    gamma: list[Annotated[float, Field(gt=0.1, lt=10)]] = [0.8, 1.25]
+    """Exponents of pixels in 0 to 1."""
+
+
+class HeatmapConfig(Section):
+    measures: list[Measure] = ["entropy"]
+    per_class: bool = False
+    """Also one map a class: its calibrated probability."""
+    images: Literal["none", "top", "all"] = "top"
+    """Which images get heat maps when they are scored."""
+    top: Positive = 50
+    """With `top`: the images with the highest `entropy`."""
+
+
+class ScoringConfig(Section):
+    sampler: Sampler = "mc_dropout"
+    """`none`: one pass. `mc_dropout`: samples of the dropout (Gal & Ghahramani 2016). `tta`: the same network
+    on flipped, scaled and darkened views. `head_ensemble`: the `model.heads` (Lakshminarayanan et al. 2017,
+    on one encoder). `ensemble`: several checkpoints."""
+    samples: Annotated[int, Field(ge=2, le=1000)] = 20
+    """Dropout samples T. 8 are enough for entropy; mutual information wants 20."""
+    views: ViewsConfig = ViewsConfig()
+    ensemble: list[str] = []
+    """With `ensemble`: models beside the serving one, by name (`r01`) or by the folder of a checkpoint."""
+    regions: RegionConfig = RegionConfig()
+    resolution: Literal["quarter", "logits", "full"] = "quarter"
+    """Where measures are computed: at every fourth pixel along each side (or at the network's own stride,
+    where that is coarser), at the network's own stride, or at every pixel."""
+    batch_size: Positive = 8
+    tile: Annotated[int, Field(ge=64)] = 1024
+    """A larger image is scored in tiles of this side, in pixels of the resized image."""
+    overlap: Annotated[int, Field(ge=0)] = 128
+    """How far neighbouring tiles reach into each other; they are blended there."""
+    shard_images: Positive = 256
+    """Images in a shard: what is committed, and repeated after a kill, together."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    keep_regions: Literal["all"] | Positive = "all"
+    """Region rows kept of each image and predicted class, by entropy."""
+    heatmaps: HeatmapConfig = HeatmapConfig()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap * 2 > self.tile:
+            raise ValueError(f"`overlap` {self.overlap} is more than half of `tile` {self.tile}.")
+        return self
+
+    @model_validator(mode="after")
+    def _ensemble_has_members(self) -> Self:
+        if self.sampler == "ensemble" and not self.ensemble:
+            raise ValueError("`sampler: ensemble` needs at least one other model in `ensemble`.")
+        return self

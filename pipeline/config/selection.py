@@ -1,0 +1,53 @@
+"""Settings of the queue: how it is chosen, and how it is exported."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Positive, Section
+
+
+class SelectionConfig(Section):
+    strategy: Literal[
+        "random",
+        "class_random",
+        "strided",
+        "least_confidence",
+        "margin",
+        "entropy",
+        "mutual_information",
+        "variation_ratio",
+        "stratified",
+    ] = "stratified"
+    unit: Literal["region", "image"] = "region"
+    budget: Positive = 100
+    budget_unit: Literal["regions", "images"] | None = None
+    """What `budget` counts: `regions` with unit `region` by default, `images` with unit `image`. `images`
+    with unit `region` means as many regions as that many average images have."""
+    audit_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the queue that is drawn uniformly at random: the only unbiased look at the pool."""
+    per_image_cap: Annotated[float, Field(gt=0)] | None = 0.25
+    """Regions of one image in a queue: a share of its regions below 1, a number from 1 on. null: no cap."""
+    no_touching: bool = True
+    """No two queued regions of an image share an edge."""
+    min_gap: Annotated[int, Field(ge=0)] = 0
+    """Positions of a sequence between two queued images."""
+    noise_beta: Annotated[float, Field(gt=0)] | None = None
+    """Power noise: log score + Gumbel/β. null: none. Larger is less noise (Kirsch et al. 2023)."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _budget_unit_fits(self) -> Self:
+        if self.unit == "image" and self.budget_unit == "regions":
+            raise ValueError("`budget_unit: regions` needs `unit: region`.")
+        return self
+
+
+class ExportConfig(Section):
+    folder: str = "queues"
+    """Where queues are exported, a folder each."""
+    images: Literal["link", "copy"] = "link"
+    """`link`: a symbolic link to each image, or a copy where links are not possible."""
+    overlays: bool = True

@@ -1,0 +1,68 @@
+"""A stored model, ready to predict: the one way from a row of `model` to a predictor."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from db.queries import evaluations as queries
+from db.tables import Model
+from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
+from pipeline.config import Project, ProjectConfig, Sampler
+from pipeline.device import pick_device
+from pipeline.model.checkpoints import ModelCard, load_model
+from pipeline.uncertainty.predictor import Predictor
+
+
+def judged_samplers(config: ProjectConfig) -> tuple[Sampler, ...]:
+    """The samplers that every round calibrates and evaluates: none, MC dropout, and the configured one."""
+    return tuple(dict.fromkeys(("none", "mc_dropout", config.scoring.sampler)))
+
+
+def offered_samplers(config: ProjectConfig, card: ModelCard) -> tuple[Sampler, ...]:
+    """Every sampler that a model can be asked for, as it was trained and as the project is configured."""
+    offered: list[Sampler] = ["none", "mc_dropout", "tta"]
+    if card.model.heads >= 2:
+        offered.append("head_ensemble")
+    if config.scoring.ensemble:
+        offered.append("ensemble")
+    return tuple(offered)
+
+
+def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> Calibrators:
+    """The calibrators of a model for one sampler; identities where none are stored."""
+    stored = queries.model_calibrations(session, model_id)
+    deterministic, sampled = (
+        calibrator_from(stored[name].calibrator, stored[name].parameters) if name in stored else Identity()
+        for name in ("none", sampler)
+    )
+    return Calibrators(deterministic=deterministic, sampled=sampled)
+
+
+def open_predictor(
+    project: Project,
+    model: Model,
+    *,
+    calibrators: Calibrators,
+    sampler: Sampler | None = None,
+) -> tuple[Predictor, ModelCard]:
+    """Load a stored model onto the project's device.
+
+    Args:
+        model: its row.
+        calibrators: of the model, for this sampler; identities for uncalibrated scores.
+        sampler: instead of `scoring.sampler`.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be loaded, or has other classes than the project.
+        UserError: the device does not exist.
+        ConfigError: the model cannot be asked for this sampler.
+    """
+    scoring = project.config.scoring
+    if sampler is not None and sampler != scoring.sampler:
+        scoring = scoring.model_copy(update={"sampler": sampler})
+    device = pick_device(project.config.device)
+    segmenter, card = load_model(
+        project.path(model.checkpoint_uri), device=device, class_names=project.config.data.class_names
+    )
+    predictor = Predictor(segmenter, scoring=scoring, calibrators=calibrators, device=device)
+    return predictor, card
