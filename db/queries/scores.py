@@ -148,6 +148,19 @@ def finish_run(session: Session, *, run_id: int) -> None:
     session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=utc_now()))
 
 
+def update_summary(session: Session, run_id: int, **parts: Any) -> dict[str, Any]:
+    """Put parts of a run's summary in their places, by name; the other parts stay as they are.
+
+    Returns:
+        The whole summary.
+    """
+    statement = select(ScoringRun).where(ScoringRun.id == run_id).with_for_update()
+    run = session.scalars(statement).one()
+    run.summary = {**(run.summary or {}), **parts}
+    session.flush()
+    return run.summary
+
+
 def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
     """How many images and regions a run has scored."""
     images = session.scalar(select(func.count()).where(ImageScore.run_id == run_id)) or 0
