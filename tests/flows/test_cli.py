@@ -54,7 +54,7 @@ def test_init_then_config_show_gives_the_same_settings(
     shown = json.loads(capsys.readouterr().out)
     assert shown["data"]["images"] == ["pictures"]
     assert [item["name"] for item in shown["data"]["classes"]] == ["ground", "square"]
-    assert shown["scoring"]["regions"] == {"kind": "grid", "cell": 16}
+    assert shown["scoring"]["regions"]["cell"] == 16
 
 
 def test_init_never_overwrites_without_force(

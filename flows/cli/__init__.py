@@ -1,0 +1,15 @@
+"""`segcurate …`: each command opens the project, calls one step, and says what came of it.
+
+Heavy imports (torch, matplotlib) stay inside the commands, so that `--help` and a mistyped key answer at
+once.
+"""
+
+from flows.cli import look, project, round, trust
+from flows.cli.app import PROJECT, app, config_app, db_app, main
+
+for module in (project, round, trust, look):  # the order of the panels in `--help`
+    app.add_typer(module.commands)
+app.add_typer(config_app, name="config", rich_help_panel=PROJECT)
+app.add_typer(db_app, name="db", rich_help_panel=PROJECT)
+
+__all__ = ["app", "main"]

@@ -1,0 +1,123 @@
+"""The command line's root: the options before every command, what commands share, and how errors are said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy.exc import OperationalError
+
+from db.engine import Database
+from db.errors import StoreError
+from flows.display import console, errors, literal
+from pipeline.config import CONFIG_FILE, Project, load_project
+from pipeline.errors import UserError
+
+app = typer.Typer(
+    name="segcurate",
+    help="Which images, and which regions of them, to label next so that a segmentation model improves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+db_app = typer.Typer(help="Look after the database.", no_args_is_help=True)
+
+PROJECT, ROUND, TRUST, LOOK = "Project", "One round, in this order", "Can the uncertainty be trusted?", "Look"
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped."""
+
+
+@dataclass
+class State:
+    """What the options before the command have set."""
+
+    config_file: Path = Path(CONFIG_FILE)
+
+
+state = State()
+
+
+def main() -> None:
+    """The console script: runs a command, and turns a user's mistake into two plain lines."""
+    # torch's idle threads spin by default: on a busy machine that makes small networks ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except (UserError, StoreError) as error:
+        errors.print(f"[bold red]error:[/] {literal(error.problem)}")
+        if error.remedy:
+            errors.print(f"[bold]to do:[/] {literal(error.remedy)}")
+        sys.exit(1)
+    except OperationalError as error:
+        errors.print(f"[bold red]error:[/] the database refused: {literal(str(error.orig))}")
+        errors.print("[bold]to do:[/] Check the disk's free space and `database.url`; then run it again.")
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("Stopped. Run the same command again to go on from here.")
+        raise
+
+
+@app.callback()
+def _root(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", envvar="SEGCURATE_CONFIG", help="The project's YAML file.")
+    ] = Path(CONFIG_FILE),
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the steps do.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda v: _version(v)),
+    ] = False,
+) -> None:
+    state.config_file = config
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+
+
+@contextmanager
+def opened_project() -> Generator[tuple[Project, Database]]:
+    """The configured project and its database, which is closed again."""
+    project = load_project(state.config_file)
+    database = Database(project.database_url)
+    try:
+        yield project, database
+    finally:
+        database.close()
+
+
+def say(report: Any) -> None:
+    """Print what a step reports of itself."""
+    for line in report.lines():
+        console.print(literal(line))
+
+
+def say_next() -> None:
+    """Print the command that comes next."""
+    from pipeline.status import project_status
+
+    with opened_project() as (_, database), database.session(write=False) as session:
+        now = project_status(session)
+    console.print(f"Next: [bold]{literal(now.next_command)}[/]")
+
+
+def number(value: float | None) -> str:
+    """Four decimals, or a dash."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"segcurate {installed_version('segcurate')}")
+        raise typer.Exit

@@ -1,0 +1,149 @@
+"""Commands that set a project up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter
+
+from flows.cli.app import PROJECT, Json, config_app, db_app, opened_project, say, say_next, state
+from flows.cli.look import report
+from flows.cli.round import loop
+from flows.display import console, print_json, progress_bar
+from pipeline.config import ProjectConfig, load_project
+from pipeline.errors import ConfigError
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PROJECT)
+def init(
+    images: Annotated[str | None, typer.Option(help="Folder or glob of the images.")] = None,
+    masks: Annotated[str | None, typer.Option(help="Folder of the masks that exist already.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names, separated by commas.")] = None,
+    label_map: Annotated[Path | None, typer.Option(help="Label map: JSON, YAML, CSV or text.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the project.")] = None,
+    architecture: Annotated[str, typer.Option(help="Decoder of segmentation-models-pytorch.")] = "fpn",
+    encoder: Annotated[str, typer.Option(help="Encoder; `tu-` before a timm name.")] = "resnet34",
+    encoder_weights: Annotated[str, typer.Option(help="imagenet, none, or a safetensors file.")] = "imagenet",
+    cell: Annotated[int, typer.Option(help="Side of a region in image pixels.")] = 64,
+    neighbours_alike: Annotated[
+        bool | None,
+        typer.Option(
+            "--neighbours-alike/--independent",
+            help="Whether images beside each other look alike (frames, slices, tiles).",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a configuration that is there.")] = False,
+) -> None:
+    """Write a commented configuration. Asks for what the options do not say."""
+    from pipeline.files import atomic_write_bytes
+    from pipeline.starter import read_label_map, starter_config
+
+    if state.config_file.exists() and not force:
+        raise ConfigError(f"{state.config_file} is there already.", "Edit it, or replace it with `--force`.")
+    interactive = sys.stdin.isatty()
+    if images is None:
+        if not interactive:
+            raise ConfigError("No images are named.", "Add `--images FOLDER`.")
+        images = str(typer.prompt("Folder or glob of the images", default="images"))
+    if masks is None and interactive:
+        masks = (
+            typer.prompt("Folder of the masks that exist (empty: none)", default="", show_default=False)
+            or None
+        )
+    if label_map is not None:
+        class_list = read_label_map(label_map)
+    else:
+        if classes is None and interactive:
+            classes = typer.prompt("Class names, separated by commas")
+        names = [part.strip() for part in (classes or "").split(",") if part.strip()]
+        if len(names) < 2:
+            raise ConfigError(
+                "At least two classes are needed.", "Add `--classes road,car` or `--label-map FILE`."
+            )
+        class_list = _classes(names)
+    if neighbours_alike is None:
+        neighbours_alike = not interactive or typer.confirm(
+            "Do images beside each other look alike (frames, slices, tiles)?", default=True
+        )
+    text = starter_config(
+        name=name or Path.cwd().name or "project",
+        images=[images],
+        masks=masks,
+        classes=class_list,
+        architecture=architecture,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        cell=cell,
+        neighbours_alike=neighbours_alike,
+    )
+    atomic_write_bytes(state.config_file, text.encode())
+    load_project(state.config_file)
+    console.print(f"Wrote {state.config_file}. Next: [bold]segcurate ingest[/]")
+
+
+@config_app.command("show")
+def config_show(as_json: Json = False) -> None:
+    """Print every setting as it is in force, with defaults and environment overrides."""
+    import yaml
+
+    document = load_project(state.config_file).config.model_dump(mode="json")
+    if as_json:
+        print_json(document)
+    else:
+        sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the configuration's JSON schema: every key, its type, default and meaning."""
+    print_json(TypeAdapter(ProjectConfig).json_schema())
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to this version's revision."""
+    from db import migrations
+    from db.engine import connect
+
+    engine = connect(load_project(state.config_file).database_url)
+    before, after = migrations.upgrade(engine)
+    console.print(f"The database is at revision {after}" + (f" (was {before})." if before != after else "."))
+
+
+@commands.command(rich_help_panel=PROJECT)
+def ingest() -> None:
+    """Register images, masks and splits. Run it again when there are new files."""
+    from pipeline.steps.ingest import ingest as step
+
+    with opened_project() as (project, database), progress_bar() as progress:
+        report = step(project, database, progress=progress)
+    say(report)
+    say_next()
+
+
+@commands.command(rich_help_panel=PROJECT)
+def demo(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the demo's project.")] = Path("demo"),
+    rounds: Annotated[int, typer.Option(help="Number of the last round.")] = 3,
+) -> None:
+    """Three rounds on slices of the MNI brain template, from a handful of labels. Needs the extra `demo`."""
+    from flows.demo import write_demo
+
+    state.config_file = write_demo(folder)
+    ingest()
+    loop(rounds=rounds, annotator="masks")
+    report(folder=folder / "report")
+
+
+def _classes(names: list[str]) -> list[Any]:
+    from pipeline.config import ClassConfig
+
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"`--classes` names {', '.join(twice)} twice.", "Name each class once.")
+    return [ClassConfig(name=name) for name in names]

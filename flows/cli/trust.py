@@ -1,0 +1,92 @@
+"""Commands that ask whether the uncertainty can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from flows.cli.app import TRUST, opened_project, say
+from flows.display import progress_bar
+from pipeline.config import Sampler
+from pipeline.errors import UserError
+
+OfModel = Annotated[
+    str | None, typer.Option("--model", help="A model by name, such as r02; the serving one by default.")
+]
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=TRUST)
+def assess(
+    model: OfModel = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="Only this sampler; can be given again. All by default.")
+    ] = None,
+) -> None:
+    """Does the uncertainty find the errors? Every sampler and measure, on held-out images."""
+    from pipeline.steps.assess import assess as step
+
+    with opened_project() as (project, database), progress_bar() as progress:
+        say(step(project, database, model=model, samplers=_samplers(sampler), progress=progress))
+
+
+@commands.command(rich_help_panel=TRUST)
+def stress(
+    model: OfModel = None,
+    images: Annotated[int, typer.Option(help="Held-out images to spoil.")] = 20,
+) -> None:
+    """Does confidence fall when it should? Magnified, attacked, blurred, dark and shuffled images."""
+    from pipeline.steps.stress import stress as step
+
+    with opened_project() as (project, database), progress_bar() as progress:
+        say(step(project, database, model=model, images=images, progress=progress))
+
+
+@commands.command(rich_help_panel=TRUST)
+def novelty(
+    classes: Annotated[
+        str, typer.Option(help="Classes to hold out, separated by commas: trains a model without them.")
+    ] = "",
+    model: OfModel = None,
+    pool_images: Annotated[int, typer.Option(help="Pool images to compare with.")] = 200,
+) -> None:
+    """Is the pool like the labels, and are classes that were never seen noticed?"""
+    from pipeline.steps.novelty import novelty as step
+
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    with opened_project() as (project, database), progress_bar() as progress:
+        say(step(project, database, classes=names, model=model, pool_images=pool_images, progress=progress))
+
+
+@commands.command(rich_help_panel=TRUST)
+def disagreements(
+    limit: Annotated[int, typer.Option(help="Regions to list.")] = 20,
+) -> None:
+    """Regions where every sample is confident, and the samples disagree."""
+    from pipeline.steps.disagreements import disagreements as step
+
+    with opened_project() as (project, database):
+        say(step(project, database, limit=limit))
+
+
+@commands.command(rich_help_panel=TRUST)
+def review(
+    budget: Annotated[int, typer.Option(help="Regions to look at again.")] = 50,
+    folder: Annotated[Path | None, typer.Option(help="Where the queue is exported.")] = None,
+) -> None:
+    """Labels that the model confidently contradicts, as a queue to look at again."""
+    from pipeline.steps.review import review as step
+
+    with opened_project() as (project, database), progress_bar() as progress:
+        say(step(project, database, budget=budget, folder=folder, progress=progress))
+
+
+def _samplers(names: list[str] | None) -> list[Sampler] | None:
+    known = get_args(Sampler)
+    for name in names or []:
+        if name not in known:
+            raise UserError(f"There is no sampler {name!r}.", f"Choose one of {', '.join(known)}.")
+    return [name for name in known if name in names] if names else None
