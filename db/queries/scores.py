@@ -156,9 +156,10 @@ def update_summary(session: Session, run_id: int, **parts: Any) -> dict[str, Any
     """
     statement = select(ScoringRun).where(ScoringRun.id == run_id).with_for_update()
     run = session.scalars(statement).one()
-    run.summary = {**(run.summary or {}), **parts}
+    summary = {**(run.summary or {}), **parts}
+    run.summary = summary
     session.flush()
-    return run.summary
+    return summary
 
 
 def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
