@@ -25,7 +25,6 @@ from pipeline.data.images import ImageRef
 from pipeline.data.loading import Batch, Unreadable, load_batches
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
-from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.reduction import Reduction, RegionColumns, reduce_regions, region_grid
 
@@ -127,12 +126,7 @@ def _heatmaps(
     prediction: Prediction, heatmaps: HeatmapConfig, *, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Maps [B, H/4, W/4] by name: the wanted measures, then `probability_<class>` where asked for."""
-    maps = measure_maps(
-        logits=prediction.logits,
-        probability=prediction.probability,
-        deterministic_probability=prediction.deterministic_probability,
-        expected_entropy=prediction.expected_entropy,
-    )
+    maps = prediction.measures()
     wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.measures if name in maps}
     if heatmaps.per_class:
         for index, plane in enumerate(prediction.probability.unbind(dim=1)):

@@ -29,7 +29,7 @@ LOG_FLOOR = 1e-7
 """The smallest 1 − confidence that is told from zero."""
 MEASURE_BINS = 512
 UNBOUNDED = frozenset({"energy", "max_logit"})
-"""Measures made of logits, of either sign; all others lie in 0 to 1."""
+"""Measures made of logits, of either sign; all others lie in 0 to 1, but for `max_logit_norm` (−1 to 0)."""
 UNBOUNDED_LIMIT = 1e4
 
 Array = npt.NDArray[np.float64]
@@ -171,10 +171,13 @@ def log_bin(value: Tensor, bins: int) -> Tensor:
 
 
 def measure_bin(name: str, value: Tensor) -> Tensor:
-    """The bin of an uncertainty, monotone in it: logarithmic in 0 to 1, inverse hyperbolic sine for logits.
+    """The bin of an uncertainty, monotone in it: logarithmic in 0 to 1, inverse hyperbolic sine for logits,
+    linear for `max_logit_norm`.
 
     Any monotone binning leaves AUROC and AURC as they are, up to ties within a bin.
     """
+    if name == "max_logit_norm":  # −1 to 0, and nowhere dense at an end
+        return ((value.double() + 1) * MEASURE_BINS).long().clamp_(0, MEASURE_BINS - 1)
     if name not in UNBOUNDED:
         return log_bin(value, MEASURE_BINS)
     limit = float(np.arcsinh(UNBOUNDED_LIMIT))

@@ -33,7 +33,6 @@ from pipeline.model.checkpoints import load_model
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibrate import held_out_images, model_of_round
 from pipeline.steps.serving import stored_calibrators
-from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.predictor import Prediction, Predictor
 
 SPLITS = ("test", "calibration")
@@ -242,15 +241,8 @@ def _records(
 
 def _of_sampler(prediction: Prediction, sampler: str) -> tuple[Tensor, dict[Measure, Tensor]]:
     """The probability and the measures that this sampler alone would have given."""
-    sampled = sampler != "none"
-    probability = prediction.probability if sampled else prediction.deterministic_probability
-    measures = measure_maps(
-        logits=prediction.logits,
-        probability=probability,
-        deterministic_probability=prediction.deterministic_probability,
-        expected_entropy=prediction.expected_entropy if sampled else None,
-    )
-    return probability, measures
+    alone = prediction.without_samples() if sampler == "none" else prediction
+    return alone.probability, alone.measures()
 
 
 def _row(

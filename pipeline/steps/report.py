@@ -38,7 +38,6 @@ from pipeline.report.figures import write_figure
 from pipeline.report.gallery import GalleryRow, draw_gallery
 from pipeline.report.reliability import Reliability, draw_reliability
 from pipeline.steps.serving import open_predictor, stored_calibrators
-from pipeline.uncertainty.measures import measure_maps
 
 GALLERY_ROWS = 5
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
@@ -264,12 +263,7 @@ def _predict(
             failures.append((project.uri(batch.path), batch.reason))
             continue
         prediction = predictor.predict(batch.image_BKHW)
-        maps = measure_maps(
-            logits=prediction.logits,
-            probability=prediction.probability,
-            deterministic_probability=prediction.deterministic_probability,
-            expected_entropy=prediction.expected_entropy,
-        )
+        maps = prediction.measures()
         network_size = (batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1])
         size = batch.sizes[0]
         probability = predictor.enlarge(prediction.probability, network_size=network_size, size=size)

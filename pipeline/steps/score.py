@@ -29,7 +29,7 @@ from pipeline.uncertainty.heatmaps import write_heatmap
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns
 
-FROM_LOGITS = ("energy", "max_logit")
+FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
 """Measures without bounds: their heat maps span the image's own values."""
 
 

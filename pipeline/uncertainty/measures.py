@@ -92,6 +92,32 @@ def max_logit(logits: Tensor) -> Tensor:
     return -logits.amax(dim=-3)
 
 
+def max_logit_norm(logits: Tensor) -> Tensor:
+    """−max_c z / ‖z‖₂ of uncalibrated logits centred on their mean (Cattelan and Silva 2023), −1 to 0.
+
+    The ranking of errors that label smoothing spoils comes back with it. Equal logits give 0.
+
+    >>> round(max_logit_norm(torch.tensor([3.0, 1.0]).reshape(2, 1, 1)).item(), 4)
+    -0.7071
+    """
+    centred = logits - logits.mean(dim=-3, keepdim=True)
+    norm = centred.square().sum(dim=-3).sqrt_()
+    return -centred.amax(dim=-3).div_(norm.clamp_(min=torch.finfo(logits.dtype).tiny))
+
+
+def variation_ratio(votes: Tensor) -> Tensor:
+    """1 − the largest share of votes (Freeman 1965), 0 to 1 − 1/C: samples that disagree with most of them.
+
+    >>> round(variation_ratio(torch.tensor([0.75, 0.25]).reshape(2, 1, 1)).item(), 4)
+    0.25
+
+    Raises:
+        ValueError: there are fewer than two classes.
+    """
+    _check_classes(votes)
+    return (1 - votes.amax(dim=-3)).clamp_(min=0)
+
+
 def predicted_class(probability: Tensor) -> Tensor:
     """The index of the largest probability, the first of equals: int64 [..., h, w].
 
@@ -116,6 +142,7 @@ def measure_maps(
     probability: Tensor,
     deterministic_probability: Tensor,
     expected_entropy: Tensor | None,
+    votes: Tensor | None,
 ) -> dict[Measure, Tensor]:
     """Every measure of a prediction that its sampler allows, in the order of `MEASURES`.
 
@@ -124,6 +151,7 @@ def measure_maps(
         probability: mean over samples of the calibrated softmax, or the deterministic one, [..., C, h, w].
         deterministic_probability: calibrated softmax of `logits` [..., C, h, w].
         expected_entropy: mean over samples of H / ln C [..., h, w]; None without samples.
+        votes: share of the samples whose argmax is the class [..., C, h, w]; None without samples.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two classes.
@@ -141,8 +169,11 @@ def measure_maps(
     if expected_entropy is not None:
         maps["expected_entropy"] = expected_entropy
         maps["mutual_information"] = mutual_information(maps["entropy"], expected_entropy)
+    if votes is not None:
+        maps["variation_ratio"] = variation_ratio(votes)
     maps["energy"] = energy(logits)
     maps["max_logit"] = max_logit(logits)
+    maps["max_logit_norm"] = max_logit_norm(logits)
     return maps
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import ScoringConfig
+from pipeline.config import Measure, ScoringConfig
 from pipeline.errors import UserError
 from pipeline.model.segmenter import Segmenter, Trunk
+from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.samplers import SampledPrediction, draw_masks, sample_predictions
 from pipeline.uncertainty.tiling import blend_weights, tile_origins
 
@@ -36,6 +37,7 @@ class Prediction:
             sampler `none`.
         deterministic_probability: calibrated softmax of `logits` [B, C, h, w].
         expected_entropy: mean over samples of H / ln C [B, h, w]; None with sampler `none`.
+        votes: share of the samples whose argmax is the class [B, C, h, w]; None with sampler `none`.
         cell: pixels of the network's image a cell of the maps, along one side; the last row and column of
             cells may reach beyond the image.
     """
@@ -44,7 +46,22 @@ class Prediction:
     probability: Tensor
     deterministic_probability: Tensor
     expected_entropy: Tensor | None
+    votes: Tensor | None
     cell: int
+
+    def measures(self) -> dict[Measure, Tensor]:
+        """Every measure that the sampler allows, [B, h, w] each, in the order of `MEASURES`."""
+        return measure_maps(
+            logits=self.logits,
+            probability=self.probability,
+            deterministic_probability=self.deterministic_probability,
+            expected_entropy=self.expected_entropy,
+            votes=self.votes,
+        )
+
+    def without_samples(self) -> Prediction:
+        """What sampler `none` would have given."""
+        return replace(self, probability=self.deterministic_probability, expected_entropy=None, votes=None)
 
 
 @dataclass(frozen=True)
@@ -111,16 +128,18 @@ class Predictor:
         predictions: list[Prediction] = []
         for index, pair in enumerate(calibrators):
             deterministic = pair.deterministic(logits).softmax(dim=-3)
-            probability, expected_entropy = deterministic, None
+            probability, expected_entropy, votes = deterministic, None, None
             if sums.sampled:
                 probability = sums.sampled[index].probability[..., :height, :width]
                 expected_entropy = sums.sampled[index].expected_entropy[..., :height, :width]
+                votes = sums.sampled[index].votes[..., :height, :width]
             predictions.append(
                 Prediction(
                     logits=logits,
                     probability=probability,
                     deterministic_probability=deterministic,
                     expected_entropy=expected_entropy,
+                    votes=votes,
                     cell=self.cell,
                 )
             )
@@ -252,6 +271,7 @@ def _concatenate(parts: list[_Sums]) -> _Sums:
             SampledPrediction(
                 probability=torch.cat([part.sampled[index].probability for part in parts]),
                 expected_entropy=torch.cat([part.sampled[index].expected_entropy for part in parts]),
+                votes=torch.cat([part.sampled[index].votes for part in parts]),
             )
             for index in range(len(parts[0].sampled))
         ],
@@ -268,6 +288,7 @@ def _blank(like: _Sums, *, height: int, width: int) -> _Sums:
                 sampled,
                 probability=sampled.probability.new_zeros(1, classes, height, width),
                 expected_entropy=sampled.expected_entropy.new_zeros(1, height, width),
+                votes=sampled.votes.new_zeros(1, classes, height, width),
             )
             for sampled in like.sampled
         ],
@@ -281,3 +302,4 @@ def _paint(total: _Sums, tiles: _Sums, index: int, *, y: int, x: int, weight: Te
     for whole, part in zip(total.sampled, tiles.sampled, strict=True):
         whole.probability[0, :, *place] += part.probability[index] * weight
         whole.expected_entropy[0, *place] += part.expected_entropy[index] * weight
+        whole.votes[0, :, *place] += part.votes[index] * weight

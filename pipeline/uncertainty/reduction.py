@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Measure, RegionConfig
-from pipeline.uncertainty.measures import measure_maps, predicted_class
+from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.regions import region_boxes
 
@@ -110,12 +110,7 @@ def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
     An image's measure is the mean over its `TOP_REGIONS` with the largest values of that measure; its class
     and share are those of all its pixels.
     """
-    maps = measure_maps(
-        logits=prediction.logits,
-        probability=prediction.probability,
-        deterministic_probability=prediction.deterministic_probability,
-        expected_entropy=prediction.expected_entropy,
-    )
+    maps = prediction.measures()
     classes = prediction.logits.shape[1]
     predicted = predicted_class(prediction.probability)
     votes = predicted[:, None] == torch.arange(classes, device=predicted.device)[:, None, None]

@@ -13,7 +13,6 @@ from pipeline.calibration.calibrators import Calibrators, Temperature
 from pipeline.config import ScoringConfig
 from pipeline.model.segmenter import Segmenter
 from pipeline.uncertainty import predictor as predictor_module
-from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.samplers import draw_masks, sample_logits
 from tests.pipeline.model.test_segmenter import ARCHITECTURES, plain_smp, tiny
@@ -36,15 +35,7 @@ def predictor_of(segmenter: Segmenter, calibrators: Calibrators = FITTED, **chan
 
 
 def maps_of(prediction: Prediction) -> dict[str, Tensor]:
-    return {
-        str(name): plane
-        for name, plane in measure_maps(
-            logits=prediction.logits,
-            probability=prediction.probability,
-            deterministic_probability=prediction.deterministic_probability,
-            expected_entropy=prediction.expected_entropy,
-        ).items()
-    }
+    return {str(name): plane for name, plane in prediction.measures().items()}
 
 
 def spread_logits(segmenter: Segmenter, image: Tensor) -> None:
@@ -56,8 +47,8 @@ def spread_logits(segmenter: Segmenter, image: Tensor) -> None:
         convolution.weight.mul_(factor)
 
 
-def whole_passes(plain: nn.Module, position: str, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy and mutual information [B, H, W] of as many forwards as there are masks."""
+def whole_passes(plain: nn.Module, position: str, image: Tensor, masks: Tensor) -> Tensor:
+    """Calibrated probabilities [T, B, C, H, W], float64, of as many forwards as there are masks."""
     current: list[Tensor] = []
 
     def drop(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
@@ -70,10 +61,28 @@ def whole_passes(plain: nn.Module, position: str, image: Tensor, masks: Tensor) 
             current.append(mask)
             probabilities.append((plain(image).double() / 1.3).softmax(dim=1))
     hook.remove()
-    stacked = torch.stack(probabilities)
-    scale = math.log(stacked.shape[2])
-    total = torch.special.entr(stacked.mean(dim=0)).sum(dim=1) / scale
-    return total, total - torch.special.entr(stacked).sum(dim=2).mean(dim=0) / scale
+    return torch.stack(probabilities)
+
+
+def assert_sums_of(prediction: Prediction, samples: Tensor) -> None:
+    """The prediction holds what the samples' probabilities [T, B, C, H, W] say, each spelled out."""
+    maps = maps_of(prediction)
+    scale = math.log(samples.shape[2])
+    total = torch.special.entr(samples.mean(dim=0)).sum(dim=1) / scale
+    information = total - torch.special.entr(samples).sum(dim=2).mean(dim=0) / scale
+    assert information.max() > 1e-3
+    torch.testing.assert_close(maps["entropy"].double(), total, atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps["mutual_information"].double(), information, atol=1e-5, rtol=0)
+
+    first, second = samples.topk(2, dim=2).values.unbind(dim=2)
+    clear = (first - second).amin(dim=0) > 1e-5  # elsewhere rounding decides the winner
+    winners = torch.nn.functional.one_hot(samples.argmax(dim=2), samples.shape[2])
+    votes = winners.permute(0, 1, 4, 2, 3).double().mean(dim=0)
+    assert prediction.votes is not None
+    assert clear.double().mean() > 0.9
+    assert ((prediction.votes - votes).abs().amax(dim=1) < 1e-6)[clear].all()
+    assert ((maps["variation_ratio"] - 1 + votes.amax(dim=1)).abs() < 1e-6)[clear].all()
+    assert maps["variation_ratio"].max() > 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -85,12 +94,8 @@ def test_the_fast_path_equals_whole_passes(architecture: str) -> None:
     masks = draw_masks(5, segmenter.mask_channels, p=segmenter.dropout, seed=0)
 
     plain = plain_smp(architecture, segmenter)
-    total, information = whole_passes(plain, DROPOUT_AT.get(architecture, "decoder"), image, masks)
-    maps = maps_of(predictor.predict(image))
-
-    assert information.max() > 1e-3
-    torch.testing.assert_close(maps["entropy"].double(), total, atol=1e-5, rtol=0)
-    torch.testing.assert_close(maps["mutual_information"].double(), information, atol=1e-5, rtol=0)
+    samples = whole_passes(plain, DROPOUT_AT.get(architecture, "decoder"), image, masks)
+    assert_sums_of(predictor.predict(image), samples)
 
 
 def test_chunks_of_samples_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:

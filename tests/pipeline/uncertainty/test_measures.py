@@ -18,6 +18,7 @@ from pipeline.uncertainty.measures import (
     least_confidence,
     margin,
     max_logit,
+    max_logit_norm,
     measure_maps,
     mutual_information,
     predicted_class,
@@ -40,6 +41,9 @@ def test_measures_equal_their_definitions_at_every_pixel(classes: int) -> None:
     np.testing.assert_allclose(energy(logits), -special.logsumexp(logits.numpy(), axis=1), rtol=1e-5)
     np.testing.assert_allclose(max_logit(logits), -logits.numpy().max(axis=1))
     assert torch.equal(predicted_class(probability), probability.argmax(dim=1))
+    centred = logits.numpy() - logits.numpy().mean(axis=1, keepdims=True)
+    normed = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(max_logit_norm(logits), -normed.max(axis=1), rtol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,12 +72,14 @@ def test_a_certain_pixel_has_no_uncertainty_and_a_uniform_one_has_all() -> None:
 def test_without_samples_there_is_no_mutual_information() -> None:
     logits = logits_of(4)
     p = logits.softmax(dim=1)
-    alone = measure_maps(logits=logits, probability=p, deterministic_probability=p, expected_entropy=None)
+    alone = measure_maps(
+        logits=logits, probability=p, deterministic_probability=p, expected_entropy=None, votes=None
+    )
     sampled = measure_maps(
-        logits=logits, probability=p, deterministic_probability=p, expected_entropy=entropy(p) / 2
+        logits=logits, probability=p, deterministic_probability=p, expected_entropy=entropy(p) / 2, votes=p
     )
     assert tuple(sampled) == MEASURES
-    assert set(MEASURES) - set(alone) == {"expected_entropy", "mutual_information"}
+    assert set(MEASURES) - set(alone) == {"expected_entropy", "mutual_information", "variation_ratio"}
     torch.testing.assert_close(sampled["mutual_information"], sampled["entropy"] / 2)
 
 
@@ -90,4 +96,5 @@ def test_shapes_that_differ_are_refused() -> None:
             probability=logits[..., :4],
             deterministic_probability=logits,
             expected_entropy=None,
+            votes=None,
         )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import RegionConfig
-from pipeline.uncertainty.measures import measure_maps, predicted_class
+from pipeline.config import SAMPLED_MEASURES, RegionConfig
+from pipeline.uncertainty.measures import MEASURES, predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.reduction import TOP_CELLS, TOP_REGIONS, reduce_regions, region_grid
 from pipeline.uncertainty.regions import region_boxes
@@ -29,6 +29,7 @@ def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples
         probability=probability,
         deterministic_probability=logits.softmax(dim=1),
         expected_entropy=torch.rand(batch, *size[2:], generator=generator) if samples else None,
+        votes=torch.rand(size, generator=generator) if samples else None,
         cell=cell,
     )
 
@@ -48,12 +49,7 @@ def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: in
         config, image_size=(height, width), network_size=(height, width), cell=cell, device=CPU
     )
     reduction = reduce_regions(prediction, grid)
-    maps = measure_maps(
-        logits=prediction.logits,
-        probability=prediction.probability,
-        deterministic_probability=prediction.deterministic_probability,
-        expected_entropy=prediction.expected_entropy,
-    )
+    maps = prediction.measures()
     pixels = {name: pixels_of(plane, cell, height, width) for name, plane in maps.items()}
     classes = pixels_of(predicted_class(prediction.probability), cell, height, width)
 
@@ -114,7 +110,7 @@ def test_the_whole_image_as_one_region_scores_its_plain_mean() -> None:
     )
     (regions, image), _ = reduce_regions(prediction, grid).columns()
     assert regions.boxes.tolist() == [[0, 0, 56, 40]]
-    assert set(regions.measures) == {"least_confidence", "margin", "entropy", "energy", "max_logit"}
+    assert set(regions.measures) == set(MEASURES) - SAMPLED_MEASURES
     expected = -prediction.logits[0].amax(dim=0).mean().item()
     assert regions.measures["max_logit"][0] == pytest.approx(expected, abs=1e-5)
     assert image.measures["max_logit"][0] == pytest.approx(expected, abs=1e-5)

@@ -18,6 +18,8 @@ from pipeline.uncertainty.tiling import blend_weights, tile_origins
 from tests.pipeline.model.test_segmenter import tiny
 
 CPU = torch.device("cpu")
+ROUGH = {"variation_ratio": 0.5, "max_logit_norm": 0.2}
+"""Measures that a small difference of logits may move far: a vote is counted whole, a small norm divides."""
 
 
 @given(length=st.integers(1, 400), tile=st.integers(2, 90), share=st.floats(0, 0.5))
@@ -75,7 +77,7 @@ def test_regions_score_alike_with_and_without_tiles(resolution: str) -> None:
     for column, name in enumerate(expected.measures, start=3):
         spread = expected.regions[0, :, column].std()
         error = (found.regions[0, :, column] - expected.regions[0, :, column]).abs().max()
-        assert error < 0.1 * spread, name
+        assert error < ROUGH.get(name, 0.1) * spread, name
 
 
 def test_no_edge_shows_where_tiles_meet() -> None:
