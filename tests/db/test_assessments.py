@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,8 @@ from db.tables import Model, Round
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Generator[Database]:
-    opened = Database(f"sqlite:///{tmp_path / 'store.db'}")
+def database(url: str) -> Generator[Database]:
+    opened = Database(url)
     with opened.session() as session:
         session.add(Round(id=1, number=1, state="score"))
         session.flush()

@@ -12,7 +12,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import select, text
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from db import migrations
@@ -29,11 +29,6 @@ def image(uri: str, split: str = "pool") -> Image:
     return Image(
         uri=uri, sha256="0" * 64, width=4, height=3, channels=3, group_name="a", position=0, split=split
     )
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'nested' / 'store.db'}"
 
 
 @pytest.fixture
@@ -120,8 +115,7 @@ def test_the_migrations_go_both_ways(url: str) -> None:
     migrations.prepare(engine)
     command.downgrade(migrations.alembic_config(engine), "base")
     with engine.connect() as connection:
-        left = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'")).scalars().all()
-    assert left == ["alembic_version"]
+        assert inspect(connection).get_table_names() == ["alembic_version"]
     assert migrations.upgrade(engine) == (None, migrations.head())
 
 
@@ -153,10 +147,10 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Database(f"sqlite:///{path}")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql://host/name", "oracle+nothing://x"])
-def test_an_unknown_kind_of_database_is_refused(url: str) -> None:
+@pytest.mark.parametrize("unknown", ["nonsense", "mysql://host/name", "oracle+nothing://x"])
+def test_an_unknown_kind_of_database_is_refused(unknown: str) -> None:
     with pytest.raises(StoreError, match="database.url"):
-        Database(url)
+        Database(unknown)
 
 
 def test_a_password_never_reaches_the_message() -> None:

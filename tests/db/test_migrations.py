@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Generator
 
 import pytest
 from alembic import command
@@ -40,15 +40,16 @@ TABLES = ("image", "round", "model", "calibration", "queue", "queue_item", "labe
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Engine:
+def old(url: str) -> Generator[Engine]:
     """A store as the first version left it, with a row in each table that has changed since."""
-    engine = connect(f"sqlite:///{tmp_path / 'old.db'}")
+    engine = connect(url)
     command.upgrade(migrations.alembic_config(engine), "0001")
     with engine.begin() as connection:
         for statement in FILLED.split(";"):
             if statement.strip():
                 connection.execute(text(statement))
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def counts(engine: Engine) -> list[int]:
@@ -70,12 +71,12 @@ def test_an_upgraded_store_has_the_tables_of_a_new_one(old: Engine) -> None:
 
 def test_an_upgraded_store_opens_and_knows_what_it_was_told(old: Engine) -> None:
     migrations.upgrade(old)
-    database = Database(str(old.url))
+    database = Database(old.url.render_as_string(hide_password=False))
     with database.session() as session:
         passed = session.scalar(text("SELECT passed FROM calibration"))
         session.execute(text("UPDATE queue SET kind = 'review'"))
     database.close()
-    assert passed == 0
+    assert passed in (0, False)
 
 
 def test_two_regions_may_share_a_box_after_the_upgrade_only(old: Engine) -> None:
@@ -88,7 +89,7 @@ def test_two_regions_may_share_a_box_after_the_upgrade_only(old: Engine) -> None
     migrations.upgrade(old)
     with old.begin() as connection:
         connection.execute(text(twin))
-    with pytest.raises(IntegrityError, match="FOREIGN KEY"), old.begin() as connection:
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"), old.begin() as connection:
         connection.execute(text("DELETE FROM image"))
 
 

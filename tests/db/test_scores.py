@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from db.engine import Database
 from db.queries import scores
@@ -18,9 +18,9 @@ MEASURES = ("least_confidence", "margin", "entropy", "energy", "max_logit")
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
+def database(url: str) -> Generator[Database]:
     """Ten pool images with ids 1 to 10, and an empty run 1."""
-    database = Database(f"sqlite:///{tmp_path}/store.db")
+    database = Database(url)
     with database.session() as session:
         session.add(Round(number=1, state="score"))
         session.flush()
@@ -43,7 +43,8 @@ def database(tmp_path: Path) -> Database:
         )
         session.flush()
         scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
-    return database
+    yield database
+    database.close()
 
 
 def rows_for(ids: Sequence[int], entropy: float = 0.5) -> tuple[Columns, Columns]:
@@ -116,7 +117,7 @@ def test_a_transaction_that_fails_leaves_neither_rows_nor_a_done_shard(database:
     first, *_ = plan(database, 4)
     images, regions = rows_for([1, 2])
     broken = {**regions, "entropy": [None] * 4}
-    with pytest.raises(Exception, match="NOT NULL"), database.session() as session:
+    with pytest.raises(IntegrityError, match=r"(?i)not.null"), database.session() as session:
         scores.replace_shard(session, run_id=1, shard=first, image_ids=[1, 2], images=images, regions=broken)
     with database.session(write=False) as session:
         assert scores.count_scores(session, run_id=1) == (0, 0)
