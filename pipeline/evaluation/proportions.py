@@ -1,0 +1,132 @@
+"""Intervals of a proportion: k of n.
+
+A frequency is not yet a probability: 6 of 10 and 600 of 1000 are both 60 %, but say very different amounts.
+Laplace's rule of succession, (k + 1) / (n + 2), gives 7 / 12 = 58.3 % and 601 / 1002 = 59.98 %: it is the
+mean of the posterior under a uniform prior, and it calls nothing certain after finitely many trials.
+
+All of these take the n trials to be independent. Pixels are not, and neither are frames of a sequence: there,
+count what is independent (images, blocks) with `clustered_interval`, or resample blocks with
+`pipeline.evaluation.bootstrap`.
+
+Legend: b blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Array = npt.NDArray[np.float64]
+Method = Literal["laplace", "jeffreys", "wilson"]
+
+PRIOR = {"laplace": 1.0, "jeffreys": 0.5}
+"""a of the Beta(a, a) prior: uniform, and Jeffreys' invariant one."""
+
+
+def laplace(successes: npt.ArrayLike, trials: npt.ArrayLike) -> Array:
+    """Laplace's rule of succession: (k + 1) / (n + 2), also for counts that are no whole numbers.
+
+    >>> laplace([6, 600, 0], [10, 1000, 0]).round(4).tolist()
+    [0.5833, 0.5998, 0.5]
+
+    Raises:
+        ValueError: a count is negative, or there are more successes than trials.
+    """
+    k, n = _counts(successes, trials)
+    return (k + 1) / (n + 2)
+
+
+def proportion_interval(
+    successes: npt.ArrayLike,
+    trials: npt.ArrayLike,
+    *,
+    confidence: float = 0.95,
+    method: Method = "jeffreys",
+) -> Array:
+    """Interval [2, ...] of a probability of which n independent trials gave k successes.
+
+    `jeffreys` covers best on average, `laplace` goes with the rule of succession, and `wilson` asks for no
+    prior. The first two are quantiles of Beta(k + a, n − k + a) with a = ½ and 1; their lower end is 0
+    without a success and their upper end 1 without a failure, else a true 0 or 1 would never be covered
+    (Brown, Cai & DasGupta 2001, sections 3.1.1 and 4.1.1). Without any trial nothing is known: 0 to 1.
+
+    Args:
+        successes: k, [...]; need not be whole, as effective counts are not.
+        trials: n, [...].
+
+    >>> proportion_interval([6, 600], [10, 1000]).round(3).tolist()
+    [[0.304, 0.569], [0.847, 0.63]]
+
+    Raises:
+        ValueError: a count is negative, there are more successes than trials, or `confidence` is not
+            between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"Expected argument `confidence` to be between 0 and 1, but got {confidence}.")
+    k, n = _counts(successes, trials)
+    low, high = _wilson(k, n, confidence) if method == "wilson" else _credible(k, n, confidence, method)
+    return np.stack([np.where(k > 0, low, 0.0), np.where(k < n, high, 1.0)])
+
+
+def clustered_interval(
+    successes: npt.ArrayLike, trials: npt.ArrayLike, *, confidence: float = 0.95
+) -> tuple[Array, Array]:
+    """A share over blocks whose trials depend on each other, and its interval.
+
+    The blocks' own scatter says how many independent trials the n are worth; Jeffreys' interval is taken for
+    that number (effective sample size with the correction for few blocks of Korn & Graubard 1998, equations
+    2 and 3, around Jeffreys' interval as Franco et al. 2019 advise). Where the blocks do not differ at all,
+    as when every trial of a reliability bin is a success, each block counts as one trial: a bootstrap would
+    say that nothing is left to doubt.
+
+    Args:
+        successes: [b, ...].
+        trials: [b, ...]; a block without trials says nothing.
+
+    Returns:
+        The share [...], NaN without trials, and its interval [2, ...], NaN with fewer than two blocks.
+
+    Raises:
+        ValueError: a count is negative, or there are more successes than trials.
+    """
+    k, n = _counts(successes, trials)
+    total, count = n.sum(axis=0), (n > 0).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = k.sum(axis=0) / total
+        # variance of the ratio Σk / Σn, by linearisation over blocks (Cochran 1977, equation 6.13)
+        variance = count / (count - 1) * ((k - share * n) ** 2).sum(axis=0) / total**2
+        worth = share * (1 - share) / variance
+        independent = stats.t.ppf((1 + confidence) / 2, np.maximum(total - 1, 1))
+        few_blocks = stats.t.ppf((1 + confidence) / 2, count - 1)
+        worth = np.minimum(worth * (independent / few_blocks) ** 2, total)
+    worth = np.where(variance > 0, worth, np.minimum(count, total))
+    known = count > 1
+    worth = np.where(known, worth, 0.0)
+    interval = proportion_interval(np.where(known, share, 0.0) * worth, worth, confidence=confidence)
+    return share, np.where(known, interval, np.nan)
+
+
+def _credible(k: Array, n: Array, confidence: float, method: str) -> tuple[Array, Array]:
+    prior = PRIOR[method]
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    low, high = (stats.beta.ppf(tail, k + prior, n - k + prior) for tail in tails)
+    return np.asarray(low), np.asarray(high)
+
+
+def _wilson(k: Array, n: Array, confidence: float) -> tuple[Array, Array]:
+    """Wilson 1927: the probabilities that a test on the normal approximation would not reject."""
+    z = stats.norm.ppf((1 + confidence) / 2)
+    safe = np.maximum(n, np.finfo(float).tiny)
+    centre = (k + z**2 / 2) / (safe + z**2)
+    reach = z / (safe + z**2) * np.sqrt(k * (n - k) / safe + z**2 / 4)
+    return centre - reach, centre + reach
+
+
+def _counts(successes: npt.ArrayLike, trials: npt.ArrayLike) -> tuple[Array, Array]:
+    k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
+    if (k < 0).any() or (k > n * (1 + 1e-9)).any():
+        raise ValueError("Expected `successes` to be between 0 and `trials`.")
+    return np.minimum(k, n), n
