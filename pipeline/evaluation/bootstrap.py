@@ -10,7 +10,8 @@ to far more evidence than there is; drawing blocks of neighbours keeps their dep
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -18,6 +19,10 @@ import numpy.typing as npt
 
 MOST_BLOCKS = 512
 """Blocks are merged at random above this number: the intervals stay, the memory is bounded."""
+RESAMPLES_AT_ONCE = 250
+"""Sums of so many resamples are in memory together."""
+
+Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 def blocks(
@@ -86,6 +91,35 @@ def percentile_interval(
     filled = np.where(undefined, 0.0, values)
     interval = np.nanquantile(filled, [tail, 1 - tail], axis=0)
     return np.where(undefined, np.nan, interval)
+
+
+@dataclass(frozen=True)
+class BlockBootstrap:
+    """One set of resamples for every number of a report, so that its numbers can be compared.
+
+    Attributes:
+        weights: [R, b], from `bootstrap_weights`.
+        confidence: of every interval.
+    """
+
+    weights: npt.NDArray[np.float64]
+    confidence: float
+
+    def interval(self, statistic: Statistic, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Low and high end [2, ...] of a statistic; NaN where there are fewer than two blocks.
+
+        Args:
+            statistic: maps the sums of many resamples [R, *] to their numbers [R, ...].
+            sums: of each block [b, *].
+        """
+        chunks = (
+            self.weights[start : start + RESAMPLES_AT_ONCE]
+            for start in range(0, len(self.weights), RESAMPLES_AT_ONCE)
+        )
+        if len(sums) < 2:
+            return np.full((2, *statistic(sums.sum(axis=0)[None]).shape[1:]), np.nan)
+        drawn = np.concatenate([statistic(np.tensordot(chunk, sums, axes=1)) for chunk in chunks])
+        return percentile_interval(drawn, self.confidence, count=len(sums))
 
 
 def student_quantile(probability: float, degrees: int) -> float:

@@ -1,0 +1,57 @@
+"""Whether mutual information may choose what is labeled: only where it notices what the model has not seen.
+
+Legend: a row is one out-of-distribution AUROC: sampler, measure, source, and the value with its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.config import Measure, Sampler
+
+GATED: Measure = "mutual_information"
+
+
+@dataclass(frozen=True)
+class NoveltyRow:
+    """The AUROC of one measure on one source of novelty; NaN ends where there is no interval."""
+
+    sampler: str
+    measure: str
+    source: str
+    """`held_out_classes`, `shuffled_patches` or `noise`."""
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The row that decides, and the AUROC that its lower end must reach."""
+
+    row: NoveltyRow
+    threshold: float
+
+    @property
+    def passed(self) -> bool:
+        """An AUROC without an interval proves nothing."""
+        return self.row.low >= self.threshold
+
+
+def judge(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: float) -> Gate | None:
+    """The gate of mutual information under one sampler; None where it was never measured.
+
+    Classes held out of the training decide where they were measured: they are the novelty that a pool holds.
+    Else the constructed inputs do, and of these the one that is noticed least.
+    """
+    mine = [row for row in rows if row.sampler == sampler and row.measure == GATED]
+    natural = [row for row in mine if row.source == "held_out_classes"]
+    candidates = natural or mine
+    if not candidates:
+        return None
+    return Gate(row=min(candidates, key=_strength), threshold=threshold)
+
+
+def _strength(row: NoveltyRow) -> float:
+    return row.low if row.low == row.low else float("-inf")

@@ -1,0 +1,61 @@
+"""Do regions with a high score hold many errors? Rank correlation, with an interval over blocks.
+
+Legend: n regions, b blocks, R resamples, S score bins, U error bins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.metrics import Estimate
+
+Array = npt.NDArray[np.float64]
+
+RANK_BINS = 48
+"""Quantile bins of each side, for the resamples only."""
+
+
+def rank_correlation(
+    score: Array, error: Array, block: npt.NDArray[np.int64], *, bootstrap: BlockBootstrap
+) -> Estimate:
+    """Spearman's rank correlation of n scores and errors, ties at their mean rank.
+
+    The value is exact; the resamples rank anew, in quantile bins.
+
+    Args:
+        score, error: [n].
+        block: [n], the block of each region, below the bootstrap's number of blocks.
+    """
+    if len(score) < 2:
+        return Estimate(np.nan, np.nan, np.nan)
+    count = bootstrap.weights.shape[1]
+    columns, rows = _quantile_bin(score), _quantile_bin(error)
+    table = np.zeros((count, columns.max() + 1, rows.max() + 1))
+    np.add.at(table, (block, columns, rows), 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = bootstrap.interval(_correlation, table)
+        value = np.corrcoef(rankdata(score), rankdata(error))[0, 1]
+    return Estimate(float(value), float(low), float(high))
+
+
+def _quantile_bin(values: Array) -> npt.NDArray[np.int64]:
+    """[n] bins of about equal mass; equal values share a bin."""
+    edges = np.unique(np.quantile(values, np.arange(1, RANK_BINS) / RANK_BINS))
+    return np.searchsorted(edges, values, side="right")
+
+
+def _correlation(table: Array) -> Array:
+    """Spearman's correlation [R] of joint histograms [R, S, U]."""
+    total = table.sum(axis=(1, 2))[:, None]
+    centred: list[Array] = []
+    variance: list[Array] = []
+    for axis in (2, 1):
+        margin = table.sum(axis=axis)
+        rank = margin.cumsum(axis=1) - margin / 2 - total / 2
+        centred.append(rank)
+        variance.append((margin * rank**2).sum(axis=1))
+    product = np.einsum("rsu,rs,ru->r", table, centred[0], centred[1], optimize=True)
+    return product / np.sqrt(variance[0] * variance[1])
