@@ -12,7 +12,8 @@ export MPLBACKEND = Agg
 # torch's idle threads spin by default, which slows small networks on a busy machine
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint format bench bench-scoring bench-selection bench-camvid clean
+.PHONY: demo test lint format bench bench-scoring bench-selection bench-camvid bench-peers bench-quality \
+	bench-calibration bench-training clean
 
 $(READY): pyproject.toml configs/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segcurate needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -47,5 +48,14 @@ bench-selection: $(READY)  ## a queue from a million regions
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
 	$(BIN)/python -m tests.benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
 
+bench-quality: $(READY)  ## PROJECTS="folder …": every sampler and measure of trained projects
+	$(BIN)/python -m tests.benchmarks.bench_quality $(foreach folder,$(PROJECTS),--project $(folder))
+
+bench-calibration: $(READY)  ## PROJECTS="folder …": every calibrator, fitted on what one should and should not
+	$(BIN)/python -m tests.benchmarks.bench_calibration $(foreach folder,$(PROJECTS),--project $(folder))
+
+bench-training: $(READY)  ## CAMVID=folder WEIGHTS=file: what each training option does to calibration
+	$(BIN)/python -m tests.benchmarks.bench_training_options --data $(CAMVID) --weights $(WEIGHTS)
+
 clean:
-	rm -rf .venv demo .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers demo .pytest_cache .ruff_cache
