@@ -19,6 +19,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from pipeline.config import ModelConfig, Section
+from pipeline.data.input_range import InputRange
 from pipeline.errors import CheckpointError
 from pipeline.files import atomic_write_bytes
 from pipeline.model.build import build_segmenter
@@ -47,6 +48,8 @@ class ModelCard(Section):
     seed: int
     iterations: int
     metrics: dict[str, float] = Field(default_factory=dict)
+    input_range: InputRange | None = None
+    """Of the training images; None for a model that was trained before it was kept."""
     weights_sha256: str = ""
     """Hash of the weights' file; `save_model` fills it in."""
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations as queries
+from db.queries import rounds as round_queries
+from db.queries.models import list_models
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
 from pipeline.config import Project, ProjectConfig, Sampler
 from pipeline.device import pick_device
+from pipeline.errors import UserError
 from pipeline.model.checkpoints import ModelCard, load_model
 from pipeline.uncertainty.predictor import Predictor
 
@@ -26,6 +29,23 @@ def offered_samplers(config: ProjectConfig, card: ModelCard) -> tuple[Sampler, .
     if config.scoring.ensemble:
         offered.append("ensemble")
     return tuple(offered)
+
+
+def model_to_judge(session: Session, name: str | None) -> Model:
+    """The model of this name; without a name the promoted one, or the newest trained one where none is.
+
+    Raises:
+        UserError: there is no such model, or its training has not ended.
+    """
+    models = [model for model in list_models(session) if model.status != "training"]
+    if name is not None:
+        models = [model for model in models if model.name == name]
+    if not models:
+        raise UserError(
+            "No model has been trained yet." if name is None else f"There is no trained model `{name}`.",
+            "Run `segcurate train`." if name is None else "`segcurate models` lists them.",
+        )
+    return (round_queries.promoted_model(session) if name is None else None) or models[-1]
 
 
 def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> Calibrators:

@@ -1,0 +1,99 @@
+"""What the pixels of the training images look like, and how far another image lies outside of that.
+
+Legend: B batch, n images, K channels, H W image size, S = 4 statistics.
+
+A network says something about any input, and a ReLU network says it the more confidently the farther the
+input lies from its training data (Hein et al. 2019): no calibrator mends that, but a look at the pixels
+does. A file of the wrong scale, depth or exposure shows here before it shows anywhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from pipeline.config import Section
+
+STATISTICS = ("mean", "std", "min", "max")
+ALLOWANCE = 0.1
+"""Share of the training pixels' span that an image may lie outside, however alike the training images are."""
+
+Array = npt.NDArray[np.float32]
+
+
+class InputRange(Section):
+    """The lowest and highest of each statistic over the training images: [S, K], of normalised pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int
+    lowest: list[list[float]]
+    highest: list[list[float]]
+
+    @classmethod
+    def of(cls, statistics_nSK: Array) -> InputRange:
+        """The range of some images.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if len(statistics_nSK) == 0:
+            raise ValueError("Expected the statistics of at least one image, but got none.")
+        return cls(
+            images=len(statistics_nSK),
+            lowest=statistics_nSK.min(axis=0).astype(float).round(6).tolist(),
+            highest=statistics_nSK.max(axis=0).astype(float).round(6).tolist(),
+        )
+
+    def distance(self, statistics_nSK: Array) -> npt.NDArray[np.float64]:
+        """How far each statistic lies outside: [n, S, K], 0 inside; above 1 is far outside.
+
+        The unit is how far the training images lie from each other, but no less than a tenth of the span of
+        their pixels.
+        """
+        lowest, highest = np.array(self.lowest), np.array(self.highest)
+        span_K = highest[STATISTICS.index("max")] - lowest[STATISTICS.index("min")]
+        unit = np.maximum(highest - lowest, np.maximum(ALLOWANCE * span_K, 1e-6))
+        outside = np.maximum(statistics_nSK - highest, lowest - statistics_nSK)
+        return np.maximum(outside, 0) / unit
+
+    def outliers(self, statistics_nSK: Array) -> list[dict[str, Any] | None]:
+        """For each image that lies far outside, the statistic that lies farthest: `statistic`, `channel`,
+        `value`, `low`, `high` (of training) and `times`, its distance; None for the others."""
+        distances = self.distance(statistics_nSK)
+        found: list[dict[str, Any] | None] = []
+        for image, distance in zip(statistics_nSK, distances, strict=True):
+            row, channel = (int(place) for place in np.unravel_index(distance.argmax(), distance.shape))
+            if distance[row, channel] <= 1:
+                found.append(None)
+                continue
+            found.append(
+                {
+                    "statistic": STATISTICS[row],
+                    "channel": channel,
+                    "value": round(float(image[row, channel]), 4),
+                    "low": self.lowest[row][channel],
+                    "high": self.highest[row][channel],
+                    "times": round(float(distance[row, channel]), 2),
+                }
+            )
+        return found
+
+
+def pixel_statistics(image: Tensor) -> Array:
+    """Mean, standard deviation, minimum and maximum of each channel: float32 [B, S, K].
+
+    >>> pixel_statistics(torch.tensor([[[[0.0, 2.0]]]]))[0, :, 0].tolist()
+    [1.0, 1.0, 0.0, 2.0]
+
+    Args:
+        image: normalised, float [B, K, H, W].
+    """
+    std, mean = torch.std_mean(image.float(), dim=(-2, -1), correction=0)
+    low, high = image.amin(dim=(-2, -1)), image.amax(dim=(-2, -1))
+    return torch.stack([mean, std, low.float(), high.float()], dim=1).cpu().numpy()

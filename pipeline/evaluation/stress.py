@@ -1,0 +1,212 @@
+"""What a stress test says: means over images with intervals, and verdicts that can fail.
+
+Legend: n images, b blocks, R resamples, M metrics.
+
+Every metric is a number an image first (a mean over its pixels), and an image is a member of a block: the
+bootstrap draws blocks. Differences between strengths are taken image by image, so what images have in
+common is not counted as uncertainty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
+from pipeline.evaluation.metrics import Estimate
+
+Array = npt.NDArray[np.float64]
+
+METRICS = ("accuracy", "confidence", "entropy", "mutual_information", "energy")
+RANKS_HIGH = 0.8
+"""AUROC whose interval must lie above, before unrecognisable images count as recognised."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One input, or one strength of it. `strength` orders the conditions of a kind; `label` is for people."""
+
+    kind: str
+    strength: float
+    label: str
+
+
+BASES: dict[str, Condition] = {
+    "magnify": Condition("magnify", 1.0, "×1"),
+    "fgsm": Condition("fgsm", 0.0, "none"),
+    "noise": Condition("noise", 0.0, "none"),
+    "shuffled_patches": Condition("shuffled_patches", 1.0, "whole"),
+    "blur": Condition("blur", 0.0, "none"),
+    "night_gamma": Condition("night_gamma", 1.0, "γ 1"),
+    "resolution": Condition("resolution", 1.0, "×1"),
+}
+"""The unchanged images, as each kind's strengths count them."""
+STRESSES: tuple[Condition, ...] = (
+    *(Condition("magnify", factor, f"×{factor:g}") for factor in (2.0, 4.0, 8.0, 16.0)),
+    *(Condition("fgsm", step, f"{step:g}/255") for step in (1.0, 2.0, 4.0)),
+    *(Condition("noise", place, name) for place, name in ((1.0, "uniform"), (2.0, "gaussian"))),
+    *(Condition("shuffled_patches", side, f"{side:g}×{side:g}") for side in (4.0, 8.0, 16.0)),
+    *(Condition("blur", sigma, f"σ {sigma:g}") for sigma in (1.0, 2.0, 4.0)),
+    *(Condition("night_gamma", gamma, f"γ {gamma:g}") for gamma in (2.0, 3.0, 4.0)),
+    *(Condition("resolution", factor, f"×{factor:g}") for factor in (0.5, 0.75, 1.5, 2.0)),
+)
+UNRECOGNISABLE = ("noise", "shuffled_patches")
+"""Kinds whose labels mean nothing any more."""
+IN_WORDS = {
+    "fgsm": "an adversary's step",
+    "noise": "noise",
+    "shuffled_patches": "shuffled patches",
+    "blur": "blur",
+    "night_gamma": "darkness",
+    "resolution": "another resolution",
+}
+
+Results = Mapping[Condition, Mapping[str, Array]]
+"""A value [n] an image, by condition and metric; NaN where it means nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence about one kind, and whether the model does what it should."""
+
+    kind: str
+    ok: bool
+    text: str
+
+
+class Sample:
+    """The images that were stressed.
+
+    Args:
+        block: [n], the block of each image.
+        resamples, confidence, seed: of the bootstrap.
+    """
+
+    def __init__(self, block: npt.NDArray[np.int64], *, resamples: int, confidence: float, seed: int) -> None:
+        _, self.block = np.unique(block, return_inverse=True)
+        self.count = int(self.block.max()) + 1
+        weights = bootstrap_weights(self.count, resamples=resamples, seed=seed)
+        self.bootstrap = BlockBootstrap(weights=weights, confidence=confidence)
+
+    def mean(self, values: Array) -> Estimate:
+        """Mean of the defined values [n], and its interval."""
+        defined = ~np.isnan(values)
+        sums = np.zeros((self.count, 2))
+        np.add.at(sums, self.block, np.stack([np.where(defined, values, 0.0), defined], axis=1))
+
+        def ratio(sums: Array) -> Array:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return sums[..., 0] / sums[..., 1]
+
+        low, high = self.bootstrap.interval(ratio, sums)
+        return Estimate(float(ratio(sums.sum(axis=0))), float(low), float(high))
+
+    def separation(self, known: Array, strange: Array) -> Estimate:
+        """AUROC: the probability that a strange image has a larger value than a known one, [n] each; image i
+        of both lies in block i."""
+        wins = (strange[:, None] > known) + 0.5 * (strange[:, None] == known)
+        table = np.zeros((self.count, self.count))
+        np.add.at(table, (self.block[:, None], self.block[None]), wins)
+        sizes = np.bincount(self.block, minlength=self.count).astype(float)
+        # The weights themselves are the sums: a pair of blocks counts by the product of their weights
+        sums = np.eye(self.count)
+
+        def auroc(drawn: Array) -> Array:
+            return np.einsum("ra,ab,rb->r", drawn, table, drawn) / (drawn @ sizes) ** 2
+
+        low, high = self.bootstrap.interval(auroc, sums)
+        return Estimate(float(wins.mean()), float(low), float(high))
+
+
+def verdicts(results: Results, sample: Sample, *, guarded: str) -> list[Verdict]:
+    """What the results say about each kind of stress.
+
+    Args:
+        results: of each of `BASES`, which are the same images, and of some or all of `STRESSES`.
+        guarded: what the input-range guard said to the magnified images, as the end of a sentence.
+    """
+    said: list[Verdict] = []
+    for kind, base in BASES.items():
+        stressed = [condition for condition in results if condition.kind == kind and condition != base]
+        if not stressed:
+            continue
+        if kind == "magnify":
+            said.append(_magnified(results, base, stressed[-1], sample, guarded))
+        elif kind in UNRECOGNISABLE:
+            said.extend(_unrecognisable(results, base, condition, sample) for condition in stressed)
+        else:
+            said.append(_degraded(results, base, stressed, sample))
+    return said
+
+
+def number(value: float) -> float | None:
+    """For a JSON document: NaN is null."""
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _magnified(results: Results, base: Condition, most: Condition, sample: Sample, guarded: str) -> Verdict:
+    before, after = (_means(results[condition], sample) for condition in (base, most))
+    change = sample.mean(results[most]["confidence"] - results[base]["confidence"])
+    raised = change.low > 0 if not math.isnan(change.low) else change.value > 0
+    what = (
+        f"{most.label} takes confidence from {before['confidence']:.2f} to {after['confidence']:.2f} and "
+        f"accuracy from {before['accuracy']:.2f} to {after['accuracy']:.2f}"
+    )
+    if raised:
+        return Verdict("magnify", False, f"Magnifying {what}: no temperature mends that; {guarded}.")
+    return Verdict(
+        "magnify", True, f"Confidence does not rise when the input is magnified: {what}; {guarded}."
+    )
+
+
+def _degraded(results: Results, base: Condition, stressed: Sequence[Condition], sample: Sample) -> Verdict:
+    """Where the strength that costs most accuracy takes it down for sure, confidence must go down too."""
+    kind, name = base.kind, IN_WORDS[base.kind]
+    worst = min(stressed, key=lambda condition: np.nanmean(results[condition]["accuracy"]))
+    before, after = (_means(results[condition], sample) for condition in (base, worst))
+    accuracy, confidence = (
+        sample.mean(results[worst][metric] - results[base][metric]) for metric in ("accuracy", "confidence")
+    )
+    what = (
+        f"{worst.label}: accuracy {before['accuracy']:.2f} to {after['accuracy']:.2f}, "
+        f"confidence {before['confidence']:.2f} to {after['confidence']:.2f}"
+    )
+    if not _falls(accuracy):
+        return Verdict(kind, True, f"Accuracy holds under {name} ({what}).")
+    if not _falls(confidence):
+        return Verdict(kind, False, f"Confidence does not fall with {name}, accuracy does ({what}).")
+    share = confidence.value / accuracy.value
+    lag = "" if share >= 0.5 else f", but by only {share:.0%} of what accuracy loses"
+    return Verdict(kind, share >= 0.5, f"Confidence falls with {name}{lag} ({what}).")
+
+
+def _unrecognisable(results: Results, base: Condition, condition: Condition, sample: Sample) -> Verdict:
+    aurocs = {
+        measure: sample.separation(results[base][measure], results[condition][measure])
+        for measure in ("energy", "entropy", "mutual_information")
+        if not np.isnan(results[condition][measure]).any()
+    }
+    energy = aurocs.pop("energy")
+    ok = (energy.value if math.isnan(energy.low) else energy.low) >= RANKS_HIGH
+    before, after = (_means(results[one], sample)["confidence"] for one in (base, condition))
+    subject = f"{IN_WORDS[condition.kind]} ({condition.label})"
+    others = "".join(f", {name.replace('_', ' ')} {found.value:.2f}" for name, found in aurocs.items())
+    interval = "no interval" if math.isnan(energy.low) else f"{energy.low:.2f} to {energy.high:.2f}"
+    return Verdict(
+        condition.kind,
+        ok,
+        f"Images of {subject} {'rank' if ok else 'do not rank'} in the top of the energy score: AUROC "
+        f"{energy.value:.2f} ({interval}){others}; confidence {before:.2f} to {after:.2f}.",
+    )
+
+
+def _means(values: Mapping[str, Array], sample: Sample) -> dict[str, float]:
+    return {metric: sample.mean(values[metric]).value for metric in ("accuracy", "confidence")}
+
+
+def _falls(difference: Estimate) -> bool:
+    return (difference.value if math.isnan(difference.high) else difference.high) < 0
