@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Positive, Section
 
@@ -37,11 +37,22 @@ class RegionConfig(Section):
     compactness: Annotated[float, Field(gt=0)] = 10.0
     """Of superpixels: larger is squarer, smaller follows colour more closely."""
     smallest: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """A segment below this share of a cell's area is merged into its largest neighbour."""
+    """A segment below this share of a cell's area is joined to the neighbour that it shares the longest
+    border with."""
     folder: str | None = None
-    """With `file`: the folder of the region maps, index PNG or TIFF of the image's size."""
+    """With `file`: the folder of the region maps, index PNG or TIFF of the image's size, in 8 or 16 bits.
+    Pixels of one value are one region; the highest value of the type, 255 or 65535, is no region."""
     template: str = "{parent}/{stem}.png"
     """With `file`: the region map of an image inside `folder`, written as `data.mask_template` is."""
+
+    @field_validator("template")
+    @classmethod
+    def _formats(cls, value: str) -> str:
+        try:
+            value.format(parent="a", stem="b", name="b.png")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError("Only {parent}, {stem} and {name} may stand in braces.") from error
+        return value
 
     @model_validator(mode="after")
     def _file_has_folder(self) -> Self:

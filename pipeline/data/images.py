@@ -154,6 +154,23 @@ def check_pixels(path: Path, *, width: int, height: int, max_pixels: int) -> Non
         )
 
 
+def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
+    """An image [H, W, K] of any depth and number of channels as a person sees it, uint8 [H, W, 3].
+
+    16-bit pixels are stretched between their 0.5th and 99.5th percentile; of many channels the first three
+    are shown, of two the first.
+
+    >>> as_rgb(np.array([[[7]]], dtype=np.uint8)).tolist()
+    [[[7, 7, 7]]]
+    """
+    shown = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    if shown.dtype == np.uint8:
+        return np.ascontiguousarray(shown, dtype=np.uint8)
+    low, high = np.percentile(shown, (0.5, 99.5))
+    unit = (shown.astype(np.float32) - low) / max(high - low, 1)
+    return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
+
+
 def unit_float(image: ImageArray) -> npt.NDArray[np.float32]:
     """The image as float32 in 0 to 1: 1 is the largest number of its type.
 

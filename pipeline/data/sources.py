@@ -99,6 +99,26 @@ def mask_path(project: Project, found: Found) -> Path | None:
     return path if path != found.path and path.is_file() else None
 
 
+class FoldersAbove:
+    """What lies above an image: its folder below the entry of `data.images` that names it, `{parent}` of a
+    template.
+
+    Raises:
+        DataError: an entry of `data.images` does not exist.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._sources = [_source(project, entry) for entry in project.config.data.images]
+
+    def parent(self, path: Path) -> str:
+        """POSIX, and empty at the top, or where no entry names the image any more."""
+        absolute = Path(os.path.abspath(path))
+        for source in self._sources:
+            if source.covers(absolute):
+                return absolute.relative_to(source.base).as_posix().rpartition("/")[0]
+        return ""
+
+
 def natural_key(name: str) -> str:
     """A text that sorts as people count: the number in `img10` after the one in `img9`.
 
@@ -158,6 +178,8 @@ def _excluded(project: Project) -> set[str]:
                 "Make it, or mend the path.",
             )
         own.append(masks)
+    if config.scoring.regions.folder is not None:
+        own.append(project.path(config.scoring.regions.folder))
     return {os.path.realpath(path) for path in own}
 
 

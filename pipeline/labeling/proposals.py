@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import ProjectConfig
-from pipeline.data.images import ImageArray, ImageRef
+from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask
 from pipeline.device import pick_device
@@ -65,20 +65,3 @@ def propose(
             mask=probability_CHW.argmax(dim=0).to("cpu").numpy().astype(np.uint8),
             entropy=entropy(probability_CHW).to("cpu").numpy(),
         )
-
-
-def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
-    """An image [H, W, K] of any depth and number of channels as a person sees it, uint8 [H, W, 3].
-
-    16-bit pixels are stretched between their 0.5th and 99.5th percentile; of many channels the first three
-    are shown, of two the first.
-
-    >>> as_rgb(np.array([[[7]]], dtype=np.uint8)).tolist()
-    [[[7, 7, 7]]]
-    """
-    shown = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
-    if shown.dtype == np.uint8:
-        return np.ascontiguousarray(shown, dtype=np.uint8)
-    low, high = np.percentile(shown, (0.5, 99.5))
-    unit = (shown.astype(np.float32) - low) / max(high - low, 1)
-    return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)

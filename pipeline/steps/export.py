@@ -24,7 +24,7 @@ from db.tables import Image, ImageScore, Model, Queue, QueueItem, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Project
-from pipeline.data.images import ImageRef, read_image
+from pipeline.data.images import ImageRef, as_rgb, read_image
 from pipeline.data.loading import Unreadable
 from pipeline.errors import UserError
 from pipeline.files import atomic_folder, atomic_write_bytes
@@ -41,7 +41,7 @@ from pipeline.labeling.manifest import (
     write_manifest,
 )
 from pipeline.labeling.neutral import place_image
-from pipeline.labeling.proposals import Proposal, as_rgb, propose
+from pipeline.labeling.proposals import Proposal, propose
 from pipeline.progress import Progress, silent
 from pipeline.steps.serving import stored_calibrators
 from pipeline.uncertainty.heatmaps import overlay

@@ -24,7 +24,7 @@ from db.queries.labels import QueuedRegion
 from db.tables import Image, Metric, Model, Queue, Round, ScoringRun
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import IGNORE, Project
-from pipeline.data.images import ImageRef, read_image
+from pipeline.data.images import ImageRef, as_rgb, read_image
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask, palette
@@ -32,7 +32,6 @@ from pipeline.errors import CheckpointError, DataError, UserError
 from pipeline.evaluation.metrics import Estimate
 from pipeline.files import atomic_write_bytes, writable_folder
 from pipeline.history import RoundSummary, round_history
-from pipeline.labeling.proposals import as_rgb
 from pipeline.report.curves import RiskCurve, RoundPoint, draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import write_figure
 from pipeline.report.gallery import GalleryRow, draw_gallery

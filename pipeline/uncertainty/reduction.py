@@ -1,18 +1,19 @@
 """From maps to regions, on the device: only [images, regions, columns] leave it.
 
-Legend: B images of one size, R regions in Y rows and X columns, C classes, M measures, N columns, h w the
-maps' size, K cells that meet a region.
+Legend: B images of one size, R regions (of a grid: Y rows and X columns), C classes, M measures, N columns,
+h w the maps' size, K cells that meet a region, P pairs of a region and a cell that meet.
 
 A cell of the maps counts for a region by the area, in image pixels, that the two share: a cell that
-straddles a border is split exactly, and what reaches beyond the image counts for nothing.
+straddles a border is split exactly, and what reaches beyond the image counts for nothing. Grids are reduced
+by two small matrix products, regions of any shape by scattered sums; the numbers are the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, log
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from torch import Tensor
 from pipeline.config import Measure, RegionConfig
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
-from pipeline.uncertainty.regions import region_boxes
+from pipeline.uncertainty.regions import CellShares, Regions, box_regions
 
 TOP_CELLS = 0.1
 """Share of a region's area that `entropy_top10` averages."""
@@ -30,6 +31,8 @@ TOP_REGIONS = 0.25
 """Share of an image's regions that its own score averages: a plain mean drowns in road and sky."""
 
 Floats = npt.NDArray[np.float32]
+
+_WHOLE = RegionConfig(kind="image")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class RegionColumns:
     impurity: Floats
     measures: dict[Measure, Floats]
     entropy_top10: Floats
+    outlines: tuple[str | None, ...] | None = None
+    """R of them, as in `outlines`; None where every region fills its box."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,14 @@ class RegionGrid:
     """How the cells of maps of one size meet the regions of images of one size.
 
     Attributes:
-        boxes: [R, 4] in image pixels.
+        regions: R of them.
         rows, columns: shared lengths [Y, h] and [X, w] in image pixels; their product is the shared area.
         row_cells, column_cells: the cells that meet a row [Y, Kh] or column [X, Kw] of regions, padded.
         row_lengths, column_lengths: their shared lengths; 0 where padded.
         top: cells of one region that are enough to fill `TOP_CELLS` of its area.
     """
 
-    boxes: npt.NDArray[np.int32]
+    regions: Regions
     rows: Tensor
     columns: Tensor
     row_cells: Tensor
@@ -73,39 +78,45 @@ class Reduction:
     """Regions [B, R, N] and images [B, N], float32, still on the device.
 
     Columns: predicted class, its share, impurity, each of `measures`, `entropy_top10`.
+
+    Attributes:
+        shapes: the regions of each image; one that has fewer than R fills the first rows of its table.
     """
 
-    grid: RegionGrid
+    shapes: Sequence[Regions]
     measures: tuple[Measure, ...]
     regions: Tensor
     images: Tensor
 
     def columns(self) -> list[tuple[RegionColumns, RegionColumns]]:
         """Bring the table to the host: for each image its regions, and the image as one region."""
-        boxes = self.grid.boxes
-        whole = np.array([[0, 0, (boxes[:, 0] + boxes[:, 2]).max(), (boxes[:, 1] + boxes[:, 3]).max()]])
         regions, images = self.regions.cpu().numpy(), self.images.cpu().numpy()
         return [
-            (self._named(regions[item], boxes), self._named(images[item : item + 1], whole.astype(np.int32)))
-            for item in range(len(regions))
+            (
+                self._named(regions[item, : len(shapes)], shapes),
+                self._named(images[item : item + 1], box_regions(_WHOLE, shapes.width, shapes.height)),
+            )
+            for item, shapes in enumerate(self.shapes)
         ]
 
-    def _named(self, table: Floats, boxes: npt.NDArray[np.int32]) -> RegionColumns:
+    def _named(self, table: Floats, shapes: Regions) -> RegionColumns:
         return RegionColumns(
-            index=np.arange(len(boxes), dtype=np.int32),
-            boxes=boxes,
-            pixels=boxes[:, 2].astype(np.int64) * boxes[:, 3],
+            index=shapes.index,
+            boxes=shapes.boxes,
+            pixels=shapes.pixels,
             predicted_class=table[:, 0].astype(np.int16),
             class_share=table[:, 1],
             impurity=table[:, 2],
             measures={name: table[:, 3 + place] for place, name in enumerate(self.measures)},
             entropy_top10=table[:, -1],
+            outlines=shapes.outlines,
         )
 
 
 @torch.inference_mode()
 def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
-    """The mean of each measure over each region and what else a region's row holds; likewise for images.
+    """The mean of each measure over each region of a grid and what else a region's row holds; likewise for
+    images.
 
     An image's measure is the mean over its `TOP_REGIONS` with the largest values of that measure; its class
     and share are those of all its pixels.
@@ -127,10 +138,53 @@ def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
     image_share, image_winner = (histogram.sum(dim=1) / areas.sum()).max(dim=-1)
     best = ranked.topk(ceil(TOP_REGIONS * ranked.shape[1]), dim=1).values.mean(dim=1)
     return Reduction(
-        grid=grid,
+        shapes=[grid.regions] * len(predicted),
         measures=tuple(maps),
         regions=torch.cat([winner[..., None], share[..., None], ranked], dim=-1),
         images=torch.cat([image_winner[:, None], image_share[:, None], best], dim=-1),
+    )
+
+
+@torch.inference_mode()
+def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduction:
+    """As `reduce_regions`, for regions of any shape: those of each of the B images."""
+    maps = prediction.measures()
+    device, classes = prediction.logits.device, prediction.logits.shape[1]
+    cells = maps["entropy"][0].numel()
+    counts = torch.tensor([len(of_image.regions) for of_image in shapes], device=device)
+    rows = max(len(of_image.regions) for of_image in shapes)
+
+    def joined(parts: list[npt.NDArray[np.int64]], step: int) -> Tensor:
+        offset = [part + step * place for place, part in enumerate(parts)]
+        return torch.from_numpy(np.concatenate(offset)).to(device, non_blocking=True)
+
+    region = joined([of_image.region for of_image in shapes], rows)
+    cell = joined([of_image.cell for of_image in shapes], cells)
+    area = torch.from_numpy(np.concatenate([of_image.area for of_image in shapes])).to(device).double()
+    total = len(shapes) * rows
+    areas = _scattered(area, region, total)
+    # Rows without a region have no area: their numbers are cut off, and must only be finite
+    divisor = areas.clamp(min=torch.finfo(torch.float64).tiny)
+    values = torch.stack(list(maps.values()), dim=-1).flatten(0, 2)[cell].double()
+    means = _scattered(values * area[:, None], region, total) / divisor[:, None]
+    predicted = predicted_class(prediction.probability).flatten()[cell]
+    histogram = _scattered(area, region * classes + predicted, total * classes).view(total, classes)
+    share, winner = (histogram / divisor[:, None]).max(dim=-1)
+    impurity = torch.special.entr(histogram / divisor[:, None]).sum(dim=-1).clamp_(min=0) / log(classes)
+    top = _scattered_top(maps["entropy"].flatten()[cell].double(), region, area, areas, divisor)
+    ranked = torch.cat([impurity[:, None], means, top[:, None]], dim=-1).view(len(shapes), rows, -1)
+    table = torch.cat([winner[:, None], share[:, None], ranked.flatten(0, 1)], dim=-1)
+    of_images = histogram.view(len(shapes), rows, classes).sum(dim=1)
+    image_share, image_winner = (of_images / of_images.sum(dim=-1, keepdim=True)).max(dim=-1)
+    place = torch.arange(rows, device=device)[:, None]
+    wanted = (counts * TOP_REGIONS).ceil()[:, None, None]
+    highest = ranked.masked_fill(place >= counts[:, None, None], -torch.inf).sort(dim=1, descending=True)
+    best = highest.values.where(place < wanted, 0).sum(dim=1) / wanted[:, 0]
+    return Reduction(
+        shapes=[of_image.regions for of_image in shapes],
+        measures=tuple(maps),
+        regions=table.view(len(shapes), rows, -1).float(),
+        images=torch.cat([image_winner[:, None], image_share[:, None], best], dim=-1).float(),
     )
 
 
@@ -145,18 +199,19 @@ def region_grid(
     """The geometry of one image size; few sizes make up a pool, so it is kept.
 
     Args:
-        config: the kind of regions.
+        config: the kind of regions, `grid` or `image`.
         image_size: height and width of the image.
         network_size: height and width of what the network saw.
         cell: pixels of the network's image a cell of the maps.
         device: where the maps are.
     """
-    return _region_grid(config.kind, config.cell, image_size, network_size, cell, device)
+    whole = config.kind == "image"
+    return _region_grid(whole, config.cell, image_size, network_size, cell, device)
 
 
 @lru_cache(maxsize=64)
 def _region_grid(
-    kind: Literal["grid", "image"],
+    whole: bool,
     side: int,
     image_size: tuple[int, int],
     network_size: tuple[int, int],
@@ -164,13 +219,14 @@ def _region_grid(
     device: torch.device,
 ) -> RegionGrid:
     height, width = image_size
-    boxes = region_boxes(RegionConfig(kind=kind, cell=side), width, height)
+    found = box_regions(_WHOLE if whole else RegionConfig(cell=side), width, height)
+    boxes = found.boxes
     rows = _shared(boxes[:, 1], boxes[:, 3], length=height, network_length=network_size[0], cell=cell)
     columns = _shared(boxes[:, 0], boxes[:, 2], length=width, network_length=network_size[1], cell=cell)
     row_cells, row_lengths = _meeting(rows)
     column_cells, column_lengths = _meeting(columns)
     return RegionGrid(
-        boxes=boxes,
+        regions=found,
         rows=rows.float().to(device),
         columns=columns.float().to(device),
         row_cells=row_cells.to(device),
@@ -234,3 +290,18 @@ def _top_mean(entropy: Tensor, grid: RegionGrid) -> Tensor:
     area = area.gather(-1, place)
     taken = torch.minimum(area, (wanted - (area.cumsum(dim=-1) - area)).clamp_(min=0))
     return ((values * taken).sum(dim=-1) / taken.sum(dim=-1)).flatten(1)
+
+
+def _scattered(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Sums [rows, …] of values [P, …], float64: the order in which a device adds does not show."""
+    return values.new_zeros(rows, *values.shape[1:]).index_add_(0, row, values)
+
+
+def _scattered_top(entropy: Tensor, region: Tensor, area: Tensor, areas: Tensor, divisor: Tensor) -> Tensor:
+    """The mean of the highest `TOP_CELLS` of each region's area [R] of values [P]."""
+    order = entropy.argsort(descending=True)
+    order = order[region[order].argsort(stable=True)]
+    entropy, region, area = entropy[order], region[order], area[order]
+    before = area.cumsum(dim=0) - area - (areas.cumsum(dim=0) - areas)[region]
+    taken = torch.minimum(area, (TOP_CELLS * areas[region] - before).clamp_(min=0))
+    return _scattered(entropy * taken, region, len(areas)) / (TOP_CELLS * divisor)

@@ -98,7 +98,7 @@ def test_regions_of_a_resized_image_are_in_pixels_of_the_file() -> None:
     prediction = prediction_of(32, 48, 4)
     half = region_grid(RegionConfig(cell=16), image_size=(64, 96), network_size=(32, 48), cell=4, device=CPU)
     same = region_grid(RegionConfig(cell=8), image_size=(32, 48), network_size=(32, 48), cell=4, device=CPU)
-    assert half.boxes.tolist() == (2 * same.boxes).tolist()
+    assert half.regions.boxes.tolist() == (2 * same.regions.boxes).tolist()
     found, expected = reduce_regions(prediction, half), reduce_regions(prediction, same)
     torch.testing.assert_close(found.regions, expected.regions)
 
