@@ -3,7 +3,7 @@
 So a run that was killed goes on from its last checkpoint to the same weights, and a run on the CPU repeats
 bit for bit (with the same number of threads).
 
-Legend: B batch, K channels, C classes, H W crop size.
+Legend: B batch, N annotators, K channels, C classes, H W crop size.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 import cv2
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from pipeline.config import IGNORE, LossConfig, TrainingConfig
+from pipeline.config import IGNORE, TrainingConfig
 from pipeline.data.training_set import Sample, TrainingSet
 from pipeline.errors import ConfigError, UserError
+from pipeline.losses import segmentation_loss, shares
+from pipeline.mixing import mix
 from pipeline.model.checkpoints import load_resume, load_weights, save_resume
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
@@ -30,9 +31,6 @@ from pipeline.progress import Progress, silent
 WARM_UP = 0.3
 """Share of the iterations in which `one_cycle` rises, from 1/25 of the rate; it ends at 1/250 000 of it
 (Smith & Topin 2018, with the usual numbers)."""
-
-SMOOTH = 1.0
-"""Pixels added to both sides of the Dice ratio, so that a class of a few pixels doesn't jump."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops: image [B, K, H, W], label int64 [B, H, W]."""
+    """Crops: image [B, K, H, W], and label int64 [B, H, W] or each annotator's, uint8 [B, N, H, W]."""
 
     image: Tensor
     label: Tensor
@@ -147,9 +145,15 @@ def train_segmenter(
             rate = schedule_factor(config.schedule, run.iteration, config.iterations)
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * rate
+            image, target = batch.image, batch.label
+            if config.annotators == "soft":
+                target = shares(target, segmenter.num_classes, prior=config.vote_prior)
+            image, target = mix(
+                image, target, config, num_classes=segmenter.num_classes, iteration=run.iteration
+            )
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                logits = segmenter(batch.image)
-            loss = segmentation_loss(logits.float(), batch.label, config.loss, weight)
+                logits = segmenter(image)
+            loss = segmentation_loss(logits.float(), target, config.loss, weight)
             optimizer.zero_grad(set_to_none=True)
             run.scaler.scale(loss).backward()
             run.scaler.step(optimizer)
@@ -167,49 +171,6 @@ def train_segmenter(
     mean_loss = loss_sum / (config.iterations - last_tenth)
     _check_finite(mean_loss, run.iteration)
     return Trained(loss=float(mean_loss), resumed_at=started, unreadable=run.unreadable)
-
-
-def segmentation_loss(
-    logits: Tensor, label: Tensor, config: LossConfig, class_weights: Tensor | None
-) -> Tensor:
-    """Cross-entropy over the labeled pixels, plus the Dice loss where it is asked for.
-
-    Args:
-        logits: float32 [B, C, H, W].
-        label: int64 [B, H, W], 255 where nothing is known. Without any label the loss is 0.
-        class_weights: [C], for the cross-entropy; its mean is weighted by them.
-    """
-    total = logits.sum() * 0
-    known = label != IGNORE
-    if config.cross_entropy:
-        summed = functional.cross_entropy(
-            logits, label, weight=class_weights, ignore_index=IGNORE, reduction="sum"
-        )
-        weight = 1 if class_weights is None else class_weights[label.where(known, 0)]
-        mass = (weight * known).sum()
-        total = total + config.cross_entropy * summed / mass.clamp(min=1e-6)
-    if config.dice:
-        total = total + config.dice * dice_loss(logits, label)
-    return total
-
-
-def dice_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """1 − soft Dice, mean over the classes that the batch's labels hold (Milletari et al. 2016, eq. 3, with
-    sums instead of squares in the denominator).
-
-    Args:
-        logits: [B, C, H, W].
-        label: int64 [B, H, W], 255 where nothing is known; those pixels count nowhere.
-    """
-    known = label != IGNORE
-    truth = functional.one_hot(label.where(known, 0), logits.shape[1]).permute(0, 3, 1, 2)
-    truth = truth * known[:, None]
-    probability = logits.softmax(dim=1) * known[:, None]
-    shared = (probability * truth).sum(dim=(0, 2, 3))
-    size = probability.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
-    present = truth.sum(dim=(0, 2, 3)) > 0
-    loss = 1 - (2 * shared + SMOOTH) / (size + SMOOTH)
-    return (loss * present).sum() / present.sum().clamp(min=1)
 
 
 def schedule_factor(schedule: str, iteration: int, iterations: int) -> float:
@@ -274,9 +235,20 @@ def load_batches(
 def _collate(samples: list[Sample]) -> Batch:
     return Batch(
         image=torch.stack([sample.image for sample in samples]),
-        label=torch.stack([sample.label for sample in samples]),
+        label=_stack_labels([sample.label for sample in samples]),
         unreadable=tuple(problem for sample in samples for problem in sample.unreadable),
     )
+
+
+def _stack_labels(labels: list[Tensor]) -> Tensor:
+    """[B, h, w], or [B, N, h, w] with N the most annotators that a crop has; absent ones say nothing."""
+    if labels[0].ndim == 2:
+        return torch.stack(labels)
+    most = max(len(label) for label in labels)
+    stacked = labels[0].new_full((len(labels), most, *labels[0].shape[1:]), IGNORE)
+    for index, label in enumerate(labels):
+        stacked[index, : len(label)] = label
+    return stacked
 
 
 def _one_thread(_worker: int) -> None:

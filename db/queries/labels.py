@@ -43,10 +43,12 @@ def record_label(
     """A new version of the label of one image of one queue, and the boxes that it covers.
 
     Returns:
-        The new row, or None when the latest version has the same mask: nothing is written then.
+        The new row, or None when the latest version has the same mask, by the same annotator or one who
+        gave no name: nothing is written then. The same mask by another one is another vote.
     """
     latest = latest_label(session, image_id=image_id, queue_id=queue_id)
-    if latest is not None and latest.mask_sha256 == mask_sha256:
+    same = latest is not None and latest.mask_sha256 == mask_sha256
+    if latest is not None and same and annotator in (None, latest.annotator):
         return None
     row = Label(
         image_id=image_id,

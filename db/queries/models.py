@@ -17,6 +17,7 @@ class TrainingLabel(NamedTuple):
     id: int
     mask_uri: str
     mask_sha256: str
+    annotator: str | None
 
 
 class TrainingImage(NamedTuple):
@@ -29,19 +30,29 @@ class TrainingImage(NamedTuple):
     labels: tuple[TrainingLabel, ...]
 
 
-def training_labels(session: Session) -> list[TrainingImage]:
+def training_labels(session: Session, *, every_annotator: bool = False) -> list[TrainingImage]:
     """Every image that may be trained on: the latest version of each of its queues, by queue.
 
     Only images of the pool, none whose content is also that of a held-out image, and no duplicates.
+
+    Args:
+        every_annotator: the latest version of each annotator instead; labels without a name are one's.
     """
-    newest = (
-        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-        .group_by(Label.image_id, Label.queue_id)
-        .subquery()
-    )
+    of_one = (Label.image_id, Label.queue_id, *((Label.annotator,) if every_annotator else ()))
+    newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
+    newest = newest.group_by(*of_one).subquery()
     held_out = aliased(Image)
     statement = (
-        select(Image.id, Image.uri, Image.width, Image.height, Label.id, Label.mask_uri, Label.mask_sha256)
+        select(
+            Image.id,
+            Image.uri,
+            Image.width,
+            Image.height,
+            Label.id,
+            Label.mask_uri,
+            Label.mask_sha256,
+            Label.annotator,
+        )
         .join(Label, Label.image_id == Image.id)
         .join(
             newest,
@@ -56,12 +67,13 @@ def training_labels(session: Session) -> list[TrainingImage]:
                 held_out.sha256 == Image.sha256, held_out.split.in_(("calibration", "test", "guard"))
             ),
         )
-        .order_by(Image.id, Label.queue_id)
+        .order_by(Image.id, Label.queue_id, Label.version)
     )
     images: dict[int, TrainingImage] = {}
-    for image_id, uri, width, height, label_id, mask_uri, sha256 in session.execute(statement):
+    for image_id, uri, width, height, label_id, mask_uri, sha256, annotator in session.execute(statement):
         known = images.get(image_id)
-        labels = (*(known.labels if known else ()), TrainingLabel(label_id, mask_uri, sha256))
+        label = TrainingLabel(label_id, mask_uri, sha256, annotator)
+        labels = (*(known.labels if known else ()), label)
         images[image_id] = TrainingImage(image_id, uri, width, height, labels)
     return list(images.values())
 
@@ -77,7 +89,7 @@ def model_labels(session: Session, model_id: int) -> Sequence[Label]:
         select(Label)
         .join(ModelLabel, ModelLabel.label_id == Label.id)
         .where(ModelLabel.model_id == model_id)
-        .order_by(Label.image_id, Label.queue_id)
+        .order_by(Label.image_id, Label.queue_id, Label.version)
     )
     return session.scalars(statement).all()
 

@@ -62,6 +62,11 @@ class LossConfig(Section):
     def _some_loss(self) -> Self:
         if self.cross_entropy + self.dice == 0:
             raise ValueError("`cross_entropy` and `dice` are both 0: nothing to learn from.")
+        if self.cross_entropy == 0 and (self.label_smoothing or self.focal_gamma):
+            raise ValueError(
+                "`label_smoothing` and `focal_gamma` change the cross-entropy, whose weight is 0: "
+                "raise `cross_entropy`, or leave them out."
+            )
         return self
 
 
@@ -89,7 +94,7 @@ class TrainingConfig(Section):
     """Two crops in one: blended (Zhang et al. 2018), or a box of one pasted into the other (Yun et al.
     2019)."""
     mix_alpha: Annotated[float, Field(gt=0)] = 0.2
-    """Of the Beta(α, α) distribution that the share of the second crop is drawn from."""
+    """Of the Beta(α, α) distribution that the share of the second crop is drawn from; for CutMix usually 1."""
     annotators: Literal["latest", "majority", "soft"] = "latest"
     """Where several annotators have labeled a pixel: the newest label, the one that most gave, or each class
     by its share of the votes."""
@@ -104,6 +109,24 @@ class TrainingConfig(Section):
     """Iterations between two resumable checkpoints."""
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        soft = {"`annotators: soft`": self.annotators == "soft", "`mix: mixup`": self.mix == "mixup"}
+        named = " and ".join(name for name, chosen in soft.items() if chosen)
+        if named and self.loss.dice:
+            raise ValueError(
+                f"{named} gives a pixel shares of several classes, but the Dice loss knows one class a pixel "
+                "and would learn the largest share as certain: set `loss.dice: 0`."
+            )
+        if self.mix != "none" and self.batch_size < 2:
+            raise ValueError(f"`mix: {self.mix}` takes two crops of a batch: raise `batch_size`.")
+        if self.vote_prior and self.annotators != "soft":
+            raise ValueError(
+                f"`vote_prior` smooths the shares of `annotators: soft`, not `{self.annotators}`: "
+                "change `annotators`, or leave it out."
+            )
+        return self
+
 
 class CalibrationConfig(Section):
     calibrator: Literal[
@@ -116,6 +139,9 @@ class CalibrationConfig(Section):
         "selective",
     ] = "temperature"
     """`auto`: the lowest cross-fitted NLL among those that change no predicted label."""
+    source: Literal["auto", "split", "audit"] = "auto"
+    """What calibrators are fitted on. `split`: the calibration split. `audit`: the labeled audit regions of
+    all rounds, which then are never trained on. `auto`: the split where it has masks, else the audit."""
     pixels_per_image: Positive = 2000
     """Labeled pixels drawn from each calibration image for the fit."""
 

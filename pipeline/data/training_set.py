@@ -1,6 +1,6 @@
 """Training samples that can be drawn again: sample n depends on the seed and on n, and on nothing before it.
 
-Legend: H W image size as the network sees it, h w crop size, K channels, C classes.
+Legend: H W image size as the network sees it, h w crop size, K channels, N annotators.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from pipeline.config import IGNORE, TrainingConfig
 from pipeline.data.images import ImageArray, read_image, unit_float
-from pipeline.data.labels import compose_labels, resize_mask
+from pipeline.data.labels import compose_labels, compose_votes, majority, resize_mask
 from pipeline.data.loading import network_size, resize_image
 from pipeline.data.transforms import Transforms
 from pipeline.errors import DataError
@@ -29,12 +30,16 @@ CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """An image to train on and its stored masks, oldest first."""
+    """An image to train on and its stored masks, oldest first.
+
+    `annotators` says who painted each mask; only `training.annotators` other than `latest` asks.
+    """
 
     path: Path
     width: int
     height: int
     masks: tuple[Path, ...]
+    annotators: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Sample:
 
     Attributes:
         image: float32 [K, h, w], normalised.
-        label: int64 [h, w], 255 where nothing is known.
+        label: int64 [h, w], 255 where nothing is known; with `training.annotators: soft` uint8 [N, h, w],
+            what each annotator of this image says.
         unreadable: images that were due and could not be read, with the reason.
     """
 
@@ -107,11 +113,11 @@ class TrainingSet(Dataset[Sample]):
             order = _order(count, self._seed, place // count)
             which = int(order[place % count])
             try:
-                image, mask = self._read(which)
+                image, masks = self._read(which)
             except DataError as error:
                 unreadable.append((str(self._images[which].path), str(error)))
                 continue
-            return self._sample(image, mask, rng, tuple(unreadable))
+            return self._sample(image, masks, rng, tuple(unreadable))
         raise DataError(
             f"None of the {count} labeled images can be read. The first: {unreadable[0][1]}",
             "Put the files back, or import labels for others.",
@@ -120,37 +126,38 @@ class TrainingSet(Dataset[Sample]):
     def _sample(
         self,
         image: npt.NDArray,
-        mask: npt.NDArray[np.uint8],
+        masks: npt.NDArray[np.uint8],
         rng: np.random.Generator,
         unreadable: tuple[tuple[str, str], ...],
     ) -> Sample:
-        top, left = self._corner(mask, rng)
+        top, left = self._corner(masks, rng)
         image = _cut(image, top, left, self._config.crop, fill=0)
-        mask = _cut(mask, top, left, self._config.crop, fill=IGNORE)
+        masks = np.stack([_cut(mask, top, left, self._config.crop, fill=IGNORE) for mask in masks])
         transforms = self._transforms_for(image.dtype)
-        image, mask = transforms(image, mask, seed=int(rng.integers(2**31)))
+        image, masks = transforms(image, masks, seed=int(rng.integers(2**31)))
         pixels = unit_float(image) if image.dtype != np.float32 else image
         normalised = (pixels - self._mean) / self._std
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)),
-            label=torch.from_numpy(mask.astype(np.int64)),
+            label=torch.from_numpy(masks if self._config.annotators == "soft" else masks[0].astype(np.int64)),
             unreadable=unreadable,
         )
 
-    def _corner(self, mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int]:
+    def _corner(self, masks: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of a crop: around a labeled pixel, or anywhere; inside the image where it fits."""
-        labeled = np.flatnonzero(mask != IGNORE) if self._config.centre_on_labels else ()
+        size = masks.shape[1:]
+        labeled = np.flatnonzero((masks != IGNORE).any(axis=0)) if self._config.centre_on_labels else ()
         if len(labeled):
-            centre = divmod(int(labeled[rng.integers(len(labeled))]), mask.shape[1])
+            centre = divmod(int(labeled[rng.integers(len(labeled))]), size[1])
             corner = [place - side // 2 for place, side in zip(centre, self._config.crop, strict=True)]
         else:
             corner = [
                 int(rng.integers(max(0, length - side) + 1))
-                for length, side in zip(mask.shape, self._config.crop, strict=True)
+                for length, side in zip(size, self._config.crop, strict=True)
             ]
         top, left = (
             min(max(place, 0), max(0, length - side))
-            for place, length, side in zip(corner, mask.shape, self._config.crop, strict=True)
+            for place, length, side in zip(corner, size, self._config.crop, strict=True)
         )
         return top, left
 
@@ -160,7 +167,8 @@ class TrainingSet(Dataset[Sample]):
         return self._transforms[dtype.type]
 
     def _read(self, which: int) -> tuple[npt.NDArray, npt.NDArray[np.uint8]]:
-        """Image [H, W, K], uint8 or (from 16 bits) float32 in 0 to 1, and mask [H, W]."""
+        """Image [H, W, K], uint8 or (from 16 bits) float32 in 0 to 1, and masks [N, H, W]; only for soft
+        labels more than one."""
         if which in self._cache:
             return self._cache[which]
         item = self._images[which]
@@ -171,16 +179,31 @@ class TrainingSet(Dataset[Sample]):
                 f"{item.width}×{item.height} when it was ingested.",
                 "Put the old file back, or give the new one another name.",
             )
-        mask = compose_labels(item.masks, (item.width, item.height))
+        size = network_size(item.height, item.width, self._input_scale)
         pair = (
             _scaled(pixels, self._input_scale),
-            resize_mask(mask, network_size(item.height, item.width, self._input_scale)),
+            np.stack([resize_mask(mask, size) for mask in read_masks(item, self._config.annotators)]),
         )
-        size = sum(array.nbytes for array in pair)
-        if size <= self._room:
-            self._room -= size
+        weight = sum(array.nbytes for array in pair)
+        if weight <= self._room:
+            self._room -= weight
             self._cache[which] = pair
         return pair
+
+
+def read_masks(
+    image: LabeledImage, annotators: Literal["latest", "majority", "soft"]
+) -> npt.NDArray[np.uint8]:
+    """What an image's labels say, uint8 [N, H, W]: all that it takes for `soft`, else one mask.
+
+    Raises:
+        DataError: a mask is missing, damaged, or of another size than the image.
+    """
+    size = image.width, image.height
+    if annotators == "latest":
+        return compose_labels(image.masks, size)[None]
+    votes = compose_votes(image.masks, image.annotators, size)
+    return votes if annotators == "soft" else majority(votes)[None]
 
 
 def _scaled(pixels: ImageArray, input_scale: float) -> npt.NDArray:

@@ -1,6 +1,6 @@
 """Training transforms, by albumentations: the only module that imports it.
 
-Legend: h w crop size, K channels.
+Legend: h w crop size, K channels, N masks.
 """
 
 from __future__ import annotations
@@ -43,33 +43,37 @@ class Transforms:
         self._shape = shape
         self._compose = albumentations.Compose([_build(item.model_dump()) for item in configs])
         self._names = ", ".join(item.name for item in configs)
-        self(np.zeros(shape, dtype=dtype), np.zeros(shape[:2], dtype=np.uint8), seed=0)
+        self(np.zeros(shape, dtype=dtype), np.zeros((1, *shape[:2]), dtype=np.uint8), seed=0)
 
     def __call__(
-        self, image: npt.NDArray, mask: npt.NDArray[np.uint8], *, seed: int
+        self, image: npt.NDArray, masks: npt.NDArray[np.uint8], *, seed: int
     ) -> tuple[npt.NDArray, npt.NDArray[np.uint8]]:
-        """Transform [h, w, K] and [h, w] together; the same seed gives the same result.
+        """Transform [h, w, K] and [N, h, w] together; the same seed gives the same result.
 
         Raises:
             ConfigError: a transform fails, or changes the size.
         """
         self._compose.set_random_seed(seed)
         try:
-            result = self._compose(image=image, mask=mask)
+            targets = {"image": image, "mask": masks[0]}  # some transforms ask for `mask` by its name
+            if len(masks) > 1:
+                targets["masks"] = masks[1:]
+            result = self._compose(**targets)
         except Exception as error:  # each transform raises what its own library raises
             raise ConfigError(
                 f"`training.transforms` ({self._names}) cannot be applied to a crop of "
                 f"{self._shape[0]}×{self._shape[1]} with {self._shape[2]} channels: {error}",
                 "Remove the transform that does not fit.",
             ) from error
-        image, mask = result["image"].reshape(*result["image"].shape[:2], -1), result["mask"]
-        if image.shape != self._shape or mask.shape != self._shape[:2]:
+        image = result["image"].reshape(*result["image"].shape[:2], -1)
+        masks = np.stack([result["mask"], *result.get("masks", ())])
+        if image.shape != self._shape or masks.shape[1:] != self._shape[:2]:
             raise ConfigError(
                 f"`training.transforms` ({self._names}) changes the crop from "
                 f"{'×'.join(map(str, self._shape))} to {'×'.join(map(str, image.shape))}.",
                 "Use transforms that keep the size, or give them the size of `training.crop`.",
             )
-        return image, mask
+        return image, masks
 
 
 def _build(description: dict[str, Any]) -> albumentations.BasicTransform | albumentations.BaseCompose:

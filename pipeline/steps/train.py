@@ -16,13 +16,13 @@ from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import models as queries
 from db.queries import rounds as round_queries
-from db.queries.models import TrainingImage
+from db.queries.models import TrainingImage, TrainingLabel
 from db.tables import Model, utc_now
 from pipeline import rounds
 from pipeline.config import Project, content_hash
 from pipeline.data.images import probe_image
-from pipeline.data.labels import compose_labels, count_classes
-from pipeline.data.training_set import LabeledImage, TrainingSet
+from pipeline.data.labels import count_votes
+from pipeline.data.training_set import LabeledImage, TrainingSet, read_masks
 from pipeline.device import pick_device
 from pipeline.errors import DataError, UserError
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
@@ -48,12 +48,12 @@ class Survey:
 
     Attributes:
         usable: images with at least one labeled pixel, whose files are there.
-        pixels: labeled pixels of each class, int64 [C].
+        pixels: labeled pixels of each class, [C]; one that annotators disagree on counts in parts.
         failures: file and reason of what was left out.
     """
 
     usable: list[TrainingImage]
-    pixels: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.float64]
     failures: list[tuple[str, str]]
 
 
@@ -69,13 +69,17 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     """
     with database.session(write=False) as session:
         current = rounds.require(session, "train")
-        labeled = queries.training_labels(session)
+        latest = project.config.training.annotators == "latest"
+        labeled = queries.training_labels(session, every_annotator=not latest)
         parent = round_queries.promoted_model(session) if project.config.training.warm_start else None
     survey = survey_labels(project, labeled, progress=progress)
     config = _what_counts(project, parent)
     config_hash = content_hash(config)
     labels_hash = content_hash(
-        [[image.uri, *(label.mask_sha256 for label in image.labels)] for image in survey.usable]
+        [
+            [image.uri, *(label.mask_sha256 if latest else _vote(label) for label in image.labels)]
+            for image in survey.usable
+        ]
     )
     folder = project.workdir / "models" / f"r{current.number:02d}"
     with database.session() as session:
@@ -141,7 +145,7 @@ def survey_labels(
     data = project.config.data
     usable: list[TrainingImage] = []
     failures: list[tuple[str, str]] = []
-    pixels = np.zeros(data.num_classes, dtype=np.int64)
+    pixels = np.zeros(data.num_classes)
     for done, image in enumerate(labeled, start=1):
         try:
             info = probe_image(project.path(image.uri), max_pixels=data.max_pixels)
@@ -151,8 +155,8 @@ def survey_labels(
                     f"{image.width}×{image.height} when it was ingested.",
                     "Put the old file back, or give the new one another name.",
                 )
-            masks = [project.path(label.mask_uri) for label in image.labels]
-            counts = count_classes(compose_labels(masks, (image.width, image.height)), data.num_classes)
+            masks = read_masks(_labeled(project, image), project.config.training.annotators)
+            counts = count_votes(masks, data.num_classes)
         except DataError as error:
             failures.append((image.uri, str(error)))
             continue
@@ -163,11 +167,11 @@ def survey_labels(
     return Survey(usable=usable, pixels=pixels, failures=failures)
 
 
-def class_weights(choice: str | list[float], pixels: npt.NDArray[np.int64]) -> list[float] | None:
+def class_weights(choice: str | list[float], pixels: npt.NDArray[np.float64]) -> list[float] | None:
     """Factors of the cross-entropy: none, the given ones, or `balanced`: 1/√(labeled pixels), with
     mean 1 over the classes that have any; the others, which no pixel names, get 1.
 
-    >>> class_weights("balanced", np.array([100, 900, 0]))
+    >>> class_weights("balanced", np.array([100.0, 900, 0]))
     [1.5, 0.5, 1.0]
     """
     if isinstance(choice, list):
@@ -232,17 +236,8 @@ def _prepare(
 
 
 def _training_set(project: Project, survey: Survey, card: ModelCard) -> TrainingSet:
-    images = [
-        LabeledImage(
-            path=project.path(image.uri),
-            width=image.width,
-            height=image.height,
-            masks=tuple(project.path(label.mask_uri) for label in image.labels),
-        )
-        for image in survey.usable
-    ]
     return TrainingSet(
-        images,
+        [_labeled(project, image) for image in survey.usable],
         config=project.config.training,
         channels=card.channels,
         mean=card.mean,
@@ -250,6 +245,20 @@ def _training_set(project: Project, survey: Survey, card: ModelCard) -> Training
         input_scale=card.input_scale,
         max_pixels=project.config.data.max_pixels,
     )
+
+
+def _labeled(project: Project, image: TrainingImage) -> LabeledImage:
+    return LabeledImage(
+        path=project.path(image.uri),
+        width=image.width,
+        height=image.height,
+        masks=tuple(project.path(label.mask_uri) for label in image.labels),
+        annotators=tuple(label.annotator for label in image.labels),
+    )
+
+
+def _vote(label: TrainingLabel) -> list[str | None]:
+    return [label.annotator, label.mask_sha256]
 
 
 def _sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ def transforms(*descriptions: dict[str, Any], **changes: Any) -> Transforms:
 
 def picture() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.integers(0, 3, SHAPE[:2], dtype=np.uint8)
+    return rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.integers(0, 3, (1, *SHAPE[:2]), dtype=np.uint8)
 
 
 def test_the_seed_decides_and_image_and_mask_move_together() -> None:
@@ -33,15 +33,27 @@ def test_the_seed_decides_and_image_and_mask_move_together() -> None:
         assert np.array_equal(first[0], second[0])
         assert np.array_equal(first[1], second[1])
         masks[seed] = np.array_equal(first[1], mask)
-        assert masks[seed] or np.array_equal(first[1], mask[:, ::-1])
+        assert masks[seed] or np.array_equal(first[1], mask[..., ::-1])
     assert set(masks.values()) == {True, False}
 
 
 def test_what_comes_from_outside_is_unlabeled_not_class_zero() -> None:
     rotate = transforms({"name": "Rotate", "limit": (40, 40), "p": 1.0})
     image, _ = picture()
-    _, mask = rotate(image, np.ones(SHAPE[:2], dtype=np.uint8), seed=1)
+    _, mask = rotate(image, np.ones((1, *SHAPE[:2]), dtype=np.uint8), seed=1)
     assert set(np.unique(mask)) == {1, 255}
+
+
+@pytest.mark.parametrize("name", ["HorizontalFlip", "Rotate", "ElasticTransform", "GridDistortion"])
+def test_the_masks_of_several_annotators_move_as_one_alone_would(name: str) -> None:
+    move = transforms({"name": name, "p": 1.0})
+    image, _ = picture()
+    masks = np.random.default_rng(1).integers(0, 3, (6, *SHAPE[:2]), dtype=np.uint8)
+    together = move(image, masks, seed=3)
+    for index in range(6):
+        alone = move(image, masks[index : index + 1], seed=3)
+        assert np.array_equal(alone[0], together[0])
+        assert np.array_equal(alone[1][0], together[1][index])
 
 
 def test_nested_transforms_are_built() -> None:
@@ -49,7 +61,7 @@ def test_nested_transforms_are_built() -> None:
         {"name": "OneOf", "p": 1.0, "transforms": [{"name": "VerticalFlip", "p": 1.0}]},
     )
     image, mask = picture()
-    assert np.array_equal(one_of(image, mask, seed=0)[1], mask[::-1])
+    assert np.array_equal(one_of(image, mask, seed=0)[1], mask[:, ::-1])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -57,7 +69,7 @@ def test_nested_transforms_are_built() -> None:
 def test_any_number_of_channels_keeps_its_shape(channels: int, dtype: Any) -> None:
     flip = transforms({"name": "HorizontalFlip", "p": 1.0}, shape=(8, 8, channels), dtype=dtype)
     image = np.arange(64 * channels).reshape(8, 8, channels).astype(dtype)
-    flipped, _ = flip(image, np.zeros((8, 8), dtype=np.uint8), seed=0)
+    flipped, _ = flip(image, np.zeros((1, 8, 8), dtype=np.uint8), seed=0)
     assert flipped.dtype == dtype
     assert np.array_equal(flipped, image[:, ::-1])
 

@@ -17,9 +17,10 @@ from pipeline.config import LossConfig, ModelConfig, TrainingConfig
 from pipeline.data.masks import write_mask
 from pipeline.data.training_set import LabeledImage, TrainingSet
 from pipeline.errors import ConfigError, UserError
+from pipeline.losses import dice_loss, segmentation_loss
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
-from pipeline.training import Trained, dice_loss, schedule_factor, segmentation_loss, train_segmenter
+from pipeline.training import Trained, schedule_factor, train_segmenter
 
 CPU = torch.device("cpu")
 KILLED = """
