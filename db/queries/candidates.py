@@ -48,6 +48,9 @@ class CandidateColumns:
     impurity: npt.NDArray[np.float32]
     score: npt.NDArray[np.float32] | None
     """The measure that was asked for; NaN where the run has none."""
+    expected_entropy: npt.NDArray[np.float32] | None
+    """None, as `mutual_information`, where the run has no samples."""
+    mutual_information: npt.NDArray[np.float32] | None
 
 
 def finished_run(session: Session) -> ScoringRun | None:
@@ -103,6 +106,8 @@ def region_candidates(session: Session, *, run_id: int, measure: str | None) -> 
             RegionScore.class_share,
             RegionScore.impurity,
             literal(0.0) if measure is None else RegionScore.__table__.c[measure],
+            RegionScore.expected_entropy,
+            RegionScore.mutual_information,
         )
         .where(RegionScore.run_id == run_id, _is_eligible(RegionScore.image_id))
         .order_by(RegionScore.image_id, RegionScore.region_index)
@@ -128,6 +133,8 @@ def image_candidates(session: Session, *, run_id: int, measure: str | None) -> C
             ImageScore.class_share,
             ImageScore.impurity,
             literal(0.0) if measure is None else ImageScore.__table__.c[measure],
+            ImageScore.expected_entropy,
+            ImageScore.mutual_information,
         )
         .join(ImageScore, ImageScore.image_id == Image.id)
         .where(ImageScore.run_id == run_id, _is_eligible(Image.id))
@@ -152,6 +159,8 @@ def _candidates(session: Session, statement: Executable, *, scored: bool) -> Can
             ("class_share", np.float32),
             ("impurity", np.float32),
             ("score", np.float32),
+            ("expected_entropy", np.float32),
+            ("mutual_information", np.float32),
         ]
     )
     blocks = [_columns(rows, row) for rows in _blocks(session, statement)]
@@ -159,6 +168,10 @@ def _candidates(session: Session, statement: Executable, *, scored: bool) -> Can
 
     def column(name: str) -> npt.NDArray[Any]:
         return np.concatenate([block[name] for block in blocks or empty])
+
+    def sampled(name: str) -> npt.NDArray[np.float32] | None:
+        values = column(name)
+        return None if np.isnan(values).all() else values
 
     return CandidateColumns(
         image_id=column("image_id"),
@@ -168,12 +181,14 @@ def _candidates(session: Session, statement: Executable, *, scored: bool) -> Can
         class_share=column("class_share"),
         impurity=column("impurity"),
         score=column("score") if scored else None,
+        expected_entropy=sampled("expected_entropy"),
+        mutual_information=sampled("mutual_information"),
     )
 
 
 def _columns(rows: Sequence[Sequence[Any]], row: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """Rows as one block: column by column, which is several times faster than row by row."""
-    image_id, region_index, x, y, w, h, predicted_class, class_share, impurity, score = zip(
+    image_id, region_index, x, y, w, h, predicted_class, class_share, impurity, *measures = zip(
         *rows, strict=True
     )
     block = np.empty(len(rows), dtype=row)
@@ -184,7 +199,8 @@ def _columns(rows: Sequence[Sequence[Any]], row: np.dtype[np.void]) -> npt.NDArr
     block["predicted_class"] = predicted_class
     block["class_share"] = class_share
     block["impurity"] = impurity
-    block["score"] = np.array(score, dtype=np.float32)  # NULL becomes NaN
+    for name, values in zip(("score", "expected_entropy", "mutual_information"), measures, strict=True):
+        block[name] = np.array(values, dtype=np.float32)  # NULL becomes NaN
     return block
 
 

@@ -38,6 +38,9 @@ class Candidates:
     impurity: npt.NDArray[np.float32]
     """[N]: entropy of the predicted-class histogram / ln C."""
     score: npt.NDArray[np.float32] | None
+    expected_entropy: npt.NDArray[np.float32] | None = None
+    """[N]; None, as `mutual_information`, for scores without samples."""
+    mutual_information: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -58,4 +61,6 @@ class Candidates:
             class_share=self.class_share[keep],
             impurity=self.impurity[keep],
             score=None if self.score is None else self.score[keep],
+            expected_entropy=None if self.expected_entropy is None else self.expected_entropy[keep],
+            mutual_information=None if self.mutual_information is None else self.mutual_information[keep],
         )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.routing import WORDS, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
@@ -25,12 +26,14 @@ def reasons(
     class_names: Sequence[str],
     group_names: Sequence[str],
 ) -> list[str]:
-    """A line for each item of a selection: how it was chosen, where it stands, what the model sees there."""
+    """A line for each item of a selection: how it was chosen, where it stands, what the model sees there,
+    and what kind of doubt that is."""
     measure = STRATEGIES[config.strategy].measure
     everything = f"{grouped(len(candidates))} {config.unit}s"
     noise = "" if config.noise_beta is None else f", power noise β = {config.noise_beta:g}"
     standing = _standing(candidates, selection)
     rank, members = _rank_in_stratum(candidates, selection)
+    route = routes(candidates, selection.index)
     lines: list[str] = []
     for item, index in enumerate(selection.index.tolist()):
         stratum = int(selection.stratum[item])
@@ -55,6 +58,8 @@ def reasons(
             drawn = noise if stratum == NO_STRATUM and not selection.audit[item] else ""
             parts.append(f"{name} {candidates.score[index]:.2f}, {place}{drawn}")
         parts.append(_content(candidates, index, class_names, unit=config.unit))
+        if (kind := route[item]) is not None:
+            parts.append(WORDS[kind])
         lines.append("; ".join(parts))
     return lines
 

@@ -194,6 +194,8 @@ def _scored_candidates(
         class_share=columns.class_share,
         impurity=columns.impurity,
         score=columns.score,
+        expected_entropy=columns.expected_entropy,
+        mutual_information=columns.mutual_information,
     )
     return candidates, images.group_names
 

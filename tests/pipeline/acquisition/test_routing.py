@@ -1,0 +1,99 @@
+"""Which doubt a label settles, and which one asks for a second opinion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select, update
+
+from db.tables import QueueItem, RegionScore
+from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.routing import WORDS, routes
+from pipeline.steps import select as step
+from tests.pipeline.acquisition.synthetic import make_candidates, make_store
+
+
+def candidates(entropy: list[float], information: list[float]) -> Candidates:
+    found = make_candidates(images=1, rng=np.random.default_rng(0), side=320)
+    some = found.where(np.arange(len(found)) < len(entropy))
+    return replace(
+        some,
+        expected_entropy=np.array(entropy, dtype=np.float32),
+        mutual_information=np.array(information, dtype=np.float32),
+    )
+
+
+def test_disagreement_asks_for_a_label_and_ambiguity_for_a_second_opinion() -> None:
+    entropy = [0.01 * place for place in range(19)] + [0.9]
+    information = [0.001] * 10 + [0.03] * 7 + [0.4, 0.002, 0.03]
+    found = candidates(entropy, information)
+    kinds = routes(found, np.arange(20))
+    assert kinds[17] == "label"  # the only one in the highest tenth besides its equals
+    assert kinds[18] == "ask"
+    assert kinds[0] is None
+    assert kinds[5] is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_quantiles_are_those_of_all_candidates_and_not_of_the_queue(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = 64
+    entropy, information = rng.random((2, count)).astype(np.float32)
+    found = candidates(entropy.tolist(), information.tolist())
+    index = rng.permutation(count)[:20]
+    rising_information, rising_entropy = sorted(information.tolist()), sorted(entropy.tolist())
+
+    def at(values: list[float], quantile: float) -> float:
+        place = quantile * (count - 1)
+        below = int(place)
+        return values[below] + (place - below) * (values[min(below + 1, count - 1)] - values[below])
+
+    for row, kind in zip(index.tolist(), routes(found, index), strict=True):
+        if information[row] >= at(rising_information, 0.9):
+            assert kind == "label"
+        elif entropy[row] >= at(rising_entropy, 0.75) and information[row] < at(rising_information, 0.75):
+            assert kind == "ask"
+        else:
+            assert kind is None
+
+
+def test_samples_that_all_agree_route_nothing() -> None:
+    found = candidates([0.1] * 8, [0.0] * 8)
+    assert set(routes(found, np.arange(8))) == {None}
+
+
+def test_scores_without_samples_route_nothing() -> None:
+    found = make_candidates(images=2, rng=np.random.default_rng(0))
+    assert set(routes(found, np.arange(len(found)))) == {None}
+
+
+def test_the_queue_says_what_kind_of_doubt_it_is(tmp_path: Path) -> None:
+    store = make_store(tmp_path, budget=180, per_image_cap=None, no_touching=False)
+    step.select(store.project, store.database)
+    with store.database.session(write=False) as session:
+        reasons = {
+            (item.image_id, item.region_index): item.reason for item in session.scalars(select(QueueItem))
+        }
+        scores = {
+            (row.image_id, row.region_index): (row.expected_entropy or 0, row.mutual_information or 0)
+            for row in session.scalars(select(RegionScore))
+        }
+    entropy, information = np.array(list(scores.values())).T
+    high, low, unsure = *np.quantile(information, (0.9, 0.75)), np.quantile(entropy, 0.75)
+    for place, reason in reasons.items():
+        mine_entropy, mine_information = scores[place]
+        assert reason.endswith(WORDS["label"]) == (mine_information >= high)
+        asks = mine_entropy >= unsure and mine_information < low
+        assert reason.endswith(WORDS["ask"]) == asks
+    assert sum(reason.endswith(WORDS["label"]) for reason in reasons.values()) == 18
+
+
+def test_a_run_without_samples_gives_reasons_without_a_kind(tmp_path: Path) -> None:
+    store = make_store(tmp_path, strategy="entropy", budget=50)
+    with store.database.session() as session:
+        session.execute(update(RegionScore).values(expected_entropy=None, mutual_information=None))
+    preview = step.select(store.project, store.database, dry_run=True)
+    assert not any(words in item.reason for item in preview.items for words in WORDS.values())
