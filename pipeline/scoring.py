@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 
 import numpy as np
@@ -20,13 +21,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import HeatmapConfig, ScoringConfig
-from pipeline.data.images import ImageRef
-from pipeline.data.loading import Batch, Unreadable, load_batches
+from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
+from pipeline.data.images import ImageArray, ImageRef
+from pipeline.data.loading import Batch, Unreadable, load_batches, network_size
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
+from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction, Predictor
-from pipeline.uncertainty.reduction import Reduction, RegionColumns, reduce_regions, region_grid
+from pipeline.uncertainty.reduction import (
+    Reduction,
+    RegionColumns,
+    reduce_regions,
+    reduce_shapes,
+    region_grid,
+)
+from pipeline.uncertainty.region_sources import RegionSource
+from pipeline.uncertainty.regions import CellShares, cell_shares, map_regions
+from pipeline.uncertainty.segments import segments
 
 BATCHES_AHEAD = 4
 """Finished batches that may wait for the sink."""
@@ -55,6 +66,7 @@ def score_images(
     scoring: ScoringConfig,
     max_pixels: int,
     sink: Sink,
+    regions: RegionSource | None = None,
     heatmaps: HeatmapConfig | None = None,
     total: int | None = None,
     progress: Progress = silent,
@@ -68,6 +80,7 @@ def score_images(
         scoring: regions, batch size, workers, tile.
         max_pixels: a larger image is not decoded.
         sink: called in one other thread. What it raises is raised here.
+        regions: of kinds that have a map (see `region_source`), called in the decoding threads.
         heatmaps: the maps to make for every image; None for none.
         total: for the progress, where it is known.
     """
@@ -82,6 +95,9 @@ def score_images(
         workers=scoring.workers,
         pin_memory=predictor.device.type == "cuda",
         max_batch_pixels=predictor.batch_size * scoring.tile**2,
+        shapes=None
+        if regions is None
+        else partial(_shapes, regions, input_scale=card.input_scale, cell=predictor.cell),
     )
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
     waiting: deque[Future[None]] = deque()
@@ -92,8 +108,8 @@ def score_images(
                 waiting.append(writer.submit(sink, batch))
                 done += 1
             else:
-                reduction, maps = _score_batch(batch, predictor, scoring, heatmaps)
-                waiting.append(writer.submit(_hand_over, sink, batch, reduction, maps))
+                reduce, maps = _score_batch(batch, predictor, scoring, heatmaps)
+                waiting.append(writer.submit(_hand_over, sink, batch, reduce, maps))
                 done += len(batch.ids)
             while len(waiting) > BATCHES_AHEAD or (waiting and waiting[0].done()):
                 waiting.popleft().result()
@@ -105,20 +121,71 @@ def score_images(
         writer.shutdown(cancel_futures=True)
 
 
+def _shapes(
+    regions: RegionSource, image: ImageRef, pixels: ImageArray, *, input_scale: float, cell: int
+) -> CellShares:
+    """How the regions of a decoded image meet the cells of its maps."""
+    size = network_size(image.height, image.width, input_scale)
+    return cell_shares(regions(image, pixels), network_size=size, cell=cell)
+
+
 def _score_batch(
     batch: Batch, predictor: Predictor, scoring: ScoringConfig, heatmaps: HeatmapConfig | None
-) -> tuple[Reduction, dict[str, Tensor]]:
-    """Everything that the device does for a batch; nothing here waits for it."""
+) -> tuple[Callable[[], Reduction], dict[str, Tensor]]:
+    """Everything that the device does for a batch; nothing here waits for it.
+
+    Segments are found on the host once the device is done, so they are left to the writer's thread.
+    """
     prediction = predictor.predict(batch.image_BKHW)
-    grid = region_grid(
-        scoring.regions,
-        image_size=batch.sizes[0],
-        network_size=(batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1]),
-        cell=prediction.cell,
-        device=predictor.device,
-    )
     maps = {} if heatmaps is None else _heatmaps(prediction, heatmaps, image_size=batch.sizes[0])
-    return reduce_regions(prediction, grid), maps
+    if scoring.regions.kind == "segment":
+        predicted = _predicted_classes(prediction, predictor, batch)
+        return partial(_reduce_segments, prediction, predicted, batch, scoring.regions), maps
+    if batch.shapes:
+        reduction = reduce_shapes(prediction, batch.shapes)
+    else:
+        grid = region_grid(
+            scoring.regions,
+            image_size=batch.sizes[0],
+            network_size=_network_size(batch),
+            cell=prediction.cell,
+            device=predictor.device,
+        )
+        reduction = reduce_regions(prediction, grid)
+    return lambda: reduction, maps
+
+
+@torch.inference_mode()
+def _predicted_classes(prediction: Prediction, predictor: Predictor, batch: Batch) -> Tensor:
+    """The predicted mask of each image at the image's own size: uint8 or int16 [B, H, W] on the device."""
+    kind = torch.uint8 if prediction.probability.shape[1] <= 256 else torch.int16
+    masks = [  # one by one: the probabilities of a whole batch at full size would fill the memory
+        predicted_class(
+            predictor.enlarge(probability, network_size=_network_size(batch), size=batch.sizes[0])
+        ).to(kind)
+        for probability in prediction.probability.split(1)
+    ]
+    return torch.cat(masks)
+
+
+def _reduce_segments(
+    prediction: Prediction, predicted: Tensor, batch: Batch, config: RegionConfig
+) -> Reduction:
+    """Wait for the predicted masks, and reduce over their segments."""
+    smallest = config.smallest * config.cell**2
+    shares = [
+        cell_shares(
+            map_regions(segments(mask, smallest=smallest)),
+            network_size=_network_size(batch),
+            cell=prediction.cell,
+        )
+        for mask in predicted.cpu().numpy()
+    ]
+    return reduce_shapes(prediction, shares)
+
+
+def _network_size(batch: Batch) -> tuple[int, int]:
+    return batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1]
 
 
 @torch.inference_mode()
@@ -140,9 +207,9 @@ def _heatmaps(
     }
 
 
-def _hand_over(sink: Sink, batch: Batch, reduction: Reduction, maps: dict[str, Tensor]) -> None:
+def _hand_over(sink: Sink, batch: Batch, reduce: Callable[[], Reduction], maps: dict[str, Tensor]) -> None:
     """Wait for the device, in the writer's thread, and give the sink one image after another."""
     planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
-    for place, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduction.columns(), strict=True)):
+    for place, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduce().columns(), strict=True)):
         heatmaps = {name: plane[place] for name, plane in planes.items()}
         sink(ScoredImage(id=image_id, regions=regions, image=image, heatmaps=heatmaps))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.data.images import ImageArray, ImageRef, read_image, unit_float
 from pipeline.errors import DataError
+from pipeline.uncertainty.regions import CellShares
 
 PIXELS_AHEAD = 64_000_000
 """Decoded pixels that may wait for the device, whatever the number of images."""
@@ -38,11 +39,13 @@ class Batch:
         ids: of the images.
         sizes: (height, width) of each image; all equal.
         image_BKHW: float32, normalised and resized, channels last in memory.
+        shapes: the regions of each image, where they were asked for; empty otherwise.
     """
 
     ids: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     image_BKHW: Tensor
+    shapes: tuple[CellShares, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Unreadable:
 class _Decoded:
     ref: ImageRef
     pixels: ImageArray
+    shapes: CellShares | None
 
 
 def load_batches(
@@ -72,6 +76,7 @@ def load_batches(
     workers: int,
     pin_memory: bool = False,
     max_batch_pixels: int | None = None,
+    shapes: Callable[[ImageRef, ImageArray], CellShares] | None = None,
 ) -> Generator[Batch | Unreadable]:
     """Read images as they are asked for, a little ahead, and batch those of one size.
 
@@ -88,8 +93,10 @@ def load_batches(
         workers: decoding threads; 0 decodes in this one.
         pin_memory: for a fast copy to a CUDA device.
         max_batch_pixels: at most so many pixels together, but at least one image.
+        shapes: finds the regions of a decoded image, in the decoding threads; an image that it refuses with
+            a DataError comes out as `Unreadable` too.
     """
-    read = partial(_read, channels=channels, max_pixels=max_pixels, input_scale=input_scale)
+    read = partial(_read, channels=channels, max_pixels=max_pixels, input_scale=input_scale, shapes=shapes)
     collate = partial(
         _collate,
         mean=np.asarray(mean, dtype=np.float32),
@@ -134,7 +141,14 @@ def _pixels(ref: ImageRef) -> int:
     return ref.width * ref.height
 
 
-def _read(ref: ImageRef, *, channels: int, max_pixels: int, input_scale: float) -> _Decoded | Unreadable:
+def _read(
+    ref: ImageRef,
+    *,
+    channels: int,
+    max_pixels: int,
+    input_scale: float,
+    shapes: Callable[[ImageRef, ImageArray], CellShares] | None,
+) -> _Decoded | Unreadable:
     try:
         pixels = read_image(ref.path, channels=channels, max_pixels=max_pixels)
     except DataError as error:
@@ -145,7 +159,11 @@ def _read(ref: ImageRef, *, channels: int, max_pixels: int, input_scale: float) 
             "when it was ingested. Put the old file back, or give the new one another name."
         )
         return Unreadable(id=ref.id, path=ref.path, reason=reason)
-    return _Decoded(ref=ref, pixels=resize_image(pixels, input_scale))
+    try:
+        found = shapes(ref, pixels) if shapes is not None else None
+    except DataError as error:
+        return Unreadable(id=ref.id, path=ref.path, reason=str(error))
+    return _Decoded(ref=ref, pixels=resize_image(pixels, input_scale), shapes=found)
 
 
 def _group(
@@ -195,6 +213,7 @@ def _collate(
         ids=tuple(item.ref.id for item in group),
         sizes=tuple((item.ref.height, item.ref.width) for item in group),
         image_BKHW=image.pin_memory() if pin_memory else image,
+        shapes=tuple(item.shapes for item in group if item.shapes is not None),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from db.queries import scores as queries
 from db.queries.scores import PlannedShard
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import SAMPLED_MEASURES, Project, ScoringConfig, content_hash
+from pipeline.config import SAMPLED_MEASURES, Project, RegionConfig, ScoringConfig, content_hash
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.errors import ConfigError, UserError
@@ -28,6 +29,7 @@ from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.heatmaps import write_heatmap
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns
+from pipeline.uncertainty.region_sources import region_source
 
 FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
 """Measures without bounds: their heat maps span the image's own values."""
@@ -89,6 +91,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         scoring=scoring,
         max_pixels=project.config.data.max_pixels,
         sink=writer,
+        regions=region_source(project, scoring.regions),
         heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
         total=total,
         progress=progress,
@@ -177,7 +180,7 @@ class _ShardWriter:
         kept = [keep_regions(item.regions, keep) for item in opened.scored]
         heatmaps = [write_heatmaps(self.project, self.run_id, item) or None for item in opened.scored]
         images = _columns([(item.id, item.image) for item in opened.scored])
-        for region_only in ("region_index", "x", "y", "w", "h"):
+        for region_only in ("region_index", "x", "y", "w", "h", "outline"):
             images.pop(region_only, None)
         images["regions"] = [len(item.regions.index) for item in opened.scored]
         images["heatmaps"] = heatmaps
@@ -218,6 +221,7 @@ def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
         impurity=regions.impurity[kept],
         measures={name: values[kept] for name, values in regions.measures.items()},
         entropy_top10=regions.entropy_top10[kept],
+        outlines=None if regions.outlines is None else tuple(regions.outlines[row] for row in kept),
     )
 
 
@@ -295,7 +299,7 @@ def _top_heatmaps(
         refs,
         predictor=predictor,
         card=card,
-        scoring=scoring,
+        scoring=scoring.model_copy(update={"regions": RegionConfig(kind="image")}),
         max_pixels=project.config.data.max_pixels,
         sink=sink,
         heatmaps=scoring.heatmaps,
@@ -315,6 +319,9 @@ def _columns(parts: list[tuple[int, RegionColumns]]) -> dict[str, npt.NDArray[An
     }
     for name in ("pixels", "predicted_class", "class_share", "impurity", "entropy_top10"):
         columns[name] = np.concatenate([getattr(rows, name) for _, rows in parts])
+    columns["outline"] = list(
+        chain.from_iterable(rows.outlines or repeat(None, len(rows.index)) for _, rows in parts)
+    )
     for measure in parts[0][1].measures:
         columns[measure] = np.concatenate([rows.measures[measure] for _, rows in parts])
     return columns

@@ -204,7 +204,12 @@ def region_grid(
         network_size: height and width of what the network saw.
         cell: pixels of the network's image a cell of the maps.
         device: where the maps are.
+
+    Raises:
+        ValueError: the regions are of another kind.
     """
+    if config.kind not in ("grid", "image"):
+        raise ValueError(f"Expected regions of kind `grid` or `image`, but got `{config.kind}`.")
     whole = config.kind == "image"
     return _region_grid(whole, config.cell, image_size, network_size, cell, device)
 
