@@ -1,0 +1,252 @@
+"""The uncertainty of one sampler on held-out images, as sums a block: what `assess` adds up image by image.
+
+Legend: H W image size, N labeled pixels, C classes, M measures, E measure bins, P stored parts, K reliability
+bins, G groups of the frequency test, b blocks.
+
+The sums have the same size for ten images and for ten thousand. Only regions are kept one by one, because
+ranks need them, and no more than `MOST_REGIONS` of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import IGNORE
+from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.detection import (
+    Patches,
+    detection_estimates,
+    error_histograms,
+    find_patches,
+    patch_sums,
+)
+from pipeline.evaluation.frequency import frequency_sums
+from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.parts import Parts, boundary_band
+from pipeline.evaluation.ranks import rank_correlation
+from pipeline.evaluation.reliability import reliability_table
+from pipeline.evaluation.statistics import MEASURE_BINS
+
+Array = npt.NDArray[np.float64]
+
+MOST_BYTES = 1 << 30
+"""Sums of all samplers together: where there are many classes, blocks are joined to stay below it."""
+MOST_REGIONS = 200_000
+"""Regions of one kind whose scores are kept; the same number is drawn from each image above it."""
+
+
+@dataclass(frozen=True)
+class LabeledPixels:
+    """The labeled pixels of one image, and the parts that they belong to.
+
+    Attributes:
+        valid: bool [H, W].
+        label: int64 [N].
+        parts: by label.
+        patches: of PAvPU.
+    """
+
+    valid: Tensor
+    label: Tensor
+    parts: Parts
+    patches: Patches
+
+    @classmethod
+    def of(cls, label_HW: Tensor, *, num_classes: int, boundary: int) -> LabeledPixels:
+        """Args:
+        label_HW: uint8, class index or 255.
+        boundary: width of the boundary band.
+        """
+        valid = label_HW != IGNORE
+        label = label_HW[valid].long()
+        parts = Parts(label, boundary_band(label_HW, width=boundary)[valid], num_classes)
+        return cls(valid=valid, label=label, parts=parts, patches=find_patches(valid, parts))
+
+
+@dataclass(frozen=True)
+class RegionTable:
+    """Regions of one image that are labeled by half or more.
+
+    Attributes:
+        scores: [R, M] mean of each measure over the whole region.
+        errors: [R] share of the labeled pixels that are wrong.
+    """
+
+    scores: Array
+    errors: Array
+
+
+@dataclass
+class Regions:
+    """Regions of one kind, image by image."""
+
+    scores: list[Array] = field(default_factory=list[Array])
+    errors: list[Array] = field(default_factory=list[Array])
+    blocks: list[int] = field(default_factory=list[int])
+
+    def add(self, block: int, table: RegionTable) -> None:
+        """Keep an image's regions."""
+        self.scores.append(table.scores)
+        self.errors.append(table.errors)
+        self.blocks.append(block)
+
+
+class Quality:
+    """Sums over the images of b blocks.
+
+    Args:
+        measures: the M that the sampler gives.
+        num_classes: C.
+        blocks: b.
+        bins: K.
+        centroids: float32 [G, C] of the frequency test; None to leave it out.
+    """
+
+    def __init__(
+        self,
+        *,
+        measures: Sequence[str],
+        num_classes: int,
+        blocks: int,
+        bins: int,
+        centroids: Tensor | None,
+    ) -> None:
+        parts = 2 + num_classes
+        self.measures = tuple(measures)
+        self.bins = bins
+        self.centroids = centroids
+        self.errors = np.zeros((len(measures), blocks, parts, 2, MEASURE_BINS))
+        self.patches = np.zeros((len(measures), blocks, parts, 2, 2))
+        self.lowest = np.full(len(measures), np.inf)
+        self.highest = np.full(len(measures), -np.inf)
+        self.reliability = np.zeros((2, blocks, parts, bins, 3))
+        """Before and after calibration."""
+        groups = 0 if centroids is None else len(centroids)
+        self.frequency = np.zeros((blocks, groups, 2, num_classes))
+        self.regions: dict[str, Regions] = {}
+
+    def add(
+        self,
+        block: int,
+        pixels: LabeledPixels,
+        *,
+        measures: Mapping[str, Tensor],
+        probability_CHW: Tensor,
+        uncalibrated_CHW: Tensor,
+    ) -> None:
+        """Add one image.
+
+        Args:
+            measures: [H, W] each.
+            probability_CHW: calibrated; its argmax is what is right or wrong.
+            uncalibrated_CHW: the same before calibration.
+        """
+        p_CN = probability_CHW[:, pixels.valid]
+        wrong_N = p_CN.argmax(dim=0) != pixels.label
+        values = {name: measures[name][pixels.valid] for name in self.measures}
+        self.errors[:, block] += error_histograms(values, wrong_N, pixels.parts)
+        for index, value_N in enumerate(values.values()):
+            found = patch_sums(value_N, wrong_N, pixels.patches)
+            self.patches[index, block] += found.sums
+            self.lowest[index] = min(self.lowest[index], found.lowest)
+            self.highest[index] = max(self.highest[index], found.highest)
+        for row, scores_CN in enumerate((uncalibrated_CHW[:, pixels.valid], p_CN)):
+            confidence_N, predicted_N = scores_CN.max(dim=0)
+            self.reliability[row, block] += reliability_table(
+                confidence_N,
+                predicted_N == pixels.label,
+                Parts(predicted_N, pixels.parts.boundary, pixels.parts.num_classes),
+                bins=self.bins,
+            )
+        if self.centroids is not None:
+            self.frequency[block] += frequency_sums(p_CN, pixels.label, self.centroids)
+
+    def add_regions(self, block: int, kind: str, table: RegionTable) -> None:
+        """Add one image's regions of one kind."""
+        self.regions.setdefault(kind, Regions()).add(block, table)
+
+    def keep_blocks(self, used: Sequence[int]) -> None:
+        """Drop the blocks of which no image could be used."""
+        renamed = {block: place for place, block in enumerate(used)}
+        for name, axis in (("errors", 1), ("patches", 1), ("reliability", 1), ("frequency", 0)):
+            if len(used) < getattr(self, name).shape[axis]:
+                setattr(self, name, getattr(self, name).take(used, axis=axis))
+        for regions in self.regions.values():
+            regions.blocks = [renamed[block] for block in regions.blocks]
+
+    def detection(self, bootstrap: BlockBootstrap) -> dict[str, dict[str, list[Estimate]]]:
+        """By measure and metric, an estimate a part (the whole first)."""
+        return {
+            name: detection_estimates(
+                self.errors[index],
+                self.patches[index],
+                lowest=self.lowest[index],
+                highest=self.highest[index],
+                bootstrap=bootstrap,
+            )
+            for index, name in enumerate(self.measures)
+        }
+
+    def rank_correlations(self, bootstrap: BlockBootstrap) -> dict[str, tuple[int, dict[str, Estimate]]]:
+        """By kind of region: how many there were, and Spearman's correlation with their error by measure."""
+        found: dict[str, tuple[int, dict[str, Estimate]]] = {}
+        for kind, regions in self.regions.items():
+            errors = np.concatenate(regions.errors)
+            scores = np.concatenate(regions.scores)
+            block = np.repeat(np.array(regions.blocks), [len(part) for part in regions.errors])
+            found[kind] = (
+                len(errors),
+                {
+                    name: rank_correlation(scores[:, index], errors, block, bootstrap=bootstrap)
+                    for index, name in enumerate(self.measures)
+                },
+            )
+        return found
+
+
+def most_blocks(*, measures: int, num_classes: int) -> int:
+    """Blocks for which the sums of `measures`, of all samplers together, stay below `MOST_BYTES`."""
+    return max(2, MOST_BYTES // (measures * (2 + num_classes) * 2 * MEASURE_BINS * 8))
+
+
+def region_table(
+    row_HW: Tensor,
+    measures: Mapping[str, Tensor],
+    wrong_HW: Tensor,
+    valid_HW: Tensor,
+    *,
+    most: int,
+    generator: np.random.Generator,
+) -> RegionTable:
+    """The regions of one image.
+
+    Args:
+        row_HW: int64 row of each pixel's region; −1 where there is none.
+        measures: [H, W] each.
+        wrong_HW: bool, whether the predicted class is not the label.
+        valid_HW: bool, whether there is a label.
+        most: regions to keep, drawn at random where there are more.
+        generator: for the draw.
+    """
+    inside = row_HW >= 0
+    row_N = row_HW[inside]
+    rows = int(row_N.max()) + 1 if row_N.numel() else 0
+
+    def sums(values_HW: Tensor) -> Tensor:
+        return torch.bincount(row_N, weights=values_HW[inside].double(), minlength=rows)
+
+    pixels, labeled = sums(inside), sums(valid_HW)
+    kept = (labeled * 2 >= pixels) & (labeled > 0)
+    scores = torch.stack([sums(values_HW) / pixels for values_HW in measures.values()], dim=1)[kept]
+    errors = (sums(wrong_HW & valid_HW) / labeled)[kept]
+    table = RegionTable(scores=scores.cpu().numpy(), errors=errors.cpu().numpy())
+    if len(table.errors) <= most:
+        return table
+    drawn = generator.choice(len(table.errors), most, replace=False)
+    return RegionTable(scores=table.scores[drawn], errors=table.errors[drawn])

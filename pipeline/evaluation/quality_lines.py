@@ -1,0 +1,163 @@
+"""A stored assessment in words: tables for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluation.gate import GATED
+
+Row = Mapping[str, Any]
+
+SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "excess"), ("augrc", "AUGRC"))
+"""Metrics beside the AUROC, and their headings."""
+WORST_CLASSES = 3
+WORDS = {
+    "held_out_classes": "classes held out of the training",
+    "shuffled_patches": "shuffled patches",
+    "noise": "noise",
+}
+
+
+def report_lines(model: str, document: Mapping[str, Any]) -> Iterator[str]:
+    """What an assessment found, the most asked first."""
+    yield (
+        f"{model} on {document['images']} {document['split']} images in {document['blocks']} blocks; "
+        f"{document['confidence']:.0%} intervals over blocks."
+    )
+    yield from _detection(document)
+    yield from _classes(document)
+    yield from _reliability(document)
+    yield from _novelty(document)
+    yield gate_line(document["gate"])
+
+
+def gate_line(gate: Row | None) -> str:
+    """Whether mutual information may select."""
+    if gate is None:
+        return "gate: mutual information was not measured: no sampler gives it."
+    verdict = "passed" if gate["passed"] else "NOT passed"
+    return (
+        f"gate: {verdict}: mutual information ({gate['sampler']}) tells {WORDS[gate['source']]} from known "
+        f"pixels with AUROC {interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
+    )
+
+
+def interval(row: Row, digits: int = 3) -> str:
+    """A value with its interval.
+
+    >>> interval({"value": 0.5, "low": 0.412, "high": 0.6}, digits=2), interval({"value": None})
+    ('0.50 [0.41, 0.60]', 'not defined')
+    """
+    if row["value"] is None:
+        return "not defined"
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.{digits}f} (no interval)"
+    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of columns as wide as they need to be.
+
+    >>> list(table(["a", "b"], [["long", "1"]]))
+    ['  a     b', '  long  1']
+    """
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _detection(document: Mapping[str, Any]) -> Iterator[str]:
+    found = {
+        (row["sampler"], row["measure"], row["part"], row["metric"]): row for row in document["detection"]
+    }
+    regions = {(row["sampler"], row["measure"], row["kind"]): row for row in document["regions"]}
+    kinds = list(dict.fromkeys(row["kind"] for row in document["regions"]))
+    subjects = list(dict.fromkeys(key[:2] for key in found))
+    width = document["boundary_pixels"]
+    yield (
+        f"Does it find the errors? AUROC, also within {width} px of a label edge and beyond; "
+        "rank correlation of regions with their error."
+    )
+    head = ["sampler", "measure", "AUROC", "edge", "inside", *(name for _, name in SHOWN), "PAvPU", *kinds]
+    rows: list[list[str]] = []
+    for sampler, measure in subjects:
+
+        def cell(metric: str, part: str = "all", *, who: tuple[str, str] = (sampler, measure)) -> str:
+            return _short(found.get((*who, part, metric)))
+
+        rows.append(
+            [
+                sampler,
+                measure,
+                interval(found.get((sampler, measure, "all", "auroc"), {"value": None})),
+                cell("auroc", "boundary"),
+                cell("auroc", "interior"),
+                *(cell(metric) for metric, _ in SHOWN),
+                cell("pavpu"),
+                *(_short(regions.get((sampler, measure, kind))) for kind in kinds),
+            ]
+        )
+    yield from table(head, rows)
+
+
+def _classes(document: Mapping[str, Any]) -> Iterator[str]:
+    """Where entropy finds errors worst."""
+    for sampler in dict.fromkeys(row["sampler"] for row in document["detection"]):
+        rows = [
+            row
+            for row in document["detection"]
+            if (row["sampler"], row["measure"], row["metric"]) == (sampler, "entropy", "auroc")
+            and row["part"].startswith("class:")
+        ]
+        worst = sorted(rows, key=lambda row: row["value"])[:WORST_CLASSES]
+        said = ", ".join(f"{row['part'].removeprefix('class:')} {interval(row, 2)}" for row in worst)
+        yield f"Classes whose errors entropy finds worst ({sampler}): {said}"
+
+
+def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
+    found = {(row["sampler"], row["calibrated"], row["part"]): row for row in document["reliability"]}
+    covered = {row["sampler"]: row for row in document["frequency"]}
+    yield "Is 90 % right nine times out of ten? ECE before and after calibration, and what chance would show."
+    rows: list[list[str]] = []
+    for sampler in dict.fromkeys(key[0] for key in found):
+        after = found[sampler, True, "all"]
+        held = covered[sampler]["covered"]["value"] if sampler in covered else None
+        rows.append(
+            [
+                sampler,
+                interval(found[sampler, False, "all"]["ece"]),
+                interval(after["ece"]),
+                "–" if after["ece_noise"] is None else f"{after['ece_noise']:.3f}",
+                *(
+                    _short(found[sampler, True, part]["ece"]) if (sampler, True, part) in found else "–"
+                    for part in ("boundary", "interior")
+                ),
+                "–" if held is None else f"{held:.0%} of {len(covered[sampler]['groups'])} groups",
+            ]
+        )
+    yield from table(["sampler", "before", "after", "chance", "edge", "inside", "class shares held"], rows)
+
+
+def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
+    found = {(row["sampler"], row["measure"], row["source"]): row for row in document["novelty"]}
+    sources = [source for source in WORDS if any(key[2] == source for key in found)]
+    if not sources:
+        return
+    yield "Does it notice what the model has not seen? Out-of-distribution AUROC."
+    rows = [
+        [sampler, measure, *(_interval_of(found.get((sampler, measure, source))) for source in sources)]
+        for sampler, measure in dict.fromkeys(key[:2] for key in found)
+        if measure in (GATED, "entropy", "energy", "max_logit", "variation_ratio")
+    ]
+    yield from table(["sampler", "measure", *(source.replace("_", " ") for source in sources)], rows)
+
+
+def _short(row: Row | None) -> str:
+    value = None if row is None else row["value"]
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _interval_of(row: Row | None) -> str:
+    return "–" if row is None else interval(row)

@@ -1,0 +1,145 @@
+"""The rows of a stored assessment, from estimates: plain numbers, null where one is not defined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluation.frequency import FrequencyGroup, covered
+from pipeline.evaluation.gate import Gate, NoveltyRow
+from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.reliability import Reliability
+
+Row = dict[str, Any]
+
+DIGITS = 6
+
+
+def detection_rows(
+    sampler: str, found: Mapping[str, Mapping[str, Sequence[Estimate]]], parts: Sequence[str]
+) -> list[Row]:
+    """A row a measure, part and metric; none where the value is not defined (a class that is not there)."""
+    return [
+        {"sampler": sampler, "measure": measure, "part": part, "metric": metric, **number(estimate)}
+        for measure, metrics in found.items()
+        for metric, estimates in metrics.items()
+        for part, estimate in zip(parts, estimates, strict=True)
+        if not math.isnan(estimate.value)
+    ]
+
+
+def region_rows(sampler: str, found: Mapping[str, tuple[int, Mapping[str, Estimate]]]) -> list[Row]:
+    """A row a measure and kind of region."""
+    return [
+        {
+            "sampler": sampler,
+            "measure": measure,
+            "kind": kind,
+            "metric": "spearman",
+            **number(estimate),
+            "n": count,
+        }
+        for kind, (count, estimates) in found.items()
+        for measure, estimate in estimates.items()
+    ]
+
+
+def reliability_rows(
+    sampler: str, found: Sequence[Reliability], parts: Sequence[str], *, calibrated: bool
+) -> list[Row]:
+    """A row a part, with the bins that hold pixels; none for a part without any."""
+    return [
+        {
+            "sampler": sampler,
+            "calibrated": calibrated,
+            "part": part,
+            "bins": [
+                {
+                    name: plain(getattr(diagram, name)[place])
+                    for name in ("confidence", "accuracy", "low", "high", "share")
+                }
+                for place in range(len(diagram.share))
+                if diagram.share[place] > 0
+            ],
+            "ece": number(diagram.ece),
+            "ece_noise": plain(diagram.ece_noise),
+        }
+        for part, diagram in zip(parts, found, strict=True)
+        if not math.isnan(diagram.ece.value)
+    ]
+
+
+def frequency_row(sampler: str, groups: list[FrequencyGroup]) -> Row:
+    """The test of one sampler; `inside` where every tested class of a group holds."""
+    return {
+        "sampler": sampler,
+        "groups": [
+            {
+                "share": plain(group.share),
+                **{
+                    name: [plain(value) for value in getattr(group, name)]
+                    for name in ("predicted", "empirical", "low", "high")
+                },
+                "inside": bool(group.held[group.tested].all()),
+            }
+            for group in groups
+        ],
+        "covered": number(Estimate(covered(groups), math.nan, math.nan)),
+    }
+
+
+def novelty_row(row: NoveltyRow) -> Row:
+    """The out-of-distribution AUROC of one measure."""
+    return {
+        "sampler": row.sampler,
+        "measure": row.measure,
+        "source": row.source,
+        **number(Estimate(row.value, row.low, row.high)),
+    }
+
+
+def gate_row(gate: Gate | None) -> Row | None:
+    """What decides whether mutual information may select; None where it was not measured."""
+    if gate is None:
+        return None
+    return {**novelty_row(gate.row), "threshold": gate.threshold, "passed": gate.passed}
+
+
+def novelty_rows(quality: Mapping[str, Any] | None, novelty: Mapping[str, Any] | None) -> list[NoveltyRow]:
+    """All out-of-distribution AUROCs of two stored documents: of constructed inputs, and of the classes that
+    a model was trained without."""
+    held_out = (novelty or {}).get("held_out_classes") or {}
+    rows = [row for row in (quality or {}).get("novelty", []) if row["source"] != "held_out_classes"]
+    rows += [
+        {**row, "source": "held_out_classes"} for row in held_out.get("rows", []) if row["metric"] == "auroc"
+    ]
+    return [
+        NoveltyRow(
+            sampler=row["sampler"],
+            measure=row["measure"],
+            source=row["source"],
+            value=_number(row["value"]),
+            low=_number(row["low"]),
+            high=_number(row["high"]),
+        )
+        for row in rows
+    ]
+
+
+def number(estimate: Estimate) -> Row:
+    """A value with its interval.
+
+    >>> number(Estimate(0.25, float("nan"), 0.5))
+    {'value': 0.25, 'low': None, 'high': 0.5}
+    """
+    return {"value": plain(estimate.value), "low": plain(estimate.low), "high": plain(estimate.high)}
+
+
+def plain(value: float) -> float | None:
+    """A number as JSON takes it: null for NaN."""
+    return None if math.isnan(value) else round(float(value), DIGITS)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
