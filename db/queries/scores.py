@@ -33,6 +33,24 @@ class Unscored(NamedTuple):
     height: int
 
 
+class FoundRegion(NamedTuple):
+    """A scored region and the image that it lies in."""
+
+    image_id: int
+    uri: str
+    region_index: int
+    x: int
+    y: int
+    w: int
+    h: int
+    outline: str | None
+    predicted_class: int
+    class_share: float
+    expected_entropy: float | None
+    mutual_information: float | None
+    variation_ratio: float | None
+
+
 class PlannedShard(NamedTuple):
     """Image ids from `first` to `last`, both inclusive."""
 
@@ -183,6 +201,33 @@ def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> S
         .limit(limit)
     )
     return session.scalars(statement).all()
+
+
+def regions_at(
+    session: Session, *, run_id: int, places: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], FoundRegion]:
+    """Regions of a run by image id and region index; those that are asked for and there."""
+    table = RegionScore
+    columns = (
+        *(Image.id, Image.uri, table.region_index, table.x, table.y, table.w, table.h, table.outline),
+        *(table.predicted_class, table.class_share),
+        *(table.expected_entropy, table.mutual_information, table.variation_ratio),
+    )
+    wanted, images = set(places), sorted({image_id for image_id, _ in places})
+    found: dict[tuple[int, int], FoundRegion] = {}
+    for start in range(0, len(images), BATCH):
+        statement = (
+            select(*columns)
+            .join(Image, Image.id == table.image_id)
+            .where(table.run_id == run_id, table.image_id.in_(images[start : start + BATCH]))
+        )
+        rows = (FoundRegion(*row) for row in session.execute(statement))
+        found.update(
+            ((row.image_id, row.region_index), row)
+            for row in rows
+            if (row.image_id, row.region_index) in wanted
+        )
+    return found
 
 
 def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Unscored, dict[str, Any] | None]]:

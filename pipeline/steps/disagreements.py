@@ -1,0 +1,133 @@
+"""Disagreements: regions of the pool that the model is sure of in each sample, and in each otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from db.engine import Database
+from db.queries import candidates as scored
+from db.queries import scores as queries
+from db.tables import Model
+from pipeline.acquisition.reasons import grouped, percent
+from pipeline.config import Project
+from pipeline.errors import UserError
+from pipeline.uncertainty.disagreement import Disagreement, confident_but_disagreeing
+
+
+@dataclass(frozen=True)
+class DisagreeingRegion:
+    """A region that is confident but disagreeing, as it was scored."""
+
+    image_id: int
+    uri: str
+    region_index: int
+    box: tuple[int, int, int, int]
+    """x, y, w, h in image pixels."""
+    outline: str | None
+    """Which pixels of its box it holds, as `uncertainty.outlines` writes it; None: all."""
+    class_name: str
+    class_share: float
+    expected_entropy: float
+    mutual_information: float
+    variation_ratio: float | None
+    """Mean share of the votes that are not for the winner; None for scores of an older version."""
+
+    def words(self) -> str:
+        """What is known of it, in one line."""
+        x, y, w, h = self.box
+        votes = "" if self.variation_ratio is None else f", {percent(self.variation_ratio)} of votes against"
+        return (
+            f"{self.uri} (x {x}, y {y}, w {w}, h {h}): mostly {self.class_name}{votes}, "
+            f"mutual information {self.mutual_information:.3f}, expected entropy {self.expected_entropy:.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class DisagreementReport:
+    """The list, and what it was taken from."""
+
+    run_id: int
+    model: str
+    regions: int
+    """Scored regions of the run."""
+    found: int
+    """Those that are confident but disagreeing; `rows` holds the first of them."""
+    most_entropy: float
+    least_information: float
+    rows: list[DisagreeingRegion]
+
+    def lines(self) -> Iterator[str]:
+        """The list in words."""
+        yield (
+            f"Run {self.run_id} of {self.model}: {grouped(self.found)} of {grouped(self.regions)} regions "
+            f"are confident but disagreeing (expected entropy up to {self.most_entropy:.3f}, mutual "
+            f"information from {self.least_information:.3f}, the medians of the run)."
+        )
+        yield from (f"  {rank:4d}  {row.words()}" for rank, row in enumerate(self.rows, start=1))
+
+
+def disagreements(project: Project, database: Database, *, limit: int = 20) -> DisagreementReport:
+    """The strongest cases of the serving model's newest finished run, from its stored region scores.
+
+    Args:
+        limit: rows of the list.
+
+    Raises:
+        UserError: nothing has been scored yet, or the scores are without samples.
+    """
+    with database.session(write=False) as session:
+        run = scored.finished_run(session)
+        if run is None:
+            raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
+        columns = queries.region_columns(session, run_id=run.id, columns=_COLUMNS)
+        found = _find(columns, run_id=run.id)
+        rows = found.rows[:limit]
+        places = list(
+            zip(columns["image_id"][rows].tolist(), columns["region_index"][rows].tolist(), strict=True)
+        )
+        at = queries.regions_at(session, run_id=run.id, places=places)
+        model = session.get_one(Model, run.model_id).name
+    names = project.config.data.class_names
+    return DisagreementReport(
+        run_id=run.id,
+        model=model,
+        regions=len(columns["image_id"]),
+        found=len(found.rows),
+        most_entropy=found.most_entropy,
+        least_information=found.least_information,
+        rows=[_described(at[place], names) for place in places],
+    )
+
+
+_COLUMNS = ("image_id", "region_index", "expected_entropy", "mutual_information", "variation_ratio")
+
+
+def _find(columns: dict[str, npt.NDArray[np.floating]], *, run_id: int) -> Disagreement:
+    information, votes = columns["mutual_information"], columns["variation_ratio"]
+    if len(information) == 0 or np.isnan(information).any():
+        raise UserError(
+            f"Scoring run {run_id} has no samples that could disagree.",
+            "Set `scoring.sampler: mc_dropout` and run `segcurate score`.",
+        )
+    return confident_but_disagreeing(
+        columns["expected_entropy"], information, None if np.isnan(votes).any() else votes
+    )
+
+
+def _described(row: queries.FoundRegion, class_names: list[str]) -> DisagreeingRegion:
+    return DisagreeingRegion(
+        image_id=row.image_id,
+        uri=row.uri,
+        region_index=row.region_index,
+        box=(row.x, row.y, row.w, row.h),
+        outline=row.outline,
+        class_name=class_names[row.predicted_class],
+        class_share=row.class_share,
+        expected_entropy=row.expected_entropy or 0.0,
+        mutual_information=row.mutual_information or 0.0,
+        variation_ratio=row.variation_ratio,
+    )

@@ -1,0 +1,114 @@
+"""Confident but disagreeing: which regions are, and in what order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, update
+
+from db.tables import RegionScore, ScoringRun
+from pipeline.errors import UserError
+from pipeline.steps.disagreements import disagreements
+from pipeline.uncertainty.disagreement import confident_but_disagreeing
+from tests.pipeline.acquisition.synthetic import Store, make_store
+
+
+def entropy_of(*probabilities: float) -> float:
+    return -sum(p * math.log(p) for p in probabilities if p) / math.log(len(probabilities))
+
+
+def of_samples(samples: list[list[float]]) -> tuple[float, float, float]:
+    """Expected entropy, mutual information and variation ratio of one pixel, written out."""
+    mean = [sum(column) / len(samples) for column in zip(*samples, strict=True)]
+    expected = sum(entropy_of(*sample) for sample in samples) / len(samples)
+    votes = [max(range(len(sample)), key=sample.__getitem__) for sample in samples]
+    against = 1 - max(votes.count(name) for name in votes) / len(votes)
+    return expected, entropy_of(*mean) - expected, against
+
+
+def test_sure_samples_that_contradict_each_other_are_found_and_unsure_or_agreeing_ones_are_not() -> None:
+    sure, other, unsure = [0.97, 0.02, 0.01], [0.02, 0.97, 0.01], [0.4, 0.35, 0.25]
+    pixels = {
+        "agree": [sure] * 10,
+        "contradict": [sure] * 6 + [other] * 4,
+        "contradict less": [sure] * 8 + [other] * 2,
+        "unsure": [unsure] * 10,
+        "unsure and wavering": [unsure] * 5 + [[0.25, 0.35, 0.4]] * 5,
+    }
+    names = list(pixels)
+    entropy, information, votes = np.array([of_samples(samples) for samples in pixels.values()]).T
+    found = confident_but_disagreeing(entropy, information, votes)
+    assert [names[row] for row in found.rows] == ["contradict", "contradict less"]
+    assert found.most_entropy == np.median(entropy)
+    assert found.least_information == np.median(information)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_region_that_meets_the_definition_comes_in_the_order_of_the_votes(seed: int) -> None:
+    entropy, information, votes = np.random.default_rng(seed).random((3, 101))
+    found = confident_but_disagreeing(entropy, information, votes)
+    sorted_entropy, sorted_information = sorted(entropy), sorted(information)
+    expected = [
+        row
+        for row in range(101)
+        if entropy[row] <= sorted_entropy[50] and information[row] >= sorted_information[50]
+    ]
+    assert found.rows.tolist() == sorted(expected, key=lambda row: -votes[row])
+    by_information = confident_but_disagreeing(entropy, information, None).rows
+    assert by_information.tolist() == sorted(expected, key=lambda row: -information[row])
+
+
+def test_samples_that_never_disagree_give_nothing() -> None:
+    assert len(confident_but_disagreeing(np.full(5, 0.1), np.zeros(5), None).rows) == 0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path)
+
+
+def test_the_list_names_image_box_class_and_outline_of_the_strongest_cases(store: Store) -> None:
+    image = store.image_ids[3]
+    with store.database.session() as session:
+        session.execute(update(RegionScore).values(expected_entropy=0.4, mutual_information=0.01))
+        session.execute(update(RegionScore).values(variation_ratio=0.05))
+        for index, votes in ((4, 0.3), (7, 0.6)):
+            mine = (RegionScore.image_id == image, RegionScore.region_index == index)
+            values = {"expected_entropy": 0.05, "mutual_information": 0.2, "variation_ratio": votes}
+            session.execute(update(RegionScore).where(*mine).values(**values))
+        mine = (RegionScore.image_id == image, RegionScore.region_index == 7)
+        session.execute(update(RegionScore).where(*mine).values(predicted_class=2, outline="021O"))
+    report = disagreements(store.project, store.database, limit=2)
+    assert (report.model, report.regions, len(report.rows)) == ("r01", 180, 2)
+    first, second = report.rows
+    assert (first.image_id, first.uri, first.region_index) == (image, "images/0003.png", 7)
+    assert (first.box, first.outline, first.class_name) == ((32, 64, 32, 32), "021O", "sky")
+    assert first.variation_ratio == pytest.approx(0.6)
+    assert (second.region_index, second.outline) == (4, None)
+    words = list(report.lines())
+    assert "r01" in words[0]
+    assert "images/0003.png (x 32, y 64, w 32, h 32): mostly sky, 60 % of votes against" in words[1]
+    assert len(words) == 3
+
+
+def test_scores_without_votes_are_ranked_by_mutual_information(store: Store) -> None:
+    rows = disagreements(store.project, store.database, limit=50).rows
+    assert len(rows) > 10
+    assert all(row.variation_ratio is None for row in rows)
+    information = [row.mutual_information for row in rows]
+    assert information == sorted(information, reverse=True)
+
+
+def test_without_samples_or_without_a_run_it_says_what_to_do(store: Store) -> None:
+    with store.database.session() as session:
+        session.execute(update(RegionScore).values(expected_entropy=None, mutual_information=None))
+    with pytest.raises(UserError, match="sampler: mc_dropout"):
+        disagreements(store.project, store.database)
+    with store.database.session() as session:
+        session.execute(delete(RegionScore))
+        session.execute(update(ScoringRun).values(finished_at=None))
+    with pytest.raises(UserError, match="segcurate score"):
+        disagreements(store.project, store.database)
