@@ -26,7 +26,8 @@ from pipeline.errors import DataError
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp"})
 TIFF_ENDINGS = frozenset({".tif", ".tiff"})
 
-ImageArray = npt.NDArray[np.uint8 | np.uint16]
+ImageArray = npt.NDArray[np.uint8 | np.uint16 | np.float32]
+"""Integers span 0 to the largest of their type; floats (of a TIFF) mean 0 to 1, and may lie outside of it."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _ORIENTATION_TAG = 274
@@ -48,8 +49,8 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16; `orientation` is
-    EXIF's, 1 (upright as stored) to 8: `width` and `height` are those of the upright image."""
+    """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16, or 32 for floats;
+    `orientation` is EXIF's, 1 (upright as stored) to 8: `width` and `height` are of the upright image."""
 
     width: int
     height: int
@@ -83,7 +84,7 @@ def read_image(path: Path, *, channels: int, max_pixels: int) -> ImageArray:
     difference is an error.
 
     Returns:
-        uint8 or uint16 [H, W, channels], contiguous.
+        uint8, uint16 or float32 [H, W, channels], contiguous.
 
     Raises:
         DataError: as `probe_image`; or the file is truncated or damaged, or its channels do not fit.
@@ -95,7 +96,7 @@ def read_image(path: Path, *, channels: int, max_pixels: int) -> ImageArray:
             f"{path} has {_plural(info.channels, 'channel')}, where the model sees {channels}.",
             "Convert the file, or set `data.channels`.",
         )
-    pixels = read_pixels(path)
+    pixels = read_pixels(path, floats=True)
     if channels != pixels.shape[2]:
         pixels = pixels[:, :, :colors]
     if channels != pixels.shape[2]:
@@ -103,20 +104,26 @@ def read_image(path: Path, *, channels: int, max_pixels: int) -> ImageArray:
     return np.ascontiguousarray(pixels)
 
 
-def read_pixels(path: Path, *, palette_indices: bool = False) -> ImageArray:
+def read_pixels(path: Path, *, palette_indices: bool = False, floats: bool = False) -> ImageArray:
     """Decode a file upright with the channels that it has. The caller has checked its size.
 
     Args:
         palette_indices: keep the indices of a palette image ([H, W, 1]) instead of its colours, and 0 and 1
             of a bilevel one.
+        floats: also take a TIFF of floating-point numbers, as float32.
 
     Raises:
-        DataError: the file is truncated, damaged, or of a pixel type that is neither 8 nor 16 bits.
+        DataError: the file is truncated, damaged, of a pixel type that is not wanted, or holds floats that
+            are no numbers.
     """
     with _decoding(path):
         if path.suffix.lower() in TIFF_ENDINGS:
             with tifffile.TiffFile(path) as tiff:
                 info = _tiff_info(path, tiff)
+                if info.bits == 32 and not floats:
+                    raise DataError(
+                        f"{path} has floating-point pixels.", "Convert it to 8 or 16 bits unsigned."
+                    )
                 pixels = _tiff_pixels(path, tiff, palette_indices=palette_indices)
         else:
             with Image.open(path, formats=_FORMATS) as image:
@@ -157,8 +164,8 @@ def check_pixels(path: Path, *, width: int, height: int, max_pixels: int) -> Non
 def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
     """An image [H, W, K] of any depth and number of channels as a person sees it, uint8 [H, W, 3].
 
-    16-bit pixels are stretched between their 0.5th and 99.5th percentile; of many channels the first three
-    are shown, of two the first.
+    Pixels of other than 8 bits are stretched between their 0.5th and 99.5th percentile; of many channels the
+    first three are shown, of two the first.
 
     >>> as_rgb(np.array([[[7]]], dtype=np.uint8)).tolist()
     [[[7, 7, 7]]]
@@ -167,17 +174,17 @@ def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
     if shown.dtype == np.uint8:
         return np.ascontiguousarray(shown, dtype=np.uint8)
     low, high = np.percentile(shown, (0.5, 99.5))
-    unit = (shown.astype(np.float32) - low) / max(high - low, 1)
+    unit = (shown.astype(np.float32) - low) / max(high - low, 1 if shown.dtype == np.uint16 else 1e-6)
     return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
 
 
 def unit_float(image: ImageArray) -> npt.NDArray[np.float32]:
-    """The image as float32 in 0 to 1: 1 is the largest number of its type.
+    """The image as float32 in 0 to 1: 1 is the largest number of its type. Floats stay as they are.
 
     >>> unit_float(np.array([[[0, 255]]], dtype=np.uint8)).tolist()
     [[[0.0, 1.0]]]
     """
-    return np.multiply(image, np.float32(1 / np.iinfo(image.dtype).max), dtype=np.float32)
+    return np.multiply(image, np.float32(1 / _white(image)), dtype=np.float32)
 
 
 @contextmanager
@@ -260,8 +267,11 @@ def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> ImageInfo:
         raise DataError(
             f"{path} is a stack with the axes {axes}, not one image.", "Save each plane as a file of its own."
         )
-    if series.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_)):
-        raise DataError(f"{path} has pixels of type {series.dtype}.", "Convert it to 8 or 16 bits unsigned.")
+    if series.dtype not in (np.uint8, np.uint16, np.bool_, np.float32, np.float64):
+        raise DataError(
+            f"{path} has pixels of type {series.dtype}.",
+            "Convert it to 8 or 16 bits unsigned, or to 32-bit floats from 0 to 1.",
+        )
     size = dict(zip(axes, series.shape, strict=True))
     palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
     channels = 3 if palette else (size[others[0]] if others else 1)
@@ -269,7 +279,7 @@ def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> ImageInfo:
     tag: Any = page.tags.get(_ORIENTATION_TAG)
     orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
     width, height = (size["X"], size["Y"]) if orientation < 5 else (size["Y"], size["X"])
-    bits = 16 if series.dtype == np.uint16 else 8
+    bits = {"u2": 16, "f4": 32, "f8": 32}.get(series.dtype.str[1:], 8)
     return ImageInfo(
         width=width, height=height, channels=channels, bits=bits, alpha=alpha, orientation=orientation
     )
@@ -278,9 +288,13 @@ def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> ImageInfo:
 def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:
     series, page = tiff.series[0], _first_page(tiff)
     _check_complete(path, tiff)
-    pixels = series.asarray()
+    pixels: npt.NDArray[Any] = series.asarray()
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * (1 if palette_indices else 255)
+    if np.issubdtype(pixels.dtype, np.floating):
+        pixels = pixels.astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise ValueError("it holds values that are no finite numbers")
     if pixels.ndim == 3:
         pixels = np.moveaxis(pixels, [series.axes.index("Y"), series.axes.index("X")], [0, 1])
     else:
@@ -291,7 +305,7 @@ def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) 
         colors = (page.colormap >> 8).astype(np.uint8)  # TIFF palettes are 16 bits: [3, entries]
         pixels = np.moveaxis(colors[:, pixels[:, :, 0]], 0, -1)
     elif page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not palette_indices:
-        pixels = np.iinfo(pixels.dtype).max - pixels
+        pixels = (_white(pixels) - pixels).astype(pixels.dtype, copy=False)
     return pixels
 
 
@@ -304,6 +318,11 @@ def _check_complete(path: Path, tiff: tifffile.TiffFile) -> None:
         segments = zip(page.dataoffsets, page.databytecounts, strict=False)
         if any(offset + count > length for offset, count in segments):
             raise ValueError("the file is truncated")
+
+
+def _white(pixels: npt.NDArray[Any]) -> float:
+    """The value that means 1."""
+    return 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
 
 
 def _upright(pixels: ImageArray, orientation: int) -> ImageArray:

@@ -28,7 +28,7 @@ PIXELS_AHEAD = 64_000_000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Number = TypeVar("Number", np.uint8, np.uint16, np.float32, np.uint8 | np.uint16)
+Number = TypeVar("Number", np.uint8, np.uint16, np.float32, np.uint8 | np.uint16 | np.float32)
 
 
 @dataclass(frozen=True)

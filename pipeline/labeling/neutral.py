@@ -69,7 +69,7 @@ def place_image(source: Path, folder: Path, *, name: str, how: Literal["link", "
         OSError: the folder cannot be written.
     """
     if probe_image(source, max_pixels=sys.maxsize).orientation != 1:
-        return _write_upright(read_pixels(source), folder, name=name)
+        return _write_upright(read_pixels(source, floats=True), folder, name=name)
     destination = folder / f"{name}{source.suffix.lower()}"
     if how == "link":
         try:

@@ -20,8 +20,10 @@ from db.queries.models import TrainingImage, TrainingLabel
 from db.tables import Model, utc_now
 from pipeline import rounds
 from pipeline.config import Project, content_hash
-from pipeline.data.images import probe_image
+from pipeline.data.images import ImageRef, probe_image
+from pipeline.data.input_range import InputRange, pixel_statistics
 from pipeline.data.labels import count_votes
+from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.training_set import LabeledImage, TrainingSet, read_masks
 from pipeline.device import pick_device
 from pipeline.errors import DataError, UserError
@@ -36,8 +38,10 @@ from pipeline.model.checkpoints import (
 )
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
-from pipeline.training import train_segmenter
+from pipeline.training import Trained, train_segmenter
 
+MOST_INSPECTED = 512
+"""Training images whose pixels tell what the network has seen."""
 RESULT_NEUTRAL = {"workers", "checkpoint_every"}
 """Training settings that do not change the weights."""
 
@@ -109,21 +113,16 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
             else "Import labels with `segcurate import`.",
         )
 
-    segmenter, card = _prepare(project, survey, parent, config_hash=config_hash, labels_hash=labels_hash)
-    trained = train_segmenter(
-        segmenter,
-        _training_set(project, survey, card),
-        project.config.training,
-        class_weights=class_weights(project.config.training.loss.class_weights, survey.pixels),
-        device=pick_device(project.config.device),
+    digest, trained = fit(
+        project,
+        survey,
+        parent,
+        config_hash=config_hash,
+        labels_hash=labels_hash,
         folder=folder,
-        identity=content_hash([config_hash, labels_hash]),
         title=f"train {model.name}",
         progress=progress,
     )
-    card = card.model_copy(update={"metrics": {"training_loss": trained.loss}})
-    digest = save_model(folder, segmenter, card)
-
     with database.session() as session:
         current = rounds.require(session, "train")
         model = session.merge(model)
@@ -136,6 +135,43 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         rounds.advance(session, current, "train")
     forget_resume(folder)
     return model
+
+
+def fit(
+    project: Project,
+    survey: Survey,
+    parent: Model | None,
+    *,
+    config_hash: str,
+    labels_hash: str,
+    folder: Path,
+    title: str,
+    progress: Progress = silent,
+) -> tuple[str, Trained]:
+    """Train a network on surveyed labels, or go on where `folder` holds a part of the same training, and save
+    it there with its card.
+
+    Returns:
+        SHA-256 of its weights, and what the run saw.
+
+    Raises:
+        UserError: training cannot be done as configured.
+    """
+    segmenter, card = _prepare(project, survey, parent, config_hash=config_hash, labels_hash=labels_hash)
+    trained = train_segmenter(
+        segmenter,
+        _training_set(project, survey, card),
+        project.config.training,
+        class_weights=class_weights(project.config.training.loss.class_weights, survey.pixels),
+        device=pick_device(project.config.device),
+        folder=folder,
+        identity=content_hash([config_hash, labels_hash]),
+        title=title,
+        progress=progress,
+    )
+    seen = _input_range(project, survey, card)
+    card = card.model_copy(update={"metrics": {"training_loss": trained.loss}, "input_range": seen})
+    return save_model(folder, segmenter, card), trained
 
 
 def survey_labels(
@@ -245,6 +281,27 @@ def _training_set(project: Project, survey: Survey, card: ModelCard) -> Training
         input_scale=card.input_scale,
         max_pixels=project.config.data.max_pixels,
     )
+
+
+def _input_range(project: Project, survey: Survey, card: ModelCard) -> InputRange | None:
+    """What the pixels of the training images, or of a random sample of them, look like to the network."""
+    order = np.random.default_rng(card.seed % 2**32).permutation(len(survey.usable))[:MOST_INSPECTED]
+    images = [survey.usable[place] for place in sorted(order)]
+    found = [
+        pixel_statistics(batch.image_BKHW)
+        for batch in load_batches(
+            [ImageRef(one.id, project.path(one.uri), one.width, one.height) for one in images],
+            channels=card.channels,
+            max_pixels=project.config.data.max_pixels,
+            input_scale=card.input_scale,
+            mean=card.mean,
+            std=card.std,
+            batch_size=1,
+            workers=project.config.scoring.workers,
+        )
+        if not isinstance(batch, Unreadable)
+    ]
+    return InputRange.of(np.concatenate(found)) if found else None
 
 
 def _labeled(project: Project, image: TrainingImage) -> LabeledImage:

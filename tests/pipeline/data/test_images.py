@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from pipeline.data.images import ImageArray, probe_image, read_image, unit_float
+from pipeline.data.images import ImageArray, probe_image, read_image, read_pixels, unit_float
 from pipeline.errors import DataError
 
 MANY = 10**6
@@ -149,15 +149,36 @@ def test_a_text_file_with_an_image_ending_is_an_error(tmp_path: Path, name: str)
         probe_image(tmp_path / name, max_pixels=MANY)
 
 
-def test_a_missing_file_and_a_stack_and_floats_are_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_stack_and_large_integers_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no file"):
         probe_image(tmp_path / "none.png", max_pixels=MANY)
     tifffile.imwrite(tmp_path / "stack.tif", noise(2, 3, 16, 16), photometric="minisblack")
     with pytest.raises(DataError, match="stack"):
         probe_image(tmp_path / "stack.tif", max_pixels=MANY)
-    tifffile.imwrite(tmp_path / "float.tif", np.zeros((4, 4), dtype=np.float32))
-    with pytest.raises(DataError, match="float32"):
-        probe_image(tmp_path / "float.tif", max_pixels=MANY)
+    tifffile.imwrite(tmp_path / "large.tif", np.zeros((4, 4), dtype=np.uint32))
+    with pytest.raises(DataError, match="uint32"):
+        probe_image(tmp_path / "large.tif", max_pixels=MANY)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_tiff_of_floats_is_an_image_as_it_is_but_no_mask(tmp_path: Path, dtype: type) -> None:
+    values = np.linspace(-1, 16, 4 * 5 * 3).reshape(4, 5, 3).astype(dtype)
+    tifffile.imwrite(tmp_path / "float.tif", values, photometric="rgb")
+    assert probe_image(tmp_path / "float.tif", max_pixels=MANY).bits == 32
+    image = read_image(tmp_path / "float.tif", channels=3, max_pixels=MANY)
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(unit_float(image), values.astype(np.float32))
+    with pytest.raises(DataError, match="floating-point pixels"):
+        read_pixels(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_floats_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    values = np.zeros((4, 5), dtype=np.float32)
+    values[2, 3] = value
+    tifffile.imwrite(tmp_path / "nan.tif", values)
+    with pytest.raises(DataError, match="no finite numbers"):
+        read_image(tmp_path / "nan.tif", channels=1, max_pixels=MANY)
 
 
 def bomb(path: Path, width: int, height: int) -> None:
