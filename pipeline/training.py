@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.losses import segmentation_loss, shares
 from pipeline.mixing import mix
 from pipeline.model.checkpoints import load_resume, load_weights, save_resume
+from pipeline.model.heads import heads_loss
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
 
@@ -70,7 +71,7 @@ class Run:
 
     def save(self, folder: Path, identity: str) -> None:
         """Write the resumable checkpoint."""
-        tensors = {f"network.{name}": value for name, value in self.segmenter.network.state_dict().items()}
+        tensors = {f"network.{name}": value for name, value in self.segmenter.weights().items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
         document = {
@@ -152,10 +153,18 @@ def train_segmenter(
                 image, target, config, num_classes=segmenter.num_classes, iteration=run.iteration
             )
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                logits = segmenter(image)
+                logits, head_logits = segmenter.forward_heads(image)
             loss = segmentation_loss(logits.float(), target, config.loss, weight)
+            total = loss
+            if head_logits is not None:  # adds nothing to the gradient of the network's own weights
+                total = loss + heads_loss(
+                    head_logits,
+                    target,
+                    padded_size=segmenter.padded_size(image.shape[-2], image.shape[-1]),
+                    loss=lambda z, y: segmentation_loss(z, y, config.loss, weight),
+                )
             optimizer.zero_grad(set_to_none=True)
-            run.scaler.scale(loss).backward()
+            run.scaler.scale(total).backward()
             run.scaler.step(optimizer)
             run.scaler.update()
 
@@ -198,6 +207,8 @@ def make_optimizer(segmenter: Segmenter, config: TrainingConfig) -> torch.optim.
     for name, parameter in segmenter.network.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
+    for parameter in segmenter.heads.parameters() if segmenter.heads is not None else ():
+        groups.setdefault((False, parameter.ndim > 1), []).append(parameter)
     settings = []
     for (encoder, decays), parameters in groups.items():
         rate = config.learning_rate * (config.encoder_learning_rate_factor if encoder else 1)

@@ -68,6 +68,8 @@ def build_segmenter(
         channels=channels,
         dropout=config.dropout,
     )
+    if config.heads:
+        segmenter.add_heads(config.heads)
     if config.freeze_encoder:
         segmenter.freeze_encoder()
     return segmenter

@@ -63,7 +63,7 @@ def save_model(folder: Path, segmenter: Segmenter, card: ModelCard) -> str:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    data = save(_portable(segmenter.network.state_dict()))
+    data = save(_portable(segmenter.weights()))
     digest = hashlib.sha256(data).hexdigest()
     card = card.model_copy(update={"weights_sha256": digest})
     atomic_write_bytes(folder / WEIGHTS_FILE, data)
@@ -130,11 +130,11 @@ def load_weights(segmenter: Segmenter, state: dict[str, Tensor], *, source: Path
         CheckpointError: names or shapes differ.
     """
     try:
-        segmenter.network.load_state_dict(state, strict=True)
+        segmenter.load_weights(state)
     except RuntimeError as error:
         raise CheckpointError(
             f"The weights in {source} are not those of this network: {error}",
-            "Check `model.architecture`, `model.encoder` and `model.decoder`.",
+            "Check `model.architecture`, `model.encoder`, `model.decoder` and `model.heads`.",
         ) from error
 
 

@@ -1,14 +1,15 @@
 """A segmentation network that is split at its dropout: the trunk runs once, the tail once a sample.
 
-Legend: B batch, K image channels, C classes, F channels at the dropout, H W image size, h w size at the
-network's own stride. Everything before the dropout is the *trunk*, everything after it the *tail*; the
-network's own upsampling comes last, apart. The network itself stays as segmentation-models-pytorch (SMP)
-built it, with its state dict's names, except that its own dropouts are gone: the only one left is ours.
+Legend: B batch, K image channels, C classes, F channels at all dropouts together, H W image size, h w size
+at the network's own stride. Everything before the first dropout is the *trunk*, everything after it the
+*tail*; the network's own upsampling comes last, apart. The network itself stays as it was built by SMP
+(segmentation-models-pytorch), with its state dict's names, except that its own dropouts are gone: the only
+ones left are ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
+from pipeline.model.heads import SlimHeads
+
+FINEST_STRIDE = 4
+"""Image pixels a cell of the finest map that the slim heads look at, along one side."""
+HEADS = "heads."
+"""How the names of the heads' weights begin."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,56 @@ class Trunk:
     """What is computed once for an image.
 
     Attributes:
-        features: [B, F, h', w'], the tensor that the dropout masks.
-        context: further tensors that the tail needs, untouched by the dropout.
+        features: [B, F', h', w'], the tensor that the first dropout masks.
+        context: further tensors that the tail needs, of B images.
+        pyramid: the encoder's maps that the slim heads look at; empty without heads.
     """
 
     features: Tensor
     context: tuple[Tensor, ...] = ()
+    pyramid: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Which cells of the logits are computed: every `every`-th along each side, from the cells of `offset`
+    (row, column) on."""
+
+    every: int = 1
+    offset: tuple[int, int] = (0, 0)
+
+
+ALL_CELLS = Lattice()
+
+
+class ChannelDrop:
+    """The channel dropouts (Tompson et al. 2015) of one pass, each with its share of one mask.
+
+    Called at each place in turn, it multiplies features [B, F', h, w] with the mask's next F' columns. A mask
+    of t·B rows, sample by sample, makes t·B maps of B. Without a mask it changes nothing.
+
+    Attributes:
+        channels: F' of each place so far.
+    """
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self.channels: list[int] = []
+        self._mask = mask
+
+    def __call__(self, features: Tensor) -> Tensor:
+        start = sum(self.channels)
+        self.channels.append(features.shape[1])
+        if self._mask is None:
+            return features
+        factor = self._mask[:, start : start + features.shape[1], None, None]
+        batch = features.shape[0]
+        if len(factor) <= batch:
+            return features * factor
+        return (features * factor.unflatten(0, (-1, batch))).flatten(0, 1)
 
 
 class Segmenter(nn.Module):
-    """An SMP network with one channel dropout (Tompson et al. 2015) on its segmentation path.
+    """An SMP network with channel dropout on its segmentation path.
 
     In `train` mode `forward` drops channels once, at random, apart for each image; in `eval` mode nothing is
     random. Stochastic passes in `eval` mode come from `tail` with masks.
@@ -41,7 +88,8 @@ class Segmenter(nn.Module):
         num_classes: C.
         channels: K.
         dropout: probability p that a channel is dropped.
-        mask_channels: F, the length of a dropout mask.
+        heads: slim heads beside the network; None for none.
+        sites: channels at each dropout, in the order of the pass; F is their sum.
         stride: sides of the trunk's image are a multiple of it.
         minimum: the smallest side that the network can take.
         logits_stride: image pixels a cell of the logits, along one side.
@@ -56,6 +104,7 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.channels = channels
         self.dropout = dropout
+        self.heads: SlimHeads | None = None
         self.stride = self._encoder_stride()
         self.minimum = self.stride * self.smallest_map
         _remove_dropouts(self.part("decoder"))
@@ -69,7 +118,7 @@ class Segmenter(nn.Module):
         return getattr(self.network, name)
 
     def probe(self) -> None:
-        """Run a blank image through, to learn `mask_channels` and `logits_stride`.
+        """Run a blank image through, to learn `sites` and `logits_stride`.
 
         Raises:
             ConfigError: the network cannot take it, or its output is not as large as its input.
@@ -81,8 +130,8 @@ class Segmenter(nn.Module):
         with torch.no_grad():
             blank = torch.zeros(1, self.channels, side, side, device=parameter.device)
             try:
-                trunk = self.trunk(blank)
-                logits = self.tail(trunk)
+                drop = ChannelDrop(None)
+                logits = self.final_layer(self._decode(self.trunk(blank), drop))
                 output = self.upsample(logits)
             except RuntimeError as error:  # shapes that do not fit, in SMP's own layers
                 raise ConfigError(
@@ -95,36 +144,58 @@ class Segmenter(nn.Module):
                 f"The decoder's output is {output.shape[-1]} pixels wide for an image of {side}.",
                 "Change `model.decoder` so that the network ends at the image's size.",
             )
-        self.mask_channels = trunk.features.shape[1]
+        self.sites = tuple(drop.channels)
         self.logits_stride = side // logits.shape[-1]
 
     def trunk(self, image: Tensor) -> Trunk:
-        """Everything before the dropout.
+        """Everything before the first dropout.
 
         Args:
             image: float [B, K, H, W], normalised; H and W as `pad` leaves them.
         """
-        features = self.part("encoder")(image)
-        return Trunk(features=self.part("decoder")(features))
+        encoded = self.part("encoder")(image)
+        trunk = self._shared(encoded)
+        return trunk if self.heads is None else replace(trunk, pyramid=self._pyramid(encoded))
 
-    def tail(self, trunk: Trunk, mask: Tensor | None = None) -> Tensor:
-        """Everything after the dropout, at the network's own stride.
+    def tail(self, trunk: Trunk, mask: Tensor | None = None, lattice: Lattice = ALL_CELLS) -> Tensor:
+        """Everything after the first dropout, at the network's own stride.
 
         Args:
             trunk: of B images.
-            mask: [B, F] or [1, F], 0 for a dropped channel and 1/(1−p) for a kept one. None: no dropout.
+            mask: [B, F], [1, F] or [t·B, F] sample by sample: 0 for a dropped channel and 1/(1−p) for a kept
+                one. None: no dropout.
+            lattice: the cells to compute.
 
         Returns:
-            Logits [B, C, h, w].
+            Logits [B, C, h, w], or [t·B, C, h, w].
         """
-        features = trunk.features if mask is None else trunk.features * mask[:, :, None, None]
-        return self._after_dropout(features, trunk.context)
+        return final_logits(self.final_layer, self._decode(trunk, ChannelDrop(mask)), lattice)
+
+    def head_logits(self, trunk: Trunk) -> Tensor:
+        """The slim heads' logits [K, B, C, h, w], at the stride of the finest map that they see.
+
+        Raises:
+            ValueError: there are no heads.
+        """
+        if self.heads is None:
+            raise ValueError("Expected a network with slim heads, but it has none.")
+        return self.heads(trunk.pyramid)
+
+    @property
+    def mask_channels(self) -> int:
+        """F, the length of a dropout mask."""
+        return sum(self.sites)
+
+    @property
+    def final_layer(self) -> nn.Conv2d:
+        """The convolution that ends the tail."""
+        return self.part("segmentation_head")[0]
 
     @property
     def linear_head(self) -> nn.Conv2d | None:
         """The convolution that is all of the tail, where that is so: a channel mask is then a factor of its
         weight, and T samples are one convolution with T·C output channels."""
-        return self.part("segmentation_head")[0]
+        return self.final_layer
 
     def upsample(self, logits: Tensor) -> Tensor:
         """The network's own upsampling: [B, C, h, w] to [B, C, H, W]."""
@@ -145,15 +216,53 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, C, H, W] of images [B, K, H, W] of any size."""
+        return self._logits(self.trunk(self.pad(image)), image)
+
+    def forward_heads(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, and the slim heads' logits [K, B, C, h, w] of the padded images; None without heads.
+        No gradient of the heads reaches the network."""
         trunk = self.trunk(self.pad(image))
-        mask = self.random_mask(trunk.features) if self.training else None
-        logits = self.upsample(self.tail(trunk, mask))
-        return logits[..., : image.shape[-2], : image.shape[-1]]
+        logits = self._logits(trunk, image)
+        return logits, None if self.heads is None else self.head_logits(trunk)
 
     def random_mask(self, features: Tensor) -> Tensor:
-        """A dropout mask [B, F] for features [B, F, h, w], from the device's own generator."""
-        keep = torch.empty(features.shape[:2], device=features.device, dtype=features.dtype)
+        """A dropout mask [B, F] for features [B, …], from the device's own generator."""
+        shape = (features.shape[0], self.mask_channels)
+        keep = torch.empty(shape, device=features.device, dtype=features.dtype)
         return keep.bernoulli_(1 - self.dropout) / (1 - self.dropout)
+
+    def add_heads(self, count: int) -> None:
+        """Put `count` slim heads with new weights on the encoder. The global generator stays as it is."""
+        training = self.training
+        self.eval()
+        parameter = next(self.parameters())
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            blank = torch.zeros(1, self.channels, self.minimum, self.minimum, device=parameter.device)
+            maps = self._pyramid(self.part("encoder")(blank))
+            heads = SlimHeads([part.shape[1] for part in maps], count=count, num_classes=self.num_classes)
+        self.heads = heads.to(parameter.device)
+        self.train(training)
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that is learnt, by SMP's names; the heads' begin with `heads.`."""
+        state: dict[str, Tensor] = dict(self.network.state_dict())
+        if self.heads is not None:
+            state |= {f"{HEADS}{name}": value for name, value in self.heads.state_dict().items()}
+        return state
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Put what `weights` gave into this network.
+
+        Raises:
+            RuntimeError: names or shapes differ.
+        """
+        heads = {name.removeprefix(HEADS): v for name, v in state.items() if name.startswith(HEADS)}
+        rest = {name: value for name, value in state.items() if not name.startswith(HEADS)}
+        self.network.load_state_dict(rest, strict=True)
+        if self.heads is not None:
+            self.heads.load_state_dict(heads, strict=True)
+        elif heads:
+            raise RuntimeError(f"{len(heads)} tensors belong to heads that this network does not have.")
 
     def freeze_encoder(self) -> None:
         """Train the rest only. The encoder's BatchNorm and drop-path stay as in `eval` mode."""
@@ -163,8 +272,38 @@ class Segmenter(nn.Module):
     def _encoder_stride(self) -> int:
         return max(int(self.part("encoder").output_stride), 1)
 
-    def _after_dropout(self, features: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        return self.part("segmentation_head")[0](features)
+    def _logits(self, trunk: Trunk, image: Tensor) -> Tensor:
+        mask = self.random_mask(trunk.features) if self.training else None
+        logits = self.upsample(self.tail(trunk, mask))
+        return logits[..., : image.shape[-2], : image.shape[-1]]
+
+    def _shared(self, encoded: Any) -> Trunk:
+        """The trunk, from the encoder's output."""
+        return Trunk(features=self.part("decoder")(encoded))
+
+    def _pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
+        """The encoder's maps from stride 4 on, finest first."""
+        side = encoded[0].shape[-1]
+        maps = [part for part in encoded[1:] if part.shape[1] and part.shape[-1] * FINEST_STRIDE <= side]
+        return tuple(maps)
+
+    def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
+        """The features under the final layer, dropped where the network drops."""
+        return drop(trunk.features)
+
+
+def final_logits(layer: nn.Conv2d, features: Tensor, lattice: Lattice) -> Tensor:
+    """A convolution of stride 1, evaluated on the lattice alone."""
+    if lattice == ALL_CELLS:
+        return layer(features)
+    padded = pad_for(layer, features)[..., lattice.offset[0] :, lattice.offset[1] :]
+    return functional.conv2d(padded, layer.weight, layer.bias, lattice.every, 0, layer.dilation)
+
+
+def pad_for(layer: nn.Conv2d, features: Tensor) -> Tensor:
+    """Features with the convolution's zero padding around them."""
+    below, right = (int(side) for side in layer.padding)
+    return functional.pad(features, (right, right, below, below)) if below or right else features
 
 
 class FpnSegmenter(Segmenter):
@@ -182,13 +321,8 @@ class PanSegmenter(Segmenter):
 class DptSegmenter(Segmenter):
     """DPT, whose head has three layers before its dropout and whose encoder also gives tokens."""
 
-    def trunk(self, image: Tensor) -> Trunk:
-        features, tokens = self.part("encoder")(image)
-        decoded = self.part("decoder")(features, tokens)
-        return Trunk(features=self.part("segmentation_head").head[:4](decoded))
-
     @property
-    def linear_head(self) -> nn.Conv2d:
+    def final_layer(self) -> nn.Conv2d:
         return self.part("segmentation_head").head[4]
 
     def upsample(self, logits: Tensor) -> Tensor:
@@ -198,47 +332,51 @@ class DptSegmenter(Segmenter):
     def _encoder_stride(self) -> int:
         return 2 * max(self.part("encoder").output_strides)  # the decoder halves the last map once more
 
-    def _after_dropout(self, features: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        return self.linear_head(features)
+    def _shared(self, encoded: Any) -> Trunk:
+        features, tokens = encoded
+        decoded = self.part("decoder")(features, tokens)
+        return Trunk(features=self.part("segmentation_head").head[:4](decoded))
+
+    def _pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
+        return tuple(encoded[0])
 
 
 class DeepLabV3Segmenter(Segmenter):
     """DeepLabV3, whose dropout ends the spatial pyramid, before a block and the head."""
 
-    def trunk(self, image: Tensor) -> Trunk:
-        features = self.part("encoder")(image)
-        return Trunk(features=self.part("decoder").aspp(features[-1]))
+    def _shared(self, encoded: Any) -> Trunk:
+        return Trunk(features=self.part("decoder").aspp(encoded[-1]))
 
     @property
     def linear_head(self) -> None:
         return None
 
-    def _after_dropout(self, features: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+    def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
         decoder = self.part("decoder")
-        decoded = decoder.relu(decoder.bn(decoder.conv(features)))
-        return self.part("segmentation_head")[0](decoded)
+        return decoder.relu(decoder.bn(decoder.conv(drop(trunk.features))))
 
 
 class DeepLabV3PlusSegmenter(Segmenter):
     """DeepLabV3+, whose tail also sees the encoder's features at stride 4."""
 
-    def trunk(self, image: Tensor) -> Trunk:
-        features = self.part("encoder")(image)
+    def _shared(self, encoded: Any) -> Trunk:
         decoder = self.part("decoder")
-        return Trunk(features=decoder.aspp[0](features[-1]), context=(decoder.block1(features[2]),))
+        return Trunk(features=decoder.aspp[0](encoded[-1]), context=(decoder.block1(encoded[2]),))
 
     @property
     def linear_head(self) -> None:
         return None
 
-    def _after_dropout(self, features: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+    def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
         decoder = self.part("decoder")
-        coarse = decoder.up(decoder.aspp[1:](features))
-        (fine,) = context
-        if fine.shape[0] != coarse.shape[0]:
-            fine = fine.repeat(coarse.shape[0] // fine.shape[0], 1, 1, 1)
-        decoded = decoder.block2(torch.cat([coarse, fine], dim=1))
-        return self.part("segmentation_head")[0](decoded)
+        coarse = decoder.up(decoder.aspp[1:](drop(trunk.features)))
+        fine = for_samples(trunk.context[0], coarse)
+        return decoder.block2(torch.cat([coarse, fine], dim=1))
+
+
+def for_samples(shared: Tensor, sampled: Tensor) -> Tensor:
+    """Maps [B, …] once for each sample of [t·B, …]."""
+    return shared.repeat(sampled.shape[0] // shared.shape[0], 1, 1, 1)
 
 
 SEGMENTERS: dict[str, type[Segmenter]] = {

@@ -1,7 +1,7 @@
 """Images in, predictions out: the trunk once, the samples, the calibrators, tiles, and memory that runs out.
 
-Legend: B batch, K image channels, H W image size, C classes, T samples, h w size of the maps (at the logits'
-stride, or the image's where `scoring.resolution` is `full`).
+Legend: B batch, K image channels, H W image size, C classes, T samples, h w size of the maps (see
+`scoring.resolution`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from torch import Tensor
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Measure, ScoringConfig
 from pipeline.errors import UserError
-from pipeline.model.segmenter import Segmenter, Trunk
+from pipeline.model.segmenter import Segmenter
 from pipeline.uncertainty.measures import measure_maps
-from pipeline.uncertainty.samplers import SampledPrediction, draw_masks, sample_predictions
+from pipeline.uncertainty.network import ScoringNetwork
+from pipeline.uncertainty.samplers import Member, Normalisation, SampledPrediction, make_sampler
+from pipeline.uncertainty.samplers.sums import sum_bands
 from pipeline.uncertainty.tiling import blend_weights, tile_origins
 
 CPU_BATCH = 2
 """Larger batches fill a CUDA device, but leave the CPU's caches: 8 images at once take half as long again."""
+
+PIXELS = Normalisation(mean=(0.0,), std=(1.0,))
+"""Of images that are pixels in 0 to 1 themselves."""
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +86,13 @@ class Predictor:
 
     Args:
         segmenter: moved to `device`, channels last.
-        scoring: sampler, samples, seed, resolution, tile and overlap.
+        scoring: sampler and what it needs, resolution, tile and overlap.
         calibrators: of this segmenter; identity before the fit.
+        normalisation, input_scale: of the images; samplers that change them want to know.
+        members: the other networks, with the sampler `ensemble`.
 
     Raises:
+        ConfigError: the segmenter cannot be asked for the sampler.
         ValueError: the sampler is `mc_dropout` and the segmenter has no active dropout.
     """
 
@@ -95,16 +103,22 @@ class Predictor:
         scoring: ScoringConfig,
         calibrators: Calibrators,
         device: torch.device,
+        normalisation: Normalisation = PIXELS,
+        input_scale: float = 1.0,
+        members: Sequence[Member] = (),
     ) -> None:
-        self.segmenter = segmenter.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self.network = ScoringNetwork(segmenter, resolution=scoring.resolution, device=device)
         self.scoring = scoring
         self.calibrators = calibrators
         self.device = device
-        self.masks: Tensor | None = None
-        if scoring.sampler == "mc_dropout":
-            self.masks = draw_masks(
-                scoring.samples, segmenter.mask_channels, p=segmenter.dropout, seed=scoring.seed
-            ).to(device)
+        self.sampler = make_sampler(
+            scoring,
+            segmenter,
+            device=device,
+            normalisation=normalisation,
+            input_scale=input_scale,
+            members=members,
+        )
         self.batch_size = scoring.batch_size if device.type != "cpu" else min(scoring.batch_size, CPU_BATCH)
 
     def predict(self, image: Tensor) -> Prediction:
@@ -159,27 +173,17 @@ class Predictor:
             network_size: height and width of the image that the network saw.
             size: height and width to return; another one only where images were resized.
         """
-        if self.cell > 1:
-            # The network aligns the corners of what it saw, padding included
-            rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
-            missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
-            maps = self.segmenter.upsample(torch.nn.functional.pad(maps, missing, mode="replicate"))
-        maps = maps[..., : network_size[0], : network_size[1]]
-        if size != network_size:
-            maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        return maps
+        return self.network.enlarge(maps, network_size=network_size, size=size)
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The network itself."""
+        return self.network.segmenter
 
     @property
     def cell(self) -> int:
         """Pixels of the network's image a cell of the maps, along one side."""
-        return 1 if self.scoring.resolution == "full" else self.segmenter.logits_stride
-
-    def trunk(self, image: Tensor) -> Trunk:
-        """The trunk of padded images on the predictor's device: autocast on CUDA, float32 from there on."""
-        image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=_half(), enabled=self.device.type == "cuda"):
-            trunk = self.segmenter.trunk(image)
-        return Trunk(features=trunk.features.float(), context=tuple(part.float() for part in trunk.context))
+        return self.network.cell
 
     def _whole(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
         """Predict in as many parts as the device's memory asks for."""
@@ -200,22 +204,16 @@ class Predictor:
             log.warning("The memory of %s ran out: going on with batches of %d.", self.device, size)
 
     def _forward(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
-        padded = self.segmenter.pad(image.to(self.device, non_blocking=True))
-        trunk = self.trunk(padded)
-        full = self.scoring.resolution == "full"
-        logits = self.segmenter.tail(trunk).float()
-        if full:
-            logits = self.segmenter.upsample(logits)
+        seen = self.network.run(image.to(self.device, non_blocking=True))
         sampled: list[SampledPrediction] = []
-        if self.masks is not None:
-            sampled = sample_predictions(
-                self.segmenter,
-                trunk,
-                self.masks,
-                calibrators=[pair.sampled for pair in calibrators],
-                upsample=full,
+        if self.sampler is not None:
+            sampled = sum_bands(
+                self.sampler.bands(self.network, seen),
+                [pair.sampled for pair in calibrators],
+                samples=self.sampler.samples,
+                like=seen.logits,
             )
-        return _Sums(logits=logits, sampled=sampled)
+        return _Sums(logits=seen.logits, sampled=sampled)
 
     def _tiled(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
         """One image [1, K, H, W], tile by tile; tiles begin at multiples of the network's stride."""
@@ -256,10 +254,6 @@ class Predictor:
         if total is None:
             raise ValueError(f"Expected an image with pixels, but got {tuple(image.shape)}.")
         return total
-
-
-def _half() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float16
 
 
 def _concatenate(parts: list[_Sums]) -> _Sums:

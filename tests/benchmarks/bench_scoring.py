@@ -111,7 +111,7 @@ def _print_speeds(architecture: str, frames: list[Path], arguments: argparse.Nam
             root = Path(scratch) / str(turn)
             project, database = _pool(root, frames, architecture, arguments)
             segmenter, image = _in_memory(root / ".segcurate/models/r01", frames[: arguments.batch_size])
-            masks = draw_masks(arguments.samples, segmenter.mask_channels, p=segmenter.dropout, seed=0)
+            masks = draw_masks(arguments.samples, segmenter.sites, p=segmenter.dropout, seed=0)
             with torch.inference_mode():
                 if turn == 0:
                     plain_pass(segmenter, image)

@@ -14,7 +14,7 @@ from pipeline.config import ScoringConfig
 from pipeline.model.segmenter import Segmenter
 from pipeline.uncertainty import predictor as predictor_module
 from pipeline.uncertainty.predictor import Prediction, Predictor
-from pipeline.uncertainty.samplers import draw_masks, sample_logits
+from pipeline.uncertainty.samplers import draw_masks
 from tests.pipeline.model.test_segmenter import ARCHITECTURES, plain_smp, tiny
 
 DROPOUT_AT = {
@@ -91,7 +91,7 @@ def test_the_fast_path_equals_whole_passes(architecture: str) -> None:
     image = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     spread_logits(segmenter, image)
     predictor = predictor_of(segmenter)
-    masks = draw_masks(5, segmenter.mask_channels, p=segmenter.dropout, seed=0)
+    masks = draw_masks(5, segmenter.sites, p=segmenter.dropout, seed=0)
 
     plain = plain_smp(architecture, segmenter)
     samples = whole_passes(plain, DROPOUT_AT.get(architecture, "decoder"), image, masks)
@@ -102,10 +102,11 @@ def test_chunks_of_samples_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatc
     segmenter = tiny("fpn").eval()
     image = torch.randn(2, 3, 64, 64)
     together = maps_of(predictor_of(segmenter, samples=7).predict(image))
-    monkeypatch.setattr("pipeline.uncertainty.samplers.CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr("pipeline.uncertainty.samplers.base.CHUNK_BYTES", {"cpu": 1})
     with torch.no_grad():
-        trunk = segmenter.trunk(image)
-        chunks = list(sample_logits(segmenter, trunk, draw_masks(7, segmenter.mask_channels, p=0.5, seed=0)))
+        predictor = predictor_of(segmenter, samples=7, resolution="logits")
+        assert predictor.sampler is not None
+        chunks = list(predictor.sampler.stream(predictor.network, predictor.network.run(image)))
     assert [len(chunk) for chunk in chunks] == [1] * 7
     one_by_one = maps_of(predictor_of(segmenter, samples=7).predict(image))
     for name, plane in together.items():
@@ -137,11 +138,12 @@ def test_sampling_changes_no_weight_and_no_buffer(architecture: str) -> None:
 
 
 def test_masks_come_from_the_seed_and_keep_a_channel_each() -> None:
-    assert torch.equal(draw_masks(8, 32, p=0.3, seed=5), draw_masks(8, 32, p=0.3, seed=5))
-    assert not torch.equal(draw_masks(8, 32, p=0.3, seed=5), draw_masks(8, 32, p=0.3, seed=6))
-    nearly_all = draw_masks(200, 2, p=0.95, seed=0)
-    assert (nearly_all > 0).any(dim=1).all()
-    many = draw_masks(200, 500, p=0.3, seed=0)
+    assert torch.equal(draw_masks(8, [32], p=0.3, seed=5), draw_masks(8, [32], p=0.3, seed=5))
+    assert not torch.equal(draw_masks(8, [32], p=0.3, seed=5), draw_masks(8, [32], p=0.3, seed=6))
+    nearly_all = draw_masks(200, [2, 3], p=0.95, seed=0)
+    assert (nearly_all[:, :2] > 0).any(dim=1).all()
+    assert (nearly_all[:, 2:] > 0).any(dim=1).all()
+    many = draw_masks(200, [500], p=0.3, seed=0)
     assert many.mean().item() == pytest.approx(1, abs=0.02)
     assert many.unique().tolist() == pytest.approx([0, 1 / 0.7])
 
@@ -149,7 +151,7 @@ def test_masks_come_from_the_seed_and_keep_a_channel_each() -> None:
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_without_active_dropout_there_is_nothing_to_sample(p: float) -> None:
     with pytest.raises(ValueError, match="nothing is sampled"):
-        draw_masks(4, 8, p=p, seed=0)
+        draw_masks(4, [8], p=p, seed=0)
 
 
 def test_sampler_none_is_the_calibrated_softmax() -> None:

@@ -1,0 +1,165 @@
+"""A segmenter as scores need it: on a device, and at the cells where measures are computed.
+
+Legend: B batch, K image channels, C classes, H W size of the padded image, h w size of the maps.
+
+A cell has a place in the image, a pixel or a point between pixels. Maps of different views, heads or members
+of an ensemble are brought to the same places before they are summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.model.segmenter import Lattice, Segmenter, Trunk
+
+QUARTER = 4
+"""Image pixels a cell with `scoring.resolution: quarter`, along one side."""
+
+Places = tuple[Tensor, Tensor]
+"""Rows [h] and columns [w] of cells, float64, in pixels from the centre of the first pixel."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one deterministic pass has made.
+
+    Attributes:
+        image: [B, K, H, W], padded, on the device.
+        trunk: of it.
+        logits: float32 [B, C, h, w] at the network's cells.
+    """
+
+    image: Tensor
+    trunk: Trunk
+    logits: Tensor
+
+
+class ScoringNetwork:
+    """A segmenter in eval mode whose logits come at the resolution of the scores.
+
+    Attributes:
+        segmenter: moved to `device`, channels last.
+        full: logits at every pixel, by the network's own upsampling.
+        lattice: the cells of the network's own logits that are computed.
+        cell: pixels a cell, along one side.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, *, resolution: Literal["quarter", "logits", "full"], device: torch.device
+    ) -> None:
+        self.segmenter = segmenter.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self.device = device
+        self.full = resolution == "full"
+        every = 1
+        if resolution == "quarter":
+            every = max(1, min(QUARTER, segmenter.stride) // segmenter.logits_stride)
+        self.lattice = Lattice(every, ((every - 1) // 2,) * 2)
+        self.cell = 1 if self.full else every * segmenter.logits_stride
+
+    def run(self, image: Tensor, *, lattice: Lattice | None = None) -> Pass:
+        """One pass over images [B, K, H, W] on the device, padded here where they need it."""
+        image = self.segmenter.pad(image).contiguous(memory_format=torch.channels_last)
+        trunk = self._trunk(image)
+        return Pass(image=image, trunk=trunk, logits=self.logits(trunk, lattice=lattice))
+
+    def logits(self, trunk: Trunk, mask: Tensor | None = None, *, lattice: Lattice | None = None) -> Tensor:
+        """The tail at the network's cells: float32 [B, C, h, w], or [t·B, C, h, w] with such a mask."""
+        logits = self.segmenter.tail(trunk, mask, self.lattice if lattice is None else lattice).float()
+        return self.segmenter.upsample(logits) if self.full else logits
+
+    @property
+    def mirrored(self) -> Lattice:
+        """The cells to compute of a mirrored image, so that they mirror the cells of the image itself."""
+        row, column = self.lattice.offset
+        return replace(self.lattice, offset=(row, self.lattice.every - 1 - column))
+
+    def places(self, height: int, width: int) -> Places:
+        """Where the cells of a padded image lie in it."""
+        rows, columns = (
+            self._side(length, offset)
+            for length, offset in zip((height, width), self.lattice.offset, strict=True)
+        )
+        return rows, columns
+
+    def enlarge(self, maps: Tensor, *, network_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Maps [B, C, h, w] as [B, C, H, W], by the network's own upsampling.
+
+        Args:
+            network_size: height and width of the image that the network saw, without padding.
+            size: height and width to return; another one only where images were resized.
+        """
+        if self.cell > 1:
+            # The network aligns the corners of what it saw, padding included
+            rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
+            missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
+            maps = functional.pad(maps, missing, mode="replicate")
+            maps = self.segmenter.upsample(_fill(maps, self.lattice))
+        maps = maps[..., : network_size[0], : network_size[1]]
+        if size != network_size:
+            maps = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return maps
+
+    def _trunk(self, image: Tensor) -> Trunk:
+        """Autocast on CUDA, float32 from there on."""
+        with torch.autocast(self.device.type, dtype=_half(), enabled=self.device.type == "cuda"):
+            trunk = self.segmenter.trunk(image)
+        return Trunk(
+            features=trunk.features.float(),
+            context=tuple(part.float() for part in trunk.context),
+            pyramid=tuple(part.float() for part in trunk.pyramid),
+        )
+
+    def _side(self, length: int, offset: int) -> Tensor:
+        if self.full:
+            return torch.arange(length, dtype=torch.float64)
+        corners = aligned_places(length // self.segmenter.logits_stride, length)
+        return corners[offset :: self.lattice.every]
+
+
+def aligned_places(cells: int, length: int) -> Tensor:
+    """Where cells lie along a side [cells] whose first and last cell are its first and last pixel."""
+    return torch.linspace(0, length - 1, cells, dtype=torch.float64)
+
+
+def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
+    """Maps [..., h, w] whose cells lie at `source`, at `target` instead: linear between neighbouring cells,
+    the nearest cell's value beyond the outermost ones. Cells at the same places keep their values exactly."""
+    for axis, (old, new) in enumerate(zip(source, target, strict=True)):
+        if old.shape == new.shape and torch.allclose(old, new, rtol=0, atol=1e-6):
+            continue
+        weights = _interpolation(old, new).to(maps)
+        maps = weights @ maps if axis == 0 else maps @ weights.T
+    return maps
+
+
+def _interpolation(source: Tensor, target: Tensor) -> Tensor:
+    """Weights [target, source] of linear interpolation between ascending places."""
+    weights = torch.zeros(len(target), len(source), dtype=torch.float64)
+    if len(source) == 1:
+        return weights + 1
+    right = torch.searchsorted(source, target).clamp(1, len(source) - 1)
+    share = ((target - source[right - 1]) / (source[right] - source[right - 1])).clamp(0, 1)
+    row = torch.arange(len(target))
+    weights[row, right - 1] = 1 - share
+    weights[row, right] = share
+    return weights
+
+
+def _fill(maps: Tensor, lattice: Lattice) -> Tensor:
+    """Maps at the cells of a lattice as maps at all cells: linear in between, repeated at the border."""
+    every, (row, column) = lattice.every, lattice.offset
+    if every == 1:
+        return maps
+    size = [every * (side - 1) + 1 for side in maps.shape[-2:]]
+    between = functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    border = (column, every - 1 - column, row, every - 1 - row)
+    return functional.pad(between, border, mode="replicate")
+
+
+def _half() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float16

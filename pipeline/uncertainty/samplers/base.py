@@ -1,0 +1,57 @@
+"""What every sampler is: a stream of logits, a few samples at a time.
+
+Legend: B batch, T samples, t samples of one chunk, C classes, h and w the maps' height and width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.uncertainty.network import Pass, ScoringNetwork
+
+CHUNK_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
+"""Logits that are summed at once: what a cache holds on the CPU (four times the speed of whole batches, whose
+logits travel through memory again and again), enough to fill the device on CUDA."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """All samples of some images and some rows of their maps.
+
+    Attributes:
+        images, rows: which ones.
+        chunks: uncalibrated logits [t, images, C, rows, w], float32.
+    """
+
+    images: slice
+    rows: slice
+    chunks: Iterator[Tensor]
+
+
+class Sampler(ABC):
+    """A source of T equally likely predictions. It draws nothing at random when it is used, so an image's
+    samples depend neither on its batch nor on what was sampled before.
+
+    Attributes:
+        samples: T.
+    """
+
+    samples: int
+
+    @abstractmethod
+    def stream(self, network: ScoringNetwork, seen: Pass) -> Iterator[Tensor]:
+        """Uncalibrated logits in chunks [t, B, C, h, w], float32, T in all, at the network's cells."""
+
+    def bands(self, network: ScoringNetwork, seen: Pass) -> Iterator[Band]:
+        """The same samples in parts that are summed one after the other, each while a cache holds it."""
+        yield Band(slice(None), slice(None), self.stream(network, seen))
+
+
+def room(device: torch.device) -> int:
+    """Numbers of float32 that may be alive at once."""
+    return CHUNK_BYTES[device.type] // 4
