@@ -94,7 +94,7 @@ class TrainingConfig(Section):
     """Two crops in one: blended (Zhang et al. 2018), or a box of one pasted into the other (Yun et al.
     2019)."""
     mix_alpha: Annotated[float, Field(gt=0)] = 0.2
-    """Of the Beta(α, α) distribution that the share of the second crop is drawn from; for CutMix usually 1."""
+    """Of the Beta(α, α) distribution that the share of the second crop is drawn from; for CutMix mostly 1."""
     annotators: Literal["latest", "majority", "soft"] = "latest"
     """Where several annotators have labeled a pixel: the newest label, the one that most gave, or each class
     by its share of the votes."""
