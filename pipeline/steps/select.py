@@ -25,6 +25,7 @@ from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import Project, SelectionConfig
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.progress import Progress, silent
+from pipeline.steps.gate import gate_warnings
 
 SHOWN_ITEMS = 10
 SHOWN_PARTS = 12
@@ -41,6 +42,8 @@ class PlannedItem:
     region_index: int
     box: tuple[int, int, int, int]
     """x, y, w, h in image pixels."""
+    outline: str | None
+    """Which pixels of the box the region holds; None for all."""
     measure: str | None
     score: float | None
     predicted_class: int
@@ -90,6 +93,7 @@ def select(
     *,
     dry_run: bool = False,
     overrides: Mapping[str, Any] | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> QueuePreview:
     """Choose the round's queue and store it in place of the draft that there may be.
@@ -97,11 +101,13 @@ def select(
     Args:
         dry_run: store nothing.
         overrides: keys of `selection` that replace those of the configuration, for this queue.
+        force: rank by mutual information even where it did not pass its gate.
 
     Raises:
         NotYourTurn: another step comes next.
         ConfigError: an override is not valid.
-        UserError: nothing has been scored, nothing is left to choose from, or the run lacks the measure.
+        UserError: nothing has been scored, nothing is left to choose from, the run lacks the measure, or it
+            is mutual information and did not pass its gate.
     """
     config = _overridden(project.config.selection, overrides or {})
     with database.session(write=False) as session:
@@ -111,8 +117,8 @@ def select(
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
         draft = round_queries.round_queue(session, current.id)
         progress("Reading scores", 0, None)
-        everything, group_names = _scored_candidates(session, run.id, config)
-        closed = queues.taken_boxes(session, except_queue_id=draft.id if draft else None)
+        everything, group_names = _scored_candidates(session, run, config)
+        closed = queues.taken_regions(session, except_queue_id=draft.id if draft else None)
     scored_count = len(everything)
     if scored_count == 0:
         raise UserError(
@@ -123,6 +129,14 @@ def select(
     candidates = _without_taken(everything, closed)
     del everything  # a million regions are 50 MB
     _check(candidates, config)
+    with database.session(write=False) as session:
+        gate = gate_warnings(
+            session,
+            run,
+            measure=STRATEGIES[config.strategy].measure,
+            config=project.config.evaluation,
+            force=force,
+        )
     selection = choose(candidates, config, round_number=current.number)
     lines = reasons(
         candidates,
@@ -143,7 +157,8 @@ def select(
         uris=uris,
         class_names=project.config.data.class_names,
         group_names=group_names,
-        warnings=_warnings(
+        warnings=gate
+        + _warnings(
             candidates,
             selection,
             config,
@@ -176,12 +191,16 @@ def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> Select
 
 
 def _scored_candidates(
-    session: Session, run_id: int, config: SelectionConfig
+    session: Session, run: ScoringRun, config: SelectionConfig
 ) -> tuple[Candidates, list[str]]:
     """All that the run has scored in eligible images, and the names of their groups."""
-    images = scored.image_columns(session, run_id=run_id)
-    read = scored.region_candidates if config.unit == "region" else scored.image_candidates
-    columns = read(session, run_id=run_id, measure=STRATEGIES[config.strategy].measure)
+    images = scored.image_columns(session, run_id=run.id)
+    measure = STRATEGIES[config.strategy].measure
+    if config.unit == "region":
+        boxes_only = run.scorer.get("regions", {}).get("kind", "grid") in ("grid", "image")
+        columns = scored.region_candidates(session, run_id=run.id, measure=measure, outlines=not boxes_only)
+    else:
+        columns = scored.image_candidates(session, run_id=run.id, measure=measure)
     candidates = Candidates(
         image_id=images.id,
         group=images.group,
@@ -194,17 +213,29 @@ def _scored_candidates(
         class_share=columns.class_share,
         impurity=columns.impurity,
         score=columns.score,
+        pixels=columns.pixels,
+        outline=columns.outline,
         expected_entropy=columns.expected_entropy,
         mutual_information=columns.mutual_information,
     )
     return candidates, images.group_names
 
 
-def _without_taken(candidates: Candidates, closed: np.ndarray) -> Candidates:
-    """The candidates that are neither queued nor labeled; `closed` [K, 5] is image id, x, y, w, h."""
-    known = np.isin(closed[:, 0], candidates.image_id)
-    image = np.searchsorted(candidates.image_id, closed[known, 0])
-    return candidates.where(~taken(candidates.image, candidates.box, image, closed[known, 1:]))
+def _without_taken(candidates: Candidates, closed: queues.TakenRegions) -> Candidates:
+    """The candidates that are neither queued nor labeled."""
+    known = np.isin(closed.image_id, candidates.image_id)
+    outline = closed.outline[known]
+    return candidates.where(
+        ~taken(
+            candidates.image,
+            candidates.box,
+            np.searchsorted(candidates.image_id, closed.image_id[known]),
+            closed.box[known],
+            pixels=candidates.pixels,
+            outline=candidates.outline,
+            taken_outline=outline if outline.any() else None,
+        )
+    )
 
 
 def _check(candidates: Candidates, config: SelectionConfig) -> None:
@@ -285,6 +316,7 @@ def _preview(
                 group=group_names[int(candidates.group[image])],
                 region_index=int(candidates.region_index[index]),
                 box=(x, y, w, h),
+                outline=None if candidates.outline is None else candidates.outline[index],
                 measure=STRATEGIES[config.strategy].measure,
                 score=None if candidates.score is None else float(candidates.score[index]),
                 predicted_class=predicted_class,
@@ -346,6 +378,7 @@ def _row(item: PlannedItem) -> dict[str, Any]:
         "y": y,
         "w": w,
         "h": h,
+        "outline": item.outline,
         "measure": item.measure,
         "score": item.score,
         "predicted_class": item.predicted_class,

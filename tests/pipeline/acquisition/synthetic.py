@@ -101,7 +101,9 @@ def make_store(folder: Path, *, images: int = 20, groups: int = 2, seed: int = 0
         model.seed, model.iterations = 0, 1
         session.add(model)
         session.flush()
-        run = ScoringRun(model_id=model.id, scorer_hash="a" * 64, scorer={}, finished_at=utc_now())
+        run = ScoringRun(
+            model_id=model.id, scorer_hash="a" * 64, scorer={"sampler": "mc_dropout"}, finished_at=utc_now()
+        )
         session.add(run)
         session.flush()
         rows = [

@@ -1,0 +1,53 @@
+"""The gate of mutual information: what it must have shown before the selection ranks by it."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from db.queries.assessments import Kind, assessment_of
+from db.tables import ScoringRun
+from pipeline.config import EvaluationConfig
+from pipeline.errors import UserError
+from pipeline.evaluation.gate import GATED, judge
+from pipeline.evaluation.quality_lines import gate_line
+from pipeline.evaluation.quality_rows import gate_row, novelty_rows
+
+
+def gate_warnings(
+    session: Session, run: ScoringRun, *, measure: str | None, config: EvaluationConfig, force: bool
+) -> list[str]:
+    """What the selection should say about ranking by a measure of a scoring run.
+
+    Only mutual information is gated: by its out-of-distribution AUROC under the run's sampler, from what
+    `assess` and `novelty` have stored last. A model that nobody has asked is let through with a warning.
+
+    Args:
+        measure: that the selection ranks by.
+        force: warn where it would be refused.
+
+    Raises:
+        UserError: the lower end of the AUROC is below `evaluation.gate`, without `force`.
+    """
+    if measure != GATED:
+        return []
+
+    def stored(kind: Kind) -> dict[str, object] | None:
+        found = assessment_of(session, model_id=run.model_id, kind=kind)
+        return None if found is None else found.document
+
+    rows = novelty_rows(stored("quality"), stored("novelty"))
+    gate = judge(rows, sampler=run.scorer["sampler"], threshold=config.gate)
+    if gate is None:
+        return [
+            f"The mutual information of `{run.scorer['sampler']}` was not assessed: nobody knows whether it "
+            "notices what this model has not seen. Run `segcurate assess`."
+        ]
+    if gate.passed:
+        return []
+    finding = gate_line(gate_row(gate)).removeprefix("gate: NOT passed: ")
+    if force:
+        return [f"Forced: {finding}"]
+    raise UserError(
+        f"The selection does not rank by mutual information here: {finding}",
+        "Choose another strategy, such as `stratified`, or insist with `--force`.",
+    )
