@@ -30,6 +30,7 @@ from pipeline.uncertainty.heatmaps import write_heatmap
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns
 from pipeline.uncertainty.region_sources import region_source
+from pipeline.uncertainty.samplers import Member
 
 FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
 """Measures without bounds: their heat maps span the image's own values."""
@@ -79,7 +80,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
             raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
     predictor, card = open_predictor(project, model, calibrators=calibrators)
-    scorer = describe_scorer(scoring, card=card, calibrators=calibrators)
+    scorer = describe_scorer(scoring, card=card, calibrators=calibrators, members=predictor.members)
     with database.session() as session:
         run = queries.open_run(session, model_id=model.id, scorer_hash=content_hash(scorer), scorer=scorer)
         total = queries.plan_shards(session, run_id=run.id, shard_images=scoring.shard_images)
@@ -111,9 +112,14 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
     )
 
 
-def describe_scorer(scoring: ScoringConfig, *, card: ModelCard, calibrators: Calibrators) -> dict[str, Any]:
-    """All that a score depends on. Its content hash is the provenance of each row."""
-    mc_dropout = scoring.sampler == "mc_dropout"
+def describe_scorer(
+    scoring: ScoringConfig, *, card: ModelCard, calibrators: Calibrators, members: Sequence[Member] = ()
+) -> dict[str, Any]:
+    """All that a score depends on. Its content hash is the provenance of each row.
+
+    Args:
+        members: the other networks, with the sampler `ensemble`.
+    """
     calibrator = calibrators.deterministic
     document: dict[str, Any] = {
         "weights": card.weights_sha256,
@@ -128,12 +134,24 @@ def describe_scorer(scoring: ScoringConfig, *, card: ModelCard, calibrators: Cal
         "tile": scoring.tile,
         "overlap": scoring.overlap,
     }
-    if mc_dropout:
+    if scoring.sampler != "none":
         sampled = calibrators.sampled
+        document["sampled_calibrator"] = {"name": sampled.name, **sampled.parameters}
+    if scoring.sampler == "mc_dropout":
         document["dropout"] = card.model.dropout
+        document["placement"] = card.model.placement
         document["samples"] = scoring.samples
         document["seed"] = scoring.seed
-        document["sampled_calibrator"] = {"name": sampled.name, **sampled.parameters}
+    if scoring.sampler == "tta":
+        document["views"] = scoring.views.model_dump(mode="json")
+    if scoring.sampler == "head_ensemble":
+        document["heads"] = card.model.heads
+    if scoring.sampler == "ensemble":
+        document["members"] = [
+            {"weights": member.weights, "input_scale": member.input_scale}
+            | {"mean": list(member.normalisation.mean), "std": list(member.normalisation.std)}
+            for member in members
+        ]
     return document
 
 

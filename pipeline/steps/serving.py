@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations as queries
@@ -11,9 +14,11 @@ from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
 from pipeline.config import Project, ProjectConfig, Sampler
 from pipeline.device import pick_device
-from pipeline.errors import UserError
-from pipeline.model.checkpoints import ModelCard, load_model
+from pipeline.errors import CheckpointError, ConfigError, UserError
+from pipeline.model.checkpoints import CARD_FILE, ModelCard, load_model
+from pipeline.uncertainty.network import ScoringNetwork
 from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.samplers import Member, Normalisation
 
 
 def judged_samplers(config: ProjectConfig) -> tuple[Sampler, ...]:
@@ -65,7 +70,7 @@ def open_predictor(
     calibrators: Calibrators,
     sampler: Sampler | None = None,
 ) -> tuple[Predictor, ModelCard]:
-    """Load a stored model onto the project's device.
+    """Load a stored model onto the project's device, and with `ensemble` the models beside it.
 
     Args:
         model: its row.
@@ -84,5 +89,70 @@ def open_predictor(
     segmenter, card = load_model(
         project.path(model.checkpoint_uri), device=device, class_names=project.config.data.class_names
     )
-    predictor = Predictor(segmenter, scoring=scoring, calibrators=calibrators, device=device)
+    members: list[Member] = []
+    if scoring.sampler == "ensemble":
+        members = [
+            _load_member(project, folder, serving=card, device=device)
+            for folder in ensemble_folders(project, model)
+        ]
+    predictor = Predictor(
+        segmenter,
+        scoring=scoring,
+        calibrators=calibrators,
+        device=device,
+        normalisation=_normalisation(card),
+        input_scale=card.input_scale,
+        members=members,
+    )
     return predictor, card
+
+
+def ensemble_folders(project: Project, model: Model) -> list[Path]:
+    """The folders of the checkpoints that `scoring.ensemble` names beside a model, in its order; the model
+    itself is left out. A name is a model of this project, or else the path of a folder.
+
+    Raises:
+        ConfigError: a name is no model and no checkpoint, or comes twice, or no other model is left.
+    """
+    own = project.path(model.checkpoint_uri).resolve()
+    folders: list[Path] = []
+    for name in project.config.scoring.ensemble:
+        beside = own.parent / name
+        folder = (beside if (beside / CARD_FILE).is_file() else project.path(name)).resolve()
+        if not (folder / CARD_FILE).is_file():
+            known = sorted(path.parent.name for path in own.parent.glob(f"*/{CARD_FILE}"))
+            raise ConfigError(
+                f"`scoring.ensemble` names {name!r}, which is neither a model of this project nor the folder "
+                "of a checkpoint.",
+                f"The project's models are {', '.join(known)}.",
+            )
+        if folder in folders:
+            raise ConfigError(f"`scoring.ensemble` names {name!r} twice.", "Name each model once.")
+        folders.append(folder)
+    others = [folder for folder in folders if folder != own]
+    if not others:
+        raise ConfigError(
+            f"`scoring.ensemble` names no other model than {model.name} itself.",
+            "Name at least one other model, or the folder of its checkpoint.",
+        )
+    return others
+
+
+def _load_member(project: Project, folder: Path, *, serving: ModelCard, device: torch.device) -> Member:
+    segmenter, card = load_model(folder, device=device, class_names=serving.class_names)
+    if card.channels != serving.channels:
+        raise CheckpointError(
+            f"The checkpoint {folder} takes images of {card.channels} channels, the serving model of "
+            f"{serving.channels}.",
+            "Take it out of `scoring.ensemble`.",
+        )
+    return Member(
+        network=ScoringNetwork(segmenter, resolution=project.config.scoring.resolution, device=device),
+        normalisation=_normalisation(card),
+        input_scale=card.input_scale,
+        weights=card.weights_sha256,
+    )
+
+
+def _normalisation(card: ModelCard) -> Normalisation:
+    return Normalisation(mean=tuple(card.mean), std=tuple(card.std))

@@ -58,7 +58,8 @@ class ScoringNetwork:
         every = 1
         if resolution == "quarter":
             every = max(1, min(QUARTER, segmenter.stride) // segmenter.logits_stride)
-        self.lattice = Lattice(every, ((every - 1) // 2,) * 2)
+        centre = (every - 1) // 2
+        self.lattice = Lattice(every, (centre, centre))
         self.cell = 1 if self.full else every * segmenter.logits_stride
 
     def run(self, image: Tensor, *, lattice: Lattice | None = None) -> Pass:

@@ -26,9 +26,6 @@ from pipeline.uncertainty.tiling import blend_weights, tile_origins
 CPU_BATCH = 2
 """Larger batches fill a CUDA device, but leave the CPU's caches: 8 images at once take half as long again."""
 
-PIXELS = Normalisation(mean=(0.0,), std=(1.0,))
-"""Of images that are pixels in 0 to 1 themselves."""
-
 log = logging.getLogger(__name__)
 
 
@@ -81,6 +78,8 @@ class Predictor:
     """A segmenter, ready to predict in eval mode on a device. No buffer or weight of it ever changes.
 
     Attributes:
+        sampler: where its samples come from; None with sampler `none`.
+        members: the other networks of an ensemble.
         batch_size: images that the device takes at once; less than asked for on the CPU, and after its memory
             has run out.
 
@@ -88,12 +87,13 @@ class Predictor:
         segmenter: moved to `device`, channels last.
         scoring: sampler and what it needs, resolution, tile and overlap.
         calibrators: of this segmenter; identity before the fit.
-        normalisation, input_scale: of the images; samplers that change them want to know.
+        normalisation, input_scale: of the images; `tta` and `ensemble` need to know.
         members: the other networks, with the sampler `ensemble`.
 
     Raises:
         ConfigError: the segmenter cannot be asked for the sampler.
-        ValueError: the sampler is `mc_dropout` and the segmenter has no active dropout.
+        ValueError: the sampler is `mc_dropout` and the segmenter has no active dropout; or the sampler needs
+            `normalisation`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Predictor:
         scoring: ScoringConfig,
         calibrators: Calibrators,
         device: torch.device,
-        normalisation: Normalisation = PIXELS,
+        normalisation: Normalisation | None = None,
         input_scale: float = 1.0,
         members: Sequence[Member] = (),
     ) -> None:
@@ -111,6 +111,7 @@ class Predictor:
         self.scoring = scoring
         self.calibrators = calibrators
         self.device = device
+        self.members = members
         self.sampler = make_sampler(
             scoring,
             segmenter,

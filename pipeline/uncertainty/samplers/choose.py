@@ -20,7 +20,7 @@ def make_sampler(
     segmenter: Segmenter,
     *,
     device: torch.device,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     input_scale: float,
     members: Sequence[Member],
 ) -> Sampler | None:
@@ -32,19 +32,22 @@ def make_sampler(
 
     Raises:
         ConfigError: the network cannot be asked for this sampler, or there would be one sample only.
-        ValueError: the sampler is `mc_dropout` and the network has no active dropout.
+        ValueError: the sampler is `mc_dropout` and the network has no active dropout; or it is `tta` or
+            `ensemble`, and `normalisation` is not given.
     """
     if scoring.sampler == "none":
         return None
     if scoring.sampler == "mc_dropout":
         masks = draw_masks(scoring.samples, segmenter.sites, p=segmenter.dropout, seed=scoring.seed)
         return MCDropout(masks.to(device))
-    if scoring.sampler == "tta":
-        sampler: Sampler = TestTimeAugmentation(scoring.views, normalisation)
-        remedy = "Set one of `scoring.views.flip`, `scoring.views.scales` and `scoring.views.gamma`."
-    elif scoring.sampler == "head_ensemble":
-        sampler = HeadEnsemble(0 if segmenter.heads is None else segmenter.heads.count)
+    if scoring.sampler == "head_ensemble":
+        sampler: Sampler = HeadEnsemble(0 if segmenter.heads is None else segmenter.heads.count)
         remedy = "Set `model.heads` to 2 or more and train again, or choose another `scoring.sampler`."
+    elif normalisation is None:
+        raise ValueError(f"Expected the normalisation of the images for the sampler `{scoring.sampler}`.")
+    elif scoring.sampler == "tta":
+        sampler = TestTimeAugmentation(scoring.views, normalisation)
+        remedy = "Set one of `scoring.views.flip`, `scoring.views.scales` and `scoring.views.gamma`."
     else:
         sampler = Ensemble(members, normalisation=normalisation, input_scale=input_scale)
         remedy = "Name at least one other model in `scoring.ensemble`."

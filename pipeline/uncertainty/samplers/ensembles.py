@@ -23,11 +23,13 @@ class Member:
         network: with the same classes and channels.
         normalisation: of its images.
         input_scale: factor on an image's own size.
+        weights: hash of its weights, its provenance.
     """
 
     network: ScoringNetwork
     normalisation: Normalisation
     input_scale: float
+    weights: str = ""
 
 
 class HeadEnsemble(Sampler):
