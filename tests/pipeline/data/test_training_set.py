@@ -116,3 +116,30 @@ def test_an_unreadable_image_is_reported_and_another_takes_its_place(tmp_path: P
     assert reported == {str(images[1].path)}
     with pytest.raises(DataError, match=r"None of the 1 labeled images.*i1\.png"):
         training_set([images[1]])[0]
+
+
+def test_annotators_are_asked_as_configured_and_move_together(tmp_path: Path) -> None:
+    image = labeled(tmp_path, "image", value=0)
+    rows = {"Ann": 0, "Bo": 1, "Cy": 1}
+    for name, value in rows.items():
+        write_mask(tmp_path / f"{name}.png", np.full((48, 64), value, dtype=np.uint8))
+    paths = tuple(tmp_path / f"{name}.png" for name in ("Bo", "Cy", "Ann"))
+    voted = LabeledImage(image.path, 64, 48, paths, ("Bo", "Cy", "Ann"))
+    latest, decided, soft = (
+        training_set([voted], annotators=how)[0].label for how in ("latest", "majority", "soft")
+    )
+    assert (latest.dtype, decided.dtype, soft.dtype) == (torch.int64, torch.int64, torch.uint8)
+    assert latest.unique().tolist() == [0]
+    assert decided.unique().tolist() == [1]
+    assert soft.shape == (3, 16, 24)
+    assert [vote.unique().tolist() for vote in soft] == [[1], [1], [0]]
+
+
+def test_one_annotator_s_votes_are_his_label(tmp_path: Path) -> None:
+    image = labeled(tmp_path, "image", value=2)
+    alone = LabeledImage(image.path, image.width, image.height, image.masks, (None,))
+    settings: dict[str, Any] = {"transforms": [{"name": "Rotate", "limit": 40}]}
+    hard, soft = training_set([image], **settings), training_set([alone], annotators="soft", **settings)
+    for n in range(6):
+        assert torch.equal(hard[n].image, soft[n].image)
+        assert torch.equal(hard[n].label, soft[n].label[0].long())

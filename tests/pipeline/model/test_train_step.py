@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.queries import models as queries
-from db.queries.labels import record_label
+from db.queries.labels import LabeledRegion, record_label
 from db.tables import Failure, Image, Model, Queue, Round
 from pipeline import rounds
 from pipeline.config import Project, ProjectConfig
@@ -114,7 +114,7 @@ def add_label(
         source="initial",
         annotator=None,
         labeled_at=datetime.now(UTC),
-        boxes=[(0, 0, SIZE, rows)],
+        regions=[LabeledRegion(0, 0, SIZE, rows)],
     )
     assert label is not None
     return label.id

@@ -13,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import LossConfig, ModelConfig, TrainingConfig
+from pipeline.config import ModelConfig, TrainingConfig
 from pipeline.data.masks import write_mask
 from pipeline.data.training_set import LabeledImage, TrainingSet
 from pipeline.errors import ConfigError, UserError
-from pipeline.losses import dice_loss, segmentation_loss
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 from pipeline.training import Trained, schedule_factor, train_segmenter
@@ -55,8 +54,20 @@ def draw_images(folder: Path) -> list[LabeledImage]:
         pixels = np.where(mask[..., None] == 1, 40, 210) + rng.integers(-20, 20, (40, 40, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
         write_mask(folder / f"{index}_mask.png", mask)
-        images.append(LabeledImage(folder / f"{index}.png", 40, 40, (folder / f"{index}_mask.png",)))
+        write_mask(folder / f"{index}_other.png", np.roll(mask, 4, axis=1))
+        masks = folder / f"{index}_mask.png", folder / f"{index}_other.png"
+        images.append(LabeledImage(folder / f"{index}.png", 40, 40, masks[::-1], ("Bo", "Ann")))
     return images
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "smoothing": {"loss": {"label_smoothing": 0.1}},
+    "focal": {"loss": {"focal_gamma": 2.0}},
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix", "mix_alpha": 1.0},
+    "soft": {"annotators": "soft", "vote_prior": 0.5},
+    "all": {"loss": {"label_smoothing": 0.1, "focal_gamma": 1.0}, "mix": "mixup", "annotators": "soft"},
+}
 
 
 def run(
@@ -133,6 +144,38 @@ def test_a_run_killed_by_the_system_ends_at_the_weights_of_an_uninterrupted_one(
     assert trained.loss == whole.loss
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_with_any_option_a_run_that_was_cut_off_ends_at_the_same_weights(option: str, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(_title: str, done: int, _total: int | None) -> None:
+        if done == 5:
+            raise Killed
+
+    settings = OPTIONS[option] | {"checkpoint_every": 3}
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", progress=kill, **settings)
+    resumed, trained = run(tmp_path / "killed", **settings)
+    whole, uninterrupted = run(tmp_path / "whole", **settings)
+    plain, _ = run(tmp_path / "plain")
+    assert trained.resumed_at == 3
+    assert trained.loss == uninterrupted.loss
+    assert same_weights(resumed, whole)
+    assert not same_weights(whole, plain)
+
+
+def test_options_that_are_off_are_never_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("an option that is off was entered")
+
+    for name in ("mixing.mixup", "mixing.cutmix", "losses.soft_cross_entropy", "losses.shares"):
+        monkeypatch.setattr(f"pipeline.{name}", fail)
+    monkeypatch.setattr("pipeline.training.shares", fail)
+    monkeypatch.setattr("pipeline.data.training_set.compose_votes", fail)
+    run(tmp_path)
+
+
 def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path) -> None:
     run(tmp_path)
     assert run(tmp_path)[1].resumed_at == 6
@@ -163,42 +206,6 @@ def test_a_batch_too_small_for_normalisation_says_so(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Lower `training\.learning_rate`"):
         run(tmp_path, learning_rate=1e30, schedule="constant", iterations=12)
-
-
-def test_the_loss_counts_labeled_pixels_only() -> None:
-    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    label = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
-    label[:, :2] = 255
-    weights = torch.tensor([0.5, 2.0, 1.0])
-    picked = logits.permute(0, 2, 3, 1)[label != 255], label[label != 255]
-    for weight in (None, weights):
-        expected = torch.nn.functional.cross_entropy(*picked, weight=weight)
-        torch.testing.assert_close(segmentation_loss(logits, label, LossConfig(), weight), expected)
-    other = logits.clone()
-    other[:, :, :2] = 9
-    assert dice_loss(other, label) == dice_loss(logits, label)
-    both = segmentation_loss(logits, label, LossConfig(dice=0.5), None)
-    torch.testing.assert_close(
-        both, segmentation_loss(logits, label, LossConfig(), None) + 0.5 * dice_loss(logits, label)
-    )
-
-
-def test_without_any_label_the_loss_is_zero_and_so_is_its_gradient() -> None:
-    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    label = torch.full((1, 4, 4), 255)
-    loss = segmentation_loss(logits, label, LossConfig(dice=1.0), torch.ones(3))
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert logits.grad is not None
-    assert float(logits.grad.abs().sum()) == 0
-
-
-def test_dice_is_zero_for_a_sure_and_right_prediction_and_near_one_for_a_wrong_one() -> None:
-    label = torch.tensor([[[0, 1] * 8] * 16])
-    truth = torch.nn.functional.one_hot(label, 3).permute(0, 3, 1, 2).float()
-    assert float(dice_loss(truth * 50, label)) == pytest.approx(0, abs=1e-3)
-    swapped = truth[:, [1, 0, 2]]
-    assert float(dice_loss(swapped * 50, label)) > 0.9
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
