@@ -51,6 +51,9 @@ class CandidateColumns:
     expected_entropy: npt.NDArray[np.float32] | None
     """None, as `mutual_information`, where the run has no samples."""
     mutual_information: npt.NDArray[np.float32] | None
+    pixels: npt.NDArray[np.int64] | None
+    """None, as `outline`, where every region fills its box."""
+    outline: npt.NDArray[np.object_] | None
 
 
 def finished_run(session: Session) -> ScoringRun | None:
@@ -88,12 +91,16 @@ def image_columns(session: Session, *, run_id: int) -> ImageColumns:
     )
 
 
-def region_candidates(session: Session, *, run_id: int, measure: str | None) -> CandidateColumns:
+def region_candidates(
+    session: Session, *, run_id: int, measure: str | None, outlines: bool = False
+) -> CandidateColumns:
     """The regions of a run that lie in eligible images.
 
     Args:
         measure: the column of `region_score` to read as the score; None reads none.
+        outlines: read them too: a hundred bytes a region.
     """
+    shapes = (RegionScore.pixels, RegionScore.outline) if outlines else ()
     statement = (
         select(
             RegionScore.image_id,
@@ -108,11 +115,12 @@ def region_candidates(session: Session, *, run_id: int, measure: str | None) -> 
             literal(0.0) if measure is None else RegionScore.__table__.c[measure],
             RegionScore.expected_entropy,
             RegionScore.mutual_information,
+            *shapes,
         )
         .where(RegionScore.run_id == run_id, _is_eligible(RegionScore.image_id))
         .order_by(RegionScore.image_id, RegionScore.region_index)
     )
-    return _candidates(session, statement, scored=measure is not None)
+    return _candidates(session, statement, scored=measure is not None, outlines=outlines)
 
 
 def image_candidates(session: Session, *, run_id: int, measure: str | None) -> CandidateColumns:
@@ -149,7 +157,9 @@ def _is_eligible(image_id: InstrumentedAttribute[int]) -> ColumnElement[bool]:
     return image_id.in_(select(Image.id).where(Image.split == "pool", Image.duplicate_of.is_(None), ~leaks))
 
 
-def _candidates(session: Session, statement: Executable, *, scored: bool) -> CandidateColumns:
+def _candidates(
+    session: Session, statement: Executable, *, scored: bool, outlines: bool = False
+) -> CandidateColumns:
     row = np.dtype(
         [
             ("image_id", np.int64),
@@ -161,6 +171,7 @@ def _candidates(session: Session, statement: Executable, *, scored: bool) -> Can
             ("score", np.float32),
             ("expected_entropy", np.float32),
             ("mutual_information", np.float32),
+            *([("pixels", np.int64), ("outline", np.object_)] if outlines else []),
         ]
     )
     blocks = [_columns(rows, row) for rows in _blocks(session, statement)]
@@ -183,12 +194,14 @@ def _candidates(session: Session, statement: Executable, *, scored: bool) -> Can
         score=column("score") if scored else None,
         expected_entropy=sampled("expected_entropy"),
         mutual_information=sampled("mutual_information"),
+        pixels=column("pixels") if outlines else None,
+        outline=column("outline") if outlines else None,
     )
 
 
 def _columns(rows: Sequence[Sequence[Any]], row: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """Rows as one block: column by column, which is several times faster than row by row."""
-    image_id, region_index, x, y, w, h, predicted_class, class_share, impurity, *measures = zip(
+    image_id, region_index, x, y, w, h, predicted_class, class_share, impurity, *others = zip(
         *rows, strict=True
     )
     block = np.empty(len(rows), dtype=row)
@@ -199,8 +212,11 @@ def _columns(rows: Sequence[Sequence[Any]], row: np.dtype[np.void]) -> npt.NDArr
     block["predicted_class"] = predicted_class
     block["class_share"] = class_share
     block["impurity"] = impurity
+    measures, shapes = others[:3], others[3:]
     for name, values in zip(("score", "expected_entropy", "mutual_information"), measures, strict=True):
         block[name] = np.array(values, dtype=np.float32)  # NULL becomes NaN
+    if shapes:
+        block["pixels"], block["outline"] = shapes
     return block
 
 

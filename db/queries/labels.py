@@ -13,8 +13,18 @@ from sqlalchemy.orm import Session
 
 from db.tables import Image, ImageScore, Label, LabelRegion, QueueItem
 
-Box = tuple[int, int, int, int]
-"""x, y, width and height in image pixels."""
+
+class LabeledRegion(NamedTuple):
+    """A region that a label covers: its box in image pixels, and its outline where it does not fill the box.
+    `region_index` tells regions of one box apart."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+    region_index: int = 0
+    outline: str | None = None
+
 
 BATCH = 500
 """Values in one `IN (…)`; SQLite's oldest limit is 999."""
@@ -38,9 +48,9 @@ def record_label(
     source: str,
     annotator: str | None,
     labeled_at: datetime,
-    boxes: Iterable[Box],
+    regions: Iterable[LabeledRegion],
 ) -> Label | None:
-    """A new version of the label of one image of one queue, and the boxes that it covers.
+    """A new version of the label of one image of one queue, and the regions that it covers.
 
     Returns:
         The new row, or None when the latest version has the same mask, by the same annotator or one who
@@ -63,8 +73,8 @@ def record_label(
     )
     session.add(row)
     session.flush()
-    unique = {(int(x), int(y), int(w), int(h)) for x, y, w, h in boxes}
-    session.add_all(LabelRegion(label_id=row.id, x=x, y=y, w=w, h=h) for x, y, w, h in sorted(unique))
+    unique = {region[:5]: region for region in regions}
+    session.add_all(LabelRegion(label_id=row.id, **region._asdict()) for _, region in sorted(unique.items()))
     session.flush()
     return row
 
@@ -103,16 +113,6 @@ def latest_labels(
     if image_id is not None:
         statement = statement.where(Label.image_id == image_id)
     return session.scalars(statement.order_by(Label.image_id, Label.queue_id)).all()
-
-
-def label_boxes(session: Session, *, label_id: int) -> list[Box]:
-    """The boxes that a label covers."""
-    statement = (
-        select(LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h)
-        .where(LabelRegion.label_id == label_id)
-        .order_by(LabelRegion.y, LabelRegion.x)
-    )
-    return [(x, y, w, h) for x, y, w, h in session.execute(statement)]
 
 
 def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:

@@ -1,9 +1,9 @@
-"""Queues, their items, and the boxes that are queued or labeled already."""
+"""Queues, their items, and the regions that are queued or labeled already."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +41,19 @@ def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
     return found
 
 
-def taken_boxes(session: Session, *, except_queue_id: int | None = None) -> npt.NDArray[np.int64]:
-    """The boxes that must not be queued again: rows of image id, x, y, w, h, each once.
+class TakenRegions(NamedTuple):
+    """K regions: `image_id` [K], `box` [K, 4] as x, y, w, h, and `outline` [K], a text each, or None where
+    the region fills its box."""
 
-    These are the items that wait for their label or have it, and the boxes of the latest version of each
+    image_id: npt.NDArray[np.int64]
+    box: npt.NDArray[np.int64]
+    outline: npt.NDArray[np.object_]
+
+
+def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
+    """The regions that must not be queued again, each once.
+
+    These are the items that wait for their label or have it, and the regions of the latest version of each
     label; released items do not count.
 
     Args:
@@ -53,14 +62,23 @@ def taken_boxes(session: Session, *, except_queue_id: int | None = None) -> npt.
     waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled"))]
     if except_queue_id is not None:
         waiting.append(QueueItem.queue_id != except_queue_id)
-    items = select(QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h).where(*waiting)
+    items = select(
+        QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline
+    ).where(*waiting)
     latest = (
         select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
         .group_by(Label.image_id, Label.queue_id)
         .subquery()
     )
     labels = (
-        select(Label.image_id, LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h)
+        select(
+            Label.image_id,
+            LabelRegion.x,
+            LabelRegion.y,
+            LabelRegion.w,
+            LabelRegion.h,
+            LabelRegion.outline,
+        )
         .join(LabelRegion, LabelRegion.label_id == Label.id)
         .join(
             latest,
@@ -71,7 +89,9 @@ def taken_boxes(session: Session, *, except_queue_id: int | None = None) -> npt.
     )
     both = union(items, labels).subquery()
     rows = session.execute(select(both).order_by(*both.c)).all()
-    return np.array([tuple(row) for row in rows], dtype=np.int64).reshape(-1, 5)
+    places = np.array([tuple(row[:5]) for row in rows], dtype=np.int64).reshape(-1, 5)
+    outline = np.array([row[5] for row in rows], dtype=np.object_)
+    return TakenRegions(image_id=places[:, 0], box=places[:, 1:], outline=outline)
 
 
 def replace_draft(session: Session, queue: Queue, items: Sequence[dict[str, Any]]) -> Queue:

@@ -279,6 +279,7 @@ def _to_score(run_id: int) -> ColumnElement[bool]:
             LabelRegion.y == 0,
             LabelRegion.w == Image.width,
             LabelRegion.h == Image.height,
+            LabelRegion.outline.is_(None),
         )
     )
     return and_(

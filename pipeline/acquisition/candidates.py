@@ -1,6 +1,7 @@
 """What a queue is chosen from.
 
-Legend: N candidates (regions, or whole images), M images; a box is (x, y, w, h) in image pixels.
+Legend: N candidates (regions, or whole images), M images; a box is (x, y, w, h) in image pixels, and an
+outline says which of its pixels a region holds.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class Candidates:
     expected_entropy: npt.NDArray[np.float32] | None = None
     """[N]; None, as `mutual_information`, for scores without samples."""
     mutual_information: npt.NDArray[np.float32] | None = None
+    pixels: npt.NDArray[np.int64] | None = None
+    """[N]; None, as `outline`, where every candidate fills its box."""
+    outline: npt.NDArray[np.object_] | None = None
+    """[N]: outlines, each a text, or None where a candidate fills its box."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -63,4 +68,6 @@ class Candidates:
             score=None if self.score is None else self.score[keep],
             expected_entropy=None if self.expected_entropy is None else self.expected_entropy[keep],
             mutual_information=None if self.mutual_information is None else self.mutual_information[keep],
+            pixels=None if self.pixels is None else self.pixels[keep],
+            outline=None if self.outline is None else self.outline[keep],
         )

@@ -1,7 +1,7 @@
 """Which candidates are queued or labeled already, by the area of them that is taken.
 
-Legend: N candidates, K taken boxes, P pairs of a candidate and a taken box of the same image.
-Geometry, not the region's index, decides: a new cell size or unit finds the old labels again.
+Legend: N candidates, K taken regions, P pairs of a candidate and a taken region of the same image.
+Geometry, not the region's index, decides: a new cell size, unit or model finds the old labels again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.uncertainty.outlines import decode_outline, paint_regions
 
 PAIRS_AT_ONCE = 200_000
 
@@ -20,15 +22,24 @@ def taken(
     taken_image: npt.NDArray[np.int64],
     taken_box: npt.NDArray[np.int64],
     *,
+    pixels: npt.NDArray[np.int64] | None = None,
+    outline: npt.NDArray[np.object_] | None = None,
+    taken_outline: npt.NDArray[np.object_] | None = None,
     share: float = 0.5,
 ) -> npt.NDArray[np.bool_]:
-    """Whether at least `share` of each candidate's area lies under taken boxes.
+    """Whether at least `share` of each candidate's area lies under taken regions.
+
+    Boxes decide most of it at once: what they share bounds what the regions share. Outlines are looked at
+    only where that leaves it open.
 
     Args:
         image: [N] the image of each candidate, ascending.
         box: [N, 4] candidate boxes.
         taken_image: [K] the image of each taken box, in the same numbering.
         taken_box: [K, 4] taken boxes; they may overlap, and what lies under two counts once.
+        pixels: [N] the candidates' areas; of their boxes where it is None.
+        outline: [N] the candidates' outlines; None, as each of them may be, for whole boxes.
+        taken_outline: [K] those of the taken regions.
         share: from 0 (exclusive) to 1.
 
     Returns:
@@ -38,6 +49,8 @@ def taken(
     >>> taken(np.zeros(2, np.int64), cells, np.zeros(1, np.int64), np.array([[4, 0, 9, 10]])).tolist()
     [True, False]
     """
+    whole = box[:, 2].astype(np.int64) * box[:, 3]
+    solid = np.full(len(taken_image), True) if taken_outline is None else taken_outline == None  # noqa: E711
     covered = np.zeros(len(image), dtype=np.int64)
     largest = np.zeros(len(image), dtype=np.int64)
     first = np.searchsorted(image, taken_image, side="left")
@@ -47,13 +60,39 @@ def taken(
         candidate, other = _pair_up(first, pairs, start, stop)
         area = _intersection(box[candidate].astype(np.int64), taken_box[other])
         np.add.at(covered, candidate, area)
-        np.maximum.at(largest, candidate, area)
-    enough = share * box[:, 2].astype(np.int64) * box[:, 3]
-    result = largest >= enough
-    # the sum may count an overlap of taken boxes twice: only these few need the exact union
-    for index in np.flatnonzero(~result & (covered >= enough)).tolist():
-        result[index] = _union(box[index], taken_box[taken_image == image[index]]) >= enough[index]
+        np.maximum.at(largest, candidate, np.where(solid[other], area, 0))
+    enough = share * (whole if pixels is None else pixels)
+    result = largest >= (enough if outline is None else np.where(outline == None, enough, whole))  # noqa: E711
+    unsure = np.flatnonzero(~result & (covered >= enough))
+    if outline is None and taken_outline is None:
+        # the sum may count an overlap of taken boxes twice: only these few need the exact union
+        for index in unsure.tolist():
+            result[index] = _union(box[index], taken_box[taken_image == image[index]]) >= enough[index]
+        return result
+    outlines = np.full(len(image), None) if outline is None else outline
+    taken_outlines = np.full(len(taken_image), None) if taken_outline is None else taken_outline
+    for owner in np.unique(image[unsure]).tolist():
+        mine, theirs = unsure[image[unsure] == owner], taken_image == owner
+        shared = _shared_pixels(box[mine], outlines[mine], taken_box[theirs], taken_outlines[theirs])
+        result[mine] = shared >= enough[mine]
     return result
+
+
+def _shared_pixels(
+    box: npt.NDArray[np.int32],
+    outline: npt.NDArray[np.object_],
+    taken_box: npt.NDArray[np.int64],
+    taken_outline: npt.NDArray[np.object_],
+) -> npt.NDArray[np.int64]:
+    """Pixels of each region of an image [N] that lie under taken ones."""
+    ends = np.concatenate([box[:, :2] + box[:, 2:], taken_box[:, :2] + taken_box[:, 2:]]).max(axis=0)
+    under = np.zeros((int(ends[1]), int(ends[0])), dtype=bool)
+    paint_regions(under, taken_box, taken_outline.tolist())
+    shared = [
+        np.count_nonzero(under[y : y + h, x : x + w] & decode_outline(one, width=w, height=h))
+        for (x, y, w, h), one in zip(box.tolist(), outline.tolist(), strict=True)
+    ]
+    return np.array(shared, dtype=np.int64)
 
 
 def _chunks(pairs: npt.NDArray[np.int64]) -> list[int]:

@@ -1,7 +1,8 @@
 """Redundancy control: what an accepted candidate forbids to those that come after it.
 
 Legend: N candidates, M images. In this order: the cap of an image, regions that share an edge, images of one
-sequence that are too near each other. Candidates are never looped over; only accepted ones are.
+sequence that are too near each other. Only accepted candidates are looped over, and where regions have
+outlines, those whose boxes touch theirs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.acquisition.candidates import Candidates
 from pipeline.config import SelectionConfig
+from pipeline.uncertainty.outlines import decode_outline
 
 CHUNK = 1024
 
@@ -50,7 +52,7 @@ class Occupancy:
         if self._accepted[image] >= self._caps[image]:
             self._closed[own] = True
         elif self._no_touching:
-            self._closed[own] |= touching(candidates.box[index], candidates.box[own])
+            self._closed[own] |= self._touched(index, own)
 
     def open_ones(self, order: npt.NDArray[np.int64]) -> Iterator[int]:
         """The candidates of an order that are open at the moment they are asked for."""
@@ -59,6 +61,16 @@ class Occupancy:
             for index in chunk[~self._closed[chunk]].tolist():
                 if not self._closed[index]:
                     yield index
+
+    def _touched(self, index: int, own: slice) -> npt.NDArray[np.bool_]:
+        """Which candidates of an image touch one of them."""
+        candidates = self._candidates
+        box, boxes = candidates.box[index], candidates.box[own]
+        near = touching(box, boxes)
+        if candidates.outline is not None:
+            outlines = candidates.outline[own]
+            near[near] = touching_shapes(box, candidates.outline[index], boxes[near], outlines[near])
+        return near
 
     def _neighbours(self, image: int) -> list[int]:
         """Other images of the same sequence, less than `min_gap` positions away."""
@@ -96,3 +108,34 @@ def touching(box: npt.NDArray[np.int32], boxes: npt.NDArray[np.int32]) -> npt.ND
     """
     shared = np.minimum(boxes[:, :2] + boxes[:, 2:], box[:2] + box[2:]) - np.maximum(boxes[:, :2], box[:2])
     return np.all(shared >= 0, axis=1) & np.any(shared > 0, axis=1)
+
+
+def touching_shapes(
+    box: npt.NDArray[np.int32],
+    outline: str | None,
+    boxes: npt.NDArray[np.int32],
+    outlines: npt.NDArray[np.object_],
+) -> npt.NDArray[np.bool_]:
+    """As `touching`, for regions [R] with outlines whose boxes touch: whether two pixels share an edge, or
+    are the same.
+
+    >>> corner = np.array(["021O"], dtype=object)  # all but the upper right pixel of 2 × 2
+    >>> touching_shapes(np.array([0, 0, 2, 2]), "021O", np.array([[1, -1, 2, 2]]), corner).tolist()
+    [True]
+    >>> touching_shapes(np.array([0, 0, 2, 2]), "021O", np.array([[2, -1, 2, 2]]), corner).tolist()
+    [False]
+    """
+    x, y, w, h = box.tolist()
+    mask = np.pad(decode_outline(outline, width=w, height=h), 1)
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    found = np.zeros(len(boxes), dtype=bool)
+    for place, ((ox, oy, ow, oh), other) in enumerate(zip(boxes.tolist(), outlines.tolist(), strict=True)):
+        left, right = max(x - 1, ox), min(x + w + 1, ox + ow)
+        top, bottom = max(y - 1, oy), min(y + h + 1, oy + oh)
+        theirs = decode_outline(other, width=ow, height=oh)[top - oy : bottom - oy, left - ox : right - ox]
+        found[place] = (grown[top - y + 1 : bottom - y + 1, left - x + 1 : right - x + 1] & theirs).any()
+    return found

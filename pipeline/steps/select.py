@@ -301,6 +301,7 @@ def _preview(
     group_names: list[str],
     warnings: list[str],
 ) -> QueuePreview:
+    outlines = None if candidates.outline is None else candidates.outline[selection.index].tolist()
     items: list[PlannedItem] = []
     for rank, (index, audit, reason) in enumerate(
         zip(selection.index.tolist(), selection.audit.tolist(), lines, strict=True), start=1
@@ -316,7 +317,7 @@ def _preview(
                 group=group_names[int(candidates.group[image])],
                 region_index=int(candidates.region_index[index]),
                 box=(x, y, w, h),
-                outline=None if candidates.outline is None else candidates.outline[index],
+                outline=None if outlines is None else outlines[rank - 1],
                 measure=STRATEGIES[config.strategy].measure,
                 score=None if candidates.score is None else float(candidates.score[index]),
                 predicted_class=predicted_class,

@@ -143,7 +143,7 @@ def test_held_out_guarded_duplicate_and_labeled_images_are_never_scored(tmp_path
                 source="initial",
                 annotator=None,
                 labeled_at=utc_now(),
-                boxes=[box],
+                regions=[labels.LabeledRegion(*box)],
             )
     assert score(project, database).images == 2
     assert sorted(set(rows_of(database)["image_id"].tolist())) == [1, 3]
