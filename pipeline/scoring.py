@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
 from pipeline.data.images import ImageArray, ImageRef
+from pipeline.data.input_range import pixel_statistics
 from pipeline.data.loading import Batch, Unreadable, load_batches, network_size
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
@@ -47,11 +48,13 @@ HEATMAP_SHRINK = 4
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What is kept of an image: a row a region, one for itself, and the heat maps that were asked for."""
+    """What is kept of an image: a row a region, one for itself, the statistics of its pixels [S, K] as the
+    network saw them, and the heat maps that were asked for."""
 
     id: int
     regions: RegionColumns
     image: RegionColumns
+    pixels: npt.NDArray[np.float32]
     heatmaps: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -210,6 +213,7 @@ def _heatmaps(
 def _hand_over(sink: Sink, batch: Batch, reduce: Callable[[], Reduction], maps: dict[str, Tensor]) -> None:
     """Wait for the device, in the writer's thread, and give the sink one image after another."""
     planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
+    pixels = pixel_statistics(batch.image_BKHW)
     for place, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduce().columns(), strict=True)):
         heatmaps = {name: plane[place] for name, plane in planes.items()}
-        sink(ScoredImage(id=image_id, regions=regions, image=image, heatmaps=heatmaps))
+        sink(ScoredImage(id=image_id, regions=regions, image=image, pixels=pixels[place], heatmaps=heatmaps))

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.queries import scores as queries
 from db.queries.scores import PlannedShard
+from db.tables import ScoringRun
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import SAMPLED_MEASURES, Project, RegionConfig, ScoringConfig, content_hash
 from pipeline.data.images import ImageRef
+from pipeline.data.input_range import InputRange
 from pipeline.data.loading import Unreadable
 from pipeline.errors import ConfigError, UserError
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.scoring import ScoredImage, score_images
+from pipeline.steps.drift import watch_drift
 from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.heatmaps import write_heatmap
 from pipeline.uncertainty.predictor import Predictor
-from pipeline.uncertainty.reduction import RegionColumns
+from pipeline.uncertainty.reduction import RegionColumns, keep_regions
 from pipeline.uncertainty.region_sources import region_source
 from pipeline.uncertainty.samplers import Member
 
 FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
 """Measures without bounds: their heat maps span the image's own values."""
+MOST_OUTLIERS = 1000
+"""Images outside of the input range that a run keeps the names of."""
+MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class ScoreReport:
     failed: int
     seconds: float
     run_id: int
+    drift: str | None = None
+    """A warning, where the new images differ from what was seen before."""
+    outliers: list[dict[str, Any]] = field(default_factory=list)
+    """Images whose pixels lie far outside of what the model has seen, as `scoring_run.summary` lists them."""
 
     def lines(self) -> list[str]:
         """The report in words."""
@@ -57,6 +68,14 @@ class ScoreReport:
         ]
         if self.failed:
             said.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
+        if self.outliers:
+            said.append(
+                f"warning: the pixels of {len(self.outliers)} images lie far outside of what the model has "
+                "seen, and their scores mean little:"
+            )
+            said.extend(f"  {outlier_in_words(item)}" for item in self.outliers[:MOST_SHOWN])
+        if self.drift is not None:
+            said.append(f"warning: {self.drift}")
         return said
 
 
@@ -84,7 +103,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
     with database.session() as session:
         run = queries.open_run(session, model_id=model.id, scorer_hash=content_hash(scorer), scorer=scorer)
         total = queries.plan_shards(session, run_id=run.id, shard_images=scoring.shard_images)
-    writer = _ShardWriter(project=project, database=database, run_id=run.id)
+    writer = _ShardWriter(project=project, database=database, run_id=run.id, seen=card.input_range)
     score_images(
         _pending_images(project, database, writer),
         predictor=predictor,
@@ -98,6 +117,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         progress=progress,
     )
     heatmaps = _top_heatmaps(project, database, predictor, card, run_id=run.id)
+    drift = watch_drift(project, database, run_id=run.id, predictor=predictor, card=card)
     with database.session() as session:
         current = rounds.require(session, "score")
         queries.set_heatmaps(session, run_id=run.id, heatmaps=heatmaps)
@@ -109,6 +129,22 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         failed=writer.failed,
         seconds=time.monotonic() - started,
         run_id=run.id,
+        drift=drift["warning"] if drift else None,
+        outliers=writer.outliers,
+    )
+
+
+def outlier_in_words(item: dict[str, Any]) -> str:
+    """Why an image lies far outside of the input range.
+
+    >>> outlier_in_words(
+    ...     {"uri": "a.tif", "statistic": "max", "channel": 1, "value": 15.0, "low": 0.5, "high": 1.0}
+    ... )
+    'a.tif: max of channel 1 is 15.00, of the training images 0.50 to 1.00'
+    """
+    return (
+        f"{item['uri']}: {item['statistic']} of channel {item['channel']} is {item['value']:.2f}, "
+        f"of the training images {item['low']:.2f} to {item['high']:.2f}"
     )
 
 
@@ -171,11 +207,13 @@ class _ShardWriter:
     `expect` is called before any image of its shard is read; everything else happens in the writer's thread.
     """
 
-    def __init__(self, *, project: Project, database: Database, run_id: int) -> None:
+    def __init__(self, *, project: Project, database: Database, run_id: int, seen: InputRange | None) -> None:
         self.project = project
         self.database = database
         self.run_id = run_id
+        self.seen = seen
         self.images = self.regions = self.failed = 0
+        self.outliers: list[dict[str, Any]] = []
         self._shard_of: dict[int, _OpenShard] = {}
 
     def expect(self, shard: PlannedShard, refs: Sequence[ImageRef]) -> None:
@@ -217,30 +255,31 @@ class _ShardWriter:
             image_queries.record_failures(
                 session, "score", [(uris[item.id], item.reason) for item in opened.unreadable]
             )
+            self.outliers.extend(self._report_outliers(session, opened.scored, uris))
         self.images += len(opened.scored)
         self.regions += sum(len(rows.index) for rows in kept)
         self.failed += len(opened.unreadable)
 
-
-def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
-    """The `keep` regions of each predicted class with the highest entropy; all where it is `all`."""
-    if isinstance(keep, str):
-        return regions
-    order = np.lexsort((regions.index, -regions.measures["entropy"], regions.predicted_class))
-    classes = regions.predicted_class[order]
-    first_of_class = np.searchsorted(classes, classes)
-    kept = np.sort(order[np.arange(len(order)) - first_of_class < keep])
-    return RegionColumns(
-        index=regions.index[kept],
-        boxes=regions.boxes[kept],
-        pixels=regions.pixels[kept],
-        predicted_class=regions.predicted_class[kept],
-        class_share=regions.class_share[kept],
-        impurity=regions.impurity[kept],
-        measures={name: values[kept] for name, values in regions.measures.items()},
-        entropy_top10=regions.entropy_top10[kept],
-        outlines=None if regions.outlines is None else tuple(regions.outlines[row] for row in kept),
-    )
+    def _report_outliers(
+        self, session: Session, scored: Sequence[ScoredImage], uris: Mapping[int, str]
+    ) -> list[dict[str, Any]]:
+        """Write down which images lie far outside of the input range: of all, the farthest."""
+        if self.seen is None or not scored:
+            return []
+        judged = self.seen.outliers(np.stack([item.pixels for item in scored]))
+        found = [
+            {"image_id": item.id, "uri": uris[item.id], **outlier}
+            for item, outlier in zip(scored, judged, strict=True)
+            if outlier is not None
+        ]
+        if found:
+            before = (session.get_one(ScoringRun, self.run_id).summary or {}).get("input_range", {})
+            ids = {item["image_id"] for item in found}
+            kept = [item for item in before.get("images", ()) if item["image_id"] not in ids]
+            images = sorted([*kept, *found], key=lambda item: -item["times"])[:MOST_OUTLIERS]
+            outside = before.get("outside", 0) - len(before.get("images", ())) + len(kept) + len(found)
+            queries.update_summary(session, self.run_id, input_range={"outside": outside, "images": images})
+        return found
 
 
 def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str, str]:

@@ -40,7 +40,7 @@ from pipeline.evaluation.stress import (
 )
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibrate import held_out_images
+from pipeline.steps.calibration_set import held_out_images
 from pipeline.steps.serving import model_to_judge, open_predictor, stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
 

@@ -188,6 +188,27 @@ def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduc
     )
 
 
+def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
+    """The `keep` regions of each predicted class with the highest entropy; all where it is `all`."""
+    if isinstance(keep, str):
+        return regions
+    order = np.lexsort((regions.index, -regions.measures["entropy"], regions.predicted_class))
+    classes = regions.predicted_class[order]
+    first_of_class = np.searchsorted(classes, classes)
+    kept = np.sort(order[np.arange(len(order)) - first_of_class < keep])
+    return RegionColumns(
+        index=regions.index[kept],
+        boxes=regions.boxes[kept],
+        pixels=regions.pixels[kept],
+        predicted_class=regions.predicted_class[kept],
+        class_share=regions.class_share[kept],
+        impurity=regions.impurity[kept],
+        measures={name: values[kept] for name, values in regions.measures.items()},
+        entropy_top10=regions.entropy_top10[kept],
+        outlines=None if regions.outlines is None else tuple(regions.outlines[row] for row in kept),
+    )
+
+
 def region_grid(
     config: RegionConfig,
     *,
