@@ -80,8 +80,8 @@ def frequency_sums(probability_CN: Tensor, label_N: Tensor, centroids: Tensor) -
         centroids: float32 [G, C] on the device of the others.
     """
     groups, classes = centroids.shape
-    distance = (centroids**2).sum(dim=1)[:, None] - 2 * centroids @ probability_CN
-    group_N = distance.argmin(dim=0)
+    distance_NG = torch.addmm((centroids**2).sum(dim=1), probability_CN.T, centroids.T, alpha=-2)
+    group_N = distance_NG.argmin(dim=1)
     predicted = torch.stack(
         [torch.bincount(group_N, weights=plane.double(), minlength=groups) for plane in probability_CN], dim=1
     )

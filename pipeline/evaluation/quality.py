@@ -47,12 +47,14 @@ class LabeledPixels:
 
     Attributes:
         valid: bool [H, W].
+        index: int64 [N], the place of each labeled pixel, row by row.
         label: int64 [N].
         parts: by label.
         patches: of PAvPU.
     """
 
     valid: Tensor
+    index: Tensor
     label: Tensor
     parts: Parts
     patches: Patches
@@ -64,9 +66,15 @@ class LabeledPixels:
         boundary: width of the boundary band.
         """
         valid = label_HW != IGNORE
+        index = valid.flatten().nonzero()[:, 0]
         label = label_HW[valid].long()
         parts = Parts(label, boundary_band(label_HW, width=boundary)[valid], num_classes)
-        return cls(valid=valid, label=label, parts=parts, patches=find_patches(valid, parts))
+        patches = find_patches(valid, parts)
+        return cls(valid=valid, index=index, label=label, parts=parts, patches=patches)
+
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """The labeled pixels [..., N] of maps [..., H, W]."""
+        return maps.flatten(-2).index_select(-1, self.index)
 
 
 @dataclass(frozen=True)
@@ -147,16 +155,16 @@ class Quality:
             probability_CHW: calibrated; its argmax is what is right or wrong.
             uncalibrated_CHW: the same before calibration.
         """
-        p_CN = probability_CHW[:, pixels.valid]
+        p_CN = pixels.of_maps(probability_CHW)
         wrong_N = p_CN.argmax(dim=0) != pixels.label
-        values = {name: measures[name][pixels.valid] for name in self.measures}
+        values = {name: pixels.of_maps(measures[name]) for name in self.measures}
         self.errors[:, block] += error_histograms(values, wrong_N, pixels.parts)
         for index, value_N in enumerate(values.values()):
             found = patch_sums(value_N, wrong_N, pixels.patches)
             self.patches[index, block] += found.sums
             self.lowest[index] = min(self.lowest[index], found.lowest)
             self.highest[index] = max(self.highest[index], found.highest)
-        for row, scores_CN in enumerate((uncalibrated_CHW[:, pixels.valid], p_CN)):
+        for row, scores_CN in enumerate((pixels.of_maps(uncalibrated_CHW), p_CN)):
             confidence_N, predicted_N = scores_CN.max(dim=0)
             self.reliability[row, block] += reliability_table(
                 confidence_N,
@@ -234,16 +242,16 @@ def region_table(
         most: regions to keep, drawn at random where there are more.
         generator: for the draw.
     """
-    inside = row_HW >= 0
-    row_N = row_HW[inside]
-    rows = int(row_N.max()) + 1 if row_N.numel() else 0
+    rows = int(row_HW.max()) + 1
+    row = torch.where(row_HW < 0, rows, row_HW).flatten()
 
     def sums(values_HW: Tensor) -> Tensor:
-        return torch.bincount(row_N, weights=values_HW[inside].double(), minlength=rows)
+        return torch.bincount(row, weights=values_HW.flatten().double(), minlength=rows + 1)[:rows]
 
-    pixels, labeled = sums(inside), sums(valid_HW)
+    pixels, labeled = sums(row_HW >= 0), sums(valid_HW)
     kept = (labeled * 2 >= pixels) & (labeled > 0)
-    scores = torch.stack([sums(values_HW) / pixels for values_HW in measures.values()], dim=1)[kept]
+    means = [sums(values_HW) / pixels for values_HW in measures.values()]
+    scores = torch.stack(means, dim=1)[kept]
     errors = (sums(wrong_HW & valid_HW) / labeled)[kept]
     table = RegionTable(scores=scores.cpu().numpy(), errors=errors.cpu().numpy())
     if len(table.errors) <= most:

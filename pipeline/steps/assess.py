@@ -111,7 +111,7 @@ def assess(
     its probabilities right? Store the answers in place of the model's former ones.
 
     The images are those of the test split, or of the calibration split where the test split has no mask. Each
-    is read once, and passes once through the trunk of each sampler; `none` is a by-product of another one.
+    passes once through the trunk of each sampler; `none` is a by-product of another one.
 
     Args:
         model: its name; else the promoted one, or the newest where none is.
