@@ -55,6 +55,8 @@ class GalleryRow:
     label: npt.NDArray[np.uint8] | None
     heading: str
     reason: str
+    outline: str | None = None
+    """Which pixels of its box the region holds, as `uncertainty.outlines` writes it; None: all."""
 
 
 @in_style

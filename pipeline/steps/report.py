@@ -1,74 +1,82 @@
-"""The report: pictures and a table of what the rounds have come to, drawn from the database."""
+"""The report: a page, pictures and a table of what the rounds have come to, drawn from the database."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import evaluations as queries
-from db.queries import images as image_queries
-from db.queries import labels as label_queries
-from db.queries import rounds as round_queries
-from db.queries.evaluations import MetricKey
-from db.queries.labels import QueuedRegion
-from db.tables import Image, Metric, Model, Queue, Round, ScoringRun
+from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import IGNORE, Project
-from pipeline.data.images import ImageRef, as_rgb, read_image
-from pipeline.data.labels import compose_labels
-from pipeline.data.loading import Unreadable, load_batches
-from pipeline.data.masks import Mask, palette
-from pipeline.errors import CheckpointError, DataError, UserError
-from pipeline.evaluation.metrics import Estimate
+from pipeline.config import Project
+from pipeline.data.masks import palette
+from pipeline.errors import CheckpointError, UserError
 from pipeline.files import atomic_write_bytes, writable_folder
-from pipeline.history import RoundSummary, round_history
-from pipeline.report.curves import RiskCurve, RoundPoint, draw_learning_curve, draw_risk_coverage
+from pipeline.report.blocks import Gallery
+from pipeline.report.contents import Risks
+from pipeline.report.curves import RoundPoint, draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import write_figure
 from pipeline.report.gallery import GalleryRow, draw_gallery
+from pipeline.report.page import render_page
+from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import Reliability, draw_reliability
-from pipeline.steps.serving import open_predictor, stored_calibrators
+from pipeline.steps.disagreements import disagreements
+from pipeline.steps.report_facts import (
+    evaluated_rounds,
+    metrics_table,
+    read_contents,
+    read_reliability,
+    read_risks,
+    round_models,
+    round_points,
+)
+from pipeline.steps.report_gallery import (
+    Asked,
+    Failures,
+    Wanted,
+    asked_regions,
+    disagreeing_regions,
+    gallery_rows,
+    record_failures,
+)
+from pipeline.steps.serving import stored_calibrators
 
+PAGE = "report.html"
 GALLERY_ROWS = 5
-UNDEFINED = Estimate(math.nan, math.nan, math.nan)
+"""Of each queue's picture."""
+PAGE_TILES = 8
+"""Of each gallery on the page, which bounds the size of the file."""
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a round asked for, and the model that asked."""
+class _Judged:
+    """The two questions about one round's model, on its held-out images."""
 
     number: int
-    queue: Queue
-    regions: list[QueuedRegion]
-    labels: dict[int, str]
-    """The URI of the mask that came back, by image id."""
     model: Model
-    calibrators: Calibrators
+    split: str
+    before: Reliability | None
+    after: Reliability | None
+    risks: Risks | None
 
 
-@dataclass(frozen=True)
-class _Maps:
-    """Of one image at its own size: predicted classes, and float32 [H, W] for each measure."""
+@dataclass
+class _Galleries:
+    """What has been drawn so far, newest queue first, and what could not be read."""
 
-    prediction: Mask
-    measures: dict[str, npt.NDArray[np.float32]]
+    queues: list[tuple[str, Gallery]] = field(default_factory=list)
+    disagreeing: Gallery | None = None
+    failures: Failures = field(default_factory=list)
 
 
 def report(project: Project, database: Database, *, folder: Path | None = None) -> Path:
     """Draw what is known by now; drawn again, it replaces what is there.
 
-    Writes `learning_curve.png`, for each model `reliability_<model>.png` and `risk_coverage_<model>.png`,
-    for each queue `gallery_<queue>.png`, and `metrics.csv` with every number and its interval. An image or
-    checkpoint that cannot be read any more is left out, and recorded as a failure.
+    Writes `report.html`, which needs no other file, and beside it `learning_curve.png`, for each model
+    `reliability_<model>.png` and `risk_coverage_<model>.png`, for each queue `gallery_<queue>.png`, and
+    `metrics.csv` with every number and its interval. An image or checkpoint that cannot be read any more is
+    left out, and recorded as a failure.
 
     Args:
         folder: `<workdir>/report` by default.
@@ -82,16 +90,37 @@ def report(project: Project, database: Database, *, folder: Path | None = None) 
     target = folder if folder is not None else project.workdir / "report"
     sampler = project.config.scoring.sampler
     with database.session(write=False) as session:
-        history = [row for row in round_history(session, sampler=sampler) if row.split is not None]
-        models = {row.number: model for row, model in _models(session)}
+        history = evaluated_rounds(session, project)
         if not history:
             raise UserError(
                 "There is nothing to draw: no model has been evaluated.", "Run `segcurate status`."
             )
-        points = [_point(session, project, row, models[row.number]) for row in history]
-        table = _table(session, project, models)
+        models = {row.number: model for row, model in round_models(session)}
+        points = round_points(session, project)
+        table = metrics_table(session, project)
+        judged = []
+        for row in history:
+            model, split = models[row.number], row.split or ""
+            before, after = read_reliability(session, model, split=split, sampler=sampler)
+            risks = read_risks(session, model, split=split, sampler=sampler)
+            judged.append(_Judged(row.number, model, split, before, after, risks))
     writable_folder(target)
     atomic_write_bytes(target / "metrics.csv", table.encode())
+    _draw_curves(project, points, judged, target)
+    galleries = _draw_galleries(project, database, list(models), target)
+    with database.session(write=False) as session:
+        contents = read_contents(session, project)
+    contents = replace(contents, galleries=galleries.queues, disagreeing=galleries.disagreeing)
+    atomic_write_bytes(target / PAGE, render_page(contents).encode())
+    with database.session() as session:
+        record_failures(session, galleries.failures)
+    return target
+
+
+def _draw_curves(
+    project: Project, points: Sequence[RoundPoint], judged: Sequence[_Judged], target: Path
+) -> None:
+    """The pictures of all rounds, and of each round's model."""
     write_figure(
         target / "learning_curve.png",
         draw_learning_curve(
@@ -101,251 +130,97 @@ def report(project: Project, database: Database, *, folder: Path | None = None) 
             title=f"{project.config.name}: what each round of labels brought",
         ),
     )
-    for row in history:
-        _draw_model(project, database, models[row.number], row, target)
-    failures: list[tuple[str, str]] = []
-    for number in models:
-        failures += _draw_queue(project, database, number, target)
-    with database.session() as session:
-        image_queries.clear_failures(session, "report")
-        image_queries.record_failures(session, "report", failures)
-    return target
-
-
-def _models(session: Session) -> Iterator[tuple[Round, Model]]:
-    for row in round_queries.list_rounds(session):
-        model = round_queries.round_model(session, row.id)
-        if model is not None:
-            yield row, model
-
-
-def _point(session: Session, project: Project, row: RoundSummary, model: Model) -> RoundPoint:
-    metrics = queries.metrics_of(
-        session,
-        model_id=model.id,
-        split=row.split or "",
-        sampler=project.config.scoring.sampler,
-        calibrated=True,
-    )
-    return RoundPoint(
-        number=row.number,
-        labeled_share=row.labeled_share,
-        labeled_regions=row.labeled_regions,
-        mean_iou=_estimate(*row.mean_iou),
-        class_iou=tuple(_of(metrics, ("iou", index)) for index in range(project.config.data.num_classes)),
-        ece_before=_estimate(*row.ece_before),
-        ece_after=_estimate(*row.ece_after),
-        promoted=model.status == "promoted",
-    )
-
-
-def _draw_model(project: Project, database: Database, model: Model, row: RoundSummary, target: Path) -> None:
-    """The two questions about a model's uncertainty, on its held-out images."""
-    sampler, split = project.config.scoring.sampler, row.split or ""
-    found: dict[bool, Reliability] = {}
-    risks: dict[str, Any] = {}
-    with database.session(write=False) as session:
-        for calibrated in (False, True):
-            chosen = {"model_id": model.id, "split": split, "sampler": sampler, "calibrated": calibrated}
-            evaluation = queries.evaluation_of(session, **chosen)
-            if evaluation is not None:
-                ece = _of(queries.metrics_of(session, **chosen), ("ece", -1))
-                found[calibrated] = Reliability.from_document(evaluation.curves["reliability"], ece=ece)
-                risks = evaluation.curves["risk_coverage"]
-    what = f"Round {row.number}, {split} images"
-    if found:
-        before, after = found.get(False), found.get(True)
-        write_figure(
-            target / f"reliability_{model.name}.png",
-            draw_reliability(before, after, title=f"{what}: is its confidence right?")
-            if before is not None
-            else draw_reliability(found[True], None, title=what),
-        )
-    curves = {
-        name: RiskCurve(*(_numbers(item[key]) for key in ("risk", "low", "high")))
-        for name, item in risks.items()
-        if name != "coverage"
-    }
-    if curves:
-        write_figure(
-            target / f"risk_coverage_{model.name}.png",
-            draw_risk_coverage(
-                curves,
-                coverage=_numbers(risks["coverage"]),
-                title=f"{what}: are the uncertain pixels the wrong ones?",
-            ),
-        )
-
-
-def _draw_queue(project: Project, database: Database, number: int, target: Path) -> list[tuple[str, str]]:
-    """The gallery of one round's queue. Returns what could not be read, with its reason."""
-    with database.session(write=False) as session:
-        asked = _asked(session, project, number)
-    if asked is None:
-        return []
-    failures: list[tuple[str, str]] = []
-    rows: list[GalleryRow] = []
-    chosen = _one_an_image(asked.regions)[:GALLERY_ROWS]
-    try:
-        maps = _predict(project, asked, [region.image.id for region in chosen], failures)
-    except CheckpointError as error:
-        return [(asked.model.checkpoint_uri, str(error))]
-    for region in chosen:
-        if region.image.id in maps:
-            try:
-                rows.append(_gallery_row(project, asked, region, maps[region.image.id]))
-            except DataError as error:
-                failures.append((region.image.uri, str(error)))
-    if rows:
-        write_figure(
-            target / f"gallery_{asked.queue.name}.png",
-            draw_gallery(
-                rows,
-                class_names=project.config.data.class_names,
-                colors=palette(project.config.data),
-                title=f"Round {number}: what the model asks to have labeled next",
-            ),
-        )
-    return failures
-
-
-def _asked(session: Session, project: Project, number: int) -> _Asked | None:
-    current = next(row for row in round_queries.list_rounds(session) if row.number == number)
-    queue = round_queries.round_queue(session, current.id)
-    run = session.get(ScoringRun, queue.run_id) if queue is not None and queue.run_id is not None else None
-    if queue is None or run is None:
-        return None
-    model = session.get_one(Model, run.model_id)
-    return _Asked(
-        number=number,
-        queue=queue,
-        regions=[
-            region
-            for region in label_queries.queued_regions(session, queue_id=queue.id)
-            if region.item.slice == "selected"
-        ],
-        labels={
-            label.image_id: label.mask_uri
-            for label in label_queries.latest_labels(session, queue_id=queue.id)
-        },
-        model=model,
-        calibrators=stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
-    )
-
-
-def _one_an_image(regions: Sequence[QueuedRegion]) -> list[QueuedRegion]:
-    """The best ranked region of each image, best first."""
-    best: dict[int, QueuedRegion] = {}
-    for region in regions:
-        best.setdefault(region.image.id, region)
-    return list(best.values())
-
-
-def _predict(
-    project: Project, asked: _Asked, image_ids: Sequence[int], failures: list[tuple[str, str]]
-) -> dict[int, _Maps]:
-    """Prediction and measures of each image at its own size, as the queue's model sees it."""
-    predictor, card = open_predictor(project, asked.model, calibrators=asked.calibrators)
-    images = {region.image.id: region.image for region in asked.regions}
-    found: dict[int, _Maps] = {}
-    for batch in load_batches(
-        [_reference(project, images[image_id]) for image_id in image_ids],
-        channels=card.channels,
-        max_pixels=project.config.data.max_pixels,
-        input_scale=card.input_scale,
-        mean=card.mean,
-        std=card.std,
-        batch_size=1,
-        workers=0,
-    ):
-        if isinstance(batch, Unreadable):
-            failures.append((project.uri(batch.path), batch.reason))
-            continue
-        prediction = predictor.predict(batch.image_BKHW)
-        maps = prediction.measures()
-        network_size = (batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1])
-        size = batch.sizes[0]
-        probability = predictor.enlarge(prediction.probability, network_size=network_size, size=size)
-        shown = {
-            name: predictor.enlarge(maps[name][:, None], network_size=network_size, size=size)[0, 0]
-            for name in ("entropy", "mutual_information")
-            if name in maps
-        }
-        found[batch.ids[0]] = _Maps(
-            prediction=probability[0].argmax(dim=0).to("cpu").numpy().astype(np.uint8),
-            measures={name: values.float().to("cpu").numpy() for name, values in shown.items()},
-        )
-    return found
-
-
-def _gallery_row(project: Project, asked: _Asked, region: QueuedRegion, maps: _Maps) -> GalleryRow:
-    item, image = region
-    data = project.config.data
-    pixels = read_image(project.path(image.uri), channels=data.channels, max_pixels=data.max_pixels)
-    label = None
-    if image.id in asked.labels and item.status == "labeled":
-        known = compose_labels([project.path(asked.labels[image.id])], (image.width, image.height))
-        inside = (slice(item.y, item.y + item.h), slice(item.x, item.x + item.w))
-        label = np.full_like(known, IGNORE)
-        label[inside] = known[inside]
-    return GalleryRow(
-        image=as_rgb(pixels),
-        box=(item.x, item.y, item.w, item.h),
-        prediction=maps.prediction,
-        entropy=maps.measures["entropy"],
-        mutual_information=maps.measures.get("mutual_information"),
-        label=label,
-        heading=f"{item.rank}. {Path(image.uri).name}",
-        reason=item.reason,
-    )
-
-
-def _reference(project: Project, image: Image) -> ImageRef:
-    return ImageRef(id=image.id, path=project.path(image.uri), width=image.width, height=image.height)
-
-
-def _table(session: Session, project: Project, models: Mapping[int, Model]) -> str:
-    """Every metric of every evaluation as CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        [
-            "round",
-            "model",
-            "status",
-            "split",
-            "sampler",
-            "calibrated",
-            "metric",
-            "class",
-            "value",
-            "low",
-            "high",
-        ]
-    )
-    names = project.config.data.class_names
-    for number, model in models.items():
-        for evaluation in queries.model_evaluations(session, model.id):
-            variant = (evaluation.split, evaluation.sampler, evaluation.calibrated)
-            metrics = queries.metrics_of(
-                session, model_id=model.id, split=variant[0], sampler=variant[1], calibrated=variant[2]
+    for one in judged:
+        what = f"Round {one.number}, {one.split} images"
+        first, second = (one.before, one.after) if one.before is not None else (one.after, None)
+        if first is not None:
+            title = f"{what}: is its confidence right?"
+            write_figure(
+                target / f"reliability_{one.model.name}.png", draw_reliability(first, second, title=title)
             )
-            for (name, index), metric in sorted(metrics.items()):
-                class_name = names[index] if index >= 0 else ""
-                figures = [metric.value, metric.low, metric.high]
-                writer.writerow([number, model.name, model.status, *variant, name, class_name, *figures])
-    return stream.getvalue()
+        if one.risks is not None:
+            write_figure(
+                target / f"risk_coverage_{one.model.name}.png",
+                draw_risk_coverage(
+                    one.risks.curves,
+                    coverage=one.risks.coverage,
+                    title=f"{what}: are the uncertain pixels the wrong ones?",
+                ),
+            )
 
 
-def _of(metrics: Mapping[MetricKey, Metric], key: MetricKey) -> Estimate:
-    metric = metrics.get(key)
-    return UNDEFINED if metric is None else _estimate(metric.value, metric.low, metric.high)
+def _draw_galleries(project: Project, database: Database, numbers: Sequence[int], target: Path) -> _Galleries:
+    """A picture of every queue; for the page the newest queue, before it the newest one with labels, and the
+    regions that are confident but disagreeing."""
+    drawn = _Galleries()
+    labels_shown = False
+    for number in sorted(numbers, reverse=True):
+        with database.session(write=False) as session:
+            asked = asked_regions(session, project, number)
+        if asked is None:
+            continue
+        on_page = not drawn.queues or (asked.labeled and not labels_shown)
+        most = PAGE_TILES if on_page else GALLERY_ROWS
+        rows = _rows(project, asked.model, asked.calibrators, asked.wanted[:most], drawn.failures)
+        if not rows:
+            continue
+        _draw_queue(project, asked, [row for _, row in rows][:GALLERY_ROWS], target)
+        if on_page:
+            words = f"Round {number}: {'labeled by now' if asked.labeled else 'waiting for labels'}"
+            drawn.queues.append((words, _gallery(project, asked.queue.name, rows)))
+            labels_shown = labels_shown or asked.labeled
+    drawn.disagreeing = _draw_disagreeing(project, database, drawn.failures)
+    return drawn
 
 
-def _estimate(value: float | None, low: float | None, high: float | None) -> Estimate:
-    return Estimate(*_numbers([value, low, high]).tolist())
+def _draw_queue(project: Project, asked: Asked, rows: Sequence[GalleryRow], target: Path) -> None:
+    write_figure(
+        target / f"gallery_{asked.queue.name}.png",
+        draw_gallery(
+            rows,
+            class_names=project.config.data.class_names,
+            colors=palette(project.config.data),
+            title=f"Round {asked.number}: what the model asks to have labeled next",
+        ),
+    )
 
 
-def _numbers(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    """null is NaN."""
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+def _draw_disagreeing(project: Project, database: Database, failures: Failures) -> Gallery | None:
+    """None where there are no scores with samples."""
+    try:
+        found = disagreements(project, database, limit=4 * PAGE_TILES)
+    except UserError:
+        return None
+    with database.session(write=False) as session:
+        wanted = disagreeing_regions(session, found.rows)[:PAGE_TILES]
+        model = session.query(Model).filter_by(name=found.model).one()
+        calibrators = stored_calibrators(session, model.id, sampler=project.config.scoring.sampler)
+    rows = _rows(project, model, calibrators, wanted, failures)
+    return _gallery(project, "disagreeing", rows) if rows else None
+
+
+def _rows(
+    project: Project, model: Model, calibrators: Calibrators, wanted: Sequence[Wanted], failures: Failures
+) -> list[tuple[Wanted, GalleryRow]]:
+    try:
+        rows, failed = gallery_rows(project, model, calibrators, wanted)
+    except CheckpointError as error:
+        rows, failed = [], [(model.checkpoint_uri, str(error))]
+    failures += [failure for failure in failed if failure not in failures]
+    return rows
+
+
+def _gallery(project: Project, name: str, rows: Sequence[tuple[Wanted, GalleryRow]]) -> Gallery:
+    tiles, scales = draw_tiles(
+        [row for _, row in rows],
+        tags=[wanted.tags for wanted, _ in rows],
+        colors=palette(project.config.data),
+    )
+    present = {layer.name for tile in tiles for layer in tile.layers}
+    return Gallery(
+        name=f"over-{name}",
+        tiles=tiles,
+        layers=[layer for layer in LAYERS if layer in present],
+        scales=scales,
+        classes=[(f"c{index}", name) for index, name in enumerate(project.config.data.class_names)],
+    )

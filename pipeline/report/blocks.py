@@ -1,0 +1,166 @@
+"""What a page is made of: sections of blocks. The template knows how each kind of block looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.svg import Chart
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table. `detail` is smaller, `color` shows a swatch, `strong` marks the best."""
+
+    text: str
+    detail: str = ""
+    color: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `tone` is `plain`, `good`, `bad` or `note`."""
+
+    words: str
+    tone: str = "plain"
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    words: str
+    kind: ClassVar[str] = "heading"
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Drawings beside each other, in pairs, in threes, or as many as there is room for (`small`)."""
+
+    items: Sequence[Chart]
+    layout: Literal["pairs", "thirds", "small"] = "pairs"
+    kind: ClassVar[str] = "charts"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells; all columns but the first `words` ones hold numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str
+    words: int = 1
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Figures at a glance: a name, a value, a detail."""
+
+    items: Sequence[tuple[str, str, str]]
+    kind: ClassVar[str] = "tiles"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Named facts under a name and a tag: a card for each model."""
+
+    items: Sequence[tuple[str, str, Sequence[tuple[str, str]], str]]
+    kind: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is not known, and the command that finds it out."""
+
+    words: str
+    command: str
+    kind: ClassVar[str] = "missing"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One picture of a region, as a data URI."""
+
+    name: str
+    source: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A region in pictures: first the image, then what is laid over it; `where` is the whole image."""
+
+    heading: str
+    name: str
+    tags: Sequence[str]
+    reason: str
+    where: Layer
+    layers: Sequence[Layer]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The colours of a measure, from `low` to `high`; as a CSS gradient, or a picture of two directions."""
+
+    name: str
+    low: str
+    high: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Regions with a slider each; `layers` are the names to choose from."""
+
+    name: str
+    tiles: Sequence[Tile]
+    layers: Sequence[str]
+    scales: Sequence[Scale]
+    classes: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "gallery"
+
+
+Block = Text | Heading | Charts | Table | Tiles | Facts | Missing | Gallery
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. `question` is a line above the title; `fresh` starts a new page in print."""
+
+    id: str
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+    question: str = ""
+    fresh: bool = False
+
+
+def estimate(document: Mapping[str, Any] | None) -> Estimate:
+    """A number of a stored document, with NaN for null."""
+    found = document or {}
+    return Estimate(*(number(found.get(key)) for key in ("value", "low", "high")))
+
+
+def number(value: float | None) -> float:
+    """NaN for null."""
+    return math.nan if value is None else float(value)
+
+
+def figure(value: Estimate, *, digits: int = 3, strong: bool = False) -> Cell:
+    """A number and its interval as a cell.
+
+    >>> figure(Estimate(0.8561, 0.8349, 0.8770))
+    Cell(text='0.856', detail='[0.835, 0.877]', color='', strong=False)
+    """
+    if math.isnan(value.value):
+        return Cell("–")
+    interval = "" if math.isnan(value.low) else f"[{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    return Cell(f"{value.value:.{digits}f}", interval, strong=strong)

@@ -1,0 +1,112 @@
+"""The page: one HTML file that holds its style, its script and its pictures, and asks for nothing else."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import hashlib
+from importlib import resources
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.report.blocks import Block, Heading, Missing, Section, Text
+from pipeline.report.contents import Contents
+from pipeline.report.figures import line_color
+from pipeline.report.sections.calibration import calibration
+from pipeline.report.sections.progress import learning, lineage, queue, standing
+from pipeline.report.sections.quality import quality
+from pipeline.report.sections.shift import drift, stress
+
+
+def render_page(contents: Contents) -> str:
+    """The whole page as HTML. Every text from outside is escaped; the only script is our own, by its hash."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return environment.get_template("page.html.j2").render(
+        contents=contents,
+        sections=sections(contents),
+        written=contents.written_at.strftime("%d %B %Y, %H:%M UTC"),
+        style=Markup(_asset("page.css") + class_colors(contents.class_colors)),
+        script=Markup(script),
+        script_digest=digest,
+    )
+
+
+def sections(contents: Contents) -> list[Section]:
+    """The parts of the page, in order."""
+    return [
+        standing(contents),
+        learning(contents),
+        calibration(contents),
+        quality(contents),
+        stress(contents),
+        drift(contents),
+        _gallery(contents),
+        queue(contents),
+        lineage(contents),
+    ]
+
+
+def class_colors(colors: npt.NDArray[np.uint8]) -> str:
+    """A CSS class a class: its own colour for areas, and one that can be read as a line on light and dark."""
+    rules: list[str] = []
+    for index, color in enumerate(colors):
+        red, green, blue = (int(value) for value in color)
+        rules.append(
+            f".c{index}{{--area:#{red:02x}{green:02x}{blue:02x};--light:{line_color(color)};"
+            f"--dark:{_bright(color)};color:var(--light)}}"
+        )
+    dark = "".join(f".c{index}{{color:var(--dark)}}" for index in range(len(colors)))
+    return "\n" + "\n".join(rules) + f"\n@media screen and (prefers-color-scheme:dark){{{dark}}}\n"
+
+
+def _bright(color: npt.NDArray[np.uint8]) -> str:
+    """A class colour light enough to be seen as a line on a dark page.
+
+    >>> _bright(np.array([0, 0, 0], dtype=np.uint8))
+    '#9e9e9e'
+    """
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(float(value) / 255 for value in color))
+    parts = colorsys.hls_to_rgb(hue, max(lightness, 0.62), saturation)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
+
+
+def _gallery(contents: Contents) -> Section:
+    blocks: list[Block] = []
+    for words, gallery in contents.galleries:
+        blocks += [Heading(words), gallery]
+    if not contents.galleries:
+        blocks.append(Missing("No region has been selected by uncertainty yet.", "segcurate select"))
+    blocks.append(Heading("Confident but disagreeing"))
+    if contents.disagreeing is not None:
+        blocks += [
+            Text(
+                "Each sample is sure of its answer, and the answers differ: the strongest sign of what the model "
+                "has not learned. Label these first.",
+                tone="note",
+            ),
+            contents.disagreeing,
+        ]
+    else:
+        blocks.append(Missing("No such region is known; it takes scores with samples.", "segcurate score"))
+    return Section(
+        "gallery",
+        "What the model asks about",
+        "Pull the handle to lay what you have chosen over the image. The frame is the region to label.",
+        blocks,
+        fresh=True,
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("pipeline.report") / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,171 @@
+"""Pictures inside the page: crops of regions, in colours, as data URIs of bounded size."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+
+from pipeline.report.blocks import Layer, Scale, Tile
+from pipeline.report.gallery import GalleryRow, RgbImage, crop_around, painted
+from pipeline.uncertainty.heatmaps import (
+    COLORMAP,
+    EXPECTED_ENTROPY_SPAN,
+    information_span,
+    two_colour,
+)
+from pipeline.uncertainty.outlines import polygons
+
+SIDE = 320
+"""Pixels along the longer side of a picture: sharp at twice the density where it is shown."""
+WHERE_SIDE = 200
+QUALITY = 82
+IMAGE, PREDICTION, ENTROPY, INFORMATION, BOTH, LABEL = (
+    "image",
+    "prediction",
+    "entropy",
+    "mutual information",
+    "aleatoric and epistemic",
+    "label",
+)
+LAYERS = (IMAGE, PREDICTION, ENTROPY, INFORMATION, BOTH, LABEL)
+
+Map = npt.NDArray[np.float32]
+
+
+def draw_tiles(
+    rows: Sequence[GalleryRow], *, tags: Sequence[Sequence[str]], colors: RgbImage
+) -> tuple[list[Tile], list[Scale]]:
+    """A tile for each region, and the scales of their measures, which all tiles share.
+
+    Args:
+        tags: short words for each row.
+        colors: of the classes [C, 3].
+    """
+    crops = [crop_around(row.box, width=row.image.shape[1], height=row.image.shape[0]) for row in rows]
+    entropy_end = _end([_cropped(row.entropy, crop) for row, crop in zip(rows, crops, strict=True)])
+    sampled = [
+        _cropped(row.mutual_information, crop)
+        for row, crop in zip(rows, crops, strict=True)
+        if row.mutual_information is not None
+    ]
+    span = information_span(np.concatenate([part.ravel() for part in sampled])) if sampled else 1.0
+    tiles = [
+        _tile(row, crop, words, colors=colors, entropy_end=entropy_end, span=span)
+        for row, crop, words in zip(rows, crops, tags, strict=True)
+    ]
+    scales = [Scale(ENTROPY, "0", f"{entropy_end:.2g}", _ramp())]
+    if sampled:
+        scales += [
+            Scale(INFORMATION, "0", f"{span:.2g}", _ramp()),
+            Scale(BOTH, f"expected entropy 0 to {EXPECTED_ENTROPY_SPAN:g}", f"0 to {span:.2g}", _square()),
+        ]
+    return tiles, scales
+
+
+def data_uri(pixels: RgbImage, *, lossless: bool = False) -> str:
+    """RGB uint8 [H, W, 3] as a WebP data URI."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="WEBP", quality=QUALITY, lossless=lossless, method=4)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _tile(
+    row: GalleryRow,
+    crop: tuple[int, int, int, int],
+    tags: Sequence[str],
+    *,
+    colors: RgbImage,
+    entropy_end: float,
+    span: float,
+) -> Tile:
+    left, top, across, down = crop
+    part = (slice(top, top + down), slice(left, left + across))
+    factor = SIDE / max(across, down)
+    size = (max(1, round(across * factor)), max(1, round(down * factor)))
+
+    def layer(name: str, pixels: RgbImage, *, smooth: bool = True) -> Layer:
+        how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+        picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, how)
+        _outlined(picture, row, origin=(left, top), factor=factor)
+        return Layer(name, data_uri(np.asarray(picture)), f"{row.heading}: {name}")
+
+    palette = (colormaps[COLORMAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    layers = [
+        layer(IMAGE, row.image[part]),
+        layer(PREDICTION, painted(row.image, row.prediction, colors)[part], smooth=False),
+        layer(ENTROPY, palette[_bytes(row.entropy[part], entropy_end)]),
+    ]
+    if row.mutual_information is not None:
+        information = row.mutual_information[part]
+        layers.append(layer(INFORMATION, palette[_bytes(information, span)]))
+        expected = np.clip(row.entropy[part] - information, 0, None)
+        both = two_colour(expected, information, mutual_information_span=span)
+        layers.append(layer(BOTH, both))
+    if row.label is not None:
+        layers.append(layer(LABEL, painted(row.image, row.label, colors)[part], smooth=False))
+    return Tile(
+        heading=row.heading,
+        name=row.heading,
+        tags=tags,
+        reason=row.reason,
+        where=_where(row),
+        layers=layers,
+        width=size[0],
+        height=size[1],
+    )
+
+
+def _where(row: GalleryRow) -> Layer:
+    height, width = row.image.shape[:2]
+    factor = WHERE_SIDE / max(width, height)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    picture = Image.fromarray(row.image).resize(size, Image.Resampling.LANCZOS)
+    _outlined(picture, row, origin=(0, 0), factor=factor)
+    return Layer("where", data_uri(np.asarray(picture)), f"{row.heading}: the whole image")
+
+
+def _outlined(picture: Image.Image, row: GalleryRow, *, origin: tuple[int, int], factor: float) -> None:
+    """The region's border in white on black; that of its box where it holds all of it."""
+    draw = ImageDraw.Draw(picture)
+    x, y, w, h = row.box
+    if row.outline is None:
+        rings = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)]]
+    else:
+        rings = polygons(row.outline, row.box)
+    for ring in rings:
+        points = [((px - origin[0]) * factor, (py - origin[1]) * factor) for px, py in ring]
+        for color, width in (((0, 0, 0), 4), ((255, 255, 255), 2)):
+            draw.line([*points, points[0]], fill=color, width=width, joint="curve")
+
+
+def _cropped(values: Map, crop: tuple[int, int, int, int]) -> Map:
+    left, top, across, down = crop
+    return values[top : top + down, left : left + across]
+
+
+def _end(parts: Sequence[Map]) -> float:
+    """What nearly all values stay below; one scale for all tiles."""
+    return max(float(np.quantile(np.concatenate([part.ravel() for part in parts]), 0.998)), 1e-3)
+
+
+def _bytes(values: Map, end: float) -> npt.NDArray[np.uint8]:
+    return np.rint(np.clip(values / end, 0, 1) * 255).astype(np.uint8)
+
+
+def _ramp() -> str:
+    palette = (colormaps[COLORMAP](np.linspace(0, 1, 128))[:, :3] * 255).astype(np.uint8)
+    return data_uri(np.repeat(palette[None], 8, axis=0), lossless=True)
+
+
+def _square() -> str:
+    """The two-colour scale: expected entropy upwards, mutual information to the right."""
+    unit = np.linspace(0, 1, 48, dtype=np.float32)
+    expected, information = np.meshgrid(unit[::-1], unit, indexing="ij")
+    square = two_colour(expected, information, mutual_information_span=1, expected_entropy_span=1)
+    return data_uri(square, lossless=True)

@@ -1,0 +1,226 @@
+"""Question one, in absolute terms: is what is said to be 90 % right 90 % of the time?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Heading,
+    Missing,
+    Section,
+    Table,
+    Text,
+    estimate,
+    figure,
+    number,
+)
+from pipeline.report.charts import (
+    AFTER,
+    BEFORE,
+    Bin,
+    reliability_chart,
+    scatter_chart,
+    small_reliability,
+    spoken,
+)
+from pipeline.report.contents import Calibrated, Contents, Document
+from pipeline.report.figures import in_short
+from pipeline.report.reliability import Reliability
+
+
+def calibration(contents: Contents) -> Section:
+    """Reliability before and after, every calibrator, the parts of the image, and the frequency test."""
+    blocks: list[Block] = []
+    for one in contents.calibrated:
+        blocks += _of_sampler(one)
+    if not contents.calibrated:
+        blocks.append(Missing("No calibrator has been fitted yet.", "segcurate calibrate"))
+    blocks += _parts(contents)
+    blocks += _frequency(contents)
+    return Section(
+        "calibration",
+        "Is its confidence right?",
+        "Reliability: of all pixels that are given a confidence, the share that is right. On the dashed line the "
+        "two agree; below it the model is too sure. The band is the interval over blocks of images.",
+        blocks,
+        question="Question 1 · absolute",
+        fresh=True,
+    )
+
+
+def reliability_bins(diagram: Reliability) -> list[Bin]:
+    """The bins of an evaluation."""
+    total = max(float(diagram.pixels.sum()), 1.0)
+    return [
+        Bin(confidence, Estimate(accuracy, low, high), pixels / total)
+        for confidence, accuracy, low, high, pixels in zip(
+            diagram.confidence.tolist(),
+            diagram.accuracy.tolist(),
+            diagram.low.tolist(),
+            diagram.high.tolist(),
+            diagram.pixels.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _of_sampler(one: Calibrated) -> list[Block]:
+    said = (
+        f"Its calibrated softmax may be called a {one.confidence_name}: the calibrator has a passing report."
+        if one.confidence_name == "probability"
+        else "No calibrator has a passing report: read its output as a softmax score, not as a probability."
+    )
+    blocks: list[Block] = [
+        Heading(f"{spoken(one.sampler)[:1].upper()}{spoken(one.sampler)[1:]}, {spoken(one.calibrator)}"),
+        Text(said, tone="good" if one.confidence_name == "probability" else "bad"),
+    ]
+    charts = [
+        reliability_chart(
+            reliability_bins(diagram),
+            title=f"{name}: ECE {in_short(diagram.ece)}",
+            color=color,
+            axis=axis,
+        )
+        for name, diagram, color, axis in (
+            ("Before", one.before, BEFORE, "softmax score of the prediction"),
+            ("After", one.after, AFTER, f"{one.confidence_name} of the prediction"),
+        )
+        if diagram is not None
+    ]
+    if charts:
+        blocks.append(Charts(charts))
+    blocks += _calibrators(one)
+    if one.warning:
+        blocks.append(Text(one.warning, tone="note"))
+    return blocks
+
+
+def _calibrators(one: Calibrated) -> list[Block]:
+    """All calibrators side by side, each judged on images that it was not fitted on."""
+    if not one.report:
+        return [Missing("The calibrators of this model have not been compared.", "segcurate calibrate")]
+    compared: list[dict[str, Any]] = list(one.report["calibrators"])
+    best = min((number(row["nll"]["value"]) for row in compared), default=math.nan)
+    chosen, auto = one.report.get("chosen"), one.report.get("auto")
+    rows = []
+    for row in compared:
+        marks = [name for name, found in (("in use", chosen), ("best allowed", auto)) if found == row["name"]]
+        rows.append(
+            [
+                Cell(spoken(row["name"]), ", ".join(marks), strong=row["name"] == chosen),
+                figure(estimate(row["nll"]), strong=row["nll"]["value"] == best),
+                figure(estimate(row["ece"])),
+                figure(estimate(row["brier"])),
+                Cell(_percent(number(row["labels_changed"]))),
+            ]
+        )
+    source = {"audit": "the audit slices, weighted by inclusion probability"}.get(
+        str(one.report.get("source")), "the calibration split"
+    )
+    return [
+        Table(
+            ("calibrator", "NLL", "ECE", "Brier", "labels changed"),
+            rows,
+            f"Cross-fitted on {one.report.get('images', 0)} images of {source}",
+        )
+    ]
+
+
+def _parts(contents: Contents) -> list[Block]:
+    """Small diagrams of boundary, interior and each class."""
+    blocks: list[Block] = [Heading("By boundary, interior and class")]
+    rows: Sequence[Document] = (contents.quality or {}).get("reliability", [])
+    mine = [row for row in rows if row["sampler"] == contents.sampler and row["part"] != "all"]
+    if not mine:
+        return [*blocks, Missing("Reliability has not been split by part yet.", "segcurate assess")]
+    parts = list(dict.fromkeys(row["part"] for row in mine))
+    charts = []
+    for part in parts:
+        before, after = (
+            next((row for row in mine if row["part"] == part and row["calibrated"] is kind), None)
+            for kind in (False, True)
+        )
+        values = [f"{number(row['ece']['value']):.3f}" if row is not None else "–" for row in (before, after)]
+        charts.append(
+            small_reliability(
+                _bins(before),
+                _bins(after),
+                title=part_name(part),
+                note=f"ECE {values[0]} → {values[1]}",
+            )
+        )
+    width = contents.quality["boundary_pixels"] if contents.quality else 0
+    blocks.append(
+        Text(
+            f"Before calibration in orange, after it in blue. The boundary is the band of {width} pixels on each "
+            "side of a class border. One calibrator for all pixels can be right on average and wrong in a part.",
+            tone="note",
+        )
+    )
+    return [*blocks, Charts(charts, layout="small")]
+
+
+def _frequency(contents: Contents) -> list[Block]:
+    """Whether a predicted vector comes true: each group of pixels, each class."""
+    blocks: list[Block] = [Heading("Do predicted class shares come true?")]
+    tests: Sequence[Document] = (contents.quality or {}).get("frequency", [])
+    found = next((row for row in tests if row["sampler"] == contents.sampler), None)
+    if found is None or not found["groups"]:
+        return [*blocks, Missing("The class-frequency test has not been run.", "segcurate assess")]
+    points = []
+    for index, group in enumerate(found["groups"]):
+        for name, said, seen, low, high in zip(
+            contents.class_names,
+            group["predicted"],
+            group["empirical"],
+            group["low"],
+            group["high"],
+            strict=True,
+        ):
+            share = Estimate(number(seen), number(low), number(high))
+            inside = math.isnan(share.low) or share.low <= said <= share.high
+            if max(said, share.value) >= 0.005:
+                points.append((said, share, inside, f"{name}, group {index + 1}"))
+    covered = number(found["covered"]["value"])
+    level = 100 * number((contents.quality or {}).get("confidence"))
+    note = (
+        f"Pixels are grouped by their predicted vector; a point is one class of one of {len(found['groups'])} "
+        f"groups. {_percent(covered)} of the {level:.0f} % intervals hold what was said."
+    )
+    chart = scatter_chart(
+        points,
+        title="Said and found shares of classes",
+        x_label="predicted share",
+        y_label="share of the labels",
+        note=note,
+    )
+    return [*blocks, Charts([chart])]
+
+
+def part_name(part: str) -> str:
+    """
+    >>> part_name("class:car"), part_name("boundary"), part_name("all")
+    ('car', 'boundary', 'all pixels')
+    """
+    return part.removeprefix("class:") if part.startswith("class:") else part.replace("all", "all pixels")
+
+
+def _bins(row: Document | None) -> list[Bin]:
+    return [
+        Bin(
+            number(one["confidence"]),
+            Estimate(number(one["accuracy"]), number(one["low"]), number(one["high"])),
+            number(one["share"]),
+        )
+        for one in (row or {}).get("bins", [])
+    ]
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

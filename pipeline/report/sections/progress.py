@@ -1,0 +1,247 @@
+"""Where the project stands, what the labels brought, what was asked, and which models came of it."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Facts,
+    Heading,
+    Missing,
+    Section,
+    Table,
+    Tiles,
+    figure,
+)
+from pipeline.report.charts import AFTER, BEFORE, Line, bar_chart, line_chart, spark_chart
+from pipeline.report.contents import Contents, QueueFacts
+from pipeline.report.figures import in_short
+from pipeline.report.svg import Axis, number_axis
+
+SHORT_HASH = 12
+MOST_GROUPS = 12
+
+
+def standing(contents: Contents) -> Section:
+    """The project at a glance, and the one command that comes next."""
+    now = contents.standing
+    last = contents.points[-1] if contents.points else None
+    promoted = next((point for point in reversed(contents.points) if point.promoted), last)
+    images = sum(now.images.values()) - now.images.get("duplicate", 0)
+    splits = ", ".join(f"{count} {name}" for name, count in sorted(now.images.items()))
+    tiles = [
+        ("Round", str(now.round_number or 0), f"{now.state} comes next" if now.state else ""),
+        (
+            "Labeled",
+            _share(now.labeled_share),
+            f"{now.labeled_regions} regions in {now.labeled_images} images",
+        ),
+        ("Images", str(images), splits),
+    ]
+    if promoted is not None:
+        name = f"mIoU of {now.promoted}" if now.promoted else "mIoU"
+        mean = promoted.mean_iou
+        tiles.insert(0, (name, _value(mean), _interval(mean)))
+        ece = promoted.ece_after
+        tiles.insert(
+            1, ("Calibration error", _value(ece), f"{_interval(ece)}, before {_value(promoted.ece_before)}")
+        )
+    blocks: list[Block] = [Tiles(tiles), Missing(now.reason, now.next_command)]
+    if now.failures:
+        blocks.append(
+            Missing(
+                f"{now.failures} files could not be used; each is listed with its reason.",
+                "segcurate failures",
+            )
+        )
+    return Section("standing", "Where it stands", "", blocks)
+
+
+def learning(contents: Contents) -> Section:
+    """mIoU and calibration error over the labels, and each class's IoU over the rounds."""
+    points = contents.points
+    if not points:
+        return Section(
+            "learning",
+            "What the labels brought",
+            "",
+            [Missing("No model has been measured yet.", "segcurate evaluate")],
+        )
+    share = [point.labeled_share for point in points]
+    last = max(share) or 1.0
+    digits = 0 if last > 0.1 else 1 if last > 0.01 else 2
+    axis = Axis(
+        0,
+        last * 1.08,
+        tuple(
+            (point.labeled_share, f"{100 * point.labeled_share:.{digits}f} %\nround {point.number}")
+            for point in points
+        ),
+        "labeled share of the pool's pixels",
+    )
+    mean = [point.mean_iou for point in points]
+    ends = [v for one in mean for v in (one.low, one.high, one.value)]
+    curve = line_chart(
+        [Line("mIoU", "s0", share, mean, hollow=[not point.promoted for point in points])],
+        title="mIoU on held-out images",
+        x=axis,
+        y=number_axis(ends, "mean IoU"),
+        note=f"With its interval. {_refused(contents)}".strip(),
+        legend=False,
+    )
+    gap = 0.008 * last
+    before, after = [point.ece_before for point in points], [point.ece_after for point in points]
+    error = line_chart(
+        [
+            Line("before calibration", BEFORE, [x - gap for x in share], before, kind="line faint"),
+            Line("after calibration", AFTER, [x + gap for x in share], after),
+        ],
+        title="Expected calibration error, lower is better",
+        x=axis,
+        y=number_axis([v.high for v in (*before, *after)], "ECE", low=0),
+    )
+    names = [f"r{point.number}" for point in points]
+    sparks = [
+        spark_chart(
+            [point.class_iou[index] for point in points],
+            names,
+            title=name,
+            color=f"c{index}",
+        )
+        for index, name in enumerate(contents.class_names)
+    ]
+    return Section(
+        "learning",
+        "What the labels brought",
+        f"Each round’s model on the same {contents.split} images, which no model has trained on.",
+        [
+            Charts([curve, error]),
+            _rounds_table(contents),
+            Heading("IoU of each class over the rounds"),
+            Charts(sparks, layout="small"),
+        ],
+    )
+
+
+def queue(contents: Contents) -> Section:
+    """What the newest queue is made of, and the reasons of its first items."""
+    facts = contents.queue
+    title = "What the queue holds"
+    if facts is None:
+        return Section("queue", title, "", [Missing("No queue has been selected yet.", "segcurate select")])
+    colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
+    charts = [
+        bar_chart(facts.by_class, title="Predicted class", colors=colors, unit=f"{facts.unit}s"),
+        bar_chart(_largest(facts), title="Sequence or group", unit=f"{facts.unit}s"),
+        bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}),
+    ]
+    rows = [
+        [
+            Cell(str(item.rank)),
+            Cell(item.name),
+            Cell(item.class_name, color=colors.get(item.class_name, "")),
+            Cell(item.reason),
+            Cell("–" if item.score is None else f"{item.score:.3f}"),
+            Cell(item.status),
+        ]
+        for item in facts.first
+    ]
+    total = sum(facts.by_slice.values())
+    audit = facts.by_slice.get("audit", 0)
+    score = (facts.measure or "score").replace("_", " ")
+    return Section(
+        "queue",
+        title,
+        f"{facts.name}: {total} {facts.unit}s by {facts.strategy}, of which {audit} were drawn uniformly at "
+        "random: the only unbiased look at the pool.",
+        [
+            Charts(charts),
+            Table(
+                ("rank", "image", "class", "reason", score, "status"),
+                rows,
+                f"The first {len(rows)} of {total}",
+                words=4,
+            ),
+        ],
+    )
+
+
+def lineage(contents: Contents) -> Section:
+    """Where each model comes from, newest first."""
+    cards = [
+        (
+            one.name,
+            one.status,
+            [
+                ("round", str(one.round_number)),
+                ("parent", one.parent or "none: trained from the start"),
+                ("labels", f"{one.labels} masks"),
+                ("iterations", str(one.iterations)),
+                ("seed", str(one.seed)),
+                ("trained", one.created_at.strftime("%Y-%m-%d %H:%M UTC")),
+                ("settings", one.config_hash[:SHORT_HASH]),
+                ("labels’ hash", one.labels_hash[:SHORT_HASH]),
+                ("checkpoint", (one.checkpoint_sha256 or "")[:SHORT_HASH] or "not finished"),
+                ("stored in", one.checkpoint),
+            ],
+            one.decision or "",
+        )
+        for one in reversed(contents.lineage)
+    ]
+    return Section(
+        "lineage",
+        "Where the models come from",
+        "The same settings, labels and seed give the same model. Hashes are SHA-256, shortened.",
+        [Facts(cards)],
+    )
+
+
+def _rounds_table(contents: Contents) -> Table:
+    """The numbers of the learning curve."""
+    rows = [
+        [
+            Cell(f"round {point.number}"),
+            Cell("promoted" if point.promoted else "refused"),
+            Cell(_share(point.labeled_share)),
+            Cell(str(point.labeled_regions)),
+            figure(point.mean_iou),
+            figure(point.ece_before),
+            figure(point.ece_after),
+        ]
+        for point in contents.points
+    ]
+    head = ("round", "model", "labeled", "regions", "mIoU", "ECE before", "ECE after")
+    return Table(head, rows, "Every round", words=2)
+
+
+def _refused(contents: Contents) -> str:
+    refused = [point.number for point in contents.points if not point.promoted]
+    return "A hollow point is a model that was refused." if refused else ""
+
+
+def _largest(facts: QueueFacts) -> dict[str, int]:
+    """The groups with most items, and the rest together."""
+    ordered = sorted(facts.by_group.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = dict(ordered[:MOST_GROUPS])
+    rest = ordered[MOST_GROUPS:]
+    if rest:
+        shown[f"{len(rest)} others"] = sum(count for _, count in rest)
+    return shown
+
+
+def _share(share: float) -> str:
+    percent = 100 * share
+    digits = 0 if percent >= 10 else 1 if percent >= 1 else 2
+    return f"{percent:.{digits}f} %"
+
+
+def _value(value: Estimate) -> str:
+    return "–" if math.isnan(value.value) else f"{value.value:.3f}"
+
+
+def _interval(value: Estimate) -> str:
+    return "" if math.isnan(value.low) else in_short(value).split(" ", 1)[1]

@@ -1,0 +1,230 @@
+"""Question one, in relative terms: are the uncertain pixels the wrong ones?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Heading,
+    Missing,
+    Section,
+    Table,
+    Text,
+    estimate,
+    figure,
+    number,
+)
+from pipeline.report.charts import MEASURE_COLORS, SAMPLER_COLORS, DotRow, Line, dot_chart, line_chart, spoken
+from pipeline.report.contents import Contents, Document, Risks
+from pipeline.report.figures import in_short
+from pipeline.report.sections.calibration import part_name
+from pipeline.report.svg import Chart, number_axis
+
+METRICS = {
+    "auroc": ("AUROC", True),
+    "aupr": ("AUPR", True),
+    "fpr95": ("FPR at 95 %", False),
+    "aurc": ("AURC", False),
+    "e_aurc": ("excess AURC", False),
+    "augrc": ("AUGRC", False),
+    "pavpu": ("PAvPU", True),
+}
+"""Names, and whether larger is better."""
+REGION_COLORS = {"grid": "s0", "superpixel": "s2", "segment": "s3", "image": "s5", "file": "s4"}
+
+
+def quality(contents: Contents) -> Section:
+    """Error detection of every sampler and measure, whole and in parts."""
+    document = contents.quality
+    blocks: list[Block] = []
+    if document is None:
+        blocks.append(Missing("The samplers and measures have not been compared yet.", "segcurate assess"))
+        if contents.risks is not None:
+            blocks.append(Charts([_risk_chart(contents.risks)]))
+    else:
+        blocks += _gate(document)
+        blocks += _detection(document, contents)
+        blocks += _regions(document)
+    lead = "A good measure is high where the prediction is wrong: 0.5 is chance, 1 finds every wrong pixel first."
+    if document is not None:
+        lead += (
+            f" Measured on {document['images']} {document['split']} images in {document['blocks']} blocks."
+        )
+    return Section(
+        "quality",
+        "Are the uncertain pixels the wrong ones?",
+        lead,
+        blocks,
+        question="Question 1 · relative",
+        fresh=True,
+    )
+
+
+def auroc_axis(values: Sequence[Estimate], label: str) -> tuple[float, float, str]:
+    """Ends of an axis for AUROCs: from 0.5, or from below it where one lies there."""
+    lowest = min([v.low if not math.isnan(v.low) else v.value for v in values] + [0.5])
+    return math.floor(lowest * 10) / 10, 1.0, label
+
+
+def _gate(document: Document) -> list[Block]:
+    gate = document.get("gate")
+    if gate is None:
+        return []
+    found = in_short(estimate(gate))
+    what = f"{spoken(gate['measure'])} of {spoken(gate['sampler'])}"
+    source = spoken(gate["source"])
+    if gate["passed"]:
+        words = (
+            f"The gate is open: {what} tells the unknown ({source}) from the known with an AUROC of {found}, "
+            f"above the threshold of {gate['threshold']:g}."
+        )
+    else:
+        words = (
+            f"The gate is closed: {what} has an AUROC of {found} on the unknown ({source}), whose lower end is "
+            f"not above {gate['threshold']:g}. `segcurate select` refuses to rank by it without `--force`."
+        )
+    return [Text(words, tone="good" if gate["passed"] else "bad")]
+
+
+def _detection(document: Document, contents: Contents) -> list[Block]:
+    rows: Sequence[Document] = document["detection"]
+    table: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for row in rows:
+        if row["part"] == "all":
+            table.setdefault((row["sampler"], row["measure"]), {})[row["metric"]] = estimate(row)
+    blocks: list[Block] = [Heading("Finding errors")]
+    charts = [_auroc_chart(table)]
+    if contents.risks is not None:
+        charts.append(_risk_chart(contents.risks))
+    blocks.append(Charts(charts))
+    parts = _parts_chart(rows, contents)
+    if parts is not None:
+        blocks.append(Charts([parts]))
+    blocks.append(_detection_table(table))
+    return blocks
+
+
+def _auroc_chart(table: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Chart:
+    by_measure: dict[str, dict[str, Estimate]] = {}
+    for (sampler, measure), metrics in table.items():
+        if "auroc" in metrics:
+            by_measure.setdefault(measure, {})[sampler] = metrics["auroc"]
+    low, high, label = auroc_axis([v for found in by_measure.values() for v in found.values()], "AUROC")
+    order = sorted(by_measure, key=lambda name: -max(v.value for v in by_measure[name].values()))
+    return dot_chart(
+        [DotRow(spoken(name), by_measure[name]) for name in order],
+        title="Error detection by measure and sampler",
+        colors=SAMPLER_COLORS,
+        x=number_axis([], label, low=low, high=high),
+    )
+
+
+def _parts_chart(rows: Sequence[Document], contents: Contents) -> Chart | None:
+    """Entropy and mutual information of the scores' sampler, in each part of the image."""
+    measures = ("entropy", "mutual_information")
+    found: dict[str, dict[str, Estimate]] = {}
+    for row in rows:
+        if (
+            row["sampler"] == contents.sampler
+            and row["metric"] == "auroc"
+            and row["measure"] in measures
+            and not math.isnan(number(row["value"]))
+        ):
+            found.setdefault(row["part"], {})[row["measure"]] = estimate(row)
+    if len(found) < 2:
+        return None
+    low, high, label = auroc_axis(
+        [v for values in found.values() for v in values.values()], "AUROC of error detection"
+    )
+    return dot_chart(
+        [DotRow(part_name(part), values) for part, values in found.items()],
+        title=f"The same by part of the image, {spoken(contents.sampler)}",
+        colors=MEASURE_COLORS,
+        x=number_axis([], label, low=low, high=high),
+        note="Errors at a boundary are ambiguous and easy to find; those inside of objects cost more.",
+    )
+
+
+def _detection_table(table: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Table:
+    best = {
+        name: (max if larger else min)(
+            (v[name].value for v in table.values() if name in v and not math.isnan(v[name].value)),
+            default=math.nan,
+        )
+        for name, (_, larger) in METRICS.items()
+    }
+    shown = [name for name in METRICS if any(name in metrics for metrics in table.values())]
+    rows = [
+        [
+            Cell(spoken(sampler)),
+            Cell(spoken(measure)),
+            *(
+                figure(metrics[name], strong=metrics[name].value == best[name])
+                if name in metrics
+                else Cell("–")
+                for name in shown
+            ),
+        ]
+        for (sampler, measure), metrics in table.items()
+    ]
+    head = (
+        "sampler",
+        "measure",
+        *(f"{METRICS[name][0]} {'↑' if METRICS[name][1] else '↓'}" for name in shown),
+    )
+    return Table(head, rows, "All pixels; the best of each column in bold", words=2)
+
+
+def _regions(document: Document) -> list[Block]:
+    rows: Sequence[Document] = document["regions"]
+    blocks: list[Block] = [Heading("Ranking regions")]
+    if not rows:
+        return [*blocks, Missing("No region scores have been compared with errors.", "segcurate assess")]
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    charts = []
+    values = [estimate(row) for row in rows]
+    lowest = min([v.low for v in values if not math.isnan(v.low)] + [v.value for v in values] + [0.0])
+    for sampler in samplers:
+        by_measure: dict[str, dict[str, Estimate]] = {}
+        for row in rows:
+            if row["sampler"] == sampler:
+                by_measure.setdefault(row["measure"], {})[row["kind"]] = estimate(row)
+        charts.append(
+            dot_chart(
+                [DotRow(spoken(measure), found) for measure, found in by_measure.items()],
+                title=f"{spoken(sampler)}: score of a region and its error",
+                colors=REGION_COLORS,
+                x=number_axis([], "Spearman’s rank correlation", low=math.floor(lowest * 5) / 5, high=1),
+            )
+        )
+    return [*blocks, Charts(charts)]
+
+
+def _risk_chart(risks: Risks) -> Chart:
+    """Error rate among the pixels that are kept, most certain first."""
+    coverage = risks.coverage.tolist()
+    lines = []
+    for name, curve in risks.curves.items():
+        with_band = name == "entropy"
+        estimates = [
+            Estimate(risk, low if with_band else math.nan, high if with_band else math.nan)
+            for risk, low, high in zip(
+                curve.risk.tolist(), curve.low.tolist(), curve.high.tolist(), strict=True
+            )
+        ]
+        kind = "line" if name in ("entropy", "mutual_information") else "line faint"
+        lines.append(Line(spoken(name), MEASURE_COLORS.get(name, "s5"), coverage, estimates, kind=kind))
+    top = max((float(curve.risk[-1]) for curve in risks.curves.values()), default=1.0)
+    return line_chart(
+        lines,
+        title="Risk and coverage",
+        x=number_axis([0, 1], "share of pixels kept, most certain first", low=0, high=1, percent=True),
+        y=number_axis([0, top * 1.1], "error rate among them", low=0, percent=True),
+        dots=False,
+        note="The band is the interval of entropy.",
+    )

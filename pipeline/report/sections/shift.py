@@ -1,0 +1,315 @@
+"""Question two: does confidence fall when it should, and has the pool moved away?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Heading,
+    Missing,
+    Section,
+    Table,
+    Text,
+    estimate,
+    figure,
+    number,
+)
+from pipeline.report.charts import (
+    MEASURE_COLORS,
+    SAMPLER_COLORS,
+    DotRow,
+    Line,
+    dot_chart,
+    histogram_chart,
+    line_chart,
+    spoken,
+)
+from pipeline.report.contents import Contents, Document
+from pipeline.report.figures import in_short
+from pipeline.report.sections.quality import auroc_axis
+from pipeline.report.svg import Chart, named_axis, number_axis
+
+STRESS_COLORS = {"accuracy": "s5", "confidence": "s0"} | {
+    name: MEASURE_COLORS[name] for name in ("entropy", "mutual_information", "energy")
+}
+STRESS_NAMES = {
+    "magnify": "Magnified input",
+    "fgsm": "Adversarial step (FGSM)",
+    "noise": "Noise instead of an image",
+    "shuffled_patches": "Shuffled patches",
+    "blur": "Blur",
+    "night_gamma": "Night (gamma)",
+    "resolution": "Unseen resolution",
+}
+HELD_OUT, POOL = "held-out images", "pool"
+
+
+def stress(contents: Contents) -> Section:
+    """The stress table and its plots, the pool beside the held-out images, and held-out classes."""
+    blocks: list[Block] = []
+    document = contents.stress
+    if document is None:
+        blocks.append(Missing("The model has not been put under stress yet.", "segcurate stress"))
+    else:
+        blocks += _verdicts(document)
+        blocks += _stress_charts(document)
+        blocks.append(_stress_table(document))
+    blocks += _novelty(contents)
+    return Section(
+        "stress",
+        "Does confidence fall when it should?",
+        "On inputs that the model was not made for, a trustworthy confidence falls at least as fast as accuracy. "
+        "Where confidence stays high and accuracy falls, no score of this model can be believed.",
+        blocks,
+        question="Question 2",
+        fresh=True,
+    )
+
+
+def drift(contents: Contents) -> Section:
+    """How the pool differs from the last run and from the calibration images, and how far calibration
+    reorders the queue."""
+    summary = contents.scoring or {}
+    found = summary.get("drift")
+    blocks: list[Block] = []
+    if not found:
+        blocks.append(Missing("The newest scores were not compared with earlier ones.", "segcurate score"))
+    else:
+        blocks.append(
+            Text(
+                found["warning"] or "No drift: the pool looks like what was seen before.",
+                tone="bad" if found["warning"] else "good",
+            )
+        )
+        blocks += _drift_tables(found)
+    reordering = summary.get("reordering")
+    if reordering:
+        blocks.append(
+            Text(
+                f"Calibration reorders the queue by this much: Spearman’s rank correlation "
+                f"{_short(number(reordering['spearman']))}, {_percent(number(reordering['top_overlap']))} of the top "
+                f"regions in common, over {reordering['regions']} regions of {reordering['images']} images.",
+                tone="note",
+            )
+        )
+    guard = summary.get("input_range")
+    if guard and guard.get("warning"):
+        blocks.append(Text(str(guard["warning"]), tone="bad"))
+    return Section("drift", "Has the pool moved?", "", blocks)
+
+
+def _verdicts(document: Document) -> list[Block]:
+    return [Text(row["text"], tone="good" if row["ok"] else "bad") for row in document["verdicts"]]
+
+
+def _by_kind(document: Document) -> dict[str, dict[str, dict[float, tuple[str, Estimate]]]]:
+    """Kind, metric, strength: the label and the number, weakest first."""
+    found: dict[str, dict[str, dict[float, tuple[str, Estimate]]]] = {}
+    for row in sorted(document["rows"], key=lambda row: row["strength"]):
+        metrics = found.setdefault(row["kind"], {})
+        metrics.setdefault(row["metric"], {})[row["strength"]] = (row["label"], estimate(row))
+    ordered = [
+        *(kind for kind in STRESS_NAMES if kind in found),
+        *(k for k in found if k not in STRESS_NAMES),
+    ]
+    return {kind: found[kind] for kind in ordered}
+
+
+def _stress_charts(document: Document) -> list[Block]:
+    charts: list[Chart] = []
+    for kind, metrics in _by_kind(document).items():
+        for names, title in (
+            (("accuracy", "confidence"), STRESS_NAMES.get(kind, spoken(kind))),
+            (("entropy", "mutual_information"), "its uncertainty"),
+            (("energy",), "its energy"),
+        ):
+            chart = _stress_chart(metrics, names, title)
+            if chart is not None:
+                charts.append(chart)
+    return [Heading("Over the strength of the stress"), Charts(charts, layout="thirds")]
+
+
+def _stress_chart(
+    metrics: Mapping[str, Mapping[float, tuple[str, Estimate]]], names: Sequence[str], title: str
+) -> Chart | None:
+    chosen = [name for name in names if name in metrics]
+    if not chosen:
+        return None
+    strengths = sorted({strength for name in chosen for strength in metrics[name]})
+    labels = {s: label for name in chosen for s, (label, _) in metrics[name].items()}
+    place = {strength: float(index) for index, strength in enumerate(strengths)}
+    lines = [
+        Line(
+            spoken(name),
+            STRESS_COLORS[name],
+            [place[strength] for strength in metrics[name]],
+            [value for _, value in metrics[name].values()],
+        )
+        for name in chosen
+    ]
+    shares = chosen != ["energy"]
+    values = [v for line in lines for one in line.y for v in (one.value, one.low, one.high)]
+    y = (
+        number_axis([0, 1], "share", low=0, high=1, percent=True)
+        if "accuracy" in names
+        else number_axis([*values, 0.05], "over ln C", low=0)
+        if shares
+        else number_axis(values, "energy (nats)")
+    )
+    return line_chart(
+        lines,
+        title=title,
+        x=named_axis([labels[strength] for strength in strengths]),
+        y=y,
+        width=320,
+        height=220,
+    )
+
+
+def _stress_table(document: Document) -> Table:
+    rows = []
+    names = list(STRESS_COLORS)
+    for kind, metrics in _by_kind(document).items():
+        strengths = sorted({strength for found in metrics.values() for strength in found})
+        for index, strength in enumerate(strengths):
+            found = {name: metrics.get(name, {}).get(strength) for name in names}
+            label = next(item[0] for item in found.values() if item is not None)
+            rows.append(
+                [
+                    Cell(STRESS_NAMES.get(kind, spoken(kind)) if index == 0 else ""),
+                    Cell(label),
+                    *(Cell("–") if item is None else figure(item[1]) for item in found.values()),
+                ]
+            )
+    return Table(
+        ("input", "strength", *(spoken(name) for name in names)),
+        rows,
+        f"Means over {document['images']} held-out images, with intervals",
+        words=2,
+    )
+
+
+def _novelty(contents: Contents) -> list[Block]:
+    blocks: list[Block] = [Heading("The pool beside the held-out images")]
+    document = contents.novelty
+    if document is None:
+        blocks.append(
+            Missing("The pool has not been compared with the held-out images.", "segcurate novelty")
+        )
+    else:
+        blocks.append(Charts(_comparisons(document, contents)))
+    blocks.append(Heading("Telling the unknown from the known"))
+    rows = [(row, row["source"]) for row in (contents.quality or {}).get("novelty", [])]
+    held_out = (document or {}).get("held_out_classes")
+    if held_out:
+        known = [row for row in held_out["rows"] if row["metric"] == "auroc"]
+        rows = [pair for pair in rows if pair[1] != "held_out_classes"]
+        rows += [(row, "held_out_classes") for row in known]
+    if not rows:
+        return [*blocks, Missing("Nothing unknown has been shown to the model.", "segcurate assess")]
+    words = "How well each measure separates strange pixels or images from ordinary ones: out-of-distribution AUROC."
+    if held_out:
+        words += (
+            f" The held-out classes ({', '.join(held_out['classes'])}) were void in the training of "
+            f"{held_out['model']}; {held_out['images']} images in {held_out['blocks']} blocks."
+        )
+    else:
+        words += " To hold classes out, train a model with them as void and run `segcurate novelty`."
+    blocks.append(Text(words, tone="note"))
+    by_source: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for row, source in rows:
+        by_source.setdefault(source, {}).setdefault(row["measure"], {})[row["sampler"]] = estimate(row)
+    low, high, label = auroc_axis([estimate(row) for row, _ in rows], "out-of-distribution AUROC")
+    charts = [
+        dot_chart(
+            [DotRow(spoken(measure), values) for measure, values in found.items()],
+            title=f"{spoken(source)[:1].upper()}{spoken(source)[1:]}",
+            colors=SAMPLER_COLORS,
+            x=number_axis([], label, low=low, high=high),
+        )
+        for source, found in by_source.items()
+    ]
+    return [*blocks, Charts(charts)]
+
+
+def _comparisons(document: Document, contents: Contents) -> list[Chart]:
+    name = next((one.confidence_name for one in contents.calibrated), "softmax score")
+    charts = []
+    for key, title, label, percent in (
+        ("confidence", "Confidence of pixels", f"{name} of the prediction", True),
+        ("neighbours", "Distance to the nearest labeled image", "distance in encoder features", False),
+    ):
+        part = document.get(key)
+        if part:
+            difference = in_short(estimate(part["difference"]))
+            charts.append(
+                histogram_chart(
+                    part["edges"],
+                    {HELD_OUT: part["held_out"], POOL: part["pool"]},
+                    title=title,
+                    label=label,
+                    colors={HELD_OUT: "s5", POOL: "s0"},
+                    percent=percent,
+                    note=f"Mean of the pool minus that of the held-out images: {difference}",
+                )
+            )
+    return charts
+
+
+def _drift_tables(found: Document) -> list[Block]:
+    blocks: list[Block] = []
+    rows = [
+        [
+            Cell(_against(reference) if index == 0 else ""),
+            Cell(spoken(row["measure"]), color=""),
+            Cell(_short(number(row["distance"]))),
+            Cell(_p_value(number(row["p"]))),
+            Cell("drifted" if row["drifted"] else "–", strong=bool(row["drifted"])),
+        ]
+        for reference in found["references"]
+        for index, row in enumerate(reference["measures"])
+    ]
+    if rows:
+        head = ("compared with", "measure", "distance", "p", "verdict")
+        blocks.append(Table(head, rows, "Distributions of image scores", words=2))
+    images = [
+        [
+            Cell(row["uri"]),
+            Cell(spoken(row["measure"])),
+            Cell(_short(number(row["value"]))),
+            Cell(_percentile(number(row["percentile"]))),
+        ]
+        for row in found["images"]
+    ]
+    if images:
+        head = ("image", "measure", "score", "percentile of the reference")
+        blocks.append(Table(head, images, "Images that cause it", words=2))
+    return blocks
+
+
+def _against(reference: Document) -> str:
+    what = {"last_run": "the last run", "calibration": "the calibration images"}.get(
+        reference["against"], str(reference["against"])
+    )
+    return f"{what} ({reference['images']} images)"
+
+
+def _short(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _p_value(value: float) -> str:
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _percentile(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}"
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.0f} %"
