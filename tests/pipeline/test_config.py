@@ -93,6 +93,29 @@ def test_a_wrong_value_is_refused_in_words(tmp_path: Path, changes: dict[str, ob
     assert words in refusal(tmp_path, **changes)
 
 
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"annotators": "soft", "loss": {"dice": 1}}, "`annotators: soft` gives a pixel shares"),
+        ({"mix": "mixup", "loss": {"dice": 0.5}}, "would learn the largest share as certain"),
+        ({"mix": "cutmix", "batch_size": 1}, "`mix: cutmix` takes two crops of a batch: raise `batch_size`"),
+        ({"vote_prior": 1}, "`vote_prior` smooths the shares of `annotators: soft`, not `latest`"),
+        ({"loss": {"cross_entropy": 0, "dice": 1, "focal_gamma": 2}}, "raise `cross_entropy`"),
+    ],
+)
+def test_training_options_that_do_not_go_together_are_refused_in_words(
+    tmp_path: Path, training: dict[str, object], words: str
+) -> None:
+    assert words in refusal(tmp_path, training=training)
+
+
+def test_training_options_that_do_go_together_are_taken(tmp_path: Path) -> None:
+    together = {"annotators": "soft", "vote_prior": 1, "mix": "mixup", "loss": {"label_smoothing": 0.05}}
+    pasted = {"mix": "cutmix", "loss": {"dice": 1, "focal_gamma": 2}}
+    for training in (together, pasted):
+        assert load_project(write(tmp_path, {**MINIMAL, "training": training}))
+
+
 def test_a_missing_or_broken_file_names_itself_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="segcurate init"):
         load_project(tmp_path / "segcurate.yaml")

@@ -19,7 +19,7 @@ from db.engine import Database
 from db.queries import models as queries
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Failure, Image, Model, Queue, Round
-from pipeline import rounds
+from pipeline import rounds, training
 from pipeline.config import Project, ProjectConfig
 from pipeline.data.masks import store_mask
 from pipeline.errors import CheckpointError, NotYourTurn, UserError
@@ -98,7 +98,14 @@ def add_queue(session: Any, name: str) -> Queue:
 
 
 def add_label(
-    session: Any, project: Project, image: Image, queue: Queue, *, value: int = 1, rows: int = SIZE
+    session: Any,
+    project: Project,
+    image: Image,
+    queue: Queue,
+    *,
+    value: int = 1,
+    rows: int = SIZE,
+    annotator: str | None = None,
 ) -> int:
     mask = np.full((SIZE, SIZE), 255, dtype=np.uint8)
     mask[:rows] = 0
@@ -112,7 +119,7 @@ def add_label(
         mask_sha256=sha256,
         labeled_pixels=int((mask != 255).sum()),
         source="initial",
-        annotator=None,
+        annotator=annotator,
         labeled_at=datetime.now(UTC),
         regions=[LabeledRegion(0, 0, SIZE, rows)],
     )
@@ -194,6 +201,65 @@ def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
     with database.session(write=False) as session:
         (found,) = queries.training_labels(session)
     assert [label.id for label in found.labels] == [corrected, later]
+
+
+def test_every_annotator_has_a_vote_and_the_latest_version_still_counts_by_default(
+    tmp_path: Path, database: Database
+) -> None:
+    project = make_project(tmp_path)
+    with database.session() as session:
+        image = add_image(session, tmp_path, "a")
+        queue, later = add_queue(session, "initial"), add_queue(session, "round-01")
+        first = add_label(session, project, image, queue, annotator="Ann")
+        agreeing = add_label(session, project, image, queue, annotator="Bo")
+        corrected = add_label(session, project, image, queue, annotator="Ann", rows=10)
+        elsewhere = add_label(session, project, image, later, annotator="Ann", value=0, rows=4)
+    with database.session(write=False) as session:
+        (latest,) = queries.training_labels(session)
+        (all_votes,) = queries.training_labels(session, every_annotator=True)
+    assert first != corrected
+    assert [label.id for label in latest.labels] == [corrected, elsewhere]
+    assert [label.id for label in all_votes.labels] == [agreeing, corrected, elsewhere]
+    assert [label.annotator for label in all_votes.labels] == ["Bo", "Ann", "Ann"]
+
+
+def test_the_same_mask_again_is_a_vote_only_when_it_is_another_one_s(
+    tmp_path: Path, database: Database
+) -> None:
+    project = make_project(tmp_path)
+    with database.session() as session:
+        image, queue = add_image(session, tmp_path, "a"), add_queue(session, "initial")
+        add_label(session, project, image, queue, annotator="Ann")
+        for nobody in (None, "Ann"):
+            with pytest.raises(AssertionError):
+                add_label(session, project, image, queue, annotator=nobody)
+        add_label(session, project, image, queue, annotator="Bo")
+
+
+@pytest.mark.parametrize("annotators", ["majority", "soft"])
+def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
+    tmp_path: Path, database: Database, annotators: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path, annotators=annotators, loss={"class_weights": "balanced"})
+    fill(project, database)
+    with database.session() as session:
+        image, queue = session.get_one(Image, 1), session.get_one(Queue, 1)
+        for name in ("Bo", "Cy"):
+            add_label(session, project, image, queue, annotator=name, value=0)
+    seen: list[torch.Tensor] = []
+    original = training.segmentation_loss
+
+    def watch(logits: torch.Tensor, target: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append(target)
+        return original(logits, target, *others)
+
+    monkeypatch.setattr(training, "segmentation_loss", watch)
+    model = train(project, database)
+    values = sorted({round(float(value), 3) for target in seen for value in target.unique()})
+    assert values == ([0.0, 0.333, 0.667, 1.0] if annotators == "soft" else [0, 1])
+    with database.session(write=False) as session:
+        votes = [(label.image_id, label.annotator) for label in queries.model_labels(session, model.id)]
+    assert votes == [(1, None), (1, "Bo"), (1, "Cy"), (2, None)]
 
 
 def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: Database) -> None:
