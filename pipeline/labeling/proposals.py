@@ -1,49 +1,59 @@
-"""What the serving model proposes for an image: a mask to correct, and where it is unsure.
+"""What is proposed for an image: a mask to correct, and where to look. The mask is the serving model's
+prediction, and its entropy says where it is unsure; or it is a label, and the map is the model's doubt of it.
 
 Legend: H height, W width of the image; K channels; C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import ProjectConfig
+from pipeline.config import IGNORE, ProjectConfig
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask
-from pipeline.device import pick_device
-from pipeline.model.checkpoints import load_model
+from pipeline.errors import DataError
+from pipeline.model.checkpoints import ModelCard
 from pipeline.uncertainty.measures import entropy
 from pipeline.uncertainty.predictor import Predictor
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Predicted classes uint8 [H, W], and the entropy of their calibrated probability, float32 [H, W]."""
+    """A mask uint8 [H, W], and a map float32 [H, W] of 0 to 1, larger where a look is worth more.
+
+    `title` says what the map is: the entropy of the prediction, or the doubt 1 − p of the label.
+    """
 
     image_id: int
     mask: Mask
-    entropy: npt.NDArray[np.float32]
+    map: npt.NDArray[np.float32]
+    title: str
 
 
 def propose(
-    images: Sequence[ImageRef], *, checkpoint: Path, calibrators: Calibrators, config: ProjectConfig
+    images: Sequence[ImageRef],
+    *,
+    predictor: Predictor,
+    card: ModelCard,
+    config: ProjectConfig,
+    label_of: Callable[[int], Mask] | None = None,
 ) -> Iterator[Proposal | Unreadable]:
     """Predict images one by one at their own size, as they are scored.
 
+    Args:
+        label_of: the label in force of an image, by its id: it is what is proposed, with the model's doubt of
+            it. An image whose label it refuses with a DataError comes out as `Unreadable`.
+
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, or has other classes than the project.
         UserError: an image does not fit into the device's memory.
     """
-    device = pick_device(config.device)
-    segmenter, card = load_model(checkpoint, device=device, class_names=config.data.class_names)
-    predictor = Predictor(segmenter, scoring=config.scoring, calibrators=calibrators, device=device)
     batches = load_batches(
         images,
         channels=card.channels,
@@ -53,15 +63,42 @@ def propose(
         std=card.std,
         batch_size=1,
         workers=config.scoring.workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=predictor.device.type == "cuda",
     )
+    paths = {image.id: image.path for image in images}
     for batch in batches:
         if isinstance(batch, Unreadable):
             yield batch
             continue
+        image_id = batch.ids[0]
         probability_CHW = predictor.predict_probability(batch.image_BKHW, batch.sizes[0])
-        yield Proposal(
-            image_id=batch.ids[0],
-            mask=probability_CHW.argmax(dim=0).to("cpu").numpy().astype(np.uint8),
-            entropy=entropy(probability_CHW).to("cpu").numpy(),
-        )
+        if label_of is None:
+            yield _of_model(image_id, probability_CHW)
+            continue
+        try:
+            label = label_of(image_id)
+        except DataError as error:
+            yield Unreadable(id=image_id, path=paths[image_id], reason=str(error))
+        else:
+            yield _of_label(image_id, probability_CHW, label)
+
+
+def _of_model(image_id: int, probability: Tensor) -> Proposal:
+    return Proposal(
+        image_id=image_id,
+        mask=probability.argmax(dim=0).to("cpu").numpy().astype(np.uint8),
+        map=entropy(probability).to("cpu").numpy(),
+        title="entropy",
+    )
+
+
+def _of_label(image_id: int, probability: Tensor, label: Mask) -> Proposal:
+    index = torch.from_numpy(label).to(probability.device).long()
+    known = index != IGNORE
+    given = probability.gather(0, index.where(known, 0)[None])[0]
+    return Proposal(
+        image_id=image_id,
+        mask=label,
+        map=(1 - given).where(known, 0).to("cpu").numpy(),
+        title="doubt of the label",
+    )

@@ -1,4 +1,4 @@
-"""Export: the round's queue as a folder that an annotator can work in."""
+"""Export: a queue as a folder that an annotator can work in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from db.queries import labels as queries
 from db.queries import queues
 from db.queries import rounds as round_queries
 from db.queries.labels import QueuedRegion
-from db.tables import Image, ImageScore, Model, Queue, QueueItem, utc_now
+from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Project
 from pipeline.data.images import ImageRef, as_rgb, read_image
+from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable
+from pipeline.data.masks import Mask
 from pipeline.errors import UserError
 from pipeline.files import atomic_folder, atomic_write_bytes
 from pipeline.labeling.encoding import LabelMap, only_inside
@@ -43,21 +46,27 @@ from pipeline.labeling.manifest import (
 from pipeline.labeling.neutral import place_image
 from pipeline.labeling.proposals import Proposal, propose
 from pipeline.progress import Progress, silent
-from pipeline.steps.serving import stored_calibrators
+from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.heatmaps import overlay
 from pipeline.uncertainty.measures import MEASURES
+from pipeline.uncertainty.outlines import polygons
 
 
 @dataclass(frozen=True)
 class _Work:
     """What is exported: read from the store at once, so that it fits together."""
 
-    round_number: int
+    current: Round | None
+    """The round whose turn it is; None for a queue that is exported beside the loop."""
+    round_number: int | None
+    """Of the queue."""
     queue: Queue
     regions: list[QueuedRegion]
     scores: dict[int, ImageScore]
     model: Model
     calibrators: Calibrators
+    labels: dict[int, list[Path]] | None
+    """With a review: the labels in force of each image, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,28 @@ class _Entry:
     def boxes(self) -> npt.NDArray[np.int32]:
         return np.array([(item.x, item.y, item.w, item.h) for item in self.items], dtype=np.int32)
 
+    @property
+    def outlines(self) -> list[str | None]:
+        return [item.outline for item in self.items]
+
 
 def export(
-    project: Project, database: Database, *, folder: Path | None = None, progress: Progress = silent
+    project: Project,
+    database: Database,
+    *,
+    queue: str | None = None,
+    folder: Path | None = None,
+    progress: Progress = silent,
 ) -> Path:
-    """Write the round's queue as a folder, all of it or nothing.
+    """Write a queue as a folder, all of it or nothing.
 
     A premask says something only inside the queued regions, so that a corrected one brings no unchecked
-    prediction back. An image that cannot be read is left out, and recorded as a failure.
+    prediction back. Of a review it is the label in force instead, and the overlay shows the model's doubt of
+    it. An image that cannot be read is left out, and recorded as a failure.
 
     Args:
+        queue: its name; by default the current round's, which then goes on. The export of another one leaves
+            the round as it is.
         folder: the exported folder itself; `<export.folder>/<queue name>` by default. An earlier export there
             is replaced, unless masks were put into it.
 
@@ -90,10 +111,11 @@ def export(
 
     Raises:
         NotYourTurn: no queue has been selected.
-        UserError: the folder cannot be written, holds masks or something else, or no image can be read.
+        UserError: there is no such queue, the folder cannot be written, holds masks or something else, or no
+            image can be read.
     """
     with database.session(write=False) as session:
-        work = _read_work(session, project)
+        work = _read_work(session, project, queue)
     default = project.path(project.config.export.folder) / work.queue.name
     target = Path(os.path.abspath(folder if folder is not None else default))
     _refuse_occupied(target)
@@ -103,11 +125,13 @@ def export(
         for part in (IMAGES, PREMASKS, OVERLAYS, MASKS):
             (fresh / part).mkdir()
         written: list[ManifestImage] = []
+        predictor, card = open_predictor(project, work.model, calibrators=work.calibrators)
         proposals = propose(
             [_reference(project, entry.image) for entry in entries.values()],
-            checkpoint=project.path(work.model.checkpoint_uri),
-            calibrators=work.calibrators,
+            predictor=predictor,
+            card=card,
             config=project.config,
+            label_of=None if work.labels is None else partial(_label_in_force, entries, work.labels),
         )
         for done, proposal in enumerate(proposals):
             progress("export", done, len(entries))
@@ -130,13 +154,11 @@ def export(
     return target
 
 
-def _read_work(session: Session, project: Project) -> _Work:
-    current = rounds.require(session, "export")
-    queue = round_queries.round_queue(session, current.id)
+def _read_work(session: Session, project: Project, name: str | None) -> _Work:
+    current, queue = _find_queue(session, name)
     model = round_queries.promoted_model(session)
-    if queue is None or model is None:
-        missing = "queue" if queue is None else "promoted model"
-        raise UserError(f"Round {current.number} has no {missing}.", "Run `segcurate status`.")
+    if model is None:
+        raise UserError("No model has been promoted yet.", "Run `segcurate status`.")
     regions = queries.queued_regions(session, queue_id=queue.id)
     if not regions:
         raise UserError(f"Queue {queue.name} is empty.", "Run `segcurate select` again.")
@@ -144,14 +166,49 @@ def _read_work(session: Session, project: Project) -> _Work:
     if queue.run_id is not None:
         image_ids = sorted({region.image.id for region in regions})
         scores = queries.scores_of_images(session, run_id=queue.run_id, image_ids=image_ids)
+    of_round = None if queue.round_id is None else session.get_one(Round, queue.round_id)
     return _Work(
-        round_number=current.number,
+        current=current,
+        round_number=None if of_round is None else of_round.number,
         queue=queue,
         regions=regions,
         scores=scores,
         model=model,
         calibrators=stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
+        labels=None if queue.kind != "review" else _labels_in_force(session, project, regions),
     )
+
+
+def _find_queue(session: Session, name: str | None) -> tuple[Round | None, Queue]:
+    """The queue of this name; the current round only where it is the round's, whose turn it must be."""
+    queue = None if name is None else queues.queue_by_name(session, name)
+    if name is not None and queue is None:
+        raise UserError(f"There is no queue {name!r}.", "Run `segcurate status`.")
+    current = round_queries.current_round(session)
+    if queue is not None and (current is None or queue.round_id != current.id):
+        return None, queue
+    current = rounds.require(session, "export")
+    queue = round_queries.round_queue(session, current.id)
+    if queue is None:
+        raise UserError(f"Round {current.number} has no queue.", "Run `segcurate status`.")
+    return current, queue
+
+
+def _labels_in_force(
+    session: Session, project: Project, regions: Sequence[QueuedRegion]
+) -> dict[int, list[Path]]:
+    """Masks in the order in which they are painted, by image id."""
+    return {
+        image_id: [
+            project.path(label.mask_uri) for label in queries.latest_labels(session, image_id=image_id)
+        ]
+        for image_id in {region.image.id for region in regions}
+    }
+
+
+def _label_in_force(entries: dict[int, _Entry], labels: dict[int, list[Path]], image_id: int) -> Mask:
+    image = entries[image_id].image
+    return compose_labels(labels[image_id], (image.width, image.height))
 
 
 def _refuse_occupied(target: Path) -> None:
@@ -205,13 +262,17 @@ def _write_entry(
     source = project.path(image.uri)
     placed = place_image(source, folder / IMAGES, name=entry.name, how=config.export.images)
     mask_name = f"{entry.name}.png"
-    LabelMap(config.data).write(folder / PREMASKS / mask_name, only_inside(proposal.mask, entry.boxes))
+    LabelMap(config.data).write(
+        folder / PREMASKS / mask_name, only_inside(proposal.mask, entry.boxes, entry.outlines)
+    )
     if config.export.overlays:
         pixels = read_image(source, channels=config.data.channels, max_pixels=config.data.max_pixels)
         picture = overlay(
             as_rgb(pixels),
-            proposal.entropy,
+            proposal.map,
             entry.boxes,
+            title=proposal.title,
+            outlines=entry.outlines,
             names=[str(item.rank) for item in entry.items],
         )
         atomic_write_bytes(folder / OVERLAYS / mask_name, _png(picture))
@@ -243,6 +304,8 @@ def _region(item: QueueItem, *, class_names: list[str]) -> ManifestRegion:
         y=item.y,
         w=item.w,
         h=item.h,
+        outline=item.outline,
+        polygons=[] if item.outline is None else polygons(item.outline, (item.x, item.y, item.w, item.h)),
         measure=item.measure,
         score=item.score,
         predicted_class=None if item.predicted_class is None else class_names[item.predicted_class],
@@ -265,16 +328,17 @@ def _check_complete(folder: Path, written: Sequence[ManifestImage], *, target: P
 def _mark_exported(
     session: Session, project: Project, work: _Work, *, target: Path, failures: list[tuple[str, str]]
 ) -> None:
-    current = rounds.require(session, "export")
-    queue = round_queries.round_queue(session, current.id)
+    current = rounds.require(session, "export") if work.current is not None else None
+    queue = queues.queue_by_name(session, work.queue.name)
     ids = {region.item.id for region in work.regions}
     if queue is None or {item.id for item in queues.queue_items(session, queue.id)} != ids:
         raise UserError(
-            f"Queue {work.queue.name} was selected anew while it was exported.",
+            f"Queue {work.queue.name} was made anew while it was exported.",
             "Run `segcurate export` again.",
         )
     queue.export_uri = project.uri(target)
     queue.exported_at = utc_now()
     image_queries.clear_failures(session, "export")
     image_queries.record_failures(session, "export", failures)
-    rounds.advance(session, current, "export")
+    if current is not None:
+        rounds.advance(session, current, "export")

@@ -1,0 +1,175 @@
+"""Label errors: pixels whose label the model confidently contradicts.
+
+Legend: C classes, H W image size, R regions, K regions that are doubted. A label is uint8 [H, W], class index
+or 255.
+
+Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset
+Labels"), with pixels for examples. A pixel labeled i is counted as one of class j where p_j reaches t_j, the
+mean self-confidence of the pixels that are labeled j (eqs. 1 and 2): a class that the model is never sure of
+needs less to be believed than one that it always is. Doubted pixels are ranked by the margin p_j − p_i, as in
+the paper's "prune by noise rate"; here a region's score is the sum of its pixels' margins over its area.
+
+The paper asks for predictions of a model that has not seen the labels. A model that was trained on them has
+partly learned their errors too, so it finds fewer: what it doubts nevertheless is worth a look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import IGNORE
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SelfConfidence:
+    """Sums over labeled pixels, by label: of the probability that the model gives the label, and of pixels.
+
+    Both [C].
+    """
+
+    total: Floats
+    pixels: Floats
+
+    def thresholds(self) -> Floats:
+        """t [C]: the mean self-confidence of each class; of all pixels where no pixel has the label.
+
+        >>> SelfConfidence(np.array([0.9, 1.0, 0]), np.array([1, 2.0, 0])).thresholds().round(3).tolist()
+        [0.9, 0.5, 0.633]
+
+        Raises:
+            ValueError: no pixel is labeled.
+        """
+        if not self.pixels.any():
+            raise ValueError("Expected at least one labeled pixel.")
+        overall = self.total.sum() / self.pixels.sum()
+        found = np.full(len(self.total), overall)
+        np.divide(self.total, self.pixels, out=found, where=self.pixels > 0)
+        return found
+
+
+@dataclass(frozen=True)
+class RegionDoubts:
+    """The regions of one image that hold doubted pixels, K rows by region.
+
+    Attributes:
+        region: [K] row of the region.
+        score: [K] sum of the margins of its doubted pixels / its area, 0 to 1.
+        label, said: [K] the pair of classes with the largest sum of margins: what the label says, and what
+            the model says instead.
+        share: [K] doubted pixels of that pair / the region's area.
+        confidence: [K] mean probability of `said` on them.
+    """
+
+    region: npt.NDArray[np.int64]
+    score: Floats
+    label: npt.NDArray[np.int64]
+    said: npt.NDArray[np.int64]
+    share: Floats
+    confidence: Floats
+
+
+@torch.inference_mode()
+def self_confidence(probability: Tensor, label: Tensor) -> SelfConfidence:
+    """The sums of one image.
+
+    Args:
+        probability: [C, H, W].
+        label: uint8 [H, W] on the same device.
+    """
+    classes = probability.shape[0]
+    counted = label != IGNORE
+    index = label[counted].long()
+    given = probability.permute(1, 2, 0)[counted].gather(1, index[:, None])[:, 0]
+    return SelfConfidence(
+        total=torch.bincount(index, weights=given.double(), minlength=classes).cpu().numpy(),
+        pixels=torch.bincount(index, minlength=classes).double().cpu().numpy(),
+    )
+
+
+def merged(parts: Iterable[SelfConfidence]) -> SelfConfidence:
+    """The sums of several images.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = list(parts)
+    if not known:
+        raise ValueError("Expected the sums of at least one image.")
+    return SelfConfidence(
+        total=np.sum([part.total for part in known], axis=0),
+        pixels=np.sum([part.pixels for part in known], axis=0),
+    )
+
+
+@torch.inference_mode()
+def region_doubts(
+    probability: Tensor,
+    label: Tensor,
+    *,
+    thresholds: Floats,
+    rows: npt.NDArray[np.int32],
+    areas: npt.NDArray[np.integer],
+) -> RegionDoubts:
+    """The doubted pixels of one image, by region.
+
+    Args:
+        probability: calibrated [C, H, W].
+        label: uint8 [H, W] on the same device; 255 also where a label shall not count, as at its edges.
+        thresholds: t [C].
+        rows: region of each pixel [H, W], negative where there is none.
+        areas: pixels of each region [R].
+    """
+    classes = probability.shape[0]
+    known = label != IGNORE
+    limit = torch.from_numpy(thresholds).to(probability)[:, None, None]
+    confidence, said = probability.masked_fill(probability < limit, -1).max(dim=0)
+    doubted = known & (confidence > 0) & (said != label)
+    where = doubted.nonzero(as_tuple=True)
+    given = label[where].long()
+    confident = confidence[where]
+    margin = (confident - probability[given, where[0], where[1]]).double().cpu().numpy()
+    pair = (given * classes + said[where]).cpu().numpy()
+    region = rows[tuple(place.cpu().numpy() for place in where)].astype(np.int64)
+    sure = confident.double().cpu().numpy()
+    inside = (region >= 0) & (margin > 0)
+    return _by_region(
+        region[inside], pair[inside], margin[inside], sure[inside], classes=classes, areas=areas
+    )
+
+
+def _by_region(
+    region: npt.NDArray[np.int64],
+    pair: npt.NDArray[np.int64],
+    margin: Floats,
+    confidence: Floats,
+    *,
+    classes: int,
+    areas: npt.NDArray[np.integer],
+) -> RegionDoubts:
+    """Sums of doubted pixels over each (region, pair of classes), and of each region its strongest pair."""
+    keys, which = np.unique(region * classes**2 + pair, return_inverse=True)
+    margins, sure, pixels = (
+        np.bincount(which, weights=weights, minlength=len(keys)) for weights in (margin, confidence, None)
+    )
+    of_region, of_pair = np.divmod(keys, classes**2)
+    strongest = np.lexsort((of_pair, -margins, of_region))
+    found, first = np.unique(of_region[strongest], return_index=True)
+    best = strongest[first]
+    totals = np.bincount(np.searchsorted(found, of_region), weights=margins, minlength=len(found))
+    label, said = np.divmod(of_pair[best], classes)
+    return RegionDoubts(
+        region=found,
+        score=totals / areas[found],
+        label=label,
+        said=said,
+        share=pixels[best] / areas[found],
+        confidence=sure[best] / pixels[best],
+    )
