@@ -34,6 +34,8 @@ def put_calibration(
     images: int,
     pixels: int,
     warning: str | None,
+    report: dict[str, Any] | None = None,
+    passed: bool = False,
 ) -> Calibration:
     """The one calibration of a model and a sampler, made or replaced."""
     row = session.scalars(
@@ -49,6 +51,8 @@ def put_calibration(
     row.images = images
     row.pixels = pixels
     row.warning = warning
+    row.report = report
+    row.passed = passed
     row.created_at = utc_now()
     session.flush()
     return row

@@ -9,12 +9,15 @@ entropy = expected entropy + mutual information still holds.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from pipeline.calibration.histogram import HistogramBinning
+from pipeline.calibration.scaling import ClasswiseTemperature, Temperature, VectorScaling
+from pipeline.calibration.selective import SelectiveScaling
 
 
 class Calibrator(Protocol):
@@ -45,34 +48,14 @@ class Identity:
         return logits
 
 
-@dataclass(frozen=True)
-class Temperature:
-    """Logits divided by one positive number (Guo et al. 2017, section 4.2). Never changes the argmax.
-
-    >>> import torch
-    >>> Temperature(2.0)(torch.tensor([2.0, 4.0]).reshape(2, 1, 1)).flatten().tolist()
-    [1.0, 2.0]
-
-    Raises:
-        ValueError: the temperature is not a positive finite number.
-    """
-
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"Expected a positive finite temperature, but got {self.temperature}.")
-
-    @property
-    def name(self) -> str:
-        return "temperature"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"temperature": self.temperature}
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        return logits / self.temperature
+KINDS: dict[str, type[Any]] = {
+    "identity": Identity,
+    "temperature": Temperature,
+    "classwise_temperature": ClasswiseTemperature,
+    "vector": VectorScaling,
+    "histogram": HistogramBinning,
+    "selective": SelectiveScaling,
+}
 
 
 def calibrator_from(name: str, parameters: Mapping[str, Any]) -> Calibrator:
@@ -82,15 +65,18 @@ def calibrator_from(name: str, parameters: Mapping[str, Any]) -> Calibrator:
     Temperature(temperature=1.5)
 
     Raises:
-        ValueError: no calibrator has this name, or a parameter is missing.
+        ValueError: no calibrator has this name, or a parameter is missing or impossible.
     """
-    if name == "identity":
-        return Identity()
-    if name == "temperature":
-        if "temperature" not in parameters:
-            raise ValueError("Expected the parameter `temperature`, but it is missing.")
-        return Temperature(temperature=float(parameters["temperature"]))
-    raise ValueError(f"Expected a calibrator `identity` or `temperature`, but got {name!r}.")
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ValueError(f"Expected a calibrator {', '.join(f'`{one}`' for one in KINDS)}, but got {name!r}.")
+    values: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.name not in parameters:
+            raise ValueError(f"Expected the parameter `{item.name}`, but it is missing.")
+        value = parameters[item.name]
+        values[item.name] = tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
+    return kind(**values)
 
 
 @dataclass(frozen=True)

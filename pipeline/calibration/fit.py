@@ -1,123 +1,181 @@
-"""Fitting one temperature by negative log-likelihood on held-out pixels.
+"""What every calibrator is fitted by: the negative log-likelihood of held-out pixels.
 
-Legend: T stochastic samples (1 for a deterministic network), N pixels, C classes.
+Legend: T samples (1 for a deterministic network), C classes, N pixels.
 
-The temperature stands inside the mean over samples, p̄ = mean_t softmax(z_t / τ) (Laves et al. 2019), as
-it does where the model is used.
+The calibrator stands inside the mean over samples, p̄ = mean_t softmax(calibrator(z_t)) (Laves et al. 2019),
+as it does where the model is used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Bounds of the search: a fit that ends here says that the network, not its temperature, is at fault."""
+"""Bounds of every temperature: a fit that ends here says that the network, not its temperature, is at
+fault."""
 TOLERANCE = 1e-3
-SCAN_PIXELS = 4000
-VALUES_AT_ONCE = 8_000_000
+"""Of ln τ."""
+SCAN_VALUES = 200_000
+VALUES_AT_ONCE = 2_000_000
+"""Logits that pass through a calibrator together."""
+ITERATIONS = 60
+
+Scaling = Callable[[Tensor], Tensor]
+"""Logits [..., C, h, w] → logits: every calibrator is one."""
 
 
 @dataclass(frozen=True)
-class TemperatureFit:
-    """A fitted temperature.
+class Pixels:
+    """Labeled pixels with their uncalibrated logits, on the CPU; those of an image lie together, in random
+    order.
 
     Attributes:
-        temperature: τ, fitted on all pixels.
-        at_bound: the search ended at one of its bounds.
-        nll_before: mean NLL of all pixels at τ = 1, in nats.
-        nll_after: the same with each half of the images at the temperature of the other half, so that no
-            pixel judges a temperature that it has chosen; of the fit itself where there is one image.
-        cross_validated: whether `nll_after` was found that way.
+        logits: float32 [T, C, N].
+        labels: int64 [N], class index.
+        weights: float32 [N], positive: how much of the population each stands for.
+        images: int64 [N], row of the image that each lies in.
     """
 
-    temperature: float
-    at_bound: bool
-    nll_before: float
-    nll_after: float
-    cross_validated: bool
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    images: Tensor
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: there is no pixel, or the shapes do not fit together."""
+        count = self.logits.shape[-1]
+        lengths = [len(self.labels), len(self.weights), len(self.images)]
+        if self.logits.ndim != 3 or lengths != [count] * 3:
+            raise ValueError(
+                "Expected logits [T, C, N] with N labels, weights and images, but got "
+                f"{list(self.logits.shape)} with {lengths}."
+            )
+        if count == 0:
+            raise ValueError("Expected at least one pixel, but got none.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> int:
+        return self.logits.shape[1]
+
+    def where(self, keep: Tensor) -> Pixels:
+        """The pixels of a mask or index [n]."""
+        return Pixels(self.logits[..., keep], self.labels[keep], self.weights[keep], self.images[keep])
+
+    def thinned(self, values: int) -> Pixels:
+        """Every k-th pixel, so that no more than about `values` logits are left."""
+        stride = math.ceil(self.logits.numel() / values)
+        return self if stride <= 1 else self.where(torch.arange(0, len(self), stride))
+
+    def parts(self) -> Iterator[Pixels]:
+        """All pixels, as many at once as pass through a calibrator together."""
+        step = max(1, VALUES_AT_ONCE // (self.logits.shape[0] * self.classes))
+        for start in range(0, len(self), step):
+            some = slice(start, start + step)
+            yield Pixels(self.logits[..., some], self.labels[some], self.weights[some], self.images[some])
 
 
-def fit_temperature(logits_TNC: Tensor, labels_N: Tensor, halves_N: Tensor) -> TemperatureFit:
-    """Minimise the NLL over ln τ in [ln 0.05, ln 20] (Guo et al. 2017, section 4.2).
-
-    Args:
-        logits_TNC: float32, uncalibrated.
-        labels_N: class index of each pixel, int64.
-        halves_N: 0 or 1, by image: the two halves that judge each other's temperature.
-
-    Raises:
-        ValueError: there is no pixel, or the shapes do not fit together.
-    """
-    if logits_TNC.ndim != 3 or not len(labels_N) == len(halves_N) == logits_TNC.shape[1]:
-        raise ValueError(
-            f"Expected logits [T, N, C] with N labels and N halves, but got {list(logits_TNC.shape)}, "
-            f"{len(labels_N)} and {len(halves_N)}."
-        )
-    if len(labels_N) == 0:
-        raise ValueError("Expected at least one pixel, but got none.")
-    temperature = _search(logits_TNC, labels_N)
-    parts = [halves_N == half for half in (0, 1)]
-    cross_validated = all(bool(part.any()) for part in parts)
-    if cross_validated:
-        total = 0.0
-        for judged, fitted in (parts, parts[::-1]):
-            other = _search(logits_TNC[:, fitted], labels_N[fitted])
-            total += mean_nll(logits_TNC[:, judged], labels_N[judged], other) * int(judged.sum())
-        nll_after = total / len(labels_N)
-    else:
-        nll_after = mean_nll(logits_TNC, labels_N, temperature)
-    margin = 1 + 10 * TOLERANCE
-    return TemperatureFit(
-        temperature=temperature,
-        at_bound=temperature < LOWEST * margin or temperature > HIGHEST / margin,
-        nll_before=mean_nll(logits_TNC, labels_N, 1.0),
-        nll_after=nll_after,
-        cross_validated=cross_validated,
-    )
+def log_probability(scaling: Scaling, logits_TCN: Tensor) -> Tensor:
+    """ln mean_t softmax(calibrator(z_t)), [C, N]."""
+    log_p_TCN = scaling(logits_TCN[..., None])[..., 0].log_softmax(dim=1)
+    return log_p_TCN[0] if len(log_p_TCN) == 1 else log_p_TCN.logsumexp(dim=0) - math.log(len(log_p_TCN))
 
 
-def mean_nll(logits_TNC: Tensor, labels_N: Tensor, temperature: float) -> float:
-    """Mean of −ln mean_t softmax(z_t / τ)[label], in nats.
+def mean_nll(scaling: Scaling, pixels: Pixels) -> float:
+    """Weighted mean of −ln p̄[label], in nats.
 
-    >>> import torch
-    >>> round(mean_nll(torch.zeros(1, 1, 4), torch.tensor([2]), 1.0), 4)  # ln 4
+    >>> one = Pixels(torch.zeros(1, 4, 1), torch.tensor([2]), torch.ones(1), torch.zeros(1).long())
+    >>> round(mean_nll(lambda logits: logits, one), 4)  # ln 4
     1.3863
     """
-    samples, pixels, classes = logits_TNC.shape
-    step = max(1, VALUES_AT_ONCE // (samples * classes))
     total = 0.0
-    for start in range(0, pixels, step):
-        z_TnC = logits_TNC[:, start : start + step] / temperature
-        label_Tn1 = labels_N[start : start + step].view(1, -1, 1).expand(samples, -1, 1)
-        log_p_Tn = z_TnC.gather(2, label_Tn1)[..., 0] - z_TnC.logsumexp(dim=2)
-        log_p_n = log_p_Tn.logsumexp(dim=0) - math.log(samples)
-        total -= float(log_p_n.double().sum())
-    return total / pixels
+    for part in pixels.parts():
+        total += float((_label_nll(scaling, part) * part.weights).double().sum())
+    return total / float(pixels.weights.double().sum())
 
 
-def _search(logits_TNC: Tensor, labels_N: Tensor) -> float:
-    """A scan of ln τ on some pixels brackets the minimum; golden section on all of them finds it.
+def fit_temperature(pixels: Pixels) -> float:
+    """The temperature τ in [0.05, 20] that minimises the NLL (Guo et al. 2017, section 4.2).
 
-    The NLL of a deterministic network is convex in 1/τ, so its minimum is the only one; that of a mean
-    over samples need not be, hence the scan.
+    A scan of ln τ on some pixels brackets the minimum, golden section on all of them finds it: the NLL of a
+    deterministic network is convex in 1/τ, so its minimum is the only one; that of a mean over samples need
+    not be, hence the scan.
     """
     low, high = math.log(LOWEST), math.log(HIGHEST)
     steps = 12
     grid = [low + (high - low) * index / steps for index in range(steps + 1)]
-    stride = max(1, len(labels_N) // SCAN_PIXELS)
-    scanned, scanned_labels = logits_TNC[:, ::stride], labels_N[::stride]
-    nll = [mean_nll(scanned, scanned_labels, math.exp(point)) for point in grid]
+    some = pixels.thinned(SCAN_VALUES)
+
+    def objective(point: float, pixels: Pixels = pixels) -> float:
+        return mean_nll(lambda logits: logits / math.exp(point), pixels)
+
+    nll = [objective(point, some) for point in grid]
     best = min(range(len(grid)), key=nll.__getitem__)
+    return math.exp(_golden_section(objective, grid[max(0, best - 1)], grid[min(steps, best + 1)]))
 
-    def objective(point: float) -> float:
-        return mean_nll(logits_TNC, labels_N, math.exp(point))
 
-    found = _golden_section(objective, grid[max(0, best - 1)], grid[min(steps, best + 1)])
-    return math.exp(found)
+def at_bound(temperature: float) -> bool:
+    """Whether a search for this temperature ended at one of its bounds.
+
+    >>> at_bound(0.0501), at_bound(1.0), at_bound(19.9)
+    (True, False, True)
+    """
+    margin = 1 + 10 * TOLERANCE
+    return temperature < LOWEST * margin or temperature > HIGHEST / margin
+
+
+def minimise_nll(
+    scaled: Callable[[Tensor, Tensor], Tensor],
+    pixels: Pixels,
+    *,
+    start: list[float],
+    low: list[float],
+    high: list[float],
+) -> list[float]:
+    """Parameters between bounds that minimise the NLL, by L-BFGS-B (Byrd et al. 1995).
+
+    Args:
+        scaled: calibrated logits [T, C, N, 1] from uncalibrated ones and the parameters [P], differentiable
+            in these.
+        start, low, high: [P].
+    """
+    weights = (pixels.weights / pixels.weights.sum()).double()
+
+    def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+        loss = (_label_nll(lambda logits: scaled(logits, parameters), pixels) * weights).sum()
+        loss.backward()
+        if parameters.grad is None:
+            raise ValueError("Expected calibrated logits that depend on the parameters.")
+        return float(loss.detach()), parameters.grad.double().numpy()
+
+    found = minimize(
+        objective,
+        np.array(start),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=list(zip(low, high, strict=True)),
+        options={"maxiter": ITERATIONS, "ftol": 1e-7, "gtol": 1e-5},
+    )
+    return found.x.tolist()
+
+
+def _label_nll(scaling: Scaling, pixels: Pixels) -> Tensor:
+    """−ln p̄[label], [N]."""
+    logits_TCN = scaling(pixels.logits[..., None])[..., 0]
+    samples = len(logits_TCN)
+    label_T1N = pixels.labels.view(1, 1, -1).expand(samples, 1, -1)
+    log_p_TN = logits_TCN.gather(1, label_T1N)[:, 0] - logits_TCN.logsumexp(dim=1)
+    return math.log(samples) - log_p_TN.logsumexp(dim=0)
 
 
 def _golden_section(objective: Callable[[float], float], low: float, high: float) -> float:

@@ -1,10 +1,10 @@
-"""Drawing the pixels that a temperature is fitted on: as many from each image, at the logits' own cells.
+"""Drawing the pixels that calibrators are fitted on: as many from each image, at the logits' own cells.
 
 Legend: K image channels, C classes, T samples, t samples of one chunk, N pixels, h w the network's image,
 H W the image's mask.
 
 Scores are computed at the cells of the logits, so that is where they are calibrated. A cell is compared
-with the label of the pixel that the network's upsampling (corners aligned) puts exactly on it.
+with the label of the pixel on whose place in the image it lies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pipeline.config import IGNORE
 from pipeline.uncertainty.predictor import Predictor
-from pipeline.uncertainty.samplers import sample_logits
 
 
 @dataclass(frozen=True)
@@ -26,49 +25,50 @@ class DrawnPixels:
     """Uncalibrated logits and labels of drawn pixels, on the CPU.
 
     Attributes:
-        deterministic: float32 [1, N, C].
-        sampled: float32 [T, N, C].
+        deterministic: float32 [1, C, N].
+        sampled: float32 [T, C, N]; None with sampler `none`.
         labels: int64 [N].
+        weights: float32 [N], how much of the population each stands for.
     """
 
     deterministic: Tensor
-    sampled: Tensor
+    sampled: Tensor | None
     labels: Tensor
+    weights: Tensor
 
 
 @torch.inference_mode()
 def draw_pixels(
-    predictor: Predictor, image: Tensor, label: Tensor, *, pixels: int, generator: np.random.Generator
+    predictor: Predictor,
+    image: Tensor,
+    label: Tensor,
+    *,
+    pixels: int,
+    generator: np.random.Generator,
+    weights: npt.NDArray[np.float32] | None = None,
 ) -> DrawnPixels:
     """Draw labeled pixels of one image, without replacement; all of them where there are fewer.
 
     Of an image larger than the tile, one window of the tile's size is drawn first.
 
     Args:
-        predictor: with sampler `mc_dropout`.
+        predictor: with any sampler.
         image: float32 [1, K, h, w], normalised.
         label: uint8 [H, W], class index or 255.
         pixels: how many.
-
-    Raises:
-        ValueError: the predictor draws no samples.
+        weights: [H, W], how much of the population each pixel stands for. The drawn ones then stand for
+            those that were not drawn, too. Without it each drawn pixel weighs 1, and so each image the same.
     """
-    if predictor.masks is None:
-        raise ValueError("Expected a predictor with sampler `mc_dropout`, but it draws no samples.")
-    segmenter, full = predictor.segmenter, predictor.scoring.resolution == "full"
+    network = predictor.network
     origins = [
         int(generator.integers(max(0, side - predictor.scoring.tile) + 1)) for side in image.shape[-2:]
     ]
     window = image[..., origins[0] :, origins[1] :][..., : predictor.scoring.tile, : predictor.scoring.tile]
-    padded = segmenter.pad(window.to(predictor.device))
-    trunk = predictor.trunk(padded)
-    logits = segmenter.tail(trunk).float()
-    if full:
-        logits = segmenter.upsample(logits)
+    seen = network.run(window.to(predictor.device))
+    places = network.places(seen.image.shape[-2], seen.image.shape[-1])
     rows, columns = (
         _pixel_of_cell(
-            cells=logits.shape[axis],
-            padded=padded.shape[axis],
+            places[axis].numpy(),
             window=window.shape[axis],
             origin=origin,
             network=image.shape[axis],
@@ -79,27 +79,33 @@ def draw_pixels(
     labels = label.cpu().numpy()[np.ix_(rows, columns)]
     labeled = np.flatnonzero(labels != IGNORE)
     chosen = generator.permutation(labeled)[:pixels]
+    weighed = np.ones(len(chosen), dtype=np.float32)
+    if weights is not None:
+        weighed = weights[np.ix_(rows, columns)].ravel()[chosen] * np.float32(
+            len(labeled) / max(1, len(chosen))
+        )
     cell_row, cell_column = np.divmod(chosen, len(columns))
-    cells = torch.from_numpy(cell_row * logits.shape[-1] + cell_column).to(predictor.device)
-    sampled = [
-        _at(chunk[:, 0], cells) for chunk in sample_logits(segmenter, trunk, predictor.masks, upsample=full)
-    ]
+    cells = torch.from_numpy(cell_row * seen.logits.shape[-1] + cell_column).to(predictor.device)
+    sampled = None
+    if predictor.sampler is not None:
+        sampled = torch.cat([_at(chunk[:, 0], cells) for chunk in predictor.sampler.stream(network, seen)])
     return DrawnPixels(
-        deterministic=_at(logits, cells),
-        sampled=torch.cat(sampled),
+        deterministic=_at(seen.logits, cells),
+        sampled=sampled,
         labels=torch.from_numpy(labels.ravel()[chosen].astype(np.int64)),
+        weights=torch.from_numpy(weighed),
     )
 
 
 def _pixel_of_cell(
-    *, cells: int, padded: int, window: int, origin: int, network: int, mask: int
+    places: npt.NDArray[np.float64], *, window: int, origin: int, network: int, mask: int
 ) -> npt.NDArray[np.intp]:
     """The mask's row (or column) on each cell that lies inside the window, from the first cell on."""
-    in_window = np.rint(np.linspace(0, padded - 1, cells)).astype(np.intp)
+    in_window = np.rint(places).astype(np.intp)
     in_network = in_window[in_window < window] + origin
     return ((in_network + 0.5) * mask / network).astype(np.intp)
 
 
 def _at(logits: Tensor, cells: Tensor) -> Tensor:
-    """[t, N, C] on the CPU from logits [t, C, h', w'] and flat cell indices [N]."""
-    return logits.flatten(2)[:, :, cells].transpose(1, 2).float().cpu()
+    """[t, C, N] on the CPU from logits [t, C, h', w'] and flat cell indices [N]."""
+    return logits.flatten(2)[:, :, cells].float().cpu()

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import DataConfig
+from pipeline.config import IGNORE, DataConfig
 from pipeline.data.images import ImageRef
+from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask, MaskCodec, read_mask
 from pipeline.errors import DataError
 from pipeline.model.checkpoints import ModelCard
+from pipeline.uncertainty.outlines import paint_regions
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,58 @@ class HeldOut:
     mask: Path
     group: str
     position: int
+
+    def label(self, codec: MaskCodec) -> Mask:
+        """uint8 [H, W], class index or 255.
+
+        Raises:
+            DataError: the mask cannot be used.
+        """
+        return read_mask(self.mask, codec, size=(self.ref.width, self.ref.height))
+
+
+@dataclass(frozen=True)
+class AuditedRegion:
+    """A region of the pool that was drawn at random, and the stored label that holds it.
+
+    Attributes:
+        box: x, y, w, h in image pixels.
+        outline: which pixels of the box; None for all.
+        weight: how many regions of the pool it stands for.
+        mask: index PNG of the image's size.
+    """
+
+    box: tuple[int, int, int, int]
+    outline: str | None
+    weight: float
+    mask: Path
+
+
+@dataclass(frozen=True)
+class AuditedImage(HeldOut):
+    """An image of the pool of which only audited regions may be looked at."""
+
+    regions: tuple[AuditedRegion, ...]
+
+    def label(self, codec: MaskCodec) -> Mask:
+        size = (self.ref.width, self.ref.height)
+        label = np.full(size[::-1], IGNORE, dtype=np.uint8)
+        for region in self.regions:
+            here = self._pixels(region)
+            label[here] = compose_labels([region.mask], size)[here]
+        return label
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """[H, W]: how much of the pool each pixel stands for; 0 outside of the regions."""
+        weights = np.zeros((self.ref.height, self.ref.width), dtype=np.float32)
+        for region in self.regions:
+            weights[self._pixels(region)] = region.weight
+        return weights
+
+    def _pixels(self, region: AuditedRegion) -> npt.NDArray[np.bool_]:
+        canvas = np.zeros((self.ref.height, self.ref.width), dtype=bool)
+        paint_regions(canvas, np.array([region.box]), [region.outline])
+        return canvas
 
 
 @dataclass(frozen=True)
@@ -71,7 +126,7 @@ def read_held_out(
         for row, image_id in enumerate(batch.ids):
             item = by_id[image_id]
             try:
-                masks.append(read_mask(item.mask, codec, size=(item.ref.width, item.ref.height)))
+                masks.append(item.label(codec))
             except DataError as error:
                 yield Unreadable(id=image_id, path=item.mask, reason=str(error))
             else:

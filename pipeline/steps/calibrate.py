@@ -1,4 +1,4 @@
-"""Fitting the temperatures of the round's model, deterministic and sampled apart, on held-out images."""
+"""Fitting the calibrators of the round's model on held-out images, for each sampler apart."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from db.engine import Database
 from db.queries import evaluations as queries
@@ -16,25 +17,25 @@ from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.tables import Calibration, Model, Round
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrators
-from pipeline.calibration.fit import fit_temperature, mean_nll
+from pipeline.calibration.calibrators import Calibrator, Calibrators
+from pipeline.calibration.fit import Pixels, at_bound
+from pipeline.calibration.judgement import Judgement, cross_fit
 from pipeline.calibration.pixels import DrawnPixels, draw_pixels
-from pipeline.config import Project
-from pipeline.data.images import ImageRef
+from pipeline.config import Project, Sampler
 from pipeline.data.loading import Unreadable
-from pipeline.device import pick_device
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.held_out import HeldOut, read_held_out
-from pipeline.model.checkpoints import load_model
+from pipeline.evaluation.held_out import AuditedImage, HeldOut, read_held_out
 from pipeline.progress import Progress, silent
-from pipeline.uncertainty.predictor import Predictor
+from pipeline.steps.calibration_set import Source, audited_images, calibration_source, held_out_images
+from pipeline.steps.serving import judged_samplers, open_predictor
 
-SAMPLERS = ("none", "mc_dropout")
 FEWEST_IMAGES = 10
-"""Below this number of calibration images, a fit comes with a warning."""
-MOST_VALUES = 60_000_000
+"""Below this number of images, a fit comes with a warning."""
+MOST_VALUES = 10_000_000
 """Logits kept for the fit: with many images or samples, fewer pixels are drawn from each image."""
+SEED = 0
+"""Of every bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,29 @@ class _Fit:
     parameters: dict[str, Any]
     nll_before: float | None
     nll_after: float | None
+    images: int
     pixels: int
     warning: str | None
+    report: dict[str, Any] | None
+    passed: bool
+
+
+@dataclass
+class _Drawn:
+    """Pixels of each image that has labeled ones, by image id, and the files that could not be used."""
+
+    pixels: dict[int, DrawnPixels]
+    failures: dict[str, str]
 
 
 def calibrate(project: Project, database: Database, *, progress: Progress = silent) -> list[Calibration]:
-    """Fit and store the calibrators of the round's model; run again, it replaces them.
+    """Fit every calibrator for every judged sampler, and store the configured one with the comparison of all.
 
-    As many pixels are drawn from each calibration image, so that a large image counts no more than a small
-    one. Without any calibration image that has a mask, the calibrators are identities with a warning.
+    They are fitted on the calibration split or, where there is none, on the audit slices that the model has
+    not learned from (see `calibration_set`). As many pixels are drawn from each image of the split, so that a
+    large image counts no more than a small one; those of audit regions are weighed by 1 / inclusion
+    probability. Without any image that has a label, the calibrators are identities with a warning. Run again,
+    it replaces what it stored.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -62,22 +77,41 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
     with database.session(write=False) as session:
         current = rounds.require(session, "calibrate")
         model = model_of_round(session, current)
-        images = held_out_images(session, project, "calibration")
-    drawn, failures = _draw(project, model, images, progress) if images else ({}, [])
-    if drawn:
-        fits = _fit(project, [item for item in images if item.ref.id in drawn], drawn)
-    else:
-        fits = dict.fromkeys(SAMPLERS, _nothing_to_fit(failed=len(failures)))
+        source = calibration_source(session, project)
+        images: Sequence[HeldOut] = (
+            audited_images(session, project, model.id)
+            if source == "audit"
+            else held_out_images(session, project, "calibration")
+        )
+    fits: dict[Sampler, _Fit] = {}
+    failures: dict[str, str] = {}
+    samplers = judged_samplers(project.config)
+    for sampler in samplers:
+        if sampler == "none" or not images:
+            continue
+        drawn = _draw(project, model, images, sampler, progress)
+        failures |= drawn.failures
+        usable = [item for item in images if item.ref.id in drawn.pixels]
+        if not usable:
+            break
+        parts = [drawn.pixels[item.ref.id] for item in usable]
+        if "none" not in fits:
+            fits["none"] = _fit(project, usable, parts, [part.deterministic for part in parts], source)
+        sampled = [part.sampled for part in parts if part.sampled is not None]
+        fits[sampler] = _fit(project, usable, parts, sampled, source)
     with database.session() as session:
         current = rounds.require(session, "calibrate")
         rows = [
             queries.put_calibration(
-                session, model_id=model.id, sampler=sampler, images=len(drawn), **asdict(fits[sampler])
+                session,
+                model_id=model.id,
+                sampler=sampler,
+                **asdict(fits.get(sampler) or _nothing_to_fit(source, failed=len(failures))),
             )
-            for sampler in SAMPLERS
+            for sampler in samplers
         ]
         image_queries.clear_failures(session, "calibrate")
-        image_queries.record_failures(session, "calibrate", failures)
+        image_queries.record_failures(session, "calibrate", list(failures.items()))
         rounds.advance(session, current, "calibrate")
     return rows
 
@@ -94,125 +128,140 @@ def model_of_round(session: Session, current: Round) -> Model:
     return model
 
 
-def held_out_images(session: Session, project: Project, split: str) -> list[HeldOut]:
-    """The images of a locked split that have a mask."""
-    return [
-        HeldOut(
-            ref=ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height),
-            mask=project.path(row.mask_uri),
-            group=row.group_name,
-            position=row.position,
-        )
-        for row in image_queries.split_images(session, split)
-        if row.mask_uri is not None
-    ]
-
-
 def _draw(
-    project: Project, model: Model, images: Sequence[HeldOut], progress: Progress
-) -> tuple[dict[int, DrawnPixels], list[tuple[str, str]]]:
-    """Pixels of each image that has labeled ones, by image id, and the files that could not be used."""
-    config, device = project.config, pick_device(project.config.device)
-    segmenter, card = load_model(
-        project.path(model.checkpoint_uri), device=device, class_names=config.data.class_names
-    )
-    scoring = config.scoring.model_copy(update={"sampler": "mc_dropout"})
-    predictor = Predictor(segmenter, scoring=scoring, calibrators=Calibrators(), device=device)
-    room = MOST_VALUES // ((scoring.samples + 1) * config.data.num_classes * len(images))
+    project: Project, model: Model, images: Sequence[HeldOut], sampler: Sampler, progress: Progress
+) -> _Drawn:
+    """One pass over the images."""
+    config = project.config
+    predictor, card = open_predictor(project, model, calibrators=Calibrators(), sampler=sampler)
+    by_id = {item.ref.id: item for item in images}
+    drawn = _Drawn(pixels={}, failures={})
+    room = MOST_VALUES // (config.scoring.samples * config.data.num_classes * len(images))
     pixels = max(1, min(config.calibration.pixels_per_image, room))
-    drawn: dict[int, DrawnPixels] = {}
-    failures: list[tuple[str, str]] = []
     done = 0
     for batch in read_held_out(
-        images, data=config.data, card=card, batch_size=scoring.batch_size, workers=scoring.workers
+        images,
+        data=config.data,
+        card=card,
+        batch_size=predictor.batch_size,
+        workers=config.scoring.workers,
     ):
         if isinstance(batch, Unreadable):
-            failures.append((project.uri(batch.path), batch.reason))
+            drawn.failures[project.uri(batch.path)] = batch.reason
             done += 1
         else:
             for row, image_id in enumerate(batch.ids):
-                generator = np.random.default_rng([scoring.seed, image_id])
+                item = by_id[image_id]
                 found = draw_pixels(
                     predictor,
                     batch.image[row : row + 1],
                     batch.label[row],
                     pixels=pixels,
-                    generator=generator,
+                    generator=np.random.default_rng([config.scoring.seed, image_id]),
+                    weights=item.weights() if isinstance(item, AuditedImage) else None,
                 )
                 if len(found.labels):
-                    drawn[image_id] = found
+                    drawn.pixels[image_id] = found
             done += len(batch.ids)
-        progress("calibrate", done, len(images))
-    return drawn, failures
+        progress(f"calibrate {sampler}", done, len(images))
+    return drawn
 
 
-def _fit(project: Project, images: Sequence[HeldOut], drawn: dict[int, DrawnPixels]) -> dict[str, _Fit]:
-    parts = [drawn[item.ref.id] for item in images]
-    labels = torch.cat([part.labels for part in parts])
-    halves = torch.cat(
-        [
-            torch.full((len(part.labels),), half)
-            for part, half in zip(parts, _halves(images, block=project.config.evaluation.block), strict=True)
-        ]
+def _fit(
+    project: Project,
+    images: Sequence[HeldOut],
+    parts: Sequence[DrawnPixels],
+    logits: Sequence[Tensor],
+    source: Source,
+) -> _Fit:
+    """Fit and judge every calibrator on these logits of the images, and take the configured one."""
+    config = project.config
+    counts = torch.tensor([len(part.labels) for part in parts])
+    pixels = Pixels(
+        logits=torch.cat(list(logits), dim=2),
+        labels=torch.cat([part.labels for part in parts]),
+        weights=torch.cat([part.weights for part in parts]),
+        images=torch.arange(len(parts)).repeat_interleave(counts),
     )
-    fits: dict[str, _Fit] = {}
-    for sampler in SAMPLERS:
-        logits = torch.cat(
-            [part.deterministic if sampler == "none" else part.sampled for part in parts], dim=1
-        )
-        if project.config.calibration.calibrator == "identity":
-            nll = mean_nll(logits, labels, 1.0)
-            fits[sampler] = _Fit("identity", {}, nll, nll, len(labels), None)
-            continue
-        fit = fit_temperature(logits, labels, halves)
-        warnings: list[str] = []
-        if fit.at_bound:
-            warnings.append(
-                f"The temperature is at the bound of its search, {fit.temperature:.2f}: the network, not its "
-                "calibration, is at fault. Train longer, or look at the calibration masks."
-            )
-        if len(images) < FEWEST_IMAGES:
-            warnings.append(f"Fitted on {len(images)} images only: the temperature is uncertain.")
-        if fit.cross_validated and fit.nll_after > fit.nll_before:
-            warnings.append(
-                "On images that did not choose it, the temperature does not lower the NLL: at τ = 1 the "
-                "network was about as well calibrated."
-            )
-        fits[sampler] = _Fit(
-            calibrator="temperature",
-            parameters={
-                "temperature": fit.temperature,
-                "at_bound": fit.at_bound,
-                "cross_validated": fit.cross_validated,
-            },
-            nll_before=fit.nll_before,
-            nll_after=fit.nll_after,
-            pixels=len(labels),
-            warning=" ".join(warnings) or None,
-        )
-    return fits
-
-
-def _halves(images: Sequence[HeldOut], *, block: int) -> list[int]:
-    """0 or 1 for each image: every second block of a sequence, so that neighbours stay together."""
-    index = blocks([item.group for item in images], [item.position for item in images], block)
-    if index.max() == 0:
-        return [2 * row // len(images) for row in range(len(images))]
-    return (index % 2).tolist()
-
-
-def _nothing_to_fit(*, failed: int) -> _Fit:
-    reason = (
-        f"None of the {failed} masks of the calibration split could be read"
-        if failed
-        else "No image of the calibration split has a labeled mask"
+    block = blocks(
+        [item.group for item in images], [item.position for item in images], config.evaluation.block
     )
+    judgement = cross_fit(
+        pixels,
+        block,
+        bins=config.evaluation.bins,
+        resamples=config.evaluation.resamples,
+        confidence=config.evaluation.confidence,
+        seed=SEED,
+    )
+    name = config.calibration.calibrator
+    chosen = judgement.auto if name == "auto" else name
+    judged = judgement.judged[chosen]
+    return _Fit(
+        calibrator=chosen,
+        parameters=judged.calibrator.parameters,
+        nll_before=judgement.judged["identity"].nll.value,
+        nll_after=judged.nll.value,
+        images=len(images),
+        pixels=len(pixels),
+        warning=" ".join(_warnings(judgement, chosen, images=len(images))) or None,
+        report={
+            "source": source,
+            "images": len(images),
+            "blocks": len(set(block.tolist())),
+            "pixels": len(pixels),
+            "cross_fitted": judgement.cross_fitted,
+            "calibrators": [item.document() for item in judgement.judged.values()],
+            "chosen": chosen,
+            "auto": judgement.auto,
+        },
+        passed=judgement.passed(chosen),
+    )
+
+
+def _warnings(judgement: Judgement, chosen: str, *, images: int) -> list[str]:
+    warnings: list[str] = []
+    judged = judgement.judged[chosen]
+    ends = [value for value in _temperatures(judged.calibrator) if at_bound(value)]
+    if ends:
+        warnings.append(
+            f"The temperature is at the bound of its search, {ends[0]:.2f}: the network, not its "
+            "calibration, is at fault. Train longer, or look at the labels that calibrate it."
+        )
+    if images < FEWEST_IMAGES:
+        warnings.append(f"Fitted on {images} images only: the calibration is uncertain.")
+    if judgement.cross_fitted and judged.nll.value > judgement.judged["identity"].nll.value:
+        warnings.append(
+            "On images that did not fit it, the calibrator does not lower the NLL: without it the network "
+            "was about as well calibrated."
+        )
+    return warnings
+
+
+def _temperatures(calibrator: Calibrator) -> list[float]:
+    parameters = calibrator.parameters
+    single = [parameters[name] for name in ("temperature", "suspected_temperature") if name in parameters]
+    return [*single, *parameters.get("temperatures", ())]
+
+
+def _nothing_to_fit(source: Source, *, failed: int) -> _Fit:
+    if failed:
+        reason = f"None of the {failed} files that would calibrate the model could be read"
+        remedy = "See `segcurate failures`."
+    elif source == "calibration":
+        reason = "No image of the calibration split has a labeled mask"
+        remedy = "Put masks in `data.masks` and run `segcurate ingest`, or set `calibration.source: audit`."
+    else:
+        reason = "There is no calibration split with masks, and no audit region that the model has not seen"
+        remedy = "The audit slice of this round's queue serves, once it is labeled."
     return _Fit(
         calibrator="identity",
         parameters={},
         nll_before=None,
         nll_after=None,
+        images=0,
         pixels=0,
-        warning=f"{reason}: softmax scores stay uncalibrated. Put masks in `data.masks` and run "
-        "`segcurate ingest`.",
+        warning=f"{reason}: softmax scores stay uncalibrated. {remedy}",
+        report=None,
+        passed=False,
     )

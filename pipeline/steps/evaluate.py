@@ -21,18 +21,17 @@ from db.queries.evaluations import Interval, MetricKey
 from db.tables import Model
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import EvaluationConfig, Measure, Project
+from pipeline.config import EvaluationConfig, Measure, Project, Sampler
 from pipeline.data.loading import Unreadable
-from pipeline.device import pick_device
 from pipeline.evaluation.bootstrap import blocks
 from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.evaluation.metrics import Estimate, Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
-from pipeline.model.checkpoints import load_model
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibrate import held_out_images, model_of_round
-from pipeline.steps.serving import stored_calibrators
+from pipeline.steps.calibrate import model_of_round
+from pipeline.steps.calibration_set import held_out_images
+from pipeline.steps.serving import judged_samplers, open_predictor, stored_calibrators
 from pipeline.uncertainty.predictor import Prediction, Predictor
 
 SPLITS = ("test", "calibration")
@@ -104,9 +103,11 @@ class EvaluationReport:
 
 
 def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
-    """Measure the round's model; promote it unless it is worse than the current one beyond its interval.
+    """Measure the round's model with every judged sampler; promote it unless it is worse than the current one
+    beyond its interval.
 
-    Every image is read, and passes through the network, once. Run again, it replaces what it wrote.
+    Every image is read once, and passes through the network once a sampler. Run again, it replaces what it
+    wrote.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -115,7 +116,10 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     with database.session(write=False) as session:
         current = rounds.require(session, "evaluate")
         model = model_of_round(session, current)
-        calibrators = stored_calibrators(session, model.id, sampler="mc_dropout")
+        calibrators: dict[Sampler, Calibrators] = {
+            sampler: stored_calibrators(session, model.id, sampler=sampler)
+            for sampler in judged_samplers(project.config)
+        }
         images = {split: held_out_images(session, project, split) for split in SPLITS}
     rows: list[EvaluationRow] = []
     failed: list[tuple[str, str]] = []
@@ -165,16 +169,18 @@ def in_words(estimate: Estimate, *, sign: str = "") -> str:
 def _measure(
     project: Project,
     model: Model,
-    calibrators: Calibrators,
+    calibrators: Mapping[Sampler, Calibrators],
     images: Mapping[str, Sequence[HeldOut]],
     progress: Progress,
 ) -> tuple[list[EvaluationRow], list[tuple[str, str]]]:
-    config, device = project.config, pick_device(project.config.device)
-    segmenter, card = load_model(
-        project.path(model.checkpoint_uri), device=device, class_names=config.data.class_names
-    )
-    scoring = config.scoring.model_copy(update={"sampler": "mc_dropout"})
-    predictor = Predictor(segmenter, scoring=scoring, calibrators=calibrators, device=device)
+    config = project.config
+    opened = {
+        sampler: open_predictor(project, model, calibrators=pair, sampler=sampler)
+        for sampler, pair in calibrators.items()
+        if sampler != "none"
+    }
+    predictors = {sampler: predictor for sampler, (predictor, _) in opened.items()}
+    card = next(card for _, card in opened.values())
     total = sum(len(items) for items in images.values())
     done = 0
     rows: list[EvaluationRow] = []
@@ -188,13 +194,17 @@ def _measure(
         sums: dict[Variant, dict[int, Statistics]] = {}
         seen: list[int] = []
         for batch in read_held_out(
-            items, data=config.data, card=card, batch_size=scoring.batch_size, workers=scoring.workers
+            items,
+            data=config.data,
+            card=card,
+            batch_size=config.scoring.batch_size,
+            workers=config.scoring.workers,
         ):
             if isinstance(batch, Unreadable):
                 failed.append((project.uri(batch.path), batch.reason))
                 done += 1
             else:
-                for image_id, variant, record in _records(predictor, batch, bins=config.evaluation.bins):
+                for image_id, variant, record in _records(predictors, batch, bins=config.evaluation.bins):
                     by_block, block = sums.setdefault(variant, {}), block_of[image_id]
                     by_block[block] = merge(by_block[block], record) if block in by_block else record
                 seen.extend(batch.ids)
@@ -212,37 +222,35 @@ def _measure(
 
 
 def _records(
-    predictor: Predictor, batch: LabeledBatch, *, bins: int
+    predictors: Mapping[Sampler, Predictor], batch: LabeledBatch, *, bins: int
 ) -> Iterator[tuple[int, Variant, Statistics]]:
     """The record of each image, with each sampler, before and after calibration."""
-    label = batch.label.to(predictor.device)
-    predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
     network_size = (batch.image.shape[-2], batch.image.shape[-1])
-    size = (label.shape[-2], label.shape[-1])
-
-    def enlarge(maps: Tensor) -> Tensor:
-        return predictor.enlarge(maps, network_size=network_size, size=size)
-
-    for calibrated, prediction in zip((False, True), predictions, strict=True):
-        for sampler in ("none", "mc_dropout"):
-            probability, measures = _of_sampler(prediction, sampler)
-            measured: dict[str, Tensor] = {name: measures[name] for name in DETECTORS if name in measures}
-            for row, image_id in enumerate(batch.ids):
-                part = slice(row, row + 1)
-                large_MHW = enlarge(torch.stack([maps[part] for maps in measured.values()], dim=1))[0]
-                record = image_statistics(
-                    enlarge(probability[part])[0],
-                    label[row],
-                    dict(zip(measured, large_MHW, strict=True)),
-                    class_bins=bins,
-                )
-                yield image_id, (sampler, calibrated), record
+    size = (batch.label.shape[-2], batch.label.shape[-1])
+    for variant, predictor, prediction in _predictions(predictors, batch):
+        measures = prediction.measures()
+        detectors = [name for name in DETECTORS if name in measures]
+        maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
+        label = batch.label.to(predictor.device)
+        for row, image_id in enumerate(batch.ids):
+            probability_CHW, measured_MHW = (
+                predictor.enlarge(maps[row : row + 1], network_size=network_size, size=size)[0]
+                for maps in (prediction.probability, maps_BMHW)
+            )
+            measured: dict[str, Tensor] = dict(zip(detectors, measured_MHW, strict=True))
+            yield image_id, variant, image_statistics(probability_CHW, label[row], measured, class_bins=bins)
 
 
-def _of_sampler(prediction: Prediction, sampler: str) -> tuple[Tensor, dict[Measure, Tensor]]:
-    """The probability and the measures that this sampler alone would have given."""
-    alone = prediction.without_samples() if sampler == "none" else prediction
-    return alone.probability, alone.measures()
+def _predictions(
+    predictors: Mapping[Sampler, Predictor], batch: LabeledBatch
+) -> Iterator[tuple[Variant, Predictor, Prediction]]:
+    """Those of `none` come from the deterministic pass of the first sampler."""
+    for place, (sampler, predictor) in enumerate(predictors.items()):
+        both = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
+        for calibrated, prediction in zip((False, True), both, strict=True):
+            if place == 0:
+                yield ("none", calibrated), predictor, prediction.without_samples()
+            yield (sampler, calibrated), predictor, prediction
 
 
 def _row(

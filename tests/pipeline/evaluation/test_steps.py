@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,13 @@ from db.queries import evaluations as queries
 from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.tables import Calibration, Evaluation, Metric, Model
-from pipeline.calibration.calibrators import Calibrators, Identity, Temperature
+from pipeline.calibration.calibrators import (
+    KINDS,
+    Calibrators,
+    Identity,
+    Temperature,
+    calibrator_from,
+)
 from pipeline.calibration.pixels import draw_pixels
 from pipeline.config import Project
 from pipeline.errors import NotYourTurn, UserError
@@ -24,6 +31,7 @@ from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.serving import stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.samplers import Normalisation
 from tests.pipeline.evaluation.small_project import (
     add_images,
     add_model,
@@ -38,6 +46,13 @@ def small(tmp_path: Path) -> Iterator[tuple[Project, Database]]:
     project, database = make_project(tmp_path)
     yield project, database
     database.close()
+
+
+def with_settings(project: Project, **sections: dict[str, object]) -> Project:
+    changed = {
+        name: getattr(project.config, name).model_copy(update=values) for name, values in sections.items()
+    }
+    return replace(project, config=project.config.model_copy(update=changed))
 
 
 def state(database: Database) -> str:
@@ -247,25 +262,36 @@ def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path:
     database.close()
 
 
-def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["mc_dropout", "tta", "none"])
+def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(
+    tmp_path: Path, sampler: str
+) -> None:
     project, database = make_project(tmp_path)
     add_images(project, database, "test", 1)
     image, mask = read_pair(project, "test_0.png")
     image, mask = image[..., :56, :72], mask[:56, :72]
     segmenter = make_segmenter(project, overconfident=5)
-    scoring = project.config.scoring
-    predictor = Predictor(segmenter, scoring=scoring, calibrators=Calibrators(), device=torch.device("cpu"))
+    scoring = project.config.scoring.model_copy(update={"sampler": sampler})
+    predictor = Predictor(
+        segmenter,
+        scoring=scoring,
+        calibrators=Calibrators(),
+        device=torch.device("cpu"),
+        normalisation=Normalisation(mean=(0.5,) * 3, std=(0.25,) * 3),
+    )
     drawn = draw_pixels(
         predictor, image, torch.from_numpy(mask.copy()), pixels=10_000, generator=np.random.default_rng(0)
     )
     prediction = predictor.predict(image)
     cells = prediction.logits[0].flatten(1).T
-    distances = torch.cdist(drawn.deterministic[0], cells, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(drawn.deterministic[0].T, cells, compute_mode="donot_use_mm_for_euclid_dist")
     assert distances.min(dim=1).values.max() < 1e-4
-    assert len(drawn.deterministic[0].unique(dim=0)) == len(drawn.labels)
+    assert len(drawn.deterministic[0].unique(dim=1)[0]) == len(drawn.labels)
     assert set(drawn.labels.tolist()) <= {0, 1, 2}
-    mean = drawn.sampled.softmax(dim=2).mean(dim=0)
     nearest = distances.argmin(dim=1)
+    sampled = drawn.deterministic if drawn.sampled is None else drawn.sampled
+    assert len(sampled) == {"mc_dropout": 4, "tta": 6, "none": 1}[sampler]
+    mean = sampled.softmax(dim=1).mean(dim=0).T
     assert torch.allclose(mean, prediction.probability[0].flatten(1).T[nearest], atol=1e-4)
     # The network's upsampling (corners aligned) puts cell i of 16 on row i · 63 / 15 of the 64 padded rows,
     # and cell j of 24 on column j · 95 / 23 of the 96 padded columns.
@@ -274,6 +300,84 @@ def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(tm
     at_cells = mask[np.ix_(rows, columns)].ravel()
     assert drawn.labels.tolist() == at_cells[nearest.numpy()].tolist()
     assert len(drawn.labels) == (at_cells != 255).sum()
+    database.close()
+
+
+def test_weights_stand_for_the_pixels_that_were_not_drawn(small: tuple[Project, Database]) -> None:
+    project, database = small
+    add_images(project, database, "test", 1)
+    image, mask = read_pair(project, "test_0.png")
+    predictor = Predictor(
+        make_segmenter(project),
+        scoring=project.config.scoring,
+        calibrators=Calibrators(),
+        device=torch.device("cpu"),
+    )
+    weights = np.where(np.arange(mask.shape[1]) < 48, 2.0, 6.0).astype(np.float32)
+    drawn, every = (
+        draw_pixels(
+            predictor,
+            image,
+            torch.from_numpy(mask.copy()),
+            pixels=pixels,
+            generator=np.random.default_rng(0),
+            weights=np.broadcast_to(weights, mask.shape),
+        )
+        for pixels in (50, 10_000)
+    )
+    assert set(every.weights.tolist()) == {2.0, 6.0}
+    factor = len(every.weights) / 50
+    assert torch.allclose(drawn.weights.unique(), torch.tensor([2.0 * factor, 6.0 * factor]))
+
+
+def test_the_report_compares_all_calibrators_and_says_which_one_is_stored(tmp_path: Path) -> None:
+    project, database = make_project(tmp_path)
+    project = with_settings(project, calibration={"calibrator": "auto"}, scoring={"sampler": "tta"})
+    add_images(project, database, "calibration", 16)
+    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    rows = {row.sampler: row for row in calibrate(project, database)}
+    assert list(rows) == ["none", "mc_dropout", "tta"]
+    for row in rows.values():
+        report = row.report
+        assert report is not None
+        assert (report["source"], report["images"], report["cross_fitted"]) == ("calibration", 16, True)
+        items = {item["name"]: item for item in report["calibrators"]}
+        assert set(items) == set(KINDS)
+        assert row.calibrator == report["chosen"] == report["auto"]
+        assert row.parameters == items[row.calibrator]["parameters"]
+        assert row.nll_after == items[row.calibrator]["nll"]["value"]
+        assert row.nll_before == items["identity"]["nll"]["value"]
+        kept = ("identity", "temperature", "classwise_temperature", "selective")
+        best = min(items[name]["nll"]["value"] for name in kept)
+        assert row.nll_after <= best
+        assert items["temperature"]["ece"]["high"] < items["identity"]["ece"]["low"]
+        calibrator = calibrator_from(row.calibrator, row.parameters)
+        assert calibrator.name == row.calibrator
+        if row.sampler == "none":
+            assert {items[name]["labels_changed"] for name in kept} == {0.0}
+        with database.session(write=False) as session:
+            stored = queries.model_calibrations(session, model.id)[row.sampler]
+        assert stored.passed == (items[row.calibrator]["ece"]["high"] < 0.05)
+    evaluated = {row.sampler for row in evaluate(project, database).rows}
+    assert evaluated == {"none", "mc_dropout", "tta"}
+    database.close()
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "temperature"])
+def test_the_configured_calibrator_is_stored_and_applied(tmp_path: Path, name: str) -> None:
+    project, database = make_project(tmp_path)
+    project = with_settings(project, calibration={"calibrator": name})
+    add_images(project, database, "calibration", 4)
+    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    for row in calibrate(project, database):
+        assert row.report is not None
+        assert (row.calibrator, row.report["chosen"]) == (name, name)
+    with database.session(write=False) as session:
+        calibrators = stored_calibrators(session, model.id, sampler="mc_dropout")
+    assert calibrators.deterministic.name == calibrators.sampled.name == name
+    calibration = [row for row in evaluate(project, database).rows if row.sampler == "mc_dropout"]
+    before, after = (row.metrics[("nll", -1)].value for row in calibration)
+    assert after == pytest.approx(before) if name == "identity" else after < before - 0.05
     database.close()
 
 

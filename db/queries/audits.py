@@ -1,0 +1,79 @@
+"""The audit slices: labeled regions that were drawn at random from the pool, with a known probability."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from db.tables import Image, Label, Model, ModelLabel, QueueItem
+
+AUDIT = "audit"
+"""Under `held_out` in a model's config: the audit regions were left out of its training."""
+
+
+class AuditRegion(NamedTuple):
+    """A labeled region of an audit slice; its label is the newest of its queue."""
+
+    image_id: int
+    x: int
+    y: int
+    w: int
+    h: int
+    outline: str | None
+    inclusion_probability: float
+    mask_uri: str
+
+
+def audit_regions(session: Session) -> list[AuditRegion]:
+    """Every labeled audit region of a pool image, of all rounds, by image and queue."""
+    newest = (
+        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
+        .group_by(Label.image_id, Label.queue_id)
+        .subquery()
+    )
+    statement = (
+        select(
+            QueueItem.image_id,
+            QueueItem.x,
+            QueueItem.y,
+            QueueItem.w,
+            QueueItem.h,
+            QueueItem.outline,
+            QueueItem.inclusion_probability,
+            Label.mask_uri,
+        )
+        .join(Image, Image.id == QueueItem.image_id)
+        .join(Label, and_(Label.image_id == QueueItem.image_id, Label.queue_id == QueueItem.queue_id))
+        .join(
+            newest,
+            and_(
+                newest.c.image_id == Label.image_id,
+                newest.c.queue_id == Label.queue_id,
+                newest.c.version == Label.version,
+            ),
+        )
+        .where(
+            QueueItem.slice == "audit",
+            QueueItem.status == "labeled",
+            QueueItem.inclusion_probability.is_not(None),
+            Image.split == "pool",
+            Image.duplicate_of.is_(None),
+        )
+        .order_by(QueueItem.image_id, QueueItem.queue_id, QueueItem.rank)
+    )
+    return [AuditRegion(*row) for row in session.execute(statement)]
+
+
+def unseen_audit_regions(session: Session, model_id: int) -> list[AuditRegion]:
+    """The audit regions that a model has not learned from: neither it nor a model that it started from was
+    trained on a label of their image, unless the audit regions were left out of that training."""
+    seen: set[int] = set()
+    model = session.get(Model, model_id)
+    while model is not None:
+        if model.config.get("held_out") != AUDIT:
+            trained = select(Label.image_id).join(ModelLabel, ModelLabel.label_id == Label.id)
+            seen.update(session.scalars(trained.where(ModelLabel.model_id == model.id)))
+        model = session.get(Model, model.parent_id) if model.parent_id is not None else None
+    return [region for region in audit_regions(session) if region.image_id not in seen]

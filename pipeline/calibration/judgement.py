@@ -1,0 +1,296 @@
+"""Which calibrator is the best, and whether its scores may be called probabilities: judged by cross-fitting.
+
+Legend: T samples, C classes, N pixels, b blocks of images, R resamples, K bins of confidence.
+
+Each calibrator is fitted on one half of the images and judged on the other, both ways round, so that no
+pixel judges what it has chosen. Halves are made of blocks of neighbouring images, and every number carries a
+bootstrap interval over blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.calibration.calibrators import KINDS, Calibrator, Identity, Temperature
+from pipeline.calibration.fit import Pixels, fit_temperature, log_probability
+from pipeline.calibration.histogram import fit_histogram
+from pipeline.calibration.scaling import fit_classwise, fit_vector
+from pipeline.calibration.selective import fit_selective
+from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.metrics import Estimate, calibration_error, calibration_noise
+
+FIT_VALUES = {"temperature": 4_000_000, "histogram": 2_000_000}
+"""Logits that a calibrator is fitted on: more say no more about these few parameters."""
+GRADIENT_VALUES = 1_000_000
+"""The same for calibrators that are fitted by gradients, which take some 30 passes."""
+PASSING_ECE = 0.05
+"""A calibrator passes when the upper end of its ECE's interval is below this."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One calibrator: fitted on all pixels, and judged on pixels that did not fit it.
+
+    Attributes:
+        calibrator: fitted on all pixels.
+        nll: mean NLL in nats.
+        ece: expected calibration error of the winner's confidence.
+        brier: Σ_c (p_c − [label is c])², 0 to 2.
+        ece_noise: the ECE that so few blocks would show by chance if calibration were perfect; NaN for one.
+        labels_changed: share of pixels whose predicted class, that of the mean over samples, it changes.
+        winners_changed: whether it changes the winner of any single sample. A temperature never does, and
+            still a mean of softened samples may have another winner.
+    """
+
+    calibrator: Calibrator
+    nll: Estimate
+    ece: Estimate
+    brier: Estimate
+    ece_noise: float
+    labels_changed: float
+    winners_changed: bool
+
+    @property
+    def name(self) -> str:
+        return self.calibrator.name
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "name": self.name,
+            "nll": number(self.nll),
+            "ece": number(self.ece),
+            "brier": number(self.brier),
+            "ece_noise": None if math.isnan(self.ece_noise) else self.ece_noise,
+            "labels_changed": self.labels_changed,
+            "parameters": self.calibrator.parameters,
+        }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All calibrators, judged on the same pixels.
+
+    Attributes:
+        judged: by name, identity first.
+        cross_fitted: whether there were two halves; if not, each has judged itself and none passes.
+    """
+
+    judged: dict[str, Judged]
+    cross_fitted: bool
+
+    @property
+    def auto(self) -> str:
+        """The calibrator with the lowest NLL among those that change no winner."""
+        allowed = [item for item in self.judged.values() if not item.winners_changed]
+        return min(allowed, key=lambda item: item.nll.value).name
+
+    def passed(self, name: str) -> bool:
+        """Whether this calibrator's scores may be called probabilities.
+
+        On images that did not fit it, its NLL must not be above that of the uncalibrated scores, and the
+        upper end of its ECE's interval must be below 0.05: with the configured confidence, what is said to
+        be 90 % is on average right within 5 points. The burden of proof is on the calibrator: with few
+        blocks the interval is wide, and with a single one, or without two halves, nothing passes.
+        """
+        item = self.judged[name]
+        better = item.nll.value <= self.judged["identity"].nll.value
+        return self.cross_fitted and better and item.ece.high < PASSING_ECE
+
+
+def confidence_name(passed: bool) -> str:
+    """What a calibrated softmax may be called.
+
+    >>> confidence_name(False), confidence_name(True)
+    ('softmax score', 'probability')
+    """
+    return "probability" if passed else "softmax score"
+
+
+def number(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate as JSON; null where it is not defined."""
+    values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: None if math.isnan(value) else float(value) for name, value in values.items()}
+
+
+def fit_calibrator(name: str, pixels: Pixels) -> Calibrator:
+    """A calibrator of this kind, fitted on as many of the pixels as its parameters need.
+
+    Raises:
+        ValueError: there is no such calibrator.
+    """
+    some = pixels.thinned(FIT_VALUES.get(name, GRADIENT_VALUES))
+    fitters: dict[str, Callable[[Pixels], Calibrator]] = {
+        "identity": lambda _: Identity(),
+        "temperature": lambda pixels: Temperature(fit_temperature(pixels)),
+        "classwise_temperature": fit_classwise,
+        "vector": fit_vector,
+        "histogram": fit_histogram,
+        "selective": fit_selective,
+    }
+    if name not in fitters:
+        raise ValueError(f"Expected a calibrator of {list(fitters)}, but got {name!r}.")
+    return fitters[name](some)
+
+
+def cross_fit(
+    pixels: Pixels,
+    blocks: npt.NDArray[np.int64],
+    *,
+    bins: int,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    names: Sequence[str] = tuple(KINDS),
+) -> Judgement:
+    """Fit every calibrator on each half of the blocks, and judge it on the other.
+
+    Args:
+        blocks: of each image, numbered from 0; `pixels.images` are rows of it.
+        bins: K of the ECE.
+        names: calibrators; `identity` is always among them.
+    """
+    block_N = torch.from_numpy(blocks)[pixels.images]
+    jury = _Jury.of(pixels, block_N)
+    half_N = _halves(pixels, block_N)
+    cross_fitted = bool((half_N == 0).any() and (half_N == 1).any())
+    halves = [jury.where(half_N == half) for half in (0, 1)] if cross_fitted else []
+    judged: dict[str, Judged] = {}
+    for name in dict.fromkeys(("identity", *names)):
+        whole = fit_calibrator(name, pixels)
+        sums = _Sums(blocks=int(block_N.max()) + 1, bins=bins)
+        for fitted, held_out in zip(halves, halves[::-1], strict=True):
+            sums.add(fit_calibrator(name, fitted.pixels), held_out)
+        if not cross_fitted:
+            sums.add(whole, jury)
+        judged[name] = sums.judged(whole, resamples=resamples, confidence=confidence, seed=seed)
+    return Judgement(judged=judged, cross_fitted=cross_fitted)
+
+
+def judge(
+    calibrator: Calibrator,
+    pixels: Pixels,
+    blocks: npt.NDArray[np.int64],
+    *,
+    bins: int,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Judged:
+    """Judge a calibrator that other pixels have fitted.
+
+    Args:
+        blocks: of each image, numbered from 0; `pixels.images` are rows of it.
+    """
+    sums = _Sums(blocks=int(blocks.max()) + 1, bins=bins)
+    sums.add(calibrator, _Jury.of(pixels, torch.from_numpy(blocks)[pixels.images]))
+    return sums.judged(calibrator, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
+    """0 or 1: every second block, so that neighbours stay together; every second image of a single block."""
+    _, turn = (block_N if block_N.unique().numel() > 1 else pixels.images).unique(return_inverse=True)
+    return turn % 2
+
+
+@dataclass(frozen=True)
+class _Jury:
+    """Pixels that judge, the block [N] of each, and the class [N] that it has without a calibrator."""
+
+    pixels: Pixels
+    block: Tensor
+    predicted: Tensor
+
+    @classmethod
+    def of(cls, pixels: Pixels, block_N: Tensor) -> _Jury:
+        parts = [log_probability(Identity(), part.logits).argmax(dim=0) for part in pixels.parts()]
+        return cls(pixels, block_N, torch.cat(parts))
+
+    def where(self, keep: Tensor) -> _Jury:
+        return _Jury(self.pixels.where(keep), self.block[keep], self.predicted[keep])
+
+
+class _Sums:
+    """Weighted sums over pixels, a row a block: all that the judgement is made from."""
+
+    def __init__(self, *, blocks: int, bins: int) -> None:
+        self.blocks, self.bins = blocks, bins
+        self.totals = np.zeros((blocks, 3))
+        """Weight, NLL, Brier score."""
+        self.reliability = np.zeros((blocks, bins, 3))
+        """Weight, confidence, accuracy."""
+        self.changed = 0.0
+        self.winners_changed = False
+
+    def add(self, calibrator: Calibrator, jury: _Jury) -> None:
+        """Take in what these pixels say of a calibrator."""
+        start = 0
+        for part in jury.pixels.parts():
+            some = slice(start, start + len(part))
+            self._add(calibrator, part, jury.block[some], jury.predicted[some])
+            start = some.stop
+
+    def _add(self, calibrator: Calibrator, pixels: Pixels, block_N: Tensor, before_N: Tensor) -> None:
+        weight_N = pixels.weights.double()
+        log_p_CN = log_probability(calibrator, pixels.logits)
+        p_CN = log_p_CN.exp()
+        nll_N = -log_p_CN.gather(0, pixels.labels[None])[0].double()
+        brier_N = (p_CN.square().sum(dim=0) - 2 * p_CN.gather(0, pixels.labels[None])[0] + 1).double()
+        confidence_N, predicted_N = p_CN.max(dim=0)
+        columns = (weight_N, weight_N * nll_N, weight_N * brier_N)
+        self.totals += _summed(block_N, self.blocks, columns)
+        bin_N = (confidence_N * self.bins).long().clamp_(max=self.bins - 1)
+        right_N = (predicted_N == pixels.labels).double()
+        columns = (weight_N, weight_N * confidence_N.double(), weight_N * right_N)
+        found = _summed(block_N * self.bins + bin_N, self.blocks * self.bins, columns)
+        self.reliability += found.reshape(self.blocks, self.bins, 3)
+        self.changed += float((weight_N * (before_N != predicted_N)).sum())
+        if not self.winners_changed:
+            self.winners_changed = _changes_winners(calibrator, pixels.logits)
+
+    def judged(self, calibrator: Calibrator, *, resamples: int, confidence: float, seed: int) -> Judged:
+        """What the sums say of this calibrator."""
+        there = self.totals[:, 0] > 0
+        totals, reliability = self.totals[there], self.reliability[there]
+        count = len(totals)
+        drawn = bootstrap_weights(count, resamples=resamples, seed=seed)
+
+        def estimate(of: Callable[[Array], Array]) -> Estimate:
+            value = float(of(np.ones((1, count)))[0])
+            if count < 2:
+                return Estimate(value, math.nan, math.nan)
+            low, high = percentile_interval(of(drawn), confidence, count=count)
+            return Estimate(value, float(low), float(high))
+
+        noise = calibration_noise(reliability, drawn) if count > 1 else np.array(math.nan)
+        return Judged(
+            calibrator=calibrator,
+            nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0])),
+            ece=estimate(lambda rows: calibration_error(np.tensordot(rows, reliability, axes=1))),
+            brier=estimate(lambda rows: rows @ totals[:, 2] / (rows @ totals[:, 0])),
+            ece_noise=float(noise.mean()),
+            labels_changed=self.changed / float(totals[:, 0].sum()),
+            winners_changed=self.winners_changed,
+        )
+
+
+def _summed(index_N: Tensor, rows: int, columns: Sequence[Tensor]) -> Array:
+    """[rows, len(columns)] sums of each column by index."""
+    return torch.stack([torch.bincount(index_N, column, minlength=rows) for column in columns], dim=1).numpy()
+
+
+def _changes_winners(calibrator: Calibrator, logits_TCN: Tensor) -> bool:
+    """Whether any sample's winner is beaten afterwards; a tie that rounding made is none."""
+    after = calibrator(logits_TCN[..., None])[..., 0]
+    winner = logits_TCN.argmax(dim=1, keepdim=True)
+    return bool((after.gather(1, winner)[:, 0] < after.amax(dim=1)).any())
