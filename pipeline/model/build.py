@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.segmenter import Segmenter, split
+from pipeline.model.deep import DEEP
+from pipeline.model.segmenter import SEGMENTERS, Segmenter
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5]
@@ -50,7 +51,8 @@ def build_segmenter(
         pretrained: False leaves `encoder_weights` alone, for a network whose weights are loaded next.
 
     Raises:
-        ConfigError: the encoder or an argument of the decoder does not exist, or they don't go together.
+        ConfigError: the encoder or an argument of the decoder does not exist, or they don't go together, or
+            the architecture does not offer the placement of the dropout.
         CheckpointError: the encoder's weights cannot be read or downloaded, or are not this encoder's.
     """
     _check_names(config)
@@ -61,13 +63,8 @@ def build_segmenter(
         network = _download(config, num_classes=num_classes, channels=channels)
     else:
         network = _from_file(config, num_classes=num_classes, channels=channels, path=root / weights)
-    segmenter = split(
-        network,
-        architecture=config.architecture,
-        num_classes=num_classes,
-        channels=channels,
-        dropout=config.dropout,
-    )
+    segmenter = _kind(config)(network, num_classes=num_classes, channels=channels, dropout=config.dropout)
+    segmenter.probe()
     if config.heads:
         segmenter.add_heads(config.heads)
     if config.freeze_encoder:
@@ -90,6 +87,19 @@ def normalisation(config: ModelConfig, channels: int) -> tuple[list[float], list
     mean = config.mean if config.mean is not None else _spread(mean, channels)
     std = config.std if config.std is not None else _spread(std, channels)
     return list(mean), list(std)
+
+
+def _kind(config: ModelConfig) -> type[Segmenter]:
+    """How the network is split at its dropout."""
+    if config.placement == "head":
+        return SEGMENTERS.get(config.architecture, Segmenter)
+    kind = DEEP.get(config.architecture)
+    if kind is None:
+        raise ConfigError(
+            f"`model.placement: deep` is not offered for `model.architecture: {config.architecture}`.",
+            f"Set `placement: head`, or one of the architectures {', '.join(DEEP)}.",
+        )
+    return kind
 
 
 def _encoder_statistics(encoder: str) -> tuple[list[float], list[float]]:

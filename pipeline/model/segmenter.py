@@ -56,7 +56,8 @@ class ChannelDrop:
     """The channel dropouts (Tompson et al. 2015) of one pass, each with its share of one mask.
 
     Called at each place in turn, it multiplies features [B, F', h, w] with the mask's next F' columns. A mask
-    of t·B rows, sample by sample, makes t·B maps of B. Without a mask it changes nothing.
+    of t·B rows, sample by sample and each the same for all B, makes t·B maps of B. Without a mask it changes
+    nothing.
 
     Attributes:
         channels: F' of each place so far.
@@ -76,6 +77,44 @@ class ChannelDrop:
         if len(factor) <= batch:
             return features * factor
         return (features * factor.unflatten(0, (-1, batch))).flatten(0, 1)
+
+    def convolve(self, layer: nn.Conv2d, features: Tensor) -> Tensor:
+        """`layer(self(features))`, for a convolution without groups.
+
+        The layer is linear, so samples of the same features cost one convolution of all channels, and one
+        each of the channels that the sample drops (or keeps, where these are fewer).
+        """
+        batch = features.shape[0]
+        if self._mask is None or len(self._mask) <= batch:
+            return layer(self(features))
+        start = sum(self.channels)
+        self.channels.append(features.shape[1])
+        factors = self._mask[::batch, start : start + features.shape[1]]
+        scale = float(factors.max())
+        whole = _convolved(layer, features, slice(None)) * scale
+        maps: list[Tensor] = []
+        for factor in factors:
+            kept, lost = factor.nonzero().squeeze(1), (factor == 0).nonzero().squeeze(1)
+            if len(kept) <= len(lost):
+                maps.append(_convolved(layer, features, kept) * scale)
+            elif len(lost):
+                maps.append(torch.sub(whole, _convolved(layer, features, lost), alpha=scale))
+            else:
+                maps.append(whole)
+        stacked = torch.cat(maps)
+        return stacked if layer.bias is None else stacked + layer.bias[:, None, None]
+
+
+def _convolved(layer: nn.Conv2d, features: Tensor, channels: Tensor | slice) -> Tensor:
+    """What the layer makes of some channels, without its bias."""
+    return functional.conv2d(
+        features[:, channels],
+        layer.weight[:, channels],
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+    )
 
 
 class Segmenter(nn.Module):
@@ -243,6 +282,10 @@ class Segmenter(nn.Module):
         self.heads = heads.to(parameter.device)
         self.train(training)
 
+    def image_features(self, image: Tensor) -> Tensor:
+        """Mean over all places of the encoder's deepest map: [B, F'] of padded images, for comparing images."""
+        return self._pyramid(self.part("encoder")(image))[-1].float().mean(dim=(-2, -1))
+
     def weights(self) -> dict[str, Tensor]:
         """All that is learnt, by SMP's names; the heads' begin with `heads.`."""
         state: dict[str, Tensor] = dict(self.network.state_dict())
@@ -353,15 +396,31 @@ class DeepLabV3Segmenter(Segmenter):
 
     def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
         decoder = self.part("decoder")
-        return decoder.relu(decoder.bn(decoder.conv(drop(trunk.features))))
+        return decoder.relu(decoder.bn(drop.convolve(decoder.conv, trunk.features)))
 
 
 class DeepLabV3PlusSegmenter(Segmenter):
-    """DeepLabV3+, whose tail also sees the encoder's features at stride 4."""
+    """DeepLabV3+, whose tail also sees the encoder's features at stride 4.
+
+    Two parts of the tail are the same for every sample, and belong to the trunk: the depthwise convolution
+    after the dropout, which a channel's factor passes through; and what the last block makes of the encoder's
+    features, because its convolutions add it to what they make of the others.
+    """
 
     def _shared(self, encoded: Any) -> Trunk:
         decoder = self.part("decoder")
-        return Trunk(features=decoder.aspp[0](encoded[-1]), context=(decoder.block1(encoded[2]),))
+        features = decoder.aspp[1][0](decoder.aspp[0](encoded[-1]))
+        depthwise, pointwise = decoder.block2[0]
+        coarse = features.shape[1]
+        fine = functional.conv2d(
+            decoder.block1(encoded[2]),
+            depthwise.weight[coarse:],
+            padding=depthwise.padding,
+            groups=depthwise.groups - coarse,
+        )
+        fine = functional.conv2d(fine, pointwise.weight[:, coarse:], pointwise.bias)
+        factor, offset = _affine(decoder.block2[1])
+        return Trunk(features=features, context=(fine * factor[:, None, None] + offset[:, None, None],))
 
     @property
     def linear_head(self) -> None:
@@ -369,9 +428,37 @@ class DeepLabV3PlusSegmenter(Segmenter):
 
     def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
         decoder = self.part("decoder")
-        coarse = decoder.up(decoder.aspp[1:](drop(trunk.features)))
-        fine = for_samples(trunk.context[0], coarse)
-        return decoder.block2(torch.cat([coarse, fine], dim=1))
+        pointwise = decoder.aspp[1][1]
+        coarse = decoder.up(decoder.aspp[2:](drop.convolve(pointwise, trunk.features)))
+        depthwise, pointwise = decoder.block2[0]
+        channels = coarse.shape[1]
+        mixed = functional.conv2d(
+            coarse, depthwise.weight[:channels], padding=depthwise.padding, groups=channels
+        )
+        factor, _ = _affine(decoder.block2[1])
+        weight = pointwise.weight[:, :channels, 0, 0] * factor[:, None]
+        fused = _add_product(trunk.context[0], mixed, weight)
+        norm = decoder.block2[1]
+        return functional.relu(norm(fused) if norm.training else fused)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Factor and offset of a batch normalisation in eval mode; 1 and 0 while it still learns."""
+    if norm.training or norm.running_var is None or norm.running_mean is None:
+        return torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return factor, norm.bias - norm.running_mean * factor
+
+
+def _add_product(shared: Tensor, sampled: Tensor, weight: Tensor) -> Tensor:
+    """A pointwise convolution of maps [t·B, F, h, w], added to maps [B, G, h, w] that all samples share, in
+    one matrix product: the maps are too large to pass through memory twice."""
+    batch, channels, height, width = shared.shape
+    samples = sampled.shape[0] // batch
+    rows = sampled.permute(0, 2, 3, 1).reshape(samples, -1, sampled.shape[1])
+    base = shared.permute(0, 2, 3, 1).reshape(1, -1, channels).expand(samples, -1, -1)
+    out = torch.baddbmm(base, rows, weight.T.expand(samples, -1, -1))
+    return out.reshape(samples * batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def for_samples(shared: Tensor, sampled: Tensor) -> Tensor:
@@ -387,20 +474,6 @@ SEGMENTERS: dict[str, type[Segmenter]] = {
     "deeplabv3plus": DeepLabV3PlusSegmenter,
 }
 """Where each architecture is split; the others are split before the convolution of their head."""
-
-
-def split(
-    network: nn.Module, *, architecture: str, num_classes: int, channels: int, dropout: float
-) -> Segmenter:
-    """An SMP network as a segmenter.
-
-    Raises:
-        ConfigError: the network cannot run, or its output is not as large as its input.
-    """
-    kind = SEGMENTERS.get(architecture, Segmenter)
-    segmenter = kind(network, num_classes=num_classes, channels=channels, dropout=dropout)
-    segmenter.probe()
-    return segmenter
 
 
 def _remove_dropouts(module: nn.Module) -> None:
