@@ -283,7 +283,7 @@ class Segmenter(nn.Module):
         self.train(training)
 
     def image_features(self, image: Tensor) -> Tensor:
-        """Mean over all places of the encoder's deepest map: [B, F'] of padded images, for comparing images."""
+        """Mean over all places of the encoder's deepest map: [B, F'] of padded images, to compare images."""
         return self._pyramid(self.part("encoder")(image))[-1].float().mean(dim=(-2, -1))
 
     def weights(self) -> dict[str, Tensor]:

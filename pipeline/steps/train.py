@@ -77,14 +77,9 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         labeled = queries.training_labels(session, every_annotator=not latest)
         parent = round_queries.promoted_model(session) if project.config.training.warm_start else None
     survey = survey_labels(project, labeled, progress=progress)
-    config = _what_counts(project, parent)
+    config = what_counts(project, parent)
     config_hash = content_hash(config)
-    labels_hash = content_hash(
-        [
-            [image.uri, *(label.mask_sha256 if latest else _vote(label) for label in image.labels)]
-            for image in survey.usable
-        ]
-    )
+    labels_hash = hash_labels(project, survey)
     folder = project.workdir / "models" / f"r{current.number:02d}"
     with database.session() as session:
         current = rounds.require(session, "train")
@@ -221,7 +216,18 @@ def class_weights(choice: str | list[float], pixels: npt.NDArray[np.float64]) ->
     return [round(float(weight), 6) for weight in weights]
 
 
-def _what_counts(project: Project, parent: Model | None) -> dict[str, Any]:
+def hash_labels(project: Project, survey: Survey) -> str:
+    """Content hash of the labels that are trained on."""
+    latest = project.config.training.annotators == "latest"
+    return content_hash(
+        [
+            [image.uri, *(label.mask_sha256 if latest else _vote(label) for label in image.labels)]
+            for image in survey.usable
+        ]
+    )
+
+
+def what_counts(project: Project, parent: Model | None) -> dict[str, Any]:
     """Everything besides the labels that decides what the weights will be."""
     config = project.config
     encoder_weights = config.model.encoder_weights

@@ -1,0 +1,85 @@
+"""Two sets of images side by side: histograms, the difference of their means, and who has near neighbours.
+
+Legend: n and m images, F features, E histogram bins, b blocks, R resamples.
+
+A large distance in feature space to everything labeled says that the network has nothing to go by, whatever
+its confidence: most failures of the softmax are inputs that overlap, in feature space, with inputs of another
+kind (Pearce et al. 2021), and the distance shows the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.metrics import Estimate
+
+Array = npt.NDArray[np.float64]
+
+ROWS_AT_ONCE = 512
+
+
+def nearest_distances(query_nF: Array, reference_mF: Array) -> Array:
+    """Euclidean distance, 0 to 2, of each feature vector to the nearest reference, both scaled to unit length
+    (Sun et al. 2022, with k = 1): [n].
+
+    >>> nearest_distances(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0]])).round(4).tolist()
+    [0.0, 1.4142]
+
+    Raises:
+        ValueError: there is no reference, or the features differ in number.
+    """
+    if len(reference_mF) == 0 or query_nF.shape[1] != reference_mF.shape[1]:
+        raise ValueError(
+            f"Expected references with {query_nF.shape[1]} features, but got {list(reference_mF.shape)}."
+        )
+    query, reference = _unit(query_nF), _unit(reference_mF)
+    nearest = [
+        (query[start : start + ROWS_AT_ONCE] @ reference.T).max(axis=1)
+        for start in range(0, len(query), ROWS_AT_ONCE)
+    ]
+    cosine = np.concatenate(nearest) if nearest else np.empty(0)
+    return np.sqrt((2 - 2 * cosine).clip(min=0))
+
+
+def mean_difference(
+    first: Array,
+    second: Array,
+    first_block: npt.NDArray[np.int64],
+    second_block: npt.NDArray[np.int64],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Estimate:
+    """Mean of the second set less the mean of the first, with its interval: blocks of both sets are drawn
+    apart. NaN ends where a set has fewer than two blocks."""
+    value = float(second.mean() - first.mean())
+    counts = [len(np.unique(block)) for block in (first_block, second_block)]
+    if min(counts) < 2:
+        return Estimate(value, np.nan, np.nan)
+    drawn = [
+        _drawn_means(values, block, resamples=resamples, seed=seed + side)
+        for side, (values, block) in enumerate(((first, first_block), (second, second_block)))
+    ]
+    low, high = percentile_interval(drawn[1] - drawn[0], confidence, count=min(counts))
+    return Estimate(value, float(low), float(high))
+
+
+def shares(values: Array, edges: Array) -> list[float]:
+    """Share of the values in each bin [E]; those outside count in the first and the last."""
+    counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
+    return (counts / max(counts.sum(), 1)).round(6).tolist()
+
+
+def _drawn_means(values: Array, block: npt.NDArray[np.int64], *, resamples: int, seed: int) -> Array:
+    _, index = np.unique(block, return_inverse=True)
+    sums = np.bincount(index, weights=values)
+    sizes = np.bincount(index).astype(float)
+    weights = bootstrap_weights(len(sums), resamples=resamples, seed=seed)
+    return (weights @ sums) / (weights @ sizes)
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
