@@ -23,7 +23,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `tone` is `plain`, `good`, `bad` or `note`."""
+    """A paragraph; `tone` is `plain`, `next`, `good`, `warn`, `bad` or `note`; backticks mark
+    code."""
 
     words: str
     tone: str = "plain"

@@ -85,7 +85,7 @@ def line_chart(
     legend: bool = True,
 ) -> Chart:
     """Lines over a common axis, with their intervals."""
-    plot = Plot(x, y, width=width, height=height, left=max(40, 24 + _widest(y) * LETTER))
+    plot = Plot(x, y, width=width, height=height, left=max(46, 34 + _widest(y) * LETTER))
     for line in lines:
         plot.band(line.x, [v.low for v in line.y], [v.high for v in line.y], line.color)
     for line in lines:
@@ -249,7 +249,7 @@ def spark_chart(values: Sequence[Estimate], names: Sequence[str], *, title: str,
     x = named_axis(names)
     y = number_axis([0, 1], low=0, high=1, percent=True, wanted=2)
     line = Line(title, color, [float(index) for index in range(len(values))], values)
-    plot = Plot(x, y, width=210, height=116, left=40, right=8, top=8, bottom=22)
+    plot = Plot(x, y, width=210, height=116, left=46, right=8, top=8, bottom=22)
     plot.band(line.x, [v.low for v in values], [v.high for v in values], color)
     plot.line(line.x, [v.value for v in values], color)
     for index, value in enumerate(values):
@@ -267,7 +267,8 @@ def _reliability_marks(plot: Plot, bins: Sequence[Bin], color: str) -> None:
     plot.line(x, [one.accuracy.value for one in shown], color)
     for one in shown:
         plot.whisker(one.confidence, one.accuracy.low, one.accuracy.high, color)
-        said = f"said {100 * one.confidence:.1f} %, right {in_short(one.accuracy)}, {100 * one.share:.2g} % of pixels"
+        pixels = f"{100 * one.share:.2g} % of pixels"
+        said = f"said {100 * one.confidence:.1f} %, right {in_short(one.accuracy)}, {pixels}"
         plot.dot(one.confidence, one.accuracy.value, color, title=said, radius=3.2)
 
 

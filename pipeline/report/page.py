@@ -10,7 +10,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.report.blocks import Block, Heading, Missing, Section, Text
 from pipeline.report.contents import Contents
@@ -30,6 +30,7 @@ def render_page(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["coded"] = coded
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("page.html.j2").render(
@@ -70,6 +71,19 @@ def class_colors(colors: npt.NDArray[np.uint8]) -> str:
     return "\n" + "\n".join(rules) + f"\n@media screen and (prefers-color-scheme:dark){{{dark}}}\n"
 
 
+def coded(words: str) -> Markup:
+    """Words in which what stands between backticks is code.
+
+    >>> print(coded("Run `a < b`."))
+    Run <code>a &lt; b</code>.
+    """
+    parts = words.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 and index < len(parts) - 1 else escape(part)
+        for index, part in enumerate(parts)
+    )
+
+
 def _bright(color: npt.NDArray[np.uint8]) -> str:
     """A class colour light enough to be seen as a line on a dark page.
 
@@ -91,8 +105,7 @@ def _gallery(contents: Contents) -> Section:
     if contents.disagreeing is not None:
         blocks += [
             Text(
-                "Each sample is sure of its answer, and the answers differ: the strongest sign of what the model "
-                "has not learned. Label these first.",
+                "Each sample is sure of its answer, and the answers differ: what the model has not learned.",
                 tone="note",
             ),
             contents.disagreeing,

@@ -68,11 +68,11 @@ def draw_tiles(
     return tiles, scales
 
 
-def data_uri(pixels: RgbImage, *, lossless: bool = False) -> str:
-    """RGB uint8 [H, W, 3] as a WebP data URI."""
+def data_uri(pixels: RgbImage) -> str:
+    """RGB uint8 [H, W, 3] as a JPEG data URI, which a printed page keeps as it is."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="WEBP", quality=QUALITY, lossless=lossless, method=4)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    Image.fromarray(pixels).save(stream, format="JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def _tile(
@@ -160,7 +160,7 @@ def _bytes(values: Map, end: float) -> npt.NDArray[np.uint8]:
 
 def _ramp() -> str:
     palette = (colormaps[COLORMAP](np.linspace(0, 1, 128))[:, :3] * 255).astype(np.uint8)
-    return data_uri(np.repeat(palette[None], 8, axis=0), lossless=True)
+    return data_uri(np.repeat(palette[None], 8, axis=0))
 
 
 def _square() -> str:
@@ -168,4 +168,4 @@ def _square() -> str:
     unit = np.linspace(0, 1, 48, dtype=np.float32)
     expected, information = np.meshgrid(unit[::-1], unit, indexing="ij")
     square = two_colour(expected, information, mutual_information_span=1, expected_entropy_span=1)
-    return data_uri(square, lossless=True)
+    return data_uri(square)

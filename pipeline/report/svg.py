@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 272
-LETTER = 6.3
+LETTER = 6.5
 """Mean width of a letter at the size of tick labels."""
 
 
@@ -217,7 +218,10 @@ class Plot:
                     (self.left + self.right) / 2, self.bottom + 21 + 13 * lines, self.x.label
                 )
             )
-        parts.append(Markup('<path class="base" d="M{} {}H{}"/>').format(self.left, self.bottom, self.right))
+        if self.x.ticks:
+            parts.append(
+                Markup('<path class="base" d="M{} {}H{}"/>').format(self.left, self.bottom, self.right)
+            )
         return _joined(parts)
 
     def _upright(self) -> Markup:
@@ -233,10 +237,11 @@ class Plot:
             )
         if self.y.label:
             middle = (self.top + self.bottom) / 2
+            turned = f"translate(12 {middle}) rotate(-90)"
             parts.append(
-                Markup(
-                    '<text class="label" text-anchor="middle" transform="translate(12 {}) rotate(-90)">{}</text>'
-                ).format(middle, self.y.label)
+                Markup('<text class="label" text-anchor="middle" transform="{}">{}</text>').format(
+                    turned, self.y.label
+                )
             )
         return _joined(parts)
 
@@ -267,7 +272,7 @@ def _apart(ticks: Sequence[tuple[float, str]], room: float, axis: Axis) -> list[
     if len(ticks) < 2:
         return list(ticks)
     widest = max(len(line) for _, words in ticks for line in words.split("\n")) * LETTER + 8
-    gap = min(axis.share(b[0]) - axis.share(a[0]) for a, b in zip(ticks, ticks[1:], strict=False)) * room
+    gap = min(axis.share(b[0]) - axis.share(a[0]) for a, b in pairwise(ticks)) * room
     return list(ticks[:: max(1, math.ceil(widest / max(gap, 1)))])
 
 

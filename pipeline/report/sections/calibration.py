@@ -46,8 +46,8 @@ def calibration(contents: Contents) -> Section:
     return Section(
         "calibration",
         "Is its confidence right?",
-        "Reliability: of all pixels that are given a confidence, the share that is right. On the dashed line the "
-        "two agree; below it the model is too sure. The band is the interval over blocks of images.",
+        "Reliability: of all pixels that are given a confidence, the share that is right. On the dashed line "
+        "the two agree; below it the model is too sure. The band is the interval over blocks of images.",
         blocks,
         question="Question 1 · absolute",
         fresh=True,
@@ -78,7 +78,7 @@ def _of_sampler(one: Calibrated) -> list[Block]:
     )
     blocks: list[Block] = [
         Heading(f"{spoken(one.sampler)[:1].upper()}{spoken(one.sampler)[1:]}, {spoken(one.calibrator)}"),
-        Text(said, tone="good" if one.confidence_name == "probability" else "bad"),
+        Text(said, tone="good" if one.confidence_name == "probability" else "warn"),
     ]
     charts = [
         reliability_chart(
@@ -158,8 +158,8 @@ def _parts(contents: Contents) -> list[Block]:
     width = contents.quality["boundary_pixels"] if contents.quality else 0
     blocks.append(
         Text(
-            f"Before calibration in orange, after it in blue. The boundary is the band of {width} pixels on each "
-            "side of a class border. One calibrator for all pixels can be right on average and wrong in a part.",
+            f"Before calibration in orange, after it in blue. The boundary is the band of {width} pixels on "
+            "each side of a class border. A calibrator can be right on average and wrong in a part.",
             tone="note",
         )
     )
@@ -190,8 +190,9 @@ def _frequency(contents: Contents) -> list[Block]:
     covered = number(found["covered"]["value"])
     level = 100 * number((contents.quality or {}).get("confidence"))
     note = (
-        f"Pixels are grouped by their predicted vector; a point is one class of one of {len(found['groups'])} "
-        f"groups. {_percent(covered)} of the {level:.0f} % intervals hold what was said."
+        "Pixels are grouped by their predicted vector; a point is one class of one of "
+        f"{len(found['groups'])} groups. {_percent(covered)} of the {level:.0f} % intervals hold what "
+        "was said."
     )
     chart = scatter_chart(
         points,

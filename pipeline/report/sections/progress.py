@@ -14,6 +14,7 @@ from pipeline.report.blocks import (
     Missing,
     Section,
     Table,
+    Text,
     Tiles,
     figure,
 )
@@ -50,7 +51,7 @@ def standing(contents: Contents) -> Section:
         tiles.insert(
             1, ("Calibration error", _value(ece), f"{_interval(ece)}, before {_value(promoted.ece_before)}")
         )
-    blocks: list[Block] = [Tiles(tiles), Missing(now.reason, now.next_command)]
+    blocks: list[Block] = [Tiles(tiles), Text(f"Next: `{now.next_command}`. {now.reason}", tone="next")]
     if now.failures:
         blocks.append(
             Missing(
@@ -90,7 +91,7 @@ def learning(contents: Contents) -> Section:
         title="mIoU on held-out images",
         x=axis,
         y=number_axis(ends, "mean IoU"),
-        note=f"With its interval. {_refused(contents)}".strip(),
+        note=f"The band is its interval. {_refused(contents)}".strip(),
         legend=False,
     )
     gap = 0.008 * last
@@ -135,9 +136,9 @@ def queue(contents: Contents) -> Section:
         return Section("queue", title, "", [Missing("No queue has been selected yet.", "segcurate select")])
     colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
     charts = [
-        bar_chart(facts.by_class, title="Predicted class", colors=colors, unit=f"{facts.unit}s"),
-        bar_chart(_largest(facts), title="Sequence or group", unit=f"{facts.unit}s"),
-        bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}),
+        bar_chart(facts.by_class, title="Predicted class", colors=colors, unit=f"{facts.unit}s", width=320),
+        bar_chart(_largest(facts), title="Sequence or group", unit=f"{facts.unit}s", width=320),
+        bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}, width=320),
     ]
     rows = [
         [
@@ -159,7 +160,7 @@ def queue(contents: Contents) -> Section:
         f"{facts.name}: {total} {facts.unit}s by {facts.strategy}, of which {audit} were drawn uniformly at "
         "random: the only unbiased look at the pool.",
         [
-            Charts(charts),
+            Charts(charts, layout="thirds"),
             Table(
                 ("rank", "image", "class", "reason", score, "status"),
                 rows,

@@ -50,7 +50,7 @@ def quality(contents: Contents) -> Section:
         blocks += _gate(document)
         blocks += _detection(document, contents)
         blocks += _regions(document)
-    lead = "A good measure is high where the prediction is wrong: 0.5 is chance, 1 finds every wrong pixel first."
+    lead = "A good measure is high where the prediction is wrong. An AUROC of 0.5 is chance, 1 is perfect."
     if document is not None:
         lead += (
             f" Measured on {document['images']} {document['split']} images in {document['blocks']} blocks."
@@ -85,8 +85,8 @@ def _gate(document: Document) -> list[Block]:
         )
     else:
         words = (
-            f"The gate is closed: {what} has an AUROC of {found} on the unknown ({source}), whose lower end is "
-            f"not above {gate['threshold']:g}. `segcurate select` refuses to rank by it without `--force`."
+            f"The gate is closed: {what} has an AUROC of {found} on the unknown ({source}), whose lower end "
+            f"is not above {gate['threshold']:g}. `segcurate select` refuses to rank by it without `--force`."
         )
     return [Text(words, tone="good" if gate["passed"] else "bad")]
 

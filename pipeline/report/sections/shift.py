@@ -63,8 +63,8 @@ def stress(contents: Contents) -> Section:
     return Section(
         "stress",
         "Does confidence fall when it should?",
-        "On inputs that the model was not made for, a trustworthy confidence falls at least as fast as accuracy. "
-        "Where confidence stays high and accuracy falls, no score of this model can be believed.",
+        "On inputs that the model was not made for, a trustworthy confidence falls at least as fast as "
+        "accuracy. Where confidence stays high and accuracy falls, no score of this model can be believed.",
         blocks,
         question="Question 2",
         fresh=True,
@@ -92,14 +92,21 @@ def drift(contents: Contents) -> Section:
         blocks.append(
             Text(
                 f"Calibration reorders the queue by this much: Spearman’s rank correlation "
-                f"{_short(number(reordering['spearman']))}, {_percent(number(reordering['top_overlap']))} of the top "
-                f"regions in common, over {reordering['regions']} regions of {reordering['images']} images.",
+                f"{_short(number(reordering['spearman']))}, {_percent(number(reordering['top_overlap']))} "
+                f"of the top regions in common, over {reordering['regions']} regions of "
+                f"{reordering['images']} images.",
                 tone="note",
             )
         )
     guard = summary.get("input_range")
-    if guard and guard.get("warning"):
-        blocks.append(Text(str(guard["warning"]), tone="bad"))
+    if guard and guard["outside"]:
+        blocks.append(
+            Text(
+                f"{guard['outside']} of {guard['images']} images lie outside the range of pixels that the "
+                "model was trained on: their scores mean little.",
+                tone="warn",
+            )
+        )
     return Section("drift", "Has the pool moved?", "", blocks)
 
 
@@ -212,7 +219,7 @@ def _novelty(contents: Contents) -> list[Block]:
         rows += [(row, "held_out_classes") for row in known]
     if not rows:
         return [*blocks, Missing("Nothing unknown has been shown to the model.", "segcurate assess")]
-    words = "How well each measure separates strange pixels or images from ordinary ones: out-of-distribution AUROC."
+    words = "How well each measure tells strange pixels or images from ordinary ones."
     if held_out:
         words += (
             f" The held-out classes ({', '.join(held_out['classes'])}) were void in the training of "
@@ -293,10 +300,10 @@ def _drift_tables(found: Document) -> list[Block]:
 
 
 def _against(reference: Document) -> str:
-    what = {"last_run": "the last run", "calibration": "the calibration images"}.get(
+    what = {"last_run": "images scored before", "calibration": "calibration images"}.get(
         reference["against"], str(reference["against"])
     )
-    return f"{what} ({reference['images']} images)"
+    return f"{reference['images']} {what}"
 
 
 def _short(value: float) -> str:

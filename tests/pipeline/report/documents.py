@@ -1,0 +1,383 @@
+"""Stored documents of the shape that the assessing steps write, with made-up numbers, and a whole page's
+contents."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.metrics import Estimate
+from pipeline.report.blocks import Gallery
+from pipeline.report.contents import (
+    Ancestor,
+    Calibrated,
+    Contents,
+    Item,
+    QueueFacts,
+    Risks,
+    Standing,
+)
+from pipeline.report.curves import RiskCurve, RoundPoint
+from pipeline.report.gallery import GalleryRow
+from pipeline.report.pictures import LAYERS, draw_tiles
+from pipeline.report.reliability import Reliability
+
+HOSTILE = "<script>alert('x')</script>"
+NAMES = ["sky", HOSTILE, "road & kerb", "car"]
+COLORS = np.array([[128, 128, 128], [128, 0, 0], [128, 64, 128], [64, 0, 128]], dtype=np.uint8)
+SAMPLERS = ("none", "mc_dropout", "tta")
+MEASURES = ("entropy", "least_confidence", "energy")
+
+
+def number(value: float | None, reach: float = 0.02) -> dict[str, float | None]:
+    if value is None:
+        return {"value": None, "low": None, "high": None}
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+def quality_document() -> dict[str, Any]:
+    samplers = [(s, [*MEASURES, *(["mutual_information"] if s != "none" else [])]) for s in SAMPLERS]
+    parts = ["all", "boundary", "interior", *(f"class:{name}" for name in NAMES)]
+    metrics = {
+        "auroc": 0.9,
+        "aupr": 0.4,
+        "fpr95": 0.3,
+        "aurc": 0.02,
+        "e_aurc": 0.01,
+        "augrc": 0.01,
+        "pavpu": 0.8,
+    }
+    return {
+        "split": "test",
+        "images": 60,
+        "blocks": 12,
+        "confidence": 0.95,
+        "boundary_pixels": 3,
+        "detection": [
+            {"sampler": s, "measure": m, "part": part, "metric": metric}
+            | number(value - 0.005 * p - 0.01 * i)
+            for s, measures in samplers
+            for i, m in enumerate(measures)
+            for p, part in enumerate(parts)
+            for metric, value in metrics.items()
+        ],
+        "regions": [
+            {"sampler": s, "measure": m, "kind": kind, "metric": "spearman", "n": 900}
+            | number(0.7 - 0.05 * i, 0.04)
+            for s, measures in samplers
+            for m in measures
+            for i, kind in enumerate(("grid", "superpixel", "segment"))
+        ],
+        "reliability": [
+            {
+                "sampler": s,
+                "calibrated": calibrated,
+                "part": part,
+                "bins": [
+                    {
+                        "confidence": c,
+                        "accuracy": c - (0.02 if calibrated else 0.08),
+                        "low": c - 0.14,
+                        "high": c,
+                        "share": 0.2,
+                    }
+                    for c in (0.3, 0.5, 0.7, 0.9, 0.99)
+                ],
+                "ece": number(0.02 if calibrated else 0.08, 0.01),
+                "ece_noise": 0.004,
+            }
+            for s in SAMPLERS
+            for part in parts
+            for calibrated in (False, True)
+        ],
+        "frequency": [
+            {
+                "sampler": s,
+                "groups": [
+                    {
+                        "share": 0.5,
+                        "predicted": [0.7, 0.2, 0.1, 0.0],
+                        "empirical": [0.68, 0.27, 0.05, 0.0],
+                        "low": [0.6, 0.22, 0.01, None],
+                        "high": [0.8, 0.3, 0.12, None],
+                        "inside": False,
+                    }
+                ],
+                "covered": number(0.75),
+            }
+            for s in SAMPLERS
+        ],
+        "novelty": [
+            {"sampler": s, "measure": m, "source": source} | number(0.75)
+            for s, measures in samplers
+            for m in measures
+            for source in ("noise", "shuffled_patches")
+        ],
+        "gate": {
+            "measure": "mutual_information",
+            "sampler": "mc_dropout",
+            "source": "shuffled_patches",
+            "value": 0.62,
+            "low": 0.55,
+            "high": 0.7,
+            "threshold": 0.6,
+            "passed": False,
+        },
+    }
+
+
+def stress_document() -> dict[str, Any]:
+    kinds = {
+        "magnify": [(1.0, "×1"), (4.0, "×4"), (16.0, "×16")],
+        "fgsm": [(0.0, "none"), (4.0, "4/255")],
+        "noise": [(1.0, "uniform"), (2.0, "gaussian")],
+    }
+    metrics = {
+        "accuracy": 0.9,
+        "confidence": 0.93,
+        "entropy": 0.1,
+        "mutual_information": 0.01,
+        "energy": -7.0,
+    }
+    return {
+        "images": 20,
+        "split": "test",
+        "confidence": 0.95,
+        "rows": [
+            {"kind": kind, "strength": strength, "label": label, "metric": metric}
+            | number(
+                None if kind == "noise" and metric == "accuracy" else value * (1 - 0.1 * index),
+                abs(value) / 20,
+            )
+            for kind, steps in kinds.items()
+            for index, (strength, label) in enumerate(steps)
+            for metric, value in metrics.items()
+        ],
+        "verdicts": [
+            {"kind": "magnify", "ok": True, "text": "Confidence falls with accuracy."},
+            {"kind": "noise", "ok": False, "text": "Noise is taken for <b>sky</b>."},
+        ],
+    }
+
+
+def novelty_document() -> dict[str, Any]:
+    edges = np.linspace(0, 1, 11).tolist()
+    return {
+        "confidence": {
+            "edges": edges,
+            "held_out": [1, 1, 2, 3, 4, 6, 9, 14, 30, 60],
+            "pool": [2, 2, 3, 4, 5, 7, 10, 15, 28, 54],
+            "difference": number(-0.03, 0.01),
+        },
+        "neighbours": {
+            "edges": edges,
+            "held_out": [9, 5, 3, 1, 0, 0, 0, 0, 0, 0],
+            "pool": [4, 5, 4, 3, 2, 1, 0, 0, 0, 0],
+            "difference": number(0.1, 0.03),
+        },
+        "held_out_classes": {
+            "classes": ["car", HOSTILE],
+            "model": "r01-without",
+            "images": 60,
+            "blocks": 12,
+            "rows": [
+                {"sampler": "mc_dropout", "measure": m, "metric": metric} | number(0.8)
+                for m in ("entropy", "mutual_information")
+                for metric in ("auroc", "aupr", "fpr95")
+            ],
+        },
+    }
+
+
+def scoring_document() -> dict[str, Any]:
+    return {
+        "reordering": {"spearman": 0.998, "top_overlap": 0.97, "regions": 9000, "images": 200},
+        "drift": {
+            "warning": f"The new images differ most of all in {HOSTILE}.",
+            "references": [
+                {
+                    "against": "last_run",
+                    "run_id": 1,
+                    "images": 100,
+                    "measures": [{"measure": "entropy", "distance": 0.3, "p": 0.0004, "drifted": True}],
+                },
+                {"against": "calibration", "run_id": None, "images": 40, "measures": []},
+            ],
+            "images": [
+                {
+                    "image_id": 3,
+                    "uri": f"night/{HOSTILE}.png",
+                    "measure": "entropy",
+                    "value": 0.7,
+                    "percentile": 99.5,
+                }
+            ],
+        },
+    }
+
+
+def calibration_document() -> dict[str, Any]:
+    def row(name: str, nll: float) -> dict[str, Any]:
+        return {
+            "name": name,
+            "nll": number(nll),
+            "ece": number(nll / 5),
+            "brier": number(nll / 2),
+            "labels_changed": 0.001,
+            "parameters": {},
+        }
+
+    return {
+        "source": "calibration",
+        "images": 40,
+        "pixels": 80_000,
+        "calibrators": [row("identity", 0.5), row("temperature", 0.4), row("vector", 0.39)],
+        "chosen": "temperature",
+        "auto": "temperature",
+    }
+
+
+def reliability(ece: float) -> Reliability:
+    edges = np.linspace(0, 1, 6)
+    middle = (edges[:-1] + edges[1:]) / 2
+    return Reliability(
+        edges=edges,
+        pixels=np.array([10.0, 30, 60, 200, 700]),
+        confidence=middle,
+        accuracy=middle - ece,
+        low=middle - ece - 0.04,
+        high=middle - ece + 0.04,
+        ece=Estimate(ece, ece - 0.01, ece + 0.01),
+    )
+
+
+def point(number: int) -> RoundPoint:
+    value = 0.5 + 0.08 * number
+    around = Estimate(value, value - 0.03, value + 0.02)
+    unknown = Estimate(math.nan, math.nan, math.nan)
+    return RoundPoint(
+        number=number,
+        labeled_share=0.01 * number,
+        labeled_regions=20 * number,
+        mean_iou=around,
+        class_iou=(around, unknown, around, around),
+        ece_before=Estimate(0.08, 0.06, 0.1),
+        ece_after=Estimate(0.02, 0.01, 0.03),
+        promoted=number != 2,
+    )
+
+
+def gallery(name: str = "over-round-01") -> Gallery:
+    y, x = np.mgrid[:60, :90].astype(np.float32)
+    rows = []
+    for index in range(3):
+        label = np.full((60, 90), 255, dtype=np.uint8)
+        label[10:30, 20:50] = 2
+        rows.append(
+            GalleryRow(
+                image=np.repeat((2 * x).astype(np.uint8)[..., None], 3, axis=2),
+                box=(20, 10, 30, 20),
+                prediction=(x > 40).astype(np.uint8),
+                entropy=x / 90,
+                mutual_information=y / 600,
+                label=label if index == 0 else None,
+                heading=f"{index + 1}. {HOSTILE}.png",
+                reason=f"mostly {HOSTILE}, on a boundary",
+            )
+        )
+    tiles, scales = draw_tiles(rows, tags=[("mostly sky", "queued")] * 3, colors=COLORS)
+    classes = [(f"c{index}", name) for index, name in enumerate(NAMES)]
+    return Gallery(name=name, tiles=tiles, layers=LAYERS, scales=scales, classes=classes)
+
+
+def full_contents() -> Contents:
+    """Every section with data."""
+    coverage = np.linspace(0.1, 1, 10)
+    risk = RiskCurve(risk=coverage**3 / 10, low=coverage**3 / 12, high=coverage**3 / 8)
+    return Contents(
+        project=f"CamVid {HOSTILE}",
+        written_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        class_names=NAMES,
+        class_colors=COLORS,
+        model="r03",
+        split="test",
+        sampler="mc_dropout",
+        standing=Standing(
+            round_number=3,
+            state="import",
+            next_command="segcurate import queues/round-03",
+            reason="20 regions wait in its `masks` folder.",
+            images={"pool": 200, "test": 60, "calibration": 40, "duplicate": 2},
+            labeled_images=30,
+            labeled_regions=60,
+            labeled_share=0.031,
+            failures=2,
+            promoted="r03",
+        ),
+        points=[point(1), point(2), point(3)],
+        calibrated=[
+            Calibrated(
+                sampler="mc_dropout",
+                calibrator="temperature",
+                confidence_name="probability",
+                report=calibration_document(),
+                warning=None,
+                before=reliability(0.08),
+                after=reliability(0.02),
+            )
+        ],
+        risks=Risks(coverage, {"entropy": risk, "energy": risk}),
+        quality=quality_document(),
+        stress=stress_document(),
+        novelty=novelty_document(),
+        scoring=scoring_document(),
+        galleries=[("Round 3: waiting for labels", gallery())],
+        disagreeing=gallery("over-disagreeing"),
+        queue=QueueFacts(
+            name="round-03",
+            strategy="stratified",
+            unit="region",
+            measure="entropy",
+            by_class={"sky": 8, HOSTILE: 2},
+            by_slice={"selected": 9, "audit": 1},
+            by_group={f"sequence {index}": 20 - index for index in range(15)},
+            by_status={"queued": 10},
+            first=[Item(1, f"{HOSTILE}.png", HOSTILE, "selected", "queued", 0.7, f"mostly {HOSTILE}")],
+        ),
+        lineage=[
+            Ancestor(
+                name="r03",
+                round_number=3,
+                status="promoted",
+                parent=None,
+                labels=30,
+                seed=0,
+                iterations=800,
+                config_hash="ab" * 32,
+                labels_hash="cd" * 32,
+                checkpoint=".segcurate/models/r03",
+                checkpoint_sha256="ef" * 32,
+                decision="r03 is promoted.",
+                created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            )
+        ],
+    )
+
+
+def empty_contents() -> Contents:
+    """A project that has only just been measured: no section but the first has data."""
+    full = full_contents()
+    return Contents(
+        project="empty",
+        written_at=full.written_at,
+        class_names=NAMES,
+        class_colors=COLORS,
+        model="r01",
+        split="test",
+        sampler="mc_dropout",
+        standing=full.standing,
+        points=[],
+    )

@@ -1,0 +1,161 @@
+"""The page is drawn from plain contents; what it says is read back from its HTML."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.report.page import class_colors, render_page
+from tests.pipeline.report.documents import (
+    COLORS,
+    HOSTILE,
+    empty_contents,
+    full_contents,
+    quality_document,
+)
+
+OUTSIDE = ("http://", "https://", "//cdn", "@import", "url(")
+
+
+class Outline(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "span", "dd", "p"):
+            self.words.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def full() -> str:
+    return render_page(full_contents())
+
+
+def test_the_page_needs_no_other_file(full: str) -> None:
+    assert not any(word in full for word in OUTSIDE)
+    outline = Outline(full)
+    sources = [attrs["src"] for tag, attrs in outline.tags if "src" in attrs]
+    assert sources
+    assert all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
+    assert outline.count("link") == 0
+
+
+def test_a_script_in_a_name_is_text(full: str) -> None:
+    outline = Outline(full)
+    assert outline.count("script") == 1
+    assert "<script>alert" not in full
+    assert HOSTILE in outline.text
+    assert "Noise is taken for <b>sky</b>." in outline.text
+    assert outline.count("b") == sum(
+        tag == "b" and attrs.get("class") == "handle" for tag, attrs in outline.tags
+    )
+
+
+def test_only_the_page_s_own_script_may_run(full: str) -> None:
+    policy = next(str(attrs["content"]) for _, attrs in Outline(full).tags if "http-equiv" in attrs)
+    assert "default-src 'none'" in policy
+    assert re.search(r"script-src 'sha256-[A-Za-z0-9+/]{43}='$", policy)
+
+
+def test_every_section_has_its_heading_and_its_link(full: str) -> None:
+    outline = Outline(full)
+    ids = [attrs["id"] for tag, attrs in outline.tags if tag == "section"]
+    links = [str(attrs["href"]).removeprefix("#") for tag, attrs in outline.tags if tag == "a"]
+    assert ids == [
+        "standing",
+        "learning",
+        "calibration",
+        "quality",
+        "stress",
+        "drift",
+        "gallery",
+        "queue",
+        "lineage",
+    ]
+    assert set(ids) <= set(links)
+    assert outline.count("h1") == 1
+    assert outline.count("h2") == len(ids)
+
+
+def test_numbers_come_with_their_interval(full: str) -> None:
+    text = Outline(full).text
+    assert "0.740 [0.710, 0.760]" in text  # mIoU of round 3
+    assert "MC dropout entropy 0.900 [0.880, 0.920]" in text
+    assert "temperature in use, best allowed 0.400 [0.380, 0.420]" in text
+
+
+def test_what_is_missing_names_the_command_that_makes_it() -> None:
+    text = Outline(render_page(empty_contents())).text
+    for command in ("assess", "stress", "novelty", "select", "calibrate", "evaluate"):
+        assert f"segcurate {command}" in text
+    assert "NaN" not in text
+    assert "nan" not in re.findall(r"[a-z]+", text)
+
+
+def test_no_mark_stands_where_a_number_is_not_defined(full: str) -> None:
+    places = re.findall(r'(?:points|cx|cy|d|x|y|width|height)="([^"]*)"', full)
+    assert not any("nan" in place or "inf" in place for place in places)
+
+
+def test_a_closed_gate_says_what_is_refused(full: str) -> None:
+    assert "The gate is closed: mutual information of MC dropout" in Outline(full).text
+    document = quality_document()
+    document["gate"] |= {"low": 0.7, "passed": True}
+    opened = Outline(render_page(replace(full_contents(), quality=document))).text
+    assert "The gate is open" in opened
+    assert "refuses" not in opened
+
+
+def test_confidence_is_called_a_probability_only_after_a_passing_report(full: str) -> None:
+    assert "probability of the prediction" in Outline(full).text
+    contents = full_contents()
+    refused = [replace(one, confidence_name="softmax score") for one in contents.calibrated]
+    text = Outline(render_page(replace(contents, calibrated=refused))).text
+    assert "probability of the prediction" not in text
+    assert "read its output as a softmax score" in text
+
+
+def test_the_best_number_of_a_column_is_bold_and_lower_is_better_for_risk() -> None:
+    document = quality_document()
+    for row in document["detection"]:
+        if row["metric"] == "aurc":
+            row["value"] = 0.001 if (row["sampler"], row["measure"]) == ("tta", "energy") else 0.5
+    page = render_page(replace(full_contents(), quality=document))
+    table = page[page.index("the best of each column in bold") :]
+    best = re.findall(r"<tr.*?</tr>", table[: table.index("</table>")], flags=re.S)
+    row = next(one for one in best if "TTA" in one and ">energy" in one)
+    assert re.search(r'class="number strong">0\.001', row)
+
+
+def test_a_class_is_drawn_in_a_colour_that_can_be_read_on_both_pages() -> None:
+    rules = class_colors(COLORS)
+    assert "--area:#800000" in rules
+    darker, lighter = re.search(r"\.c3\{--area:#400080;--light:(#\w+);--dark:(#\w+);", rules).groups()  # type: ignore[union-attr]
+    assert sum(int(darker[i : i + 2], 16) for i in (1, 3, 5)) < sum(
+        int(lighter[i : i + 2], 16) for i in (1, 3, 5)
+    )
+
+
+def test_a_page_of_eight_regions_a_gallery_stays_small(full: str) -> None:
+    assert len(full) < 2_000_000
