@@ -11,6 +11,7 @@ from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import labels as queries
 from db.queries import queues
+from db.tables import QueueItem
 from pipeline.config import Project
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import DataError
@@ -38,7 +39,7 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
             f"{folder} is not an exported folder.", "Name the folder that `segcurate export` wrote."
         )
     entries = [entry for entry in read_manifest(delivery.manifest) if isinstance(entry, ManifestImage)]
-    boxes: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
+    items: dict[int, list[QueueItem]] = defaultdict(list)
     with database.session(write=False) as session:
         queue = queues.queue_by_name(session, entries[0].queue) if entries else None
         if queue is None:
@@ -46,7 +47,7 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
         regions = queries.queued_regions(session, queue_id=queue.id)
     images = {image.id: image for _, image in regions}
     for item, image in regions:
-        boxes[image.id].append((item.x, item.y, item.w, item.h))
+        items[image.id].append(item)
     codec, label_map = MaskCodec.from_config(project.config.data), LabelMap(project.config.data)
     failures: list[tuple[str, str]] = []
     painted = 0
@@ -59,9 +60,11 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
         except DataError as error:
             failures.append((image.mask_uri, str(error)))
             continue
-        mask = only_inside(known, np.array(boxes[image.id], dtype=np.int32))
+        asked = items[image.id]
+        boxes = np.array([(item.x, item.y, item.w, item.h) for item in asked], dtype=np.int32)
+        mask = only_inside(known, boxes, [item.outline for item in asked])
         label_map.write(delivery.masks / f"{Path(entry.mask).stem}.png", mask)
-        painted += len(boxes[image.id])
+        painted += len(asked)
     with database.session() as session:
         image_queries.clear_failures(session, "annotate")
         image_queries.record_failures(session, "annotate", failures)

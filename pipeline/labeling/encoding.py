@@ -7,6 +7,7 @@ class ids that the project's `data.classes` gave, or the colours of the label ma
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.data.images import is_palette, probe_image, read_pixels
 from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
+from pipeline.uncertainty.outlines import decode_outline, paint_regions
 
 MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
 """Formats that keep every pixel as it was painted."""
@@ -128,38 +130,48 @@ class LabelMap:
             return error
 
 
-def only_inside(mask: Mask, boxes: npt.NDArray[np.int32]) -> Mask:
-    """A copy of a mask that says nothing outside of boxes [R, 4].
+def only_inside(
+    mask: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None] | None = None
+) -> Mask:
+    """A copy of a mask that says nothing outside of regions: boxes [R, 4], and R outlines for those that do
+    not fill theirs.
 
     >>> only_inside(np.zeros((1, 4), np.uint8), np.array([[1, 0, 2, 1]], np.int32)).tolist()
     [[255, 0, 0, 255]]
     """
-    kept = np.full_like(mask, IGNORE)
-    for x, y, w, h in boxes.tolist():
-        kept[y : y + h, x : x + w] = mask[y : y + h, x : x + w]
-    return kept
+    inside = np.zeros(mask.shape, dtype=bool)
+    paint_regions(inside, boxes, [None] * len(boxes) if outlines is None else outlines)
+    return np.where(inside, mask, np.uint8(IGNORE))
 
 
-def painted_shares(mask: Mask, boxes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Share [R] of each box's pixels that have a class.
+def painted_shares(
+    mask: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None] | None = None
+) -> npt.NDArray[np.float64]:
+    """Share [R] of each region's pixels that have a class.
 
     >>> painted_shares(np.array([[0, 255, 1, 1]], np.uint8), np.array([[0, 0, 2, 1], [2, 0, 2, 1]])).tolist()
     [0.5, 1.0]
     """
     painted = mask != IGNORE
-    return np.array([painted[y : y + h, x : x + w].mean() for x, y, w, h in boxes.tolist()])
+    shares = [
+        painted[y : y + h, x : x + w][decode_outline(outline, width=w, height=h)].mean()
+        for (x, y, w, h), outline in zip(boxes.tolist(), outlines or [None] * len(boxes), strict=True)
+    ]
+    return np.array(shares)
 
 
-def is_whole_image(mask: Mask, boxes: npt.NDArray[np.int32]) -> bool:
-    """Whether a mask labels the image, and not only its queued boxes [R, 4].
+def is_whole_image(
+    mask: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None] | None = None
+) -> bool:
+    """Whether a mask labels the image, and not only its queued regions.
 
     >>> is_whole_image(np.array([[0, 0, 255, 255]], np.uint8), np.array([[0, 0, 2, 1]], np.int32))
     False
     """
-    outside = only_inside(np.zeros_like(mask), boxes) == IGNORE
+    outside = only_inside(np.zeros_like(mask), boxes, outlines) == IGNORE
     if not outside.any():
         return True
-    covered = bool((painted_shares(mask, boxes) >= COVERED).all())
+    covered = bool((painted_shares(mask, boxes, outlines) >= COVERED).all())
     return covered and bool((mask[outside] != IGNORE).mean() >= COVERED)
 
 

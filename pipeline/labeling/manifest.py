@@ -25,6 +25,15 @@ LABEL_MAP = "labelmap.json"
 README = "README.md"
 IMAGES, PREMASKS, OVERLAYS, MASKS = "images", "premasks", "overlays", "masks"
 
+_OUTLINES = f"""
+## Regions that are no rectangles
+
+The overlay shows their borders, and the proposals end there; what is painted outside of them is taken too.
+For a program, `{MANIFEST}` says which pixels of its box a region holds: `polygons` are its outer borders,
+lists of x, y in pixels of the image; `outline` is exact, the `counts` of a COCO run-length encoding whose
+`size` is [h, w] of the box. `pycocotools.mask.decode({{"size": [h, w], "counts": outline}})` is the mask to
+put at x, y. Both are empty where a region fills its box.
+"""
 _LONGEST_LINE = 1 << 26
 _LONGEST_STEM = 60
 
@@ -40,7 +49,7 @@ PathInside = Annotated[str, AfterValidator(_stays_inside)]
 
 
 class ManifestRegion(BaseModel):
-    """A queue item: its box in pixels of the upright image, and why it was picked."""
+    """A queue item: its box and shape in pixels of the upright image, and why it was picked."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -50,6 +59,10 @@ class ManifestRegion(BaseModel):
     y: int
     w: int
     h: int
+    outline: str | None = None
+    """Which pixels of the box the region holds, in COCO's compressed run-length encoding; None for all."""
+    polygons: list[list[tuple[int, int]]] = []
+    """The outer borders of a region with an outline, a list of x, y for each part."""
     measure: str | None = None
     score: float | None = None
     predicted_class: str | None = None
@@ -141,9 +154,9 @@ def _explain(error: ValidationError) -> str:
 
 def _regions_csv(entries: Sequence[ManifestImage]) -> str:
     columns = ["rank", "image", "mask", *ManifestRegion.model_fields, "image_id", "uri"]
-    columns = list(dict.fromkeys(columns))
+    columns = [name for name in dict.fromkeys(columns) if name != "polygons"]
     rows = [
-        {**region.model_dump(), "image": entry.image, "mask": entry.mask}
+        {**region.model_dump(exclude={"polygons"}), "image": entry.image, "mask": entry.mask}
         | {"image_id": entry.image_id, "uri": entry.uri}
         for entry in entries
         for region in entry.regions
@@ -167,9 +180,9 @@ def _readme(entries: Sequence[ManifestImage], label_map: dict[str, Any]) -> str:
 The most useful first: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
 and height in pixels, from the top left of the upright image) and the reason why it was picked.
 
-1. Open an image of `{IMAGES}/`. The overlay of the same name in `{OVERLAYS}/` shows the boxes to label,
-   and where the model is unsure.
-2. Paint every pixel inside the boxes, and save the mask as a PNG of the image's size under the same name
+1. Open an image of `{IMAGES}/`. The overlay of the same name in `{OVERLAYS}/` shows the regions to
+   label, and where the model is unsure.
+2. Paint every pixel inside the regions, and save the mask as a PNG of the image's size under the same name
    in `{MASKS}/`. You may start from the model's own proposal: copy it from `{PREMASKS}/` to `{MASKS}/`,
    and correct it. Whole images are welcome too.
 3. Run `segcurate import` with this folder. Only what is in `{MASKS}/` counts, and it can be run again:
@@ -183,7 +196,7 @@ A mask's pixel values are the class ids below; or its colours are, in a palette 
 | {unpainted["id"]} | not labeled | {_hex(unpainted["color"])} |
 
 A pixel that you cannot tell stays "not labeled". A region counts as labeled once half of it is painted.
-"""
+{_OUTLINES if any(region.outline for entry in entries for region in entry.regions) else ""}"""
 
 
 def _hex(color: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from db.queries import images as image_queries
 from db.queries import labels as queries
 from db.queries import queues
 from db.queries import rounds as round_queries
-from db.queries.labels import QueuedRegion
+from db.queries.labels import LabeledRegion, QueuedRegion
 from db.tables import Image, Queue, utc_now
 from pipeline import rounds
 from pipeline.config import IGNORE, Project
@@ -90,6 +90,8 @@ class _Target:
     name: str
     item_ids: list[int]
     boxes: npt.NDArray[np.int32]
+    indices: list[int]
+    outlines: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,8 @@ def _targets(regions: Sequence[QueuedRegion]) -> dict[int, _Target]:
             boxes=np.array(
                 [(item.x, item.y, item.w, item.h) for item, _ in of_image], dtype=np.int32
             ).reshape(-1, 4),
+            indices=[item.region_index for item, _ in of_image],
+            outlines=[item.outline for item, _ in of_image],
         )
         for image_id, of_image in grouped.items()
     }
@@ -311,8 +315,8 @@ def _read_mask(
         mask_sha256=sha256,
         labeled_pixels=int(np.count_nonzero(mask != IGNORE)),
         painted_at=path.stat().st_mtime,
-        covered=(painted_shares(mask, target.boxes) >= COVERED) | looked_at_all,
-        whole_image=is_whole_image(mask, target.boxes),
+        covered=(painted_shares(mask, target.boxes, target.outlines) >= COVERED) | looked_at_all,
+        whole_image=is_whole_image(mask, target.boxes, target.outlines),
     )
 
 
@@ -325,11 +329,11 @@ def _record(
     source: str,
     report: ImportReport,
 ) -> None:
-    """Write one mask down: its label, the boxes that it covers, and what became of its queue items."""
+    """Write one mask down: its label, the regions that it covers, and what became of its queue items."""
     target, covered = annotation.target, annotation.covered
     if annotation.labeled_pixels:
         image = target.image
-        whole = [(0, 0, image.width, image.height)]
+        whole = [LabeledRegion(0, 0, image.width, image.height)]
         label = queries.record_label(
             session,
             image_id=image.id,
@@ -340,7 +344,7 @@ def _record(
             source=source,
             annotator=annotator,
             labeled_at=_labeled_at(annotation.painted_at, queue),
-            boxes=whole if annotation.whole_image else [(x, y, w, h) for x, y, w, h in target.boxes[covered]],
+            regions=whole if annotation.whole_image else _covered(annotation),
         )
         if label is None:
             report.unchanged += 1
@@ -351,6 +355,17 @@ def _record(
     for status, chosen in (("labeled", covered), (left, ~covered)):
         ids = [item_id for item_id, this in zip(target.item_ids, chosen, strict=True) if this]
         queries.set_status(session, item_ids=ids, status=status)
+
+
+def _covered(annotation: _Annotation) -> list[LabeledRegion]:
+    target = annotation.target
+    return [
+        LabeledRegion(*box, region_index=0 if outline is None else index, outline=outline)
+        for box, index, outline, covered in zip(
+            target.boxes.tolist(), target.indices, target.outlines, annotation.covered.tolist(), strict=True
+        )
+        if covered
+    ]
 
 
 def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport) -> None:

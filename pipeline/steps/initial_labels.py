@@ -7,33 +7,32 @@ taken up again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import images as queries
-from db.queries.labels import record_label, set_status
+from db.queries.labels import LabeledRegion, record_label, set_status
 from db.tables import Image, Queue, QueueItem, utc_now
 from pipeline import rounds
-from pipeline.config import IGNORE, InitialSplit, Project, RegionConfig
-from pipeline.data.masks import Mask, MaskCodec, read_mask, store_mask
+from pipeline.config import IGNORE, InitialSplit, Project
+from pipeline.data.masks import MaskCodec, read_mask, store_mask
 from pipeline.errors import DataError
+from pipeline.labeling.encoding import only_inside, painted_shares
 from pipeline.progress import Progress
-from pipeline.uncertainty.regions import region_boxes
+from pipeline.steps.initial_regions import InitialRegions
+from pipeline.uncertainty.regions import Regions
 
 PAGE = 256
 """Images in a transaction."""
 
 REASON = "its mask was there when the project started"
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,13 @@ def label_initial(
     Raises:
         UserError: the labels cannot be written.
     """
+    regions_of = InitialRegions(project)
+    with ThreadPoolExecutor(workers) as threads:
+        regions_of.prepare(_pages(project, database, named=named), threads, progress)
     with database.session() as session:
-        queue, warnings = _plan(session, project, named=named)
+        queue, warnings = _plan(session, project, regions_of, named=named)
         waiting = queries.count_waiting(session, queue.id) if queue is not None else 0
+        queries.record_failures(session, "ingest", list(regions_of.unusable.items()))
     if queue is None:
         return InitialLabels(warnings=tuple(warnings))
     codec = MaskCodec.from_config(project.config.data)
@@ -106,29 +109,63 @@ def label_initial(
     return InitialLabels(images=images, regions=regions, failures=failures, warnings=tuple(warnings))
 
 
-def _plan(session: Session, project: Project, *, named: Sequence[str]) -> tuple[Queue | None, list[str]]:
+def _pages(project: Project, database: Database, *, named: Sequence[str]) -> Callable[[], Sequence[Image]]:
+    """The images whose regions are still to be planned, a page a call; none when a draw was made."""
+    spec = project.config.splits.initial
+    after_id = 0
+
+    def page() -> Sequence[Image]:
+        nonlocal after_id
+        with database.session(write=False) as session:
+            queue = queries.initial_queue(session)
+            if queue is not None and (spec.fraction is not None or spec.count is not None):
+                return []
+            queue_id = queue.id if queue is not None else -1
+            found = queries.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE)
+        after_id = found[-1].id if found else after_id
+        return found
+
+    if spec.list is None and spec.folder is None:
+        return page
+    listed = set(named)
+
+    def wanted() -> Sequence[Image]:
+        while found := page():
+            if chosen := [image for image in found if image.uri in listed]:
+                return chosen
+        return []
+
+    return wanted
+
+
+def _plan(
+    session: Session, project: Project, regions: InitialRegions, *, named: Sequence[str]
+) -> tuple[Queue | None, list[str]]:
     """The queue `initial` with an item for everything that is to be labeled. A draw is made once."""
-    spec, regions = project.config.splits.initial, _regions(project)
+    spec = project.config.splits.initial
     queue = queries.initial_queue(session)
     drawn = spec.fraction is not None or spec.count is not None
     if queue is not None and drawn:
         return queue, []
     warnings: list[str] = []
     if drawn:
-        boxes = _draw(session, spec, regions, seed=project.config.splits.seed, warnings=warnings)
+        found = _draw(session, spec, regions, seed=project.config.splits.seed, warnings=warnings)
     elif spec.list is not None or spec.folder is not None:
-        boxes = _named_boxes(session, regions, queue=queue, named=named)
+        found = _named(session, regions, queue=queue, named=named)
     else:
-        boxes = _every_box(session, regions, queue=queue)
+        found = _every(session, regions, queue=queue)
     ranks: Iterator[int] | None = None
     rows: list[dict[str, Any]] = []
-    for image_id, region_index, (x, y, w, h) in boxes:
+    for image_id, of_image, row in found:
         if queue is None:
             queue = _new_queue(session, project)
         if ranks is None:
             ranks = count(queries.next_rank(session, queue.id))
-        row = {"queue_id": queue.id, "rank": next(ranks), "image_id": image_id, "region_index": region_index}
-        rows.append({**row, "x": x, "y": y, "w": w, "h": h, "slice": "initial", "reason": REASON})
+        place = dict(zip("xywh", of_image.boxes[row].tolist(), strict=True))
+        outline = None if of_image.outlines is None else of_image.outlines[row]
+        named_by = {"queue_id": queue.id, "rank": next(ranks), "image_id": image_id}
+        shape = {"region_index": int(of_image.index[row]), "outline": outline, **place}
+        rows.append({**named_by, **shape, "slice": "initial", "reason": REASON})
         if len(rows) >= queries.PAGE:
             queries.insert_items(session, rows)
             rows = []
@@ -153,21 +190,12 @@ def _new_queue(session: Session, project: Project) -> Queue:
     return queue
 
 
-def _regions(project: Project) -> RegionConfig:
-    """The regions that `splits.initial` counts."""
-    if project.config.splits.initial.unit == "image":
-        return RegionConfig(kind="image")
-    return project.config.scoring.regions
-
-
 def _draw(
-    session: Session, spec: InitialSplit, regions: RegionConfig, *, seed: int, warnings: list[str]
-) -> Iterator[tuple[int, int, Box]]:
+    session: Session, spec: InitialSplit, regions: InitialRegions, *, seed: int, warnings: list[str]
+) -> Iterator[tuple[int, Regions, int]]:
     """Regions drawn uniformly without replacement among those of the images that have a mask."""
     pool = queries.pool_sizes(session)
-    sizes, which = np.unique(np.stack([pool.widths, pool.heights], axis=1), axis=0, return_inverse=True)
-    counts = np.array([len(region_boxes(regions, w, h)) for w, h in sizes.tolist()], dtype=np.int64)
-    per_image: npt.NDArray[np.int64] = counts[which.ravel()] if len(counts) else counts
+    per_image = regions.counts(pool)
     total = int(per_image.sum())
     masked = np.flatnonzero(pool.has_mask)
     ends = np.cumsum(per_image[masked])
@@ -179,37 +207,38 @@ def _draw(
     for pick in np.sort(generator.choice(available, size=min(wanted, available), replace=False)).tolist():
         place = int(np.searchsorted(ends, pick, side="right"))
         row = masked[place]
-        index = pick - int(ends[place] - per_image[row])
-        boxes = region_boxes(regions, int(pool.widths[row]), int(pool.heights[row]))
-        x, y, w, h = boxes[index].tolist()
-        yield int(pool.ids[row]), index, (x, y, w, h)
+        image = session.get_one(Image, int(pool.ids[row]))
+        of_image = regions.of(image)
+        if of_image is not None:
+            yield image.id, of_image, pick - int(ends[place] - per_image[row])
 
 
-def _named_boxes(
-    session: Session, regions: RegionConfig, *, queue: Queue | None, named: Sequence[str]
-) -> Iterator[tuple[int, int, Box]]:
+def _named(
+    session: Session, regions: InitialRegions, *, queue: Queue | None, named: Sequence[str]
+) -> Iterator[tuple[int, Regions, int]]:
     known = queries.images_in_queue(session, queue.id) if queue is not None else set[int]()
     for image in sorted(queries.images_by_uri(session, named).values(), key=lambda image: image.id):
         usable = image.split == "pool" and image.duplicate_of is None and image.mask_uri is not None
         if usable and image.id not in known:
-            yield from _boxes(image, regions)
+            yield from _rows(image, regions)
 
 
-def _every_box(
-    session: Session, regions: RegionConfig, *, queue: Queue | None
-) -> Iterator[tuple[int, int, Box]]:
+def _every(
+    session: Session, regions: InitialRegions, *, queue: Queue | None
+) -> Iterator[tuple[int, Regions, int]]:
     after_id = 0
     queue_id = queue.id if queue is not None else -1
     while page := queries.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE):
         after_id = page[-1].id
         for image in page:
-            yield from _boxes(image, regions)
+            yield from _rows(image, regions)
         session.expunge_all()
 
 
-def _boxes(image: Image, regions: RegionConfig) -> Iterator[tuple[int, int, Box]]:
-    for index, (x, y, w, h) in enumerate(region_boxes(regions, image.width, image.height).tolist()):
-        yield image.id, index, (x, y, w, h)
+def _rows(image: Image, regions: InitialRegions) -> Iterator[tuple[int, Regions, int]]:
+    of_image = regions.of(image)
+    if of_image is not None:
+        yield from ((image.id, of_image, row) for row in range(len(of_image)))
 
 
 def _waiting_page(database: Database, queue_id: int, *, after_id: int) -> list[tuple[Image, list[QueueItem]]]:
@@ -229,13 +258,12 @@ def _paint(project: Project, codec: MaskCodec, image: Image, items: list[QueueIt
         mask = read_mask(project.path(image.mask_uri), codec, size=(image.width, image.height))
     except DataError as error:
         return str(error)
-    painted: Mask = np.full_like(mask, IGNORE)
-    labeled: list[QueueItem] = []
-    released: list[QueueItem] = []
-    for item in items:
-        window = np.s_[item.y : item.y + item.h, item.x : item.x + item.w]
-        painted[window] = mask[window]
-        (labeled if (mask[window] != IGNORE).any() else released).append(item)
+    boxes = np.array([(item.x, item.y, item.w, item.h) for item in items], dtype=np.int32)
+    outlines = [item.outline for item in items]
+    painted = only_inside(mask, boxes, outlines)
+    known = (painted_shares(mask, boxes, outlines) > 0).tolist()
+    labeled = [item for item, holds in zip(items, known, strict=True) if holds]
+    released = [item for item, holds in zip(items, known, strict=True) if not holds]
     path, sha256 = store_mask(project.workdir / "labels", painted)
     return _Painted(
         image=image,
@@ -259,7 +287,14 @@ def _record(session: Session, queue_id: int, painted: _Painted) -> None:
             source="initial",
             annotator=None,
             labeled_at=utc_now(),
-            boxes=[(item.x, item.y, item.w, item.h) for item in painted.labeled],
+            regions=[
+                LabeledRegion(
+                    *(item.x, item.y, item.w, item.h),
+                    region_index=0 if item.outline is None else item.region_index,
+                    outline=item.outline,
+                )
+                for item in painted.labeled
+            ],
         )
     _settle(session, painted.labeled, status="labeled")
     _settle(session, painted.released, status="released")

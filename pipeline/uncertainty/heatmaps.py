@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
@@ -24,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
+from pipeline.uncertainty.outlines import decode_outline, polygons
 
 FloatMap = npt.NDArray[np.float32]
 RgbImage = npt.NDArray[np.uint8]
@@ -188,6 +190,7 @@ def overlay(
     high: float = 1.0,
     title: str = "entropy",
     names: Sequence[str] | None = None,
+    outlines: Sequence[str | None] | None = None,
 ) -> RgbImage:
     """The image under its map, with a scale below: certain pixels look as they are, uncertain ones glow.
 
@@ -198,6 +201,7 @@ def overlay(
         low, high: the values at the ends of the scale.
         title: what the scale measures.
         names: a short text for each box, such as its rank.
+        outlines: of the regions, where they do not fill their boxes.
 
     Returns:
         RGB uint8 [H + height of the scale, W, 3].
@@ -211,7 +215,7 @@ def overlay(
     color = _palette()[np.rint(value * 255).astype(np.uint8)]
     picture = _tinted(image, color, strength=value)
     if boxes is not None:
-        _outline(picture, boxes, names)
+        _outline(picture, boxes, names, outlines)
     return np.concatenate([np.asarray(picture), _scale(width, height, low=low, high=high, title=title)])
 
 
@@ -224,6 +228,7 @@ def two_colour_overlay(
     mutual_information_span: float,
     expected_entropy_span: float = EXPECTED_ENTROPY_SPAN,
     names: Sequence[str] | None = None,
+    outlines: Sequence[str | None] | None = None,
 ) -> RgbImage:
     """As `overlay`, with both halves of the uncertainty in two colours, and their legend below.
 
@@ -237,7 +242,7 @@ def two_colour_overlay(
     color = two_colour(aleatoric, epistemic, mutual_information_span=1, expected_entropy_span=1)
     picture = _tinted(image, color, strength=np.maximum(aleatoric, epistemic))
     if boxes is not None:
-        _outline(picture, boxes, names)
+        _outline(picture, boxes, names, outlines)
     legend = two_colour_legend(
         width,
         mutual_information_span=mutual_information_span,
@@ -328,22 +333,45 @@ def _unit(map: npt.NDArray[np.floating], *, low: float, high: float) -> FloatMap
     return np.clip((map.astype(np.float32) - np.float32(low)) / np.float32(span), 0, 1)
 
 
-def _outline(picture: Image.Image, boxes: npt.NDArray[np.integer], names: Sequence[str] | None) -> None:
+def _outline(
+    picture: Image.Image,
+    boxes: npt.NDArray[np.integer],
+    names: Sequence[str] | None,
+    outlines: Sequence[str | None] | None,
+) -> None:
     draw = ImageDraw.Draw(picture)
     line = max(1, round(min(picture.size) / 240))
     font = ImageFont.load_default(size=max(10, round(min(picture.size) / 26)))
     for index, (x, y, w, h) in enumerate(boxes.tolist()):
-        right, bottom = x + w - 1, y + h - 1
-        draw.rectangle((x, y, right, bottom), outline=(0, 0, 0), width=line * 2)
-        draw.rectangle(
-            (x + line // 2, y + line // 2, right - line // 2, bottom - line // 2),
-            outline=(255, 255, 255),
-            width=line,
-        )
+        outline = None if outlines is None else outlines[index]
+        if outline is None:
+            right, bottom = x + w - 1, y + h - 1
+            draw.rectangle((x, y, right, bottom), outline=(0, 0, 0), width=line * 2)
+            draw.rectangle(
+                (x + line // 2, y + line // 2, right - line // 2, bottom - line // 2),
+                outline=(255, 255, 255),
+                width=line,
+            )
+            anchor, aligned = (x + 2 * line + 1, y + 2 * line), "la"
+        else:
+            borders = polygons(outline, (x, y, w, h), holes=True)
+            for color, width in (((0, 0, 0), line * 2), ((255, 255, 255), line)):
+                for border in borders:
+                    draw.line([*border, border[0]], fill=color, width=width)
+            inside = cv2.distanceTransform(
+                np.pad(decode_outline(outline, width=w, height=h), 1).view(np.uint8), cv2.DIST_L2, 5
+            )
+            row, column = np.unravel_index(inside.argmax(), inside.shape)  # the middle of its widest part
+            anchor, aligned = (x + int(column) - 1, y + int(row) - 1), "mm"
         if names is not None:
-            anchor = (x + 2 * line + 1, y + 2 * line)
             draw.text(
-                anchor, names[index], font=font, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0)
+                anchor,
+                names[index],
+                font=font,
+                anchor=aligned,
+                fill=(255, 255, 255),
+                stroke_width=1,
+                stroke_fill=(0, 0, 0),
             )
 
 
