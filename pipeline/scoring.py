@@ -140,7 +140,10 @@ def _score_batch(
     Segments are found on the host once the device is done, so they are left to the writer's thread.
     """
     prediction = predictor.predict(batch.image_BKHW)
-    maps = {} if heatmaps is None else _heatmaps(prediction, heatmaps, image_size=batch.sizes[0])
+    maps: dict[str, Tensor] = {}
+    if heatmaps is not None:
+        class_map = predictor.calibrators.class_map
+        maps = _heatmaps(prediction, heatmaps, class_map=class_map, image_size=batch.sizes[0])
     if scoring.regions.kind == "segment":
         predicted = _predicted_classes(prediction, predictor, batch)
         return partial(_reduce_segments, prediction, predicted, batch, scoring.regions), maps
@@ -193,14 +196,14 @@ def _network_size(batch: Batch) -> tuple[int, int]:
 
 @torch.inference_mode()
 def _heatmaps(
-    prediction: Prediction, heatmaps: HeatmapConfig, *, image_size: tuple[int, int]
+    prediction: Prediction, heatmaps: HeatmapConfig, *, class_map: str, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Maps [B, H/4, W/4] by name: the wanted measures, then `probability_<class>` where asked for."""
+    """Maps [B, H/4, W/4] by name: the wanted measures, then `<class_map>_<class>` where asked for."""
     maps = prediction.measures()
     wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.measures if name in maps}
     if heatmaps.per_class:
         for index, plane in enumerate(prediction.probability.unbind(dim=1)):
-            wanted[f"probability_{index}"] = plane
+            wanted[f"{class_map}_{index}"] = plane
     size = [ceil(side / HEATMAP_SHRINK) for side in image_size]
     return {
         name: torch.nn.functional.interpolate(

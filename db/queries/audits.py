@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from db.tables import Image, Label, Model, ModelLabel, QueueItem
 
-AUDIT = "audit"
-"""Under `held_out` in a model's config: the audit regions were left out of its training."""
+HELD_OUT = "held_out"
+"""The key of a model's config that is `audit` where the audit regions were left out of its training."""
 
 
 class AuditRegion(NamedTuple):
@@ -72,7 +72,7 @@ def unseen_audit_regions(session: Session, model_id: int) -> list[AuditRegion]:
     seen: set[int] = set()
     model = session.get(Model, model_id)
     while model is not None:
-        if model.config.get("held_out") != AUDIT:
+        if model.config.get(HELD_OUT) != "audit":
             trained = select(Label.image_id).join(ModelLabel, ModelLabel.label_id == Label.id)
             seen.update(session.scalars(trained.where(ModelLabel.model_id == model.id)))
         model = session.get(Model, model.parent_id) if model.parent_id is not None else None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from db.queries.audits import AuditRegion
 from db.tables import Image, Label, Model, ModelLabel
 
 
@@ -21,13 +22,15 @@ class TrainingLabel(NamedTuple):
 
 
 class TrainingImage(NamedTuple):
-    """An image that may be trained on, and its labels in the order in which they are painted."""
+    """An image that may be trained on, and its labels in the order in which they are painted; what is held
+    out stays unlabeled."""
 
     id: int
     uri: str
     width: int
     height: int
     labels: tuple[TrainingLabel, ...]
+    held_out: tuple[AuditRegion, ...] = ()
 
 
 def training_labels(session: Session, *, every_annotator: bool = False) -> list[TrainingImage]:

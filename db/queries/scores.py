@@ -242,6 +242,36 @@ def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Unsco
     return [(Unscored(*row[:4]), row[4]) for row in session.execute(statement)]
 
 
+def images_by_id(session: Session, *, image_ids: Sequence[int]) -> list[Unscored]:
+    """Images by id, as scoring wants to see them."""
+    found: list[Unscored] = []
+    for start in range(0, len(image_ids), BATCH):
+        statement = select(Image.id, Image.uri, Image.width, Image.height).order_by(Image.id)
+        part = statement.where(Image.id.in_(image_ids[start : start + BATCH]))
+        found.extend(Unscored(*row) for row in session.execute(part))
+    return found
+
+
+def region_entropies(
+    session: Session, *, run_id: int, image_ids: Sequence[int]
+) -> dict[tuple[int, int, int, int, int, str | None], float]:
+    """Entropies of the regions of a few images, by image id, box and outline."""
+    found: dict[tuple[int, int, int, int, int, str | None], float] = {}
+    for start in range(0, len(image_ids), BATCH):
+        statement = select(
+            RegionScore.image_id,
+            RegionScore.x,
+            RegionScore.y,
+            RegionScore.w,
+            RegionScore.h,
+            RegionScore.outline,
+            RegionScore.entropy,
+        ).where(RegionScore.run_id == run_id, RegionScore.image_id.in_(image_ids[start : start + BATCH]))
+        for image_id, x, y, w, h, outline, entropy in session.execute(statement):
+            found[(image_id, x, y, w, h, outline)] = entropy
+    return found
+
+
 def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[str, str]]) -> None:
     """Say where the heat maps of images are: URIs by measure, by image id."""
     for image_id, uris in heatmaps.items():

@@ -82,7 +82,27 @@ def calibrator_from(name: str, parameters: Mapping[str, Any]) -> Calibrator:
 @dataclass(frozen=True)
 class Calibrators:
     """One calibrator for the deterministic logits, and one for stochastic samples: they are never
-    exchanged, because averaging samples softens the prediction by itself."""
+    exchanged, because averaging samples softens the prediction by itself.
+
+    Attributes:
+        passed: whether the one of the sampler in use has a report that lets its scores be called
+            probabilities.
+    """
 
     deterministic: Calibrator = field(default_factory=Identity)
     sampled: Calibrator = field(default_factory=Identity)
+    passed: bool = False
+
+    @property
+    def class_map(self) -> str:
+        """How the name of a map of one class begins: `probability` or `softmax`."""
+        return confidence_name(self.passed).partition(" ")[0]
+
+
+def confidence_name(passed: bool) -> str:
+    """What a calibrated softmax may be called, with and without a passing report.
+
+    >>> confidence_name(False), confidence_name(True)
+    ('softmax score', 'probability')
+    """
+    return "probability" if passed else "softmax score"

@@ -108,15 +108,6 @@ class Judgement:
         return self.cross_fitted and better and item.ece.high < PASSING_ECE
 
 
-def confidence_name(passed: bool) -> str:
-    """What a calibrated softmax may be called.
-
-    >>> confidence_name(False), confidence_name(True)
-    ('softmax score', 'probability')
-    """
-    return "probability" if passed else "softmax score"
-
-
 def number(estimate: Estimate) -> dict[str, float | None]:
     """An estimate as JSON; null where it is not defined."""
     values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}

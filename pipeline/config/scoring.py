@@ -73,7 +73,7 @@ class ViewsConfig(Section):
 class HeatmapConfig(Section):
     measures: list[Measure] = ["entropy"]
     per_class: bool = False
-    """Also one map a class: its calibrated probability."""
+    """Also one map a class: `probability_<class>` where the calibrator has passed, else `softmax_<class>`."""
     images: Literal["none", "top", "all"] = "top"
     """Which images get heat maps when they are scored."""
     top: Positive = 50

@@ -23,6 +23,7 @@ from pipeline.data.labels import compose_labels, compose_votes, majority, resize
 from pipeline.data.loading import network_size, resize_image
 from pipeline.data.transforms import Transforms
 from pipeline.errors import DataError
+from pipeline.uncertainty.outlines import paint_regions
 
 CACHE_BYTES = 512 * 2**20
 """Decoded images and masks that stay in memory, over all loader workers."""
@@ -32,7 +33,8 @@ CACHE_BYTES = 512 * 2**20
 class LabeledImage:
     """An image to train on and its stored masks, oldest first.
 
-    `annotators` says who painted each mask; only `training.annotators` other than `latest` asks.
+    `annotators` says who painted each mask; only `training.annotators` other than `latest` asks. `held_out`
+    are regions, a box and an outline each, whose labels are not trained on.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class LabeledImage:
     height: int
     masks: tuple[Path, ...]
     annotators: tuple[str | None, ...] = ()
+    held_out: tuple[tuple[tuple[int, int, int, int], str | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,16 @@ def read_masks(
     """
     size = image.width, image.height
     if annotators == "latest":
-        return compose_labels(image.masks, size)[None]
-    votes = compose_votes(image.masks, image.annotators, size)
-    return votes if annotators == "soft" else majority(votes)[None]
+        masks = compose_labels(image.masks, size)[None]
+    else:
+        votes = compose_votes(image.masks, image.annotators, size)
+        masks = votes if annotators == "soft" else majority(votes)[None]
+    if image.held_out:
+        boxes, outlines = zip(*image.held_out, strict=True)
+        held_out = np.zeros(masks.shape[1:], dtype=bool)
+        paint_regions(held_out, np.array(boxes), outlines)
+        masks[:, held_out] = IGNORE
+    return masks
 
 
 def _scaled(pixels: ImageArray, input_scale: float) -> npt.NDArray:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from db.queries import audits as queries
 from db.queries import images as image_queries
 from db.queries.audits import AuditRegion
+from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.config import Project
 from pipeline.data.images import ImageRef
@@ -35,6 +36,14 @@ def calibration_source(session: Session, project: Project) -> Source:
         images = image_queries.split_images(session, "calibration")
         return "calibration" if any(image.mask_uri for image in images) else "audit"
     return "audit" if configured == "audit" else "calibration"
+
+
+def without_audit(session: Session, images: Sequence[TrainingImage]) -> list[TrainingImage]:
+    """What may be trained on where the audit slices calibrate: without the labels of their regions."""
+    regions: dict[int, list[AuditRegion]] = {}
+    for region in queries.audit_regions(session):
+        regions.setdefault(region.image_id, []).append(region)
+    return [image._replace(held_out=tuple(regions.get(image.id, ()))) for image in images]
 
 
 def held_out_images(session: Session, project: Project, split: str) -> list[HeldOut]:

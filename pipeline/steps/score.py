@@ -29,6 +29,8 @@ from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.scoring import ScoredImage, score_images
 from pipeline.steps.drift import watch_drift
+from pipeline.steps.reordering import in_words as reordering_in_words
+from pipeline.steps.reordering import measure_reordering
 from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.heatmaps import write_heatmap
 from pipeline.uncertainty.predictor import Predictor
@@ -54,6 +56,8 @@ class ScoreReport:
     run_id: int
     drift: str | None = None
     """A warning, where the new images differ from what was seen before."""
+    reordering: dict[str, Any] | None = None
+    """How far calibration reorders the queue, as `scoring_run.summary` has it."""
     outliers: list[dict[str, Any]] = field(default_factory=list)
     """Images whose pixels lie far outside of what the model has seen, as `scoring_run.summary` lists them."""
 
@@ -68,6 +72,8 @@ class ScoreReport:
         ]
         if self.failed:
             said.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
+        if self.reordering is not None:
+            said.append(reordering_in_words(self.reordering))
         if self.outliers:
             said.append(
                 f"warning: the pixels of {len(self.outliers)} images lie far outside of what the model has "
@@ -118,6 +124,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
     )
     heatmaps = _top_heatmaps(project, database, predictor, card, run_id=run.id)
     drift = watch_drift(project, database, run_id=run.id, predictor=predictor, card=card)
+    reordering = measure_reordering(project, database, run_id=run.id, predictor=predictor, card=card)
     with database.session() as session:
         current = rounds.require(session, "score")
         queries.set_heatmaps(session, run_id=run.id, heatmaps=heatmaps)
@@ -130,6 +137,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         seconds=time.monotonic() - started,
         run_id=run.id,
         drift=drift["warning"] if drift else None,
+        reordering=reordering,
         outliers=writer.outliers,
     )
 
@@ -339,7 +347,8 @@ def _top_heatmaps(
         top = queries.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
     wanted = set(scoring.heatmaps.measures)
     if scoring.heatmaps.per_class:
-        wanted |= {f"probability_{index}" for index in range(len(card.class_names))}
+        prefix = predictor.calibrators.class_map
+        wanted |= {f"{prefix}_{index}" for index in range(len(card.class_names))}
     refs = [
         ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
         for row, uris in top

@@ -60,7 +60,8 @@ def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> 
         calibrator_from(stored[name].calibrator, stored[name].parameters) if name in stored else Identity()
         for name in ("none", sampler)
     )
-    return Calibrators(deterministic=deterministic, sampled=sampled)
+    passed = sampler in stored and stored[sampler].passed
+    return Calibrators(deterministic=deterministic, sampled=sampled, passed=passed)
 
 
 def open_predictor(

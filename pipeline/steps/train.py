@@ -16,6 +16,7 @@ from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import models as queries
 from db.queries import rounds as round_queries
+from db.queries.audits import HELD_OUT
 from db.queries.models import TrainingImage, TrainingLabel
 from db.tables import Model, utc_now
 from pipeline import rounds
@@ -38,6 +39,7 @@ from pipeline.model.checkpoints import (
 )
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
+from pipeline.steps.calibration_set import calibration_source, without_audit
 from pipeline.training import Trained, train_segmenter
 
 MOST_INSPECTED = 512
@@ -65,7 +67,8 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     """Train the round's model, or go on with the training that was interrupted.
 
     A run goes on from its last checkpoint when neither settings nor labels have changed; otherwise it starts
-    again. Files that cannot be read are recorded and left out.
+    again. Files that cannot be read are recorded and left out; so are audit regions where calibrators are
+    fitted on them.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -76,8 +79,13 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         latest = project.config.training.annotators == "latest"
         labeled = queries.training_labels(session, every_annotator=not latest)
         parent = round_queries.promoted_model(session) if project.config.training.warm_start else None
+        source = calibration_source(session, project)
+        if source == "audit":
+            labeled = without_audit(session, labeled)
     survey = survey_labels(project, labeled, progress=progress)
     config = what_counts(project, parent)
+    if source == "audit":
+        config[HELD_OUT] = source
     config_hash = content_hash(config)
     labels_hash = hash_labels(project, survey)
     folder = project.workdir / "models" / f"r{current.number:02d}"
@@ -221,7 +229,11 @@ def hash_labels(project: Project, survey: Survey) -> str:
     latest = project.config.training.annotators == "latest"
     return content_hash(
         [
-            [image.uri, *(label.mask_sha256 if latest else _vote(label) for label in image.labels)]
+            [
+                image.uri,
+                *(label.mask_sha256 if latest else _vote(label) for label in image.labels),
+                *(list(region) for region in image.held_out),
+            ]
             for image in survey.usable
         ]
     )
@@ -317,6 +329,7 @@ def _labeled(project: Project, image: TrainingImage) -> LabeledImage:
         height=image.height,
         masks=tuple(project.path(label.mask_uri) for label in image.labels),
         annotators=tuple(label.annotator for label in image.labels),
+        held_out=tuple(((part.x, part.y, part.w, part.h), part.outline) for part in image.held_out),
     )
 
 

@@ -285,14 +285,14 @@ def test_all_heat_maps_are_written_before_their_rows(tmp_path: Path) -> None:
         row = session.get(ImageScore, (1, 1))
         assert row is not None
         assert row.heatmaps is not None
-        names = {"entropy", "mutual_information", *(f"probability_{index}" for index in range(4))}
+        names = {"entropy", "mutual_information", *(f"softmax_{index}" for index in range(4))}
         assert set(row.heatmaps) == names
     maps = {name: read_heatmap(project.path(uri)) for name, uri in row.heatmaps.items()}
     assert maps["entropy"].values.shape == (13, 18)
     assert (maps["entropy"].low, maps["entropy"].high) == (0, 1)
     assert maps["entropy"].values.std() > 0
     assert 0 < maps["mutual_information"].high < 1
-    total = sum(maps[f"probability_{index}"].values for index in range(4))
+    total = sum(maps[f"softmax_{index}"].values for index in range(4))
     assert np.abs(total - 1).max() < 0.01
 
 
