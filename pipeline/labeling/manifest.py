@@ -175,16 +175,20 @@ def _readme(entries: Sequence[ManifestImage], label_map: dict[str, Any]) -> str:
         for item in label_map["classes"]
     )
     unpainted = label_map["not_labeled"]
+    review = entries[0].regions[0].slice == "review"
+    shown = "what of the label the model doubts" if review else "where the model is unsure"
+    start = "the label as it is now" if review else "the model's own proposal"
+    leave = ", or leave it as it is where it is right" if review else ""
     return f"""# {entries[0].queue}: {regions} regions in {len(entries)} images
 
 The most useful first: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
 and height in pixels, from the top left of the upright image) and the reason why it was picked.
 
 1. Open an image of `{IMAGES}/`. The overlay of the same name in `{OVERLAYS}/` shows the regions to
-   label, and where the model is unsure.
+   label, and {shown}.
 2. Paint every pixel inside the regions, and save the mask as a PNG of the image's size under the same name
-   in `{MASKS}/`. You may start from the model's own proposal: copy it from `{PREMASKS}/` to `{MASKS}/`,
-   and correct it. Whole images are welcome too.
+   in `{MASKS}/`. You may start from {start}: copy it from `{PREMASKS}/` to `{MASKS}/`,
+   and correct it{leave}. Whole images are welcome too.
 3. Run `segcurate import` with this folder. Only what is in `{MASKS}/` counts, and it can be run again:
    a corrected mask replaces the one before it.
 

@@ -1,0 +1,253 @@
+"""Labels that the model doubts: planted errors are found, looked at, and come back corrected."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image as PillowImage
+from sqlalchemy import select, update
+
+from db.engine import Database
+from db.queries import models as model_queries
+from db.queries import queues
+from db.queries import rounds as round_queries
+from db.queries.labels import LabeledRegion, record_label
+from db.tables import Image, Model, Queue, QueueItem, Round, utc_now
+from pipeline.config import Project, ProjectConfig
+from pipeline.data.labels import compose_labels
+from pipeline.data.masks import store_mask
+from pipeline.errors import UserError
+from pipeline.steps.export import export
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.review import review
+from tests.pipeline.evaluation.small_project import (
+    CLASSES,
+    HEIGHT,
+    WIDTH,
+    add_images,
+    add_model,
+    make_project,
+    make_segmenter,
+)
+
+CELL = 16
+COLUMNS = WIDTH // CELL
+IMAGES = 10
+PLANTED = [(image, cell) for image in range(IMAGES) for cell in (7 + image, 15)][:14]
+"""Images, and cells of them, whose label is wrong."""
+
+
+@dataclass
+class Labeled:
+    """A project in which a model serves, some labels of which are wrong."""
+
+    project: Project
+    database: Database
+    image_ids: list[int]
+    truth: list[npt.NDArray[np.uint8]]
+
+    def planted(self) -> set[tuple[int, int]]:
+        return {(self.image_ids[image], cell) for image, cell in PLANTED}
+
+    def in_force(self) -> list[npt.NDArray[np.uint8]]:
+        """The labels as training would see them."""
+        with self.database.session(write=False) as session:
+            images = model_queries.training_labels(session)
+        return [
+            compose_labels([self.project.path(label.mask_uri) for label in image.labels], (WIDTH, HEIGHT))
+            for image in images
+        ]
+
+    def state(self) -> tuple[str, int]:
+        with self.database.session(write=False) as session:
+            current = round_queries.current_round(session)
+            assert current is not None
+            return current.state, len(round_queries.list_rounds(session))
+
+    def items(self, name: str) -> list[QueueItem]:
+        with self.database.session(write=False) as session:
+            queue = queues.queue_by_name(session, name)
+            assert queue is not None
+            return list(queues.queue_items(session, queue.id))
+
+
+def part(cell: int) -> tuple[slice, slice]:
+    y, x = divmod(cell, COLUMNS)
+    return slice(y * CELL, (y + 1) * CELL), slice(x * CELL, (x + 1) * CELL)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
+    """Made once: each test gets a copy."""
+    root = tmp_path_factory.mktemp("labeled")
+    project, database = make_project(root)
+    document = project.config.model_dump()
+    document["scoring"]["regions"] = {"kind": "grid", "cell": CELL}
+    project = Project(config=ProjectConfig(**document), root=root)
+    add_images(project, database, "pool", IMAGES)
+    add_model(project, database, make_segmenter(project))
+    with database.session() as session:
+        session.execute(update(Model).values(status="promoted"))
+        session.execute(update(Round).values(state="select"))
+        images = session.scalars(select(Image).order_by(Image.id)).all()
+        for image in images:
+            image.sha256 = hashlib.sha256((root / image.uri).read_bytes()).hexdigest()
+        queue = Queue(name="initial", kind="initial", strategy="initial", unit="image", seed=0, spec={})
+        session.add(queue)
+        session.flush()
+        truth: list[npt.NDArray[np.uint8]] = []
+        for place, image in enumerate(images):
+            mask = np.asarray(PillowImage.open(project.root / f"masks/pool_{place}.png")).copy()
+            truth.append(mask.copy())
+            for cell in (cell for planted, cell in PLANTED if planted == place):
+                window = mask[part(cell)]
+                window[window != 255] = (window[window != 255] + 1) % len(CLASSES)
+            path, digest = store_mask(project.workdir / "labels", mask)
+            record_label(
+                session,
+                image_id=image.id,
+                queue_id=queue.id,
+                mask_uri=project.uri(path),
+                mask_sha256=digest,
+                labeled_pixels=int((mask != 255).sum()),
+                source="initial",
+                annotator=None,
+                labeled_at=utc_now(),
+                regions=[LabeledRegion(0, 0, WIDTH, HEIGHT)],
+            )
+        ids = [image.id for image in images]
+    database.close()
+    return Labeled(project, database, ids, truth)
+
+
+@pytest.fixture
+def labeled(template: Labeled, tmp_path: Path) -> Labeled:
+    shutil.copytree(template.project.root, tmp_path, dirs_exist_ok=True)
+    project = Project(config=template.project.config, root=tmp_path)
+    return Labeled(project, Database(f"sqlite:///{tmp_path}/store.db"), template.image_ids, template.truth)
+
+
+def test_planted_errors_are_found_far_more_often_than_by_chance_and_named(labeled: Labeled) -> None:
+    report = review(labeled.project, labeled.database, budget=len(PLANTED))
+    found = [(item.image_id, item.region_index) for item in report.items]
+    chance = len(PLANTED) / (IMAGES * 24)
+    precision = sum(place in labeled.planted() for place in found) / len(found)
+    assert precision > 6 * chance  # with a small head on a random encoder
+    first = report.items[0]
+    label, said = (CLASSES[index] for index in (first.label, first.said))
+    stored = labeled.items("review-01")
+    assert [(item.image_id, item.region_index) for item in stored] == found
+    assert stored[0].reason.startswith(f"labeled {label}, the model says {said} with ")
+    assert stored[0].reason.endswith(" of the region")
+    assert {item.slice for item in stored} == {"review"}
+    assert [item.score for item in stored] == sorted((item.score or 0 for item in stored), reverse=True)
+    words = list(report.lines())
+    assert "doubts the labels of" in words[0]
+    assert "review-01" in words[1]
+
+
+def test_the_current_label_goes_out_as_the_premask_and_the_corrected_one_comes_back(labeled: Labeled) -> None:
+    before, wrong = labeled.state(), labeled.in_force()
+    report = review(labeled.project, labeled.database, budget=len(PLANTED))
+    assert report.folder is not None
+    entries = [json.loads(line) for line in (report.folder / "manifest.jsonl").read_text().splitlines()]
+    assert {entry["queue"] for entry in entries} == {"review-01"}
+    assert "start from the label as it is now" in (report.folder / "README.md").read_text()
+    for entry in entries:
+        place = labeled.image_ids.index(entry["image_id"])
+        premask = np.asarray(PillowImage.open(report.folder / entry["premask"]))
+        expected = np.full_like(premask, 255)
+        for region in entry["regions"]:
+            window = (
+                slice(region["y"], region["y"] + region["h"]),
+                slice(region["x"], region["x"] + region["w"]),
+            )
+            expected[window] = wrong[place][window]
+        assert np.array_equal(premask, expected)
+        corrected = np.where(expected == 255, 255, labeled.truth[place]).astype(np.uint8)
+        PillowImage.fromarray(corrected).save(report.folder / entry["mask"])
+    result = import_labels(labeled.project, labeled.database, folder=report.folder, annotator="second")
+    assert (result.queue, result.imported, result.closed) == ("review-01", len(entries), False)
+    assert labeled.state() == before
+    assert {item.status for item in labeled.items("review-01")} == {"labeled"}
+    now = labeled.in_force()
+    reviewed = {(item.image_id, item.region_index) for item in report.items}
+    for place, image_id in enumerate(labeled.image_ids):
+        for cell in range(24):
+            expected = labeled.truth if (image_id, cell) in reviewed else wrong
+            assert np.array_equal(now[place][part(cell)], expected[place][part(cell)])
+
+
+def test_what_was_reviewed_is_not_asked_again_until_it_is_released(labeled: Labeled) -> None:
+    first = review(labeled.project, labeled.database, budget=6)
+    second = review(labeled.project, labeled.database, budget=6)
+    assert (first.queue, second.queue) == ("review-01", "review-02")
+    places = [{(item.image_id, item.region_index) for item in report.items} for report in (first, second)]
+    assert not places[0] & places[1]
+    with labeled.database.session() as session:
+        session.execute(update(QueueItem).values(status="released"))
+    third = review(labeled.project, labeled.database, budget=6)
+    assert {(item.image_id, item.region_index) for item in third.items} == places[0]
+
+
+def test_a_review_that_was_never_exported_is_replaced(labeled: Labeled) -> None:
+    occupied = labeled.project.root / "elsewhere"
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        review(labeled.project, labeled.database, budget=6, folder=occupied)
+    report = review(labeled.project, labeled.database, budget=4)
+    assert report.queue == "review-01"
+    assert len(labeled.items("review-01")) == 4
+
+
+def test_a_queue_is_exported_again_by_its_name_without_touching_the_round(labeled: Labeled) -> None:
+    report = review(labeled.project, labeled.database, budget=3)
+    before = labeled.state()
+    again = labeled.project.root / "again"
+    assert export(labeled.project, labeled.database, queue="review-01", folder=again) == again
+    assert labeled.state() == before
+    assert report.folder is not None
+    names = [
+        sorted(path.name for path in (folder / "premasks").iterdir()) for folder in (report.folder, again)
+    ]
+    assert names[0] == names[1]
+    with pytest.raises(UserError, match="no queue 'review-07'"):
+        export(labeled.project, labeled.database, queue="review-07")
+
+
+def test_where_nothing_is_worth_a_look_there_is_no_queue(
+    labeled: Labeled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.steps.review.LEAST_SHARE", 1.1)
+    report = review(labeled.project, labeled.database)
+    assert (report.queue, report.folder, report.doubted, report.items) == (None, None, 0, [])
+    with labeled.database.session(write=False) as session:
+        assert [queue.name for queue in queues.list_queues(session)] == ["initial"]
+
+
+def test_a_damaged_label_is_told_and_the_rest_goes_on(labeled: Labeled) -> None:
+    with labeled.database.session() as session:
+        images = model_queries.training_labels(session)
+    labeled.project.path(images[0].labels[0].mask_uri).write_bytes(b"no mask")
+    report = review(labeled.project, labeled.database, budget=4)
+    assert [subject for subject, _ in report.failed] == [images[0].uri]
+    assert (report.images, len(report.items)) == (IMAGES - 1, 4)
+
+
+def test_without_a_model_or_labels_it_says_what_to_do(labeled: Labeled) -> None:
+    with labeled.database.session() as session:
+        session.execute(update(Image).values(split="test"))
+    with pytest.raises(UserError, match="segcurate import"):
+        review(labeled.project, labeled.database)
+    with labeled.database.session() as session:
+        session.execute(update(Model).values(status="refused"))
+    with pytest.raises(UserError, match="segcurate evaluate"):
+        review(labeled.project, labeled.database)
