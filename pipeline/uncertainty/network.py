@@ -119,7 +119,7 @@ class ScoringNetwork:
         if self.full:
             return torch.arange(length, dtype=torch.float64)
         corners = aligned_places(length // self.segmenter.logits_stride, length)
-        return corners[offset :: self.lattice.every]
+        return corners[offset :: self.lattice.every].contiguous()
 
 
 def aligned_places(cells: int, length: int) -> Tensor:

@@ -1,0 +1,102 @@
+"""From a stored model to a predictor: members of an ensemble by name, and what a score's provenance holds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy import select
+
+from db.tables import Model
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import Project, ScoringConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model.build import build_segmenter
+from pipeline.model.checkpoints import load_model, read_card, save_model
+from pipeline.steps.score import describe_scorer
+from pipeline.steps.serving import open_predictor
+from tests.pipeline.uncertainty.pool import TINY, draw_images, make_pool
+
+CPU = torch.device("cpu")
+
+
+def pool_of(root: Path, **scoring: Any) -> tuple[Project, Model]:
+    """A project with a serving model `r01`."""
+    config = ScoringConfig.model_validate(scoring)
+    project, database = make_pool(root, draw_images(root / "images", [(64, 48)]), scoring=config)
+    with database.session() as session:
+        model = session.scalars(select(Model)).one()
+        session.expunge(model)
+    database.close()
+    return project, model
+
+
+def other_model(project: Project, name: str, **changes: Any) -> Path:
+    """Another model with weights of its own beside the serving one."""
+    card = read_card(project.workdir / "models/r01").model_copy(update=changes)
+    torch.manual_seed(7)
+    segmenter = build_segmenter(TINY, num_classes=len(card.class_names), channels=card.channels, root=Path())
+    folder = project.workdir / "models" / name
+    save_model(folder, segmenter, card)
+    return folder
+
+
+def test_an_ensemble_is_the_serving_model_and_others_by_name_or_folder(tmp_path: Path) -> None:
+    project, model = pool_of(tmp_path / "pool", sampler="ensemble", ensemble=["r01", "r02", "away/model"])
+    other_model(project, "r02")
+    shutil.move(other_model(project, "r03"), project.root / "away/model")
+    predictor, card = open_predictor(project, model, calibrators=Calibrators())
+    assert predictor.sampler is not None
+    assert predictor.sampler.samples == 3
+    image = torch.randn(1, 3, 64, 64)
+    probabilities = []
+    for folder in ("models/r01", "models/r02", "models/r02"):  # r03 has the weights of r02
+        segmenter, _ = load_model(project.workdir / folder, device=CPU, class_names=card.class_names)
+        with torch.no_grad():
+            probabilities.append(segmenter.tail(segmenter.trunk(image)).softmax(dim=1))
+    found = predictor.predict(image).probability
+    torch.testing.assert_close(found, torch.stack(probabilities).mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [(["r09"], "neither a model"), (["r02", "r02"], "twice"), (["r01"], "no other model")],
+)
+def test_an_ensemble_that_is_none_is_refused(tmp_path: Path, names: list[str], reason: str) -> None:
+    project, model = pool_of(tmp_path, sampler="ensemble", ensemble=names)
+    other_model(project, "r02")
+    with pytest.raises(ConfigError, match=reason):
+        open_predictor(project, model, calibrators=Calibrators())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_names": ["class 0", "class 1", "class 2", "another"]},
+        {"channels": 4, "mean": [0.5] * 4, "std": [0.5] * 4},
+    ],
+)
+def test_a_member_with_other_classes_or_channels_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    project, model = pool_of(tmp_path, sampler="ensemble", ensemble=["r02"])
+    other_model(project, "r02", **changes)
+    with pytest.raises(CheckpointError, match=r"classes|channels"):
+        open_predictor(project, model, calibrators=Calibrators())
+
+
+def test_provenance_changes_with_whatever_the_samples_depend_on_and_nothing_else(tmp_path: Path) -> None:
+    project, _ = pool_of(tmp_path)
+    card = read_card(project.workdir / "models/r01")
+    deep = card.model_copy(update={"model": card.model.model_copy(update={"placement": "deep"})})
+
+    def described(card: Any = card, **scoring: Any) -> dict[str, Any]:
+        config = ScoringConfig.model_validate(scoring)
+        return describe_scorer(config, card=card, calibrators=Calibrators())
+
+    assert described(sampler="mc_dropout") != described(deep, sampler="mc_dropout")
+    assert described(sampler="mc_dropout") != described(sampler="mc_dropout", samples=21)
+    assert described(sampler="tta") != described(sampler="tta", views={"flip": False})
+    assert described(sampler="tta") == described(deep, sampler="tta", samples=21, seed=3)
+    assert described(sampler="none") == described(sampler="none", samples=21, views={"flip": False})
