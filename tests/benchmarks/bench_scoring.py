@@ -51,7 +51,7 @@ def main() -> None:
         _report_peak(arguments)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        frames = _frames(arguments.frames, Path(scratch))
+        frames = find_frames(arguments.frames, Path(scratch))
         arguments.frames = frames
         print(
             f"{SIZE[1]}×{SIZE[0]}, {CLASSES} classes, T={arguments.samples}, batch {arguments.batch_size}, "
@@ -157,7 +157,7 @@ def _print_memory(arguments: argparse.Namespace) -> None:
 
 def _report_peak(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        frames = _frames(arguments.frames, Path(scratch))
+        frames = find_frames(arguments.frames, Path(scratch))
         repeated = [_link(Path(scratch) / "links", frames, n) for n in range(arguments.images)]
         project, database = _pool(Path(scratch) / "pool", repeated, arguments.architectures[0], arguments)
         idle = _peak()
@@ -203,7 +203,7 @@ def _in_memory(checkpoint: Path, frames: list[Path]) -> tuple[Segmenter, Tensor]
     return segmenter, batch.image_BKHW
 
 
-def _frames(folder: Path | None, scratch: Path) -> list[Path]:
+def find_frames(folder: Path | None, scratch: Path) -> list[Path]:
     """Files of the benchmark's size; others are resized into `scratch`."""
     if folder is None:
         folder = write_demo(scratch / "demo").parent
