@@ -112,13 +112,14 @@ class BlockBootstrap:
             statistic: maps the sums of many resamples [R, *] to their numbers [R, ...].
             sums: of each block [b, *].
         """
-        chunks = (
-            self.weights[start : start + RESAMPLES_AT_ONCE]
-            for start in range(0, len(self.weights), RESAMPLES_AT_ONCE)
-        )
         if len(sums) < 2:
             return np.full((2, *statistic(sums.sum(axis=0)[None]).shape[1:]), np.nan)
-        drawn = np.concatenate([statistic(np.tensordot(chunk, sums, axes=1)) for chunk in chunks])
+        drawn = np.concatenate(
+            [
+                statistic(np.tensordot(self.weights[start : start + RESAMPLES_AT_ONCE], sums, axes=1))
+                for start in range(0, len(self.weights), RESAMPLES_AT_ONCE)
+            ]
+        )
         return percentile_interval(drawn, self.confidence, count=len(sums))
 
 

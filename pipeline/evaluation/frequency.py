@@ -100,6 +100,8 @@ def frequency_test(sums: Array, *, bootstrap: BlockBootstrap) -> list[FrequencyG
     blocks = (sums[:, :, 1].sum(axis=2) >= FEWEST_PIXELS).sum(axis=0)
     kept = np.flatnonzero(blocks >= FEWEST_BLOCKS)
     kept = kept[np.argsort(-pixels[kept], kind="stable")]
+    if len(kept) == 0:
+        return []
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = bootstrap.interval(_shares, sums[:, kept])
         predicted = total[kept, 0] / pixels[kept, None]

@@ -1,0 +1,196 @@
+"""The step `assess`: what it asks, of whom, and what it stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PillowImage
+from sklearn.metrics import roc_auc_score
+from sqlalchemy import func, select
+
+from db.engine import Database
+from db.queries.assessments import assessment_of, put_assessment
+from db.tables import Assessment, Model
+from pipeline.config import Project
+from pipeline.errors import UserError
+from pipeline.model.checkpoints import load_model
+from pipeline.steps.assess import AssessReport, assess
+from tests.pipeline.evaluation.small_project import (
+    add_images,
+    add_model,
+    make_project,
+    make_segmenter,
+    read_pair,
+)
+
+IMAGES = 8
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Database, AssessReport]:
+    """A project whose model was assessed with two samplers."""
+    project, database = make(tmp_path_factory.mktemp("judged"))
+    return project, database, assess(project, database, samplers=["none", "mc_dropout"])
+
+
+def make(root: Path, *, split: str = "test", masks: bool = True) -> tuple[Project, Database]:
+    project, database = make_project(root)
+    add_images(project, database, split, IMAGES, masks=masks)
+    if split == "test":
+        add_images(project, database, "calibration", 4)
+    add_model(project, database, make_segmenter(project, overconfident=2.0))
+    return project, database
+
+
+def rows(document: dict[str, Any], section: str, **wanted: Any) -> list[dict[str, Any]]:
+    return [row for row in document[section] if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
+    judged: tuple[Project, Database, AssessReport],
+) -> None:
+    project, database, report = judged
+    with database.session(write=False) as session:
+        model = session.scalars(select(Model)).one()
+    segmenter, _ = load_model(
+        project.path(model.checkpoint_uri),
+        device=torch.device("cpu"),
+        class_names=["ground", "water", "tree"],
+    )
+    wrong, entropy, labels = [], [], []
+    for index in range(IMAGES):
+        image, mask = read_pair(project, f"test_{index}.png")
+        with torch.inference_mode():
+            p_low = segmenter.tail(segmenter.trunk(segmenter.pad(image))).softmax(dim=1)
+            entropy_low = torch.special.entr(p_low).sum(dim=1, keepdim=True) / np.log(3)
+            p, h = (
+                segmenter.upsample(maps)[0, :, : mask.shape[0], : mask.shape[1]].numpy()
+                for maps in (p_low, entropy_low)
+            )
+        kept = mask != 255
+        wrong.append((p.argmax(axis=0) != mask)[kept])
+        entropy.append(h[0][kept])
+        labels.append(mask[kept])
+    mistakes, doubts, truth = (np.concatenate(column) for column in (wrong, entropy, labels))
+    for part, kept in {
+        "all": np.ones(len(truth), dtype=bool),
+        "class:ground": truth == 0,
+        "class:water": truth == 1,
+    }.items():
+        (found,) = rows(
+            report.document, "detection", sampler="none", measure="entropy", part=part, metric="auroc"
+        )
+        assert found["value"] == pytest.approx(roc_auc_score(mistakes[kept], doubts[kept]), abs=2e-3)
+        assert found["low"] < found["value"] < found["high"]
+
+
+def test_the_document_is_stored_whole(judged: tuple[Project, Database, AssessReport]) -> None:
+    _, database, report = judged
+    with database.session(write=False) as session:
+        stored = assessment_of(session, model_id=1, kind="quality")
+        assert stored is not None
+        assert stored.document == report.document
+    document = report.document
+    assert (document["split"], document["images"], document["blocks"]) == ("test", IMAGES, 4)
+    assert {row["metric"] for row in document["detection"]} == {
+        "auroc", "aupr", "fpr95", "aurc", "e_aurc", "augrc", "pavpu",
+    }  # fmt: skip
+    assert {row["part"] for row in document["detection"]} == {
+        "all", "boundary", "interior", "class:ground", "class:water", "class:tree",
+    }  # fmt: skip
+    assert {row["kind"] for row in document["regions"]} == {"grid", "superpixel", "segment"}
+    assert {(row["sampler"], row["calibrated"]) for row in document["reliability"]} == {
+        (sampler, calibrated) for sampler in ("none", "mc_dropout") for calibrated in (False, True)
+    }
+    assert [row["sampler"] for row in document["frequency"]] == ["none", "mc_dropout"]
+    assert {row["source"] for row in document["novelty"]} == {"shuffled_patches", "noise"}
+
+
+def test_only_samples_give_mutual_information_and_the_gate_asks_it(
+    judged: tuple[Project, Database, AssessReport],
+) -> None:
+    document = judged[2].document
+    found = rows(document, "detection", measure="mutual_information")
+    assert {row["sampler"] for row in found} == {"mc_dropout"}
+    gate = document["gate"]
+    assert (gate["measure"], gate["sampler"], gate["threshold"]) == ("mutual_information", "mc_dropout", 0.6)
+    worst = min(
+        rows(document, "novelty", measure="mutual_information", sampler="mc_dropout"),
+        key=lambda row: row["low"],
+    )
+    assert gate["value"] == worst["value"]
+    assert gate["passed"] == (worst["low"] >= 0.6)
+
+
+def test_the_report_says_it_in_words(judged: tuple[Project, Database, AssessReport]) -> None:
+    text = "\n".join(judged[2].lines())
+    assert "r01 on 8 test images in 4 blocks" in text
+    assert "mutual_information" in text
+    assert "gate: " in text
+    assert "Not calibrated: none, mc_dropout" in text
+    assert "the intervals are rough" in text
+
+
+def test_without_samples_the_numbers_of_none_are_the_same_and_there_is_no_gate(
+    tmp_path: Path, judged: tuple[Project, Database, AssessReport]
+) -> None:
+    project, database = make(tmp_path)
+    alone = assess(project, database, samplers=["none"]).document
+    beside = judged[2].document
+    for section in ("detection", "regions", "reliability", "novelty"):
+        assert alone[section] == rows(beside, section, sampler="none")
+    assert alone["gate"] is None
+
+
+def test_assessed_again_it_replaces_what_it_wrote_and_held_out_classes_are_taken_over(tmp_path: Path) -> None:
+    project, database = make(tmp_path)
+    row = {"sampler": "mc_dropout", "measure": "mutual_information", "metric": "auroc"}
+    held_out = {"rows": [row | {"value": 0.7, "low": 0.65, "high": 0.75}]}
+    assess(project, database, samplers=["none"], most_images=1)
+    with database.session() as session:
+        put_assessment(session, model_id=1, kind="novelty", document={"held_out_classes": held_out})
+    found = assess(project, database, samplers=["mc_dropout"], most_images=3).document
+    assert found["images"] == 3
+    assert found["gate"]["source"] == "held_out_classes"
+    assert found["gate"]["passed"]
+    with database.session(write=False) as session:
+        assert (
+            session.scalar(select(func.count()).select_from(Assessment).where(Assessment.kind == "quality"))
+            == 1
+        )
+
+
+def test_masks_that_cannot_be_read_are_named_and_a_block_without_any_other_does_not_count(
+    tmp_path: Path,
+) -> None:
+    project, database = make(tmp_path)
+    (project.root / "masks" / "test_0.png").write_bytes(b"no image")
+    PillowImage.new("L", (2, 2)).save(project.root / "masks" / "test_1.png")
+    report = assess(project, database, samplers=["none"])
+    assert (report.document["images"], report.document["blocks"]) == (IMAGES - 2, 3)
+    assert {subject for subject, _ in report.failed} == {"masks/test_0.png", "masks/test_1.png"}
+    assert any(line.startswith("not used: masks/test_0.png") for line in report.lines())
+
+
+def test_the_calibration_split_stands_in_for_a_test_split_without_masks(tmp_path: Path) -> None:
+    project, database = make(tmp_path, split="calibration")
+    report = assess(project, database, samplers=["none"], most_images=2)
+    assert report.document["split"] == "calibration"
+    assert report.document["frequency"] == []
+    assert any("optimistic" in warning for warning in report.warnings)
+
+
+def test_without_any_mask_it_says_what_to_do(tmp_path: Path) -> None:
+    project, database = make(tmp_path, split="calibration", masks=False)
+    with pytest.raises(UserError, match=r"No image .* has a mask.*ingest"):
+        assess(project, database)
+
+
+def test_a_sampler_that_the_model_does_not_offer_is_refused(tmp_path: Path) -> None:
+    project, database = make(tmp_path)
+    with pytest.raises(UserError, match=r"does not offer the sampler `head_ensemble`.*model\.heads"):
+        assess(project, database, samplers=["head_ensemble"])
