@@ -200,7 +200,7 @@ def _heatmaps(
 ) -> dict[str, Tensor]:
     """Maps [B, H/4, W/4] by name: the wanted measures, then `<class_map>_<class>` where asked for."""
     maps = prediction.measures()
-    wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.measures if name in maps}
+    wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.maps if name in maps}
     if heatmaps.per_class:
         for index, plane in enumerate(prediction.probability.unbind(dim=1)):
             wanted[f"{class_map}_{index}"] = plane

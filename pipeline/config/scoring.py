@@ -78,6 +78,14 @@ class HeatmapConfig(Section):
     """Which images get heat maps when they are scored."""
     top: Positive = 50
     """With `top`: the images with the highest `entropy`."""
+    two_colour: bool = False
+    """Also a picture of `expected_entropy` in orange and `mutual_information` in blue, and these two maps."""
+
+    @property
+    def maps(self) -> tuple[Measure, ...]:
+        """The measures that have a heat map."""
+        both: tuple[Measure, ...] = ("expected_entropy", "mutual_information") if self.two_colour else ()
+        return tuple(dict.fromkeys((*self.measures, *both)))
 
 
 class ScoringConfig(Section):

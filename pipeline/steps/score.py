@@ -32,14 +32,24 @@ from pipeline.steps.drift import watch_drift
 from pipeline.steps.reordering import in_words as reordering_in_words
 from pipeline.steps.reordering import measure_reordering
 from pipeline.steps.serving import open_predictor, stored_calibrators
-from pipeline.uncertainty.heatmaps import write_heatmap
+from pipeline.uncertainty.heatmaps import TWO_COLOUR, information_span, write_heatmap, write_two_colour
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns, keep_regions
-from pipeline.uncertainty.region_sources import region_source
+from pipeline.uncertainty.region_sources import RegionFiles, region_source
 from pipeline.uncertainty.samplers import Member
 
 FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
 """Measures without bounds: their heat maps span the image's own values."""
+
+_REGION_KEYS = {
+    "grid": ("cell",),
+    "superpixel": ("cell", "compactness"),
+    "segment": ("cell", "smallest"),
+    "file": ("folder", "template"),
+    "image": (),
+}
+"""The settings that regions of a kind depend on. The maps of `file` do not count: a new image has a new one,
+and must not make all others wait for their scores."""
 MOST_OUTLIERS = 1000
 """Images outside of the input range that a run keeps the names of."""
 MOST_SHOWN = 10
@@ -89,7 +99,8 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
     """Score every pool image that this scorer has not scored yet; killed and run again, it goes on.
 
     Images of other splits, duplicates, and images with a label that covers them whole are not scored. A file
-    that cannot be read is recorded with its reason, and tried again by the next call.
+    that cannot be read is recorded with its reason, and tried again by the next call. An image whose region
+    map has changed since it was scored is scored again.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -106,8 +117,12 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
     predictor, card = open_predictor(project, model, calibrators=calibrators)
     scorer = describe_scorer(scoring, card=card, calibrators=calibrators, members=predictor.members)
+    source = region_source(project, scoring.regions)
     with database.session() as session:
         run = queries.open_run(session, model_id=model.id, scorer_hash=content_hash(scorer), scorer=scorer)
+        if isinstance(source, RegionFiles):
+            redrawn = _redrawn_images(session, project, source, run_id=run.id)
+            queries.forget_scores(session, run_id=run.id, image_ids=redrawn)
         total = queries.plan_shards(session, run_id=run.id, shard_images=scoring.shard_images)
     writer = _ShardWriter(project=project, database=database, run_id=run.id, seen=card.input_range)
     score_images(
@@ -117,7 +132,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         scoring=scoring,
         max_pixels=project.config.data.max_pixels,
         sink=writer,
-        regions=region_source(project, scoring.regions),
+        regions=source,
         heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
         total=total,
         progress=progress,
@@ -172,7 +187,9 @@ def describe_scorer(
         "input_scale": card.input_scale,
         "sampler": scoring.sampler,
         "calibrator": {"name": calibrator.name, **calibrator.parameters},
-        "regions": scoring.regions.model_dump(mode="json"),
+        "regions": scoring.regions.model_dump(
+            mode="json", include={"kind", *_REGION_KEYS[scoring.regions.kind]}
+        ),
         "keep_regions": scoring.keep_regions,
         "resolution": scoring.resolution,
         "tile": scoring.tile,
@@ -197,6 +214,16 @@ def describe_scorer(
             for member in members
         ]
     return document
+
+
+def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, run_id: int) -> list[int]:
+    """The images of a run whose region maps are newer than their scores."""
+    redrawn: list[int] = []
+    for image_id, uri, scored_at in queries.scoring_times(session, run_id=run_id):
+        path = source.path(project.path(uri))
+        if path.is_file() and path.stat().st_mtime > scored_at.timestamp():
+            redrawn.append(image_id)
+    return redrawn
 
 
 @dataclass
@@ -286,7 +313,15 @@ class _ShardWriter:
             kept = [item for item in before.get("images", ()) if item["image_id"] not in ids]
             images = sorted([*kept, *found], key=lambda item: -item["times"])[:MOST_OUTLIERS]
             outside = before.get("outside", 0) - len(before.get("images", ())) + len(kept) + len(found)
-            queries.update_summary(session, self.run_id, input_range={"outside": outside, "images": images})
+            warning = (
+                f"The pixels of {outside} {'images lie' if outside > 1 else 'image lies'} far outside of what the "
+                f"model has seen; farthest {outlier_in_words(images[0])}."
+            )
+            queries.update_summary(
+                session,
+                self.run_id,
+                input_range={"warning": warning, "outside": outside, "images": images},
+            )
         return found
 
 
@@ -302,6 +337,12 @@ def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str
         low, high = _span(name, values)
         write_heatmap(path, values, measure=name, low=low, high=high)
         uris[name] = project.uri(path)
+    if item.heatmaps and project.config.scoring.heatmaps.two_colour:
+        entropy, information = (item.heatmaps[name] for name in ("expected_entropy", "mutual_information"))
+        path = project.workdir / "heatmaps" / str(run_id) / f"{item.id}_{TWO_COLOUR}.png"
+        span = information_span(information)
+        write_two_colour(path, entropy, information, mutual_information_span=span)
+        uris[TWO_COLOUR] = project.uri(path)
     return uris
 
 
@@ -345,7 +386,9 @@ def _top_heatmaps(
         return {}
     with database.session(write=False) as session:
         top = queries.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
-    wanted = set(scoring.heatmaps.measures)
+    wanted: set[str] = set(scoring.heatmaps.maps)
+    if scoring.heatmaps.two_colour:
+        wanted.add(TWO_COLOUR)
     if scoring.heatmaps.per_class:
         prefix = predictor.calibrators.class_map
         wanted |= {f"{prefix}_{index}" for index in range(len(card.class_names))}
@@ -394,9 +437,9 @@ def _columns(parts: list[tuple[int, RegionColumns]]) -> dict[str, npt.NDArray[An
 
 
 def _check_heatmaps(scoring: ScoringConfig) -> None:
-    missing = SAMPLED_MEASURES & set(scoring.heatmaps.measures)
+    missing = SAMPLED_MEASURES & set(scoring.heatmaps.maps)
     if scoring.sampler == "none" and missing and scoring.heatmaps.images != "none":
         raise ConfigError(
-            f"`scoring.heatmaps.measures` asks for {', '.join(sorted(missing))}, which needs samples.",
-            "Set `scoring.sampler: mc_dropout`, or take it out of the list.",
+            f"`scoring.heatmaps` asks for {', '.join(sorted(missing))}, which needs samples.",
+            "Set `scoring.sampler: mc_dropout`, or take it out of `measures` and `two_colour`.",
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 from sqlalchemy import func, select, update
 
 from db.engine import Database
@@ -23,7 +24,7 @@ from db.tables import Image, ImageScore, Model, Queue, RegionScore, Round, Scori
 from pipeline.config import HeatmapConfig, Project, RegionConfig, ScoringConfig
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.steps.score import score
-from pipeline.uncertainty.heatmaps import read_heatmap
+from pipeline.uncertainty.heatmaps import read_heatmap, two_colour
 from pipeline.uncertainty.measures import MEASURES
 from pipeline.uncertainty.regions import region_boxes
 from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
@@ -314,6 +315,32 @@ def test_heat_maps_of_samples_need_samples(tmp_path: Path) -> None:
     heatmaps = HeatmapConfig(measures=["mutual_information"])
     project, database = pool_of(tmp_path, [(64, 64)], sampler="none", heatmaps=heatmaps.model_dump())
     with pytest.raises(ConfigError, match="mutual_information"):
+        score(project, database)
+
+
+def test_scoring_writes_the_picture_and_its_two_maps_of_the_most_uncertain_images(tmp_path: Path) -> None:
+    heatmaps = HeatmapConfig(images="top", top=1, two_colour=True)
+    project, database = pool_of(tmp_path, [(64, 48)] * 2, heatmaps=heatmaps.model_dump())
+    report = score(project, database)
+    with database.session(write=False) as session:
+        (_, first), (_, second) = scores.top_images(session, run_id=report.run_id, limit=2)
+    assert second is None
+    assert first is not None
+    assert set(first) == {"entropy", "expected_entropy", "mutual_information", "two_colour"}
+    entropy, information = (
+        read_heatmap(project.path(first[name])) for name in ("expected_entropy", "mutual_information")
+    )
+    with PillowImage.open(project.path(first["two_colour"])) as file:
+        pixels, span = np.asarray(file).astype(int), float(str(file.info["mutual_information_span"]))
+    expected = two_colour(entropy.values, information.values, mutual_information_span=span)
+    assert np.abs(pixels - expected).max() <= 6  # the two maps are rounded to 255 steps
+    assert score(project, database).images == 0
+
+
+def test_without_samples_there_is_no_second_colour(tmp_path: Path) -> None:
+    heatmaps = HeatmapConfig(two_colour=True)
+    project, database = pool_of(tmp_path, [(64, 64)], sampler="none", heatmaps=heatmaps.model_dump())
+    with pytest.raises(ConfigError, match="two_colour"):
         score(project, database)
 
 
