@@ -7,6 +7,7 @@ its image scores alone, so a shard that was planned and never finished can be fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +50,19 @@ class FoundRegion(NamedTuple):
     expected_entropy: float | None
     mutual_information: float | None
     variation_ratio: float | None
+
+
+class ScoredRegion(NamedTuple):
+    """Where a region lies, and its entropy."""
+
+    image_id: int
+    region_index: int
+    x: int
+    y: int
+    w: int
+    h: int
+    outline: str | None
+    entropy: float
 
 
 class PlannedShard(NamedTuple):
@@ -138,10 +152,7 @@ def replace_shard(
         images: columns of `image_score`.
         regions: columns of `region_score`.
     """
-    for start in range(0, len(image_ids), BATCH):
-        part = image_ids[start : start + BATCH]
-        for table in (RegionScore, ImageScore):
-            session.execute(delete(table).where(table.run_id == run_id, table.image_id.in_(part)))
+    forget_scores(session, run_id=run_id, image_ids=image_ids)
     _insert_columns(session, ImageScore, run_id, images)
     _insert_columns(session, RegionScore, run_id, regions)
     scored = len(images.get("image_id", ()))
@@ -159,6 +170,33 @@ def replace_shard(
         session.execute(insert(Shard).values(run_id=run_id, first_image_id=shard.first, **values))
     else:
         session.execute(update(Shard).where(Shard.id == found.id).values(**values))
+
+
+def scoring_times(session: Session, *, run_id: int) -> list[tuple[int, str, datetime]]:
+    """Id and URI of each image that a run has scored, and when its shard was written."""
+    statement = (
+        select(ImageScore.image_id, Image.uri, func.max(Shard.finished_at))
+        .join(Image, Image.id == ImageScore.image_id)
+        .join(
+            Shard,
+            and_(
+                Shard.run_id == ImageScore.run_id,
+                Shard.first_image_id <= ImageScore.image_id,
+                Shard.last_image_id >= ImageScore.image_id,
+            ),
+        )
+        .where(ImageScore.run_id == run_id, Shard.finished_at.is_not(None))
+        .group_by(ImageScore.image_id, Image.uri)
+    )
+    return [(image_id, uri, at) for image_id, uri, at in session.execute(statement) if at is not None]
+
+
+def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) -> None:
+    """Take the scores of images back, so that the run is still to score them."""
+    for start in range(0, len(image_ids), BATCH):
+        part = image_ids[start : start + BATCH]
+        for table in (RegionScore, ImageScore):
+            session.execute(delete(table).where(table.run_id == run_id, table.image_id.in_(part)))
 
 
 def finish_run(session: Session, *, run_id: int) -> None:
@@ -252,23 +290,25 @@ def images_by_id(session: Session, *, image_ids: Sequence[int]) -> list[Unscored
     return found
 
 
-def region_entropies(
-    session: Session, *, run_id: int, image_ids: Sequence[int]
-) -> dict[tuple[int, int, int, int, int, str | None], float]:
-    """Entropies of the regions of a few images, by image id, box and outline."""
-    found: dict[tuple[int, int, int, int, int, str | None], float] = {}
+def scored_regions(session: Session, *, run_id: int, image_ids: Sequence[int]) -> list[ScoredRegion]:
+    """The regions of a few images, by image and index."""
+    found: list[ScoredRegion] = []
     for start in range(0, len(image_ids), BATCH):
-        statement = select(
-            RegionScore.image_id,
-            RegionScore.x,
-            RegionScore.y,
-            RegionScore.w,
-            RegionScore.h,
-            RegionScore.outline,
-            RegionScore.entropy,
-        ).where(RegionScore.run_id == run_id, RegionScore.image_id.in_(image_ids[start : start + BATCH]))
-        for image_id, x, y, w, h, outline, entropy in session.execute(statement):
-            found[(image_id, x, y, w, h, outline)] = entropy
+        statement = (
+            select(
+                RegionScore.image_id,
+                RegionScore.region_index,
+                RegionScore.x,
+                RegionScore.y,
+                RegionScore.w,
+                RegionScore.h,
+                RegionScore.outline,
+                RegionScore.entropy,
+            )
+            .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(image_ids[start : start + BATCH]))
+            .order_by(RegionScore.image_id, RegionScore.region_index)
+        )
+        found.extend(ScoredRegion(*row) for row in session.execute(statement))
     return found
 
 

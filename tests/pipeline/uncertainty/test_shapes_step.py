@@ -1,0 +1,210 @@
+"""Superpixels, segments and region maps from scores to labels and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from sqlalchemy import select as query
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.tables import Image, Label, LabelRegion, QueueItem, RegionScore, Round
+from pipeline.config import IGNORE, Project, ScoringConfig
+from pipeline.data.masks import write_mask
+from pipeline.simulation import annotate
+from pipeline.steps.export import export
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.score import score
+from pipeline.steps.select import select
+from pipeline.uncertainty.outlines import decode_outline, paint_regions
+from tests.pipeline.uncertainty.pool import CLASSES, draw_images, make_pool
+
+WIDTH, HEIGHT = 96, 64
+
+
+def pool_of(root: Path, images: int = 3, **regions: Any) -> tuple[Project, Database]:
+    scoring = ScoringConfig.model_validate(
+        {"samples": 3, "regions": {"cell": 16, **regions}, "heatmaps": {"images": "none"}}
+    )
+    paths = draw_images(root / "images", [(WIDTH, HEIGHT)] * images)
+    return make_pool(root, paths, scoring=scoring)
+
+
+def set_state(database: Database, state: str) -> None:
+    with database.session() as session:
+        session.scalars(query(Round).order_by(Round.id.desc())).first().state = state  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def masks_of(rows: list[Any]) -> list[np.ndarray]:
+    found = []
+    for row in rows:
+        mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        paint_regions(mask, np.array([[row.x, row.y, row.w, row.h]]), [row.outline])
+        found.append(mask)
+    return found
+
+
+def rows_of(database: Database, image_id: int) -> list[RegionScore]:
+    with database.session(write=False) as session:
+        mine = query(RegionScore).where(RegionScore.image_id == image_id)
+        return list(session.scalars(mine.order_by(RegionScore.region_index)))
+
+
+def write_maps(folder: Path, images: Path) -> None:
+    """Region maps with values that are no row, and a strip on the left that is no region."""
+    folder.mkdir()
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    for path in images.glob("*.png"):
+        values = (3 + 10 * ((rows + columns // 3) // 20)).astype(np.uint8)
+        values[:, :5] = 255
+        PillowImage.fromarray(values).save(folder / path.name)
+
+
+@pytest.mark.parametrize("kind", ["superpixel", "segment", "file"])
+def test_stored_regions_tile_the_image_and_their_outlines_hold_their_pixels(
+    kind: str, tmp_path: Path
+) -> None:
+    more: dict[str, Any] = (
+        {"folder": str(tmp_path / "maps"), "template": "{stem}.png"} if kind == "file" else {}
+    )
+    project, database = pool_of(tmp_path, kind=kind, **more)
+    if kind == "file":
+        write_maps(tmp_path / "maps", tmp_path / "images")
+    report = score(project, database)
+    assert (report.images, report.failed) == (3, 0)
+    for image_id in (1, 2, 3):
+        rows = rows_of(database, image_id)
+        masks = masks_of(rows)
+        assert [row.pixels for row in rows] == [int(mask.sum()) for mask in masks]
+        times = np.sum(masks, axis=0)
+        assert (times[:, 5:] == 1).all()
+        assert (times[:, :5] == (0 if kind == "file" else 1)).all()
+        if kind != "segment":
+            assert any(row.outline for row in rows)
+    if kind == "file":
+        assert [row.region_index for row in rows_of(database, 1)] == [3, 13, 23, 33, 43]
+    assert score(project, database).images == 0
+
+
+def test_an_image_without_its_region_map_is_recorded_and_the_others_are_scored(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, kind="file", folder=str(tmp_path / "maps"), template="{stem}.png")
+    write_maps(tmp_path / "maps", tmp_path / "images")
+    (tmp_path / "maps" / "000.png").unlink()
+    PillowImage.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "maps" / "001.png")
+    report = score(project, database)
+    assert (report.images, report.failed) == (1, 2)
+    with database.session(write=False) as session:
+        reasons = {row.subject: row.reason for row in image_queries.list_failures(session, step="score")}
+    missing, small = (reasons[f"images/00{number}.png"] for number in (0, 1))
+    assert "no region map" in missing
+    assert "000.png" in missing
+    assert "has 9×9 pixels, its image 96×64" in small
+
+
+@pytest.mark.parametrize("kind", ["superpixel", "file"])
+def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_for_again(
+    kind: str, tmp_path: Path
+) -> None:
+    more: dict[str, Any] = (
+        {"folder": str(tmp_path / "maps"), "template": "{stem}.png"} if kind == "file" else {}
+    )
+    project, database = pool_of(tmp_path, kind=kind, **more)
+    if kind == "file":
+        write_maps(tmp_path / "maps", tmp_path / "images")
+    known = np.random.default_rng(0).integers(0, CLASSES, (HEIGHT, WIDTH)).astype(np.uint8)
+    write_mask(tmp_path / "known.png", known)
+    with database.session() as session:
+        for image in session.scalars(query(Image)):
+            image.mask_uri = project.uri(tmp_path / "known.png")
+    wanted = {"budget": 4, "no_touching": True, "per_image_cap": None, "audit_fraction": 0}
+    score(project, database)
+    select(project, database, overrides=wanted)
+    folder = export(project, database)
+    with database.session(write=False) as session:
+        items = list(session.scalars(query(QueueItem)))
+    assert any(item.outline for item in items)
+    entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    asked = {entry["image_id"]: np.zeros((HEIGHT, WIDTH), dtype=bool) for entry in entries}
+    for item, mask in zip(items, masks_of(items), strict=True):
+        assert not (asked[item.image_id] & mask).any()
+        asked[item.image_id] |= mask
+    for entry in entries:
+        premask = np.asarray(PillowImage.open(folder / entry["premask"]))
+        np.testing.assert_array_equal(premask != IGNORE, asked[entry["image_id"]])
+        drawn = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        for region in entry["regions"]:
+            x, y, w, h = (region[side] for side in "xywh")
+            drawn[y : y + h, x : x + w] |= decode_outline(region["outline"], width=w, height=h)
+            assert bool(region["polygons"]) == (region["outline"] is not None)
+        np.testing.assert_array_equal(drawn, asked[entry["image_id"]])
+    assert "pycocotools" in (folder / "README.md").read_text()
+
+    assert annotate(project, database, folder) == len(items)
+    report = import_labels(project, database, folder=folder, source="simulation")
+    assert report.closed
+    with database.session(write=False) as session:
+        labels = list(session.scalars(query(Label)))
+        regions = list(session.scalars(query(LabelRegion)))
+    for label in labels:
+        mask = np.asarray(PillowImage.open(project.path(label.mask_uri)))
+        np.testing.assert_array_equal(mask, np.where(asked[label.image_id], known, IGNORE))
+    assert {(row.outline, row.x, row.y) for row in regions} == {
+        (item.outline, item.x, item.y) for item in items
+    }
+
+    set_state(database, "select")
+    again = select(project, database, overrides=wanted)
+    assert again.items
+    for item in again.items:
+        x, y, w, h = item.box
+        shape = decode_outline(item.outline, width=w, height=h)
+        assert (
+            asked.get(item.image_id, np.zeros((HEIGHT, WIDTH), bool))[y : y + h, x : x + w] & shape
+        ).sum() < (0.5 * shape.sum())
+
+
+def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, images=1, kind="superpixel", cell=32)
+    score(project, database)
+    select(project, database, overrides={"budget": 2, "no_touching": False, "audit_fraction": 0})
+    folder = export(project, database)
+    with database.session(write=False) as session:
+        first, second = session.scalars(query(QueueItem).order_by(QueueItem.rank))
+    painted = np.full((HEIGHT, WIDTH), IGNORE, dtype=np.uint8)
+    for mask, share in zip(masks_of([first, second]), (0.55, 0.45), strict=True):
+        places = np.argwhere(mask)
+        rows, columns = places[: round(share * len(places))].T
+        painted[rows, columns] = 1
+    (entry,) = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
+    write_mask(folder / entry["mask"], painted)
+    report = import_labels(project, database, folder=folder)
+    assert (report.imported, report.open_items, len(report.unpainted)) == (1, 1, 1)
+    with database.session(write=False) as session:
+        (region,) = session.scalars(query(LabelRegion))
+        assert (region.outline, region.region_index) == (first.outline, first.region_index)
+        assert [item.status for item in session.scalars(query(QueueItem).order_by(QueueItem.rank))] == [
+            "labeled",
+            "queued",
+        ]
+
+
+def test_an_image_whose_region_map_was_redrawn_is_scored_again_and_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "maps"
+    project, database = pool_of(tmp_path, images=2, kind="file", folder=str(folder), template="{stem}.png")
+    write_maps(folder, tmp_path / "images")
+    score(project, database)
+    halves = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    halves[:, 40:] = 9
+    PillowImage.fromarray(halves).save(folder / "001.png")
+    later = time.time() + 60
+    os.utime(folder / "001.png", (later, later))
+    assert score(project, database).images == 1
+    assert [row.region_index for row in rows_of(database, 2)] == [0, 9]
+    assert len(rows_of(database, 1)) == 5
