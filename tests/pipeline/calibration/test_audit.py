@@ -1,0 +1,271 @@
+"""Where there is no calibration split, the audit slices calibrate, and are not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from db.engine import Database
+from db.queries.audits import audit_regions, unseen_audit_regions
+from db.queries.labels import LabeledRegion, record_label
+from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem
+from pipeline import rounds
+from pipeline.config import Project
+from pipeline.data.masks import store_mask
+from pipeline.data.training_set import LabeledImage, read_masks
+from pipeline.steps.calibrate import calibrate
+from pipeline.steps.calibration_set import audited_images, calibration_source, horvitz_thompson
+from pipeline.steps.train import train
+from pipeline.uncertainty.outlines import encode_outline
+from tests.pipeline.evaluation.small_project import (
+    HEIGHT,
+    WIDTH,
+    add_images,
+    add_model,
+    make_project,
+    make_segmenter,
+    read_pair,
+)
+
+Box = tuple[int, int, int, int]
+HALF: Box = (0, 0, WIDTH // 2, HEIGHT)
+OTHER: Box = (WIDTH // 2, 0, WIDTH // 2, HEIGHT)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[tuple[Project, Database]]:
+    """Eight pool images and no calibration split."""
+    project, database = make_project(tmp_path)
+    add_images(project, database, "pool", 8)
+    yield project, database
+    database.close()
+
+
+def add_audit(
+    project: Project,
+    database: Database,
+    image_id: int,
+    box: Box = HALF,
+    *,
+    name: str = "round-01",
+    probability: float = 0.25,
+    outline: str | None = None,
+    wrong: bool = False,
+    selected: Box = OTHER,
+) -> int:
+    """A queue with an audit region and a selected one of an image, both labeled; with `wrong`, the audit
+    region by one class more than the truth."""
+    _, truth = read_pair(project, f"pool_{image_id - 1}.png")
+    mask = np.full_like(truth, 255)
+    for x, y, w, h in (box, selected):
+        mask[y : y + h, x : x + w] = truth[y : y + h, x : x + w]
+    if wrong:
+        x, y, w, h = box
+        part = mask[y : y + h, x : x + w]
+        part[part != 255] = (part[part != 255] + 1) % 3
+    path, sha256 = store_mask(project.workdir / "labels", mask)
+    with database.session() as session:
+        queue = session.scalars(select(Queue).where(Queue.name == name)).one_or_none()
+        if queue is None:
+            queue = Queue(name=name, kind="selected", strategy="entropy", unit="region", seed=0, spec={})
+            session.add(queue)
+            session.flush()
+        for index, (part, slice_) in enumerate(((box, "audit"), (selected, "selected"))):
+            x, y, w, h = part
+            item = QueueItem(
+                queue_id=queue.id,
+                rank=10 * image_id + index,
+                image_id=image_id,
+                region_index=index,
+                slice=slice_,
+                inclusion_probability=probability if slice_ == "audit" else None,
+                outline=outline if slice_ == "audit" else None,
+                reason="",
+                status="labeled",
+                **dict(zip("xywh", part, strict=True)),
+            )
+            known = session.scalars(
+                select(QueueItem).where(QueueItem.queue_id == queue.id, QueueItem.rank == item.rank)
+            ).one_or_none()
+            if known is None:
+                session.add(item)
+        label = record_label(
+            session,
+            image_id=image_id,
+            queue_id=queue.id,
+            mask_uri=project.uri(path),
+            mask_sha256=sha256,
+            labeled_pixels=int((mask != 255).sum()),
+            source="import",
+            annotator=None,
+            labeled_at=datetime.now(UTC),
+            regions=[LabeledRegion(*box), LabeledRegion(*selected)],
+        )
+        assert label is not None
+        return label.id
+
+
+def with_settings(project: Project, **sections: dict[str, Any]) -> Project:
+    changed = {name: getattr(project.config, name).model_copy(update=to) for name, to in sections.items()}
+    return replace(project, config=project.config.model_copy(update=changed))
+
+
+def test_the_source_is_the_split_where_it_has_masks_unless_another_one_is_asked_for(
+    pool: tuple[Project, Database],
+) -> None:
+    project, database = pool
+
+    def source(configured: str) -> str:
+        with database.session(write=False) as session:
+            return calibration_source(session, with_settings(project, calibration={"source": configured}))
+
+    assert [source(name) for name in ("auto", "split", "audit")] == ["audit", "calibration", "audit"]
+    add_images(project, database, "calibration", 2)
+    assert [source(name) for name in ("auto", "split", "audit")] == ["calibration", "calibration", "audit"]
+    with database.session() as session:
+        for image in session.scalars(select(Image).where(Image.split == "calibration")):
+            image.mask_uri = None
+    assert source("auto") == "audit"
+
+
+def test_the_labels_of_audit_regions_change_nothing_in_training_where_they_calibrate(
+    pool: tuple[Project, Database],
+) -> None:
+    project, database = pool
+    training = {"iterations": 3, "batch_size": 2, "crop": (32, 32)}
+    project = with_settings(project, training=training)
+    for image_id in (1, 2):
+        add_audit(project, database, image_id)
+    with database.session() as session:
+        rounds.open_first(session)
+
+    def digest(source: str) -> tuple[str | None, str | None]:
+        with database.session() as session:
+            current = rounds.queries.current_round(session)
+            assert current is not None
+            current.state = "train"
+        model = train(with_settings(project, calibration={"source": source}), database)
+        return model.checkpoint_sha256, model.config.get("held_out")
+
+    right = {source: digest(source) for source in ("auto", "split")}
+    for image_id in (1, 2):
+        add_audit(project, database, image_id, wrong=True)
+    wrong = {source: digest(source) for source in ("auto", "split")}
+    assert right["auto"] == wrong["auto"]
+    assert right["auto"][1] == "audit"
+    assert right["split"][1] is None
+    assert right["split"][0] != wrong["split"][0]
+    assert right["split"][0] != right["auto"][0]
+
+
+def test_a_held_out_region_is_unlabeled_for_every_annotator_and_by_its_outline(tmp_path: Path) -> None:
+    masks = [np.full((6, 8), value, dtype=np.uint8) for value in (0, 1)]
+    paths = tuple(store_mask(tmp_path, mask)[0] for mask in masks)
+    inside = np.array([[True, False], [True, True]])
+    image = LabeledImage(
+        tmp_path / "x.png",
+        8,
+        6,
+        paths,
+        ("Ann", "Bo"),
+        held_out=(((2, 1, 2, 2), encode_outline(inside)), ((6, 4, 2, 2), None)),
+    )
+    expected = np.zeros((6, 8), dtype=bool)
+    expected[1:3, 2:4] = inside
+    expected[4:, 6:] = True
+    for found, annotators in (
+        (read_masks(image, "latest"), 1),
+        (read_masks(image, "majority"), 1),
+        (read_masks(image, "soft"), 2),
+    ):
+        assert found.shape == (annotators, 6, 8)
+        assert ((found == 255) == expected).all()
+
+
+def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
+    pool: tuple[Project, Database],
+) -> None:
+    project, database = pool
+    for image_id in range(1, 9):
+        add_audit(project, database, image_id)
+    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    rows = calibrate(project, database)
+    for row in rows:
+        assert row.calibrator == "temperature"
+        assert row.parameters["temperature"] > 2
+        assert row.report is not None
+        assert (row.report["source"], row.images) == ("audit", 8)
+    # Cells lie every fourth pixel; the three upper rows of each mask are not labeled.
+    cells = 8 * (HEIGHT // 4 - 1) * WIDTH // 8
+    assert rows[0].pixels == pytest.approx(cells, rel=0.02)
+
+    with database.session() as session:
+        labels = session.scalars(select(Label)).all()
+        session.add_all(ModelLabel(model_id=model.id, label_id=label.id) for label in labels)
+    for row in calibrate(project, database):
+        assert row.calibrator == "identity"
+        assert row.warning is not None
+        assert "no audit region that the model has not seen" in row.warning
+
+    with database.session() as session:
+        session.get_one(Model, model.id).config = {"held_out": "audit"}
+    assert [row.parameters for row in calibrate(project, database)] == [row.parameters for row in rows]
+
+
+def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(
+    pool: tuple[Project, Database],
+) -> None:
+    project, database = pool
+    seen = add_audit(project, database, 1)
+    add_audit(project, database, 2)
+    segmenter = make_segmenter(project)
+    parent, child = (add_model(project, database, segmenter, number=number) for number in (1, 2))
+    with database.session() as session:
+        session.add(ModelLabel(model_id=parent.id, label_id=seen))
+        row = session.get_one(Model, child.id)
+        row.parent_id, row.config = parent.id, {"held_out": "audit"}
+    with database.session(write=False) as session:
+        assert [region.image_id for region in audit_regions(session)] == [1, 2]
+        assert [region.image_id for region in unseen_audit_regions(session, child.id)] == [2]
+
+
+def test_only_labeled_audit_regions_with_a_known_probability_count(pool: tuple[Project, Database]) -> None:
+    project, database = pool
+    for image_id in (1, 2, 3, 4):
+        add_audit(project, database, image_id)
+    with database.session() as session:
+        items = {item.image_id: item for item in session.scalars(select(QueueItem)) if item.slice == "audit"}
+        items[1].status = "released"
+        items[2].inclusion_probability = None
+        session.get_one(Image, 3).split = "guard"
+    with database.session(write=False) as session:
+        assert [(region.image_id, region.x, region.w) for region in audit_regions(session)] == [
+            (4, 0, WIDTH // 2)
+        ]
+
+
+def test_pixels_weigh_by_the_probability_of_their_round_and_one_region_cannot_outweigh_all(
+    pool: tuple[Project, Database],
+) -> None:
+    project, database = pool
+    for image_id in (1, 2, 3):
+        add_audit(project, database, image_id, probability=0.5)
+    add_audit(project, database, 4, name="round-02", probability=0.1)
+    add_audit(project, database, 5, name="round-02", probability=0.0001)
+    add_audit(project, database, 1, (0, 8, 16, 16), name="round-03", probability=0.2)
+    with database.session(write=False) as session:
+        images = {item.ref.id: item for item in audited_images(session, project, 1)}
+    one = images[1].weights()
+    assert set(np.unique(one)) == {0.0, 2.0, 5.0}
+    assert (one == 5.0).sum() == 16 * 16
+    assert (one[:, WIDTH // 2 :] == 0).all()
+    assert images[4].weights().max() == pytest.approx(10.0)
+    assert images[5].weights().max() == pytest.approx(10 * np.median([2, 2, 2, 5, 10, 10000]))
+    assert horvitz_thompson([]) == []
