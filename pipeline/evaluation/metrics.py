@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.proportions import clustered_interval
 from pipeline.evaluation.statistics import LINEAR_BINS, Statistics
 
 Array = npt.NDArray[np.float64]
@@ -114,8 +115,7 @@ def curves(
     linear = linear_bins(statistics.reliability, bins)
     pixels, confident, correct = np.moveaxis(_weigh(ones, linear)[0], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = _weigh(weights, linear)
-        low, high = _interval(drawn[..., 2] / drawn[..., 0], confidence, count=count)
+        _, (low, high) = clustered_interval(linear[..., 2], linear[..., 0], confidence=confidence)
         reliability: dict[str, Any] = {
             "edges": np.linspace(0, 1, bins + 1).tolist(),
             "pixels": pixels.astype(int).tolist(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.metrics import Estimate, calibration_error, calibration_noise
 from pipeline.evaluation.parts import Parts, with_whole
+from pipeline.evaluation.proportions import clustered_interval
 
 Array = npt.NDArray[np.float64]
 
@@ -59,7 +60,7 @@ def reliability_estimates(tables: Array, *, bootstrap: BlockBootstrap) -> list[R
     whole = with_whole(tables, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         total = whole.sum(axis=0)
-        low, high = bootstrap.interval(_accuracy, whole)
+        _, (low, high) = clustered_interval(whole[..., 2], whole[..., 0], confidence=bootstrap.confidence)
         error = calibration_error(total)
         error_low, error_high = bootstrap.interval(calibration_error, whole)
         pixels, confident, right = np.moveaxis(total, -1, 0)
@@ -81,7 +82,3 @@ def reliability_estimates(tables: Array, *, bootstrap: BlockBootstrap) -> list[R
         )
         for part in range(whole.shape[1])
     ]
-
-
-def _accuracy(tables: Array) -> Array:
-    return tables[..., 2] / tables[..., 0]
