@@ -33,6 +33,7 @@ from pipeline.model.checkpoints import load_model
 from pipeline.model.segmenter import Segmenter
 from pipeline.steps.score import score
 from pipeline.uncertainty.samplers import draw_masks
+from tests.benchmarks.scoring_stages import score_by_stage
 from tests.pipeline.uncertainty.pool import make_pool
 
 CLASSES = 11
@@ -61,6 +62,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|")
         for architecture in arguments.architectures:
             _print_speeds(architecture, frames, arguments)
+        _print_stages(frames, arguments)
         if not arguments.no_memory:
             _print_memory(arguments)
 
@@ -134,6 +136,19 @@ def _print_speeds(architecture: str, frames: list[Path], arguments: argparse.Nam
             speeds["c"].append(report.images / report.seconds)
     a, b, c = (statistics.median(speeds[name]) for name in "abc")
     print(f"| {architecture} | {a:.2f} | {b:.3f} | {c:.2f} | {c / a:.2f} | {c / b:.1f} |", flush=True)
+
+
+def _print_stages(frames: list[Path], arguments: argparse.Namespace) -> None:
+    architecture = arguments.architectures[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        project, database = _pool(Path(scratch), frames, architecture, arguments)
+        spent, seconds, images = score_by_stage(project, database)
+        database.close()
+    print(f"\nWhere the time goes, {architecture}: {1000 * seconds / images:.1f} ms an image in all\n")
+    print("| stage | ms an image | share of the run |")
+    print("|---|---|---|")
+    for stage, part in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"| {stage} | {1000 * part / images:.2f} | {part / seconds:.0%} |")
 
 
 def _print_memory(arguments: argparse.Namespace) -> None:

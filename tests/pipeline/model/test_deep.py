@@ -40,7 +40,7 @@ class DroppingNetwork:
             if name.startswith("<"):
                 module.register_forward_pre_hook(lambda _m, given, i=index: (self._drop(given[0], i),))
             else:
-                module.register_forward_hook(lambda _m, _g, output, i=index: self._drop(output, i))
+                module.register_forward_hook(lambda *given, i=index: self._drop(given[-1], i))
 
     def __call__(self, image: Tensor, masks: Any) -> Tensor:
         self.masks = list(masks)

@@ -47,7 +47,7 @@ def trained(folder: Path, *, heads: int, iterations: int = 8, stop_at: int = 0) 
         max_pixels=10**6,
     )
 
-    def progress(_title: str, done: int, _total: int | None) -> None:
+    def progress(title: str, done: int, total: int | None) -> None:
         if done == stop_at:
             raise PulledPlugError
 

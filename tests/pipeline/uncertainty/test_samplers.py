@@ -185,7 +185,9 @@ def test_a_member_sees_the_image_with_its_own_normalisation_and_scale() -> None:
     with torch.no_grad():  # undo what the other normalisation does to the logits
         ratio = torch.tensor(theirs.std) / torch.tensor(NORMAL.std)
         shift = (torch.tensor(theirs.mean) - torch.tensor(NORMAL.mean)) / torch.tensor(NORMAL.std)
-        other.final_layer.bias += (own.final_layer.weight[..., 0, 0] * shift).sum(dim=1)
+        bias = other.final_layer.bias
+        assert bias is not None
+        bias += (own.final_layer.weight[..., 0, 0] * shift).sum(dim=1)
         other.final_layer.weight *= ratio[None, :, None, None]
     y, x = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
     image = torch.stack([y / 40, x / 40, (x - y) / 40])[None]
