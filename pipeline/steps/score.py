@@ -314,8 +314,8 @@ class _ShardWriter:
             images = sorted([*kept, *found], key=lambda item: -item["times"])[:MOST_OUTLIERS]
             outside = before.get("outside", 0) - len(before.get("images", ())) + len(kept) + len(found)
             warning = (
-                f"The pixels of {outside} {'images lie' if outside > 1 else 'image lies'} far outside of what the "
-                f"model has seen; farthest {outlier_in_words(images[0])}."
+                f"The pixels of {outside} image{'s lie' if outside > 1 else ' lies'} far outside of what "
+                f"the model has seen; farthest {outlier_in_words(images[0])}."
             )
             queries.update_summary(
                 session,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PillowImage
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from db.engine import Database
@@ -37,7 +37,7 @@ def test_neighbours_are_those_of_a_tree_search_among_unit_vectors() -> None:
     generator = np.random.default_rng(0)
     query, reference = generator.normal(size=(700, 6)), generator.normal(size=(90, 6)) * 5
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (query, reference)]
-    expected, _ = cKDTree(unit[1]).query(unit[0])
+    expected, _ = KDTree(unit[1]).query(unit[0])
     np.testing.assert_allclose(nearest_distances(query, reference), expected, atol=1e-6)
     with pytest.raises(ValueError, match="6 features"):
         nearest_distances(query, np.empty((0, 6)))

@@ -115,7 +115,9 @@ def test_a_stress_test_is_stored_with_a_row_for_each_strength_and_replaced_by_th
     add_images(project, database, "test", 6)
     model = add_model(project, database, make_segmenter(project, overconfident=4.0))
     calls: list[tuple[int, int | None]] = []
-    report = stress(project, database, images=3, progress=lambda _, done, total: calls.append((done, total)))
+    report = stress(
+        project, database, images=3, progress=lambda title, done, total: calls.append((done, total))
+    )
     assert (report.model, report.split, report.images) == ("r01", "test", 3)
     assert calls[-1] == (3 * (len(STRESSES) + 1),) * 2
     with database.session(write=False) as session:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries.images import list_failures
 from db.tables import ImageScore, Round, ScoringRun
-from pipeline.config import Project, RegionConfig, ScoringConfig
+from pipeline.config import HeatmapConfig, Project, RegionConfig, ScoringConfig
 from pipeline.data.input_range import InputRange, pixel_statistics
 from pipeline.device import pick_device
 from pipeline.model.checkpoints import load_model, save_model
@@ -22,7 +22,11 @@ from pipeline.steps.score import score
 from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
 
 SCORING = ScoringConfig(
-    sampler="none", regions=RegionConfig(cell=32), batch_size=4, workers=0, heatmaps={"images": "none"}
+    sampler="none",
+    regions=RegionConfig(cell=32),
+    batch_size=4,
+    workers=0,
+    heatmaps=HeatmapConfig(images="none"),
 )
 SIZE = (64, 48)
 
