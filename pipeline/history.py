@@ -9,8 +9,10 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from db.queries import evaluations
 from db.queries import rounds as queries
 from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel, QueueItem
+from pipeline.calibration.calibrators import confidence_name
 
 Interval = tuple[float | None, float | None, float | None]
 """A value, its lower and its upper bound; None where it is not defined."""
@@ -29,6 +31,7 @@ class RoundSummary:
         split: the held-out split that the figures were measured on.
         mean_iou, ece_before, ece_after, error_auroc: of the configured sampler; `error_auroc` says how well
             entropy finds the wrong pixels, after calibration.
+        confidence: what the model's calibrated softmax may be called.
     """
 
     number: int
@@ -45,6 +48,7 @@ class RoundSummary:
     ece_before: Interval
     ece_after: Interval
     error_auroc: Interval
+    confidence: str
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
                 ece_before=figure("ece", calibrated=False),
                 ece_after=figure("ece", calibrated=True),
                 error_auroc=figure("auroc_entropy", calibrated=True),
+                confidence=confidence_name(model is not None and _passed(session, model.id, sampler)),
             )
         )
     return rows
@@ -137,6 +142,12 @@ def model_history(session: Session) -> list[ModelSummary]:
             )
         )
     return rows
+
+
+def _passed(session: Session, model_id: int, sampler: str) -> bool:
+    """Whether the calibrator of this sampler has a passing report."""
+    found = evaluations.model_calibrations(session, model_id).get(sampler)
+    return found is not None and found.passed
 
 
 def _pool_pixels(session: Session) -> int:

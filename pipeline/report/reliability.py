@@ -14,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.calibration.calibrators import confidence_name
 from pipeline.evaluation.metrics import Estimate
 from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_short, in_style, new_figure, percentages
 
@@ -64,20 +65,26 @@ class Reliability:
 
 
 @in_style
-def draw_reliability(before: Reliability, after: Reliability | None, *, title: str) -> Figure:
+def draw_reliability(
+    before: Reliability, after: Reliability | None, *, title: str, passed: bool = False
+) -> Figure:
     """Accuracy over confidence, and below it how many pixels there are, before and after calibration.
 
     A bin with hardly any pixel has no bar: its accuracy would say nothing.
+
+    Args:
+        passed: whether the calibrator's report lets its scores be called probabilities.
     """
-    panels = [("before calibration", before, BEFORE)]
+    panels = [("before calibration", before, BEFORE, confidence_name(False))]
     if after is not None:
-        panels.append(("after calibration", after, AFTER))
+        panels.append(("after calibration", after, AFTER, confidence_name(passed)))
     figure = new_figure(4.9 * len(panels) + 0.6, 6.7, title=title)
     grid = figure.subplots(2, len(panels), height_ratios=(3.4, 1), sharex=True, sharey="row", squeeze=False)
-    for column, (name, reliability, color) in enumerate(panels):
+    for column, (name, reliability, color, confidence) in enumerate(panels):
         _draw_diagram(grid[0, column], reliability, color=color)
         grid[0, column].set_title(f"{name}: ECE {in_short(reliability.ece)}")
         _draw_counts(grid[1, column], reliability, color=color)
+        grid[1, column].set_xlabel(f"{confidence} of the prediction")
     grid[0, 0].set_ylabel("accuracy of these pixels")
     grid[1, 0].set_ylabel("share of pixels")
     grid[0, -1].legend(loc="upper left", fontsize=9)
@@ -135,4 +142,3 @@ def _draw_counts(axes: Axes, reliability: Reliability, *, color: str) -> None:
     axes.set_ylim(FEWEST_PIXELS, 1.3)
     axes.set_yticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
     axes.minorticks_off()
-    axes.set_xlabel("confidence of the prediction")

@@ -17,7 +17,7 @@ from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.tables import Calibration, Model, Round
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrator, Calibrators
+from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from, confidence_name
 from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.calibration.judgement import Judgement, cross_fit
 from pipeline.calibration.pixels import DrawnPixels, draw_pixels
@@ -114,6 +114,25 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
         image_queries.record_failures(session, "calibrate", list(failures.items()))
         rounds.advance(session, current, "calibrate")
     return rows
+
+
+def in_words(row: Calibration) -> str:
+    """What was stored for one sampler, in a line."""
+    if row.report is None:
+        return f"{row.sampler}: nothing to fit on; its scores stay {confidence_name(False)}s."
+    items = {item["name"]: item for item in row.report["calibrators"]}
+    before, after = items["identity"], items[row.calibrator]
+    figures = ", ".join(
+        f"{label} {before[name]['value']:.3f} → {after[name]['value']:.3f}"
+        for label, name in (("NLL", "nll"), ("ECE", "ece"))
+    )
+    found = _temperatures(calibrator_from(row.calibrator, row.parameters))
+    values = f" {', '.join(f'{value:.2f}' for value in found)}" if found else ""
+    where = "audited images" if row.report["source"] == "audit" else "images"
+    return (
+        f"{row.sampler}: {row.calibrator}{values} from {row.images} {where}; {figures} on images that did "
+        f"not fit it: {confidence_name(row.passed)}"
+    )
 
 
 def model_of_round(session: Session, current: Round) -> Model:

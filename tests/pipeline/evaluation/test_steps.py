@@ -27,7 +27,7 @@ from pipeline.calibration.calibrators import (
 from pipeline.calibration.pixels import draw_pixels
 from pipeline.config import Project
 from pipeline.errors import NotYourTurn, UserError
-from pipeline.steps.calibrate import calibrate
+from pipeline.steps.calibrate import calibrate, in_words
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.serving import stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
@@ -97,6 +97,9 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Pro
     assert [row.sampler for row in rows] == ["none", "mc_dropout"]
     assert state(database) == "evaluate"
     for row in rows:
+        assert in_words(row).startswith(
+            f"{row.sampler}: temperature {row.parameters['temperature']:.2f} from 8"
+        )
         assert row.calibrator == "temperature"
         assert row.images == 8
         assert 2 < row.parameters["temperature"] < 15
@@ -212,6 +215,7 @@ def test_without_calibration_masks_scores_stay_scores_and_say_so(small: tuple[Pr
         assert row.nll_after is None
         assert row.warning is not None
         assert "stay uncalibrated" in row.warning
+        assert in_words(row) == f"{row.sampler}: nothing to fit on; its scores stay softmax scores."
     with database.session(write=False) as session:
         assert stored_calibrators(session, model.id, sampler="mc_dropout") == Calibrators(
             Identity(), Identity()

@@ -116,6 +116,13 @@ def test_the_reliability_diagram_puts_the_gap_on_top_of_the_accuracy() -> None:
     assert shares == [0.0, 1.0]
 
 
+@pytest.mark.parametrize(("passed", "name"), [(False, "softmax score"), (True, "probability")])
+def test_only_a_calibrator_that_passed_makes_a_probability(passed: bool, name: str) -> None:
+    figure = draw_reliability(reliability(0.3), reliability(0.1), title="Round 1", passed=passed)
+    labels = [axes.get_xlabel() for axes in figure.axes[2:]]
+    assert labels == ["softmax score of the prediction", f"{name} of the prediction"]
+
+
 def test_a_bin_of_a_handful_of_pixels_has_no_bar() -> None:
     document = {
         "edges": [0.0, 0.5, 1.0],
