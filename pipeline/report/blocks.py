@@ -40,6 +40,14 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """Sentences that each hold or fail."""
+
+    items: Sequence[tuple[bool, str]]
+    kind: ClassVar[str] = "verdicts"
+
+
+@dataclass(frozen=True)
 class Charts:
     """Drawings beside each other, in pairs, in threes, or as many as there is room for (`small`)."""
 
@@ -129,7 +137,7 @@ class Gallery:
     kind: ClassVar[str] = "gallery"
 
 
-Block = Text | Heading | Charts | Table | Tiles | Facts | Missing | Gallery
+Block = Text | Heading | Verdicts | Charts | Table | Tiles | Facts | Missing | Gallery
 
 
 @dataclass(frozen=True)

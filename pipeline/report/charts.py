@@ -35,7 +35,8 @@ SMALLEST_SHARE = 1e-4
 
 @dataclass(frozen=True)
 class Line:
-    """A line with its interval: a band where there are several points, whiskers otherwise."""
+    """Estimates over x, with a whisker each and a band between them; `kind` is `line`, `line faint` for a
+    dashed one, or `points` for values without an order."""
 
     name: str
     color: str
@@ -87,9 +88,11 @@ def line_chart(
     """Lines over a common axis, with their intervals."""
     plot = Plot(x, y, width=width, height=height, left=max(46, 34 + _widest(y) * LETTER))
     for line in lines:
-        plot.band(line.x, [v.low for v in line.y], [v.high for v in line.y], line.color)
+        if line.kind != "points":
+            plot.band(line.x, [v.low for v in line.y], [v.high for v in line.y], line.color)
     for line in lines:
-        plot.line(line.x, [v.value for v in line.y], line.color, kind=line.kind)
+        if line.kind != "points":
+            plot.line(line.x, [v.value for v in line.y], line.color, kind=line.kind)
         if dots:
             for index, (place, value) in enumerate(zip(line.x, line.y, strict=True)):
                 plot.whisker(place, value.low, value.high, line.color)

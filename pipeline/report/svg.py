@@ -14,6 +14,8 @@ from itertools import pairwise
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 272
+FLAT = 1e-9
+"""Relative to its values, a span below this is none."""
 LETTER = 6.5
 """Mean width of a letter at the size of tick labels."""
 
@@ -66,8 +68,8 @@ def number_axis(
     known = [value for value in values if math.isfinite(value)]
     bottom = low if low is not None else min(known, default=0.0)
     top = high if high is not None else max(known, default=1.0)
-    if top <= bottom:
-        top = bottom + (abs(bottom) or 1.0)
+    if top - bottom < FLAT * max(1.0, abs(top), abs(bottom)):
+        top = bottom + (abs(bottom) if abs(bottom) > FLAT else 1.0)
     step = _round_step((top - bottom) / wanted)
     first = bottom if low is not None else math.floor(bottom / step + 1e-9) * step
     last = top if high is not None else math.ceil(top / step - 1e-9) * step

@@ -191,7 +191,7 @@ def _frequency(contents: Contents) -> list[Block]:
     level = 100 * number((contents.quality or {}).get("confidence"))
     note = (
         "Pixels are grouped by their predicted vector; a point is one class of one of "
-        f"{len(found['groups'])} groups. {_percent(covered)} of the {level:.0f} % intervals hold what "
+        f"{len(found['groups'])} groups. {_percent(covered)} of the {level:.0f}\u00a0% intervals hold what "
         "was said."
     )
     chart = scatter_chart(
@@ -224,4 +224,10 @@ def _bins(row: Document | None) -> list[Bin]:
 
 
 def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+    return (
+        "–"
+        if math.isnan(share)
+        else f"{100 * share:.2g}\u00a0%"
+        if share < 0.1
+        else f"{100 * share:.0f}\u00a0%"
+    )

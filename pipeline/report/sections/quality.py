@@ -146,7 +146,7 @@ def _parts_chart(rows: Sequence[Document], contents: Contents) -> Chart | None:
         title=f"The same by part of the image, {spoken(contents.sampler)}",
         colors=MEASURE_COLORS,
         x=number_axis([], label, low=low, high=high),
-        note="Errors at a boundary are ambiguous and easy to find; those inside of objects cost more.",
+        note="At a boundary every pixel is in doubt, so its wrong ones are harder to find.",
     )
 
 
@@ -159,19 +159,15 @@ def _detection_table(table: Mapping[tuple[str, str], Mapping[str, Estimate]]) ->
         for name, (_, larger) in METRICS.items()
     }
     shown = [name for name in METRICS if any(name in metrics for metrics in table.values())]
-    rows = [
-        [
-            Cell(spoken(sampler)),
-            Cell(spoken(measure)),
-            *(
-                figure(metrics[name], strong=metrics[name].value == best[name])
-                if name in metrics
-                else Cell("–")
-                for name in shown
-            ),
+    rows: list[list[Cell]] = []
+    before = ""
+    for (sampler, measure), metrics in table.items():
+        figures = [
+            figure(metrics[name], strong=metrics[name].value == best[name]) if name in metrics else Cell("–")
+            for name in shown
         ]
-        for (sampler, measure), metrics in table.items()
-    ]
+        rows.append([Cell("" if sampler == before else spoken(sampler)), Cell(spoken(measure)), *figures])
+        before = sampler
     head = (
         "sampler",
         "measure",

@@ -15,6 +15,7 @@ from pipeline.report.blocks import (
     Section,
     Table,
     Text,
+    Verdicts,
     estimate,
     figure,
     number,
@@ -46,6 +47,7 @@ STRESS_NAMES = {
     "night_gamma": "Night (gamma)",
     "resolution": "Unseen resolution",
 }
+MOST_IMAGES = 10
 HELD_OUT, POOL = "held-out images", "pool"
 
 
@@ -102,16 +104,17 @@ def drift(contents: Contents) -> Section:
     if guard and guard["outside"]:
         blocks.append(
             Text(
-                f"{guard['outside']} of {guard['images']} images lie outside the range of pixels that the "
-                "model was trained on: their scores mean little.",
+                f"Images far outside the range of the training images: {guard['outside']}. "
+                "Their scores mean little.",
                 tone="warn",
             )
         )
+        blocks.append(_outside(guard["images"]))
     return Section("drift", "Has the pool moved?", "", blocks)
 
 
 def _verdicts(document: Document) -> list[Block]:
-    return [Text(row["text"], tone="good" if row["ok"] else "bad") for row in document["verdicts"]]
+    return [Verdicts([(row["ok"], row["text"]) for row in document["verdicts"]])]
 
 
 def _by_kind(document: Document) -> dict[str, dict[str, dict[float, tuple[str, Estimate]]]]:
@@ -132,17 +135,21 @@ def _stress_charts(document: Document) -> list[Block]:
     for kind, metrics in _by_kind(document).items():
         for names, title in (
             (("accuracy", "confidence"), STRESS_NAMES.get(kind, spoken(kind))),
-            (("entropy", "mutual_information"), "its uncertainty"),
-            (("energy",), "its energy"),
+            (("entropy", "mutual_information"), "Its uncertainty"),
+            (("energy",), "Its energy"),
         ):
-            chart = _stress_chart(metrics, names, title)
+            chart = _stress_chart(metrics, names, title, ordered=kind != "noise")
             if chart is not None:
                 charts.append(chart)
     return [Heading("Over the strength of the stress"), Charts(charts, layout="thirds")]
 
 
 def _stress_chart(
-    metrics: Mapping[str, Mapping[float, tuple[str, Estimate]]], names: Sequence[str], title: str
+    metrics: Mapping[str, Mapping[float, tuple[str, Estimate]]],
+    names: Sequence[str],
+    title: str,
+    *,
+    ordered: bool,
 ) -> Chart | None:
     chosen = [name for name in names if name in metrics]
     if not chosen:
@@ -156,6 +163,7 @@ def _stress_chart(
             STRESS_COLORS[name],
             [place[strength] for strength in metrics[name]],
             [value for _, value in metrics[name].values()],
+            kind="line" if ordered else "points",
         )
         for name in chosen
     ]
@@ -171,10 +179,11 @@ def _stress_chart(
     return line_chart(
         lines,
         title=title,
-        x=named_axis([labels[strength] for strength in strengths]),
+        x=named_axis([labels[strength] for strength in strengths], "strength" if ordered else "input"),
         y=y,
         width=320,
-        height=220,
+        height=224,
+        legend=shares,
     )
 
 
@@ -210,6 +219,7 @@ def _novelty(contents: Contents) -> list[Block]:
         )
     else:
         blocks.append(Charts(_comparisons(document, contents)))
+        blocks += _farthest(document)
     blocks.append(Heading("Telling the unknown from the known"))
     rows = [(row, row["source"]) for row in (contents.quality or {}).get("novelty", [])]
     held_out = (document or {}).get("held_out_classes")
@@ -242,6 +252,19 @@ def _novelty(contents: Contents) -> list[Block]:
         for source, found in by_source.items()
     ]
     return [*blocks, Charts(charts)]
+
+
+def _farthest(document: Document) -> list[Block]:
+    rows = [
+        [
+            Cell(row["uri"]),
+            Cell(_short(number(row["distance"]))),
+            Cell(_percentile(number(row["percentile"]))),
+        ]
+        for row in document.get("farthest", [])[:MOST_IMAGES]
+    ]
+    head = ("image", "distance", "percentile of held-out images")
+    return [Table(head, rows, "Pool images farthest from everything labeled")] if rows else []
 
 
 def _comparisons(document: Document, contents: Contents) -> list[Chart]:
@@ -299,6 +322,20 @@ def _drift_tables(found: Document) -> list[Block]:
     return blocks
 
 
+def _outside(images: Sequence[Document]) -> Table:
+    rows = [
+        [
+            Cell(row["uri"]),
+            Cell(f"{row['statistic']} of channel {row['channel']}"),
+            Cell(f"{number(row['value']):.3g}"),
+            Cell(f"{number(row['low']):.3g} to {number(row['high']):.3g}"),
+        ]
+        for row in images[:MOST_IMAGES]
+    ]
+    head = ("image", "what", "here", "in training")
+    return Table(head, rows, "The farthest of them", words=2)
+
+
 def _against(reference: Document) -> str:
     what = {"last_run": "images scored before", "calibration": "calibration images"}.get(
         reference["against"], str(reference["against"])
@@ -319,4 +356,4 @@ def _percentile(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.0f} %"
+    return "–" if math.isnan(share) else f"{100 * share:.0f}\u00a0%"

@@ -4,6 +4,7 @@ contents."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,9 +39,9 @@ def number(value: float | None, reach: float = 0.02) -> dict[str, float | None]:
     return {"value": value, "low": value - reach, "high": value + reach}
 
 
-def quality_document() -> dict[str, Any]:
+def quality_document(names: Sequence[str] = NAMES) -> dict[str, Any]:
     samplers = [(s, [*MEASURES, *(["mutual_information"] if s != "none" else [])]) for s in SAMPLERS]
-    parts = ["all", "boundary", "interior", *(f"class:{name}" for name in NAMES)]
+    parts = ["all", "boundary", "interior", *(f"class:{name}" for name in names)]
     metrics = {
         "auroc": 0.9,
         "aupr": 0.4,
@@ -99,10 +100,10 @@ def quality_document() -> dict[str, Any]:
                 "groups": [
                     {
                         "share": 0.5,
-                        "predicted": [0.7, 0.2, 0.1, 0.0],
-                        "empirical": [0.68, 0.27, 0.05, 0.0],
-                        "low": [0.6, 0.22, 0.01, None],
-                        "high": [0.8, 0.3, 0.12, None],
+                        "predicted": [0.7, 0.2, 0.1, 0.0][: len(names)],
+                        "empirical": [0.68, 0.27, 0.05, 0.0][: len(names)],
+                        "low": [0.6, 0.22, 0.01, None][: len(names)],
+                        "high": [0.8, 0.3, 0.12, None][: len(names)],
                         "inside": False,
                     }
                 ],
@@ -178,6 +179,7 @@ def novelty_document() -> dict[str, Any]:
             "pool": [4, 5, 4, 3, 2, 1, 0, 0, 0, 0],
             "difference": number(0.1, 0.03),
         },
+        "farthest": [{"image_id": 7, "uri": f"{HOSTILE}.png", "distance": 0.9, "percentile": 98.0}],
         "held_out_classes": {
             "classes": ["car", HOSTILE],
             "model": "r01-without",
@@ -195,6 +197,21 @@ def novelty_document() -> dict[str, Any]:
 def scoring_document() -> dict[str, Any]:
     return {
         "reordering": {"spearman": 0.998, "top_overlap": 0.97, "regions": 9000, "images": 200},
+        "input_range": {
+            "outside": 1,
+            "images": [
+                {
+                    "image_id": 9,
+                    "uri": f"{HOSTILE}.png",
+                    "statistic": "mean",
+                    "channel": 0,
+                    "value": -3.0,
+                    "low": -1.0,
+                    "high": 1.0,
+                    "times": 3.2,
+                }
+            ],
+        },
         "drift": {
             "warning": f"The new images differ most of all in {HOSTILE}.",
             "references": [

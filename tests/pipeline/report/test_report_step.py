@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from db.engine import Database
+from db.queries import evaluations
+from db.queries.assessments import put_assessment
 from db.queries.images import list_failures
-from db.tables import Queue, QueueItem
+from db.tables import Assessment, Model, Queue, QueueItem, ScoringRun
 from pipeline.config import Project
 from pipeline.errors import UserError
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
-from pipeline.steps.report import report
+from pipeline.steps.report import PAGE_TILES, report
 from pipeline.steps.score import score
 from pipeline.steps.select import select
-from tests.pipeline.evaluation.small_project import add_images, add_model, make_project, make_segmenter
+from tests.pipeline.evaluation.small_project import (
+    CLASSES,
+    add_images,
+    add_model,
+    make_project,
+    make_segmenter,
+)
+from tests.pipeline.report.documents import (
+    novelty_document,
+    quality_document,
+    scoring_document,
+    stress_document,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +71,7 @@ def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) 
         "risk_coverage_r01.png",
         "gallery_round-01.png",
         "metrics.csv",
+        "report.html",
     }
     with (folder / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -69,6 +85,53 @@ def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) 
     assert len(found) == 1
     assert float(found[0]["low"]) <= float(found[0]["value"]) <= float(found[0]["high"])
     assert {row["class"] for row in rows if row["metric"] == "iou"} == {"ground", "water", "tree"}
+
+
+def test_the_page_says_what_the_store_knows(scored: tuple[Project, Database]) -> None:
+    project, database = scored
+    page = (report(project, database) / "report.html").read_text(encoding="utf-8")
+    assert "Next: <code>segcurate export</code>" in page
+    assert "round-01: " in page
+    tiles = re.findall(r'<article class="region">', page)
+    assert 1 <= len(tiles) <= 2 * PAGE_TILES
+    with database.session(write=False) as session:
+        digest = session.query(Model).one().checkpoint_sha256
+        value = evaluations.metrics_of(
+            session, model_id=1, split="test", sampler="mc_dropout", calibrated=True
+        )[("miou", -1)].value
+    assert digest is not None
+    assert digest[:12] in page
+    assert value is not None
+    assert f"{value:.3f}" in page
+    for command in ("assess", "stress", "novelty"):
+        assert f"<code>segcurate {command}</code>" in page
+
+
+def test_assessments_and_the_run_s_summary_reach_the_page(
+    scored: tuple[Project, Database], tmp_path: Path
+) -> None:
+    project, database = scored
+    with database.session() as session:
+        for kind, document in (
+            ("quality", quality_document(CLASSES)),
+            ("stress", stress_document()),
+            ("novelty", novelty_document()),
+        ):
+            put_assessment(session, model_id=1, kind=kind, document=document)  # type: ignore[arg-type]
+        run = session.query(ScoringRun).one()
+        before, run.summary = run.summary, scoring_document()
+    try:
+        folder = report(project, database, folder=tmp_path / "out")
+    finally:
+        with database.session() as session:
+            session.query(Assessment).delete()
+            session.query(ScoringRun).one().summary = before
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "The gate is closed" in page
+    assert "Confidence falls with accuracy." in page
+    assert "Pool images farthest from everything labeled" in page
+    assert "The new images differ most of all in &lt;script&gt;" in page
+    assert "<code>segcurate stress</code>" not in page
 
 
 def test_drawing_again_replaces_what_is_there(scored: tuple[Project, Database], tmp_path: Path) -> None:
