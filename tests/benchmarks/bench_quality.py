@@ -1,9 +1,9 @@
 """The quality of every sampler's uncertainty, over several trained projects (seeds).
 
-`python -m tests.benchmarks.bench_quality --project FOLDER [--project FOLDER …] [--samplers none,tta]` assesses
-the newest model of each project (the promoted one, where there is one) and prints the mean over projects, with
-the lowest and highest value, of every number. A project that has its assessment is not assessed again, so that
-a run that was killed goes on where it was; `--again` forgets what is there.
+`python -m tests.benchmarks.bench_quality --project FOLDER [--project FOLDER …] [--samplers none,tta]` asks
+each project for its promoted model, or else for its newest one, assesses it, and prints the mean over
+projects, with the lowest and highest value, of every number. A project that has its assessment is not
+assessed again, so that a run that was killed goes on where it was; `--again` forgets what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pipeline.steps.assess import assess
 from pipeline.steps.serving import model_to_judge
 
 Key = tuple[str, ...]
-
 
 PARTS = ("boundary", "interior")
 

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from db.engine import Database
 from db.queries.assessments import assessment_of, put_assessment
 from db.tables import Assessment, Model
-from pipeline.config import Project
+from pipeline.config import Project, ProjectConfig
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess
@@ -188,6 +188,23 @@ def test_without_any_mask_it_says_what_to_do(tmp_path: Path) -> None:
     project, database = make(tmp_path, split="calibration", masks=False)
     with pytest.raises(UserError, match=r"No image .* has a mask.*ingest"):
         assess(project, database)
+
+
+def test_every_sampler_that_the_model_offers_is_asked(tmp_path: Path) -> None:
+    project, database = make_project(tmp_path)
+    document = project.config.model_dump()
+    document["model"]["heads"] = 2
+    document["scoring"] |= {"ensemble": [".segcurate/models/r02"], "views": {"scales": [], "gamma": []}}
+    project = Project(ProjectConfig.model_validate(document), root=tmp_path)
+    add_images(project, database, "test", 2)
+    for number in (2, 1):
+        add_model(project, database, make_segmenter(project, overconfident=number), number=number)
+    found = assess(project, database, model="r01").document
+    samplers = {"none", "mc_dropout", "tta", "head_ensemble", "ensemble"}
+    for section in ("detection", "regions", "reliability", "novelty"):
+        assert {row["sampler"] for row in found[section]} == samplers
+    variation = rows(found, "detection", measure="variation_ratio", part="all", metric="augrc")
+    assert {row["sampler"] for row in variation} == samplers - {"none"}
 
 
 def test_a_sampler_that_the_model_does_not_offer_is_refused(tmp_path: Path) -> None:
