@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.calibration.calibrators import Calibrators, Temperature
+from pipeline.calibration.pixels import draw_pixels
 from pipeline.config import ScoringConfig
 from pipeline.errors import ConfigError
 from pipeline.model.segmenter import Segmenter
@@ -68,13 +70,13 @@ def disagreement(prediction: Prediction) -> float:
     return prediction.measures()["mutual_information"].max().item()
 
 
-@pytest.mark.parametrize("architecture", ["unet", "linknet", "fpn", "dpt"])
-@pytest.mark.parametrize("placement", ["head", "deep"])
+@pytest.mark.parametrize(
+    ("architecture", "placement"),
+    [*product(["unet", "linknet", "fpn"], ["head", "deep"]), ("dpt", "head")],
+)
 def test_a_quarter_of_the_resolution_is_every_fourth_pixel_of_the_logits(
     architecture: str, placement: str
 ) -> None:
-    if placement == "deep" and architecture == "dpt":
-        pytest.skip("DPT drops before its last layer only")
     segmenter = tiny(architecture, placement=placement).eval()
     image = torch.randn(2, 3, 70, 64)
     own = predictor_of(segmenter, "mc_dropout", resolution="logits")
@@ -217,6 +219,21 @@ def test_members_of_other_architectures_are_brought_to_the_serving_networks_cell
     samples = torch.stack([own, torch.from_numpy(theirs).float()])
     assert found.cell == 8
     torch.testing.assert_close(found.probability, mean_of(samples), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_pixels_for_the_calibration_are_those_that_the_cells_have_seen(resolution: str) -> None:
+    segmenter = pixelwise()
+    predictor = predictor_of(segmenter, "mc_dropout", resolution=resolution)
+    label = torch.randint(4, (41, 54), dtype=torch.uint8)
+    image = torch.stack([label.float(), torch.zeros(41, 54), torch.zeros(41, 54)])[None]
+    drawn = draw_pixels(predictor, image, label, pixels=60, generator=np.random.default_rng(0))
+    with torch.no_grad():
+        by_label = segmenter(torch.tensor([[0.0, 1, 2, 3]] + [[0.0] * 4] * 2)[None, :, None])[0, :, 0]
+    assert len(drawn.labels) == 60
+    assert drawn.sampled is not None
+    assert len(drawn.sampled) == 4
+    torch.testing.assert_close(drawn.deterministic[0], by_label[:, drawn.labels])
 
 
 @pytest.mark.parametrize("sampler", ["mc_dropout", "tta", "head_ensemble", "ensemble"])
