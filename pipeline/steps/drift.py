@@ -31,6 +31,7 @@ from pipeline.evaluation.drift import (
 )
 from pipeline.model.checkpoints import ModelCard
 from pipeline.scoring import ScoredImage, score_images
+from pipeline.steps.assess import spread
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns, keep_regions
 from pipeline.uncertainty.region_sources import region_source
@@ -130,8 +131,7 @@ def _stored_profile(
 
 def _score_apart(project: Project, images: Sequence[Image], predictor: Predictor, card: ModelCard) -> Profile:
     """Of held-out images, spread evenly over the split. Files that cannot be read are left out."""
-    places = np.unique(np.linspace(0, len(images) - 1, min(MOST_CALIBRATION, len(images))).round())
-    chosen = {images[place].id: images[place] for place in places.astype(int)}
+    chosen = {images[place].id: images[place] for place in spread(len(images), MOST_CALIBRATION)}
     found: dict[int, tuple[RegionColumns, RegionColumns]] = {}
 
     def sink(item: ScoredImage | Unreadable) -> None:

@@ -40,6 +40,7 @@ from pipeline.evaluation.stress import (
 )
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
+from pipeline.steps.assess import spread
 from pipeline.steps.calibration_set import held_out_images
 from pipeline.steps.serving import model_to_judge, open_predictor, stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
@@ -119,7 +120,7 @@ def stress(
     index = blocks(
         [item.group for item in held_out], [item.position for item in held_out], config.evaluation.block
     )
-    chosen = np.unique(np.linspace(0, len(held_out) - 1, min(images, len(held_out))).round().astype(int))
+    chosen = spread(len(held_out), images)
     block_of = {held_out[place].ref.id: int(index[place]) for place in chosen}
     predictor, card = open_predictor(project, row, calibrators=calibrators)
     measured, flagged, failed = _measure(
