@@ -187,7 +187,7 @@ def reliability_chart(
     """
     ends = number_axis([0, 1], axis, low=0, high=1, percent=True)
     side = number_axis([0, 1], "accuracy of these pixels", low=0, high=1, percent=True)
-    plot = Plot(ends, side, width=width, height=330, left=58, bottom=92)
+    plot = Plot(ends, side, width=width, height=330, left=64, bottom=92)
     plot.line([0, 1], [0, 1], "", kind="reference")
     _reliability_marks(plot, bins, color)
     _shares(plot, bins, color)

@@ -171,8 +171,10 @@ def _frequency(contents: Contents) -> list[Block]:
     blocks: list[Block] = [Heading("Do predicted class shares come true?")]
     tests: Sequence[Document] = (contents.quality or {}).get("frequency", [])
     found = next((row for row in tests if row["sampler"] == contents.sampler), None)
-    if found is None or not found["groups"]:
+    if found is None:
         return [*blocks, Missing("The class-frequency test has not been run.", "segcurate assess")]
+    if not found["groups"]:
+        return [*blocks, Text("Too few blocks of images for the class-frequency test.", tone="note")]
     points = []
     for index, group in enumerate(found["groups"]):
         for name, said, seen, low, high in zip(

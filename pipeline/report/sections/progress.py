@@ -18,7 +18,7 @@ from pipeline.report.blocks import (
     Tiles,
     figure,
 )
-from pipeline.report.charts import AFTER, BEFORE, Line, bar_chart, line_chart, spark_chart
+from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_chart, line_chart, spark_chart
 from pipeline.report.contents import Contents, QueueFacts
 from pipeline.report.figures import in_short
 from pipeline.report.svg import Axis, number_axis
@@ -88,10 +88,10 @@ def learning(contents: Contents) -> Section:
     ends = [v for one in mean for v in (one.low, one.high, one.value)]
     curve = line_chart(
         [Line("mIoU", "s0", share, mean, hollow=[not point.promoted for point in points])],
-        title="mIoU on held-out images",
+        title="mIoU on held-out images, with its interval",
         x=axis,
         y=number_axis(ends, "mean IoU"),
-        note=f"The band is its interval. {_refused(contents)}".strip(),
+        note=_refused(contents),
         legend=False,
     )
     gap = 0.008 * last
@@ -105,16 +105,6 @@ def learning(contents: Contents) -> Section:
         x=axis,
         y=number_axis([v.high for v in (*before, *after)], "ECE", low=0),
     )
-    names = [f"r{point.number}" for point in points]
-    sparks = [
-        spark_chart(
-            [point.class_iou[index] for point in points],
-            names,
-            title=name,
-            color=f"c{index}",
-        )
-        for index, name in enumerate(contents.class_names)
-    ]
     return Section(
         "learning",
         "What the labels brought",
@@ -122,8 +112,8 @@ def learning(contents: Contents) -> Section:
         [
             Charts([curve, error]),
             _rounds_table(contents),
-            Heading("IoU of each class over the rounds"),
-            Charts(sparks, layout="small"),
+            Heading("IoU of each class over the rounds" if len(points) > 1 else "IoU of each class"),
+            _classes(contents),
         ],
     )
 
@@ -217,6 +207,26 @@ def _rounds_table(contents: Contents) -> Table:
     ]
     head = ("round", "model", "labeled", "regions", "mIoU", "ECE before", "ECE after")
     return Table(head, rows, "Every round", words=2)
+
+
+def _classes(contents: Contents) -> Charts:
+    """A small drawing a class over the rounds; with a single round, one drawing of all classes."""
+    points = contents.points
+    if len(points) == 1:
+        rows = [
+            DotRow(name, {"IoU": value})
+            for name, value in zip(contents.class_names, points[0].class_iou, strict=True)
+        ]
+        axis = number_axis([], "IoU", low=0, high=1)
+        return Charts([dot_chart(rows, title=f"Round {points[0].number}", colors={"IoU": "s0"}, x=axis)])
+    names = [f"r{point.number}" for point in points]
+    return Charts(
+        [
+            spark_chart([point.class_iou[index] for point in points], names, title=name, color=f"c{index}")
+            for index, name in enumerate(contents.class_names)
+        ],
+        layout="small",
+    )
 
 
 def _refused(contents: Contents) -> str:

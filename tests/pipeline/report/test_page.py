@@ -117,6 +117,13 @@ def test_no_mark_stands_where_a_number_is_not_defined(full: str) -> None:
     assert not any("nan" in place or "inf" in place for place in places)
 
 
+def test_a_single_round_shows_its_classes_side_by_side() -> None:
+    contents = full_contents()
+    text = Outline(render_page(replace(contents, points=contents.points[:1]))).text
+    assert "IoU of each class Round 1" in text.replace("  ", " ")
+    assert "over the rounds" not in text
+
+
 def test_a_closed_gate_says_what_is_refused(full: str) -> None:
     assert "The gate is closed: mutual information of MC dropout" in Outline(full).text
     document = quality_document()
