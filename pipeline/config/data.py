@@ -164,7 +164,7 @@ class InitialSplit(Section):
     count: Positive | None = None
     """The same as a number."""
     unit: Literal["image", "region"] = "image"
-    """`region`: cells of `scoring.regions`."""
+    """`region`: those of `scoring.regions`; for segments, which need a model first, cells of that size."""
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:

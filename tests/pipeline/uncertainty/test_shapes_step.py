@@ -173,7 +173,8 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
 def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
     project, database = pool_of(tmp_path, images=1, kind="superpixel", cell=32)
     score(project, database)
-    select(project, database, overrides={"budget": 2, "no_touching": False, "audit_fraction": 0})
+    wanted = {"budget": 2, "no_touching": False, "per_image_cap": None, "audit_fraction": 0}
+    select(project, database, overrides=wanted)
     folder = export(project, database)
     with database.session(write=False) as session:
         first, second = session.scalars(query(QueueItem).order_by(QueueItem.rank))
