@@ -183,7 +183,7 @@ def print_table(architecture: str, found: dict[str, list[dict[str, float]]]) -> 
         factor = f"{speeds['ours'] / speeds[name]:.1f}" if "ours" in speeds else ""
         peak, above = (max(answer[key] for answer in answers) for key in ("peak", "above"))
         speed = f"{speeds[name]:.3f} | {1000 / speeds[name]:.0f} | {factor}"
-        print(f"| {name} | {speed} | {peak:.0f} | {above:.0f} | {answers[-1]['mutual_information']:.4f} |")
+        print(f"| {name} | {speed} | {peak:.0f} | {above:.0f} | {answers[-1]['mutual_information']:.3g} |")
     print(flush=True)
 
 

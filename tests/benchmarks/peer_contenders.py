@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Spec = dict[str, Any]
-Contender = Callable[[], tuple[int, float, float]]
-"""Runs once: images, seconds, and the mean mutual information of a pixel in nats."""
+Contender = Callable[[bool], tuple[int, float, float]]
+"""Runs over all frames, or a few to warm up: images, seconds, and a pixel's mean mutual information in nats."""
 
 
 def main() -> None:
@@ -39,9 +39,10 @@ def main() -> None:
     torch.manual_seed(0)
     run = CONTENDERS[name](spec, folder)
     idle = memory("VmRSS")
+    run(True)
     print(json.dumps({"ready": True}), file=answers)
     for _ in sys.stdin:
-        images, seconds, information = run()
+        images, seconds, information = run(False)
         peak = memory("VmHWM")
         answer = {
             "speed": images / seconds,
@@ -87,17 +88,14 @@ def frames(folder: Path) -> Tensor:
     return load_file(folder / "frames.safetensors")["padded"]
 
 
-def over_batches(
-    spec: Spec, images: Tensor, information: Callable[[Tensor], Tensor], *, warm_up: bool = True
-) -> Contender:
+def over_batches(spec: Spec, images: Tensor, information: Callable[[Tensor], Tensor]) -> Contender:
     """A run that calls `information` (images [B, 3, H, W] to [B, H, W], in nats) batch by batch."""
-    if warm_up:
-        information(images[:1])
 
-    def run() -> tuple[int, float, float]:
+    def run(warm_up: bool) -> tuple[int, float, float]:
+        some = images[:1] if warm_up else images
         started = time.perf_counter()
-        means = [float(information(batch).mean()) * len(batch) for batch in images.split(spec["batch"])]
-        return len(images), time.perf_counter() - started, sum(means) / len(images)
+        means = [float(information(batch).mean()) * len(batch) for batch in some.split(spec["batch"])]
+        return len(some), time.perf_counter() - started, sum(means) / len(some)
 
     return run
 
@@ -120,13 +118,13 @@ def baal(spec: Spec, folder: Path, *, replicate: bool, cached: bool = False) -> 
     dataset = [(image, 0) for image in images]
     heuristic = BALD(reduction="none")
 
-    def run(data: list[tuple[Tensor, int]] = dataset) -> tuple[int, float, float]:
+    def run(warm_up: bool) -> tuple[int, float, float]:
+        data = dataset[:1] if warm_up else dataset
         started = time.perf_counter()
         predictions = wrapper.predict_on_dataset_generator(data, spec["samples"], verbose=False)
         scores = heuristic.get_uncertainties_generator(predictions)
         return len(data), time.perf_counter() - started, float(scores.mean())
 
-    run(dataset[:1])
     return run
 
 
@@ -214,7 +212,8 @@ def ours_from_files(spec: Spec, folder: Path) -> Contender:
     from pipeline.steps.score import score
     from tests.benchmarks.bench_peers import scoring_pool
 
-    def run(repeat: int = spec["ours_repeat"]) -> tuple[int, float, float]:
+    def run(warm_up: bool) -> tuple[int, float, float]:
+        repeat = 1 if warm_up else spec["ours_repeat"]
         with tempfile.TemporaryDirectory() as scratch:
             project, database = scoring_pool(Path(scratch), folder, spec, repeat=repeat)
             report = score(project, database)
@@ -223,7 +222,6 @@ def ours_from_files(spec: Spec, folder: Path) -> Contender:
             database.close()
         return report.images, report.seconds, float(mean or math.nan) * math.log(spec["classes"])
 
-    run(1)
     return run
 
 
