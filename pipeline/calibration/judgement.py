@@ -44,6 +44,7 @@ class Judged:
     Attributes:
         calibrator: fitted on all pixels.
         nll: mean NLL in nats.
+        nll_change: the same less that of the uncalibrated scores, on the same pixels.
         ece: expected calibration error of the winner's confidence.
         brier: Σ_c (p_c − [label is c])², 0 to 2.
         ece_noise: the ECE that so few blocks would show by chance if calibration were perfect; NaN for one.
@@ -54,6 +55,7 @@ class Judged:
 
     calibrator: Calibrator
     nll: Estimate
+    nll_change: Estimate
     ece: Estimate
     brier: Estimate
     ece_noise: float
@@ -64,11 +66,17 @@ class Judged:
     def name(self) -> str:
         return self.calibrator.name
 
+    @property
+    def worse(self) -> bool:
+        """Whether its NLL is above that of the uncalibrated scores beyond the interval of the difference."""
+        return self.nll_change.low > 0
+
     def document(self) -> dict[str, Any]:
         """As it is stored."""
         return {
             "name": self.name,
             "nll": number(self.nll),
+            "nll_change": number(self.nll_change),
             "ece": number(self.ece),
             "brier": number(self.brier),
             "ece_noise": None if math.isnan(self.ece_noise) else self.ece_noise,
@@ -98,14 +106,14 @@ class Judgement:
     def passed(self, name: str) -> bool:
         """Whether this calibrator's scores may be called probabilities.
 
-        On images that did not fit it, its NLL must not be above that of the uncalibrated scores, and the
-        upper end of its ECE's interval must be below 0.05: with the configured confidence, what is said to
-        be 90 % is on average right within 5 points. The burden of proof is on the calibrator: with few
-        blocks the interval is wide, and with a single one, or without two halves, nothing passes.
+        On images that did not fit it, its NLL must not be above that of the uncalibrated scores beyond the
+        interval of their difference, and the upper end of its ECE's interval must be below 0.05: with the
+        configured confidence, what is said to be 90 % is on average right within 5 points. The burden of
+        proof is on the calibrator: with few blocks the interval is wide, and with a single one, or without
+        two halves, nothing passes.
         """
         item = self.judged[name]
-        better = item.nll.value <= self.judged["identity"].nll.value
-        return self.cross_fitted and better and item.ece.high < PASSING_ECE
+        return self.cross_fitted and not item.worse and item.ece.high < PASSING_ECE
 
 
 def number(estimate: Estimate) -> dict[str, float | None]:
@@ -157,6 +165,7 @@ def cross_fit(
     cross_fitted = bool((half_N == 0).any() and (half_N == 1).any())
     halves = [jury.where(half_N == half) for half in (0, 1)] if cross_fitted else []
     judged: dict[str, Judged] = {}
+    uncalibrated: _Sums | None = None
     for name in dict.fromkeys(("identity", *names)):
         whole = fit_calibrator(name, pixels)
         sums = _Sums(blocks=int(block_N.max()) + 1, bins=bins)
@@ -164,7 +173,8 @@ def cross_fit(
             sums.add(fit_calibrator(name, fitted.pixels), held_out)
         if not cross_fitted:
             sums.add(whole, jury)
-        judged[name] = sums.judged(whole, resamples=resamples, confidence=confidence, seed=seed)
+        uncalibrated = uncalibrated or sums
+        judged[name] = sums.judged(whole, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
     return Judgement(judged=judged, cross_fitted=cross_fitted)
 
 
@@ -183,9 +193,11 @@ def judge(
     Args:
         blocks: of each image, numbered from 0; `pixels.images` are rows of it.
     """
-    sums = _Sums(blocks=int(blocks.max()) + 1, bins=bins)
-    sums.add(calibrator, _Jury.of(pixels, torch.from_numpy(blocks)[pixels.images]))
-    return sums.judged(calibrator, resamples=resamples, confidence=confidence, seed=seed)
+    jury = _Jury.of(pixels, torch.from_numpy(blocks)[pixels.images])
+    sums, uncalibrated = (_Sums(blocks=int(blocks.max()) + 1, bins=bins) for _ in range(2))
+    sums.add(calibrator, jury)
+    uncalibrated.add(Identity(), jury)
+    return sums.judged(calibrator, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
@@ -249,10 +261,13 @@ class _Sums:
         if not self.winners_changed:
             self.winners_changed = _changes_winners(calibrator, pixels.logits)
 
-    def judged(self, calibrator: Calibrator, *, resamples: int, confidence: float, seed: int) -> Judged:
-        """What the sums say of this calibrator."""
+    def judged(
+        self, calibrator: Calibrator, uncalibrated: _Sums, *, resamples: int, confidence: float, seed: int
+    ) -> Judged:
+        """What the sums say of this calibrator, beside those of the same pixels without one."""
         there = self.totals[:, 0] > 0
         totals, reliability = self.totals[there], self.reliability[there]
+        change = totals[:, 1] - uncalibrated.totals[there, 1]
         count = len(totals)
         drawn = bootstrap_weights(count, resamples=resamples, seed=seed)
 
@@ -267,6 +282,7 @@ class _Sums:
         return Judged(
             calibrator=calibrator,
             nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0])),
+            nll_change=estimate(lambda rows: rows @ change / (rows @ totals[:, 0])),
             ece=estimate(lambda rows: calibration_error(np.tensordot(rows, reliability, axes=1))),
             brier=estimate(lambda rows: rows @ totals[:, 2] / (rows @ totals[:, 0])),
             ece_noise=float(noise.mean()),

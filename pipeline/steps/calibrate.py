@@ -249,10 +249,10 @@ def _warnings(judgement: Judgement, chosen: str, *, images: int) -> list[str]:
         )
     if images < FEWEST_IMAGES:
         warnings.append(f"Fitted on {images} images only: the calibration is uncertain.")
-    if judgement.cross_fitted and judged.nll.value > judgement.judged["identity"].nll.value:
+    if judgement.cross_fitted and judged.worse:
         warnings.append(
-            "On images that did not fit it, the calibrator does not lower the NLL: without it the network "
-            "was about as well calibrated."
+            "On images that did not fit it, the calibrator raises the NLL: without it the network is better "
+            "calibrated."
         )
     return warnings
 

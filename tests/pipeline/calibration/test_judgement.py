@@ -113,6 +113,26 @@ def test_an_unknown_calibrator_is_refused() -> None:
         fit_calibrator("isotonic", planted(1.0, pixels=100))
 
 
+def test_a_calibrator_that_is_worse_by_chance_passes_and_one_that_is_worse_does_not() -> None:
+    pixels = planted(1.0)
+    blocks = np.arange(30) // 2
+
+    def verdict(temperature: float) -> tuple[bool, bool, float]:
+        item = judge(
+            Temperature(temperature), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0
+        )
+        expected = mean_nll(Temperature(temperature), pixels) - mean_nll(Identity(), pixels)
+        assert item.nll_change.value == pytest.approx(expected, abs=1e-5)
+        uncalibrated = judge(Identity(), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0)
+        judged = {"identity": uncalibrated, "temperature": item}
+        return Judgement(judged=judged, cross_fitted=True).passed("temperature"), item.worse, expected
+
+    passed, worse, change = verdict(1.01)
+    assert (passed, worse) == (True, False)
+    assert 0 < change < 0.001
+    assert verdict(0.8)[:2] == (False, True)
+
+
 def test_a_label_change_is_a_share_of_weights() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 2)
     pixels = Pixels(logits, torch.tensor([0, 1]), torch.tensor([3.0, 1.0]), torch.tensor([0, 1]))
