@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 Spec = dict[str, Any]
 Contender = Callable[[bool], tuple[int, float, float]]
-"""Runs over all frames, or a few to warm up: images, seconds, and a pixel's mean mutual information in nats."""
+"""Runs over all frames, or a few to warm up: images, seconds, and a pixel's mean information in nats."""
 
 
 def main() -> None:
