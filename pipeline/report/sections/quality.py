@@ -101,10 +101,10 @@ def _detection(document: Document, contents: Contents) -> list[Block]:
     charts = [_auroc_chart(table)]
     if contents.risks is not None:
         charts.append(_risk_chart(contents.risks))
-    blocks.append(Charts(charts))
     parts = _parts_chart(rows, contents)
     if parts is not None:
-        blocks.append(Charts([parts]))
+        charts.append(parts)
+    blocks.append(Charts(charts))
     blocks.append(_detection_table(table))
     return blocks
 
