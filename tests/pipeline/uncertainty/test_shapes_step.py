@@ -113,7 +113,7 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
     kind: str, tmp_path: Path
 ) -> None:
     more: dict[str, Any] = (
-        {"folder": str(tmp_path / "maps"), "template": "{stem}.png"} if kind == "file" else {}
+        {"folder": str(tmp_path / "maps"), "template": "{stem}.png"} if kind == "file" else {"cell": 28}
     )
     project, database = pool_of(tmp_path, kind=kind, **more)
     if kind == "file":
