@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flows.display import console, interval, literal, table
+from db.tables import Calibration
+from flows.display import console, errors, interval, literal, table
+from pipeline.calibration.calibrators import confidence_name
 from pipeline.history import ModelSummary, RoundSummary
 from pipeline.status import Status
 
@@ -43,6 +45,30 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
             for row in rows
         ],
     )
+
+
+def show_calibrations(rows: Sequence[Calibration]) -> None:
+    """Every calibrator beside the chosen one, each judged on images that did not fit it."""
+    for row in rows:
+        judged = (row.report or {}).get("calibrators", [])
+        if judged:
+            table(
+                f"{row.sampler}: {row.images} images, half of them fit and the other half judges",
+                ("calibrator", "NLL", "ECE", "labels changed", ""),
+                [
+                    (
+                        item["name"],
+                        interval(*item["nll"].values()),
+                        interval(*item["ece"].values()),
+                        f"{100 * item['labels_changed']:.2g} %",
+                        "in use" if item["name"] == row.calibrator else "",
+                    )
+                    for item in judged
+                ],
+            )
+        console.print(f"{row.sampler}: {row.calibrator} makes a {confidence_name(row.passed)}.")
+        if row.warning:
+            errors.print(f"[yellow]warning:[/] {literal(row.warning)}")
 
 
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:

@@ -112,11 +112,6 @@ def say_next() -> None:
     console.print(f"Next: [bold]{literal(now.next_command)}[/]")
 
 
-def number(value: float | None) -> str:
-    """Four decimals, or a dash."""
-    return "–" if value is None else f"{value:.4f}"
-
-
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"segcurate {installed_version('segcurate')}")

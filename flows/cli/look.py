@@ -74,9 +74,9 @@ def list_models(as_json: Json = False) -> None:
 def report(
     folder: Annotated[Path | None, typer.Option(help="Instead of the `report` folder of `workdir`.")] = None,
 ) -> None:
-    """Draw the learning curve, reliability diagrams and a gallery of the most uncertain regions."""
+    """Write one page that says where the project stands, and can be passed on as it is."""
     from pipeline.steps.report import report as step
 
     with opened_project() as (project, database):
         written = step(project, database, folder=folder)
-    console.print(f"Drawn in {literal(str(written))}.")
+    console.print(f"Open {literal(str(written / 'report.html'))}.")

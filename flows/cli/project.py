@@ -12,11 +12,14 @@ from pydantic import TypeAdapter
 from flows.cli.app import PROJECT, Json, config_app, db_app, opened_project, say, say_next, state
 from flows.cli.look import report
 from flows.cli.round import loop
+from flows.cli.trust import assess, novelty, stress
 from flows.display import console, print_json, progress_bar
 from pipeline.config import ProjectConfig, load_project
 from pipeline.errors import ConfigError
 
 commands = typer.Typer()
+DEMO_STRESSED = 10
+"""Held-out images that the demo stresses: a minute's worth."""
 
 
 @commands.command(rich_help_panel=PROJECT)
@@ -137,6 +140,9 @@ def demo(
     state.config_file = write_demo(folder)
     ingest()
     loop(rounds=rounds, annotator="masks")
+    assess()
+    stress(images=DEMO_STRESSED)
+    novelty()
     report(folder=folder / "report")
 
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Json, number, opened_project, say, say_next
+from flows.cli.app import ROUND, Json, opened_project, say, say_next
 from flows.cli.look import list_rounds
-from flows.display import console, errors, literal, print_json, progress_bar
+from flows.display import console, literal, print_json, progress_bar
+from flows.listings import show_calibrations
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -28,19 +29,12 @@ def train() -> None:
 
 @commands.command(rich_help_panel=ROUND)
 def calibrate() -> None:
-    """Fit the temperatures on the calibration split, so that softmax scores become probabilities."""
+    """Fit every calibrator on held-out labels; the one that passes makes softmax scores probabilities."""
     from pipeline.steps.calibrate import calibrate as step
 
     with opened_project() as (project, database), progress_bar() as progress:
         fitted = step(project, database, progress=progress)
-    for row in fitted:
-        temperature = row.parameters.get("temperature", 1.0)
-        console.print(
-            f"{row.sampler}: {row.calibrator} {temperature:.3f} from {row.images} images; "
-            f"NLL {number(row.nll_before)} → {number(row.nll_after)}"
-        )
-        if row.warning:
-            errors.print(f"[yellow]warning:[/] {literal(row.warning)}")
+    show_calibrations(fitted)
     say_next()
 
 
@@ -73,6 +67,9 @@ def select(
     budget: Annotated[int | None, typer.Option(help="Instead of `selection.budget`.")] = None,
     budget_unit: Annotated[str | None, typer.Option(help="regions or images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of `selection.seed`.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rank by mutual information even if it has not passed its gate.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the queue, write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -90,7 +87,9 @@ def select(
     if unit is not None:
         overrides.setdefault("budget_unit", None)
     with opened_project() as (project, database), progress_bar() as progress:
-        preview = step(project, database, dry_run=dry_run, overrides=overrides, progress=progress)
+        preview = step(
+            project, database, dry_run=dry_run, overrides=overrides, force=force, progress=progress
+        )
     if as_json:
         print_json(preview)
         return
@@ -103,13 +102,16 @@ def select(
 
 @commands.command(rich_help_panel=ROUND)
 def export(
+    queue: Annotated[
+        str | None, typer.Option(help="A queue by name, such as review-01; the round's by default.")
+    ] = None,
     folder: Annotated[Path | None, typer.Option(help="Instead of a folder below `export.folder`.")] = None,
 ) -> None:
     """Write the queue as a folder: images, the model's masks to correct, overlays, a manifest."""
     from pipeline.steps.export import export as step
 
     with opened_project() as (project, database), progress_bar() as progress:
-        written = step(project, database, folder=folder, progress=progress)
+        written = step(project, database, queue=queue, folder=folder, progress=progress)
     console.print(f"Exported to {literal(str(written))}.")
     say_next()
 

@@ -25,12 +25,21 @@ def assess(
     sampler: Annotated[
         list[str] | None, typer.Option(help="Only this sampler; can be given again. All by default.")
     ] = None,
+    images: Annotated[int | None, typer.Option(help="At most so many held-out images.")] = None,
 ) -> None:
     """Does the uncertainty find the errors? Every sampler and measure, on held-out images."""
     from pipeline.steps.assess import assess as step
 
     with opened_project() as (project, database), progress_bar() as progress:
-        say(step(project, database, model=model, samplers=_samplers(sampler), progress=progress))
+        report = step(
+            project,
+            database,
+            model=model,
+            samplers=_samplers(sampler),
+            most_images=images,
+            progress=progress,
+        )
+    say(report)
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -50,6 +59,10 @@ def novelty(
     classes: Annotated[
         str, typer.Option(help="Classes to hold out, separated by commas: trains a model without them.")
     ] = "",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A model that never saw these classes, instead of training one."),
+    ] = None,
     model: OfModel = None,
     pool_images: Annotated[int, typer.Option(help="Pool images to compare with.")] = 200,
 ) -> None:
@@ -58,7 +71,16 @@ def novelty(
 
     names = [name.strip() for name in classes.split(",") if name.strip()]
     with opened_project() as (project, database), progress_bar() as progress:
-        say(step(project, database, classes=names, model=model, pool_images=pool_images, progress=progress))
+        report = step(
+            project,
+            database,
+            classes=names,
+            checkpoint=checkpoint,
+            model=model,
+            pool_images=pool_images,
+            progress=progress,
+        )
+    say(report)
 
 
 @commands.command(rich_help_panel=TRUST)
