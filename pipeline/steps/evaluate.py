@@ -28,6 +28,7 @@ from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.evaluation.metrics import Estimate, Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
+from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibrate import model_of_round
 from pipeline.steps.calibration_set import held_out_images
@@ -174,12 +175,12 @@ def _measure(
     progress: Progress,
 ) -> tuple[list[EvaluationRow], list[tuple[str, str]]]:
     config = project.config
-    opened = {
+    opened: dict[Sampler, tuple[Predictor, ModelCard]] = {
         sampler: open_predictor(project, model, calibrators=pair, sampler=sampler)
         for sampler, pair in calibrators.items()
         if sampler != "none"
     }
-    predictors = {sampler: predictor for sampler, (predictor, _) in opened.items()}
+    predictors: dict[Sampler, Predictor] = {sampler: predictor for sampler, (predictor, _) in opened.items()}
     card = next(card for _, card in opened.values())
     total = sum(len(items) for items in images.values())
     done = 0
@@ -229,7 +230,7 @@ def _records(
     size = (batch.label.shape[-2], batch.label.shape[-1])
     for variant, predictor, prediction in _predictions(predictors, batch):
         measures = prediction.measures()
-        detectors = [name for name in DETECTORS if name in measures]
+        detectors: list[Measure] = [name for name in DETECTORS if name in measures]
         maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
         label = batch.label.to(predictor.device)
         for row, image_id in enumerate(batch.ids):
