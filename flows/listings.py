@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from db.tables import Calibration
 from flows.display import console, errors, interval, literal, table
-from pipeline.calibration.calibrators import confidence_name
 from pipeline.history import ModelSummary, RoundSummary
 from pipeline.status import Status
 
@@ -49,6 +48,8 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
 
 def show_calibrations(rows: Sequence[Calibration]) -> None:
     """Every calibrator beside the chosen one, each judged on images that did not fit it."""
+    from pipeline.calibration.calibrators import confidence_name  # imports torch
+
     for row in rows:
         judged = (row.report or {}).get("calibrators", [])
         if judged:
