@@ -94,7 +94,8 @@ def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
         raise DataError(
             f"The region map {path} has {values.shape[2]} channels.", "Write one channel of 8 or 16 bits."
         )
-    found = map_regions(values[:, :, 0], nowhere=int(np.iinfo(values.dtype).max))
+    nowhere = 255 if values.dtype == np.uint8 else 65535
+    found = map_regions(values[:, :, 0].astype(np.int32), nowhere=nowhere)
     if len(found.regions) == 0:
         raise DataError(f"The region map {path} holds no region.", "Give its regions values.")
     return found
