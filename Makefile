@@ -48,6 +48,14 @@ bench-selection: $(READY)  ## a queue from a million regions
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
 	$(BIN)/python -m tests.benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
 
+.venv-peers/.ready: configs/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r configs/peers.txt
+	touch $@
+
+bench-peers: $(READY) .venv-peers/.ready  ## FRAMES=folder: beside Baal, torch-uncertainty and a plain loop
+	$(BIN)/python -m tests.benchmarks.bench_peers $(if $(FRAMES),--frames $(FRAMES))
+
 bench-quality: $(READY)  ## PROJECTS="folder …": every sampler and measure of trained projects
 	$(BIN)/python -m tests.benchmarks.bench_quality $(foreach folder,$(PROJECTS),--project $(folder))
 

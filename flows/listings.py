@@ -29,7 +29,17 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     """Labels, model, mIoU and calibration of each round."""
     table(
         f"{name}: {len(rows)} rounds",
-        ("round", "labels", "of the pool", "model", "mIoU", "ECE before", "ECE after", "next"),
+        (
+            "round",
+            "labels",
+            "of the pool",
+            "model",
+            "mIoU",
+            "ECE before",
+            "ECE after",
+            "softmax is a",
+            "next",
+        ),
         [
             (
                 row.number,
@@ -39,6 +49,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
                 interval(*row.mean_iou),
                 interval(*row.ece_before),
                 interval(*row.ece_after),
+                row.confidence if row.model else None,
                 row.state,
             )
             for row in rows
@@ -48,7 +59,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
 
 def show_calibrations(rows: Sequence[Calibration]) -> None:
     """Every calibrator beside the chosen one, each judged on images that did not fit it."""
-    from pipeline.calibration.calibrators import confidence_name  # imports torch
+    from pipeline.steps.calibrate import in_words  # imports torch
 
     for row in rows:
         judged = (row.report or {}).get("calibrators", [])
@@ -67,7 +78,7 @@ def show_calibrations(rows: Sequence[Calibration]) -> None:
                     for item in judged
                 ],
             )
-        console.print(f"{row.sampler}: {row.calibrator} makes a {confidence_name(row.passed)}.")
+        console.print(literal(in_words(row)))
         if row.warning:
             errors.print(f"[yellow]warning:[/] {literal(row.warning)}")
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from db.queries import evaluations
 from db.queries import rounds as queries
 from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel, QueueItem
-from pipeline.calibration.calibrators import confidence_name
+from pipeline.calibration.naming import confidence_name
 
 Interval = tuple[float | None, float | None, float | None]
 """A value, its lower and its upper bound; None where it is not defined."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pipeline.calibration.histogram import HistogramBinning
+from pipeline.calibration.naming import confidence_name
 from pipeline.calibration.scaling import ClasswiseTemperature, Temperature, VectorScaling
 from pipeline.calibration.selective import SelectiveScaling
 
@@ -97,12 +98,3 @@ class Calibrators:
     def class_map(self) -> str:
         """How the name of a map of one class begins: `probability` or `softmax`."""
         return confidence_name(self.passed).partition(" ")[0]
-
-
-def confidence_name(passed: bool) -> str:
-    """What a calibrated softmax may be called, with and without a passing report.
-
-    >>> confidence_name(False), confidence_name(True)
-    ('softmax score', 'probability')
-    """
-    return "probability" if passed else "softmax score"

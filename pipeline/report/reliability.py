@@ -14,7 +14,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.calibration.calibrators import confidence_name
+from pipeline.calibration.naming import confidence_name
 from pipeline.evaluation.metrics import Estimate
 from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_short, in_style, new_figure, percentages
 

@@ -17,9 +17,10 @@ from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.tables import Calibration, Model, Round
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from, confidence_name
+from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from
 from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.calibration.judgement import Judgement, cross_fit
+from pipeline.calibration.naming import confidence_name
 from pipeline.calibration.pixels import DrawnPixels, draw_pixels
 from pipeline.config import Project, Sampler
 from pipeline.data.loading import Unreadable

@@ -22,7 +22,7 @@ from db.queries import rounds as round_queries
 from db.queries.assessments import Kind, assessment_of
 from db.queries.evaluations import MetricKey
 from db.tables import Metric, Model, Queue, Round, ScoringRun, utc_now
-from pipeline.calibration.calibrators import confidence_name
+from pipeline.calibration.naming import confidence_name
 from pipeline.config import Project
 from pipeline.data.masks import palette
 from pipeline.evaluation.metrics import Estimate
