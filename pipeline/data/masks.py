@@ -171,7 +171,7 @@ def _from_ids(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
             "Set `data.mask_encoding: rgb` and give each class a `color`.",
         )
     ids = pixels[:, :, 0]
-    index = codec.index_of_id[ids]
+    index = codec.index_of_id[ids.astype(np.intp)]
     unknown = index == _UNKNOWN
     if unknown.any():
         values, counts = np.unique(ids[unknown], return_counts=True)

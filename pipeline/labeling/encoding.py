@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import is_palette, probe_image, read_pixels
+from pipeline.data.images import is_palette, probe_image, read_pixels, unit_float
 from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
@@ -184,5 +184,5 @@ def _mask(outcome: Mask | DataError) -> Mask:
 def _refuse_transparency(path: Path) -> None:
     """A transparent pixel has a colour that nobody sees; it must not become a label."""
     pixels = read_pixels(path)
-    if (pixels[:, :, -1] != np.iinfo(pixels.dtype).max).any():
+    if (unit_float(pixels[:, :, -1]) != 1).any():
         raise DataError(f"{path} has transparent pixels.", "Flatten it, then save it without transparency.")

@@ -57,9 +57,9 @@ class DeepFpn(DeepSegmenter, FpnSegmenter):
         ]
         return drop(decoder.merge([*maps, for_samples(finest, maps[0])]))
 
-    def _block(self, layers: nn.Sequential, drop: ChannelDrop, pyramid: Tensor) -> Tensor:
+    def _block(self, layers: Any, drop: ChannelDrop, pyramid: Tensor) -> Tensor:
         first = layers[0]
-        convolution, *rest = first.block  # pyright: ignore[reportGeneralTypeIssues]
+        convolution, *rest = first.block
         features = drop.convolve(convolution, pyramid)
         for layer in rest:
             features = layer(features)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sqlalchemy.orm import Session
 from torch import Tensor
 
 from db.engine import Database
@@ -46,7 +45,7 @@ from pipeline.evaluation.quality_rows import (
 from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibrate import held_out_images
+from pipeline.steps.calibration_set import judging_images
 from pipeline.steps.serving import model_to_judge, offered_samplers, open_predictor, stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
 
@@ -148,7 +147,7 @@ def _subject(
         model = model_to_judge(session, name)
         card = read_card(project.path(model.checkpoint_uri))
         wanted = _wanted(project.config, card, samplers)
-        split, items = _held_out(session, project)
+        split, items = judging_images(session, project)
         other_split = "calibration" if split == "test" else "pool"
         others = [
             ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
@@ -180,17 +179,6 @@ def _wanted(
                 f"It offers {', '.join(offered)}; `model.heads` and `scoring.ensemble` add more.",
             )
     return tuple(sampler for sampler in offered if samplers is None or sampler in samplers)
-
-
-def _held_out(session: Session, project: Project) -> tuple[str, list[HeldOut]]:
-    for split in ("test", "calibration"):
-        items = held_out_images(session, project, split)
-        if items:
-            return split, items
-    raise UserError(
-        "No image of the test or calibration split has a mask.",
-        "Put masks in `data.masks` and run `segcurate ingest`.",
-    )
 
 
 def spread(count: int, most: int | None) -> list[int]:

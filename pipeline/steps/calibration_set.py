@@ -21,6 +21,7 @@ from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.config import Project
 from pipeline.data.images import ImageRef
+from pipeline.errors import UserError
 from pipeline.evaluation.held_out import AuditedImage, AuditedRegion, HeldOut
 
 Source = Literal["calibration", "audit"]
@@ -58,6 +59,22 @@ def held_out_images(session: Session, project: Project, split: str) -> list[Held
         for row in image_queries.split_images(session, split)
         if row.mask_uri is not None
     ]
+
+
+def judging_images(session: Session, project: Project) -> tuple[str, list[HeldOut]]:
+    """The split that a model's uncertainty is judged on, `test` where it has masks, and its images.
+
+    Raises:
+        UserError: no held-out image has a mask.
+    """
+    for split in ("test", "calibration"):
+        images = held_out_images(session, project, split)
+        if images:
+            return split, images
+    raise UserError(
+        "No image of the test or calibration split has a mask.",
+        "Put masks in `data.masks` and run `segcurate ingest`.",
+    )
 
 
 def audited_images(session: Session, project: Project, model_id: int) -> list[AuditedImage]:

@@ -35,7 +35,7 @@ from pipeline.evaluation.stress import number
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
-from pipeline.steps.calibration_set import held_out_images
+from pipeline.steps.calibration_set import judging_images
 from pipeline.steps.serving import model_to_judge, offered_samplers, open_predictor, stored_calibrators
 from pipeline.steps.without_classes import train_without
 from pipeline.uncertainty.predictor import Predictor
@@ -351,11 +351,7 @@ def _detect(
     nobody has fitted a calibrator to it."""
     config = project.config
     with database.session(write=False) as session:
-        images = held_out_images(session, project, "test") or held_out_images(session, project, "calibration")
-    if not images:
-        raise UserError(
-            "No held-out image has a mask.", "Put masks in `data.masks` and run `segcurate ingest`."
-        )
+        _, images = judging_images(session, project)
     card = read_card(folder)
     # No row of the store: it is only there for its folder to be opened like any model
     row = Model(name=folder.name, checkpoint_uri=project.uri(folder))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sqlalchemy.orm import Session
 from torch import Tensor
 
 from db.engine import Database
@@ -41,7 +40,7 @@ from pipeline.evaluation.stress import (
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
-from pipeline.steps.calibration_set import held_out_images
+from pipeline.steps.calibration_set import judging_images
 from pipeline.steps.serving import model_to_judge, open_predictor, stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
 
@@ -116,7 +115,7 @@ def stress(
     with database.session(write=False) as session:
         row = model_to_judge(session, model)
         calibrators = stored_calibrators(session, row.id, sampler=config.scoring.sampler)
-        split, held_out = _held_out(session, project)
+        split, held_out = judging_images(session, project)
     index = blocks(
         [item.group for item in held_out], [item.position for item in held_out], config.evaluation.block
     )
@@ -157,17 +156,6 @@ def stress(
             session, model_id=row.id, kind="stress", document=_document(report, project)
         )
     return report
-
-
-def _held_out(session: Session, project: Project) -> tuple[str, list[HeldOut]]:
-    for split in ("test", "calibration"):
-        found = held_out_images(session, project, split)
-        if found:
-            return split, found
-    raise UserError(
-        "No held-out image has a mask, so there is nothing to stress.",
-        "Put masks of test or calibration images into `data.masks` and run `segcurate ingest`.",
-    )
 
 
 Measured = dict[Condition, dict[str, float]]

@@ -153,7 +153,7 @@ def test_with_any_option_a_run_that_was_cut_off_ends_at_the_same_weights(option:
         if done == 5:
             raise Killed
 
-    settings = OPTIONS[option] | {"checkpoint_every": 3}
+    settings: dict[str, Any] = OPTIONS[option] | {"checkpoint_every": 3}
     with pytest.raises(Killed):
         run(tmp_path / "killed", progress=kill, **settings)
     resumed, trained = run(tmp_path / "killed", **settings)
