@@ -132,10 +132,13 @@ training:
 evaluation:
   block: {block}  # neighbours that the bootstrap draws together: intervals are over blocks, never pixels
 
+calibration:
+  calibrator: temperature  # or auto: the best on held-out images that changes no label
+
 scoring:
-  sampler: mc_dropout  # or none
+  sampler: mc_dropout  # or tta, head_ensemble (with `model: {{heads: 5}}`), ensemble, none
   samples: 20
-  regions: {{kind: grid, cell: {cell}}}  # or {{kind: image}}
+  regions: {{kind: grid, cell: {cell}}}  # or superpixel, segment, file, image
 
 selection:
   strategy: stratified
