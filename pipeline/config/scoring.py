@@ -24,6 +24,7 @@ SAMPLED_MEASURES: frozenset[Measure] = frozenset(
 )
 """Those that only stochastic samples can give."""
 
+Resolution = Literal["quarter", "logits", "full"]
 Sampler = Literal["none", "mc_dropout", "tta", "head_ensemble", "ensemble"]
 
 
@@ -99,7 +100,7 @@ class ScoringConfig(Section):
     ensemble: list[str] = []
     """With `ensemble`: models beside the serving one, by name (`r01`) or by the folder of a checkpoint."""
     regions: RegionConfig = RegionConfig()
-    resolution: Literal["quarter", "logits", "full"] = "quarter"
+    resolution: Resolution = "quarter"
     """Where measures are computed: at every fourth pixel along each side (or at the network's own stride,
     where that is coarser), at the network's own stride, or at every pixel."""
     batch_size: Positive = 8

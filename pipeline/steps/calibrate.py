@@ -153,7 +153,9 @@ def _draw(
 ) -> _Drawn:
     """One pass over the images."""
     config = project.config
-    predictor, card = open_predictor(project, model, calibrators=Calibrators(), sampler=sampler)
+    predictor, card = open_predictor(
+        project, model, calibrators=Calibrators(), sampler=sampler, for_scores=True
+    )
     by_id = {item.ref.id: item for item in images}
     drawn = _Drawn(pixels={}, failures={})
     room = MOST_VALUES // (config.scoring.samples * config.data.num_classes * len(images))

@@ -6,7 +6,7 @@ Legend: H W image size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +158,7 @@ def _predict(
     """Prediction and measures of each image at its own size."""
     if not images:
         return {}
-    scoring = project.config.scoring.model_copy(update={"resolution": "logits"})  # a picture shows more
-    drawn = replace(project, config=project.config.model_copy(update={"scoring": scoring}))
-    predictor, card = open_predictor(drawn, model, calibrators=calibrators)
+    predictor, card = open_predictor(project, model, calibrators=calibrators)
     found: dict[int, _Maps] = {}
     for batch in load_batches(
         [

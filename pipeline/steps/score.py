@@ -115,7 +115,7 @@ def score(project: Project, database: Database, *, progress: Progress = silent) 
         if model is None:
             raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
-    predictor, card = open_predictor(project, model, calibrators=calibrators)
+    predictor, card = open_predictor(project, model, calibrators=calibrators, for_scores=True)
     scorer = describe_scorer(scoring, card=card, calibrators=calibrators, members=predictor.members)
     source = region_source(project, scoring.regions)
     with database.session() as session:

@@ -12,7 +12,7 @@ from db.queries import rounds as round_queries
 from db.queries.models import list_models
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
-from pipeline.config import Project, ProjectConfig, Sampler
+from pipeline.config import Project, ProjectConfig, Resolution, Sampler
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, UserError
 from pipeline.model.checkpoints import CARD_FILE, ModelCard, load_model
@@ -70,13 +70,18 @@ def open_predictor(
     *,
     calibrators: Calibrators,
     sampler: Sampler | None = None,
+    for_scores: bool = False,
 ) -> tuple[Predictor, ModelCard]:
     """Load a stored model onto the project's device, and with `ensemble` the models beside it.
+
+    Every fourth pixel is enough for the mean of a region, but makes a blurred mask: what is shown to people,
+    or compared with masks, is predicted at the network's own resolution.
 
     Args:
         model: its row.
         calibrators: of the model, for this sampler; identities for uncalibrated scores.
         sampler: instead of `scoring.sampler`.
+        for_scores: predict at `scoring.resolution`, even where it is coarser than the network's own.
 
     Raises:
         CheckpointError: a checkpoint cannot be loaded, or has other classes than the project.
@@ -86,6 +91,8 @@ def open_predictor(
     scoring = project.config.scoring
     if sampler is not None and sampler != scoring.sampler:
         scoring = scoring.model_copy(update={"sampler": sampler})
+    if scoring.resolution == "quarter" and not for_scores:
+        scoring = scoring.model_copy(update={"resolution": "logits"})
     device = pick_device(project.config.device)
     segmenter, card = load_model(
         project.path(model.checkpoint_uri), device=device, class_names=project.config.data.class_names
@@ -93,7 +100,7 @@ def open_predictor(
     members: list[Member] = []
     if scoring.sampler == "ensemble":
         members = [
-            _load_member(project, folder, serving=card, device=device)
+            _load_member(folder, serving=card, resolution=scoring.resolution, device=device)
             for folder in ensemble_folders(project, model)
         ]
     predictor = Predictor(
@@ -139,7 +146,7 @@ def ensemble_folders(project: Project, model: Model) -> list[Path]:
     return others
 
 
-def _load_member(project: Project, folder: Path, *, serving: ModelCard, device: torch.device) -> Member:
+def _load_member(folder: Path, *, serving: ModelCard, resolution: Resolution, device: torch.device) -> Member:
     segmenter, card = load_model(folder, device=device, class_names=serving.class_names)
     if card.channels != serving.channels:
         raise CheckpointError(
@@ -148,7 +155,7 @@ def _load_member(project: Project, folder: Path, *, serving: ModelCard, device: 
             "Take it out of `scoring.ensemble`.",
         )
     return Member(
-        network=ScoringNetwork(segmenter, resolution=project.config.scoring.resolution, device=device),
+        network=ScoringNetwork(segmenter, resolution=resolution, device=device),
         normalisation=_normalisation(card),
         input_scale=card.input_scale,
         weights=card.weights_sha256,

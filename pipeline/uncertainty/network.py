@@ -9,12 +9,12 @@ of an ensemble are brought to the same places before they are summed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.config import Resolution
 from pipeline.model.segmenter import Lattice, Segmenter, Trunk
 
 QUARTER = 4
@@ -49,9 +49,7 @@ class ScoringNetwork:
         cell: pixels a cell, along one side.
     """
 
-    def __init__(
-        self, segmenter: Segmenter, *, resolution: Literal["quarter", "logits", "full"], device: torch.device
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, *, resolution: Resolution, device: torch.device) -> None:
         self.segmenter = segmenter.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         self.device = device
         self.full = resolution == "full"

@@ -100,3 +100,23 @@ def test_provenance_changes_with_whatever_the_samples_depend_on_and_nothing_else
     assert described(sampler="tta") != described(sampler="tta", views={"flip": False})
     assert described(sampler="tta") == described(deep, sampler="tta", samples=21, seed=3)
     assert described(sampler="none") == described(sampler="none", samples=21, views={"flip": False})
+
+
+def test_masks_are_predicted_at_the_networks_own_resolution_and_only_scores_at_every_fourth_pixel(
+    tmp_path: Path,
+) -> None:
+    project, model = pool_of(tmp_path, resolution="quarter")
+    config = TINY.model_copy(
+        update={"architecture": "unet", "decoder": {"decoder_channels": [16, 8, 8, 4, 4]}}
+    )
+    torch.manual_seed(7)
+    card = read_card(project.workdir / "models/r01")
+    unet = build_segmenter(config, num_classes=len(card.class_names), channels=3, root=Path()).eval()
+    save_model(project.workdir / "models/r01", unet, card.model_copy(update={"model": config}))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = unet(image).softmax(dim=1)
+    for_masks, _ = open_predictor(project, model, calibrators=Calibrators(), sampler="none")
+    for_scores, _ = open_predictor(project, model, calibrators=Calibrators(), sampler="none", for_scores=True)
+    assert (for_masks.cell, for_scores.cell) == (1, 4)
+    torch.testing.assert_close(for_masks.predict(image).probability, expected, atol=1e-5, rtol=1e-4)
