@@ -143,7 +143,7 @@ def test_the_guard_of_the_input_range_catches_magnified_images(tmp_path: Path) -
     add_images(project, database, "test", 2, masks=False)
     network = make_segmenter(project)
     model = add_model(project, database, network)
-    with pytest.raises(UserError, match="nothing to stress"):
+    with pytest.raises(UserError, match="test or calibration split has a mask"):
         stress(project, database)
     add_images(project, database, "calibration", 3)
     folder = project.path(model.checkpoint_uri)
