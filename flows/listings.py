@@ -29,17 +29,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     """Labels, model, mIoU and calibration of each round."""
     table(
         f"{name}: {len(rows)} rounds",
-        (
-            "round",
-            "labels",
-            "of the pool",
-            "model",
-            "mIoU",
-            "ECE before",
-            "ECE after",
-            "softmax is a",
-            "next",
-        ),
+        ("round", "labels", "of the pool", "model", "mIoU", "ECE before", "ECE after", "next"),
         [
             (
                 row.number,
@@ -49,12 +39,15 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
                 interval(*row.mean_iou),
                 interval(*row.ece_before),
                 interval(*row.ece_after),
-                row.confidence if row.model else None,
                 row.state,
             )
             for row in rows
         ],
     )
+    for confidence in ("probability", "softmax score"):
+        models = [row.model for row in rows if row.model and row.confidence == confidence]
+        if models:
+            console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
 
 
 def show_calibrations(rows: Sequence[Calibration]) -> None:
