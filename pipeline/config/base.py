@@ -6,13 +6,25 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 IGNORE = 255
 """The class index of a pixel without a label, in every mask that segcurate writes."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _template(value: str) -> str:
+    try:
+        value.format(parent="a", stem="b", name="b.png")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError("Only {parent}, {stem} and {name} may stand in braces.") from error
+    return value
+
+
+PathTemplate = Annotated[str, AfterValidator(_template)]
+"""The path of a file that belongs to an image, with `{parent}`, `{stem}` and `{name}` of the image."""
 
 
 class Section(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import IGNORE, Fraction, Positive, Section
+from pipeline.config.base import IGNORE, Fraction, PathTemplate, Positive, Section
 
 
 class ClassConfig(Section):
@@ -31,7 +31,7 @@ class DataConfig(Section):
     """Folders (searched with their subfolders), globs, or single files."""
     masks: str | None = None
     """The folder of the masks that exist already."""
-    mask_template: str = "{parent}/{stem}.png"
+    mask_template: PathTemplate = "{parent}/{stem}.png"
     """The mask of an image inside `masks`: `{parent}` is the image's folder below its image folder,
     `{stem}` its name without the ending, `{name}` its name with it."""
     mask_encoding: Literal["auto", "index", "palette", "rgb"] = "auto"
@@ -95,15 +95,6 @@ class DataConfig(Section):
                 re.compile(value)
             except re.error as error:
                 raise ValueError(f"Not a regular expression: {error}.") from error
-        return value
-
-    @field_validator("mask_template")
-    @classmethod
-    def _formats(cls, value: str) -> str:
-        try:
-            value.format(parent="a", stem="b", name="b.png")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError("Only {parent}, {stem} and {name} may stand in braces.") from error
         return value
 
     @model_validator(mode="after")

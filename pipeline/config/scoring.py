@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Positive, Section
+from pipeline.config.base import PathTemplate, Positive, Section
 
 Measure = Literal[
     "least_confidence",
@@ -43,17 +43,8 @@ class RegionConfig(Section):
     folder: str | None = None
     """With `file`: the folder of the region maps, index PNG or TIFF of the image's size, in 8 or 16 bits.
     Pixels of one value are one region; the highest value of the type, 255 or 65535, is no region."""
-    template: str = "{parent}/{stem}.png"
+    template: PathTemplate = "{parent}/{stem}.png"
     """With `file`: the region map of an image inside `folder`, written as `data.mask_template` is."""
-
-    @field_validator("template")
-    @classmethod
-    def _formats(cls, value: str) -> str:
-        try:
-            value.format(parent="a", stem="b", name="b.png")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError("Only {parent}, {stem} and {name} may stand in braces.") from error
-        return value
 
     @model_validator(mode="after")
     def _file_has_folder(self) -> Self:
