@@ -14,21 +14,32 @@ The contract of the store, for every backend:
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, inspect
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from db import migrations
 from db.errors import StoreError
 
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
 BUSY_TIMEOUT_MS = 30_000
+PATIENCE = 120.0
+"""Seconds for which a server that is restarted is waited for."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+GONE = ("08", "57P")
+"""SQLSTATE classes of PostgreSQL: connection exceptions, and a server that shuts down or is starting up."""
 
 
 class Database:
@@ -60,9 +71,43 @@ class Database:
         finally:
             session.close()
 
+    def transact(self, work: Callable[[Session], Result], *, patience: float = PATIENCE) -> Result:
+        """Do `work` in a transaction of its own, and again when the connection to the server was lost.
+
+        Args:
+            work: may run several times, but only the last one is committed; or, where the connection broke
+                while it was committed, perhaps the one before too, so it must be repeatable.
+            patience: seconds for which a server that is gone is asked again.
+
+        Raises:
+            DBAPIError: the server stayed away, or something else went wrong.
+        """
+        give_up_at = time.monotonic() + patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                with self.session() as session:
+                    return work(session)
+            except DBAPIError as error:
+                if not connection_lost(error) or time.monotonic() + pause > give_up_at:
+                    raise
+                logger.warning("The database is gone; asking again in %.1f s.", pause)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def connection_lost(error: DBAPIError) -> bool:
+    """Whether the server went away, is starting, or cannot be reached just now: another try may work."""
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, OperationalError) or not hasattr(error.orig, "sqlstate"):  # SQLite has no server
+        return False
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state is None or state.startswith(GONE)  # None: no server answered
 
 
 def connect(url: str) -> Engine:

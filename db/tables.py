@@ -290,12 +290,16 @@ class ScoringRun(Base):
 
 
 class Shard(Base):
-    """A contiguous range of image ids of one run: the unit of work, of commit and of repeat."""
+    """A contiguous range of image ids of one run: the unit of work, of commit and of repeat.
+
+    `owner` has it while it is `running`, and loses it when `lease_until` passes without a renewal; of a shard
+    that is done, `owner` is who scored it. `attempts` counts how often it was begun.
+    """
 
     __tablename__ = "shard"
     __table_args__ = (
         UniqueConstraint("run_id", "first_image_id"),
-        one_of("status", "pending", "done"),
+        one_of("status", "pending", "running", "done"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -303,9 +307,24 @@ class Shard(Base):
     first_image_id: Mapped[int] = mapped_column(BigInteger)
     last_image_id: Mapped[int] = mapped_column(BigInteger)
     status: Mapped[str] = mapped_column(String(16), default="pending")
+    owner: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     scored: Mapped[int] = mapped_column(default=0)
     failed: Mapped[int] = mapped_column(default=0)
     finished_at: Mapped[datetime | None]
+
+
+class Lease(Base):
+    """Work that one process at a time may do. Who holds it renews `until`; once that has passed, anybody may
+    take it."""
+
+    __tablename__ = "lease"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(Text)
+    taken_at: Mapped[datetime]
+    until: Mapped[datetime]
 
 
 class RegionScore(Base):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 class UserError(Exception):
     """Something that the user can mend: what is wrong, and what to do about it.
@@ -31,3 +33,22 @@ class CheckpointError(UserError):
 
 class NotYourTurn(UserError):
     """A command was called at a point of the round where another one comes next."""
+
+
+class Busy(UserError):
+    """Another process is at the same work.
+
+    Args:
+        work: what it does.
+        owner: who does it, as `pipeline.leases.this_process` names processes.
+        since: when it began.
+    """
+
+    def __init__(self, work: str, *, owner: str, since: datetime) -> None:
+        host, _, rest = owner.partition(":")
+        process = rest.partition(":")[0]
+        super().__init__(
+            f"Another process does `{work}` already: process {process} on {host}, "
+            f"since {since:%Y-%m-%d %H:%M} UTC.",
+            "Wait until it is through; nothing is lost. If it hangs, stop it, and run this again.",
+        )

@@ -1,21 +1,17 @@
-"""Scoring runs, their shards, and the two score tables, which are written in bulk and read as columns.
-
-A shard is a range of image ids that is scored and committed together. What a run has scored is known from
-its image scores alone, so a shard that was planned and never finished can be forgotten and planned anew.
-"""
+"""Scoring runs and the two score tables, which are written in bulk and read as columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from db.tables import Image, ImageScore, Label, LabelRegion, RegionScore, ScoringRun, Shard, utc_now
+from db.tables import Image, ImageScore, RegionScore, ScoringRun, Shard, utc_now
 
 Columns = Mapping[str, npt.NDArray[Any] | Sequence[Any]]
 """Columns of a table by name, all of one length. `run_id` is added by the query."""
@@ -25,8 +21,8 @@ BATCH = 500
 """Values in one `IN (…)`; SQLite's oldest limit is 999."""
 
 
-class Unscored(NamedTuple):
-    """A pool image that a run has not scored yet."""
+class ImageFile(NamedTuple):
+    """An image as scoring wants to see it."""
 
     id: int
     uri: str
@@ -65,13 +61,6 @@ class ScoredRegion(NamedTuple):
     entropy: float
 
 
-class PlannedShard(NamedTuple):
-    """Image ids from `first` to `last`, both inclusive."""
-
-    first: int
-    last: int
-
-
 def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[str, Any]) -> ScoringRun:
     """The run of this scorer, made when there is none."""
     statement = select(ScoringRun).where(ScoringRun.scorer_hash == scorer_hash)
@@ -81,95 +70,6 @@ def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[
         session.add(row)
         session.flush()
     return row
-
-
-def unscored_images(
-    session: Session, *, run_id: int, after_id: int = 0, last_id: int | None = None, limit: int
-) -> list[Unscored]:
-    """A page, by id, of the images that this run is still to score.
-
-    They are in the pool, are no duplicates, and have no label that covers them whole.
-    """
-    condition = and_(_to_score(run_id), Image.id > after_id)
-    if last_id is not None:
-        condition = and_(condition, Image.id <= last_id)
-    statement = (
-        select(Image.id, Image.uri, Image.width, Image.height)
-        .where(condition)
-        .order_by(Image.id)
-        .limit(limit)
-    )
-    return [Unscored(*row) for row in session.execute(statement)]
-
-
-def plan_shards(session: Session, *, run_id: int, shard_images: int) -> int:
-    """Cut what the run is still to score into shards of ascending ids; forget what was planned before.
-
-    Returns:
-        The number of images to score.
-    """
-    session.execute(delete(Shard).where(Shard.run_id == run_id, Shard.status == "pending"))
-    total, members = 0, 0
-    first = last = 0
-    for image_id in _ids_to_score(session, run_id):
-        if members == shard_images:
-            _put_shard(session, run_id=run_id, shard=PlannedShard(first, last))
-            members = 0
-        first = image_id if members == 0 else first
-        last = image_id
-        members += 1
-        total += 1
-    if members:
-        _put_shard(session, run_id=run_id, shard=PlannedShard(first, last))
-    if total:
-        session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=None))
-    return total
-
-
-def pending_shards(session: Session, *, run_id: int) -> list[PlannedShard]:
-    """The shards that are still to be scored, by id."""
-    statement = (
-        select(Shard.first_image_id, Shard.last_image_id)
-        .where(Shard.run_id == run_id, Shard.status == "pending")
-        .order_by(Shard.first_image_id)
-    )
-    return [PlannedShard(*row) for row in session.execute(statement)]
-
-
-def replace_shard(
-    session: Session,
-    *,
-    run_id: int,
-    shard: PlannedShard,
-    image_ids: Sequence[int],
-    images: Columns,
-    regions: Columns,
-) -> None:
-    """Put the rows of a shard in the place of what is there of these images, and mark it done.
-
-    Args:
-        image_ids: all that were tried; those without a row in `images` count as failed.
-        images: columns of `image_score`.
-        regions: columns of `region_score`.
-    """
-    forget_scores(session, run_id=run_id, image_ids=image_ids)
-    _insert_columns(session, ImageScore, run_id, images)
-    _insert_columns(session, RegionScore, run_id, regions)
-    scored = len(images.get("image_id", ()))
-    values = {
-        "last_image_id": shard.last,
-        "status": "done",
-        "scored": scored,
-        "failed": len(image_ids) - scored,
-        "finished_at": utc_now(),
-    }
-    found = session.scalars(
-        select(Shard).where(Shard.run_id == run_id, Shard.first_image_id == shard.first)
-    ).one_or_none()
-    if found is None:  # another process planned the run anew in the meantime
-        session.execute(insert(Shard).values(run_id=run_id, first_image_id=shard.first, **values))
-    else:
-        session.execute(update(Shard).where(Shard.id == found.id).values(**values))
 
 
 def scoring_times(session: Session, *, run_id: int) -> list[tuple[int, str, datetime]]:
@@ -189,6 +89,12 @@ def scoring_times(session: Session, *, run_id: int) -> list[tuple[int, str, date
         .group_by(ImageScore.image_id, Image.uri)
     )
     return [(image_id, uri, at) for image_id, uri, at in session.execute(statement) if at is not None]
+
+
+def insert_scores(session: Session, *, run_id: int, images: Columns, regions: Columns) -> None:
+    """Write the scores of some images, as columns of `image_score` and `region_score`."""
+    _insert_columns(session, ImageScore, run_id, images)
+    _insert_columns(session, RegionScore, run_id, regions)
 
 
 def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) -> None:
@@ -268,7 +174,7 @@ def regions_at(
     return found
 
 
-def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Unscored, dict[str, Any] | None]]:
+def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[ImageFile, dict[str, Any] | None]]:
     """The images of a run with the highest entropy, highest first, with the heat maps that they have."""
     statement = (
         select(Image.id, Image.uri, Image.width, Image.height, ImageScore.heatmaps)
@@ -277,16 +183,16 @@ def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Unsco
         .order_by(ImageScore.entropy.desc(), Image.id)
         .limit(limit)
     )
-    return [(Unscored(*row[:4]), row[4]) for row in session.execute(statement)]
+    return [(ImageFile(*row[:4]), row[4]) for row in session.execute(statement)]
 
 
-def images_by_id(session: Session, *, image_ids: Sequence[int]) -> list[Unscored]:
+def images_by_id(session: Session, *, image_ids: Sequence[int]) -> list[ImageFile]:
     """Images by id, as scoring wants to see them."""
-    found: list[Unscored] = []
+    found: list[ImageFile] = []
     for start in range(0, len(image_ids), BATCH):
         statement = select(Image.id, Image.uri, Image.width, Image.height).order_by(Image.id)
         part = statement.where(Image.id.in_(image_ids[start : start + BATCH]))
-        found.extend(Unscored(*row) for row in session.execute(part))
+        found.extend(ImageFile(*row) for row in session.execute(part))
     return found
 
 
@@ -336,48 +242,6 @@ def image_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> d
         ValueError: there is no such column.
     """
     return _read_columns(session, ImageScore, run_id, columns, (ImageScore.image_id,))
-
-
-def _to_score(run_id: int) -> ColumnElement[bool]:
-    scored = select(ImageScore.image_id).where(ImageScore.run_id == run_id, ImageScore.image_id == Image.id)
-    labeled_whole = (
-        select(Label.id)
-        .join(LabelRegion, LabelRegion.label_id == Label.id)
-        .where(
-            Label.image_id == Image.id,
-            LabelRegion.x == 0,
-            LabelRegion.y == 0,
-            LabelRegion.w == Image.width,
-            LabelRegion.h == Image.height,
-            LabelRegion.outline.is_(None),
-        )
-    )
-    return and_(
-        Image.split == "pool", Image.duplicate_of.is_(None), ~scored.exists(), ~labeled_whole.exists()
-    )
-
-
-def _ids_to_score(session: Session, run_id: int) -> Iterator[int]:
-    """Page by page: nothing may be read from a cursor while shards are written through its session."""
-    after = 0
-    while True:
-        statement = select(Image.id).where(_to_score(run_id), Image.id > after).order_by(Image.id).limit(PAGE)
-        page = session.scalars(statement).all()
-        yield from page
-        if len(page) < PAGE:
-            return
-        after = page[-1]
-
-
-def _put_shard(session: Session, *, run_id: int, shard: PlannedShard) -> None:
-    """A planned shard. Where a finished one began at the same image, which failed, it takes its place."""
-    mine = (Shard.run_id == run_id, Shard.first_image_id == shard.first)
-    found = session.scalars(select(Shard.id).where(*mine)).one_or_none()
-    values: dict[str, Any] = {"last_image_id": shard.last, "status": "pending", "finished_at": None}
-    if found is None:
-        session.execute(insert(Shard).values(run_id=run_id, first_image_id=shard.first, **values))
-    else:
-        session.execute(update(Shard).where(Shard.id == found).values(**values))
 
 
 def _insert_columns(

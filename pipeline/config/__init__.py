@@ -15,6 +15,7 @@ from pipeline.config.learning import (
     TrainingConfig,
     TransformConfig,
 )
+from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.project import CONFIG_FILE, DatabaseConfig, Project, ProjectConfig, load_project
 from pipeline.config.scoring import (
     SAMPLED_MEASURES,
@@ -45,12 +46,15 @@ __all__ = [
     "LossConfig",
     "Measure",
     "ModelConfig",
+    "NightlyConfig",
     "Positive",
     "Project",
     "ProjectConfig",
     "RegionConfig",
     "Resolution",
+    "RetrainConfig",
     "Sampler",
+    "ScaleConfig",
     "ScoringConfig",
     "Section",
     "SelectionConfig",

@@ -15,6 +15,7 @@ from pipeline.config.base import Section
 from pipeline.config.data import DataConfig, SplitsConfig
 from pipeline.config.errors import explain
 from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
 from pipeline.config.selection import ExportConfig, SelectionConfig
 from pipeline.errors import ConfigError
@@ -53,6 +54,9 @@ class ProjectConfig(BaseSettings):
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
     export: ExportConfig = ExportConfig()
+    nightly: NightlyConfig = NightlyConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    scale: ScaleConfig = ScaleConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -83,6 +87,8 @@ class ProjectConfig(BaseSettings):
             raise ValueError(f"`selection.strategy: {self.selection.strategy}` needs a `scoring.sampler`.")
         if self.scoring.sampler == "head_ensemble" and self.model.heads < 2:
             raise ValueError("`scoring.sampler: head_ensemble` needs `model.heads` of at least 2.")
+        if self.scale.engine == "ray" and not self.database.url.startswith("postgresql"):
+            raise ValueError("`scale.engine: ray` needs a PostgreSQL `database.url` that all machines reach.")
         return self
 
 

@@ -27,6 +27,7 @@ from pipeline.data.loading import Unreadable
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import blocks
 from pipeline.evaluation.held_out import AuditedImage, HeldOut, read_held_out
+from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibration_set import Source, audited_images, calibration_source, held_out_images
 from pipeline.steps.serving import judged_samplers, open_predictor
@@ -62,6 +63,7 @@ class _Drawn:
     failures: dict[str, str]
 
 
+@one_at_a_time("calibrate")
 def calibrate(project: Project, database: Database, *, progress: Progress = silent) -> list[Calibration]:
     """Fit every calibrator for every judged sampler, and store the configured one with the comparison of all.
 

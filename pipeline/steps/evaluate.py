@@ -28,6 +28,7 @@ from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.evaluation.metrics import Estimate, Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
+from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibrate import model_of_round
@@ -103,6 +104,7 @@ class EvaluationReport:
         yield self.decision
 
 
+@one_at_a_time("evaluate")
 def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
     """Measure the round's model with every judged sampler; promote it unless it is worse than the current one
     beyond its interval.

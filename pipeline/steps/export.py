@@ -45,6 +45,7 @@ from pipeline.labeling.manifest import (
 )
 from pipeline.labeling.neutral import place_image
 from pipeline.labeling.proposals import Proposal, propose
+from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.heatmaps import overlay
@@ -86,6 +87,7 @@ class _Entry:
         return [item.outline for item in self.items]
 
 
+@one_at_a_time("export")
 def export(
     project: Project,
     database: Database,

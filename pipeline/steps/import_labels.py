@@ -35,6 +35,7 @@ from pipeline.labeling.neutral import (
     locate,
     readable_name,
 )
+from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 
 LABELS_FOLDER = "labels"
@@ -108,6 +109,7 @@ class _Annotation:
     whole_image: bool
 
 
+@one_at_a_time("import")
 def import_labels(
     project: Project,
     database: Database,

@@ -29,6 +29,7 @@ from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.data.sources import Found, find_images, mask_path
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
+from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.initial_labels import label_initial
 from pipeline.steps.placement import Placed, Placement
@@ -87,6 +88,7 @@ class _Examined:
     failures: tuple[tuple[str, str], ...]
 
 
+@one_at_a_time("ingest")
 def ingest(project: Project, database: Database, *, progress: Progress = silent) -> IngestReport:
     """Register what `data.images` names; run it again when there are new files.
 

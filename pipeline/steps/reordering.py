@@ -11,7 +11,7 @@ import numpy as np
 
 from db.engine import Database
 from db.queries import scores as queries
-from db.queries.scores import ScoredRegion, Unscored
+from db.queries.scores import ImageFile, ScoredRegion
 from db.tables import ScoringRun
 from pipeline.acquisition.budget import queue_budget
 from pipeline.calibration.calibrators import Calibrators, Identity
@@ -76,7 +76,7 @@ def _uncalibrated_entropies(
     project: Project,
     predictor: Predictor,
     card: ModelCard,
-    images: Sequence[Unscored],
+    images: Sequence[ImageFile],
     stored: Sequence[ScoredRegion],
 ) -> dict[tuple[int, int], float]:
     """The entropy of each stored region without calibrators, by image id and region index."""

@@ -1,58 +1,77 @@
-"""Scoring the pool with the serving model: what this scorer has not scored yet, a shard a transaction."""
+"""Scoring the pool with the serving model: what this scorer has not scored yet, a shard a transaction.
+
+`plan_scoring` cuts the work into shards, any number of workers `drain_shards`, in any number of processes and
+on any number of machines, and `finish_scoring` looks at the whole. `score` does all three on this machine.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from datetime import datetime
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.queries import scores as queries
-from db.queries.scores import PlannedShard
-from db.tables import ScoringRun
+from db.queries import shards
+from db.queries.leases import owners
+from db.tables import ScoringRun, utc_now
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import SAMPLED_MEASURES, Project, RegionConfig, ScoringConfig, content_hash
+from pipeline.config import Project, RegionConfig
 from pipeline.data.images import ImageRef
-from pipeline.data.input_range import InputRange
 from pipeline.data.loading import Unreadable
-from pipeline.errors import ConfigError, UserError
-from pipeline.model.checkpoints import ModelCard
+from pipeline.errors import ConfigError
+from pipeline.leases import POLL_SECONDS, alone, dead_owners, renewing, this_process
 from pipeline.progress import Progress, silent
 from pipeline.scoring import ScoredImage, score_images
 from pipeline.steps.drift import watch_drift
 from pipeline.steps.reordering import in_words as reordering_in_words
 from pipeline.steps.reordering import measure_reordering
-from pipeline.steps.serving import open_predictor, stored_calibrators
-from pipeline.uncertainty.heatmaps import TWO_COLOUR, information_span, write_heatmap, write_two_colour
-from pipeline.uncertainty.predictor import Predictor
-from pipeline.uncertainty.reduction import RegionColumns, keep_regions
+from pipeline.steps.scorer import Scorer, open_scorer
+from pipeline.steps.shard_writer import ShardWriter, outlier_in_words, write_heatmaps
+from pipeline.uncertainty.heatmaps import TWO_COLOUR
 from pipeline.uncertainty.region_sources import RegionFiles, region_source
-from pipeline.uncertainty.samplers import Member
 
-FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
-"""Measures without bounds: their heat maps span the image's own values."""
-
-_REGION_KEYS = {
-    "grid": ("cell",),
-    "superpixel": ("cell", "compactness"),
-    "segment": ("cell", "smallest"),
-    "file": ("folder", "template"),
-    "image": (),
-}
-"""The settings that regions of a kind depend on. The maps of `file` do not count: a new image has a new one,
-and must not make all others wait for their scores."""
-MOST_OUTLIERS = 1000
-"""Images outside of the input range that a run keeps the names of."""
 MOST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """What one call of `score` is about to do; small enough to be passed to another process.
+
+    Attributes:
+        images: still to be scored, by whoever.
+        shards: open now, those included that somebody is at.
+    """
+
+    run_id: int
+    scorer_hash: str
+    model: str
+    images: int
+    shards: int
+    began_at: datetime
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What workers have scored. Sums: add those of all workers up."""
+
+    images: int = 0
+    regions: int = 0
+    failed: int = 0
+    outliers: list[dict[str, Any]] = field(default_factory=list)
+
+    def __add__(self, other: Drained) -> Drained:
+        return Drained(
+            images=self.images + other.images,
+            regions=self.regions + other.regions,
+            failed=self.failed + other.failed,
+            outliers=self.outliers + other.outliers,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,125 +114,192 @@ class ScoreReport:
         return said
 
 
-def score(project: Project, database: Database, *, progress: Progress = silent) -> ScoreReport:
+def score(
+    project: Project, database: Database, *, any_time: bool = False, progress: Progress = silent
+) -> ScoreReport:
     """Score every pool image that this scorer has not scored yet; killed and run again, it goes on.
 
     Images of other splits, duplicates, and images with a label that covers them whole are not scored. A file
     that cannot be read is recorded with its reason, and tried again by the next call. An image whose region
-    map has changed since it was scored is scored again.
+    map has changed since it was scored is scored again. Two at once share the work.
+
+    Args:
+        any_time: score whatever the round's next step is; the round goes on only if this is it.
 
     Raises:
         NotYourTurn: another step comes next.
         UserError: there is no serving model, or it cannot be loaded, or the disk is full.
     """
-    started = time.monotonic()
+    if not any_time:
+        with database.session(write=False) as session:
+            rounds.require(session, "score")
+    scorer = open_scorer(project, database)
+    plan = plan_scoring(project, database, scorer=scorer)
+    drained = drain_shards(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
+    return finish_scoring(project, database, plan=plan, drained=drained, any_time=any_time, scorer=scorer)
+
+
+def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None = None) -> ScoringPlan:
+    """Open the scorer's run, and cut what it is still to score into shards.
+
+    Args:
+        scorer: where it is open already.
+
+    Raises:
+        UserError: there is no serving model, or it cannot be loaded.
+    """
+    scorer = scorer or open_scorer(project, database)
     scoring = project.config.scoring
-    _check_heatmaps(scoring)
-    with database.session() as session:
-        rounds.require(session, "score")
-        model = round_queries.promoted_model(session)
-        if model is None:
-            raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
-        calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
-    predictor, card = open_predictor(project, model, calibrators=calibrators, for_scores=True)
-    scorer = describe_scorer(scoring, card=card, calibrators=calibrators, members=predictor.members)
     source = region_source(project, scoring.regions)
-    with database.session() as session:
-        run = queries.open_run(session, model_id=model.id, scorer_hash=content_hash(scorer), scorer=scorer)
+
+    def plan(session: Session) -> ScoringPlan:
+        run = queries.open_run(
+            session, model_id=scorer.model_id, scorer_hash=scorer.hash, scorer=scorer.document
+        )
         if isinstance(source, RegionFiles):
             redrawn = _redrawn_images(session, project, source, run_id=run.id)
             queries.forget_scores(session, run_id=run.id, image_ids=redrawn)
-        total = queries.plan_shards(session, run_id=run.id, shard_images=scoring.shard_images)
-    writer = _ShardWriter(project=project, database=database, run_id=run.id, seen=card.input_range)
-    score_images(
-        _pending_images(project, database, writer),
-        predictor=predictor,
-        card=card,
-        scoring=scoring,
-        max_pixels=project.config.data.max_pixels,
-        sink=writer,
-        regions=source,
-        heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
-        total=total,
-        progress=progress,
+        opened = shards.plan_shards(
+            session, run_id=run.id, shard_images=scoring.shard_images, dead=dead_owners(owners(session))
+        )
+        return ScoringPlan(
+            run_id=run.id,
+            scorer_hash=scorer.hash,
+            model=scorer.model_name,
+            images=shards.count_to_score(session, run_id=run.id),
+            shards=opened.pending + opened.running,
+            began_at=utc_now(),
+        )
+
+    return database.transact(plan)
+
+
+def drain_shards(
+    project: Project,
+    database: Database,
+    *,
+    run_id: int,
+    scorer: Scorer | None = None,
+    progress: Progress = silent,
+) -> Drained:
+    """Claim shards, score them and write them, until every shard of the run is done, by whomever.
+
+    A shard whose worker has died is repeated by another one. What is begun and not written when this is
+    stopped is given back.
+
+    Raises:
+        ConfigError: the run is of another scorer: the settings, or the serving model, have changed since.
+        UserError: the disk is full, or the folder of the heat maps cannot be written.
+    """
+    scorer = scorer or open_scorer(project, database)
+    scoring = project.config.scoring
+    seconds = project.config.scale.lease_seconds
+    with database.session(write=False) as session:
+        run = session.get_one(ScoringRun, run_id)
+        total = shards.count_to_score(session, run_id=run_id)
+    if run.scorer_hash != scorer.hash:
+        raise ConfigError(
+            f"The settings of `scoring`, or the serving model, have changed since run {run_id} was planned.",
+            "Run the command again.",
+        )
+    owner = this_process()
+    writer = ShardWriter(
+        project=project, database=database, run_id=run_id, owner=owner, seen=scorer.card.input_range
     )
-    heatmaps = _top_heatmaps(project, database, predictor, card, run_id=run.id)
-    drift = watch_drift(project, database, run_id=run.id, predictor=predictor, card=card)
-    reordering = measure_reordering(project, database, run_id=run.id, predictor=predictor, card=card)
-    with database.session() as session:
-        current = rounds.require(session, "score")
-        queries.set_heatmaps(session, run_id=run.id, heatmaps=heatmaps)
-        queries.finish_run(session, run_id=run.id)
-        rounds.advance(session, current, "score")
+    with renewing(database, seconds=seconds):
+        try:
+            while True:
+                score_images(
+                    _claimed_images(project, database, writer, seconds=seconds),
+                    predictor=scorer.predictor,
+                    card=scorer.card,
+                    scoring=scoring,
+                    max_pixels=project.config.data.max_pixels,
+                    sink=writer,
+                    regions=region_source(project, scoring.regions),
+                    heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
+                    total=total,
+                    progress=progress,
+                )
+                left = database.transact(lambda session: shards.open_shards(session, run_id=run_id))
+                if left.pending == 0 and left.running == 0:
+                    break
+                time.sleep(POLL_SECONDS)  # others are at the rest; if one of them dies, its shard is free
+        except BaseException:
+            database.transact(lambda session: shards.release_shards(session, run_id=run_id, owner=owner))
+            raise
+    return Drained(
+        images=writer.images, regions=writer.regions, failed=writer.failed, outliers=writer.outliers
+    )
+
+
+def finish_scoring(
+    project: Project,
+    database: Database,
+    *,
+    plan: ScoringPlan,
+    drained: Drained,
+    any_time: bool = False,
+    scorer: Scorer | None = None,
+) -> ScoreReport:
+    """Look at the whole run: heat maps of the most uncertain images, drift, and what calibration reorders.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        UserError: the disk is full.
+    """
+    scorer = scorer or open_scorer(project, database)
+    predictor, card, run_id = scorer.predictor, scorer.card, plan.run_id
+    with alone(database, f"finish run {run_id}", wait=True):
+        heatmaps = _top_heatmaps(project, database, scorer, run_id=run_id)
+        drift = watch_drift(project, database, run_id=run_id, predictor=predictor, card=card)
+        reordering = measure_reordering(project, database, run_id=run_id, predictor=predictor, card=card)
+        with database.session() as session:
+            queries.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
+            queries.finish_run(session, run_id=run_id)
+            current = round_queries.current_round(session)
+            if not any_time or (current is not None and current.state in rounds.ALLOWED["score"]):
+                rounds.advance(session, rounds.require(session, "score"), "score")
     return ScoreReport(
-        images=writer.images,
-        regions=writer.regions,
-        failed=writer.failed,
-        seconds=time.monotonic() - started,
-        run_id=run.id,
+        images=drained.images,
+        regions=drained.regions,
+        failed=drained.failed,
+        seconds=(utc_now() - plan.began_at).total_seconds(),
+        run_id=run_id,
         drift=drift["warning"] if drift else None,
         reordering=reordering,
-        outliers=writer.outliers,
+        outliers=drained.outliers,
     )
 
 
-def outlier_in_words(item: dict[str, Any]) -> str:
-    """Why an image lies far outside of the input range.
+def _claimed_images(
+    project: Project, database: Database, writer: ShardWriter, *, seconds: float
+) -> Iterator[ImageRef]:
+    """The images of one free shard after another, until there is none."""
+    limit = project.config.scoring.shard_images
 
-    >>> outlier_in_words(
-    ...     {"uri": "a.tif", "statistic": "max", "channel": 1, "value": 15.0, "low": 0.5, "high": 1.0}
-    ... )
-    'a.tif: max of channel 1 is 15.00, of the training images 0.50 to 1.00'
-    """
-    return (
-        f"{item['uri']}: {item['statistic']} of channel {item['channel']} is {item['value']:.2f}, "
-        f"of the training images {item['low']:.2f} to {item['high']:.2f}"
-    )
+    def claim(session: Session) -> tuple[shards.PlannedShard, list[queries.ImageFile]] | None:
+        shard = shards.claim_shard(
+            session,
+            run_id=writer.run_id,
+            owner=writer.owner,
+            seconds=seconds,
+            dead=dead_owners(owners(session)),
+        )
+        if shard is None:
+            return None
+        return shard, shards.unscored_images(
+            session, run_id=writer.run_id, after_id=shard.first - 1, last_id=shard.last, limit=limit
+        )
 
-
-def describe_scorer(
-    scoring: ScoringConfig, *, card: ModelCard, calibrators: Calibrators, members: Sequence[Member] = ()
-) -> dict[str, Any]:
-    """All that a score depends on. Its content hash is the provenance of each row.
-
-    Args:
-        members: the other networks, with the sampler `ensemble`.
-    """
-    calibrator = calibrators.deterministic
-    document: dict[str, Any] = {
-        "weights": card.weights_sha256,
-        "mean": card.mean,
-        "std": card.std,
-        "input_scale": card.input_scale,
-        "sampler": scoring.sampler,
-        "calibrator": {"name": calibrator.name, **calibrator.parameters},
-        "regions": scoring.regions.model_dump(
-            mode="json", include={"kind", *_REGION_KEYS[scoring.regions.kind]}
-        ),
-        "keep_regions": scoring.keep_regions,
-        "resolution": scoring.resolution,
-        "tile": scoring.tile,
-        "overlap": scoring.overlap,
-    }
-    if scoring.sampler != "none":
-        sampled = calibrators.sampled
-        document["sampled_calibrator"] = {"name": sampled.name, **sampled.parameters}
-    if scoring.sampler == "mc_dropout":
-        document["dropout"] = card.model.dropout
-        document["placement"] = card.model.placement
-        document["samples"] = scoring.samples
-        document["seed"] = scoring.seed
-    if scoring.sampler == "tta":
-        document["views"] = scoring.views.model_dump(mode="json")
-    if scoring.sampler == "head_ensemble":
-        document["heads"] = card.model.heads
-    if scoring.sampler == "ensemble":
-        document["members"] = [
-            {"weights": member.weights, "input_scale": member.input_scale}
-            | {"mean": list(member.normalisation.mean), "std": list(member.normalisation.std)}
-            for member in members
+    while (claimed := database.transact(claim)) is not None:
+        shard, found = claimed
+        refs = [
+            ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
+            for row in found
         ]
-    return document
+        writer.expect(shard, refs)
+        yield from refs
 
 
 def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, run_id: int) -> list[int]:
@@ -226,159 +312,8 @@ def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, 
     return redrawn
 
 
-@dataclass
-class _OpenShard:
-    """A shard on its way: what it waits for, and what has come."""
-
-    shard: PlannedShard
-    refs: dict[int, ImageRef]
-    scored: list[ScoredImage] = field(default_factory=list)
-    unreadable: list[Unreadable] = field(default_factory=list)
-
-
-class _ShardWriter:
-    """Collects scored images and commits each shard when its last image has come.
-
-    `expect` is called before any image of its shard is read; everything else happens in the writer's thread.
-    """
-
-    def __init__(self, *, project: Project, database: Database, run_id: int, seen: InputRange | None) -> None:
-        self.project = project
-        self.database = database
-        self.run_id = run_id
-        self.seen = seen
-        self.images = self.regions = self.failed = 0
-        self.outliers: list[dict[str, Any]] = []
-        self._shard_of: dict[int, _OpenShard] = {}
-
-    def expect(self, shard: PlannedShard, refs: Sequence[ImageRef]) -> None:
-        """Announce the images of a shard."""
-        opened = _OpenShard(shard=shard, refs={ref.id: ref for ref in refs})
-        self._shard_of.update(dict.fromkeys(opened.refs, opened))
-
-    def __call__(self, item: ScoredImage | Unreadable) -> None:
-        opened = self._shard_of.pop(item.id)
-        if isinstance(item, Unreadable):
-            opened.unreadable.append(item)
-        else:
-            opened.scored.append(item)
-        if len(opened.scored) + len(opened.unreadable) == len(opened.refs):
-            self._commit(opened)
-
-    def _commit(self, opened: _OpenShard) -> None:
-        opened.scored.sort(key=lambda item: item.id)
-        keep = self.project.config.scoring.keep_regions
-        kept = [keep_regions(item.regions, keep) for item in opened.scored]
-        heatmaps = [write_heatmaps(self.project, self.run_id, item) or None for item in opened.scored]
-        images = _columns([(item.id, item.image) for item in opened.scored])
-        for region_only in ("region_index", "x", "y", "w", "h", "outline"):
-            images.pop(region_only, None)
-        images["regions"] = [len(item.regions.index) for item in opened.scored]
-        images["heatmaps"] = heatmaps
-        regions = _columns([(item.id, rows) for item, rows in zip(opened.scored, kept, strict=True)])
-        uris = {ref.id: self.project.uri(ref.path) for ref in opened.refs.values()}
-        with self.database.session() as session:
-            queries.replace_shard(
-                session,
-                run_id=self.run_id,
-                shard=opened.shard,
-                image_ids=list(opened.refs),
-                images=images,
-                regions=regions,
-            )
-            image_queries.clear_failures(session, "score", list(uris.values()))
-            image_queries.record_failures(
-                session, "score", [(uris[item.id], item.reason) for item in opened.unreadable]
-            )
-            self.outliers.extend(self._report_outliers(session, opened.scored, uris))
-        self.images += len(opened.scored)
-        self.regions += sum(len(rows.index) for rows in kept)
-        self.failed += len(opened.unreadable)
-
-    def _report_outliers(
-        self, session: Session, scored: Sequence[ScoredImage], uris: Mapping[int, str]
-    ) -> list[dict[str, Any]]:
-        """Write down which images lie far outside of the input range: of all, the farthest."""
-        if self.seen is None or not scored:
-            return []
-        judged = self.seen.outliers(np.stack([item.pixels for item in scored]))
-        found = [
-            {"image_id": item.id, "uri": uris[item.id], **outlier}
-            for item, outlier in zip(scored, judged, strict=True)
-            if outlier is not None
-        ]
-        if found:
-            before = (session.get_one(ScoringRun, self.run_id).summary or {}).get("input_range", {})
-            ids = {item["image_id"] for item in found}
-            kept = [item for item in before.get("images", ()) if item["image_id"] not in ids]
-            images = sorted([*kept, *found], key=lambda item: -item["times"])[:MOST_OUTLIERS]
-            outside = before.get("outside", 0) - len(before.get("images", ())) + len(kept) + len(found)
-            warning = (
-                f"The pixels of {outside} image{'s lie' if outside > 1 else ' lies'} far outside of what "
-                f"the model has seen; farthest {outlier_in_words(images[0])}."
-            )
-            queries.update_summary(
-                session,
-                self.run_id,
-                input_range={"warning": warning, "outside": outside, "images": images},
-            )
-        return found
-
-
-def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str, str]:
-    """Write an image's heat maps.
-
-    Returns:
-        Their URIs by name.
-    """
-    uris: dict[str, str] = {}
-    for name, values in item.heatmaps.items():
-        path = project.workdir / "heatmaps" / str(run_id) / f"{item.id}_{name}.png"
-        low, high = _span(name, values)
-        write_heatmap(path, values, measure=name, low=low, high=high)
-        uris[name] = project.uri(path)
-    if item.heatmaps and project.config.scoring.heatmaps.two_colour:
-        entropy, information = (item.heatmaps[name] for name in ("expected_entropy", "mutual_information"))
-        path = project.workdir / "heatmaps" / str(run_id) / f"{item.id}_{TWO_COLOUR}.png"
-        span = information_span(information)
-        write_two_colour(path, entropy, information, mutual_information_span=span)
-        uris[TWO_COLOUR] = project.uri(path)
-    return uris
-
-
-def _span(name: str, values: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """The ends of a heat map's scale: 0 to 1, so that maps compare, but for what would then be lost."""
-    if name in FROM_LOGITS:
-        return float(values.min()), float(values.max())
-    if name == "mutual_information":
-        return 0.0, float(values.max())
-    return 0.0, 1.0
-
-
-def _pending_images(project: Project, database: Database, writer: _ShardWriter) -> Iterator[ImageRef]:
-    """The images of the planned shards, read shard by shard."""
-    with database.session(write=False) as session:
-        shards = queries.pending_shards(session, run_id=writer.run_id)
-    for shard in shards:
-        with database.session(write=False) as session:
-            found = queries.unscored_images(
-                session,
-                run_id=writer.run_id,
-                after_id=shard.first - 1,
-                last_id=shard.last,
-                limit=project.config.scoring.shard_images,
-            )
-        refs = [
-            ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
-            for row in found
-        ]
-        if refs:
-            writer.expect(shard, refs)
-            yield from refs
-
-
 def _top_heatmaps(
-    project: Project, database: Database, predictor: Predictor, card: ModelCard, *, run_id: int
+    project: Project, database: Database, scorer: Scorer, *, run_id: int
 ) -> dict[int, dict[str, str]]:
     """Heat maps of the most uncertain images that have none yet: URIs by name, by image id."""
     scoring = project.config.scoring
@@ -390,8 +325,8 @@ def _top_heatmaps(
     if scoring.heatmaps.two_colour:
         wanted.add(TWO_COLOUR)
     if scoring.heatmaps.per_class:
-        prefix = predictor.calibrators.class_map
-        wanted |= {f"{prefix}_{index}" for index in range(len(card.class_names))}
+        prefix = scorer.predictor.calibrators.class_map
+        wanted |= {f"{prefix}_{index}" for index in range(len(scorer.card.class_names))}
     refs = [
         ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
         for row, uris in top
@@ -406,40 +341,11 @@ def _top_heatmaps(
 
     score_images(
         refs,
-        predictor=predictor,
-        card=card,
+        predictor=scorer.predictor,
+        card=scorer.card,
         scoring=scoring.model_copy(update={"regions": RegionConfig(kind="image")}),
         max_pixels=project.config.data.max_pixels,
         sink=sink,
         heatmaps=scoring.heatmaps,
     )
     return written
-
-
-def _columns(parts: list[tuple[int, RegionColumns]]) -> dict[str, npt.NDArray[Any] | Sequence[Any]]:
-    """The columns of a score table for the regions of several images, in their order."""
-    if not parts:
-        return {}
-    boxes = np.concatenate([rows.boxes for _, rows in parts])
-    columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
-        "image_id": np.repeat([image_id for image_id, _ in parts], [len(rows.index) for _, rows in parts]),
-        "region_index": np.concatenate([rows.index for _, rows in parts]),
-        **dict(zip("xywh", boxes.T, strict=True)),
-    }
-    for name in ("pixels", "predicted_class", "class_share", "impurity", "entropy_top10"):
-        columns[name] = np.concatenate([getattr(rows, name) for _, rows in parts])
-    columns["outline"] = list(
-        chain.from_iterable(rows.outlines or repeat(None, len(rows.index)) for _, rows in parts)
-    )
-    for measure in parts[0][1].measures:
-        columns[measure] = np.concatenate([rows.measures[measure] for _, rows in parts])
-    return columns
-
-
-def _check_heatmaps(scoring: ScoringConfig) -> None:
-    missing = SAMPLED_MEASURES & set(scoring.heatmaps.maps)
-    if scoring.sampler == "none" and missing and scoring.heatmaps.images != "none":
-        raise ConfigError(
-            f"`scoring.heatmaps` asks for {', '.join(sorted(missing))}, which needs samples.",
-            "Set `scoring.sampler: mc_dropout`, or take it out of `measures` and `two_colour`.",
-        )

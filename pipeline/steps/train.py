@@ -28,6 +28,7 @@ from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.training_set import LabeledImage, TrainingSet, read_masks
 from pipeline.device import pick_device
 from pipeline.errors import DataError, UserError
+from pipeline.leases import one_at_a_time
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
 from pipeline.model.checkpoints import (
     WEIGHTS_FILE,
@@ -63,6 +64,7 @@ class Survey:
     failures: list[tuple[str, str]]
 
 
+@one_at_a_time("train")
 def train(project: Project, database: Database, *, progress: Progress = silent) -> Model:
     """Train the round's model, or go on with the training that was interrupted.
 

@@ -22,8 +22,8 @@ STAGES: dict[str, str] = {
     "trunk and plain logits": "pipeline.uncertainty.network.ScoringNetwork.run",
     "samples and their sums": "pipeline.uncertainty.predictor.sum_bands",
     "measures and regions": "pipeline.scoring.reduce_regions",
-    "checkpoint": "pipeline.steps.score.open_predictor",
-    "rows into the database": "pipeline.steps.score._ShardWriter._commit",
+    "checkpoint": "pipeline.steps.scorer.open_predictor",
+    "rows into the database": "pipeline.steps.shard_writer.ShardWriter._commit",
 }
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from datetime import timedelta
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import scores
-from db.queries.scores import Columns, PlannedShard
-from db.tables import Image, ImageScore, Model, RegionScore, Round, Shard
+from db.queries import scores, shards
+from db.queries.scores import Columns
+from db.queries.shards import PlannedShard
+from db.tables import Image, ImageScore, Model, RegionScore, Round, Shard, utc_now
 
+OWNER = "here:1:0"
+LATER = utc_now() + timedelta(hours=1)
 MEASURES = ("least_confidence", "margin", "entropy", "energy", "max_logit")
 
 
@@ -66,15 +71,33 @@ def rows_for(ids: Sequence[int], entropy: float = 0.5) -> tuple[Columns, Columns
 def write(database: Database, shard: PlannedShard, ids: Sequence[int], *, tried: Sequence[int] = ()) -> None:
     images, regions = rows_for(ids)
     with database.session() as session:
-        scores.replace_shard(
-            session, run_id=1, shard=shard, image_ids=[*ids, *tried], images=images, regions=regions
+        take(session, shard)
+        assert shards.replace_shard(
+            session,
+            run_id=1,
+            shard=shard,
+            owner=OWNER,
+            image_ids=[*ids, *tried],
+            images=images,
+            regions=regions,
         )
+
+
+def take(session: Session, shard: PlannedShard) -> None:
+    """Have a shard as if it had been planned and claimed."""
+    mine = {"status": "running", "owner": OWNER, "last_image_id": shard.last, "lease_until": LATER}
+    found = session.scalars(select(Shard).where(Shard.first_image_id == shard.first)).one_or_none()
+    if found is None:
+        session.add(Shard(run_id=1, first_image_id=shard.first, **mine))
+    else:
+        session.execute(update(Shard).where(Shard.id == found.id).values(**mine))
+    session.flush()
 
 
 def plan(database: Database, shard_images: int) -> list[PlannedShard]:
     with database.session() as session:
-        scores.plan_shards(session, run_id=1, shard_images=shard_images)
-        return scores.pending_shards(session, run_id=1)
+        shards.plan_shards(session, run_id=1, shard_images=shard_images)
+        return shards.pending_shards(session, run_id=1)
 
 
 def test_planning_cuts_the_pool_into_shards_and_forgets_the_plan_before(database: Database) -> None:
@@ -104,7 +127,7 @@ def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(da
     again = plan(database, 10)
     assert again == [(1, 10)]
     with database.session(write=False) as session:
-        found = scores.unscored_images(session, run_id=1, after_id=0, last_id=10, limit=10)
+        found = shards.unscored_images(session, run_id=1, after_id=0, last_id=10, limit=10)
         assert [image.id for image in found] == [1, 5, 10]
     write(database, again[0], [1, 5], tried=[10])
     with database.session(write=False) as session:
@@ -118,10 +141,13 @@ def test_a_transaction_that_fails_leaves_neither_rows_nor_a_done_shard(database:
     images, regions = rows_for([1, 2])
     broken = {**regions, "entropy": [None] * 4}
     with pytest.raises(IntegrityError, match=r"(?i)not.null"), database.session() as session:
-        scores.replace_shard(session, run_id=1, shard=first, image_ids=[1, 2], images=images, regions=broken)
+        take(session, first)
+        shards.replace_shard(
+            session, run_id=1, shard=first, owner=OWNER, image_ids=[1, 2], images=images, regions=broken
+        )
     with database.session(write=False) as session:
         assert scores.count_scores(session, run_id=1) == (0, 0)
-        assert scores.pending_shards(session, run_id=1)[0] == first
+        assert shards.pending_shards(session, run_id=1)[0] == first
 
 
 def test_columns_come_back_in_order_with_nan_for_what_was_not_measured(database: Database) -> None:
@@ -143,8 +169,15 @@ def test_the_top_is_ordered_by_score(database: Database) -> None:
         images, regions = rows_for([image_id], entropy)
         with database.session() as session:
             shard = PlannedShard(image_id, image_id)
-            scores.replace_shard(
-                session, run_id=1, shard=shard, image_ids=[image_id], images=images, regions=regions
+            take(session, shard)
+            shards.replace_shard(
+                session,
+                run_id=1,
+                shard=shard,
+                owner=OWNER,
+                image_ids=[image_id],
+                images=images,
+                regions=regions,
             )
     with database.session() as session:
         scores.set_heatmaps(session, run_id=1, heatmaps={4: {"entropy": "map.png"}})

@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import func, select, update
 
 from db.engine import Database
-from db.queries import labels, scores
+from db.queries import labels, scores, shards
 from db.queries.images import list_failures
 from db.queries.rounds import current_round
 from db.tables import Image, ImageScore, Model, Queue, RegionScore, Round, ScoringRun, Shard, utc_now
@@ -219,12 +219,13 @@ torch.set_num_threads(1)
 from db.engine import Database
 from pipeline.config import load_project
 from pipeline.steps import score as step
-commit = step._ShardWriter._commit
+from pipeline.steps.shard_writer import ShardWriter
+commit = ShardWriter._commit
 def say(self, opened):
     commit(self, opened)
     print("committed", flush=True)
     sys.stdin.readline()
-step._ShardWriter._commit = say
+ShardWriter._commit = say
 project = load_project(Path(sys.argv[1]))
 step.score(project, Database(project.database_url))
 """
@@ -271,7 +272,7 @@ def test_a_writer_that_fails_stops_the_run_with_its_own_error(
         raise UserError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scores, "replace_shard", full)
+        patch.setattr(shards, "replace_shard", full)
         with pytest.raises(UserError, match="the disk is full"):
             score(project, database)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("write", "decode"))]

@@ -16,7 +16,7 @@ from pipeline.config import Project, ScoringConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import load_model, read_card, save_model
-from pipeline.steps.score import describe_scorer
+from pipeline.steps.scorer import describe_scorer
 from pipeline.steps.serving import open_predictor
 from tests.pipeline.uncertainty.pool import TINY, draw_images, make_pool
 

@@ -1,0 +1,73 @@
+"""Who is at which piece of work, so that two processes never do the same one, and a dead one blocks nobody.
+
+A lease is held by renewing it. Its times are the database's own where it has a clock (PostgreSQL), so that
+machines whose clocks differ agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from db.tables import Lease, Shard, utc_now
+
+
+class Held(NamedTuple):
+    """A lease that somebody else holds, and since when."""
+
+    owner: str
+    taken_at: datetime
+    until: datetime
+
+
+def store_time(session: Session) -> datetime:
+    """The current time, as every process that shares the store sees it."""
+    if session.get_bind().dialect.name == "sqlite":
+        return utc_now()
+    return session.execute(select(func.clock_timestamp())).scalar_one()
+
+
+def take_lease(
+    session: Session, *, name: str, owner: str, seconds: float, dead: Collection[str] = ()
+) -> Held | None:
+    """Take a lease that is free, expired, or held by an owner that is known to be dead.
+
+    Returns:
+        None when it is the caller's now; else who holds it.
+    """
+    now = store_time(session)
+    row = session.scalars(select(Lease).where(Lease.name == name).with_for_update()).one_or_none()
+    if row is None:
+        session.add(Lease(name=name, owner=owner, taken_at=now, until=now + timedelta(seconds=seconds)))
+        session.flush()  # on PostgreSQL, of two that insert at once the second fails here
+        return None
+    if row.owner not in (owner, *dead) and row.until > now:
+        return Held(row.owner, row.taken_at, row.until)
+    row.owner, row.taken_at, row.until = owner, now, now + timedelta(seconds=seconds)
+    session.flush()
+    return None
+
+
+def renew_leases(session: Session, *, owner: str, seconds: float) -> None:
+    """Keep every lease and every shard that the owner still has."""
+    until = store_time(session) + timedelta(seconds=seconds)
+    session.execute(update(Lease).where(Lease.owner == owner).values(until=until))
+    session.execute(
+        update(Shard).where(Shard.owner == owner, Shard.status == "running").values(lease_until=until)
+    )
+
+
+def give_lease_back(session: Session, *, name: str, owner: str) -> None:
+    """Let others have it, if it is still the owner's."""
+    session.execute(delete(Lease).where(Lease.name == name, Lease.owner == owner))
+
+
+def owners(session: Session) -> set[str]:
+    """Everybody who has a lease or a running shard."""
+    found = set(session.scalars(select(Lease.owner)))
+    running = select(Shard.owner).where(Shard.status == "running", Shard.owner.is_not(None)).distinct()
+    return found | {owner for owner in session.scalars(running) if owner is not None}

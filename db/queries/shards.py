@@ -1,0 +1,262 @@
+"""The shards of a scoring run: planned, claimed by a worker, and written whole.
+
+A shard is a range of image ids that is scored and committed together. What a run has scored is known from
+its image scores alone, so a shard that was planned and never finished can be forgotten and planned anew.
+Any number of workers drain a run: each claims a shard, renews its lease while it scores, and writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from db.queries.leases import store_time
+from db.queries.scores import Columns, ImageFile, forget_scores, insert_scores
+from db.tables import Image, ImageScore, Label, LabelRegion, ScoringRun, Shard
+
+PAGE = 10_000
+
+
+class PlannedShard(NamedTuple):
+    """Image ids from `first` to `last`, both inclusive."""
+
+    first: int
+    last: int
+
+
+class OpenShards(NamedTuple):
+    """What is left of a plan: shards nobody has begun, and shards somebody is at."""
+
+    pending: int
+    running: int
+
+
+class Worker(NamedTuple):
+    """Who scored how much of a run."""
+
+    owner: str
+    shards: int
+    images: int
+
+
+def plan_shards(
+    session: Session, *, run_id: int, shard_images: int, dead: Collection[str] = ()
+) -> OpenShards:
+    """Cut what the run is still to score into shards of ascending ids.
+
+    What was planned before and not begun is forgotten, and so is what a dead or silent owner had begun. What
+    a living owner is at stays with it.
+
+    Returns:
+        The shards that are open now.
+    """
+    session.execute(select(ScoringRun.id).where(ScoringRun.id == run_id).with_for_update())  # one planner
+    free = _is_free(store_time(session), dead)
+    session.execute(delete(Shard).where(Shard.run_id == run_id, free))
+    running = _ranges(session, run_id)
+    members: list[int] = []
+    for image_id in _ids_to_score(session, run_id):
+        passed = [shard for shard in running if shard.last < image_id]
+        del running[: len(passed)]
+        taken = bool(running) and running[0].first <= image_id
+        if members and (passed or taken or len(members) == shard_images):  # never around somebody's shard
+            _put_shard(session, run_id=run_id, shard=PlannedShard(members[0], members[-1]))
+            members = []
+        if not taken:
+            members.append(image_id)
+    if members:
+        _put_shard(session, run_id=run_id, shard=PlannedShard(members[0], members[-1]))
+    opened = open_shards(session, run_id=run_id)
+    if opened.pending or opened.running:
+        session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=None))
+    return opened
+
+
+def claim_shard(
+    session: Session, *, run_id: int, owner: str, seconds: float, dead: Collection[str] = ()
+) -> PlannedShard | None:
+    """The next shard that nobody is at, or whose owner is dead or silent; it is the caller's for `seconds`.
+
+    Returns:
+        None when every shard is done or somebody is at it.
+    """
+    now = store_time(session)
+    statement = (
+        select(Shard)
+        .where(Shard.run_id == run_id, _is_free(now, dead))
+        .order_by(Shard.first_image_id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    shard = session.scalars(statement).one_or_none()
+    if shard is None:
+        return None
+    shard.status, shard.owner = "running", owner
+    shard.lease_until = now + timedelta(seconds=seconds)
+    shard.attempts += 1
+    session.flush()
+    return PlannedShard(shard.first_image_id, shard.last_image_id)
+
+
+def release_shards(session: Session, *, run_id: int, owner: str) -> None:
+    """Give back what the owner has begun and will not finish."""
+    mine = (Shard.run_id == run_id, Shard.owner == owner, Shard.status == "running")
+    session.execute(update(Shard).where(*mine).values(status="pending", owner=None, lease_until=None))
+
+
+def replace_shard(
+    session: Session,
+    *,
+    run_id: int,
+    shard: PlannedShard,
+    owner: str,
+    image_ids: Sequence[int],
+    images: Columns,
+    regions: Columns,
+) -> bool:
+    """Put the rows of a claimed shard in the place of what is there of these images, and mark it done.
+
+    Args:
+        image_ids: all that were tried; those without a row in `images` count as failed.
+        images: columns of `image_score`.
+        regions: columns of `region_score`.
+
+    Returns:
+        False, and nothing is written, when the shard has become somebody else's meanwhile.
+    """
+    found = session.scalars(
+        select(Shard)
+        .where(
+            Shard.run_id == run_id,
+            Shard.first_image_id == shard.first,
+            Shard.owner == owner,
+            Shard.status == "running",
+        )
+        .with_for_update()
+    ).one_or_none()
+    if found is None:
+        return False
+    forget_scores(session, run_id=run_id, image_ids=image_ids)
+    insert_scores(session, run_id=run_id, images=images, regions=regions)
+    found.status = "done"
+    found.lease_until = None
+    found.scored = len(images.get("image_id", ()))
+    found.failed = len(image_ids) - found.scored
+    found.finished_at = store_time(session)
+    session.flush()
+    return True
+
+
+def open_shards(session: Session, *, run_id: int) -> OpenShards:
+    """How much of the plan is not done."""
+    statement = select(
+        func.coalesce(func.sum(case((Shard.status == "pending", 1), else_=0)), 0),
+        func.coalesce(func.sum(case((Shard.status == "running", 1), else_=0)), 0),
+    ).where(Shard.run_id == run_id)
+    return OpenShards(*map(int, session.execute(statement).one()))
+
+
+def pending_shards(session: Session, *, run_id: int) -> list[PlannedShard]:
+    """The shards that nobody has begun, by id."""
+    statement = (
+        select(Shard.first_image_id, Shard.last_image_id)
+        .where(Shard.run_id == run_id, Shard.status == "pending")
+        .order_by(Shard.first_image_id)
+    )
+    return [PlannedShard(*row) for row in session.execute(statement)]
+
+
+def workers(session: Session, *, run_id: int, since: datetime | None = None) -> list[Worker]:
+    """Who finished how many shards and images of a run, busiest first."""
+    done = [Shard.run_id == run_id, Shard.status == "done", Shard.owner.is_not(None)]
+    if since is not None:
+        done.append(Shard.finished_at >= since)
+    statement = select(Shard.owner, func.count(), func.sum(Shard.scored)).where(*done).group_by(Shard.owner)
+    found = [Worker(str(owner), count, int(images)) for owner, count, images in session.execute(statement)]
+    return sorted(found, key=lambda worker: (-worker.images, worker.owner))
+
+
+def count_to_score(session: Session, *, run_id: int) -> int:
+    """How many images the run has not scored yet."""
+    return session.scalar(select(func.count()).select_from(Image).where(_to_score(run_id))) or 0
+
+
+def unscored_images(
+    session: Session, *, run_id: int, after_id: int = 0, last_id: int | None = None, limit: int
+) -> list[ImageFile]:
+    """A page, by id, of the images that this run is still to score.
+
+    They are in the pool, are no duplicates, and have no label that covers them whole.
+    """
+    condition = and_(_to_score(run_id), Image.id > after_id)
+    if last_id is not None:
+        condition = and_(condition, Image.id <= last_id)
+    statement = (
+        select(Image.id, Image.uri, Image.width, Image.height)
+        .where(condition)
+        .order_by(Image.id)
+        .limit(limit)
+    )
+    return [ImageFile(*row) for row in session.execute(statement)]
+
+
+def _is_free(now: datetime, dead: Collection[str]) -> ColumnElement[bool]:
+    """Whether nobody is at a shard, or nobody who can be heard."""
+    silent = and_(Shard.status == "running", or_(Shard.lease_until < now, Shard.owner.in_(list(dead))))
+    return or_(Shard.status == "pending", silent)
+
+
+def _ranges(session: Session, run_id: int) -> list[PlannedShard]:
+    statement = (
+        select(Shard.first_image_id, Shard.last_image_id)
+        .where(Shard.run_id == run_id, Shard.status == "running")
+        .order_by(Shard.first_image_id)
+    )
+    return [PlannedShard(*row) for row in session.execute(statement)]
+
+
+def _to_score(run_id: int) -> ColumnElement[bool]:
+    scored = select(ImageScore.image_id).where(ImageScore.run_id == run_id, ImageScore.image_id == Image.id)
+    labeled_whole = (
+        select(Label.id)
+        .join(LabelRegion, LabelRegion.label_id == Label.id)
+        .where(
+            Label.image_id == Image.id,
+            LabelRegion.x == 0,
+            LabelRegion.y == 0,
+            LabelRegion.w == Image.width,
+            LabelRegion.h == Image.height,
+            LabelRegion.outline.is_(None),
+        )
+    )
+    return and_(
+        Image.split == "pool", Image.duplicate_of.is_(None), ~scored.exists(), ~labeled_whole.exists()
+    )
+
+
+def _ids_to_score(session: Session, run_id: int) -> Iterator[int]:
+    """Page by page: nothing may be read from a cursor while shards are written through its session."""
+    after = 0
+    while True:
+        statement = select(Image.id).where(_to_score(run_id), Image.id > after).order_by(Image.id).limit(PAGE)
+        page = session.scalars(statement).all()
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1]
+
+
+def _put_shard(session: Session, *, run_id: int, shard: PlannedShard) -> None:
+    """A planned shard. Where a finished one began at the same image, which failed, it takes its place."""
+    mine = (Shard.run_id == run_id, Shard.first_image_id == shard.first)
+    found = session.scalars(select(Shard.id).where(*mine)).one_or_none()
+    values: dict[str, Any] = {"last_image_id": shard.last, "status": "pending", "owner": None}
+    values |= {"lease_until": None, "attempts": 0, "finished_at": None}
+    if found is None:
+        session.execute(insert(Shard).values(run_id=run_id, first_image_id=shard.first, **values))
+    else:
+        session.execute(update(Shard).where(Shard.id == found).values(**values))

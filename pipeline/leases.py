@@ -1,0 +1,152 @@
+"""Doing a piece of work as the only process that does it, and saying so while it lasts.
+
+A process that holds leases renews them from a thread; when it dies, they expire. On the same machine a dead
+process is recognised at once, so a killed run that is started again does not wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import psutil
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from db.engine import Database
+from db.queries import leases as queries
+from db.queries.leases import Held
+from pipeline.config import Project
+from pipeline.errors import Busy
+
+logger = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Step = Callable[Concatenate[Project, Database, Arguments], Result]
+
+LEASE_SECONDS = 60.0
+"""How long a silent process keeps what it holds."""
+POLL_SECONDS = 0.5
+
+
+def this_process() -> str:
+    """Who this process is, for others: `host:pid:start`."""
+    return _name(os.getpid())
+
+
+def dead_owners(owners: set[str]) -> set[str]:
+    """Those of the owners that were processes of this machine, and are not there any more."""
+    return {owner for owner in owners if _is_here(owner) is False}
+
+
+@contextmanager
+def renewing(database: Database, *, seconds: float = LEASE_SECONDS) -> Generator[None]:
+    """Renew everything that this process holds, in a thread, until the block ends."""
+    ended = threading.Event()
+    owner = this_process()
+
+    def renew() -> None:
+        while not ended.wait(seconds / 4):
+            try:
+                with database.session() as session:
+                    queries.renew_leases(session, owner=owner, seconds=seconds)
+            except DBAPIError as error:  # the next try may come in time; if not, somebody else takes over
+                logger.warning("The leases could not be renewed: %s", error.orig)
+
+    thread = threading.Thread(target=renew, name="renew leases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def alone(
+    database: Database, name: str, *, wait: bool = False, seconds: float = LEASE_SECONDS
+) -> Generator[None]:
+    """Be the only process that does `name` until the block ends.
+
+    Where another process holds the lease, the caller waits until it is clear whether that one is alive.
+
+    Args:
+        wait: for a living process too, until it is through.
+
+    Raises:
+        Busy: another process is at it.
+    """
+    owner = this_process()
+    first: Held | None = None
+    while (held := _take(database, name, owner=owner, seconds=seconds)) is not None:
+        first = first or held
+        if not wait and (_is_here(held.owner) or held.until > first.until):  # or it has just been renewed
+            raise Busy(name, owner=held.owner, since=held.taken_at)
+        time.sleep(POLL_SECONDS)
+    try:
+        with renewing(database, seconds=seconds):
+            yield
+    finally:
+        with database.session() as session:
+            queries.give_lease_back(session, name=name, owner=owner)
+
+
+def one_at_a_time(
+    name: str,
+) -> Callable[
+    [Callable[Concatenate[Project, Database, Arguments], Result]],
+    Callable[Concatenate[Project, Database, Arguments], Result],
+]:
+    """A step that only one process of the project may do at a time; raises `Busy` in the others."""
+
+    def decorate(
+        step: Callable[Concatenate[Project, Database, Arguments], Result],
+    ) -> Callable[Concatenate[Project, Database, Arguments], Result]:
+        @wraps(step)
+        def run(
+            project: Project, database: Database, *args: Arguments.args, **kw: Arguments.kwargs
+        ) -> Result:
+            with alone(database, name):
+                return step(project, database, *args, **kw)
+
+        return run
+
+    return decorate
+
+
+def _take(database: Database, name: str, *, owner: str, seconds: float) -> Held | None:
+    with database.session(write=False) as session:
+        dead = dead_owners(queries.owners(session))
+    while True:
+        with suppress(IntegrityError):  # two took a free one at once: the other was first
+            return database.transact(
+                lambda session: queries.take_lease(
+                    session, name=name, owner=owner, seconds=seconds, dead=dead
+                )
+            )
+
+
+@cache
+def _name(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
+
+
+def _is_here(owner: str) -> bool | None:
+    """Whether a process of this machine is still there; None where that cannot be said."""
+    name, _, started = owner.rpartition(":")
+    host, _, pid = name.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return None
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return None
