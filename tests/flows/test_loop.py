@@ -196,7 +196,9 @@ def test_a_checkpoint_that_was_replaced_by_a_pickle_is_refused(squares: Path) ->
 def test_interrupting_says_how_to_go_on(squares: Path) -> None:
     run(squares, "ingest")
     process = start(squares, "loop", "--rounds", "2")
-    time.sleep(6)
+    while not (squares / ".segcurate" / "models" / "r01").is_dir():
+        assert process.poll() is None
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
