@@ -293,7 +293,8 @@ class Shard(Base):
     """A contiguous range of image ids of one run: the unit of work, of commit and of repeat.
 
     `owner` has it while it is `running`, and loses it when `lease_until` passes without a renewal; of a shard
-    that is done, `owner` is who scored it. `attempts` counts how often it was begun.
+    that is done, `owner` is who scored it. `attempts` counts how often it was begun and not given back;
+    `regions` are the rows that it wrote.
     """
 
     __tablename__ = "shard"
@@ -311,6 +312,7 @@ class Shard(Base):
     lease_until: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     scored: Mapped[int] = mapped_column(default=0)
+    regions: Mapped[int] = mapped_column(default=0, server_default="0")
     failed: Mapped[int] = mapped_column(default=0)
     finished_at: Mapped[datetime | None]
 

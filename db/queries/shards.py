@@ -19,6 +19,8 @@ from db.queries.scores import Columns, ImageFile, forget_scores, insert_scores
 from db.tables import Image, ImageScore, Label, LabelRegion, ScoringRun, Shard
 
 PAGE = 10_000
+MOST_ATTEMPTS = 3
+"""After so many workers have died of a shard, it is left alone."""
 
 
 class PlannedShard(NamedTuple):
@@ -36,11 +38,13 @@ class OpenShards(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """Who scored how much of a run."""
+    """Who scored how much of a run; `failed` images could not be read."""
 
     owner: str
     shards: int
     images: int
+    regions: int
+    failed: int
 
 
 def plan_shards(
@@ -77,18 +81,30 @@ def plan_shards(
 
 
 def claim_shard(
-    session: Session, *, run_id: int, owner: str, seconds: float, dead: Collection[str] = ()
+    session: Session,
+    *,
+    run_id: int,
+    owner: str,
+    seconds: float,
+    dead: Collection[str] = (),
+    unbegun: bool = False,
 ) -> PlannedShard | None:
     """The next shard that nobody is at, or whose owner is dead or silent; it is the caller's for `seconds`.
 
+    Those that have ended a worker come last, and after `MOST_ATTEMPTS` never again.
+
+    Args:
+        unbegun: leave those too that have ended any worker.
+
     Returns:
-        None when every shard is done or somebody is at it.
+        None when there is none: every shard is done, somebody is at it, or it is left alone.
     """
     now = store_time(session)
     statement = (
         select(Shard)
         .where(Shard.run_id == run_id, _is_free(now, dead))
-        .order_by(Shard.first_image_id)
+        .where(Shard.attempts < (1 if unbegun else MOST_ATTEMPTS))
+        .order_by(Shard.attempts, Shard.first_image_id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
@@ -103,9 +119,21 @@ def claim_shard(
 
 
 def release_shards(session: Session, *, run_id: int, owner: str) -> None:
-    """Give back what the owner has begun and will not finish."""
+    """Give back what the owner has begun and will not finish: the shard was not to blame."""
     mine = (Shard.run_id == run_id, Shard.owner == owner, Shard.status == "running")
-    session.execute(update(Shard).where(*mine).values(status="pending", owner=None, lease_until=None))
+    values = {"status": "pending", "owner": None, "lease_until": None, "attempts": Shard.attempts - 1}
+    session.execute(update(Shard).where(*mine).values(values))
+
+
+def fatal_shards(session: Session, *, run_id: int, dead: Collection[str] = ()) -> list[PlannedShard]:
+    """The shards that are left alone, because each worker that began one has died, by id."""
+    statement = (
+        select(Shard.first_image_id, Shard.last_image_id)
+        .where(Shard.run_id == run_id, _is_free(store_time(session), dead))
+        .where(Shard.attempts >= MOST_ATTEMPTS)
+        .order_by(Shard.first_image_id)
+    )
+    return [PlannedShard(*row) for row in session.execute(statement)]
 
 
 def replace_shard(
@@ -145,6 +173,7 @@ def replace_shard(
     found.status = "done"
     found.lease_until = None
     found.scored = len(images.get("image_id", ()))
+    found.regions = len(regions.get("image_id", ()))
     found.failed = len(image_ids) - found.scored
     found.finished_at = store_time(session)
     session.flush()
@@ -175,8 +204,9 @@ def workers(session: Session, *, run_id: int, since: datetime | None = None) -> 
     done = [Shard.run_id == run_id, Shard.status == "done", Shard.owner.is_not(None)]
     if since is not None:
         done.append(Shard.finished_at >= since)
-    statement = select(Shard.owner, func.count(), func.sum(Shard.scored)).where(*done).group_by(Shard.owner)
-    found = [Worker(str(owner), count, int(images)) for owner, count, images in session.execute(statement)]
+    sums = (func.count(), func.sum(Shard.scored), func.sum(Shard.regions), func.sum(Shard.failed))
+    rows = session.execute(select(Shard.owner, *sums).where(*done).group_by(Shard.owner))
+    found = [Worker(str(owner), *map(int, counts)) for owner, *counts in rows]
     return sorted(found, key=lambda worker: (-worker.images, worker.owner))
 
 

@@ -28,13 +28,14 @@ def upgrade() -> None:
     op.add_column("shard", sa.Column("owner", sa.Text(), nullable=True))
     op.add_column("shard", sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True))
     op.add_column("shard", sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("shard", sa.Column("regions", sa.Integer(), nullable=False, server_default="0"))
     _allow("shard", "status", ["pending", "running", "done"])
 
 
 def downgrade() -> None:
     op.execute("UPDATE shard SET status = 'pending' WHERE status = 'running'")
     _allow("shard", "status", ["pending", "done"])
-    for column in ("attempts", "lease_until", "owner"):
+    for column in ("regions", "attempts", "lease_until", "owner"):
         op.drop_column("shard", column)
     op.drop_table("lease")
 

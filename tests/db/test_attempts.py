@@ -1,0 +1,85 @@
+"""A shard that ends its workers is tried a few times, after all others, and then left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator
+
+import pytest
+
+from db.engine import Database
+from db.queries import scores, shards
+from db.queries.shards import MOST_ATTEMPTS, PlannedShard
+from db.tables import Image, Model, Round
+
+
+@pytest.fixture
+def database(url: str) -> Generator[Database]:
+    """Four images of the pool in two shards of run 1."""
+    database = Database(url)
+    with database.session() as session:
+        session.add(Round(number=1, state="score"))
+        session.flush()
+        model = {"config": {}, "config_hash": "", "labels_hash": "", "checkpoint_uri": "m"}
+        session.add(Model(round_id=1, name="r01", status="promoted", seed=0, iterations=0, **model))
+        session.add_all(
+            Image(uri=f"{n}.png", sha256=str(n), width=8, height=8, channels=3, group_name="", position=n)
+            for n in range(4)
+        )
+        session.flush()
+        scores.open_run(session, model_id=1, scorer_hash="s", scorer={})
+        shards.plan_shards(session, run_id=1, shard_images=2)
+    yield database
+    database.close()
+
+
+def claim(
+    database: Database, owner: str, *, dead: Collection[str] = (), unbegun: bool = False
+) -> PlannedShard | None:
+    with database.session() as session:
+        return shards.claim_shard(session, run_id=1, owner=owner, seconds=60, dead=dead, unbegun=unbegun)
+
+
+FIRST, SECOND = PlannedShard(1, 2), PlannedShard(3, 4)
+
+
+def test_a_shard_whose_worker_died_comes_after_those_that_nobody_has_begun(database: Database) -> None:
+    assert claim(database, "a") == FIRST
+    assert claim(database, "b", dead={"a"}) == SECOND
+    assert claim(database, "c", dead={"a"}, unbegun=True) is None
+    assert claim(database, "c", dead={"a"}) == FIRST
+
+
+def test_a_shard_is_left_alone_after_its_last_attempt(database: Database) -> None:
+    claim(database, "b")
+    with database.session() as session:
+        shards.replace_shard(
+            session, run_id=1, shard=FIRST, owner="b", image_ids=[1, 2], images={}, regions={}
+        )
+    dead: set[str] = set()
+    for attempt in range(MOST_ATTEMPTS):
+        with database.session() as session:
+            assert shards.fatal_shards(session, run_id=1, dead=dead) == []
+        assert claim(database, f"victim {attempt}", dead=dead) == SECOND
+        dead.add(f"victim {attempt}")
+    assert claim(database, "next", dead=dead) is None
+    with database.session() as session:
+        assert shards.fatal_shards(session, run_id=1, dead=dead) == [SECOND]
+        (worker,) = shards.workers(session, run_id=1)
+        assert worker == ("b", 1, 0, 0, 2)
+
+
+def test_a_shard_that_is_given_back_was_not_to_blame(database: Database) -> None:
+    for _ in range(MOST_ATTEMPTS + 1):
+        assert claim(database, "a", unbegun=True) == FIRST
+        with database.session() as session:
+            shards.release_shards(session, run_id=1, owner="a")
+
+
+def test_a_new_plan_tries_again_what_was_left_alone(database: Database) -> None:
+    dead = {"a"}
+    for _ in range(2 * MOST_ATTEMPTS):
+        claim(database, "a", dead=dead)
+    with database.session() as session:
+        assert len(shards.fatal_shards(session, run_id=1, dead=dead)) == 2
+        assert shards.plan_shards(session, run_id=1, shard_images=2, dead=dead) == (2, 0)
+    assert claim(database, "b", unbegun=True) == FIRST
