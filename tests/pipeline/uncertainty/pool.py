@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 from safetensors.torch import load_file
+from sqlalchemy import select
 
 from db.engine import Database
 from db.tables import Calibration, Image, Model, Round
@@ -64,12 +65,26 @@ def make_pool(
     root.mkdir(parents=True, exist_ok=True)
     project = Project(config=ProjectConfig.model_validate(document), root=root)
     database = Database(project.database_url)
-    folder = project.workdir / "models" / "r01"
-    digest = _save_random_model(folder, model, names, encoder_weights)
     with database.session() as session:
-        current = Round(number=1, state="score")
-        session.add(current)
-        session.flush()
+        session.add(Round(number=1, state="score"))
+    serve_random_model(project, database, encoder_weights=encoder_weights, temperatures=temperatures)
+    add_images(project, database, images)
+    return project, database
+
+
+def serve_random_model(
+    project: Project,
+    database: Database,
+    *,
+    encoder_weights: Path | None = None,
+    temperatures: tuple[float, float] = (1.5, 1.25),
+) -> None:
+    """Give the current round a promoted model with random weights and two temperatures."""
+    folder = project.workdir / "models" / "r01"
+    config = project.config
+    digest = _save_random_model(folder, config.model, config.data.class_names, encoder_weights)
+    with database.session() as session:
+        current = session.scalars(select(Round).order_by(Round.number.desc()).limit(1)).one()
         row = Model(
             round_id=current.id,
             name="r01",
@@ -95,8 +110,6 @@ def make_pool(
                     pixels=1,
                 )
             )
-    add_images(project, database, images)
-    return project, database
 
 
 def add_images(
