@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import IGNORE, Fraction, PathTemplate, Positive, Section
+
+_SECRET = re.compile(
+    r"(^|_)(key|secret|token|sas|credentials?)($|_)|password|passwd|key_?id|connection_string|authorization",
+    re.IGNORECASE,
+)
 
 
 class ClassConfig(Section):
@@ -28,7 +34,14 @@ class ClassConfig(Section):
 
 class DataConfig(Section):
     images: Annotated[list[str], Field(min_length=1)]
-    """Folders (searched with their subfolders), globs, or single files."""
+    """Folders (searched with their subfolders), globs, or single files; or the same in an object store:
+    `s3://bucket/frames`, `gs://…`, or whatever fsspec reads. Credentials come from the environment, or from
+    the store's own configuration files."""
+    storage_options: dict[str, Any] = {}
+    """Of the object store, as fsspec's file system takes them: `{endpoint_url: "http://minio:9000"}`,
+    `{anon: true}`. No secrets."""
+    cache_gib: Annotated[float, Field(gt=0)] = 20.0
+    """What fetched images may take up in `<workdir>/cache`, in GiB; the least recently read leave first."""
     masks: str | None = None
     """The folder of the masks that exist already."""
     mask_template: PathTemplate = "{parent}/{stem}.png"
@@ -60,6 +73,31 @@ class DataConfig(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("images", mode="after")
+    @classmethod
+    def _no_secret_in_uris(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            scheme, remote, rest = entry.partition("://")
+            if remote and (
+                scheme.lower() in ("http", "https") or (":" in rest.split("@")[0] and "@" in rest)
+            ):
+                raise ValueError(
+                    f"{scheme}:// addresses and credentials do not belong here: name a prefix such as "
+                    "s3://bucket/frames, and put credentials into the environment."
+                )
+        return value
+
+    @field_validator("storage_options", mode="after")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        secret = next(_secret_keys(value), None)
+        if secret is not None:
+            raise ValueError(
+                f"`{secret}` is a secret, and this file is no place for one. Take it out, and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or what your store's tools read."
+            )
+        return value
 
     @field_validator("ignore_index", mode="before")
     @classmethod
@@ -117,6 +155,14 @@ class DataConfig(Section):
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+
+def _secret_keys(options: dict[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        if _SECRET.search(str(key)):
+            yield str(key)
+        if isinstance(value, dict):
+            yield from _secret_keys(value)
 
 
 class HeldOutSplit(Section):

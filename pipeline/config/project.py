@@ -18,6 +18,7 @@ from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelC
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
 from pipeline.config.selection import ExportConfig, SelectionConfig
+from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
 
 CONFIG_FILE = "segcurate.yaml"
@@ -113,12 +114,31 @@ class Project:
         return self.root / self.config.workdir
 
     def path(self, uri: str) -> Path:
-        """The file behind a URI of the store, or behind a path of the configuration."""
+        """The file on this machine behind a URI of the store, or behind a path of the configuration.
+
+        Raises:
+            ConfigError: it is in an object store.
+        """
+        if is_remote(uri):
+            raise ConfigError(
+                f"{uri} is in an object store, where only `data.images` may lie.",
+                "Copy it to a folder, or mount it, and name that.",
+            )
         return self.root / uri
 
-    def uri(self, path: Path) -> str:
-        """A path as the store keeps it: relative to the project's folder where it lies inside it."""
-        absolute = Path(os.path.abspath(path))
+    def image(self, uri: str) -> ImageFile:
+        """The image behind a URI of the store, or behind an entry of `data.images`."""
+        if not is_remote(uri):
+            return self.root / uri
+        data = self.config.data
+        limit = int(data.cache_gib * 2**30)
+        return RemoteFile(canonical(uri), ImageCache(self.workdir / "cache", limit, data.storage_options))
+
+    def uri(self, file: ImageFile) -> str:
+        """A file as the store calls it: relative to the project's folder where it lies inside it."""
+        if isinstance(file, RemoteFile):
+            return file.uri
+        absolute = Path(os.path.abspath(file))
         if absolute.is_relative_to(self.root):
             return absolute.relative_to(self.root).as_posix()
         return absolute.as_posix()

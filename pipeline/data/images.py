@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 import imagecodecs
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import DataError
+from pipeline.data.remote import ImageFile, opened
+from pipeline.errors import DataError, UserError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp"})
 TIFF_ENDINGS = frozenset({".tif", ".tiff"})
@@ -42,7 +43,7 @@ class ImageRef:
     """An image of the store, as much of it as reading needs."""
 
     id: int
-    path: Path
+    path: ImageFile
     width: int
     height: int
 
@@ -60,24 +61,25 @@ class ImageInfo:
     orientation: int = 1
 
 
-def probe_image(path: Path, *, max_pixels: int) -> ImageInfo:
+def probe_image(path: ImageFile, *, max_pixels: int) -> ImageInfo:
     """Size, channels and depth from the header, without decoding; the size is the displayed one.
 
     Raises:
         DataError: the file cannot be opened, is no image of a known kind, or is larger than `max_pixels`.
+        UserError: a remote image does not fit on the disk.
     """
-    with _decoding(path):
+    with _decoding(path) as stream:
         if path.suffix.lower() in TIFF_ENDINGS:
-            with tifffile.TiffFile(path) as tiff:
+            with tifffile.TiffFile(stream) as tiff:
                 info = _tiff_info(path, tiff)
         else:
-            with Image.open(path, formats=_FORMATS) as image:
-                info = _pillow_info(path, image)
+            with Image.open(stream, formats=_FORMATS) as image:
+                info = _pillow_info(path, image, stream)
     check_pixels(path, width=info.width, height=info.height, max_pixels=max_pixels)
     return info
 
 
-def read_image(path: Path, *, channels: int, max_pixels: int) -> ImageArray:
+def read_image(path: ImageFile, *, channels: int, max_pixels: int) -> ImageArray:
     """Decode an image upright, with the wanted number of channels.
 
     A grey image is repeated for 3 channels; an alpha channel that is not wanted is dropped; every other
@@ -104,7 +106,7 @@ def read_image(path: Path, *, channels: int, max_pixels: int) -> ImageArray:
     return np.ascontiguousarray(pixels)
 
 
-def read_pixels(path: Path, *, palette_indices: bool = False, floats: bool = False) -> ImageArray:
+def read_pixels(path: ImageFile, *, palette_indices: bool = False, floats: bool = False) -> ImageArray:
     """Decode a file upright with the channels that it has. The caller has checked its size.
 
     Args:
@@ -116,37 +118,37 @@ def read_pixels(path: Path, *, palette_indices: bool = False, floats: bool = Fal
         DataError: the file is truncated, damaged, of a pixel type that is not wanted, or holds floats that
             are no numbers.
     """
-    with _decoding(path):
+    with _decoding(path) as stream:
         if path.suffix.lower() in TIFF_ENDINGS:
-            with tifffile.TiffFile(path) as tiff:
+            with tifffile.TiffFile(stream) as tiff:
                 info = _tiff_info(path, tiff)
                 if info.bits == 32 and not floats:
                     raise DataError(
                         f"{path} has floating-point pixels.", "Convert it to 8 or 16 bits unsigned."
                     )
-                pixels = _tiff_pixels(path, tiff, palette_indices=palette_indices)
+                pixels = _tiff_pixels(tiff, palette_indices=palette_indices)
         else:
-            with Image.open(path, formats=_FORMATS) as image:
-                info = _pillow_info(path, image)
-                pixels = _pillow_pixels(path, image, info, palette_indices=palette_indices)
+            with Image.open(stream, formats=_FORMATS) as image:
+                info = _pillow_info(path, image, stream)
+                pixels = _pillow_pixels(image, info, stream, palette_indices=palette_indices)
     return _upright(pixels, info.orientation)
 
 
-def is_palette(path: Path) -> bool:
+def is_palette(path: ImageFile) -> bool:
     """Whether the file's pixels are indices of a palette.
 
     Raises:
         DataError: the file cannot be opened, or is no image of a known kind.
     """
-    with _decoding(path):
+    with _decoding(path) as stream:
         if path.suffix.lower() in TIFF_ENDINGS:
-            with tifffile.TiffFile(path) as tiff:
+            with tifffile.TiffFile(stream) as tiff:
                 return _first_page(tiff).photometric == tifffile.PHOTOMETRIC.PALETTE
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(stream, formats=_FORMATS) as image:
             return image.mode == "P"
 
 
-def check_pixels(path: Path, *, width: int, height: int, max_pixels: int) -> None:
+def check_pixels(path: ImageFile, *, width: int, height: int, max_pixels: int) -> None:
     """Refuse what is too large to decode.
 
     Raises:
@@ -188,13 +190,13 @@ def unit_float(image: ImageArray) -> npt.NDArray[np.float32]:
 
 
 @contextmanager
-def _decoding(path: Path) -> Generator[None]:
-    """Whatever a decoder raises over a damaged file is the file's fault, and says so."""
+def _decoding(path: ImageFile) -> Generator[BufferedReader]:
+    """The content; whatever a decoder raises over a damaged file is the file's fault, and says so."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), opened(path) as stream:
             warnings.simplefilter("ignore")  # remarks on odd metadata, which does not matter here
-            yield
-    except (DataError, MemoryError):
+            yield stream
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise DataError(
@@ -206,23 +208,25 @@ def _decoding(path: Path) -> Generator[None]:
         raise DataError(f"{path} is not a readable image: {_reason(error)}.", _REPLACE) from error
 
 
-def _pillow_info(path: Path, image: Image.Image) -> ImageInfo:
+def _pillow_info(path: ImageFile, image: Image.Image, stream: BufferedReader) -> ImageInfo:
     """Header of an opened file."""
     # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
     orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     orientation = orientation if orientation in range(1, 9) else 1
     width, height = image.size if orientation < 5 else image.size[::-1]
-    bits, bands, alpha = _pillow_depth(path, image)
+    bits, bands, alpha = _pillow_depth(path, image, stream)
     return ImageInfo(
         width=width, height=height, channels=bands, bits=bits, alpha=alpha, orientation=orientation
     )
 
 
-def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
+def _pillow_depth(path: ImageFile, image: Image.Image, stream: BufferedReader) -> tuple[int, int, bool]:
     """Bits, channels, and whether the last channel is alpha."""
     if image.format == "PNG":
-        with open(path, "rb") as stream:
-            header = stream.read(26)
+        here = stream.tell()  # Pillow goes on from there
+        stream.seek(0)
+        header = stream.read(26)
+        stream.seek(here)
         if header[24] == 16:
             channels = {0: 1, 2: 3, 4: 2, 6: 4}[header[25]]
             return 16, channels, channels in (2, 4)
@@ -239,9 +243,12 @@ def _pillow_depth(path: Path, image: Image.Image) -> tuple[int, int, bool]:
     raise DataError(f"{path} has pixels of the kind {image.mode!r}.", "Convert it to 8 or 16 bits a channel.")
 
 
-def _pillow_pixels(path: Path, image: Image.Image, info: ImageInfo, *, palette_indices: bool) -> ImageArray:
+def _pillow_pixels(
+    image: Image.Image, info: ImageInfo, stream: BufferedReader, *, palette_indices: bool
+) -> ImageArray:
     if info.bits == 16:
-        pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        stream.seek(0)
+        pixels = np.asarray(imagecodecs.png_decode(stream.read()))
     elif palette_indices and image.mode in ("P", "1"):
         pixels = np.asarray(image).astype(np.uint8)
     else:
@@ -258,7 +265,7 @@ def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     return page
 
 
-def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> ImageInfo:
+def _tiff_info(path: ImageFile, tiff: tifffile.TiffFile) -> ImageInfo:
     """Header of the first series: one plane, with its channels as samples or as pages."""
     series, page = tiff.series[0], _first_page(tiff)
     axes = series.axes
@@ -285,9 +292,9 @@ def _tiff_info(path: Path, tiff: tifffile.TiffFile) -> ImageInfo:
     )
 
 
-def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:
+def _tiff_pixels(tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:
     series, page = tiff.series[0], _first_page(tiff)
-    _check_complete(path, tiff)
+    _check_complete(tiff)
     pixels: npt.NDArray[Any] = series.asarray()
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * (1 if palette_indices else 255)
@@ -309,9 +316,9 @@ def _tiff_pixels(path: Path, tiff: tifffile.TiffFile, *, palette_indices: bool) 
     return pixels
 
 
-def _check_complete(path: Path, tiff: tifffile.TiffFile) -> None:
+def _check_complete(tiff: tifffile.TiffFile) -> None:
     """tifffile fills missing strips with zeros; here they are an error."""
-    length = path.stat().st_size
+    length = tiff.filehandle.size
     for page in tiff.series[0].pages:
         if page is None:
             raise ValueError("a page is missing")

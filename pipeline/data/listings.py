@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.config import HeldOutSplit, InitialSplit, Project
+from pipeline.data.remote import canonical, is_remote
 from pipeline.data.sources import Found, glob_pattern
 from pipeline.errors import DataError
 
@@ -83,12 +84,12 @@ class PathTable:
             "CREATE TABLE row (path TEXT PRIMARY KEY, text TEXT, seen INTEGER) WITHOUT ROWID"
         )
         self._database.executemany(
-            "INSERT OR REPLACE INTO row VALUES (?, ?, 0)", ((os.path.normpath(p), t) for p, t in rows)
+            "INSERT OR REPLACE INTO row VALUES (?, ?, 0)", ((_normal(path), text) for path, text in rows)
         )
 
     def get(self, found: Found) -> str | None:
         """The text of an image, or None where it is not listed."""
-        names = (found.uri, found.path.as_posix(), found.below)
+        names = (found.uri, str(found.path), found.below)
         rows = self._database.execute("SELECT path, text FROM row WHERE path IN (?, ?, ?)", names).fetchall()
         if not rows:
             return None
@@ -102,6 +103,10 @@ class PathTable:
         rows = self._database.execute("SELECT path FROM row WHERE seen = 0 LIMIT ?", (limit,)).fetchall()
         count = self._database.execute("SELECT count(*) FROM row WHERE seen = 0").fetchone()[0]
         return [path for (path,) in rows], count
+
+
+def _normal(path: str) -> str:
+    return canonical(path) if is_remote(path) else os.path.normpath(path)
 
 
 def read_list(path: Path) -> Iterator[tuple[str, str]]:
@@ -169,7 +174,7 @@ class Named:
         self._paths = PathTable(read_list(project.path(spec.list))) if spec.list is not None else None
         self._folder = None
         if spec.folder is not None:
-            folder = project.uri(project.path(spec.folder)).rstrip("/")
+            folder = project.uri(project.image(spec.folder)).rstrip("/")
             self._folder = (glob_pattern(folder), glob_pattern(folder + "/**"))
 
     def __contains__(self, found: Found) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.images import ImageArray, ImageRef, read_image, unit_float
+from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
 from pipeline.uncertainty.regions import CellShares
 
@@ -53,7 +53,7 @@ class Unreadable:
     """An image that could not be read, and why."""
 
     id: int
-    path: Path
+    path: ImageFile
     reason: str
 
 

@@ -1,4 +1,4 @@
-"""Finding images: folders, globs and single files, streamed in natural order.
+"""Finding images: folders, globs and single files, here or in an object store, streamed in natural order.
 
 Names are sorted a folder at a time; a folder of more names than memory should hold is sorted on disk.
 """
@@ -15,10 +15,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pipeline.config import Project
 from pipeline.data.images import IMAGE_ENDINGS
+from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, is_remote, kind, listed
 from pipeline.errors import DataError
 
 SORTED_IN_MEMORY = 50_000
@@ -37,7 +38,7 @@ class Found:
         below: its path below its image folder, POSIX: what lists and CSV files may call it.
     """
 
-    path: Path
+    path: ImageFile
     uri: str
     below: str
 
@@ -56,17 +57,47 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Folder:
     """An entry of `data.images`: what lies below `base` and matches `pattern`, or everything there."""
 
     base: Path
     pattern: re.Pattern[str] | None
     depth: int | None
 
-    def covers(self, path: Path) -> bool:
-        if not path.is_relative_to(self.base):
-            return False
-        return self.pattern is None or bool(self.pattern.fullmatch(path.relative_to(self.base).as_posix()))
+    def below(self, file: ImageFile) -> str | None:
+        """The path of a file below the folder, POSIX; None where the entry does not name it."""
+        absolute = None if isinstance(file, RemoteFile) else Path(os.path.abspath(file))
+        if absolute is None or not absolute.is_relative_to(self.base):
+            return None
+        path = absolute.relative_to(self.base).as_posix()
+        return path if self.pattern is None or self.pattern.fullmatch(path) else None
+
+    def walk(self, excluded: set[str]) -> Iterator[ImageFile]:
+        """Its image files; the folder itself is never excluded."""
+        return _walk(self, excluded=excluded)
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The same in an object store; `base` is a URI."""
+
+    base: str
+    pattern: re.Pattern[str] | None
+    cache: ImageCache
+
+    def below(self, file: ImageFile) -> str | None:
+        if not isinstance(file, RemoteFile) or not file.uri.startswith(self.base + "/"):
+            return None
+        path = file.uri[len(self.base) + 1 :]
+        return path if self.pattern is None or self.pattern.fullmatch(path) else None
+
+    def walk(self, excluded: set[str]) -> Iterator[ImageFile]:
+        """Its image files, in the order in which a folder is walked. Only this machine's are excluded."""
+        files = (name for name in listed(self.base, self.cache.options) if _is_image(name))
+        matching = (name for name in files if self.pattern is None or self.pattern.fullmatch(name))
+        with _sorted_names(matching, key=_walking_order) as names:
+            for name in names:
+                yield RemoteFile(f"{self.base}/{name}", self.cache)
 
 
 def find_images(project: Project) -> Iterator[Found]:
@@ -82,11 +113,10 @@ def find_images(project: Project) -> Iterator[Found]:
     excluded = _excluded(project)
     is_mask = _mask_test(project)
     for number, source in enumerate(sources):
-        for path in _walk(source, excluded=excluded):
-            if any(earlier.covers(path) for earlier in sources[:number]) or is_mask(path):
+        for path in source.walk(excluded):
+            if any(earlier.below(path) is not None for earlier in sources[:number]) or is_mask(path):
                 continue
-            below = path.relative_to(source.base).as_posix()
-            yield Found(path=path, uri=project.uri(path), below=below)
+            yield Found(path=path, uri=project.uri(path), below=source.below(path) or path.name)
 
 
 def mask_path(project: Project, found: Found) -> Path | None:
@@ -110,12 +140,12 @@ class FoldersAbove:
     def __init__(self, project: Project) -> None:
         self._sources = [_source(project, entry) for entry in project.config.data.images]
 
-    def parent(self, path: Path) -> str:
+    def parent(self, image: ImageFile) -> str:
         """POSIX, and empty at the top, or where no entry names the image any more."""
-        absolute = Path(os.path.abspath(path))
         for source in self._sources:
-            if source.covers(absolute):
-                return absolute.relative_to(source.base).as_posix().rpartition("/")[0]
+            below = source.below(image)
+            if below is not None:
+                return below.rpartition("/")[0]
         return ""
 
 
@@ -129,12 +159,14 @@ def natural_key(name: str) -> str:
     return re.sub(r"0*([0-9]+)", lambda run: f"{len(run[1]):03d}{run[1]}", name.casefold()) + "\0" + name
 
 
-def _source(project: Project, entry: str) -> _Source:
+def _source(project: Project, entry: str) -> _Folder | _Prefix:
+    if is_remote(entry):
+        return _prefix(project, entry)
     absolute = Path(os.path.abspath(project.path(entry)))
     if absolute.is_dir():
-        return _Source(base=absolute, pattern=None, depth=None)
+        return _Folder(base=absolute, pattern=None, depth=None)
     if absolute.is_file():
-        return _Source(base=absolute.parent, pattern=re.compile(re.escape(absolute.name)), depth=1)
+        return _Folder(base=absolute.parent, pattern=re.compile(re.escape(absolute.name)), depth=1)
     parts = absolute.parts
     fixed = next((index for index, part in enumerate(parts) if _MAGIC.search(part)), None)
     base = Path(*parts[:fixed]) if fixed is not None else absolute
@@ -142,7 +174,40 @@ def _source(project: Project, entry: str) -> _Source:
         raise DataError(f"`data.images` names {entry!r}, and there is no {base}.", "Mend the path.")
     tail = parts[fixed:]
     depth = None if "**" in tail else len(tail)
-    return _Source(base=base, pattern=glob_pattern("/".join(tail)), depth=depth)
+    return _Folder(base=base, pattern=glob_pattern("/".join(tail)), depth=depth)
+
+
+def _prefix(project: Project, entry: str) -> _Prefix:
+    file = project.image(entry)
+    if not isinstance(file, RemoteFile):
+        raise ValueError(f"Expected a URI, but got {entry!r}.")
+    options = file.cache.options
+    what = kind(file.uri, options)
+    if what == "directory":
+        return _Prefix(file.uri, None, file.cache)
+    if what == "file":
+        return _Prefix(file.uri.rpartition("/")[0], re.compile(re.escape(file.name)), file.cache)
+    parts = file.uri.split("/")  # scheme, an empty one, the bucket, and what lies in it
+    fixed = next((index for index, part in enumerate(parts) if index > 2 and _MAGIC.search(part)), None)
+    base = "/".join(parts[:fixed])
+    if fixed is None or kind(base, options) != "directory":
+        raise DataError(
+            f"`data.images` names {entry!r}, and there is nothing at {base}.",
+            "Mend the bucket or the prefix, or the endpoint (AWS_ENDPOINT_URL).",
+        )
+    return _Prefix(base, glob_pattern("/".join(parts[fixed:])), file.cache)
+
+
+def _is_image(path: str) -> bool:
+    """Whether a path below an image folder is that of an image, and hidden nowhere."""
+    hidden = path.startswith(".") or "/." in path
+    return not hidden and os.path.splitext(path)[1].lower() in IMAGE_ENDINGS
+
+
+def _walking_order(path: str) -> tuple[str, ...]:
+    """Sorts paths as folders are walked: in each folder first its files, then its folders."""
+    *folders, name = path.split("/")
+    return (*("1" + natural_key(folder) for folder in folders), "0" + natural_key(name))
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
@@ -183,7 +248,7 @@ def _excluded(project: Project) -> set[str]:
     return {os.path.realpath(path) for path in own}
 
 
-def _mask_test(project: Project) -> Callable[[Path], bool]:
+def _mask_test(project: Project) -> Callable[[ImageFile], bool]:
     """Whether a file that lies in the mask folder is the mask of an image beside it.
 
     Only asked where masks and images share a folder (the mask folder is an entry of `data.images`).
@@ -196,7 +261,9 @@ def _mask_test(project: Project) -> Callable[[Path], bool]:
     shape = re.escape(stem_at).replace(r"\{stem\}", "(?P<stem>.+)").replace(r"\{name\}", "(?P<name>.+)")
     pattern = re.compile(shape.replace(r"\{parent\}", ".*"))
 
-    def is_mask(path: Path) -> bool:
+    def is_mask(path: ImageFile) -> bool:
+        if isinstance(path, RemoteFile):
+            return False
         match = pattern.fullmatch(path.name) if path.is_relative_to(folder) else None
         if match is None:
             return False
@@ -209,18 +276,18 @@ def _mask_test(project: Project) -> Callable[[Path], bool]:
     return is_mask
 
 
-def _walk(source: _Source, *, excluded: set[str]) -> Iterator[Path]:
-    """Matching image files below a folder, depth first; the folder itself is never excluded."""
+def _walk(source: _Folder, *, excluded: set[str]) -> Iterator[Path]:
+    """Matching image files below a folder, depth first."""
     stack: list[tuple[Path, int, frozenset[str]]] = [
         (source.base, 1, frozenset({os.path.realpath(source.base)}))
     ]
     while stack:
         folder, depth, ancestors = stack.pop()
         folders: list[str] = []
-        with _sorted_names(_names(folder, folders=folders)) as names:
+        with _sorted_names(_names(folder, folders=folders), key=natural_key) as names:
             for name in names:
                 path = folder / name
-                if source.pattern is None or source.covers(path):
+                if source.pattern is None or source.below(path) is not None:
                     yield path
         if source.depth is not None and depth >= source.depth:
             continue
@@ -250,14 +317,15 @@ def _names(folder: Path, *, folders: list[str]) -> Iterator[str]:
 class _sorted_names:
     """Names in natural order; beyond `SORTED_IN_MEMORY` they are sorted in temporary files and merged."""
 
-    def __init__(self, names: Iterator[str]) -> None:
+    def __init__(self, names: Iterator[str], *, key: Callable[[str], Any]) -> None:
         self._names = names
+        self._key = key
         self._files = ExitStack()
 
     def __enter__(self) -> Iterator[str]:
         runs: list[IO[str]] = []
         while True:
-            chunk = sorted(islice(self._names, SORTED_IN_MEMORY), key=natural_key)
+            chunk = sorted(islice(self._names, SORTED_IN_MEMORY), key=self._key)
             if not runs and len(chunk) < SORTED_IN_MEMORY:
                 return iter(chunk)
             if not chunk:
@@ -268,7 +336,7 @@ class _sorted_names:
             run.writelines(json.dumps(name) + "\n" for name in chunk)
             run.seek(0)
             runs.append(run)
-        return heapq.merge(*((json.loads(line) for line in run) for run in runs), key=natural_key)
+        return heapq.merge(*((json.loads(line) for line in run) for run in runs), key=self._key)
 
     def __exit__(self, *_: object) -> None:
         self._files.close()

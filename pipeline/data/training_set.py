@@ -21,6 +21,7 @@ from pipeline.config import IGNORE, TrainingConfig
 from pipeline.data.images import ImageArray, read_image, unit_float
 from pipeline.data.labels import compose_labels, compose_votes, majority, resize_mask
 from pipeline.data.loading import network_size, resize_image
+from pipeline.data.remote import ImageFile
 from pipeline.data.transforms import Transforms
 from pipeline.errors import DataError
 from pipeline.uncertainty.outlines import paint_regions
@@ -37,7 +38,7 @@ class LabeledImage:
     are regions, a box and an outline each, whose labels are not trained on.
     """
 
-    path: Path
+    path: ImageFile
     width: int
     height: int
     masks: tuple[Path, ...]

@@ -13,6 +13,7 @@ import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -22,6 +23,7 @@ import tifffile
 from PIL import Image
 
 from pipeline.data.images import ImageArray, probe_image, read_pixels
+from pipeline.data.remote import ImageFile, opened
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import MASK_ENDINGS
 from pipeline.labeling.manifest import IMAGES, MANIFEST, MASKS, OVERLAYS, PREMASKS
@@ -54,9 +56,10 @@ class Wanted:
     name: str | None
 
 
-def place_image(source: Path, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
-    """Put an image into an export: linked or copied; turned upright where its file lies on its side, so that
-    a tool which overlooks EXIF orientation shows what the mask's pixels mean.
+def place_image(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
+    """Put an image into an export: linked or copied; one of an object store is copied. It is turned upright
+    where its file lies on its side, so that a tool which overlooks EXIF orientation shows what the mask's
+    pixels mean.
 
     Args:
         name: of the new file, without its ending.
@@ -71,13 +74,12 @@ def place_image(source: Path, folder: Path, *, name: str, how: Literal["link", "
     if probe_image(source, max_pixels=sys.maxsize).orientation != 1:
         return _write_upright(read_pixels(source, floats=True), folder, name=name)
     destination = folder / f"{name}{source.suffix.lower()}"
-    if how == "link":
-        try:
+    if how == "link" and isinstance(source, Path):
+        with suppress(OSError, NotImplementedError):  # a file system, or a system, without links
             destination.symlink_to(source.absolute())
-        except (OSError, NotImplementedError):  # a file system, or a system, without links
-            shutil.copyfile(source, destination)
-    else:
-        shutil.copyfile(source, destination)
+            return destination.name
+    with opened(source) as content, destination.open("wb") as copy:
+        shutil.copyfileobj(content, copy)
     return destination.name
 
 

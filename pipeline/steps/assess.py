@@ -150,7 +150,7 @@ def _subject(
         split, items = judging_images(session, project)
         other_split = "calibration" if split == "test" else "pool"
         others = [
-            ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
+            ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height)
             for row in image_queries.split_images(session, other_split)
         ]
         calibrators: dict[Sampler, Calibrators] = {

@@ -51,7 +51,7 @@ def held_out_images(session: Session, project: Project, split: str) -> list[Held
     """The images of a locked split that have a mask."""
     return [
         HeldOut(
-            ref=ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height),
+            ref=ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height),
             mask=project.path(row.mask_uri),
             group=row.group_name,
             position=row.position,
@@ -87,7 +87,7 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
     images = [session.get_one(Image, image_id) for image_id in by_image]
     return [
         AuditedImage(
-            ref=ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height),
+            ref=ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height),
             mask=by_image[row.id][0].mask,
             group=row.group_name,
             position=row.position,

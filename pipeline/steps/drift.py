@@ -141,7 +141,7 @@ def _score_apart(project: Project, images: Sequence[Image], predictor: Predictor
     scoring = project.config.scoring
     score_images(
         [
-            ImageRef(id=image.id, path=project.path(image.uri), width=image.width, height=image.height)
+            ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
             for image in chosen.values()
         ],
         predictor=predictor,

@@ -247,7 +247,7 @@ def _entries(regions: Sequence[QueuedRegion]) -> dict[int, _Entry]:
 
 
 def _reference(project: Project, image: Image) -> ImageRef:
-    return ImageRef(id=image.id, path=project.path(image.uri), width=image.width, height=image.height)
+    return ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
 
 
 def _png(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -261,7 +261,7 @@ def _write_entry(
 ) -> ManifestImage:
     """One image with its premask and overlay; its line of the manifest."""
     config, image = project.config, entry.image
-    source = project.path(image.uri)
+    source = project.image(image.uri)
     placed = place_image(source, folder / IMAGES, name=entry.name, how=config.export.images)
     mask_name = f"{entry.name}.png"
     LabelMap(config.data).write(

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -26,6 +25,7 @@ from pipeline.config import IGNORE, Project
 from pipeline.data.images import ImageInfo, probe_image, read_image
 from pipeline.data.listings import Named
 from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.data.remote import ImageFile, opened
 from pipeline.data.sources import Found, find_images, mask_path
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
@@ -334,9 +334,9 @@ def _no_masks(project: Project) -> str:
     )
 
 
-def _file_sha256(path: Path) -> str:
+def _file_sha256(path: ImageFile) -> str:
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", "Try again.") from error

@@ -80,7 +80,7 @@ class InitialRegions:
     def _regions_of(self, image_id: int, uri: str, width: int, height: int) -> Regions:
         if self._source is None:
             return box_regions(self._config, width, height)
-        ref = ImageRef(id=image_id, path=self._project.path(uri), width=width, height=height)
+        ref = ImageRef(id=image_id, path=self._project.image(uri), width=width, height=height)
         data = self._project.config.data
         pixels = read_image(ref.path, channels=data.channels, max_pixels=data.max_pixels)
         return self._source(ref, pixels).regions

@@ -295,7 +295,7 @@ def _look(
     by_id = {image.id: image for image in images}
     seen: dict[int, tuple[Array, float, Array]] = {}
     for batch in load_batches(
-        [ImageRef(one.id, project.path(one.uri), one.width, one.height) for one in images],
+        [ImageRef(one.id, project.image(one.uri), one.width, one.height) for one in images],
         channels=card.channels,
         max_pixels=project.config.data.max_pixels,
         input_scale=card.input_scale,

@@ -95,7 +95,7 @@ def _uncalibrated_entropies(
 
     score_images(
         [
-            ImageRef(row.id, project.path(row.uri), row.width, row.height)
+            ImageRef(row.id, project.image(row.uri), row.width, row.height)
             for row in images
             if row.id in regions
         ],

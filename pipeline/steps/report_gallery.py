@@ -162,7 +162,7 @@ def _predict(
     found: dict[int, _Maps] = {}
     for batch in load_batches(
         [
-            ImageRef(id=image.id, path=project.path(image.uri), width=image.width, height=image.height)
+            ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
             for image in images
         ],
         channels=card.channels,
@@ -195,7 +195,7 @@ def _predict(
 
 def _row(project: Project, wanted: Wanted, maps: _Maps) -> GalleryRow:
     data, image = project.config.data, wanted.image
-    pixels = read_image(project.path(image.uri), channels=data.channels, max_pixels=data.max_pixels)
+    pixels = read_image(project.image(image.uri), channels=data.channels, max_pixels=data.max_pixels)
     label = None
     if wanted.mask_uri is not None:
         known = compose_labels([project.path(wanted.mask_uri)], (image.width, image.height))

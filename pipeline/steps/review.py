@@ -333,7 +333,7 @@ class _Search:
 
     def _reference(self, image: TrainingImage) -> ImageRef:
         return ImageRef(
-            id=image.id, path=self.project.path(image.uri), width=image.width, height=image.height
+            id=image.id, path=self.project.image(image.uri), width=image.width, height=image.height
         )
 
 

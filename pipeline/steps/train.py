@@ -135,7 +135,9 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         model.checkpoint_sha256 = digest
         model.finished_at = utc_now()
         image_queries.record_failures(
-            session, "train", [(project.uri(Path(path)), why) for path, why in trained.unreadable.items()]
+            session,
+            "train",
+            [(project.uri(project.image(path)), why) for path, why in trained.unreadable.items()],
         )
         rounds.advance(session, current, "train")
     forget_resume(folder)
@@ -189,7 +191,7 @@ def survey_labels(
     pixels = np.zeros(data.num_classes)
     for done, image in enumerate(labeled, start=1):
         try:
-            info = probe_image(project.path(image.uri), max_pixels=data.max_pixels)
+            info = probe_image(project.image(image.uri), max_pixels=data.max_pixels)
             if (info.width, info.height) != (image.width, image.height):
                 raise DataError(
                     f"{image.uri} has {info.width}×{info.height} pixels, but had "
@@ -310,7 +312,7 @@ def _input_range(project: Project, survey: Survey, card: ModelCard) -> InputRang
     found = [
         pixel_statistics(batch.image_BKHW)
         for batch in load_batches(
-            [ImageRef(one.id, project.path(one.uri), one.width, one.height) for one in images],
+            [ImageRef(one.id, project.image(one.uri), one.width, one.height) for one in images],
             channels=card.channels,
             max_pixels=project.config.data.max_pixels,
             input_scale=card.input_scale,
@@ -326,7 +328,7 @@ def _input_range(project: Project, survey: Survey, card: ModelCard) -> InputRang
 
 def _labeled(project: Project, image: TrainingImage) -> LabeledImage:
     return LabeledImage(
-        path=project.path(image.uri),
+        path=project.image(image.uri),
         width=image.width,
         height=image.height,
         masks=tuple(project.path(label.mask_uri) for label in image.labels),

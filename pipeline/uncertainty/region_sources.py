@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.config import Project, RegionConfig
 from pipeline.data.images import ImageArray, ImageRef, probe_image, read_pixels
+from pipeline.data.remote import ImageFile
 from pipeline.data.sources import FoldersAbove
 from pipeline.errors import DataError
 from pipeline.uncertainty.regions import RegionMap, map_regions
@@ -66,7 +67,7 @@ class RegionFiles:
         """
         return read_region_map(self.path(image.path), size=(pixels.shape[1], pixels.shape[0]))
 
-    def path(self, image: Path) -> Path:
+    def path(self, image: ImageFile) -> Path:
         """Where the map of an image is expected."""
         relative = self._template.format(parent=self._above.parent(image), stem=image.stem, name=image.name)
         return Path(os.path.normpath(self._folder / relative.lstrip("/")))
