@@ -70,20 +70,32 @@ class RiskCurve:
 
 @in_style
 def draw_learning_curve(
-    points: Sequence[RoundPoint], *, class_names: Sequence[str], colors: npt.NDArray[np.uint8], title: str
+    points: Sequence[RoundPoint],
+    *,
+    class_names: Sequence[str],
+    colors: npt.NDArray[np.uint8],
+    title: str,
+    narrow: bool = False,
 ) -> Figure:
     """mIoU and ECE over the labeled share of the pool: a point a round, with its interval.
+
+    Args:
+        narrow: the two below each other, for a column of 600 to 800 pixels.
 
     Raises:
         ValueError: there is no point to draw.
     """
     if not points:
         raise ValueError("Expected at least one round to draw.")
-    figure = new_figure(11.4, 5.0, title=title)
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    _draw_iou(left, points, class_names=class_names, colors=colors)
-    _draw_calibration(right, points)
-    for axes in (left, right):
+    if narrow:
+        figure = new_figure(7.0, 8.0, title=title)
+        first, second = figure.subplots(2, 1, height_ratios=(1.25, 1))
+    else:
+        figure = new_figure(11.4, 5.0, title=title)
+        first, second = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    _draw_iou(first, points, class_names=class_names, colors=colors)
+    _draw_calibration(second, points)
+    for axes in (first, second):
         _label_shares(axes, points)
     return figure
 

@@ -87,10 +87,15 @@ def write_figure(path: Path, figure: Figure) -> None:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
+    atomic_write_bytes(path, png_of(figure))
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as a PNG."""
     stream = io.BytesIO()
     with rc_context(_STYLE):
         figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
-    atomic_write_bytes(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def draw_interval(axes: Axes, x: float, estimate: Estimate, *, color: str, width: float = 1.8) -> None:

@@ -1,0 +1,223 @@
+"""What a flow run shows in Prefect's pages: how far scoring is, the queue, the round, the exported folder.
+
+Outside a flow run nothing happens. An artifact that cannot be written is a warning in the log, never the end
+of a run: the database has it all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import copy_context
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+
+from db.engine import Database
+from db.queries.contents import newest_queue
+from db.queries.leases import store_time
+from db.queries.runs import images_done
+from flows.markdown import code, harmless, plain
+from pipeline.config import Project
+from pipeline.progress import Progress, silent
+from pipeline.queues import queue_summary
+
+Arguments = ParamSpec("Arguments")
+
+QUEUE_HEAD = 50
+UPDATE_SECONDS = 1.0
+POLL_SECONDS = 3.0
+"""How often the store is asked what other processes have done."""
+PATIENCE = 15.0
+"""Seconds for which a finished run waits for its last update to be taken."""
+
+
+def in_a_run() -> bool:
+    """Whether a flow or a task of Prefect runs this code."""
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def never_fails(show: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """An artifact that is shown in a run, and only there; where it cannot be, the log says why."""
+
+    @wraps(show)
+    def shown(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        if not in_a_run():
+            return
+        try:
+            show(*args, **kwargs)
+        except Exception as error:  # the server, the store, or a drawing: none is worth the run
+            get_run_logger().warning("An artifact was left out, %s failed: %s", show.__name__, error)
+
+    return shown
+
+
+@contextmanager
+def scoring_progress(run_id: int, total: int, *, database: Database | None = None) -> Generator[Progress]:
+    """A progress that is shown as the artifact `scoring-run-<id>`, once a second at most.
+
+    What it is told may come from any thread. Where the work is done by other processes, `database` says how
+    much they have finished: the larger figure is shown. It ends at 100 %, or at what was reached.
+
+    Args:
+        total: images that are to be scored now, by whomever.
+        database: asked every few seconds how many of them are done.
+    """
+    if not in_a_run():
+        yield silent
+        return
+    shown = _ShownProgress(run_id, total, database)
+    thread = threading.Thread(target=copy_context().run, args=(shown.keep_up,), daemon=True)
+    thread.start()
+    try:
+        yield shown.report
+    finally:
+        shown.ended.set()
+        thread.join(PATIENCE)
+
+
+@never_fails
+def show_queue(project: Project, database: Database) -> None:
+    """The head of the round's queue as a table: what is asked for, and why."""
+    with database.session(write=False) as session:
+        queue = newest_queue(session)
+        if queue is None:
+            return
+        found = queue_summary(session, queue, class_names=project.config.data.class_names, head=QUEUE_HEAD)
+    rows = [
+        {
+            "rank": item.rank,
+            "image": harmless(item.image),
+            "box": f"{item.box[0]}, {item.box[1]} · {item.box[2]} × {item.box[3]}",
+            "class": harmless(item.class_name or "–"),
+            (found.measure or "score").replace("_", " "): "–" if item.score is None else f"{item.score:.3f}",
+            "slice": item.slice,
+            "reason": harmless(item.reason),
+        }
+        for item in found.head
+    ]
+    where = f" In {code(project.path(found.folder))}." if found.folder else ""
+    create_table_artifact(
+        rows,
+        key=_key("queue", project),
+        description=f"**{plain(found.name)}**: the first {len(rows)} of {found.items} {found.unit}s by "
+        f"{plain(found.strategy)}; the box is x, y · width × height in pixels.{where}",
+    )
+
+
+@never_fails
+def show_round(project: Project, database: Database) -> None:
+    """The newest round as a page: the model, its figures, the queue, what went wrong, and what comes next."""
+    from flows.round_report import round_report
+
+    page = round_report(project, database)
+    if page is not None:
+        create_markdown_artifact(
+            page, key=_key("round", project), description=f"Where {plain(project.config.name)} stands"
+        )
+
+
+@never_fails
+def link_export(project: Project, folder: Path) -> None:
+    """Where the exported queue lies. Browsers open no `file:` link from a page of another origin, so the
+    path is there to be copied."""
+    files = sorted(path.name for path in folder.iterdir())
+    listed = "\n".join(f"- {code(name)}" for name in files[:20])
+    create_markdown_artifact(
+        f"# Exported queue\n\n{code(folder.resolve())}\n\n"
+        f"[Open the folder]({folder.resolve().as_uri()}) works where the browser may open files; elsewhere "
+        f"copy the path.\n\n{listed}\n\nPut the masks into its {code('masks')} folder, then run "
+        f"{code(f'segcurate import {folder}')}.\n",
+        key=_key("export", project),
+        description=f"The folder of {plain(folder.name)}",
+    )
+
+
+def _key(what: str, project: Project) -> str:
+    """Prefect takes small letters, digits and dashes. One server may serve several projects."""
+    name = re.sub("[^a-z0-9]+", "-", project.config.name.lower()).strip("-")
+    return f"{what}-{name}" if name else what
+
+
+class _ShownProgress:
+    """The artifact of a scoring run, kept up to date by one thread; `report` may be called from any."""
+
+    def __init__(self, run_id: int, total: int, database: Database | None) -> None:
+        self.run_id, self.total, self.database = run_id, total, database
+        self.ended = threading.Event()
+        self._reported = 0
+        self._stored = 0
+        self._began = time.monotonic()
+        self._since: datetime | None = None
+        self._ask_next_at = 0.0
+        self._artifact: UUID | None = None
+        self._said = -1
+
+    def report(self, title: str, done: int, total: int | None) -> None:
+        """A `Progress`. Only its largest figure counts."""
+        self._reported = max(self._reported, done)
+
+    def keep_up(self) -> None:
+        """Show what is known until the work has ended, and then once more."""
+        warned = False
+        while True:
+            over = self.ended.is_set()
+            try:
+                self._ask(at_once=over)
+                self._show(over=over)
+            except Exception as error:  # the next update may come through
+                if not warned:
+                    get_run_logger().warning("Progress of run %d is not shown: %s", self.run_id, error)
+                warned = True
+            if over:
+                return
+            self.ended.wait(UPDATE_SECONDS)
+
+    def _ask(self, *, at_once: bool) -> None:
+        now = time.monotonic()
+        if self.database is None or (not at_once and now < self._ask_next_at):
+            return
+        self._ask_next_at = now + POLL_SECONDS
+        with self.database.session(write=False) as session:
+            if self._since is None:
+                self._since = store_time(session)
+            self._stored = images_done(session, run_id=self.run_id, since=self._since)
+
+    def _show(self, *, over: bool) -> None:
+        done = min(max(self._reported, self._stored), self.total)
+        if done == self._said and not over:
+            return
+        self._said = done
+        percent = 100.0 if self.total == 0 else math.floor(1000 * done / self.total) / 10
+        words = self._words(done, over=over)
+        if self._artifact is None:
+            created = create_progress_artifact(percent, f"scoring-run-{self.run_id}", words)
+            self._artifact = cast(UUID, created)  # a coroutine only where an event loop runs; none does here
+        else:
+            update_progress_artifact(self._artifact, percent, words)
+
+    def _words(self, done: int, *, over: bool) -> str:
+        if self.total == 0:
+            return f"Scoring run {self.run_id}: nothing was left to score."
+        seconds = time.monotonic() - self._began
+        rate = done / seconds if seconds > 0 else 0.0
+        words = f"Scoring run {self.run_id}: {done} of {self.total} images"
+        if over:
+            return f"{words} in {seconds:.0f} s, {rate:.1f} images/s."
+        left = f", about {(self.total - done) / rate:.0f} s left" if rate else ""
+        return f"{words}, {rate:.1f} images/s{left}."

@@ -1,0 +1,65 @@
+"""Markdown that shows a text as it is, whoever wrote it.
+
+Class names, file names and reasons come from users: no character in them may become a tag, a link, a cell's
+end or a heading. Both interfaces of Prefect honour a backslash before punctuation, also inside a table; the
+older one honours no numeric entity.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&$])")
+WORD_JOINER = "\u2060"
+
+
+def plain(text: object) -> str:
+    """A text on one line, in which nothing is Markdown or HTML.
+
+    >>> print(plain("a|b <img src=x> `c`"))
+    a\\|b \\<img src=x\\> \\`c\\`
+    """
+    return SPECIAL.sub(r"\\\1", _one_line(text))
+
+
+def code(text: object) -> str:
+    """A text in the letters of a program, to be copied as it is. Not for the cells of a table.
+
+    >>> code("segcurate train"), code("a`b")
+    ('`segcurate train`', '`` a`b ``')
+    """
+    line = _one_line(text)
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    room = " " if longest else ""
+    return f"{fence}{room}{line}{room}{fence}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of texts that are escaped here."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell if line is lines[1] else plain(cell) for cell in map(str, line)) + " |"
+        for line in lines
+    )
+
+
+def picture(words: str, png: bytes) -> str:
+    """A picture that travels inside the text. `words` are for who cannot see it."""
+    return f"![{plain(words)}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def harmless(text: object) -> str:
+    """A text for the cell of a table artifact, which the older interface takes for Markdown and the newer one
+    shows as it is: what would be a tag or a link is broken by a character that cannot be seen.
+
+    >>> harmless("a_b.png") == "a_b.png", harmless("<b>") == "<b>"
+    (True, False)
+    """
+    return _one_line(text).replace("<", "<" + WORD_JOINER).replace("](", "]" + WORD_JOINER + "(")
+
+
+def _one_line(text: object) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))

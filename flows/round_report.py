@@ -1,0 +1,186 @@
+"""The newest round as a page of Markdown: the model, its figures, the queue, what went wrong, what next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import rounds as queries
+from db.queries.contents import newest_queue
+from db.queries.images import list_failures
+from db.queries.runs import newest_run
+from flows.display import interval
+from flows.markdown import code, picture, plain, table
+from pipeline.config import Project
+from pipeline.history import Interval, RoundSummary, round_history
+from pipeline.queues import QueueSummary, queue_summary
+from pipeline.status import Status, project_status
+
+SHOWN_CLASSES = 12
+SHOWN_FAILURES = 5
+
+FIGURES = (
+    ("mIoU", "mean_iou"),
+    ("ECE before calibration", "ece_before"),
+    ("ECE after calibration", "ece_after"),
+    ("AUROC of error detection", "error_auroc"),
+)
+
+
+def round_report(project: Project, database: Database) -> str | None:
+    """The page, or None before the first round."""
+    config = project.config
+    with database.session(write=False) as session:
+        now = project_status(session)
+        if now.round_number is None:
+            return None
+        rounds = [row for row in round_history(session, sampler=config.scoring.sampler) if row.model]
+        queue = newest_queue(session)
+        held = (
+            None
+            if queue is None
+            else queue_summary(session, queue, class_names=config.data.class_names, head=1)
+        )
+        trouble = _trouble(session)
+        decision = _decision(session, rounds)
+    parts = [f"# {plain(config.name)}, round {now.round_number}", _next(now)]
+    parts += _model(project, rounds, decision)
+    parts += _curve(project, database, rounds)
+    parts += _queue(held)
+    parts += ["## What went wrong", *(trouble or ["Nothing."])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _next(now: Status) -> str:
+    return f"**Next:** {code(now.next_command)} — {plain(now.reason)}"
+
+
+def _decision(session: Session, rounds: Sequence[RoundSummary]) -> str | None:
+    if not rounds:
+        return None
+    row = next(row for row in queries.list_rounds(session) if row.number == rounds[-1].number)
+    model = queries.round_model(session, row.id)
+    return model.decision if model else None
+
+
+def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | None) -> list[str]:
+    """Promoted or refused and why, and its figures beside those of the round before."""
+    if not rounds:
+        return ["No model has been trained yet."]
+    last = rounds[-1]
+    before = rounds[-2] if len(rounds) > 1 else None
+    status = {"promoted": "promoted ✓", "refused": "refused ✗"}.get(
+        last.model_status or "", last.model_status
+    )
+    parts = [f"## Model {plain(last.model)}: {status}"]
+    if decision:
+        parts.append(plain(decision))
+    parts.append(
+        f"Trained on {last.labeled_regions} labeled regions of {last.labeled_images} images, "
+        f"{100 * last.labeled_share:.1f} % of the pool’s pixels."
+    )
+    if last.split is None:
+        return [*parts, "It is not measured yet."]
+    columns = [f"on {last.split} images", f"{last.model}"]
+    if before is not None and before.split is not None:
+        columns.append(f"{before.model}, the round before")
+    shown = [last, before] if len(columns) == 3 else [last]
+    figures = [
+        [title, *(_figure(getattr(row, name)) for row in shown if row is not None)] for title, name in FIGURES
+    ]
+    level = 100 * project.config.evaluation.confidence
+    parts.append(table(columns, figures))
+    parts.append(
+        f"In brackets, {level:g} % bootstrap intervals over images. What the calibrated softmax of "
+        f"{plain(last.model)} says is a **{last.confidence}**."
+    )
+    return parts
+
+
+def _figure(value: Interval) -> str:
+    return interval(*value)
+
+
+def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary]) -> list[str]:
+    """What each round's labels brought, drawn as the report draws it."""
+    measured = [row for row in rounds if row.split is not None]
+    if not measured:
+        return []
+    from pipeline.data.masks import palette
+    from pipeline.report.curves import draw_learning_curve
+    from pipeline.report.figures import png_of
+    from pipeline.steps.report_facts import round_points  # imports torch
+
+    with database.session(write=False) as session:
+        points = round_points(session, project)
+    data = project.config.data
+    figure = draw_learning_curve(
+        points,
+        class_names=data.class_names,
+        colors=palette(data),
+        title=f"{project.config.name}: what each round of labels brought",
+        narrow=True,
+    )
+    first, last = measured[0], measured[-1]
+    words = f"Learning curve: mIoU {interval(*first.mean_iou)} in round {first.number}"
+    if last is not first:
+        words += f", {interval(*last.mean_iou)} in round {last.number}"
+    return ["## What the labels brought", picture(words, png_of(figure))]
+
+
+def _queue(queue: QueueSummary | None) -> list[str]:
+    if queue is None:
+        return ["## The queue", "Nothing has been selected yet."]
+    chosen = "" if queue.candidates is None else f" of {queue.candidates} that could have been chosen"
+    measure = f", ranked by {plain(queue.measure.replace('_', ' '))}" if queue.measure else ""
+    parts = [
+        f"## The queue {plain(queue.name)}",
+        f"{queue.items} {queue.unit}s{chosen}, by the strategy {code(queue.strategy)}{measure}; "
+        f"{_counts(queue.by_status)}.",
+        table(("predicted class", f"{queue.unit}s"), _most(queue.by_class)),
+        f"Slices: {_counts(queue.by_slice)}. "
+        + ("The audit slice is drawn uniformly at random." if "audit" in queue.by_slice else ""),
+    ]
+    parts += [f"**Warning:** {plain(warning)}" for warning in queue.warnings]
+    if queue.head:
+        first = queue.head[0]
+        parts.append(f"First: {code(first.image)} — {plain(first.reason)}.")
+    if queue.folder:
+        parts.append(f"Exported to {code(queue.folder)}.")
+    return parts
+
+
+def _trouble(session: Session) -> list[str]:
+    """Files that could not be used, and what was noticed about the newest run."""
+    parts: list[str] = []
+    failures = list_failures(session)
+    if failures:
+        parts.append(f"{len(failures)} files could not be used; {code('segcurate failures')} lists them all:")
+        rows = [(row.step, row.subject, row.reason) for row in failures[:SHOWN_FAILURES]]
+        parts.append(table(("step", "file", "reason"), rows))
+    run = newest_run(session)
+    summary = (run.summary or {}) if run is not None else {}
+    drift = (summary.get("drift") or {}).get("warning")
+    if drift:
+        parts.append(f"**Drift:** {plain(drift)}")
+    outliers = summary.get("outliers") or []
+    if outliers:
+        parts.append(
+            f"**Unlike the training images:** the pixels of {len(outliers)} images lie far outside of what "
+            "the model has seen, and their scores mean little."
+        )
+    return parts
+
+
+def _counts(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {plain(name)}" for name, count in parts.items())
+
+
+def _most(parts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The largest counts, and the rest together."""
+    ordered = sorted(parts.items(), key=lambda pair: (-pair[1], pair[0]))
+    rows = [(name, str(count)) for name, count in ordered[:SHOWN_CLASSES]]
+    rest = [count for _, count in ordered[SHOWN_CLASSES:]]
+    return [*rows, (f"{len(rest)} others", str(sum(rest)))] if rest else rows

@@ -1,0 +1,109 @@
+"""What a queue holds and why: the rows of `segcurate queue`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from db.queries import contents, rounds
+from db.tables import Queue
+
+
+@dataclass(frozen=True)
+class HeadItem:
+    """A region to label.
+
+    Attributes:
+        box: x, y, width, height in image pixels.
+        score: of the queue's measure.
+        inclusion_probability: of an audit draw.
+    """
+
+    rank: int
+    image: str
+    box: tuple[int, int, int, int]
+    class_name: str | None
+    measure: str | None
+    score: float | None
+    slice: str
+    inclusion_probability: float | None
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QueueSummary:
+    """A queue at a glance.
+
+    Attributes:
+        kind: `selected`, `review`, or `initial` for the labels that the project started with.
+        by_class: by the class that is predicted; `not predicted` where there was no model.
+        candidates: what could have been chosen; None where the queue was not chosen by scores.
+        folder: where it is exported, relative to the project's folder.
+        head: the first items, by rank.
+    """
+
+    name: str
+    kind: str
+    run_id: int | None
+    strategy: str
+    unit: str
+    seed: int
+    measure: str | None
+    items: int
+    candidates: int | None
+    by_slice: dict[str, int]
+    by_class: dict[str, int]
+    by_status: dict[str, int]
+    warnings: list[str]
+    folder: str | None
+    created_at: datetime
+    exported_at: datetime | None
+    head: list[HeadItem]
+
+
+def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str], head: int) -> QueueSummary:
+    """Count a queue, and read its first `head` items."""
+
+    def class_of(index: int | None) -> str | None:
+        return None if index is None else class_names[index] if index < len(class_names) else f"class {index}"
+
+    items = [
+        HeadItem(
+            rank=item.rank,
+            image=image.uri,
+            box=(item.x, item.y, item.w, item.h),
+            class_name=class_of(item.predicted_class),
+            measure=item.measure,
+            score=item.score,
+            slice=item.slice,
+            inclusion_probability=item.inclusion_probability,
+            status=item.status,
+            reason=item.reason,
+        )
+        for item, image in contents.queue_head(session, queue.id, limit=max(head, 1))
+    ]
+    by_status = rounds.count_items(session, queue.id)
+    by_class = contents.count_by_class(session, queue.id)
+    return QueueSummary(
+        name=queue.name,
+        kind=queue.kind,
+        run_id=queue.run_id,
+        strategy=queue.strategy,
+        unit=queue.unit,
+        seed=queue.seed,
+        measure=next((item.measure for item in items if item.measure), None),
+        items=sum(by_status.values()),
+        candidates=queue.spec.get("candidates"),
+        by_slice=contents.count_by_slice(session, queue.id),
+        by_class={class_of(index) or "not predicted": count for index, count in by_class.items()},
+        by_status=by_status,
+        warnings=list(queue.spec.get("warnings", [])),
+        folder=queue.export_uri,
+        created_at=queue.created_at,
+        exported_at=queue.exported_at,
+        head=items[:head],
+    )

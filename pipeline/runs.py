@@ -1,0 +1,124 @@
+"""What each scoring run has come to: the rows of `segcurate runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from db.queries import runs as queries
+from db.queries import shards
+from db.queries.runs import Scored, ShardTime
+
+PAUSE = timedelta(minutes=15)
+"""Nothing was scored between two shards that were done so long after each other."""
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """What one process has scored; `owner` is `host:pid:start`."""
+
+    owner: str
+    shards: int
+    images: int
+    regions: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A scoring run, which grows with the pool.
+
+    Attributes:
+        samples: stochastic passes an image; None for a sampler without a number of them.
+        calibrator: of the single pass.
+        images, regions: rows in the store now; 0 for a run that was pruned.
+        heatmap_images: images that have heat maps.
+        shards_pending: nobody is at them; `shards_running`: somebody is, or died there.
+        images_per_second: while it was at work, pauses left out; None before there is a second shard.
+        pruned: its rows were deleted to save room, after it had been finished.
+        drift, outliers: what was noticed about its images: a warning, and how many lie far outside of
+            what the model has seen.
+    """
+
+    id: int
+    model: str
+    sampler: str
+    samples: int | None
+    calibrator: str
+    region_kind: str
+    scorer_hash: str
+    images: int
+    regions: int
+    heatmap_images: int
+    shards_done: int
+    shards_running: int
+    shards_pending: int
+    workers: list[WorkerShare]
+    started_at: datetime
+    finished_at: datetime | None
+    images_per_second: float | None
+    pruned: bool
+    drift: str | None
+    outliers: int
+
+
+def run_history(session: Session) -> list[RunSummary]:
+    """Every scoring run, oldest first."""
+    scored = queries.scored_rows(session)
+    counted = queries.shards_by_status(session)
+    rows: list[RunSummary] = []
+    for run, model in queries.list_runs(session):
+        scorer, summary = run.scorer, run.summary or {}
+        there, by_status = scored.get(run.id, Scored(0, 0, 0)), counted.get(run.id, {})
+        workers = [WorkerShare(*row) for row in shards.workers(session, run_id=run.id)]
+        rows.append(
+            RunSummary(
+                id=run.id,
+                model=model,
+                sampler=str(scorer.get("sampler", "none")),
+                samples=scorer.get("samples"),
+                calibrator=str(scorer.get("calibrator", {}).get("name", "identity")),
+                region_kind=str(scorer.get("regions", {}).get("kind", "grid")),
+                scorer_hash=run.scorer_hash,
+                images=there.images,
+                regions=there.regions,
+                heatmap_images=there.heatmaps,
+                shards_done=by_status.get("done", 0),
+                shards_running=by_status.get("running", 0),
+                shards_pending=by_status.get("pending", 0),
+                workers=workers,
+                started_at=run.created_at,
+                finished_at=run.finished_at,
+                images_per_second=images_per_second(
+                    run.created_at, queries.shard_times(session, run_id=run.id)
+                ),
+                pruned=there.images == 0 and sum(worker.images for worker in workers) > 0,
+                drift=(summary.get("drift") or {}).get("warning"),
+                outliers=len(summary.get("outliers") or ()),
+            )
+        )
+    return rows
+
+
+def images_per_second(started_at: datetime, done: Sequence[ShardTime]) -> float | None:
+    """How fast a run went while it was at work; None where that cannot be said.
+
+    Args:
+        done: its shards, in the order in which they were finished.
+
+    >>> from datetime import UTC
+    >>> def at(minute: int) -> datetime:
+    ...     return datetime(2026, 1, 1 + minute // 1440, minute // 60 % 24, minute % 60, tzinfo=UTC)
+    >>> images_per_second(at(0), [ShardTime(at(1), 60), ShardTime(at(2), 60), ShardTime(at(1440), 999)])
+    1.0
+    """
+    seconds, images, before = 0.0, 0, started_at
+    for at, count in done:
+        if at - before <= PAUSE:
+            seconds += (at - before).total_seconds()
+            images += count
+        before = at
+    return images / seconds if seconds > 0 and images else None
