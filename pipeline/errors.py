@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 
 class UserError(Exception):
@@ -17,6 +18,16 @@ class UserError(Exception):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{problem} {remedy}".strip())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # so that it comes back from a worker process, whatever its own arguments
+        return _again, (type(self), self.problem, self.remedy)
+
+
+def _again(kind: type[UserError], problem: str, remedy: str) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, problem, remedy)
+    return error
 
 
 class ConfigError(UserError):
@@ -33,6 +44,10 @@ class CheckpointError(UserError):
 
 class NotYourTurn(UserError):
     """A command was called at a point of the round where another one comes next."""
+
+
+class NothingLeft(UserError):
+    """There is nothing to choose from: what the pool holds is queued or labeled."""
 
 
 class Busy(UserError):

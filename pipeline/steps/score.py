@@ -1,13 +1,12 @@
 """Scoring the pool with the serving model: what this scorer has not scored yet, a shard a transaction.
 
-`plan_scoring` cuts the work into shards, any number of workers `drain_shards`, in any number of processes and
-on any number of machines, and `finish_scoring` looks at the whole. `score` does all three on this machine.
+`plan_scoring` cuts the work into shards, any number of workers drain it (`pipeline.steps.drain`), in any
+number of processes and on any number of machines, and `finish_scoring` looks at the whole. `score` does all
+three on this machine.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,24 +18,26 @@ from db.queries import rounds as round_queries
 from db.queries import scores as queries
 from db.queries import shards
 from db.queries.leases import owners
-from db.tables import ScoringRun, utc_now
+from db.tables import utc_now
 from pipeline import rounds
 from pipeline.config import Project, RegionConfig
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
-from pipeline.errors import ConfigError
-from pipeline.leases import POLL_SECONDS, alone, dead_owners, renewing, this_process
+from pipeline.engine import drain_everywhere
+from pipeline.leases import alone, dead_owners
 from pipeline.progress import Progress, silent
 from pipeline.scoring import ScoredImage, score_images
+from pipeline.steps.drain import Drained
 from pipeline.steps.drift import watch_drift
 from pipeline.steps.reordering import in_words as reordering_in_words
 from pipeline.steps.reordering import measure_reordering
 from pipeline.steps.scorer import Scorer, open_scorer
-from pipeline.steps.shard_writer import ShardWriter, outlier_in_words, write_heatmaps
+from pipeline.steps.shard_writer import outlier_in_words, write_heatmaps
 from pipeline.uncertainty.heatmaps import TWO_COLOUR
 from pipeline.uncertainty.region_sources import RegionFiles, region_source
 
 MOST_SHOWN = 10
+ONLY_HERE = "`scale.engine: ray` is for the flows: this command has scored on this machine only."
 
 
 @dataclass(frozen=True)
@@ -57,24 +58,6 @@ class ScoringPlan:
 
 
 @dataclass(frozen=True)
-class Drained:
-    """What workers have scored. Sums: add those of all workers up."""
-
-    images: int = 0
-    regions: int = 0
-    failed: int = 0
-    outliers: list[dict[str, Any]] = field(default_factory=list)
-
-    def __add__(self, other: Drained) -> Drained:
-        return Drained(
-            images=self.images + other.images,
-            regions=self.regions + other.regions,
-            failed=self.failed + other.failed,
-            outliers=self.outliers + other.outliers,
-        )
-
-
-@dataclass(frozen=True)
 class ScoreReport:
     """What one call of `score` did. `images` and `regions` are new; `failed` could not be read."""
 
@@ -89,11 +72,13 @@ class ScoreReport:
     """How far calibration reorders the queue, as `scoring_run.summary` has it."""
     outliers: list[dict[str, Any]] = field(default_factory=list)
     """Images whose pixels lie far outside of what the model has seen, as `scoring_run.summary` lists them."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know of how it went, such as a worker that has died."""
 
     def lines(self) -> list[str]:
         """The report in words."""
         if self.images == 0 and self.failed == 0:
-            return [f"Run {self.run_id}: nothing is left to score."]
+            return [f"Run {self.run_id}: nothing is left to score.", *self.remarks]
         rate = self.images / self.seconds if self.seconds else 0.0
         said = [
             f"Run {self.run_id}: scored {self.images} images, {self.regions} regions, "
@@ -111,7 +96,7 @@ class ScoreReport:
             said.extend(f"  {outlier_in_words(item)}" for item in self.outliers[:MOST_SHOWN])
         if self.drift is not None:
             said.append(f"warning: {self.drift}")
-        return said
+        return [*said, *self.remarks]
 
 
 def score(
@@ -128,14 +113,17 @@ def score(
 
     Raises:
         NotYourTurn: another step comes next.
-        UserError: there is no serving model, or it cannot be loaded, or the disk is full.
+        UserError: there is no serving model, or it cannot be loaded, or the disk is full, or some images end
+            every process that scores them.
     """
     if not any_time:
         with database.session(write=False) as session:
             rounds.require(session, "score")
     scorer = open_scorer(project, database)
     plan = plan_scoring(project, database, scorer=scorer)
-    drained = drain_shards(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
+    drained = drain_everywhere(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
+    if project.config.scale.engine == "ray":
+        drained += Drained(remarks=(ONLY_HERE,))
     return finish_scoring(project, database, plan=plan, drained=drained, any_time=any_time, scorer=scorer)
 
 
@@ -174,65 +162,6 @@ def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None 
     return database.transact(plan)
 
 
-def drain_shards(
-    project: Project,
-    database: Database,
-    *,
-    run_id: int,
-    scorer: Scorer | None = None,
-    progress: Progress = silent,
-) -> Drained:
-    """Claim shards, score them and write them, until every shard of the run is done, by whomever.
-
-    A shard whose worker has died is repeated by another one. What is begun and not written when this is
-    stopped is given back.
-
-    Raises:
-        ConfigError: the run is of another scorer: the settings, or the serving model, have changed since.
-        UserError: the disk is full, or the folder of the heat maps cannot be written.
-    """
-    scorer = scorer or open_scorer(project, database)
-    scoring = project.config.scoring
-    seconds = project.config.scale.lease_seconds
-    with database.session(write=False) as session:
-        run = session.get_one(ScoringRun, run_id)
-        total = shards.count_to_score(session, run_id=run_id)
-    if run.scorer_hash != scorer.hash:
-        raise ConfigError(
-            f"The settings of `scoring`, or the serving model, have changed since run {run_id} was planned.",
-            "Run the command again.",
-        )
-    owner = this_process()
-    writer = ShardWriter(
-        project=project, database=database, run_id=run_id, owner=owner, seen=scorer.card.input_range
-    )
-    with renewing(database, seconds=seconds):
-        try:
-            while True:
-                score_images(
-                    _claimed_images(project, database, writer, seconds=seconds),
-                    predictor=scorer.predictor,
-                    card=scorer.card,
-                    scoring=scoring,
-                    max_pixels=project.config.data.max_pixels,
-                    sink=writer,
-                    regions=region_source(project, scoring.regions),
-                    heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
-                    total=total,
-                    progress=progress,
-                )
-                left = database.transact(lambda session: shards.open_shards(session, run_id=run_id))
-                if left.pending == 0 and left.running == 0:
-                    break
-                time.sleep(POLL_SECONDS)  # others are at the rest; if one of them dies, its shard is free
-        except BaseException:
-            database.transact(lambda session: shards.release_shards(session, run_id=run_id, owner=owner))
-            raise
-    return Drained(
-        images=writer.images, regions=writer.regions, failed=writer.failed, outliers=writer.outliers
-    )
-
-
 def finish_scoring(
     project: Project,
     database: Database,
@@ -269,44 +198,15 @@ def finish_scoring(
         drift=drift["warning"] if drift else None,
         reordering=reordering,
         outliers=drained.outliers,
+        remarks=drained.remarks,
     )
-
-
-def _claimed_images(
-    project: Project, database: Database, writer: ShardWriter, *, seconds: float
-) -> Iterator[ImageRef]:
-    """The images of one free shard after another, until there is none."""
-    limit = project.config.scoring.shard_images
-
-    def claim(session: Session) -> tuple[shards.PlannedShard, list[queries.ImageFile]] | None:
-        shard = shards.claim_shard(
-            session,
-            run_id=writer.run_id,
-            owner=writer.owner,
-            seconds=seconds,
-            dead=dead_owners(owners(session)),
-        )
-        if shard is None:
-            return None
-        return shard, shards.unscored_images(
-            session, run_id=writer.run_id, after_id=shard.first - 1, last_id=shard.last, limit=limit
-        )
-
-    while (claimed := database.transact(claim)) is not None:
-        shard, found = claimed
-        refs = [
-            ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
-            for row in found
-        ]
-        writer.expect(shard, refs)
-        yield from refs
 
 
 def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, run_id: int) -> list[int]:
     """The images of a run whose region maps are newer than their scores."""
     redrawn: list[int] = []
     for image_id, uri, scored_at in queries.scoring_times(session, run_id=run_id):
-        path = source.path(project.path(uri))
+        path = source.path(project.image(uri))
         if path.is_file() and path.stat().st_mtime > scored_at.timestamp():
             redrawn.append(image_id)
     return redrawn
@@ -328,7 +228,7 @@ def _top_heatmaps(
         prefix = scorer.predictor.calibrators.class_map
         wanted |= {f"{prefix}_{index}" for index in range(len(scorer.card.class_names))}
     refs = [
-        ImageRef(id=row.id, path=project.path(row.uri), width=row.width, height=row.height)
+        ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height)
         for row, uris in top
         if not wanted <= set(uris or {})
         or not all(project.path(uri).is_file() for uri in (uris or {}).values())

@@ -1,0 +1,182 @@
+"""Scoring in several processes: the work is shared, and a dead one costs only what it had begun."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sqlalchemy import select, update
+
+from db.engine import Database
+from db.queries import scores, shards
+from db.queries.shards import MOST_ATTEMPTS
+from db.tables import ScoringRun, Shard, utc_now
+from pipeline.config import Project, ScoringConfig
+from pipeline.engine import drain_everywhere, visible_devices
+from pipeline.errors import Busy, UserError
+from pipeline.leases import this_process
+from pipeline.steps.drain import drain_shards
+from pipeline.steps.score import plan_scoring, score
+from pipeline.uncertainty.measures import MEASURES
+from tests.pipeline.uncertainty.pool import draw_images, make_pool
+
+COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
+
+
+def pool_of(
+    root: Path, sizes: Sequence[tuple[int, int]], *, scale: dict[str, Any] | None = None, **scoring: Any
+) -> tuple[Project, Database]:
+    settings = {"samples": 3, "regions": {"kind": "grid", "cell": 32}, "batch_size": 1, "workers": 0}
+    settings |= {"shard_images": 1, "heatmaps": {"images": "none"}} | scoring
+    project, database = make_pool(
+        root, draw_images(root / "images", sizes), scoring=ScoringConfig.model_validate(settings)
+    )
+    return with_scale(project, **(scale or {})), database
+
+
+def with_scale(project: Project, *, device: str = "cpu", **scale: Any) -> Project:
+    changes = {"scale": project.config.scale.model_copy(update=scale), "device": device}
+    return Project(config=project.config.model_copy(update=changes), root=project.root)
+
+
+def rows_of(database: Database) -> dict[str, np.ndarray]:
+    """Every region row of the only run, by image and region."""
+    with database.session(write=False) as session:
+        (run_id,) = session.scalars(select(ScoringRun.id)).all()
+        return scores.region_columns(session, run_id=run_id, columns=COLUMNS)
+
+
+def shards_of(database: Database) -> list[Shard]:
+    with database.session(write=False) as session:
+        return list(session.scalars(select(Shard).order_by(Shard.first_image_id)))
+
+
+def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, _ = pool_of(tmp_path, [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    auto = with_scale(project, device="auto").config
+    assert visible_devices(auto) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert visible_devices(with_scale(project, device="cuda:1").config) == ["cuda:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert visible_devices(auto) == ["cpu"]
+
+
+def test_a_process_that_is_killed_costs_only_what_it_had_begun(tmp_path: Path) -> None:
+    sizes = [(192, 160)] * 40
+    calm, calm_database = pool_of(tmp_path / "calm", sizes)
+    score(calm, calm_database)
+
+    project, database = pool_of(tmp_path / "two", sizes, scale={"workers": 2})
+    killed: dict[str, list[int]] = {}
+
+    def kill_one(title: str, done: int, total: int | None) -> None:
+        status = {(shard.owner or "", shard.status) for shard in shards_of(database)}
+        amid = [owner for owner, _ in status if {(owner, "done"), (owner, "running")} <= status]
+        if amid and not killed:
+            victim = amid[0]
+            os.kill(int(victim.split(":")[-2]), signal.SIGKILL)
+            killed[victim] = [s.first_image_id for s in shards_of(database) if s.owner == victim]
+
+    report = score(project, database, progress=kill_one)
+    expected, found = rows_of(calm_database), rows_of(database)
+    for name in COLUMNS:  # the threads of the CPU are divided, which moves sums in the last digit
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert (report.images, report.regions) == (40, len(expected["image_id"]))
+    assert any("was ended by SIGKILL" in line for line in report.lines())
+    (victim,) = killed
+    done = shards_of(database)
+    assert {shard.status for shard in done} == {"done"}
+    assert {victim} < {shard.owner for shard in done} - {this_process()}  # what it had written is kept
+    repeated = [shard for shard in done if shard.attempts > 1]
+    assert repeated
+    assert {shard.first_image_id for shard in repeated} <= set(killed[victim])
+    assert victim not in {shard.owner for shard in repeated}
+
+
+def test_one_process_scores_right_here(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, [(32, 32)] * 3)
+    plan = plan_scoring(project, database)
+    drained = drain_everywhere(project, database, run_id=plan.run_id)
+    assert (drained.images, drained.workers, drained.remarks) == (3, (this_process(),), ())
+    assert {shard.owner for shard in shards_of(database)} == {this_process()}
+
+
+def test_images_that_end_every_worker_are_named_and_all_others_are_scored(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, [(32, 32)] * 5, shard_images=2)
+    plan = plan_scoring(project, database)
+    gone = f"{this_process().rpartition(':')[0]}:0.00"
+    with database.session() as session:
+        session.execute(
+            update(Shard)
+            .where(Shard.first_image_id == 3)
+            .values(
+                status="running",
+                owner=gone,
+                attempts=MOST_ATTEMPTS,
+                lease_until=utc_now() + timedelta(hours=1),
+            )
+        )
+    with pytest.raises(UserError, match=r"images/002.png to images/003.png \(ids 3 to 4\).*memory"):
+        drain_shards(project, database, run_id=plan.run_id)
+    assert sorted(set(rows_of(database)["image_id"].tolist())) == [1, 2, 5]
+    assert score(project, database).images == 2  # another run tries again
+
+
+def test_a_shard_that_a_worker_died_of_is_scored_with_no_other_one_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, database = pool_of(tmp_path, [(32, 32)] * 6, batch_size=4)
+    plan = plan_scoring(project, database)
+    with database.session() as session:
+        session.execute(update(Shard).where(Shard.first_image_id.in_([1, 4])).values(attempts=1))
+    begun_together: dict[int, int] = {}
+    replace = shards.replace_shard
+
+    def spy(session: Any, **arguments: Any) -> bool:
+        running = session.scalars(select(Shard).where(Shard.status == "running")).all()
+        begun_together[arguments["shard"].first] = len(running)
+        return replace(session, **arguments)
+
+    monkeypatch.setattr(shards, "replace_shard", spy)
+    drain_shards(project, database, run_id=plan.run_id)
+    assert list(begun_together)[-2:] == [1, 4]
+    assert (begun_together[1], begun_together[4]) == (1, 1)
+    assert max(begun_together.values()) > 1  # the others are read ahead
+
+
+def test_a_command_with_the_engine_ray_scores_here_and_says_so(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, [(32, 32)], scale={"engine": "ray", "workers": 2})
+    report = score(project, database)
+    assert report.images == 1
+    assert "on this machine only" in report.lines()[-1]
+
+
+def test_a_users_error_crosses_processes_as_it_is() -> None:
+    error = Busy("train", owner="gpu1:77:1.0", since=utc_now())
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.problem, again.remedy) == (Busy, error.problem, error.remedy)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_gpu_scores_in_a_process_of_its_own(tmp_path: Path) -> None:
+    sizes = [(192, 160)] * 64
+    one, one_database = pool_of(tmp_path / "one", sizes, scale={"device": "cuda:0"})
+    score(one, one_database)
+    workers = max(2, torch.cuda.device_count())  # on a single GPU, two share it
+    many, database = pool_of(tmp_path / "many", sizes, scale={"device": "auto", "workers": workers})
+    report = score(many, database)
+    assert report.images == 64
+    assert this_process() not in {shard.owner for shard in shards_of(database)}
+    expected, found = rows_of(one_database), rows_of(database)
+    for name in COLUMNS:  # half precision: which batch an image was in moves the last digits
+        np.testing.assert_allclose(found[name], expected[name], rtol=2e-2, atol=2e-3, err_msg=name)
