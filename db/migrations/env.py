@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, Engine
 
+from db.migrations import is_declared
 from db.tables import Base
 
 engine: Engine = context.config.attributes["engine"]
@@ -22,7 +23,12 @@ with engine.connect() as connection:
     enforce_foreign_keys(connection, False)
     try:
         with connection.begin():
-            context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=on_sqlite)
+            context.configure(
+                connection=connection,
+                target_metadata=Base.metadata,
+                include_name=is_declared,
+                render_as_batch=on_sqlite,
+            )
             with context.begin_transaction():
                 context.run_migrations()
             if on_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import Table, and_, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from db.bulk import Columns, Values, insert_columns
+from db.partitions import add_partitions, analyze_partitions
 from db.tables import Image, ImageScore, RegionScore, ScoringRun, Shard, utc_now
 
-Columns = Mapping[str, npt.NDArray[Any] | Sequence[Any]]
-"""Columns of a table by name, all of one length. `run_id` is added by the query."""
-
+_IMAGES, _REGIONS = cast(Table, ImageScore.__table__), cast(Table, RegionScore.__table__)
 PAGE = 10_000
 BATCH = 500
 """Values in one `IN (…)`; SQLite's oldest limit is 999."""
@@ -62,13 +63,20 @@ class ScoredRegion(NamedTuple):
 
 
 def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[str, Any]) -> ScoringRun:
-    """The run of this scorer, made when there is none."""
-    statement = select(ScoringRun).where(ScoringRun.scorer_hash == scorer_hash)
+    """The run of this scorer, made when there is none, or when the one that there was is pruned."""
+    alive = (ScoringRun.scorer_hash == scorer_hash, ScoringRun.pruned_at.is_(None))
+    statement = select(ScoringRun).where(*alive).with_for_update()
     row = session.scalars(statement).one_or_none()
     if row is None:
-        row = ScoringRun(model_id=model_id, scorer_hash=scorer_hash, scorer=scorer)
-        session.add(row)
-        session.flush()
+        try:
+            with session.begin_nested():
+                row = ScoringRun(model_id=model_id, scorer_hash=scorer_hash, scorer=scorer)
+                session.add(row)
+        except IntegrityError:
+            row = session.scalars(statement).one_or_none()
+            if row is None:  # nobody else was first
+                raise
+    add_partitions(session, run_id=row.id)
     return row
 
 
@@ -92,9 +100,19 @@ def scoring_times(session: Session, *, run_id: int) -> list[tuple[int, str, date
 
 
 def insert_scores(session: Session, *, run_id: int, images: Columns, regions: Columns) -> None:
-    """Write the scores of some images, as columns of `image_score` and `region_score`."""
-    _insert_columns(session, ImageScore, run_id, images)
-    _insert_columns(session, RegionScore, run_id, regions)
+    """Write the scores of some images.
+
+    Args:
+        images: columns of `image_score`, without `run_id` and `entropy_max`.
+        regions: columns of `region_score`, without `run_id`.
+
+    Raises:
+        ValueError: a region lies in an image without a row, or the columns do not fit the tables.
+    """
+    ids, found = np.asarray(images.get("image_id", ())), np.asarray(regions.get("image_id", ()))
+    peaks = _peaks(ids, found, regions.get("entropy", ()))
+    insert_columns(session, _IMAGES, {"run_id": np.full(len(ids), run_id), **images, "entropy_max": peaks})
+    insert_columns(session, _REGIONS, {"run_id": np.full(len(found), run_id), **regions})
 
 
 def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) -> None:
@@ -108,6 +126,7 @@ def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) ->
 def finish_run(session: Session, *, run_id: int) -> None:
     """Say that the run has scored all that it could."""
     session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=utc_now()))
+    analyze_partitions(session, run_id=run_id)
 
 
 def update_summary(session: Session, run_id: int, **parts: Any) -> dict[str, Any]:
@@ -134,6 +153,9 @@ def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
 def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> Sequence[RegionScore]:
     """The regions of a run with the highest mean of a measure, highest first.
 
+    By entropy, only the `limit` images with the highest peaks are looked at; the regions of any other come
+    after those peaks. By another measure, every region is.
+
     Raises:
         ValueError: there is no such measure.
     """
@@ -144,6 +166,14 @@ def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> S
         .order_by(column.desc(), RegionScore.image_id, RegionScore.region_index)
         .limit(limit)
     )
+    if measure == "entropy":
+        highest = (
+            select(ImageScore.image_id)
+            .where(ImageScore.run_id == run_id, ImageScore.entropy_max.is_not(None))
+            .order_by(ImageScore.entropy_max.desc(), ImageScore.image_id)
+            .limit(limit)
+        )
+        statement = statement.where(RegionScore.image_id.in_(highest))
     return session.scalars(statement).all()
 
 
@@ -244,18 +274,17 @@ def image_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> d
     return _read_columns(session, ImageScore, run_id, columns, (ImageScore.image_id,))
 
 
-def _insert_columns(
-    session: Session, table: type[RegionScore] | type[ImageScore], run_id: int, columns: Columns
-) -> None:
-    names = list(columns)
-    lists = [
-        column.tolist() if isinstance(column, np.ndarray) else list(column) for column in columns.values()
-    ]
-    rows = [
-        {"run_id": run_id, **dict(zip(names, values, strict=True))} for values in zip(*lists, strict=True)
-    ]
-    if rows:
-        session.execute(insert(table.__table__), rows)  # pyright: ignore[reportArgumentType]
+def _peaks(
+    image_ids: npt.NDArray[np.int64], of_regions: npt.NDArray[np.int64], entropy: Values
+) -> npt.NDArray[np.float32]:
+    """The highest entropy of each image's regions; NaN where it has none."""
+    if not np.isin(of_regions, image_ids).all():
+        raise ValueError("Expected a row of `image_score` for the image of each region.")
+    peaks = np.full(len(image_ids), -np.inf, dtype=np.float32)
+    order = np.argsort(image_ids)
+    places = np.searchsorted(image_ids, of_regions, sorter=order)
+    np.fmax.at(peaks, order[places], np.asarray(entropy, dtype=np.float32))
+    return np.where(np.isneginf(peaks), np.nan, peaks)
 
 
 def _read_columns(

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from db.bulk import Columns
 from db.queries.leases import store_time
-from db.queries.scores import Columns, ImageFile, forget_scores, insert_scores
+from db.queries.scores import ImageFile, forget_scores, insert_scores
 from db.tables import Image, ImageScore, Label, LabelRegion, ScoringRun, Shard
 
 PAGE = 10_000

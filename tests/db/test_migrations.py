@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from alembic import command
@@ -13,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from db import migrations
 from db.engine import Database, connect
+from db.queries import scores
 from db.tables import Base
 
 FILLED = """
@@ -36,7 +38,32 @@ INSERT INTO region_score (run_id, image_id, region_index, x, y, w, h, pixels, pr
     impurity, least_confidence, margin, entropy, energy, max_logit, entropy_top10)
     VALUES (1, 1, 0, 0, 0, 8, 8, 64, 0, 1, 0, 0.1, 0.2, 0.3, -1, -2, 0.4);
 """
+IMAGE_ROW = dict.fromkeys(
+    ["regions", "pixels", "predicted_class", "class_share", "impurity", "least_confidence", "margin"]
+    + ["entropy", "energy", "max_logit", "entropy_top10"],
+    [1],
+) | {"image_id": [7], "heatmaps": [None]}
 TABLES = ("image", "round", "model", "calibration", "queue", "queue_item", "label", "label_region")
+SCORED = """
+INSERT INTO image (id, uri, sha256, width, height, channels, group_name, position, split, ingested_at)
+    VALUES (2, 'b.png', 'b', 8, 8, 3, 'g', 1, 'pool', '2026-01-01');
+INSERT INTO scoring_run (id, model_id, scorer_hash, scorer, created_at)
+    VALUES (2, 1, 'i', '{}', '2026-01-02');
+UPDATE queue SET run_id = 1;
+INSERT INTO region_score (run_id, image_id, region_index, x, y, w, h, pixels, predicted_class, class_share,
+    impurity, least_confidence, margin, entropy, energy, max_logit, entropy_top10, outline)
+    VALUES (1, 1, 1, 0, 0, 8, 8, 64, 0, 1, 0, 0.1, 0.2, 0.5, -1, -2, 0.4, 'abc'),
+        (2, 2, 3, 0, 0, 8, 8, 64, 0, 1, 0, 0.1, 0.2, 0.25, -1, -2, 0.4, NULL);
+INSERT INTO image_score (run_id, image_id, regions, pixels, predicted_class, class_share, impurity,
+    least_confidence, margin, entropy, energy, max_logit, entropy_top10, heatmaps)
+    VALUES (1, 1, 2, 64, 0, 1, 0, 0.1, 0.2, 0.5, -1, -2, 0.4, '{"entropy": "map.png"}'),
+        (2, 2, 1, 64, 0, 1, 0, 0.1, 0.2, 0.25, -1, -2, 0.4, NULL),
+        (2, 1, 0, 64, 0, 1, 0, 0.1, 0.2, 0.25, -1, -2, 0.4, NULL)
+"""
+SCORES = {
+    "region_score": "run_id, image_id, region_index, x, y, w, h, entropy, mutual_information, outline",
+    "image_score": "run_id, image_id, regions, entropy, max_logit_norm, heatmaps",
+}
 
 
 @pytest.fixture
@@ -44,12 +71,43 @@ def old(url: str) -> Generator[Engine]:
     """A store as the first version left it, with a row in each table that has changed since."""
     engine = connect(url)
     command.upgrade(migrations.alembic_config(engine), "0001")
-    with engine.begin() as connection:
-        for statement in FILLED.split(";"):
-            if statement.strip():
-                connection.execute(text(statement))
+    run(engine, FILLED)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def scored(old: Engine) -> Engine:
+    """A store of the second version, with the scores of two runs."""
+    command.upgrade(migrations.alembic_config(old), "0002")
+    run(old, SCORED)
+    if old.dialect.name == "postgresql":
+        run(old, "SELECT setval('scoring_run_id_seq', 2)")
+    return old
+
+
+def run(engine: Engine, statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements.split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+
+
+def score_rows(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    with engine.connect() as connection:
+        return {
+            table: [
+                tuple(row)
+                for row in connection.execute(text(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3"))
+            ]
+            for table, columns in SCORES.items()
+        }
+
+
+def differences(engine: Engine) -> list[Any]:
+    with engine.connect() as connection:
+        options = {"include_name": migrations.is_declared}
+        return compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
 
 
 def counts(engine: Engine) -> list[int]:
@@ -65,8 +123,7 @@ def test_an_upgrade_loses_no_row(old: Engine) -> None:
 
 def test_an_upgraded_store_has_the_tables_of_a_new_one(old: Engine) -> None:
     migrations.upgrade(old)
-    with old.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    assert differences(old) == []
 
 
 def test_an_upgraded_store_opens_and_knows_what_it_was_told(old: Engine) -> None:
@@ -99,3 +156,52 @@ def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:
     command.downgrade(migrations.alembic_config(old), "0001")
     assert counts(old) == before
     assert migrations.upgrade(old) == ("0001", migrations.head())
+
+
+def test_scores_come_through_an_upgrade_and_back(scored: Engine) -> None:
+    before = score_rows(scored)
+    assert [len(rows) for rows in before.values()] == [3, 3]
+    migrations.upgrade(scored)
+    assert score_rows(scored) == before
+    with scored.connect() as connection:
+        assert (
+            compare_metadata(
+                MigrationContext.configure(connection, opts={"include_name": migrations.is_declared}),
+                Base.metadata,
+            )
+            == []
+        )
+    command.downgrade(migrations.alembic_config(scored), "0002")
+    assert score_rows(scored) == before
+
+
+def test_an_upgrade_finds_the_highest_entropy_of_each_image(scored: Engine) -> None:
+    migrations.upgrade(scored)
+    with scored.connect() as connection:
+        peaks = connection.execute(
+            text("SELECT run_id, image_id, entropy_max FROM image_score ORDER BY 1, 2")
+        )
+        assert [tuple(row) for row in peaks] == [(1, 1, 0.5), (2, 1, None), (2, 2, 0.25)]
+
+
+def test_after_an_upgrade_a_run_that_was_there_and_a_new_one_take_scores(scored: Engine) -> None:
+    migrations.upgrade(scored)
+    database = Database(scored.url.render_as_string(hide_password=False))
+    with database.session() as session:
+        old_run = scores.open_run(session, model_id=1, scorer_hash="h", scorer={})
+        new_run = scores.open_run(session, model_id=1, scorer_hash="new", scorer={})
+        assert (old_run.id, new_run.id > 2) == (1, True)
+        for run_id in (1, new_run.id):
+            scores.insert_scores(session, run_id=run_id, images=IMAGE_ROW, regions={})
+    database.close()
+    assert [row[:2] for row in score_rows(scored)["image_score"] if row[1] == 7] == [(1, 7), (3, 7)]
+
+
+def test_a_downgrade_forgets_pruned_runs_and_keeps_their_queues(scored: Engine) -> None:
+    migrations.upgrade(scored)
+    run(scored, "UPDATE scoring_run SET pruned_at = '2026-01-03' WHERE id = 1")
+    command.downgrade(migrations.alembic_config(scored), "0002")
+    with scored.connect() as connection:
+        assert connection.scalars(text("SELECT id FROM scoring_run")).all() == [2]
+        assert connection.execute(text("SELECT name, run_id FROM queue")).all() == [("round-01", None)]
+    assert [row[0] for row in score_rows(scored)["region_score"]] == [2]

@@ -11,11 +11,11 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from db.bulk import Columns
 from db.engine import Database
 from db.queries import scores, shards
-from db.queries.scores import Columns
 from db.queries.shards import PlannedShard
-from db.tables import Image, ImageScore, Model, RegionScore, Round, Shard, utc_now
+from db.tables import Image, Model, Round, Shard, utc_now
 
 OWNER = "here:1:0"
 LATER = utc_now() + timedelta(hours=1)
@@ -201,10 +201,20 @@ def test_an_open_run_is_found_again_by_its_hash(database: Database) -> None:
         assert (same.id, other.id) == (1, 2)
 
 
-def test_scores_of_a_run_go_with_it(database: Database) -> None:
-    write(database, PlannedShard(1, 2), [1, 2])
+def test_the_top_is_the_top_of_all_regions(database: Database) -> None:
+    rng = np.random.default_rng(0)
+    images, regions = rows_for(range(1, 11))
+    entropy = rng.integers(0, 6, 20) / 8  # ties, within images and between them
+    entropy[4:6] = 0.0
     with database.session() as session:
-        session.delete(scores.open_run(session, model_id=1, scorer_hash="a", scorer={}))
-        session.flush()
-        assert session.scalars(select(RegionScore.image_id)).all() == []
-        assert session.scalars(select(ImageScore.image_id)).all() == []
+        scores.insert_scores(session, run_id=1, images=images, regions={**regions, "entropy": entropy})
+        for limit in (1, 3, 5, 20, 30):
+            found = scores.top_regions(session, run_id=1, measure="entropy", limit=limit)
+            places = np.lexsort((regions["region_index"], regions["image_id"], -entropy))[:limit]
+            assert [2 * (row.image_id - 1) + row.region_index for row in found] == places.tolist()
+
+
+def test_a_region_of_an_image_without_a_row_is_refused(database: Database) -> None:
+    images, regions = rows_for([1, 2])
+    with database.session() as session, pytest.raises(ValueError, match="for the image of each region"):
+        scores.insert_scores(session, run_id=1, images={**images, "image_id": [1, 3]}, regions=regions)
