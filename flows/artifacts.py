@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -40,6 +41,7 @@ from pipeline.queues import queue_summary
 Arguments = ParamSpec("Arguments")
 
 QUEUE_HEAD = 50
+SHOWN_FILES = 20
 UPDATE_SECONDS = 1.0
 POLL_SECONDS = 3.0
 """How often the store is asked what other processes have done."""
@@ -134,17 +136,16 @@ def show_round(project: Project, database: Database) -> None:
 
 @never_fails
 def link_export(project: Project, folder: Path) -> None:
-    """Where the exported queue lies. Browsers open no `file:` link from a page of another origin, so the
-    path is there to be copied."""
-    files = sorted(path.name for path in folder.iterdir())
-    listed = "\n".join(f"- {code(name)}" for name in files[:20])
+    """Where the exported queue lies. Browsers open no `file:` link from a page of another origin, and Prefect's
+    newer pages drop it: so the path is there to be copied."""
+    path = folder.resolve()
+    listed = "\n".join(f"- {code(entry.name)}" for entry in sorted(path.iterdir())[:SHOWN_FILES])
     create_markdown_artifact(
-        f"# Exported queue\n\n{code(folder.resolve())}\n\n"
-        f"[Open the folder]({folder.resolve().as_uri()}) works where the browser may open files; elsewhere "
-        f"copy the path.\n\n{listed}\n\nPut the masks into its {code('masks')} folder, then run "
-        f"{code(f'segcurate import {folder}')}.\n",
+        f"# Exported queue {plain(path.name)}\n\nOn {code(socket.gethostname())}:\n\n{code(path)}\n\n"
+        f"In the address bar of a browser on that machine:\n\n{code(path.as_uri())}\n\n{listed}\n\n"
+        f"Put the masks into its {code('masks')} folder, then run {code(f'segcurate import {path}')}.\n",
         key=_key("export", project),
-        description=f"The folder of {plain(folder.name)}",
+        description=f"The folder of {plain(path.name)}",
     )
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&$])")
+COMMAND = re.compile(r"(`[\w .:/=-]+`)")
 WORD_JOINER = "\u2060"
 
 
@@ -22,6 +23,16 @@ def plain(text: object) -> str:
     a\\|b \\<img src=x\\> \\`c\\`
     """
     return SPECIAL.sub(r"\\\1", _one_line(text))
+
+
+def prose(text: object) -> str:
+    """A sentence of ours, which may hold commands between backticks and names that users gave.
+
+    >>> print(prose("Run `segcurate score`; <b> is a class, `<i>` too."))
+    Run `segcurate score`; \\<b\\> is a class, \\`\\<i\\>\\` too.
+    """
+    parts = COMMAND.split(_one_line(text))
+    return "".join(part if index % 2 else plain(part) for index, part in enumerate(parts))
 
 
 def code(text: object) -> str:
@@ -41,7 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table of texts that are escaped here."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
-        "| " + " | ".join(cell if line is lines[1] else plain(cell) for cell in map(str, line)) + " |"
+        "| " + " | ".join(cell if line is lines[1] else prose(cell) for cell in map(str, line)) + " |"
         for line in lines
     )
 

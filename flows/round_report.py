@@ -12,7 +12,7 @@ from db.queries.contents import newest_queue
 from db.queries.images import list_failures
 from db.queries.runs import newest_run
 from flows.display import interval
-from flows.markdown import code, picture, plain, table
+from flows.markdown import code, picture, plain, prose, table
 from pipeline.config import Project
 from pipeline.history import Interval, RoundSummary, round_history
 from pipeline.queues import QueueSummary, queue_summary
@@ -20,6 +20,7 @@ from pipeline.status import Status, project_status
 
 SHOWN_CLASSES = 12
 SHOWN_FAILURES = 5
+SHOWN_ITEMS = 5
 
 FIGURES = (
     ("mIoU", "mean_iou"),
@@ -41,7 +42,7 @@ def round_report(project: Project, database: Database) -> str | None:
         held = (
             None
             if queue is None
-            else queue_summary(session, queue, class_names=config.data.class_names, head=1)
+            else queue_summary(session, queue, class_names=config.data.class_names, head=SHOWN_ITEMS)
         )
         trouble = _trouble(session)
         decision = _decision(session, rounds)
@@ -54,7 +55,7 @@ def round_report(project: Project, database: Database) -> str | None:
 
 
 def _next(now: Status) -> str:
-    return f"**Next:** {code(now.next_command)} — {plain(now.reason)}"
+    return f"**Next:** {code(now.next_command)} — {prose(now.reason)}"
 
 
 def _decision(session: Session, rounds: Sequence[RoundSummary]) -> str | None:
@@ -76,7 +77,7 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     )
     parts = [f"## Model {plain(last.model)}: {status}"]
     if decision:
-        parts.append(plain(decision))
+        parts.append(prose(decision))
     parts.append(
         f"Trained on {last.labeled_regions} labeled regions of {last.labeled_images} images, "
         f"{100 * last.labeled_share:.1f} % of the pool’s pixels."
@@ -93,7 +94,8 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     level = 100 * project.config.evaluation.confidence
     parts.append(table(columns, figures))
     parts.append(
-        f"In brackets, {level:g} % bootstrap intervals over images. What the calibrated softmax of "
+        f"In brackets, {level:g} % bootstrap intervals over images; with the sampler "
+        f"{code(project.config.scoring.sampler)}, which scores. What the calibrated softmax of "
         f"{plain(last.model)} says is a **{last.confidence}**."
     )
     return parts
@@ -143,10 +145,10 @@ def _queue(queue: QueueSummary | None) -> list[str]:
         f"Slices: {_counts(queue.by_slice)}. "
         + ("The audit slice is drawn uniformly at random." if "audit" in queue.by_slice else ""),
     ]
-    parts += [f"**Warning:** {plain(warning)}" for warning in queue.warnings]
+    parts += [f"**Warning:** {prose(warning)}" for warning in queue.warnings]
     if queue.head:
-        first = queue.head[0]
-        parts.append(f"First: {code(first.image)} — {plain(first.reason)}.")
+        rows = [(item.rank, item.image, item.reason) for item in queue.head]
+        parts.append(table(("rank", "image", "why it is asked for"), rows))
     if queue.folder:
         parts.append(f"Exported to {code(queue.folder)}.")
     return parts
@@ -164,7 +166,7 @@ def _trouble(session: Session) -> list[str]:
     summary = (run.summary or {}) if run is not None else {}
     drift = (summary.get("drift") or {}).get("warning")
     if drift:
-        parts.append(f"**Drift:** {plain(drift)}")
+        parts.append(f"**Drift:** {prose(drift)}")
     outliers = summary.get("outliers") or []
     if outliers:
         parts.append(

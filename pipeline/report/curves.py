@@ -171,7 +171,7 @@ def _draw_iou(
     axes.set_ylim(top=1.02)
     if any(not point.promoted for point in points):
         axes.plot([], [], "o", color=INK, mfc="white", markersize=8, label="model refused")
-        axes.legend(loc="lower right", fontsize=9)
+        axes.legend(loc="lower left", fontsize=9)
 
 
 def _name_lines(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
