@@ -11,6 +11,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
+from db.queries import labels, queues
 from db.queries import rounds as queries
 from db.tables import Round, utc_now
 from pipeline.errors import NotYourTurn
@@ -61,8 +62,47 @@ def advance(session: Session, current: Round, step: Step) -> None:
     session.flush()
 
 
+def close(session: Session, current: Round) -> int:
+    """End the round with the labels that are there, and open the next one.
+
+    Returns:
+        How many regions of its queue went back to the pool without a label.
+    """
+    released = _release(session, current)
+    advance(session, current, "import")
+    return released
+
+
+def reopen(session: Session, current: Round) -> int:
+    """Take a queue that is out back, so that the round selects another one.
+
+    The old queue is of no round any more, its folder stays where it is, and masks that come in it are still
+    taken.
+
+    Returns:
+        How many of its regions went back to the pool.
+    """
+    released = _release(session, require(session, "import"))
+    queue = queries.round_queue(session, current.id)
+    if queue is not None:
+        queue.round_id = None
+    current.state = "select"
+    session.flush()
+    return released
+
+
 def open_first(session: Session) -> Round | None:
     """Round 1, when there is none yet. Called by `ingest` once there are labels to train on."""
     if queries.current_round(session) is not None:
         return None
     return queries.open_round(session, number=1, state="train")
+
+
+def _release(session: Session, current: Round) -> int:
+    """Let the regions go that wait for a label in the round's queue."""
+    queue = queries.round_queue(session, current.id)
+    if queue is None:
+        return 0
+    waiting = [item.id for item in queues.queue_items(session, queue.id, status="queued")]
+    labels.set_status(session, item_ids=waiting, status="released")
+    return len(waiting)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,16 @@ SAMPLED_MEASURES: frozenset[Measure] = frozenset(
     {"expected_entropy", "mutual_information", "variation_ratio"}
 )
 """Those that only stochastic samples can give."""
+
+_REGION_KEYS = {
+    "grid": ("cell",),
+    "superpixel": ("cell", "compactness"),
+    "segment": ("cell", "smallest"),
+    "file": ("folder", "template"),
+    "image": (),
+}
+"""The settings that regions of a kind depend on. The maps of `file` do not count: a new image has a new one,
+and must not make all others wait for their scores."""
 
 Resolution = Literal["quarter", "logits", "full"]
 Sampler = Literal["none", "mc_dropout", "tta", "head_ensemble", "ensemble"]
@@ -118,3 +128,20 @@ class ScoringConfig(Section):
         if self.sampler == "ensemble" and not self.ensemble:
             raise ValueError("`sampler: ensemble` needs at least one other model in `ensemble`.")
         return self
+
+    def provenance(self) -> dict[str, Any]:
+        """Those of the settings that a score depends on, whatever the model."""
+        regions = self.regions.model_dump(mode="json", include={"kind", *_REGION_KEYS[self.regions.kind]})
+        document: dict[str, Any] = {
+            "sampler": self.sampler,
+            "regions": regions,
+            "keep_regions": self.keep_regions,
+            "resolution": self.resolution,
+            "tile": self.tile,
+            "overlap": self.overlap,
+        }
+        if self.sampler == "mc_dropout":
+            document |= {"samples": self.samples, "seed": self.seed}
+        if self.sampler == "tta":
+            document["views"] = self.views.model_dump(mode="json")
+        return document

@@ -378,9 +378,7 @@ def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport)
     if waiting and not close:
         report.open_items = len(waiting)
         return
-    queries.set_status(session, item_ids=waiting, status="released")
-    report.released = len(waiting)
-    rounds.advance(session, rounds.require(session, "import"), "import")
+    report.released = rounds.close(session, rounds.require(session, "import"))
     report.closed = True
 
 

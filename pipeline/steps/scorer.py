@@ -16,16 +16,6 @@ from pipeline.steps.serving import open_predictor, stored_calibrators
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Member
 
-_REGION_KEYS = {
-    "grid": ("cell",),
-    "superpixel": ("cell", "compactness"),
-    "segment": ("cell", "smallest"),
-    "file": ("folder", "template"),
-    "image": (),
-}
-"""The settings that regions of a kind depend on. The maps of `file` do not count: a new image has a new one,
-and must not make all others wait for their scores."""
-
 
 @dataclass(frozen=True)
 class Scorer:
@@ -80,15 +70,8 @@ def describe_scorer(
         "mean": card.mean,
         "std": card.std,
         "input_scale": card.input_scale,
-        "sampler": scoring.sampler,
         "calibrator": {"name": calibrator.name, **calibrator.parameters},
-        "regions": scoring.regions.model_dump(
-            mode="json", include={"kind", *_REGION_KEYS[scoring.regions.kind]}
-        ),
-        "keep_regions": scoring.keep_regions,
-        "resolution": scoring.resolution,
-        "tile": scoring.tile,
-        "overlap": scoring.overlap,
+        **scoring.provenance(),
     }
     if scoring.sampler != "none":
         sampled = calibrators.sampled
@@ -96,10 +79,6 @@ def describe_scorer(
     if scoring.sampler == "mc_dropout":
         document["dropout"] = card.model.dropout
         document["placement"] = card.model.placement
-        document["samples"] = scoring.samples
-        document["seed"] = scoring.seed
-    if scoring.sampler == "tta":
-        document["views"] = scoring.views.model_dump(mode="json")
     if scoring.sampler == "head_ensemble":
         document["heads"] = card.model.heads
     if scoring.sampler == "ensemble":

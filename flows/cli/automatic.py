@@ -1,0 +1,82 @@
+"""Commands that do several steps by themselves, as their schedules do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import opened_project, state
+from flows.display import console, literal, progress_bar
+from pipeline.errors import UserError
+
+AUTOMATIC = "By itself"
+AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=AUTOMATIC)
+def nightly(prefect: AsFlow = False) -> None:
+    """Ingest and score what is new, and bring the queue up to date. With nothing new it only looks."""
+    if prefect:
+        _need_server()
+        from flows.nightly import nightly as flow
+
+        flow(config=_config())
+        return
+    from pipeline.night import night
+
+    with opened_project() as (project, database), progress_bar() as progress:
+        report = night(project, database, say=_say, progress=progress)
+    _say(report.summary)
+
+
+@commands.command(rich_help_panel=AUTOMATIC)
+def retrain(
+    force: Annotated[
+        bool, typer.Option("--force", help="Even with fewer labels than `retrain.min_new_labels`.")
+    ] = False,
+    then_nightly: Annotated[
+        bool,
+        typer.Option(
+            "--then-nightly/--model-only", help="Score with the model and bring the next queue out."
+        ),
+    ] = True,
+    prefect: AsFlow = False,
+) -> None:
+    """Train and judge a model once enough labels have come; score with it, and bring the next queue out."""
+    if prefect:
+        _need_server()
+        from flows.retrain import retrain as flow
+
+        flow(config=_config(), force=force, then_nightly=then_nightly)
+        return
+    from pipeline.retraining import retraining
+
+    with opened_project() as (project, database), progress_bar() as progress:
+        report = retraining(
+            project, database, force=force, then_nightly=then_nightly, say=_say, progress=progress
+        )
+    _say(report.summary)
+
+
+def _config() -> Path:
+    return state.config_file.absolute()
+
+
+def _say(line: str) -> None:
+    console.print(literal(line))
+
+
+def _need_server() -> None:
+    """Refuse to go on where Prefect would start a server of its own for this one run."""
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise UserError(
+            "No Prefect server is set.",
+            "Start one with `prefect server start`, then set "
+            "`PREFECT_API_URL=http://127.0.0.1:4200/api`; or leave `--prefect` out: no server is needed.",
+        )
