@@ -136,8 +136,8 @@ def show_round(project: Project, database: Database) -> None:
 
 @never_fails
 def link_export(project: Project, folder: Path) -> None:
-    """Where the exported queue lies. Browsers open no `file:` link from a page of another origin, and Prefect's
-    newer pages drop it: so the path is there to be copied."""
+    """Where the exported queue lies. Browsers open no `file:` link from a page of another origin, and
+    Prefect's newer pages drop it: so the path is there to be copied."""
     path = folder.resolve()
     listed = "\n".join(f"- {code(entry.name)}" for entry in sorted(path.iterdir())[:SHOWN_FILES])
     create_markdown_artifact(

@@ -1,16 +1,19 @@
-"""How the command line shows where a project stands, its rounds and its models."""
+"""How the command line shows where a project stands, its rounds, models, runs and queues."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from db.tables import Calibration
 from flows.display import console, errors, interval, literal, table
 from pipeline.history import ModelSummary, RoundSummary
-from pipeline.status import Status
+from pipeline.queues import QueueSummary
+from pipeline.runs import RunSummary
+from pipeline.status import AtWork, Scoring, Status
 
 
-def show_status(name: str, now: Status) -> None:
+def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring | None) -> None:
     """A project at a glance, ending with the command that comes next."""
     images = ", ".join(f"{count} {split}" for split, count in sorted(now.images.items())) or "none"
     console.print(f"[bold]{literal(name)}[/]")
@@ -20,6 +23,16 @@ def show_status(name: str, now: Status) -> None:
     if now.round_number is not None:
         model = f", model {now.promoted_model}" if now.promoted_model else ""
         console.print(f"round     {now.round_number}{model}")
+    if scoring is not None:
+        run = "no run yet" if scoring.run_id is None else f"run {scoring.run_id}"
+        left = f"{scoring.images_to_score} images to score" if scoring.images_to_score else "all is scored"
+        shards = f", {scoring.open_shards} shards open" if scoring.open_shards else ""
+        when = f", finished {_moment(scoring.finished_at)}" if scoring.finished_at else ""
+        console.print(f"scoring   {run}{when}: {left}{shards}")
+    for one in busy:
+        since = f", since {_moment(one.since)}" if one.since else ""
+        state = since if one.alive else ", but is gone: it is free"
+        console.print(f"at work   {literal(one.work)} by {literal(one.owner)}{state}")
     if now.queue_items:
         console.print("queue     " + ", ".join(f"{count} {what}" for what, count in now.queue_items.items()))
     console.print(f"next      [bold]{literal(now.next_command)}[/]  {literal(now.reason)}")
@@ -48,6 +61,100 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
         models = [row.model for row in rows if row.model and row.confidence == confidence]
         if models:
             console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
+
+
+def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
+    """Each scoring run, then its workers, then what was noticed."""
+    table(
+        f"{literal(name)}: {len(rows)} scoring runs",
+        (
+            "run",
+            "model",
+            "scorer",
+            "images",
+            "regions",
+            "shards",
+            "images/s",
+            "begun",
+            "finished",
+            "heat maps",
+        ),
+        [
+            (
+                row.id,
+                row.model,
+                literal(_scorer(row)),
+                "pruned" if row.pruned else row.images,
+                "pruned" if row.pruned else row.regions,
+                f"{row.shards_done} done, {row.shards_running + row.shards_pending} open",
+                None if row.images_per_second is None else f"{row.images_per_second:.1f}",
+                _moment(row.started_at),
+                _moment(row.finished_at),
+                f"{row.heatmap_images} images",
+            )
+            for row in rows
+        ],
+    )
+    for row in rows:
+        for worker in row.workers:
+            console.print(
+                f"run {row.id}: {worker.images} images in {worker.shards} shards by {literal(worker.owner)}"
+            )
+    for row in rows:
+        if row.outliers:
+            console.print(f"run {row.id}: {row.outliers} images lie far outside of what the model has seen")
+        if row.drift:
+            console.print(f"run {row.id}: [yellow]drift:[/] {literal(row.drift)}")
+
+
+def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
+    """A line a queue."""
+    table(
+        f"{literal(name)}: {len(rows)} queues",
+        ("queue", "kind", "strategy", "items", "status", "made", "folder"),
+        [
+            (
+                literal(row.name),
+                row.kind,
+                literal(row.strategy),
+                row.items,
+                _counts(row.by_status),
+                _moment(row.created_at),
+                None if row.folder is None else literal(row.folder),
+            )
+            for row in rows
+        ],
+    )
+
+
+def show_queue(row: QueueSummary) -> None:
+    """What a queue is made of, and the reasons of its first items."""
+    chosen = "" if row.candidates is None else f" of {row.candidates}"
+    console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
+    for title, counts in (("slices", row.by_slice), ("classes", row.by_class), ("status", row.by_status)):
+        console.print(f"{title:8}  {literal(_counts(counts))}")
+    folder = "not exported yet" if row.folder is None else literal(row.folder)
+    console.print(f"folder    {folder}")
+    for warning in row.warnings:
+        errors.print(f"[yellow]warning:[/] {literal(warning)}")
+    if row.head:
+        table(
+            f"The first {len(row.head)} of {row.items}",
+            ("rank", "image", "x, y, w, h", "class", row.measure or "score", "slice", "status", "reason"),
+            [
+                (
+                    item.rank,
+                    literal(item.image),
+                    ", ".join(map(str, item.box)),
+                    None if item.class_name is None else literal(item.class_name),
+                    item.score,
+                    item.slice,
+                    item.status,
+                    literal(item.reason),
+                )
+                for item in row.head
+            ],
+        )
 
 
 def show_calibrations(rows: Sequence[Calibration]) -> None:
@@ -95,3 +202,16 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
             for row in rows
         ],
     )
+
+
+def _scorer(row: RunSummary) -> str:
+    samples = f" × {row.samples}" if row.samples else ""
+    return f"{row.sampler}{samples}, {row.calibrator}, {row.region_kind}"
+
+
+def _counts(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in parts.items()) or "nothing"
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else f"{at:%Y-%m-%d %H:%M} UTC"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db.queries import rounds as queries
-from db.tables import Failure, Image, Label, Model, Queue
+from db.queries import runs as run_queries
+from db.queries.leases import owners, store_time
+from db.queries.shards import count_to_score, open_shards
+from db.tables import Failure, Image, Label, Model, Queue, ScoringRun
+from pipeline.leases import dead_owners
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,73 @@ class Status:
     export_folder: str | None = None
     next_command: str = "segcurate ingest"
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A process that is at something.
+
+    Attributes:
+        work: such as `train`, `night`, or `scoring run 3`.
+        owner: `host:pid:start`.
+        since: None for shards, which are many.
+        alive: False for one that died, or has not been heard of for longer than its lease: what it was at is
+            free.
+    """
+
+    work: str
+    owner: str
+    since: datetime | None
+    alive: bool
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The newest run of the model that serves.
+
+    Attributes:
+        images_to_score: of the pool, still to be scored; with no run yet, all of them.
+        open_shards: of the run; 0 where it is through.
+    """
+
+    images_to_score: int
+    run_id: int | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    open_shards: int
+
+
+def at_work(session: Session) -> list[AtWork]:
+    """Who is at work now, and who died at it."""
+    now, dead = store_time(session), dead_owners(owners(session))
+    found = [
+        AtWork(lease.name, lease.owner, lease.taken_at, lease.owner not in dead and lease.until > now)
+        for lease in run_queries.list_leases(session)
+    ]
+    shards = run_queries.running_shards(session)
+    return found + [
+        AtWork(f"scoring run {run_id}", owner, None, owner not in dead and until > now)
+        for run_id, owner, until in shards
+    ]
+
+
+def scoring_status(session: Session) -> Scoring | None:
+    """How far the pool is scored; None before a model serves. Looks at every image of the pool."""
+    model = queries.promoted_model(session)
+    if model is None:
+        return None
+    statement = select(ScoringRun).where(ScoringRun.model_id == model.id).order_by(ScoringRun.id.desc())
+    run = session.scalars(statement.limit(1)).first()
+    if run is None:
+        return Scoring(count_to_score(session, run_id=0), None, None, None, 0)
+    left = open_shards(session, run_id=run.id)
+    return Scoring(
+        images_to_score=count_to_score(session, run_id=run.id),
+        run_id=run.id,
+        started_at=run.created_at,
+        finished_at=run.finished_at,
+        open_shards=left.pending + left.running,
+    )
 
 
 def project_status(session: Session) -> Status:

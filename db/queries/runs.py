@@ -91,3 +91,15 @@ def images_done(session: Session, *, run_id: int, since: datetime) -> int:
 def list_leases(session: Session) -> list[Lease]:
     """Who is at which piece of work, or died at it; longest first."""
     return list(session.scalars(select(Lease).order_by(Lease.taken_at, Lease.name)))
+
+
+def running_shards(session: Session) -> list[tuple[int, str, datetime]]:
+    """Who is at shards of which run, and until when the longest of their leases lasts."""
+    statement = (
+        select(Shard.run_id, Shard.owner, func.max(Shard.lease_until))
+        .where(Shard.status == "running", Shard.owner.is_not(None), Shard.lease_until.is_not(None))
+        .group_by(Shard.run_id, Shard.owner)
+        .order_by(Shard.run_id, Shard.owner)
+    )
+    rows = session.execute(statement)
+    return [(run_id, str(owner), until) for run_id, owner, until in rows if until is not None]

@@ -9,22 +9,30 @@ import typer
 
 from flows.cli.app import LOOK, Json, opened_project
 from flows.display import console, literal, print_json, table
-from flows.listings import show_models, show_rounds, show_status
+from flows.listings import (
+    show_models,
+    show_queue,
+    show_queues,
+    show_rounds,
+    show_runs,
+    show_status,
+)
+from pipeline.errors import UserError
 
 commands = typer.Typer()
 
 
 @commands.command(rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
-    """Where the project stands, and the one command that comes next."""
-    from pipeline.status import project_status
+    """Where the project stands, who is at work, and the one command that comes next."""
+    from pipeline.status import at_work, project_status, scoring_status
 
     with opened_project() as (project, database), database.session(write=False) as session:
-        now = project_status(session)
+        now, busy, scoring = project_status(session), at_work(session), scoring_status(session)
     if as_json:
-        print_json({"project": project.config.name, **vars(now)})
+        print_json({"project": project.config.name, **vars(now), "at_work": busy, "scoring": scoring})
     else:
-        show_status(project.config.name, now)
+        show_status(project.config.name, now, busy, scoring)
 
 
 @commands.command(rich_help_panel=LOOK)
@@ -68,6 +76,54 @@ def list_models(as_json: Json = False) -> None:
         print_json(rows)
         return
     show_models(project.config.name, rows)
+
+
+@commands.command(name="runs", rich_help_panel=LOOK)
+def list_runs(as_json: Json = False) -> None:
+    """Each scoring run: scorer, images, shards, who scored how much, how fast, and what was noticed."""
+    from pipeline.runs import run_history
+
+    with opened_project() as (project, database), database.session(write=False) as session:
+        rows = run_history(session)
+    if as_json:
+        print_json(rows)
+    else:
+        show_runs(project.config.name, rows)
+
+
+@commands.command(name="queue", rich_help_panel=LOOK)
+def show_one_queue(
+    name: Annotated[str | None, typer.Argument(help="Such as `round-03`; the newest by default.")] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="List every queue.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="So many items from the head.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """What a queue asks for and why: counts by slice, class and status, and its first items."""
+    from db.queries.contents import newest_queue
+    from db.queries.queues import list_queues, queue_by_name
+    from pipeline.queues import queue_summary
+
+    with opened_project() as (project, database), database.session(write=False) as session:
+        names = project.config.data.class_names
+        if show_all:
+            rows = [
+                queue_summary(session, queue, class_names=names, head=0) for queue in list_queues(session)
+            ]
+        else:
+            queue = newest_queue(session) if name is None else queue_by_name(session, name)
+            if queue is None:
+                known = ", ".join(row.name for row in list_queues(session)) or "none"
+                wanted = "a queue" if name is None else f"a queue named {name!r}"
+                raise UserError(
+                    f"There is not {wanted} yet; there are: {known}.", "Run `segcurate queue --all`."
+                )
+            rows = [queue_summary(session, queue, class_names=names, head=limit)]
+    if as_json:
+        print_json(rows if show_all else rows[0])
+    elif show_all:
+        show_queues(project.config.name, rows)
+    else:
+        show_queue(rows[0])
 
 
 @commands.command(rich_help_panel=LOOK)
