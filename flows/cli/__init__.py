@@ -4,12 +4,13 @@ Heavy imports (torch, matplotlib) stay inside the commands, so that `--help` and
 once.
 """
 
-from flows.cli import automatic, look, project, round, trust
+from flows.cli import automatic, look, operate, project, round, trust
 from flows.cli.app import PROJECT, app, config_app, db_app, main
 
-for module in (project, round, automatic, trust, look):  # the order of the panels in `--help`
+for module in (project, round, automatic, operate, trust, look):  # the order of the panels in `--help`
     app.add_typer(module.commands)
 app.add_typer(config_app, name="config", rich_help_panel=PROJECT)
 app.add_typer(db_app, name="db", rich_help_panel=PROJECT)
+app.add_typer(operate.prefect_app, name="prefect", rich_help_panel=automatic.AUTOMATIC)
 
 __all__ = ["app", "main"]

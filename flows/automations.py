@@ -1,0 +1,108 @@
+"""What Prefect does by itself: runs that died are marked crashed, and imported labels start a retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from prefect.events.schemas.automations import AutomationCore
+
+LABELS_IMPORTED = "segcurate.labels.imported"
+"""The event that an import emits when labels have come."""
+TAG = "segcurate"
+"""The tag of each deployment in configs/prefect.yaml. Runs without it are not judged here: other flows on the
+server may have slower heartbeats."""
+SILENCE = timedelta(seconds=90)
+"""Three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s) without one: the run is dead."""
+START = timedelta(minutes=10)
+"""How long a run may be about to start: `grace_period_seconds`, after which it loses its slot anyway."""
+
+
+def dead_runs() -> AutomationCore:
+    """A run whose heartbeats stop without an end of it is marked crashed, which frees its slot."""
+    return _crash(
+        "segcurate: dead runs",
+        after="prefect.flow-run.heartbeat",
+        within=SILENCE,
+        message=f"Not heard of for {SILENCE.total_seconds():.0f} seconds: its process has died. "
+        "The next run goes on from there.",
+    )
+
+
+def dead_starts() -> AutomationCore:
+    """A run that a worker took and never started is marked crashed, which frees its slot."""
+    return _crash(
+        "segcurate: runs that never start",
+        after="prefect.flow-run.Pending",
+        within=START,
+        message=f"Not started within {START.total_seconds() / 60:.0f} minutes: its worker has died.",
+    )
+
+
+def retrain_after_labels(deployment: UUID, *, name: str) -> AutomationCore:
+    """Imported labels run the deployment `name`, which looks for itself whether enough have come."""
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": [LABELS_IMPORTED],
+        "threshold": 1,
+        "within": 0,
+    }
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": str(deployment)}
+    return _automation(
+        f"segcurate: labels imported, {name}",
+        description="A retraining that finds too few new labels ends at once.",
+        trigger=trigger,
+        action=action,
+    )
+
+
+def put_automation(wanted: AutomationCore) -> bool:
+    """Create the automation, or bring the one of its name up to date; one that was switched off stays off.
+
+    Returns:
+        Whether it is new.
+    """
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(wanted.name)
+        if not known:
+            client.create_automation(wanted)
+            return True
+        first, *doubles = known
+        client.update_automation(first.id, wanted.model_copy(update={"enabled": first.enabled}))
+        for double in doubles:
+            client.delete_automation(double.id)
+        return False
+
+
+def _crash(name: str, *, after: str, within: timedelta, message: str) -> AutomationCore:
+    """A run of ours of which nothing is heard within that time of the event `after` becomes crashed."""
+    trigger = {
+        "type": "event",
+        "posture": "Proactive",
+        "after": [after],
+        # any event at all: the states that our runs end in have names of their own, such as Skipped
+        "expect": ["prefect.flow-run.*"],
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": within.total_seconds(),
+    }
+    action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
+    return _automation(name, description=message, trigger=trigger, action=action)
+
+
+def _automation(
+    name: str, *, description: str, trigger: Mapping[str, object], action: Mapping[str, object]
+) -> AutomationCore:
+    from prefect.events.schemas.automations import AutomationCore
+
+    return AutomationCore.model_validate(
+        {"name": name, "description": description, "trigger": trigger, "actions": [action]}
+    )

@@ -1,0 +1,120 @@
+"""Commands for what runs by itself: on this machine, or on a Prefect server and its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.app import opened_project, say, state
+from flows.cli.automatic import AUTOMATIC
+from flows.display import console, literal, table
+from pipeline.config import load_project
+
+if TYPE_CHECKING:
+    from flows.deployments import Deployment, Deployments
+
+commands = typer.Typer()
+prefect_app = typer.Typer(help="Prepare a Prefect server.", no_args_is_help=True)
+
+File = Annotated[
+    Path | None, typer.Option("--file", help="Instead of configs/prefect.yaml: which flows run, and when.")
+]
+
+
+@commands.command(rich_help_panel=AUTOMATIC)
+def serve(
+    file: File = None,
+    port: Annotated[int, typer.Option(help="Of the Prefect server that it brings along.")] = 4200,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at once, of all deployments together.")] = 2,
+) -> None:
+    """Run every schedule on this machine, until stopped. Brings a Prefect server if none is configured."""
+    deployments = _deployments(file)
+    from flows.prefect_server import configured_server, own_server, require_server, use_server
+    from flows.serving import serve_until_stopped
+
+    if configured_server() is not None:
+        use_server(require_server(), deployments.environment)
+        serve_until_stopped(deployments, limit=limit, ready=_show)
+        return
+    with own_server(port) as url:
+        use_server(url, deployments.environment)
+        console.print(
+            f"Prefect: [bold]{url.removesuffix('/api')}[/]. For other commands: PREFECT_API_URL={url}"
+        )
+        serve_until_stopped(deployments, limit=limit, ready=_show)
+
+
+@commands.command(rich_help_panel=AUTOMATIC)
+def deploy(file: File = None) -> None:
+    """Register the schedules on the Prefect server, for workers to run. Doing it again updates them."""
+    deployments = _deployments(file)
+    from flows.prefect_server import require_server
+    from flows.serving import register
+
+    url = require_server()
+    register(deployments)
+    _show(deployments.deployments)
+    for pool in deployments.pools:
+        console.print(
+            f"Next, on each machine: [bold]prefect worker start --pool {literal(pool)} --limit 1[/]"
+        )
+    console.print(f"Registered at {literal(url)}.")
+
+
+@commands.command(rich_help_panel=AUTOMATIC)
+def prune(
+    keep_runs: Annotated[
+        int | None, typer.Option(min=1, help="Scoring runs to keep. Without it: `nightly.keep_runs`.")
+    ] = None,
+) -> None:
+    """Drop the region scores of all but the latest scoring runs."""
+    from pipeline.errors import ConfigError
+    from pipeline.steps.prune import prune as step
+
+    with opened_project() as (project, database):
+        keep = keep_runs if keep_runs is not None else project.config.nightly.keep_runs
+        if keep is None:
+            raise ConfigError(
+                "How many runs to keep is not said.", "Add `--keep-runs 5`, or set `nightly.keep_runs`."
+            )
+        report = step(project, database, keep_runs=keep)
+    say(report)
+
+
+@prefect_app.command("setup")
+def setup(
+    file: File = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Runs at once in the whole work pool.")] = None,
+) -> None:
+    """Create or update the work pool, its limits, and what marks dead runs and starts a retraining."""
+    deployments = _deployments(file)
+    from flows.prefect_server import require_server
+    from flows.serving import put_automations, put_pools
+
+    require_server()
+    for line in (*put_pools(deployments, limit=limit), *put_automations(deployments)):
+        console.print(literal(line))
+
+
+def _deployments(file: Path | None) -> Deployments:
+    from flows.deployments import read_deployments
+
+    load_project(state.config_file)  # a mistake in it is said now, not at two in the morning
+    return read_deployments(file, config=state.config_file)
+
+
+def _show(deployments: Sequence[Deployment]) -> None:
+    from flows.serving import next_run
+
+    rows: list[tuple[str, str, str | None]] = []
+    for deployment in deployments:
+        schedules = [
+            f"{schedule.cron} {schedule.timezone}" + ("" if schedule.active else " (off)")
+            for schedule in deployment.schedules
+        ]
+        when = next_run(deployment)
+        rows.append((literal(deployment.name), ", ".join(schedules), when and f"{when:%a %Y-%m-%d %H:%M %Z}"))
+    table(f"{len(rows)} deployments", ("deployment", "schedule", "next run"), rows)

@@ -1,0 +1,114 @@
+"""Deployments on a Prefect server: registered for workers, or served by this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from flows.automations import dead_runs, dead_starts, put_automation, retrain_after_labels
+from flows.deployments import Deployment, Deployments, registrable
+
+RETRAIN = "flows.retrain.retrain"
+POLL_SECONDS = 5.0
+
+
+def put_pools(deployments: Deployments, *, limit: int | None) -> list[str]:
+    """Create the work pools that are not there yet, of type process; and say what was done, a line a pool.
+
+    Args:
+        limit: runs at once in a pool; None leaves a pool as it is, and a new one without a limit.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    lines: list[str] = []
+    with get_client(sync_client=True) as client:
+        for name in deployments.pools:
+            try:
+                pool = client.read_work_pool(name)
+            except ObjectNotFound:
+                template = ProcessWorker.get_default_base_job_template()
+                client.create_work_pool(
+                    WorkPoolCreate(
+                        name=name, type="process", base_job_template=template, concurrency_limit=limit
+                    )
+                )
+                lines.append(f"Work pool {name}: created, {_at_once(limit)}.")
+                continue
+            if limit is not None and limit != pool.concurrency_limit:
+                client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+                pool.concurrency_limit = limit
+            lines.append(f"Work pool {name}: there, {_at_once(pool.concurrency_limit)}.")
+    return lines
+
+
+def put_automations(deployments: Deployments) -> list[str]:
+    """Create or update the automations, and say what was done, a line an automation."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    automations = [dead_runs(), dead_starts()]
+    lines: list[str] = []
+    with get_client(sync_client=True) as client:
+        for name in (one.name for one in deployments.deployments if one.entrypoint == RETRAIN):
+            try:
+                known = client.read_deployment_by_name(f"retrain/{name}")
+            except ObjectNotFound:
+                lines.append(f"Labels start {name} once `segcurate deploy` has registered it.")
+            else:
+                automations.append(retrain_after_labels(known.id, name=name))
+    for automation in automations:
+        lines.append(f"{automation.name}: {'created' if put_automation(automation) else 'up to date'}.")
+    return lines
+
+
+def register(deployments: Deployments) -> None:
+    """Create or update pools, deployments and automations on the configured server."""
+    prepared = [registrable(one, pool=True) for one in deployments.deployments]
+    put_pools(deployments, limit=None)
+    for deployment in prepared:
+        deployment.apply()
+    put_automations(deployments)
+
+
+def serve_until_stopped(
+    deployments: Deployments, *, limit: int, ready: Callable[[Sequence[Deployment]], None]
+) -> None:
+    """Register the deployments, and run what comes due in child processes until SIGTERM or Ctrl-C.
+
+    The schedules stay active when this process ends: a restart of the machine does not switch the nights off.
+
+    Args:
+        limit: runs at once.
+        ready: called once everything is registered.
+    """
+    from prefect.runner import Runner
+
+    prepared = [registrable(one, pool=False) for one in deployments.deployments]
+    runner = Runner(name="segcurate", pause_on_shutdown=False, limit=limit, query_seconds=POLL_SECONDS)
+    for deployment in prepared:
+        runner.add_deployment(deployment)
+    put_automations(deployments)
+    ready(deployments.deployments)
+    asyncio.run(runner.start())
+
+
+def next_run(deployment: Deployment, *, after: datetime | None = None) -> datetime | None:
+    """When the schedules start the deployment next, in its own time zone; None without an active one."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    start = after or datetime.now(UTC)
+    times: list[datetime] = []
+    for schedule in deployment.schedules:
+        if schedule.active:
+            dates = CronSchedule(cron=schedule.cron, timezone=schedule.timezone).get_dates(1, start)
+            times += [date.astimezone(ZoneInfo(schedule.timezone)) for date in asyncio.run(dates)]
+    return min(times, default=None)
+
+
+def _at_once(limit: int | None) -> str:
+    return "no limit of its own" if limit is None else f"at most {limit} runs at once"
