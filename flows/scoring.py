@@ -11,6 +11,7 @@ from pipeline.config import Project
 from pipeline.engine import drain_everywhere
 from pipeline.progress import Progress, silent
 from pipeline.steps.score import ScoreReport, ScoringPlan, finish_scoring, plan_scoring
+from pipeline.steps.scorer import open_scorer
 
 
 def score_pool(
@@ -21,16 +22,27 @@ def score_pool(
     planned: Callable[[ScoringPlan], None] = lambda plan: None,
     progress: Progress = silent,
 ) -> ScoreReport:
-    """What `pipeline.steps.score.score` does, in three tasks, with its progress as an artifact.
+    """What `pipeline.steps.score.score` does, in tasks, with its progress as an artifact.
+
+    With `scale.engine: ray`, the shards are drained by tasks on the cluster; all else is done here.
 
     Args:
         planned: told what is about to be scored.
 
     Raises:
+        ConfigError: with `scale.engine: ray`, where the cluster is not as the configuration says.
         UserError: as `score` does.
     """
-    plan = as_task(plan_scoring, project, database)
+    scorer = as_task(open_scorer, project, database)
+    plan = as_task(plan_scoring, project, database, scorer=scorer)
     planned(plan)
     with scoring_progress(plan.run_id, plan.images, database=database) as shown:
-        drained = as_task(drain_everywhere, project, database, run_id=plan.run_id, progress=shown)
-    return as_task(finish_scoring, project, database, plan=plan, drained=drained, any_time=any_time)
+        if project.config.scale.engine == "ray":
+            from flows.ray_cluster import drain_on_cluster
+
+            drained = drain_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
+        else:
+            options = {"run_id": plan.run_id, "scorer": scorer, "progress": shown}
+            drained = as_task(drain_everywhere, project, database, **options)
+    options = {"plan": plan, "drained": drained, "any_time": any_time, "scorer": scorer}
+    return as_task(finish_scoring, project, database, **options)

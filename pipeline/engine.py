@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging.handlers import QueueHandler
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
@@ -134,7 +134,7 @@ class _Crew:
         process = spawn.Process(
             target=_work,
             kwargs={
-                "project": Project(config=config, root=self.project.root),
+                "project": replace(self.project, config=config),
                 "url": self.database.engine.url.render_as_string(hide_password=False),
                 "run_id": self.run_id,
                 "threads": max(1, torch.get_num_threads() // len(self.places)),

@@ -95,10 +95,11 @@ class ProjectConfig(BaseSettings):
 
 @dataclass(frozen=True)
 class Project:
-    """A configuration and the folder that its paths are relative to."""
+    """A configuration, the folder that its paths are relative to, and the file that it was read from."""
 
     config: ProjectConfig
     root: Path
+    file: Path | None = None
 
     @property
     def database_url(self) -> str:
@@ -167,4 +168,5 @@ def load_project(path: Path) -> Project:
         raise ConfigError(f"{path} is not valid:\n{explain(error, ProjectConfig)}") from error
     except ValueError as error:  # pydantic-settings: an override that is not JSON where JSON is needed
         raise ConfigError(f"An environment override of {path} is not valid: {error}") from error
-    return Project(config=config, root=Path(os.path.abspath(path)).parent)
+    file = Path(os.path.abspath(path))
+    return Project(config=config, root=file.parent, file=file)

@@ -17,8 +17,7 @@ from db.engine import Database
 from db.queries import rounds as round_queries
 from db.queries import scores as queries
 from db.queries import shards
-from db.queries.leases import owners
-from db.tables import utc_now
+from db.queries.leases import owners, store_time
 from pipeline import rounds
 from pipeline.config import Project, RegionConfig
 from pipeline.data.images import ImageRef
@@ -47,6 +46,7 @@ class ScoringPlan:
     Attributes:
         images: still to be scored, by whoever.
         shards: open now, those included that somebody is at.
+        began_at: by the store's clock.
     """
 
     run_id: int
@@ -156,7 +156,7 @@ def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None 
             model=scorer.model_name,
             images=shards.count_to_score(session, run_id=run.id),
             shards=opened.pending + opened.running,
-            began_at=utc_now(),
+            began_at=store_time(session),
         )
 
     return database.transact(plan)
@@ -186,6 +186,7 @@ def finish_scoring(
         with database.session() as session:
             queries.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
             queries.finish_run(session, run_id=run_id)
+            ended_at = store_time(session)
             current = round_queries.current_round(session)
             if not any_time or (current is not None and current.state in rounds.ALLOWED["score"]):
                 rounds.advance(session, rounds.require(session, "score"), "score")
@@ -193,7 +194,7 @@ def finish_scoring(
         images=drained.images,
         regions=drained.regions,
         failed=drained.failed,
-        seconds=(utc_now() - plan.began_at).total_seconds(),
+        seconds=(ended_at - plan.began_at).total_seconds(),
         run_id=run_id,
         drift=drift["warning"] if drift else None,
         reordering=reordering,
