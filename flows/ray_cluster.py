@@ -1,0 +1,160 @@
+"""Draining a scoring run on a Ray cluster: a task a GPU, through Prefect's Ray task runner.
+
+A task is told the path of the configuration and the run's id, no more: the machine that it runs on reads the
+rest itself, so that no secret travels. Ray starts a task again whose worker has died; whatever a dead worker
+had begun is taken over by the others, as on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from db.engine import Database
+from db.queries import shards
+from flows.tasks import of_step, opened, say
+from pipeline.config import Project, ScaleConfig
+from pipeline.engine import drain_everywhere
+from pipeline.errors import ConfigError, UserError
+from pipeline.steps.drain import Drained
+
+if TYPE_CHECKING:
+    from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
+
+RESTARTS = 3
+"""How often Ray starts a task again whose worker has died."""
+WAIT_SECONDS = 1.0
+
+
+def _drain(config: Path, run_id: int) -> Drained:
+    """Drain a run on the devices that Ray has given to this task."""
+    with opened(config) as (project, database):
+        return drain_everywhere(project, database, run_id=run_id)
+
+
+drain = of_step(_drain, "drain")
+
+
+def drain_on_cluster(project: Project, database: Database, *, run_id: int, began_at: datetime) -> Drained:
+    """Drain a run on the cluster that `scale.ray_address` names, and say who did how much.
+
+    Args:
+        began_at: when the run was planned, by the store's clock.
+
+    Raises:
+        ConfigError: Ray is not installed, no cluster answers, or it has no GPU and one was asked for.
+        UserError: as `drain_shards` does, in any task, which ends all; or the workers died again and again.
+    """
+    if project.file is None:
+        raise ConfigError("With `scale.engine: ray`, the project must have been read from a file.")
+    with _cluster(project.config.scale) as runner:
+        from prefect_ray.context import remote_options
+
+        count, options = _tasks(project.config.scale)
+        say(f"{count} workers on the Ray cluster, each with {_in_words(options)}.")
+        with remote_options(**options):
+            futures = [runner.submit(drain, {"config": project.file, "run_id": run_id}) for _ in range(count)]
+        drained = _gather(futures)
+    return _with_lost_work(database, drained, run_id=run_id, began_at=began_at)
+
+
+@contextmanager
+def _cluster(scale: ScaleConfig) -> Generator[RayTaskRunner[Any]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        from prefect_ray.task_runners import RayTaskRunner
+    except ImportError as error:
+        raise ConfigError(
+            "`scale.engine: ray` needs Ray, which is not installed.", "Run `pip install 'segcurate[ray]'`."
+        ) from error
+    # not as its argument `address`, with which `auto` would start a cluster where none is found
+    settings = {} if scale.ray_address is None else {"address": scale.ray_address}
+    with ExitStack() as stack:
+        try:
+            runner = stack.enter_context(RayTaskRunner(init_kwargs=settings))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"No Ray cluster answers at `scale.ray_address: {scale.ray_address}`: {error}",
+                "Start one with `ray start`, or mend the address.",
+            ) from error
+        yield runner
+
+
+def _tasks(scale: ScaleConfig) -> tuple[int, dict[str, Any]]:
+    """How many tasks drain, and what each asks Ray for."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if scale.gpus_per_worker and gpus < scale.gpus_per_worker and scale.workers is None:
+        raise ConfigError(
+            f"The Ray cluster has {gpus:g} GPUs, and `scale.gpus_per_worker` is {scale.gpus_per_worker:g}.",
+            "Set `scale.gpus_per_worker: 0` to score on CPUs, or `scale.workers` where the cluster grows by "
+            "itself.",
+        )
+    fitting = int(gpus // scale.gpus_per_worker) if scale.gpus_per_worker else len(nodes)
+    count = scale.workers or fitting
+    # Ray lets a task's numeric libraries have as many threads as it has CPUs, so they share a node's; that
+    # is asked for which the smallest node can give
+    smallest = min((int(node["CPU"]) for node in nodes), default=1)
+    cpus = max(1, smallest // -(-count // max(1, len(nodes))))
+    return count, {
+        "num_gpus": scale.gpus_per_worker,
+        "num_cpus": cpus,
+        "scheduling_strategy": "SPREAD",
+        "max_retries": RESTARTS,
+    }
+
+
+def _in_words(options: dict[str, Any]) -> str:
+    return f"{options['num_gpus']:g} GPUs and {options['num_cpus']} CPUs"
+
+
+def _gather(futures: list[PrefectRayFuture[Drained]]) -> Drained:
+    """What all tasks have done; one that failed ends the others, one whose workers died does not."""
+    import ray
+
+    drained = Drained()
+    waiting = {future.wrapped_future: future for future in futures}
+    try:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=WAIT_SECONDS)
+            for reference in ready:
+                future = waiting.pop(reference)
+                future.wait()
+                if future.state.is_crashed():
+                    drained += Drained(remarks=(f"warning: a worker on the cluster: {future.state.message}",))
+                else:
+                    drained += future.result()
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+    return drained
+
+
+def _with_lost_work(database: Database, drained: Drained, *, run_id: int, began_at: datetime) -> Drained:
+    """Add what workers have written that did not live to say so.
+
+    Raises:
+        UserError: not all is done.
+    """
+    with database.session(write=False) as session:
+        left = shards.open_shards(session, run_id=run_id)
+        workers = shards.workers(session, run_id=run_id, since=began_at)
+    for worker in workers:
+        say(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
+        if worker.owner not in drained.workers:
+            remark = f"warning: {worker.owner} has died. What it had begun is scored again."
+            drained += Drained(worker.images, worker.regions, worker.failed, [], (worker.owner,), (remark,))
+    if left.pending + left.running:
+        raise UserError(
+            f"The workers on the Ray cluster have ended, and {left.pending + left.running} shards are left. "
+            + " ".join(drained.remarks),
+            "Look into Ray's logs; the same version of segcurate must be installed on every node, and the "
+            "project's folder be reachable by the same path. What is scored is kept; run it again to go on.",
+        )
+    return drained
