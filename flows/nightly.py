@@ -16,12 +16,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType
-from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from db.engine import Database
 from flows.artifacts import link_export, show_queue, show_round
-from flows.tasks import ConfigFile, as_task, ended, opened, rename_run, say
+from flows.tasks import ConfigFile, as_task, ended, opened, rename_run, say, this_run
 from pipeline.acquisition.reasons import grouped
 from pipeline.config import Project
 from pipeline.night import NightReport, night
@@ -96,14 +95,17 @@ def show_night(project: Project, database: Database, report: NightReport) -> Non
 
 def newer_run_is_due() -> str:
     """Why this run, which is late, gives way to a newer one of its deployment; empty when it does not."""
-    now, expected = datetime.now(UTC), flow_run.scheduled_start_time
-    if flow_run.deployment_id is None or expected is None or now - expected < LATE:
+    run, now = this_run(), datetime.now(UTC)
+    if run is None or run.deployment_id is None:
+        return ""
+    expected = run.expected_start_time
+    if expected is None or now - expected < LATE:
         return ""
     waiting = [StateType.SCHEDULED, StateType.PENDING]
     with get_client(sync_client=True) as client:
         newer = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
-                deployment_id=FlowRunFilterDeploymentId(any_=[flow_run.deployment_id]),
+                deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=waiting)),
                 expected_start_time=FlowRunFilterExpectedStartTime(
                     after_=expected + timedelta(seconds=1), before_=now

@@ -1,4 +1,4 @@
-"""What every flow is made of: steps of the pipeline as tasks, their words in the run's log, and a clear end."""
+"""What every flow is made of: steps as tasks, their words in the run's log, an end that says what came."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 from pydantic import Field
@@ -79,8 +79,8 @@ def ended(work: Callable[[], Any]) -> State[Any]:
 
 
 def as_task(step: Callable[..., Result], project: Project, database: Database, **options: Any) -> Result:
-    """Perform a step as a task of the flow that runs now: nothing cached, nothing stored, and tried again only
-    when a connection was lost."""
+    """Perform a step as a task of the flow that runs now. Nothing is cached or stored, and it is tried again
+    only when a connection was lost."""
     name = step.__name__.replace("_", "-")
     return of_step(_run, name)(lambda: step(project, database, **options))
 
@@ -106,10 +106,16 @@ def say(line: str) -> None:
 
 def rename_run(*parts: str) -> None:
     """Call the flow run what it turned out to be: `nightly 2026-11-21 · model r07 · 1 240 images`."""
-    if flow_run.id is None:
-        return
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, name=" · ".join(parts))
+    run = this_run()
+    if run is not None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, name=" · ".join(parts))
+
+
+def this_run() -> FlowRun | None:
+    """The flow run that this is in."""
+    context = FlowRunContext.get()
+    return None if context is None else context.flow_run
 
 
 def _run(work: Callable[[], Result]) -> Result:

@@ -127,9 +127,9 @@ def _retrain(
 ) -> RetrainReport:
     with database.session(write=False) as session:
         decision = decide(session, project, force=force)
-    say(decision.words)
     if not decision.train:
         return RetrainReport(summary=decision.words, new_labels=decision.new_labels)
+    say(decision.words)
     from pipeline.steps.calibrate import calibrate, in_words
     from pipeline.steps.evaluate import evaluate
     from pipeline.steps.train import train
