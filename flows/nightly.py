@@ -107,8 +107,8 @@ def newer_run_is_due() -> str:
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=waiting)),
-                expected_start_time=FlowRunFilterExpectedStartTime(
-                    after_=expected + timedelta(seconds=1), before_=now
+                expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+                    {"after_": expected + timedelta(seconds=1), "before_": now}
                 ),
             ),
             limit=1,

@@ -8,6 +8,7 @@ from db.engine import Database
 from db.queries import rounds as queries
 from pipeline.config import Project
 from pipeline.errors import UserError
+from pipeline.perform import Perform, directly
 from pipeline.progress import Progress, silent
 from pipeline.simulation import annotate
 from pipeline.steps.calibrate import calibrate
@@ -27,6 +28,7 @@ def loop(
     *,
     rounds: int,
     announce: Announce = lambda number, step: None,
+    perform: Perform = directly,
     progress: Progress = silent,
 ) -> None:
     """Run the steps that come next until the model of round `rounds` is evaluated and its queue exported.
@@ -36,6 +38,7 @@ def loop(
     Args:
         rounds: the number of the last round, at least 1; the queue of that round is left unlabeled.
         announce: called with the round's number and the step's name before each step.
+        perform: how each step is run.
 
     Raises:
         UserError: the project has no labels to start with, or a step cannot be done.
@@ -55,8 +58,9 @@ def loop(
             if queue is None or queue.export_uri is None:
                 raise UserError(f"Round {current.number} has no exported queue.", "Run `segcurate export`.")
             folder = project.path(queue.export_uri)
-            annotate(project, database, folder)
-            import_labels(
+            perform(annotate, project, database, folder=folder)
+            perform(
+                import_labels,
                 project,
                 database,
                 folder=folder,
@@ -66,7 +70,7 @@ def loop(
                 progress=progress,
             )
         else:
-            _STEPS[current.state](project, database, progress=progress)
+            perform(_STEPS[current.state], project, database, progress=progress)
 
 
 _STEPS: dict[str, Callable[..., object]] = {

@@ -9,7 +9,6 @@ import typer
 
 from flows.cli.app import opened_project, state
 from flows.display import console, literal, progress_bar
-from pipeline.errors import UserError
 
 AUTOMATIC = "By itself"
 AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
@@ -21,9 +20,10 @@ commands = typer.Typer()
 def nightly(prefect: AsFlow = False) -> None:
     """Ingest and score what is new, and bring the queue up to date. With nothing new it only looks."""
     if prefect:
-        _need_server()
         from flows.nightly import nightly as flow
+        from flows.prefect_server import require_server
 
+        require_server()
         flow(config=_config())
         return
     from pipeline.night import night
@@ -48,9 +48,10 @@ def retrain(
 ) -> None:
     """Train and judge a model once enough labels have come; score with it, and bring the next queue out."""
     if prefect:
-        _need_server()
+        from flows.prefect_server import require_server
         from flows.retrain import retrain as flow
 
+        require_server()
         flow(config=_config(), force=force, then_nightly=then_nightly)
         return
     from pipeline.retraining import retraining
@@ -68,15 +69,3 @@ def _config() -> Path:
 
 def _say(line: str) -> None:
     console.print(literal(line))
-
-
-def _need_server() -> None:
-    """Refuse to go on where Prefect would start a server of its own for this one run."""
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
-        raise UserError(
-            "No Prefect server is set.",
-            "Start one with `prefect server start`, then set "
-            "`PREFECT_API_URL=http://127.0.0.1:4200/api`; or leave `--prefect` out: no server is needed.",
-        )

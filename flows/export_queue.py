@@ -1,0 +1,62 @@
+"""The export flow: what `segcurate export` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from pydantic import Field
+
+from flows.artifacts import link_export, show_queue
+from flows.tasks import ConfigFile, as_task, ended, opened, rename_run
+from pipeline.steps.export import export
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """Where a queue lies now."""
+
+    summary: str
+    folder: Path
+
+
+@flow(name="export-queue", flow_run_name="export {queue}", persist_result=False)
+def export_queue(
+    config: ConfigFile,
+    queue: Annotated[
+        str | None,
+        Field(
+            title="Queue", description="A queue by name, such as review-01; the round's where it is empty."
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        Field(
+            title="Folder",
+            description="Where it is written, instead of a folder below `export.folder`; a relative one is "
+            "inside the project's folder.",
+        ),
+    ] = None,
+) -> State[Any]:
+    """Write a queue as a folder: images, the model's masks to correct, overlays, a manifest.
+
+    Args:
+        config: the project's segcurate.yaml, by its absolute path.
+        queue: a queue by name, such as review-01; the round's where it is empty.
+        folder: where it is written, instead of a folder below `export.folder`; a relative one is inside the
+            project's folder.
+    """
+
+    def work() -> ExportSummary:
+        with opened(config) as (project, database):
+            target = None if folder is None else project.root / folder
+            written = as_task(export, project, database, queue=queue or None, folder=target)
+            link_export(project, written)
+            show_queue(project, database)
+            rename_run(f"export {queue or written.name}")
+            return ExportSummary(summary=f"Exported to {written}.", folder=written)
+
+    return ended(work)
