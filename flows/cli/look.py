@@ -113,10 +113,8 @@ def show_one_queue(
             queue = newest_queue(session) if name is None else queue_by_name(session, name)
             if queue is None:
                 known = ", ".join(row.name for row in list_queues(session)) or "none"
-                wanted = "a queue" if name is None else f"a queue named {name!r}"
-                raise UserError(
-                    f"There is not {wanted} yet; there are: {known}.", "Run `segcurate queue --all`."
-                )
+                problem = "No queue has been selected yet" if name is None else f"There is no queue {name!r}"
+                raise UserError(f"{problem}; there are: {known}.", "Run `segcurate queue --all`.")
             rows = [queue_summary(session, queue, class_names=names, head=limit)]
     if as_json:
         print_json(rows if show_all else rows[0])
