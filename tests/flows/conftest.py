@@ -1,7 +1,10 @@
-"""A tiny project of real files, and the console script run on it."""
+"""A tiny project of real files, one Prefect server for all tests, and projects that have come some way."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from db.engine import Database
+from pipeline.config import Project, load_project
 
 CLASSES = ["ground", "red", "blue"]
 COLOURS = np.array([[30, 30, 30], [200, 40, 40], [40, 60, 210]])
@@ -75,3 +81,86 @@ def squares(tmp_path: Path) -> Path:
         draw(tmp_path / "images", tmp_path / "masks", name=f"frame_{index:03d}.png", seed=index, size=size)
     write_config(tmp_path)
     return tmp_path
+
+
+QUICK = {
+    "model": {
+        "architecture": "fpn",
+        "encoder": "tu-mobilenetv3_small_050",
+        "encoder_weights": "none",
+        "decoder": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
+    },
+    "training": {"iterations": 3, "batch_size": 2, "crop": [32, 32], "transforms": []},
+    "evaluation": {"block": 2, "resamples": 20},
+    "scoring": {
+        "samples": 2,
+        "regions": {"kind": "grid", "cell": 16},
+        "batch_size": 8,
+        "shard_images": 8,
+        "workers": 0,
+        "heatmaps": {"images": "none"},
+    },
+    "selection": {"budget": 6},
+    "export": {"overlays": False},
+    "retrain": {"min_new_labels": 4},
+}
+"""Settings with which a whole round takes a second or two."""
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Generator[str]:
+    """The API of a Prefect server that all tests share; its database is empty at first."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.retraining import retraining
+    from pipeline.steps.ingest import ingest
+
+    folder = tmp_path_factory.mktemp("trained")
+    for index in range(16):
+        draw(folder / "images", folder / "masks", name=f"frame_{index:03d}.png", seed=index)
+    write_config(folder, **QUICK)
+    with opened(folder) as (project, database):
+        ingest(project, database)
+        retraining(project, database, then_nightly=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def out_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.night import night
+
+    folder = tmp_path_factory.mktemp("out") / "project"
+    shutil.copytree(trained_once, folder)
+    with opened(folder) as (project, database):
+        night(project, database)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """A project with a promoted model, and nothing scored yet."""
+    return Path(shutil.copytree(trained_once, tmp_path / "project"))
+
+
+@pytest.fixture
+def out(out_once: Path, tmp_path: Path) -> Path:
+    """The project after its first night: its queue, `round-01`, is out."""
+    return Path(shutil.copytree(out_once, tmp_path / "project"))
+
+
+@contextmanager
+def opened(folder: Path) -> Generator[tuple[Project, Database]]:
+    """The project in a folder, and its database."""
+    project = load_project(folder / "segcurate.yaml")
+    database = Database(project.database_url)
+    try:
+        yield project, database
+    finally:
+        database.close()
