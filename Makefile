@@ -5,14 +5,21 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO ?= demo
 FRAMES ?=
+ROWS ?=
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_OFFLINE = 1
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export RAY_USAGE_STATS_ENABLED = 0
 export MPLBACKEND = Agg
 # torch's idle threads spin by default, which slows small networks on a busy machine
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint format bench bench-scoring bench-selection bench-camvid bench-peers bench-quality \
+REAL = $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
+
+.PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill lint format \
+	bench bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-peers bench-quality \
 	bench-calibration bench-training clean
 
 $(READY): pyproject.toml configs/constraints.txt
@@ -27,6 +34,26 @@ demo: $(READY)  ## three rounds on real images, offline, in a few minutes
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
+
+test-real: test-postgresql test-s3 test-ray test-prefect test-prefect-ui test-kill  ## with real servers, killed
+
+test-postgresql: $(READY)  ## a PostgreSQL that restarts while a run is written
+	$(REAL) tests/real/test_postgresql_restart.py
+
+test-s3: $(READY)  ## images in a bucket
+	$(REAL) tests/real/test_s3.py
+
+test-ray: $(READY)  ## a Ray cluster of two workers, one of them killed
+	$(REAL) tests/real/test_ray.py
+
+test-prefect: $(READY)  ## a Prefect server and a worker, killed and started again
+	$(REAL) tests/real/test_prefect_server.py
+
+test-prefect-ui: $(READY)  ## what a person sees, in headless Chromium
+	$(REAL) tests/real/test_prefect_ui.py
+
+test-kill: $(READY)  ## nights and retrainings killed at 25 moments each
+	$(REAL) tests/real/kill
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
@@ -44,6 +71,15 @@ bench-scoring: $(READY)  ## FRAMES=folder of images; without it, the demo's slic
 
 bench-selection: $(READY)  ## a queue from a million regions
 	$(BIN)/python -m tests.benchmarks.bench_selection
+
+bench-db: $(READY)  ## ROWS=10000000: the score tables on SQLite and on PostgreSQL
+	$(BIN)/python -m tests.benchmarks.bench_db $(if $(ROWS),--rows $(ROWS))
+
+bench-scale: $(READY)  ## how cost grows from a thousand images to a hundred thousand
+	$(BIN)/python -m tests.benchmarks.bench_scale
+
+bench-flow: $(READY)  ## what Prefect adds to a scoring run
+	$(BIN)/python -m tests.benchmarks.bench_flow
 
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
 	$(BIN)/python -m tests.benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
