@@ -127,11 +127,9 @@ def show_round(project: Project, database: Database) -> None:
     """The newest round as a page: the model, its figures, the queue, what went wrong, and what comes next."""
     from flows.round_report import round_report
 
-    page = round_report(project, database)
-    if page is not None:
-        create_markdown_artifact(
-            page, key=_key("round", project), description=f"Where {plain(project.config.name)} stands"
-        )
+    report = round_report(project, database)
+    if report is not None:
+        create_markdown_artifact(report.page, key=_key("round", project), description=report.headline)
 
 
 @never_fails
@@ -145,7 +143,7 @@ def link_export(project: Project, folder: Path) -> None:
         f"In the address bar of a browser on that machine:\n\n{code(path.as_uri())}\n\n{listed}\n\n"
         f"Put the masks into its {code('masks')} folder, then run {code(f'segcurate import {path}')}.\n",
         key=_key("export", project),
-        description=f"The folder of {plain(path.name)}",
+        description=f"In {code(path)}",
     )
 
 
@@ -214,10 +212,10 @@ class _ShownProgress:
 
     def _words(self, done: int, *, over: bool) -> str:
         if self.total == 0:
-            return f"Scoring run {self.run_id}: nothing was left to score."
+            return "Nothing was left to score."
         seconds = time.monotonic() - self._began
         rate = done / seconds if seconds > 0 else 0.0
-        words = f"Scoring run {self.run_id}: {done} of {self.total} images"
+        words = f"{done} of {self.total} images"
         if over:
             return f"{words} in {seconds:.0f} s, {rate:.1f} images/s."
         left = f", about {(self.total - done) / rate:.0f} s left" if rate else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
@@ -30,8 +31,16 @@ FIGURES = (
 )
 
 
-def round_report(project: Project, database: Database) -> str | None:
-    """The page, or None before the first round."""
+@dataclass(frozen=True)
+class RoundReport:
+    """A page of Markdown, and what it comes to in one line."""
+
+    page: str
+    headline: str
+
+
+def round_report(project: Project, database: Database) -> RoundReport | None:
+    """The report of the newest round, or None before the first."""
     config = project.config
     with database.session(write=False) as session:
         now = project_status(session)
@@ -51,7 +60,15 @@ def round_report(project: Project, database: Database) -> str | None:
     parts += _curve(project, database, rounds)
     parts += _queue(held)
     parts += ["## What went wrong", *(trouble or ["Nothing."])]
-    return "\n\n".join(parts) + "\n"
+    return RoundReport("\n\n".join(parts) + "\n", _headline(now, rounds))
+
+
+def _headline(now: Status, rounds: Sequence[RoundSummary]) -> str:
+    if not rounds:
+        return f"Round {now.round_number}: no model yet"
+    last = rounds[-1]
+    figure = "" if last.split is None else f", mIoU {plain(interval(*last.mean_iou))}"
+    return f"Round {now.round_number}: {plain(last.model)} {last.model_status}{figure}"
 
 
 def _next(now: Status) -> str:
