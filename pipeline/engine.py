@@ -30,7 +30,7 @@ from db.queries import shards
 from pipeline.config import Project, ProjectConfig
 from pipeline.device import pick_device
 from pipeline.errors import UserError
-from pipeline.leases import this_process
+from pipeline.processes import this_process
 from pipeline.progress import Progress, silent
 from pipeline.steps.drain import Drained, drain_shards
 from pipeline.steps.scorer import Scorer

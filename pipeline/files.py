@@ -10,14 +10,19 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.processes import is_here, this_process
 
 PARTIAL = ".partial"
 """The ending of whatever is not finished yet."""
+
+UNHEARD_SECONDS = 3600.0
+"""After so long, an unfinished file of a process that cannot be looked at is taken for left behind."""
 
 _REFUSALS = {
     errno.ENOSPC: ("the disk is full", "Free some space, then run the command again."),
@@ -56,7 +61,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PARTIAL)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{this_process()}.", suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as stream:
                 os.fchmod(stream.fileno(), 0o666 & ~_UMASK)
@@ -97,6 +102,24 @@ def atomic_folder(path: Path) -> Generator[Path]:
                 os.replace(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files of `atomic_write_bytes` in a folder whose writers were killed.
+
+    Those of a process that may be at it still stay: of another machine's, for an hour.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(".") and entry.name.endswith(PARTIAL)):
+                continue
+            with suppress(OSError):  # its writer has just finished it
+                writer = entry.name[1:].removesuffix(PARTIAL).rpartition(".")[0]
+                alive = is_here(writer)
+                if alive is None:
+                    alive = time.time() - entry.stat().st_mtime < UNHEARD_SECONDS
+                if not alive:
+                    os.unlink(entry.path)
 
 
 def writable_folder(path: Path) -> Path:

@@ -7,16 +7,13 @@ process is recognised at once, so a killed run that is started again does not wa
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from functools import cache, wraps
+from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
-import psutil
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from db.engine import Database
@@ -24,6 +21,7 @@ from db.queries import leases as queries
 from db.queries.leases import Held
 from pipeline.config import Project
 from pipeline.errors import Busy
+from pipeline.processes import is_here, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +34,9 @@ LEASE_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
 
-def this_process() -> str:
-    """Who this process is, for others: `host:pid:start`."""
-    return _name(os.getpid())
-
-
 def dead_owners(owners: set[str]) -> set[str]:
     """Those of the owners that were processes of this machine, and are not there any more."""
-    return {owner for owner in owners if _is_here(owner) is False}
+    return {owner for owner in owners if is_here(owner) is False}
 
 
 @contextmanager
@@ -87,15 +80,17 @@ def alone(
     first: Held | None = None
     while (held := _take(database, name, owner=owner, seconds=seconds)) is not None:
         first = first or held
-        if not wait and (_is_here(held.owner) or held.until > first.until):  # or it has just been renewed
+        if not wait and (is_here(held.owner) or held.until > first.until):  # or it has just been renewed
             raise Busy(name, owner=held.owner, since=held.taken_at)
         time.sleep(POLL_SECONDS)
     try:
         with renewing(database, seconds=seconds):
             yield
     finally:
-        with database.session() as session:
-            queries.give_lease_back(session, name=name, owner=owner)
+        try:
+            database.transact(lambda session: queries.give_lease_back(session, name=name, owner=owner))
+        except DBAPIError as error:  # it ends by itself; what the block did or raised is what counts
+            logger.warning("The lease of `%s` could not be given back: %s", name, error.orig)
 
 
 def one_at_a_time(
@@ -131,22 +126,3 @@ def _take(database: Database, name: str, *, owner: str, seconds: float) -> Held 
                     session, name=name, owner=owner, seconds=seconds, dead=dead
                 )
             )
-
-
-@cache
-def _name(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
-
-
-def _is_here(owner: str) -> bool | None:
-    """Whether a process of this machine is still there; None where that cannot be said."""
-    name, _, started = owner.rpartition(":")
-    host, _, pid = name.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
-        return None
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return None

@@ -40,12 +40,17 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would remark
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the store, as much of it as reading needs."""
+    """An image of the store, as much of it as reading needs.
+
+    Images of one `shard` are batched among themselves: the last bit of a score depends on the batch, and so
+    it stays the same whoever scores the shard, and after whatever.
+    """
 
     id: int
     path: ImageFile
     width: int
     height: int
+    shard: int | None = None
 
 
 @dataclass(frozen=True)

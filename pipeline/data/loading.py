@@ -81,7 +81,8 @@ def load_batches(
     """Read images as they are asked for, a little ahead, and batch those of one size.
 
     The order is that of `images`, except that an image may wait for others of its size, but never for more
-    than eight batches. A file that cannot be used comes out as `Unreadable`, and the rest goes on.
+    than eight batches, nor beyond its shard. A file that cannot be used comes out as `Unreadable`, and the
+    rest goes on.
 
     Args:
         images: consumed as far as needed, in this thread.
@@ -169,14 +170,19 @@ def _read(
 def _group(
     decoded: Iterable[_Decoded | Unreadable], *, batch_size: int, max_batch_pixels: int | None
 ) -> Generator[list[_Decoded] | Unreadable]:
-    """Lists of one size and type. A list goes out unfilled when its first image has waited long enough."""
+    """Lists of one size and type, of one shard. A list goes out unfilled when its first image has waited long
+    enough, and at the end of its shard."""
     waiting: dict[tuple[object, ...], list[_Decoded]] = {}
     since: dict[tuple[object, ...], int] = {}
     held = 0
+    shard: int | None = None
     for count, item in enumerate(decoded):
         if isinstance(item, Unreadable):
             yield item
             continue
+        if item.ref.shard != shard:
+            yield from waiting.values()
+            waiting, since, held, shard = {}, {}, 0, item.ref.shard
         key = (item.ref.height, item.ref.width, item.pixels.dtype)
         members = waiting.setdefault(key, [])
         since.setdefault(key, count)

@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.config import IGNORE, DataConfig
 from pipeline.data.images import ImageArray, is_palette, probe_image, read_pixels
 from pipeline.errors import DataError
-from pipeline.files import atomic_write_bytes
+from pipeline.files import atomic_write_bytes, sweep
 
 Mask = npt.NDArray[np.uint8]
 
@@ -122,6 +122,7 @@ def store_mask(folder: Path, mask: Mask) -> tuple[Path, str]:
     digest = mask_sha256(mask)
     path = folder / digest[:2] / f"{digest}.png"
     if not path.exists():
+        sweep(path.parent)
         write_mask(path, mask)
     return path, digest
 

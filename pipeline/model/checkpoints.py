@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig, Section
 from pipeline.data.input_range import InputRange
 from pipeline.errors import CheckpointError
-from pipeline.files import atomic_write_bytes
+from pipeline.files import atomic_write_bytes, sweep
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 
@@ -66,6 +66,7 @@ def save_model(folder: Path, segmenter: Segmenter, card: ModelCard) -> str:
     data = save(_portable(segmenter.weights()))
     digest = hashlib.sha256(data).hexdigest()
     card = card.model_copy(update={"weights_sha256": digest})
+    sweep(folder)
     atomic_write_bytes(folder / WEIGHTS_FILE, data)
     atomic_write_bytes(folder / CARD_FILE, card.model_dump_json(indent=2).encode())
     return digest
@@ -145,6 +146,7 @@ def save_resume(folder: Path, tensors: dict[str, Tensor], document: dict[str, An
         UserError: the folder cannot be written, or the disk is full.
     """
     header = {RESUME_HEADER: json.dumps(document, sort_keys=True)}
+    sweep(folder)
     atomic_write_bytes(folder / RESUME_FILE, save(_portable(tensors), metadata=header))
 
 

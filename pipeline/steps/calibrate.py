@@ -28,6 +28,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import blocks
 from pipeline.evaluation.held_out import AuditedImage, HeldOut, read_held_out
 from pipeline.leases import one_at_a_time
+from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibration_set import Source, audited_images, calibration_source, held_out_images
 from pipeline.steps.serving import judged_samplers, open_predictor
@@ -86,6 +87,7 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
             if source == "audit"
             else held_out_images(session, project, "calibration")
         )
+    forget_resume(project.path(model.checkpoint_uri))  # where the training was killed before it did so itself
     fits: dict[Sampler, _Fit] = {}
     failures: dict[str, str] = {}
     samplers = judged_samplers(project.config)

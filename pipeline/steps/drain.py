@@ -18,7 +18,8 @@ from db.tables import Image, ScoringRun
 from pipeline.config import Project
 from pipeline.data.images import ImageRef
 from pipeline.errors import ConfigError, UserError
-from pipeline.leases import POLL_SECONDS, dead_owners, renewing, this_process
+from pipeline.leases import POLL_SECONDS, dead_owners, renewing
+from pipeline.processes import this_process
 from pipeline.progress import Progress, silent
 from pipeline.scoring import score_images
 from pipeline.steps.scorer import Scorer, open_scorer
@@ -150,7 +151,7 @@ def _claimed_images(
 
     def announce(shard: PlannedShard, found: list[ImageFile]) -> list[ImageRef]:
         refs = [
-            ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height)
+            ImageRef(row.id, project.image(row.uri), row.width, row.height, shard=shard.first)
             for row in found
         ]
         writer.expect(shard, refs)

@@ -23,6 +23,7 @@ from pipeline.config import Project, RegionConfig
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.engine import drain_everywhere
+from pipeline.files import sweep
 from pipeline.leases import alone, dead_owners
 from pipeline.progress import Progress, silent
 from pipeline.scoring import ScoredImage, score_images
@@ -31,7 +32,7 @@ from pipeline.steps.drift import watch_drift
 from pipeline.steps.reordering import in_words as reordering_in_words
 from pipeline.steps.reordering import measure_reordering
 from pipeline.steps.scorer import Scorer, open_scorer
-from pipeline.steps.shard_writer import outlier_in_words, write_heatmaps
+from pipeline.steps.shard_writer import heatmap_folder, outlier_in_words, write_heatmaps
 from pipeline.uncertainty.heatmaps import TWO_COLOUR
 from pipeline.uncertainty.region_sources import RegionFiles, region_source
 
@@ -159,7 +160,9 @@ def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None 
             began_at=store_time(session),
         )
 
-    return database.transact(plan)
+    planned = database.transact(plan)
+    sweep(heatmap_folder(project, planned.run_id))
+    return planned
 
 
 def finish_scoring(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,11 @@ def outlier_in_words(item: dict[str, Any]) -> str:
     )
 
 
+def heatmap_folder(project: Project, run_id: int) -> Path:
+    """Where the heat maps of a run are."""
+    return project.workdir / "heatmaps" / str(run_id)
+
+
 def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str, str]:
     """Write an image's heat maps.
 
@@ -171,14 +177,15 @@ def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str
         Their URIs by name.
     """
     uris: dict[str, str] = {}
+    folder = heatmap_folder(project, run_id)
     for name, values in item.heatmaps.items():
-        path = project.workdir / "heatmaps" / str(run_id) / f"{item.id}_{name}.png"
+        path = folder / f"{item.id}_{name}.png"
         low, high = _span(name, values)
         write_heatmap(path, values, measure=name, low=low, high=high)
         uris[name] = project.uri(path)
     if item.heatmaps and project.config.scoring.heatmaps.two_colour:
         entropy, information = (item.heatmaps[name] for name in ("expected_entropy", "mutual_information"))
-        path = project.workdir / "heatmaps" / str(run_id) / f"{item.id}_{TWO_COLOUR}.png"
+        path = folder / f"{item.id}_{TWO_COLOUR}.png"
         span = information_span(information)
         write_two_colour(path, entropy, information, mutual_information_span=span)
         uris[TWO_COLOUR] = project.uri(path)

@@ -22,7 +22,7 @@ from db.tables import ScoringRun, Shard, utc_now
 from pipeline.config import Project, ScoringConfig
 from pipeline.engine import drain_everywhere, visible_devices
 from pipeline.errors import Busy, UserError
-from pipeline.leases import this_process
+from pipeline.processes import this_process
 from pipeline.steps.drain import drain_shards
 from pipeline.steps.score import plan_scoring, score
 from pipeline.uncertainty.measures import MEASURES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,20 @@ def test_pixels_ahead_are_bounded_whatever_their_number(
     assert len(first.ids) < 8
     assert len(taken) < 16
     assert len(first.ids) + sum(len(item.ids) for item in batches if isinstance(item, Batch)) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_of_a_shard_are_the_same_whatever_comes_before_and_after_it(
+    tmp_path: Path, workers: int
+) -> None:
+    refs = refs_of(draw_images(tmp_path, [(32, 32), (24, 24), (32, 32)] * 5))
+    shards = [[replace(ref, shard=part) for ref in refs[part * 5 : part * 5 + 5]] for part in range(3)]
+
+    def batches(order: list[int]) -> set[tuple[int, ...]]:
+        together = [ref for part in order for ref in shards[part]]
+        return {item.ids for item in load(together, workers=workers) if isinstance(item, Batch)}
+
+    apart = [batches([part]) for part in range(3)]
+    assert apart[0] == {(0, 2, 3), (1, 4)}
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2]):
+        assert batches(order) == set().union(*(apart[part] for part in order))

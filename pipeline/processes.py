@@ -1,0 +1,69 @@
+"""Naming a process, so that others can tell whether it is still there."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+_FIRST_NAMESPACE = 0xEFFFFFFC
+"""Of process ids on Linux: that of the machine itself, which is in no container."""
+
+
+def this_process() -> str:
+    """Who this process is, for others: `host:pid:start`, which may stand in a file's name.
+
+    In a container, `host` also names the container's own count of process ids: two containers may share a
+    host name, and then the same number means another process in each.
+    """
+    return name_process(os.getpid())
+
+
+@cache
+def name_process(pid: int) -> str:
+    """The name of a living process of this machine, as `this_process` gives it."""
+    return f"{_host()}:{pid}:{_start(pid)}"
+
+
+def is_here(process: str) -> bool | None:
+    """Whether a process is still there; None where that cannot be said, as of another machine's.
+
+    One that has died, and whose parent has not asked how (a zombie), is not there.
+    """
+    name, _, started = process.rpartition(":")
+    host, _, pid = name.rpartition(":")
+    if host != _host() or not pid.isdigit():
+        return None
+    try:
+        return _start(int(pid)) == started
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return False
+    except (psutil.AccessDenied, PermissionError):
+        return None
+
+
+def _start(pid: int) -> str:
+    """When a process began; empty for a zombie.
+
+    In clock ticks since the machine's start where the system tells (Linux): a time of day would seem to
+    change whenever the clock is set.
+    """
+    if not Path("/proc/self/stat").exists():
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    said = Path(f"/proc/{pid}/stat").read_text()
+    state, *numbers = said[said.rindex(")") + 1 :].split()
+    return "" if state in ("Z", "X") else numbers[18]
+
+
+@cache
+def _host() -> str:
+    with suppress(OSError):  # no such file but on Linux
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        if namespace != _FIRST_NAMESPACE:
+            return f"{socket.gethostname()}+{namespace}"
+    return socket.gethostname()
