@@ -112,6 +112,11 @@ def connection_lost(error: DBAPIError) -> bool:
     return state is None or state.startswith(GONE)  # None: no server answered
 
 
+def lock_refused(error: DBAPIError) -> bool:
+    """Whether PostgreSQL gave up waiting for a lock, as `lock_timeout` has it."""
+    return getattr(error.orig, "sqlstate", None) == "55P03"
+
+
 def connect(url: str) -> Engine:
     """An engine with the settings that the contract needs. Looks at no table.
 

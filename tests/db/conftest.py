@@ -32,27 +32,43 @@ def postgresql() -> Generator[URL]:
         # a socket's path has a hundred characters at most, which pytest's own folders exceed
         folder = Path(tempfile.mkdtemp(prefix="pg"))
         server = pgserver.get_server(folder, cleanup_mode="stop")  # pyright: ignore[reportPrivateImportUsage]
+    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    _forget_durability(url)
     try:
-        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
-    """The URL of an empty database that is gone after the test."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'nested' / 'store.db'}"
-        return
-    server: URL = request.getfixturevalue("postgresql")
+def _forget_durability(url: URL) -> None:
+    """Nothing of a test needs to outlive a power cut, and each makes a database."""
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    admin.dispose()
+
+
+@pytest.fixture
+def postgresql_url(postgresql: URL) -> Generator[str]:
+    """The URL of an empty database on the server that is gone after the test."""
     name = f"test_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    admin = create_engine(postgresql, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     try:
-        yield server.set(database=name).render_as_string(hide_password=False)
+        yield postgresql.set(database=name).render_as_string(hide_password=False)
     finally:
         with admin.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database that is gone after the test, on either backend."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'nested' / 'store.db'}"
+    return request.getfixturevalue("postgresql_url")

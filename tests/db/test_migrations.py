@@ -38,11 +38,10 @@ INSERT INTO region_score (run_id, image_id, region_index, x, y, w, h, pixels, pr
     impurity, least_confidence, margin, entropy, energy, max_logit, entropy_top10)
     VALUES (1, 1, 0, 0, 0, 8, 8, 64, 0, 1, 0, 0.1, 0.2, 0.3, -1, -2, 0.4);
 """
-IMAGE_ROW = dict.fromkeys(
-    ["regions", "pixels", "predicted_class", "class_share", "impurity", "least_confidence", "margin"]
-    + ["entropy", "energy", "max_logit", "entropy_top10"],
-    [1],
-) | {"image_id": [7], "heatmaps": [None]}
+NUMBERS = "regions pixels predicted_class class_share impurity least_confidence margin entropy energy"
+IMAGE_ROW = {"image_id": [7], "heatmaps": [None]} | {
+    name: [1] for name in f"{NUMBERS} max_logit entropy_top10".split()
+}
 TABLES = ("image", "round", "model", "calibration", "queue", "queue_item", "label", "label_region")
 SCORED = """
 INSERT INTO image (id, uri, sha256, width, height, channels, group_name, position, split, ingested_at)

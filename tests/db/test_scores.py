@@ -11,61 +11,21 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db.bulk import Columns
 from db.engine import Database
 from db.queries import scores, shards
 from db.queries.shards import PlannedShard
-from db.tables import Image, Model, Round, Shard, utc_now
+from db.tables import Shard, utc_now
+from tests.db.small_store import open_store, rows_for
 
 OWNER = "here:1:0"
 LATER = utc_now() + timedelta(hours=1)
-MEASURES = ("least_confidence", "margin", "entropy", "energy", "max_logit")
 
 
 @pytest.fixture
 def database(url: str) -> Generator[Database]:
-    """Ten pool images with ids 1 to 10, and an empty run 1."""
-    database = Database(url)
-    with database.session() as session:
-        session.add(Round(number=1, state="score"))
-        session.flush()
-        session.add(
-            Model(
-                round_id=1,
-                name="r01",
-                status="promoted",
-                checkpoint_uri="m",
-                config={},
-                config_hash="",
-                labels_hash="",
-                seed=0,
-                iterations=0,
-            )
-        )
-        session.add_all(
-            Image(uri=f"{n}.png", sha256=str(n), width=8, height=8, channels=3, group_name="", position=n)
-            for n in range(10)
-        )
-        session.flush()
-        scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
+    database = open_store(url)
     yield database
     database.close()
-
-
-def rows_for(ids: Sequence[int], entropy: float = 0.5) -> tuple[Columns, Columns]:
-    """Image and region columns with two regions an image; NULL where samples would be needed."""
-    common = {"pixels": 32, "predicted_class": 1, "class_share": 1.0, "impurity": 0.0, "entropy_top10": 0.5}
-    common |= dict.fromkeys(MEASURES, entropy)
-    images = {"image_id": list(ids), "regions": [2] * len(ids), "heatmaps": [None] * len(ids)}
-    regions = {
-        "image_id": np.repeat(ids, 2),
-        "region_index": np.tile([0, 1], len(ids)),
-        **{name: np.zeros(2 * len(ids), dtype=np.int32) for name in "xywh"},
-    }
-    return (
-        images | {name: [value] * len(ids) for name, value in common.items()},
-        regions | {name: [value] * 2 * len(ids) for name, value in common.items()},
-    )
 
 
 def write(database: Database, shard: PlannedShard, ids: Sequence[int], *, tried: Sequence[int] = ()) -> None:

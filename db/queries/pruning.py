@@ -1,0 +1,124 @@
+"""Taking scoring runs out of the store, and knowing which of them are needed.
+
+A run is pruned at one instant, when its row says so and its shards are gone: from then on no query finds it.
+On PostgreSQL its rows go in the same transaction, with its partitions; on SQLite they are deleted afterwards,
+some at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from db.partitions import drop_partitions
+from db.queries.candidates import finished_run
+from db.queries.leases import store_time
+from db.queries.rounds import current_round, promoted_model
+from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, ScoringRun, Shard, utc_now
+
+
+class RunSize(NamedTuple):
+    """A run and what it holds."""
+
+    run_id: int
+    model: str
+    images: int
+    regions: int
+
+
+def runs_by_age(session: Session) -> list[int]:
+    """The runs that have scores, newest first, by when they were finished or else begun."""
+    at = func.coalesce(ScoringRun.finished_at, ScoringRun.created_at)
+    statement = select(ScoringRun.id).where(ScoringRun.pruned_at.is_(None))
+    return list(session.scalars(statement.order_by(at.desc(), ScoringRun.id.desc())))
+
+
+def needed_runs(session: Session) -> dict[int, str]:
+    """The runs that something is still to be read from, or written to, and why."""
+    needed: dict[int, str] = {}
+    model = promoted_model(session)
+    if model is not None:
+        going_on = (
+            ScoringRun.model_id == model.id,
+            ScoringRun.finished_at.is_(None),
+            ScoringRun.pruned_at.is_(None),
+        )
+        for run_id in session.scalars(select(ScoringRun.id).where(*going_on)):
+            needed[run_id] = f"{model.name}, which serves, is still scoring it"
+        finished = finished_run(session)
+        if finished is not None:
+            needed[finished.id] = f"the scores of {model.name}, which serves"
+    current = current_round(session)
+    open_items = select(QueueItem.id).where(QueueItem.queue_id == Queue.id, QueueItem.status == "queued")
+    is_current = Queue.round_id == (None if current is None else current.id)
+    of_queue = select(Queue.run_id, Queue.name).where(
+        Queue.run_id.is_not(None), or_(is_current, Queue.round_id.is_(None) & open_items.exists())
+    )
+    for run_id, name in session.execute(of_queue):
+        if run_id is not None:
+            needed.setdefault(run_id, f"queue {name} was selected from it")
+    leased = (Shard.status == "running", Shard.lease_until > store_time(session))
+    for run_id in session.scalars(select(Shard.run_id).where(*leased).distinct()):
+        needed.setdefault(run_id, "somebody is scoring it")
+    return needed
+
+
+def run_size(session: Session, *, run_id: int) -> RunSize:
+    """How much a run holds; reads each of its image scores."""
+    model = session.scalars(
+        select(Model.name).join(ScoringRun, ScoringRun.model_id == Model.id).where(ScoringRun.id == run_id)
+    ).one()
+    counted = select(func.count(), func.coalesce(func.sum(ImageScore.regions), 0))
+    images, regions = session.execute(counted.where(ImageScore.run_id == run_id)).one()
+    return RunSize(run_id, model, images, int(regions))
+
+
+def prune_run(session: Session, *, run_id: int, patience: float) -> bool:
+    """Make a run a pruned one.
+
+    Args:
+        patience: seconds to wait on PostgreSQL for those who read or write scores at the moment.
+
+    Returns:
+        False, and nothing is done, when somebody has begun to need it meanwhile, or it is pruned already.
+
+    Raises:
+        OperationalError: the patience was not enough.
+    """
+    alive = (ScoringRun.id == run_id, ScoringRun.pruned_at.is_(None))
+    if session.scalars(select(ScoringRun.id).where(*alive).with_for_update()).one_or_none() is None:
+        return False
+    if run_id in needed_runs(session):
+        return False
+    session.execute(delete(Shard).where(Shard.run_id == run_id))
+    session.execute(
+        update(ScoringRun).where(ScoringRun.id == run_id).values(pruned_at=utc_now(), finished_at=None)
+    )
+    if session.get_bind().dialect.name == "postgresql":
+        drop_partitions(session, run_id=run_id, patience=patience)
+    return True
+
+
+def pruned_runs(session: Session) -> Sequence[int]:
+    """The runs that are pruned, by id."""
+    return session.scalars(
+        select(ScoringRun.id).where(ScoringRun.pruned_at.is_not(None)).order_by(ScoringRun.id)
+    ).all()
+
+
+def delete_pruned_rows(session: Session, *, run_id: int, rows: int) -> bool:
+    """Delete about so many of the rows that a pruned run has left, by image.
+
+    Returns:
+        Whether there were any.
+    """
+    for table in (RegionScore, ImageScore):
+        first = select(table.image_id).where(table.run_id == run_id).order_by(table.image_id).limit(rows)
+        last = session.scalar(select(func.max(first.subquery().c.image_id)))
+        if last is not None:
+            session.execute(delete(table).where(table.run_id == run_id, table.image_id <= last))
+            return True
+    return False

@@ -1,0 +1,119 @@
+"""Retention: the scores of old runs go, and what explains a queue stays."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from sqlalchemy.exc import OperationalError
+
+from db.engine import Database, lock_refused
+from db.queries import pruning as queries
+from db.queries.pruning import RunSize
+from pipeline.config import Project
+from pipeline.errors import UserError
+from pipeline.leases import alone
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 20_000
+"""Rows that one transaction deletes on SQLite: others write in between."""
+PATIENCE = 2.0
+"""Seconds for which one try to drop a partition makes others wait."""
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What one call of `prune` did.
+
+    Attributes:
+        kept: runs older than the newest ones that are needed still, and why.
+        busy: runs whose scores were being read all the time; the next call tries again.
+        folders: folders of heat maps that were deleted, also of runs that were pruned before.
+    """
+
+    pruned: list[RunSize] = field(default_factory=list)
+    kept: dict[int, str] = field(default_factory=dict)
+    busy: list[int] = field(default_factory=list)
+    folders: int = 0
+
+    def lines(self) -> list[str]:
+        """The report in words."""
+        said = [
+            f"Run {run.run_id} of {run.model}: {run.images} images and {run.regions} regions are forgotten."
+            for run in self.pruned
+        ]
+        said += [f"Run {run_id} stays: {why}." for run_id, why in sorted(self.kept.items())]
+        said += [f"Run {run_id} stays for now: its scores are being read." for run_id in sorted(self.busy)]
+        if self.folders:
+            said.append(f"{self.folders} folder{'s' if self.folders > 1 else ''} of heat maps deleted.")
+        return said or ["There is nothing to prune."]
+
+
+def prune(project: Project, database: Database, *, keep_runs: int) -> PruneReport:
+    """Delete the scores, shards and heat maps of all but the newest runs; killed and repeated, it goes on.
+
+    A run's row stays, as the provenance of the queues that were selected from it. What its scorer scores from
+    then on is another run. Never pruned are the runs that the serving model's scores, the current round's
+    queue or an open review stand on, nor one that somebody is scoring. Two at once wait for each other.
+
+    Args:
+        keep_runs: runs that stay, at least 1, those that are needed included.
+
+    Raises:
+        UserError: `keep_runs` is less than 1.
+    """
+    if keep_runs < 1:
+        raise UserError(f"Expected to keep at least 1 run, but got {keep_runs}.", "Write `--keep-runs 1`.")
+    with alone(database, "prune", wait=True):
+        with database.session(write=False) as session:
+            old = queries.runs_by_age(session)[keep_runs:]
+            needed = queries.needed_runs(session)
+        report = PruneReport(kept={run_id: needed[run_id] for run_id in old if run_id in needed})
+        for run_id in old:
+            if run_id not in needed:
+                _prune_run(database, run_id, report)
+        with database.session(write=False) as session:
+            pruned = queries.pruned_runs(session)
+        if database.engine.dialect.name == "sqlite":
+            for run_id in pruned:
+                _delete_rows(database, run_id)
+        return PruneReport(report.pruned, report.kept, report.busy, folders=_delete_folders(project, pruned))
+
+
+def _prune_run(database: Database, run_id: int, report: PruneReport) -> None:
+    with database.session(write=False) as session:
+        size = queries.run_size(session, run_id=run_id)
+    for _ in range(TRIES):
+        try:
+            if database.transact(
+                lambda session: queries.prune_run(session, run_id=run_id, patience=PATIENCE)
+            ):
+                report.pruned.append(size)
+            return
+        except OperationalError as error:
+            if not lock_refused(error):
+                raise
+            logger.info("The scores of run %d are being read; trying again.", run_id)
+    report.busy.append(run_id)
+
+
+def _delete_rows(database: Database, run_id: int) -> None:
+    while database.transact(
+        lambda session: queries.delete_pruned_rows(session, run_id=run_id, rows=ROWS_AT_ONCE)
+    ):
+        pass
+
+
+def _delete_folders(project: Project, pruned: Sequence[int]) -> int:
+    """Delete the heat maps of pruned runs. A worker that had lost its shard may have written some since."""
+    deleted = 0
+    for run_id in pruned:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(project.workdir / "heatmaps" / str(run_id))
+            deleted += 1
+    return deleted
