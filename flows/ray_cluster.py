@@ -8,7 +8,7 @@ had begun is taken over by the others, as on one machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -52,14 +52,54 @@ def drain_on_cluster(project: Project, database: Database, *, run_id: int, began
     if project.file is None:
         raise ConfigError("With `scale.engine: ray`, the project must have been read from a file.")
     with _cluster(project.config.scale) as runner:
+        import ray
         from prefect_ray.context import remote_options
 
-        count, options = _tasks(project.config.scale)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count, options = tasks_for(project.config.scale, nodes)
         say(f"{count} workers on the Ray cluster, each with {_in_words(options)}.")
         with remote_options(**options):
             futures = [runner.submit(drain, {"config": project.file, "run_id": run_id}) for _ in range(count)]
         drained = _gather(futures)
     return _with_lost_work(database, drained, run_id=run_id, began_at=began_at)
+
+
+def tasks_for(scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
+    """How many tasks drain, and what each asks Ray for.
+
+    Args:
+        nodes: the resources of each living node, by Ray's names.
+
+    Raises:
+        ConfigError: a worker asks for more GPUs than there are.
+
+    >>> nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"memory": 1.0}]
+    >>> count, options = tasks_for(ScaleConfig(), nodes)
+    >>> count, options["num_gpus"], options["num_cpus"]
+    (4, 1.0, 4)
+    >>> tasks_for(ScaleConfig(gpus_per_worker=0), nodes)[0]
+    2
+    """
+    nodes = [node for node in nodes if node.get("CPU")]  # a head may be told to work at nothing
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if scale.gpus_per_worker and gpus < scale.gpus_per_worker and scale.workers is None:
+        raise ConfigError(
+            f"The Ray cluster has {gpus:g} GPUs, and `scale.gpus_per_worker` is {scale.gpus_per_worker:g}.",
+            "Set `scale.gpus_per_worker: 0` to score on CPUs, or `scale.workers` where the cluster grows by "
+            "itself.",
+        )
+    fitting = int(gpus // scale.gpus_per_worker) if scale.gpus_per_worker else len(nodes)
+    count = scale.workers or fitting
+    # Ray lets a task's numeric libraries have as many threads as it has CPUs, so they share a node's; that
+    # is asked for which the smallest node can give
+    smallest = min((int(node["CPU"]) for node in nodes), default=1)
+    cpus = max(1, smallest // -(-count // max(1, len(nodes))))
+    return count, {
+        "num_gpus": scale.gpus_per_worker,
+        "num_cpus": cpus,
+        "scheduling_strategy": "SPREAD",
+        "max_retries": RESTARTS,
+    }
 
 
 @contextmanager
@@ -82,32 +122,6 @@ def _cluster(scale: ScaleConfig) -> Generator[RayTaskRunner[Any]]:
                 "Start one with `ray start`, or mend the address.",
             ) from error
         yield runner
-
-
-def _tasks(scale: ScaleConfig) -> tuple[int, dict[str, Any]]:
-    """How many tasks drain, and what each asks Ray for."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    if scale.gpus_per_worker and gpus < scale.gpus_per_worker and scale.workers is None:
-        raise ConfigError(
-            f"The Ray cluster has {gpus:g} GPUs, and `scale.gpus_per_worker` is {scale.gpus_per_worker:g}.",
-            "Set `scale.gpus_per_worker: 0` to score on CPUs, or `scale.workers` where the cluster grows by "
-            "itself.",
-        )
-    fitting = int(gpus // scale.gpus_per_worker) if scale.gpus_per_worker else len(nodes)
-    count = scale.workers or fitting
-    # Ray lets a task's numeric libraries have as many threads as it has CPUs, so they share a node's; that
-    # is asked for which the smallest node can give
-    smallest = min((int(node["CPU"]) for node in nodes), default=1)
-    cpus = max(1, smallest // -(-count // max(1, len(nodes))))
-    return count, {
-        "num_gpus": scale.gpus_per_worker,
-        "num_cpus": cpus,
-        "scheduling_strategy": "SPREAD",
-        "max_retries": RESTARTS,
-    }
 
 
 def _in_words(options: dict[str, Any]) -> str:

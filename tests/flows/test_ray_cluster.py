@@ -1,0 +1,49 @@
+"""What scoring on a Ray cluster asks for, without one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from db.engine import Database
+from db.tables import utc_now
+from flows.ray_cluster import drain_on_cluster, tasks_for
+from pipeline.config import Project, ProjectConfig, ScaleConfig
+from pipeline.errors import ConfigError
+
+CPU_NODES = [{"CPU": 4.0}, {"CPU": 8.0}]
+
+
+def test_tasks_on_cpus_share_what_the_smallest_node_has() -> None:
+    of = {
+        workers: tasks_for(ScaleConfig(gpus_per_worker=0, workers=workers), CPU_NODES) for workers in (2, 3)
+    }
+    assert [(count, options["num_cpus"], options["num_gpus"]) for count, options in of.values()] == [
+        (2, 4, 0),
+        (3, 2, 0),
+    ]
+
+
+def test_half_a_gpu_a_worker_makes_twice_as_many_workers() -> None:
+    count, options = tasks_for(ScaleConfig(gpus_per_worker=0.5), [{"CPU": 8.0, "GPU": 2.0}])
+    assert (count, options["num_gpus"], options["num_cpus"]) == (4, 0.5, 2)
+
+
+def test_a_cluster_without_gpus_is_refused_unless_it_may_grow() -> None:
+    with pytest.raises(ConfigError, match=r"has 0 GPUs.*gpus_per_worker: 0"):
+        tasks_for(ScaleConfig(), CPU_NODES)
+    assert tasks_for(ScaleConfig(workers=6), CPU_NODES)[0] == 6
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prefect_ray.task_runners", None)
+    document = {"name": "p", "data": {"images": "images", "classes": ["a", "b"]}, "scale": {"engine": "ray"}}
+    document["database"] = {"url": "postgresql+psycopg://nobody@localhost/none"}
+    project = Project(ProjectConfig.model_validate(document), tmp_path, tmp_path / "segcurate.yaml")
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    with pytest.raises(ConfigError, match=r"pip install 'segcurate\[ray\]'"):
+        drain_on_cluster(project, database, run_id=1, began_at=utc_now())
