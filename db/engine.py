@@ -138,7 +138,7 @@ def connect(url: str) -> Engine:
     except DBAPIError as error:
         raise StoreError(
             f"The database {parsed.render_as_string(hide_password=True)} cannot be opened: {error.orig}.",
-            "Check `database.url`, and that the server is up and the folder writable.",
+            "Check `database.url`, and that the server is up, or the folder writable and its disk not full.",
         ) from error
     return engine
 

@@ -93,6 +93,12 @@ def opened_project() -> Generator[tuple[Project, Database]]:
     database = Database(project.database_url)
     try:
         yield project, database
+    except OperationalError as error:
+        where = database.engine.url.render_as_string(hide_password=True)
+        raise StoreError(
+            f"The database {where} refused: {error.orig}.",
+            "Check the free space of its disk, and that it can be reached; then run the command again.",
+        ) from error
     finally:
         database.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.engine import Database
@@ -25,6 +27,8 @@ from pipeline.scoring import score_images
 from pipeline.steps.scorer import Scorer, open_scorer
 from pipeline.steps.shard_writer import ShardWriter
 from pipeline.uncertainty.region_sources import region_source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,10 @@ def drain_shards(
                 if writer.images + writer.failed == before:
                     time.sleep(POLL_SECONDS)  # others are at the rest; if one of them dies, its shard is free
         except BaseException:
-            database.transact(give_back)
+            try:
+                database.transact(give_back)
+            except DBAPIError as refusal:  # a full disk, say: what has stopped the work is what counts
+                logger.warning("What was begun could not be given back: %s", refusal.orig)
             raise
     return Drained(
         images=writer.images,
