@@ -1,4 +1,4 @@
-"""What may be queried: the scored regions and images of a run, as numpy columns.
+"""What may be queried: the scored regions and images of a run, as numpy columns, a page at a time.
 
 Legend: N candidates, M images. An image is eligible when it is in the pool, is no duplicate, and shares its
 content with no image outside the pool. This is the only door to a queue.
@@ -6,33 +6,45 @@ content with no image outside the pool. This is the only door to a queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, Executable, exists, literal, select
+from sqlalchemy import ColumnElement, Select, exists, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from db.tables import Image, ImageScore, Model, RegionScore, ScoringRun
 
-FETCH_ROWS = 20_000
+NUMBERS = 12
+"""Columns of a candidate, without those of its shape."""
+UNKNOWN = math.inf
+"""Stands for NULL on its way from the database."""
 WHOLE_IMAGE = -1
 """The region index of a candidate that is a whole image rather than a region of the run's grid."""
 
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """The eligible images of a run, M rows by ascending id."""
+    """Eligible images of a run, M rows by ascending id."""
 
     id: npt.NDArray[np.int64]
     group: npt.NDArray[np.int32]
-    """Index into `group_names`."""
+    """The group's code."""
     position: npt.NDArray[np.int64]
     regions: npt.NDArray[np.int32]
     """Regions that the run saw in the image, whether their rows were kept or not."""
-    group_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def part(self, start: int, stop: int) -> ImageColumns:
+        """Some of them."""
+        rows = slice(start, stop)
+        return ImageColumns(self.id[rows], self.group[rows], self.position[rows], self.regions[rows])
 
 
 @dataclass(frozen=True)
@@ -48,9 +60,9 @@ class CandidateColumns:
     impurity: npt.NDArray[np.float32]
     score: npt.NDArray[np.float32] | None
     """The measure that was asked for; NaN where the run has none."""
-    expected_entropy: npt.NDArray[np.float32] | None
-    """None, as `mutual_information`, where the run has no samples."""
-    mutual_information: npt.NDArray[np.float32] | None
+    expected_entropy: npt.NDArray[np.float32]
+    """NaN, as `mutual_information`, where the run has no samples."""
+    mutual_information: npt.NDArray[np.float32]
     pixels: npt.NDArray[np.int64] | None
     """None, as `outline`, where every region fills its box."""
     outline: npt.NDArray[np.object_] | None
@@ -68,35 +80,55 @@ def finished_run(session: Session) -> ScoringRun | None:
     return session.scalars(statement).first()
 
 
-def image_columns(session: Session, *, run_id: int) -> ImageColumns:
-    """The eligible images that a run has scored."""
+def last_eligible(session: Session, *, run_id: int) -> int:
+    """The highest id of an image that the run has scored; 0 without one."""
+    return session.scalar(select(func.max(ImageScore.image_id)).where(ImageScore.run_id == run_id)) or 0
+
+
+def eligible_images(
+    session: Session, *, run_id: int, after_id: int, last_id: int, limit: int, codes: dict[str, int]
+) -> ImageColumns:
+    """A page of the eligible images that a run has scored.
+
+    Args:
+        codes: the code of each group; groups that are new to it are added.
+    """
+    held_out = aliased(Image)
+    leaks = exists().where(held_out.sha256 == Image.sha256, held_out.split != "pool")
     statement = (
         select(Image.id, Image.group_name, Image.position, ImageScore.regions)
         .join(ImageScore, ImageScore.image_id == Image.id)
-        .where(ImageScore.run_id == run_id, _is_eligible(Image.id))
-        .order_by(Image.id)
+        .where(
+            ImageScore.run_id == run_id,
+            ImageScore.image_id > after_id,
+            ImageScore.image_id <= last_id,
+            Image.split == "pool",
+            Image.duplicate_of.is_(None),
+            ~leaks,
+        )
+        .order_by(ImageScore.image_id)
+        .limit(limit)
     )
-    codes: dict[str, int] = {}
-    blocks: list[npt.NDArray[np.int64]] = []
-    for rows in _blocks(session, statement):
-        coded = [(row[0], codes.setdefault(row[1], len(codes)), row[2], row[3]) for row in rows]
-        blocks.append(np.array(coded, dtype=np.int64))
-    table = np.concatenate(blocks) if blocks else np.empty((0, 4), dtype=np.int64)
+    rows = [
+        (image_id, codes.setdefault(group, len(codes)), position, regions)
+        for image_id, group, position, regions in session.execute(statement)
+    ]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return ImageColumns(
         id=table[:, 0].copy(),
         group=table[:, 1].astype(np.int32),
         position=table[:, 2].copy(),
         regions=table[:, 3].astype(np.int32),
-        group_names=list(codes),
     )
 
 
 def region_candidates(
-    session: Session, *, run_id: int, measure: str | None, outlines: bool = False
+    session: Session, *, run_id: int, images: ImageColumns, measure: str | None, outlines: bool = False
 ) -> CandidateColumns:
-    """The regions of a run that lie in eligible images.
+    """The regions of a run that lie in some of its eligible images.
 
     Args:
+        images: neighbours by id, at least one.
         measure: the column of `region_score` to read as the score; None reads none.
         outlines: read them too: a hundred bytes a region.
     """
@@ -112,26 +144,29 @@ def region_candidates(
             RegionScore.predicted_class,
             RegionScore.class_share,
             RegionScore.impurity,
-            literal(0.0) if measure is None else RegionScore.__table__.c[measure],
-            RegionScore.expected_entropy,
-            RegionScore.mutual_information,
+            literal(0.0) if measure is None else _known(RegionScore.__table__.c[measure]),
+            _known(RegionScore.expected_entropy),
+            _known(RegionScore.mutual_information),
             *shapes,
         )
-        .where(RegionScore.run_id == run_id, _is_eligible(RegionScore.image_id))
+        .where(RegionScore.run_id == run_id, RegionScore.image_id.between(*_ends(images)))
         .order_by(RegionScore.image_id, RegionScore.region_index)
     )
-    return _candidates(session, statement, scored=measure is not None, outlines=outlines)
+    return _candidates(session, statement, images, scored=measure is not None, outlines=outlines)
 
 
-def image_candidates(session: Session, *, run_id: int, measure: str | None) -> CandidateColumns:
-    """The eligible images of a run, each as one box, with region index `WHOLE_IMAGE`.
+def image_candidates(
+    session: Session, *, run_id: int, images: ImageColumns, measure: str | None
+) -> CandidateColumns:
+    """Some of the eligible images of a run, each as one box, with region index `WHOLE_IMAGE`.
 
     Args:
+        images: neighbours by id, at least one.
         measure: the column of `image_score` to read as the score; None reads none.
     """
     statement = (
         select(
-            Image.id,
+            ImageScore.image_id,
             literal(WHOLE_IMAGE),
             literal(0),
             literal(0),
@@ -140,87 +175,54 @@ def image_candidates(session: Session, *, run_id: int, measure: str | None) -> C
             ImageScore.predicted_class,
             ImageScore.class_share,
             ImageScore.impurity,
-            literal(0.0) if measure is None else ImageScore.__table__.c[measure],
-            ImageScore.expected_entropy,
-            ImageScore.mutual_information,
+            literal(0.0) if measure is None else _known(ImageScore.__table__.c[measure]),
+            _known(ImageScore.expected_entropy),
+            _known(ImageScore.mutual_information),
         )
-        .join(ImageScore, ImageScore.image_id == Image.id)
-        .where(ImageScore.run_id == run_id, _is_eligible(Image.id))
-        .order_by(Image.id)
+        .join(Image, Image.id == ImageScore.image_id)
+        .where(ImageScore.run_id == run_id, ImageScore.image_id.between(*_ends(images)))
+        .order_by(ImageScore.image_id)
     )
-    return _candidates(session, statement, scored=measure is not None)
+    return _candidates(session, statement, images, scored=measure is not None)
 
 
-def _is_eligible(image_id: InstrumentedAttribute[int]) -> ColumnElement[bool]:
-    held_out = aliased(Image)
-    leaks = exists().where(held_out.sha256 == Image.sha256, held_out.split != "pool")
-    return image_id.in_(select(Image.id).where(Image.split == "pool", Image.duplicate_of.is_(None), ~leaks))
+def _ends(images: ImageColumns) -> tuple[int, int]:
+    return int(images.id[0]), int(images.id[-1])
+
+
+def _known(column: ColumnElement[float] | InstrumentedAttribute[float | None]) -> ColumnElement[float]:
+    return func.coalesce(column, literal(UNKNOWN))
 
 
 def _candidates(
-    session: Session, statement: Executable, *, scored: bool, outlines: bool = False
+    session: Session,
+    statement: Select[*tuple[Any, ...]],
+    images: ImageColumns,
+    *,
+    scored: bool,
+    outlines: bool = False,
 ) -> CandidateColumns:
-    row = np.dtype(
-        [
-            ("image_id", np.int64),
-            ("region_index", np.int32),
-            ("box", np.int32, (4,)),
-            ("predicted_class", np.int16),
-            ("class_share", np.float32),
-            ("impurity", np.float32),
-            ("score", np.float32),
-            ("expected_entropy", np.float32),
-            ("mutual_information", np.float32),
-            *([("pixels", np.int64), ("outline", np.object_)] if outlines else []),
-        ]
-    )
-    blocks = [_columns(rows, row) for rows in _blocks(session, statement)]
-    empty = [np.empty(0, dtype=row)]
-
-    def column(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([block[name] for block in blocks or empty])
-
-    def sampled(name: str) -> npt.NDArray[np.float32] | None:
-        values = column(name)
-        return None if np.isnan(values).all() else values
-
+    """The rows of these images: between the first and the last there may be others that are not eligible."""
+    # from the driver: an object a row, and a column at a time, would take three times as long
+    cursor = session.connection().execute(statement).cursor
+    rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor is not None else ()
+    width = NUMBERS + outlines
+    values = chain.from_iterable(row[:width] for row in rows) if outlines else chain.from_iterable(rows)
+    numbers = np.fromiter(values, dtype=np.float64, count=width * len(rows)).reshape(-1, width)
+    mine = np.isin(numbers[:, 0], images.id)
+    numbers = numbers[mine]
+    measures = np.where(np.isinf(numbers[:, 9:12]), np.nan, numbers[:, 9:12]).astype(np.float32)
+    texts = np.array([row[width] for row in rows], dtype=np.object_)[mine] if outlines else None
     return CandidateColumns(
-        image_id=column("image_id"),
-        region_index=column("region_index"),
-        box=column("box"),
-        predicted_class=column("predicted_class"),
-        class_share=column("class_share"),
-        impurity=column("impurity"),
-        score=column("score") if scored else None,
-        expected_entropy=sampled("expected_entropy"),
-        mutual_information=sampled("mutual_information"),
-        pixels=column("pixels") if outlines else None,
-        outline=column("outline") if outlines else None,
+        image_id=numbers[:, 0].astype(np.int64),
+        region_index=numbers[:, 1].astype(np.int32),
+        box=numbers[:, 2:6].astype(np.int32),
+        predicted_class=numbers[:, 6].astype(np.int16),
+        class_share=numbers[:, 7].astype(np.float32),
+        impurity=numbers[:, 8].astype(np.float32),
+        score=measures[:, 0].copy() if scored else None,
+        expected_entropy=measures[:, 1].copy(),
+        mutual_information=measures[:, 2].copy(),
+        pixels=numbers[:, 12].astype(np.int64) if outlines else None,
+        outline=texts,
     )
-
-
-def _columns(rows: Sequence[Sequence[Any]], row: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """Rows as one block: column by column, which is several times faster than row by row."""
-    image_id, region_index, x, y, w, h, predicted_class, class_share, impurity, *others = zip(
-        *rows, strict=True
-    )
-    block = np.empty(len(rows), dtype=row)
-    block["image_id"] = image_id
-    block["region_index"] = region_index
-    for side, values in enumerate((x, y, w, h)):
-        block["box"][:, side] = values
-    block["predicted_class"] = predicted_class
-    block["class_share"] = class_share
-    block["impurity"] = impurity
-    measures, shapes = others[:3], others[3:]
-    for name, values in zip(("score", "expected_entropy", "mutual_information"), measures, strict=True):
-        block[name] = np.array(values, dtype=np.float32)  # NULL becomes NaN
-    if shapes:
-        block["pixels"], block["outline"] = shapes
-    return block
-
-
-def _blocks(session: Session, statement: Executable) -> Iterator[Sequence[Sequence[Any]]]:
-    # on the connection, not the session: half the time a row, as the ORM makes none of its own
-    options = {"yield_per": FETCH_ROWS}
-    yield from session.connection().execute(statement, execution_options=options).partitions()

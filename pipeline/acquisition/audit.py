@@ -1,30 +1,18 @@
 """The audit slice: the part of every queue that is a uniform sample of the pool.
 
-It is drawn before the strategy sees the candidates and knows no cap and no gap, so that each candidate is
-in it with the same, known probability. Only so can it say something unbiased about the pool.
+It is drawn without a look at the strategy and knows no cap and no gap, so that each candidate is in it with
+the same, known probability. Only so can it say something unbiased about the pool. Every candidate draws a
+number, and those with the smallest ones are in: a simple random sample without replacement, found in one
+reading of a pool of unknown size.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 
+def inclusion_probability(size: int, available: int) -> float | None:
+    """Of each candidate, in a sample of `size` from `available`; None without a sample.
 
-def draw_audit(
-    available: int, size: int, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.int64], float | None]:
-    """A simple random sample without replacement.
-
-    Args:
-        available: candidates N.
-        size: candidates to draw, at most N.
-
-    Returns:
-        Indices [size] in random order, and the inclusion probability size / N (None without a draw).
-
-    >>> draw_audit(20, 5, np.random.default_rng(0))[1]
+    >>> inclusion_probability(5, 20)
     0.25
     """
-    if size == 0:
-        return np.empty(0, dtype=np.int64), None
-    return rng.choice(available, size=size, replace=False), size / available
+    return size / available if size else None

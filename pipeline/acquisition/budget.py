@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from pipeline.config import SelectionConfig
 
@@ -24,20 +22,29 @@ class Budget:
     selected: int
 
 
-def queue_budget(config: SelectionConfig, regions: npt.NDArray[np.int32], available: int) -> Budget:
+def asked_for(config: SelectionConfig, mean_regions: float) -> int:
+    """The candidates that a configuration asks for, where an image has that many regions on average.
+
+    >>> asked_for(SelectionConfig(budget=2, budget_unit="images"), 49)
+    98
+    """
+    if config.unit == "region" and config.budget_unit == "images":
+        return max(1, round(config.budget * mean_regions))
+    return config.budget
+
+
+def queue_budget(config: SelectionConfig, mean_regions: float, available: int) -> Budget:
     """The budget in candidates.
 
     Args:
         config: `budget`, `budget_unit`, `unit` and `audit_fraction` are read.
-        regions: [M] regions of each image, for a budget of regions that is counted in images.
+        mean_regions: of an image, for a budget of regions that is counted in images.
         available: candidates that there are.
 
-    >>> queue_budget(SelectionConfig(budget=2, budget_unit="images"), np.array([48, 50]), 90)
+    >>> queue_budget(SelectionConfig(budget=2, budget_unit="images"), 49, 90)
     Budget(asked=98, total=90, audit=9, selected=81)
     """
-    asked = config.budget
-    if config.unit == "region" and config.budget_unit == "images":
-        asked = max(1, round(config.budget * float(np.mean(regions))))
+    asked = asked_for(config, mean_regions)
     total = min(asked, available)
     audit = audit_size(total, config.audit_fraction)
     return Budget(asked=asked, total=total, audit=audit, selected=total - audit)
@@ -53,20 +60,19 @@ def audit_size(total: int, fraction: float) -> int:
     return 1 if nearest == 0 and fraction > 0 and total > 1 else nearest
 
 
-def class_quotas(predicted_class: npt.NDArray[np.int16], selected: int) -> dict[int, int]:
+def class_quotas(counts: Mapping[int, int], selected: int) -> dict[int, int]:
     """Two thirds of a budget split evenly over the classes that are predicted; what is over goes to the
     rarest ones. Classes are listed from the rarest on.
 
     Args:
-        predicted_class: [N] of the candidates.
+        counts: candidates of each predicted class.
         selected: candidates to choose.
 
-    >>> class_quotas(np.array([0, 0, 0, 4, 4, 7], dtype=np.int16), 12)
+    >>> class_quotas({0: 3, 4: 2, 7: 1}, 12)
     {7: 3, 4: 3, 0: 2}
     """
-    classes, counts = np.unique(predicted_class, return_counts=True)
-    if len(classes) == 0:
+    if not counts:
         return {}
-    rarest_first = classes[np.argsort(counts, kind="stable")].tolist()
+    rarest_first = sorted(counts, key=lambda name: (counts[name], name))
     each, over = divmod(round(selected * STRATIFIED_SHARE), len(rarest_first))
     return {name: each + (turn < over) for turn, name in enumerate(rarest_first)}

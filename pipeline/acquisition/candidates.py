@@ -6,8 +6,10 @@ outline says which of its pixels a region holds.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Candidates:
-    """Columns of candidates, ordered by image, and of their images.
+    """Columns of candidates, ordered by image, and of their images: the pool, or a block of it.
 
     `image` [N] is the row of the candidate's image, ascending. `score` [N] is the measure that the strategy
     ranks by, not negative and larger for more uncertain; None for a strategy that looks at no measure.
@@ -47,6 +49,11 @@ class Candidates:
     outline: npt.NDArray[np.object_] | None = None
     """[N]: outlines, each a text, or None where a candidate fills its box."""
 
+    @property
+    def owner(self) -> npt.NDArray[np.int64]:
+        """[N]: the id of each candidate's image."""
+        return self.image_id[self.image]
+
     def __len__(self) -> int:
         return len(self.image)
 
@@ -57,17 +64,47 @@ class Candidates:
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Candidates:
         """The candidates of a mask [N]; every image stays."""
-        return replace(
-            self,
-            image=self.image[keep],
-            region_index=self.region_index[keep],
-            box=self.box[keep],
-            predicted_class=self.predicted_class[keep],
-            class_share=self.class_share[keep],
-            impurity=self.impurity[keep],
-            score=None if self.score is None else self.score[keep],
-            expected_entropy=None if self.expected_entropy is None else self.expected_entropy[keep],
-            mutual_information=None if self.mutual_information is None else self.mutual_information[keep],
-            pixels=None if self.pixels is None else self.pixels[keep],
-            outline=None if self.outline is None else self.outline[keep],
-        )
+        return replace(self, **{name: column[keep] for name, column in self._columns(_OF_CANDIDATES)})
+
+    def only(self, rows: npt.NDArray[np.int64]) -> Candidates:
+        """Some candidates in the order of `rows`, and no image without one. They are ordered by image, as
+        `starts` needs it, where the rows are rising."""
+        images, image = np.unique(self.image[rows], return_inverse=True)
+        columns = {name: column[rows] for name, column in self._columns(_OF_CANDIDATES)}
+        columns |= {name: column[images] for name, column in self._columns(_OF_IMAGES)}
+        return replace(self, **(columns | {"image": image}))
+
+    @staticmethod
+    def joined(blocks: Sequence[Candidates]) -> Candidates:
+        """Blocks one after the other; none of them shares an image with another."""
+        first = blocks[0]
+        columns = {
+            name: np.concatenate([getattr(block, name) for block in blocks])
+            for name, _ in first._columns(_OF_CANDIDATES + _OF_IMAGES)
+        }
+        offsets = np.cumsum([0, *(len(block.image_id) for block in blocks[:-1])])
+        images = [block.image + offset for block, offset in zip(blocks, offsets.tolist(), strict=True)]
+        return replace(first, **(columns | {"image": np.concatenate(images)}))
+
+    def _columns(self, names: Sequence[str]) -> list[tuple[str, npt.NDArray[Any]]]:
+        return [(name, column) for name in names if (column := getattr(self, name)) is not None]
+
+
+_OF_IMAGES = ("image_id", "group", "position", "regions")
+_OF_CANDIDATES = (
+    "image",
+    "region_index",
+    "box",
+    "predicted_class",
+    "class_share",
+    "impurity",
+    "score",
+    "expected_entropy",
+    "mutual_information",
+    "pixels",
+    "outline",
+)
+
+Reading = Callable[[], Iterable[Candidates]]
+"""Reads the pool from its start: blocks by ascending image id, each image whole in one block, and the same
+candidates every time."""

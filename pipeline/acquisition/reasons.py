@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.routing import WORDS, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
+from pipeline.acquisition.standing import Standing
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
 
@@ -19,8 +17,8 @@ BOUNDARY_NATS = 0.5
 
 
 def reasons(
-    candidates: Candidates,
     selection: Selection,
+    standing: Standing,
     config: SelectionConfig,
     *,
     class_names: Sequence[str],
@@ -29,35 +27,34 @@ def reasons(
     """A line for each item of a selection: how it was chosen, where it stands, what the model sees there,
     and what kind of doubt that is."""
     measure = STRATEGIES[config.strategy].measure
-    everything = f"{grouped(len(candidates))} {config.unit}s"
+    items, survey = selection.items, selection.survey
+    everything = f"{grouped(survey.available)} {config.unit}s"
     noise = "" if config.noise_beta is None else f", power noise β = {config.noise_beta:g}"
-    standing = _standing(candidates, selection)
-    rank, members = _rank_in_stratum(candidates, selection)
-    route = routes(candidates, selection.index)
+    route = routes(items, standing.limits)
     lines: list[str] = []
-    for item, index in enumerate(selection.index.tolist()):
+    for item in range(len(items)):
         stratum = int(selection.stratum[item])
         parts: list[str] = []
         if selection.audit[item]:
             parts.append(f"random audit draw (probability {selection.inclusion_probability:.2g})")
         elif config.strategy == "strided":
-            image = int(candidates.image[index])
-            sequence = group_names[int(candidates.group[image])]
-            parts.append(f"strided: position {candidates.position[image]} of {sequence}")
+            image = int(items.image[item])
+            sequence = group_names[int(items.group[image])]
+            parts.append(f"strided: position {items.position[image]} of {sequence}")
         elif measure is None:
             drawn_from = everything if stratum == NO_STRATUM else f"{config.unit}s of {class_names[stratum]}"
             parts.append(f"random draw from {drawn_from}")
         elif stratum != NO_STRATUM:
             parts.append(
-                f"no. {grouped(rank[item])} of {grouped(members[item])} {config.unit}s of "
-                f"{class_names[stratum]} by {measure} × class share{noise}"
+                f"no. {grouped(int(standing.rank[item]))} of {grouped(survey.classes[stratum])} "
+                f"{config.unit}s of {class_names[stratum]} by {measure} × class share{noise}"
             )
-        if measure is not None and candidates.score is not None:
+        if measure is not None and items.score is not None:
             name = measure.replace("_", " ")
-            place = f"top {percent(standing[item])} of {everything}"
+            place = f"top {percent(int(standing.above[item]) / survey.available)} of {everything}"
             drawn = noise if stratum == NO_STRATUM and not selection.audit[item] else ""
-            parts.append(f"{name} {candidates.score[index]:.2f}, {place}{drawn}")
-        parts.append(_content(candidates, index, class_names, unit=config.unit))
+            parts.append(f"{name} {items.score[item]:.2f}, {place}{drawn}")
+        parts.append(_content(items, item, class_names, unit=config.unit))
         if (kind := route[item]) is not None:
             parts.append(WORDS[kind])
         lines.append("; ".join(parts))
@@ -82,30 +79,6 @@ def percent(share: float) -> str:
     return (
         f"{value:.0f} %" if value >= 9.95 else f"{float(f'{value:.2g}'):.10f}".rstrip("0").rstrip(".") + " %"
     )
-
-
-def _standing(candidates: Candidates, selection: Selection) -> npt.NDArray[np.float64]:
-    """[K]: the share of candidates that score at least as high."""
-    if candidates.score is None:
-        return np.zeros(len(selection.index))
-    rising = np.sort(candidates.score)
-    below = np.searchsorted(rising, candidates.score[selection.index], side="left")
-    return (len(rising) - below) / len(rising)
-
-
-def _rank_in_stratum(candidates: Candidates, selection: Selection) -> tuple[list[int], list[int]]:
-    """[K], [K]: the rank of each item among its stratum by score × class share, and the stratum's size."""
-    rank = np.zeros(len(selection.index), dtype=np.int64)
-    members = np.zeros(len(selection.index), dtype=np.int64)
-    if candidates.score is not None:
-        weighted = candidates.score * candidates.class_share
-        for stratum in np.unique(selection.stratum[selection.stratum != NO_STRATUM]):
-            items = selection.stratum == stratum
-            rising = np.sort(weighted[candidates.predicted_class == stratum])
-            above = np.searchsorted(rising, weighted[selection.index[items]], side="right")
-            rank[items] = len(rising) - above + 1
-            members[items] = len(rising)
-    return rank.tolist(), members.tolist()
 
 
 def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:

@@ -1,6 +1,6 @@
 """What to do about an uncertain region: label it, or ask what its label should be.
 
-Legend: N candidates, K items.
+Legend: K items.
 
 Mutual information says that the samples disagree: the model lacks data, and a label settles it. Expected
 entropy without mutual information says that every sample is unsure in the same way: one more label of the
@@ -11,12 +11,11 @@ of the model's own predictive distribution, no proof of what the world is like.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.quantiles import Quantiles
 
 Route = Literal["label", "ask"]
 
@@ -24,13 +23,29 @@ WORDS: dict[Route, str] = {
     "label": "the samples disagree: label it",
     "ask": "ambiguous: ask a second annotator, or look at the guideline",
 }
-MUCH_INFORMATION = 0.9
-"""From this quantile of the candidates on, mutual information is high."""
-MUCH_ENTROPY = 0.75
-"""From this quantile on, expected entropy is high; mutual information below its own is low."""
+INFORMATION_SHARES = (0.9, 0.75)
+"""From the first quantile of the candidates on, mutual information is high; below the second it is low."""
+UNSURE_SHARES = (0.75,)
+"""From this quantile on, expected entropy is high."""
 
 
-def routes(candidates: Candidates, index: npt.NDArray[np.int64]) -> Sequence[Route | None]:
+@dataclass(frozen=True)
+class Limits:
+    """Where mutual information and expected entropy are high among all candidates."""
+
+    high: float
+    low: float
+    unsure: float
+
+    @staticmethod
+    def of(information: Quantiles, entropy: Quantiles) -> Limits | None:
+        """From quantiles at `INFORMATION_SHARES` and `UNSURE_SHARES`; None for scores without samples."""
+        if information.total == 0 or entropy.total == 0:
+            return None
+        return Limits(*information.values(), *entropy.values())
+
+
+def routes(items: Candidates, limits: Limits | None) -> Sequence[Route | None]:
     """The route of some candidates, by where they stand among all.
 
     `label`: mutual information in the highest tenth. `ask`: expected entropy in the highest quarter, and
@@ -38,18 +53,16 @@ def routes(candidates: Candidates, index: npt.NDArray[np.int64]) -> Sequence[Rou
     would leave hardly any region to ask about.
 
     Args:
-        index: [K] rows of the candidates.
+        items: [K] the candidates to be routed.
 
     Returns:
         K routes; None for what is neither, and for all where the scores are without samples.
     """
-    entropy, information = candidates.expected_entropy, candidates.mutual_information
-    if entropy is None or information is None or len(candidates) == 0:
-        return [None] * len(index)
-    high, low = np.nanquantile(information, (MUCH_INFORMATION, MUCH_ENTROPY))
-    unsure = np.nanquantile(entropy, MUCH_ENTROPY)
-    disagree = (information[index] >= high) & (information[index] > 0)
-    ambiguous = (entropy[index] >= unsure) & (information[index] < low)
+    entropy, information = items.expected_entropy, items.mutual_information
+    if entropy is None or information is None or limits is None:
+        return [None] * len(items)
+    disagree = (information >= limits.high) & (information > 0)
+    ambiguous = (entropy >= limits.unsure) & (information < limits.low)
     return [
         "label" if labels else "ask" if asks else None
         for labels, asks in zip(disagree.tolist(), ambiguous.tolist(), strict=True)

@@ -1,32 +1,40 @@
 """Choosing a queue: audit draw, then the strategy's order, thinned by redundancy control.
 
-Legend: N candidates, K items of the queue.
+Legend: K items of the queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.acquisition.audit import draw_audit
-from pipeline.acquisition.budget import Budget, class_quotas, queue_budget
-from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.audit import inclusion_probability
+from pipeline.acquisition.budget import Budget, asked_for, class_quotas, queue_budget
+from pipeline.acquisition.candidates import Candidates, Reading
+from pipeline.acquisition.draws import Draws
 from pipeline.acquisition.redundancy import Occupancy
-from pipeline.acquisition.strategies import STRATEGIES, Priority, ranked, with_power_noise
+from pipeline.acquisition.strategies import STRATEGIES, Stride, with_power_noise
+from pipeline.acquisition.survey import AUDIT, OVERALL, Depths, Survey
 from pipeline.config import SelectionConfig
 
 NO_STRATUM = -1
+SLACK = 4
+"""Candidates kept for each one to be chosen, at first."""
+MORE_SLACK = 8
+"""Times as many, each time that redundancy control has used them up."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """The chosen candidates in the order of the queue."""
 
+    items: Candidates
+    """[K]: the chosen ones, in the order of the queue rather than of images."""
     index: npt.NDArray[np.int64]
-    """[K]: rows of the candidates."""
+    """[K]: their places in the order of reading."""
     audit: npt.NDArray[np.bool_]
     """[K]: drawn by the audit, not by the strategy."""
     stratum: npt.NDArray[np.int16]
@@ -34,67 +42,134 @@ class Selection:
     inclusion_probability: float | None
     """Of each audit item."""
     budget: Budget
+    survey: Survey
+    """What they were chosen from."""
 
 
-def choose(candidates: Candidates, config: SelectionConfig, *, round_number: int) -> Selection:
-    """The queue of a round. The same candidates, settings and round give the same queue.
+class _TooFewKept(Exception):
+    """An order ran out of kept candidates, although it has more of them."""
+
+
+def choose(read: Reading, config: SelectionConfig, *, round_number: int) -> Selection:
+    """The queue of a round. The same candidates, settings and round give the same queue, in whatever blocks
+    they are read.
 
     The slices are woven into each other, so that a queue which is labeled only in part still holds each of
-    them in proportion.
+    them in proportion. Memory follows the budget. The pool is read once, and again with more of it kept where
+    redundancy control has passed over too many (and once before that for `strided`).
+
+    Raises:
+        LookupError: the reading has no block.
     """
-    audit_rng, strategy_rng = (
-        np.random.default_rng([config.seed % 2**63, round_number, stream]) for stream in range(2)
-    )
-    budget = queue_budget(config, candidates.regions, len(candidates))
-    occupancy = Occupancy(candidates, config)
-    audit, probability = draw_audit(len(candidates), budget.audit, audit_rng)
+    draws = Draws(seed=config.seed, round_number=round_number)
+    stride = _stride(read(), config) if STRATEGIES[config.strategy].strides else None
+    asked, slack = None, SLACK
+    while True:
+        survey = _survey(read(), config, draws, stride, asked=asked, slack=slack)
+        budget = queue_budget(config, survey.regions / max(1, survey.images), survey.available)
+        asked = budget.asked
+        if asked > survey.depths.asked:
+            continue  # the first block had smaller images than the others
+        try:
+            return _choose_from(survey, config, budget)
+        except _TooFewKept:
+            slack *= MORE_SLACK
+
+
+def _choose_from(survey: Survey, config: SelectionConfig, budget: Budget) -> Selection:
+    kept = survey.kept
+    occupancy = Occupancy(kept, config)
+    audit = survey.orders[AUDIT][: budget.audit]
     for index in audit.tolist():
         occupancy.accept(index)
-
-    strategy = STRATEGIES[config.strategy]
-    priority = strategy.rank(candidates, budget.selected, strategy_rng)
-    if config.noise_beta is not None and strategy.takes_noise:
-        priority = with_power_noise(priority, beta=config.noise_beta, rng=strategy_rng)
-    chosen = list(_fill(candidates, priority, budget.selected, occupancy, strategy_rng))
+    chosen = list(_fill(survey, budget.selected, occupancy))
 
     turns = np.concatenate([_spread(len(audit)), _spread(len(chosen))])
     order = np.argsort(turns, kind="stable")
+    rows = np.concatenate([audit, np.array([index for index, _ in chosen], dtype=np.int64)])[order]
     strata = [NO_STRATUM] * len(audit) + [stratum for _, stratum in chosen]
     return Selection(
-        index=np.concatenate([audit, np.array([index for index, _ in chosen], dtype=np.int64)])[order],
+        items=kept.only(rows),
+        index=survey.place[rows],
         audit=(np.arange(len(turns)) < len(audit))[order],
         stratum=np.array(strata, dtype=np.int16)[order],
-        inclusion_probability=probability,
+        inclusion_probability=inclusion_probability(budget.audit, survey.available),
         budget=budget,
+        survey=survey,
     )
 
 
-def _fill(
-    candidates: Candidates,
-    priority: Priority,
-    wanted: int,
-    occupancy: Occupancy,
-    rng: np.random.Generator,
-) -> Iterator[tuple[int, int]]:
-    """Candidates and the strata that they were chosen for. What a stratum cannot fill goes to all."""
-    overall = occupancy.open_ones(ranked(priority.overall, rng))
-    sources = {NO_STRATUM: overall}
-    quotas = {NO_STRATUM: wanted}
-    if priority.within_class is not None:
-        inside = ranked(priority.within_class, rng)
-        classes = candidates.predicted_class[inside]
-        quotas = class_quotas(candidates.predicted_class, wanted)
-        sources |= {name: occupancy.open_ones(inside[classes == name]) for name in quotas}
-        quotas[NO_STRATUM] = wanted - sum(quotas.values())
-    taken = 0
-    for stratum in _in_turn(quotas):
+def _survey(
+    blocks: Iterable[Candidates],
+    config: SelectionConfig,
+    draws: Draws,
+    stride: Stride | None,
+    *,
+    asked: int | None,
+    slack: int,
+) -> Survey:
+    """One reading. Without `asked`, the first block says how many regions an image has."""
+    strategy = STRATEGIES[config.strategy]
+    survey = None
+    for block in blocks:
+        priority = strategy.rank(block, draws, stride)
+        if config.noise_beta is not None and strategy.takes_noise:
+            priority = with_power_noise(priority, block, draws, beta=config.noise_beta)
+        if survey is None:
+            if asked is None:
+                asked = asked_for(config, float(np.mean(block.regions)) if len(block.regions) else 1.0)
+            survey = Survey(
+                draws=draws,
+                depths=Depths(asked=asked, slack=slack, audit_fraction=config.audit_fraction),
+                stratified=priority.within_class is not None,
+            )
+        survey.add(block, priority)
+    if survey is None:
+        raise LookupError("Expected at least one block of candidates, but got none.")
+    survey.close()
+    return survey
+
+
+def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
+    """The walk through the images that have a candidate: some 20 bytes an image, and a reading."""
+    walked: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
+    images = regions = available = 0
+    for block in blocks:
+        owners = np.unique(block.image)
+        walked.append((block.image_id[owners], block.group[owners], block.position[owners]))
+        images, regions = images + len(block.image_id), regions + int(block.regions.sum())
+        available += len(block)
+    budget = queue_budget(config, regions / max(1, images), available)
+    image_id, group, position = (np.concatenate(columns) for columns in zip(*walked, strict=True))
+    return Stride.over(image_id, group, position, budget.selected)
+
+
+def _fill(survey: Survey, wanted: int, occupancy: Occupancy) -> Iterator[tuple[int, int]]:
+    """Kept candidates and the strata that they were chosen for. What a stratum cannot fill goes to all.
+
+    Raises:
+        _TooFewKept: see there.
+    """
+    quotas = class_quotas(survey.classes, wanted) if survey.stratified else {}
+    sources = {
+        NO_STRATUM: occupancy.open_ones(survey.orders[OVERALL]),
+        **{name: occupancy.open_ones(survey.orders[name]) for name in quotas},
+    }
+
+    def take(stratum: int) -> int | None:
         index = next(sources[stratum], None)
         if index is not None:
             occupancy.accept(index)
+        elif not survey.is_whole(OVERALL if stratum == NO_STRATUM else stratum):
+            raise _TooFewKept
+        return index
+
+    taken = 0
+    for stratum in _in_turn(quotas | {NO_STRATUM: wanted - sum(quotas.values())}):
+        if (index := take(stratum)) is not None:
             taken += 1
             yield index, stratum
-    while taken < wanted and (index := next(overall, None)) is not None:
-        occupancy.accept(index)
+    while taken < wanted and (index := take(NO_STRATUM)) is not None:
         taken += 1
         yield index, NO_STRATUM
 

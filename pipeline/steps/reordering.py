@@ -58,7 +58,7 @@ def measure_reordering(
     selection = project.config.selection
     available = len(counts) if selection.unit == "image" else int(counts.sum())
     found = compare_orders(
-        *np.array(both).T, share=queue_budget(selection, counts, available).total / available
+        *np.array(both).T, share=queue_budget(selection, float(np.mean(counts)), available).total / available
     )
     reordering = {
         "spearman": None if math.isnan(found.spearman) else found.spearman,

@@ -7,25 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import candidates as scored
-from db.queries import queues
+from db.queries import operation, queues
 from db.queries import rounds as round_queries
 from db.tables import Queue, ScoringRun
 from pipeline import rounds
-from pipeline.acquisition.candidates import Candidates
-from pipeline.acquisition.exclusion import taken
 from pipeline.acquisition.reasons import grouped, reasons
 from pipeline.acquisition.selection import Selection, choose
+from pipeline.acquisition.standing import standing
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import Project, SelectionConfig
-from pipeline.errors import ConfigError, NotYourTurn, UserError
+from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
 from pipeline.progress import Progress, silent
 from pipeline.steps.gate import gate_warnings
+from pipeline.steps.scored_pool import ScoredPool
 
 SHOWN_ITEMS = 10
 SHOWN_PARTS = 12
@@ -116,20 +114,9 @@ def select(
         if run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
         draft = round_queries.round_queue(session, current.id)
-        progress("Reading scores", 0, None)
-        everything, group_names = _scored_candidates(session, run, config)
+        name = operation.free_queue_name(session, number=current.number, round_id=current.id)
+        images = operation.count_scored(session, run_id=run.id)
         closed = queues.taken_regions(session, except_queue_id=draft.id if draft else None)
-    scored_count = len(everything)
-    if scored_count == 0:
-        raise UserError(
-            f"Scoring run {run.id} holds no {config.unit} of the pool.",
-            "Add images and run `segcurate ingest`, then `segcurate score`.",
-        )
-    progress("Choosing", 0, None)
-    candidates = _without_taken(everything, closed)
-    del everything  # a million regions are 50 MB
-    _check(candidates, config)
-    with database.session(write=False) as session:
         gate = gate_warnings(
             session,
             run,
@@ -137,37 +124,44 @@ def select(
             config=project.config.evaluation,
             force=force,
         )
-    selection = choose(candidates, config, round_number=current.number)
+    pool = ScoredPool(database, run, config, closed)
+    progress("Choosing", 0, None)
+    try:
+        selection = choose(pool.read, config, round_number=current.number)
+    except LookupError:
+        selection = None
+    if selection is None or pool.scored == 0:
+        raise UserError(
+            f"Scoring run {run.id} holds no {config.unit} of the pool.",
+            "Add images and run `segcurate ingest`, then `segcurate score`.",
+        )
+    if len(selection.items) == 0:
+        raise NothingLeft(
+            f"Nothing is left to choose from: every {config.unit} of the pool is queued or labeled already.",
+            "Add images and run `segcurate ingest`, then `segcurate score`.",
+        )
     lines = reasons(
-        candidates,
         selection,
+        standing(pool.read, selection),
         config,
         class_names=project.config.data.class_names,
-        group_names=group_names,
+        group_names=pool.group_names,
     )
     with database.session(write=False) as session:
-        chosen_images = candidates.image_id[candidates.image[selection.index]]
-        uris = queues.image_uris(session, np.unique(chosen_images).tolist())
+        uris = queues.image_uris(session, selection.items.image_id.tolist())
     preview = _preview(
-        f"round-{current.number:02d}",
-        candidates,
+        name,
         selection,
         config,
         lines=lines,
         uris=uris,
         class_names=project.config.data.class_names,
-        group_names=group_names,
+        group_names=pool.group_names,
         warnings=gate
-        + _warnings(
-            candidates,
-            selection,
-            config,
-            class_names=project.config.data.class_names,
-            kept=scored_count,
-        ),
+        + _warnings(selection, config, class_names=project.config.data.class_names, kept=pool.scored),
     )
     if not dry_run:
-        _store(database, preview, config, round_id=current.id, run=run)
+        _store(database, preview, config, round_id=current.id, run=run, images=images)
     progress("Choosing", len(preview.items), len(preview.items))
     return preview
 
@@ -190,81 +184,14 @@ def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> Select
         raise ConfigError(f"The queue cannot be chosen like this: {problems}") from error
 
 
-def _scored_candidates(
-    session: Session, run: ScoringRun, config: SelectionConfig
-) -> tuple[Candidates, list[str]]:
-    """All that the run has scored in eligible images, and the names of their groups."""
-    images = scored.image_columns(session, run_id=run.id)
-    measure = STRATEGIES[config.strategy].measure
-    if config.unit == "region":
-        boxes_only = run.scorer.get("regions", {}).get("kind", "grid") in ("grid", "image")
-        columns = scored.region_candidates(session, run_id=run.id, measure=measure, outlines=not boxes_only)
-    else:
-        columns = scored.image_candidates(session, run_id=run.id, measure=measure)
-    candidates = Candidates(
-        image_id=images.id,
-        group=images.group,
-        position=images.position,
-        regions=images.regions,
-        image=np.searchsorted(images.id, columns.image_id),
-        region_index=columns.region_index,
-        box=columns.box,
-        predicted_class=columns.predicted_class,
-        class_share=columns.class_share,
-        impurity=columns.impurity,
-        score=columns.score,
-        pixels=columns.pixels,
-        outline=columns.outline,
-        expected_entropy=columns.expected_entropy,
-        mutual_information=columns.mutual_information,
-    )
-    return candidates, images.group_names
-
-
-def _without_taken(candidates: Candidates, closed: queues.TakenRegions) -> Candidates:
-    """The candidates that are neither queued nor labeled."""
-    known = np.isin(closed.image_id, candidates.image_id)
-    outline = closed.outline[known]
-    return candidates.where(
-        ~taken(
-            candidates.image,
-            candidates.box,
-            np.searchsorted(candidates.image_id, closed.image_id[known]),
-            closed.box[known],
-            pixels=candidates.pixels,
-            outline=candidates.outline,
-            taken_outline=outline if outline.any() else None,
-        )
-    )
-
-
-def _check(candidates: Candidates, config: SelectionConfig) -> None:
-    if len(candidates) == 0:
-        raise UserError(
-            f"Nothing is left to choose from: every {config.unit} of the pool is queued or labeled already.",
-            "Add images and run `segcurate ingest`, then `segcurate score`.",
-        )
-    if candidates.score is not None and not np.isfinite(candidates.score).all():
-        raise UserError(
-            f"The newest scoring run has no `{STRATEGIES[config.strategy].measure}`, which "
-            f"`selection.strategy: {config.strategy}` ranks by.",
-            "Set `scoring.sampler: mc_dropout` and run `segcurate score`, or choose another strategy.",
-        )
-
-
 def _warnings(
-    candidates: Candidates,
-    selection: Selection,
-    config: SelectionConfig,
-    *,
-    class_names: list[str],
-    kept: int,
+    selection: Selection, config: SelectionConfig, *, class_names: list[str], kept: int
 ) -> list[str]:
-    budget, unit = selection.budget, f"{config.unit}s"
+    budget, survey, unit = selection.budget, selection.survey, f"{config.unit}s"
     found: list[str] = []
-    if budget.asked > len(candidates):
+    if budget.asked > survey.available:
         found.append(
-            f"The budget of {grouped(budget.asked)} is more than the {grouped(len(candidates))} {unit} "
+            f"The budget of {grouped(budget.asked)} is more than the {grouped(survey.available)} {unit} "
             "that are left."
         )
     if len(selection.index) < budget.total:
@@ -272,14 +199,13 @@ def _warnings(
             f"Only {grouped(len(selection.index))} of {grouped(budget.total)} {unit} were chosen: "
             "`per_image_cap`, `no_touching` and `min_gap` forbid the rest."
         )
-    predicted = set(np.unique(candidates.predicted_class).tolist())
-    missing = [name for index, name in enumerate(class_names) if index not in predicted]
+    missing = [name for index, name in enumerate(class_names) if index not in survey.classes]
     if missing and config.strategy in ("stratified", "class_random"):
         found.append(
             f"No {config.unit} is predicted to be mostly {', '.join(missing)}: the budget of these classes "
             "went to the others, and only chance finds them."
         )
-    if config.unit == "region" and kept < int(candidates.regions.sum()) and budget.audit:
+    if config.unit == "region" and kept < survey.regions and budget.audit:
         found.append(
             "`scoring.keep_regions` dropped regions: the audit draws from those that were kept, and says "
             "nothing about the others."
@@ -291,7 +217,6 @@ def _warnings(
 
 def _preview(
     name: str,
-    candidates: Candidates,
     selection: Selection,
     config: SelectionConfig,
     *,
@@ -301,25 +226,23 @@ def _preview(
     group_names: list[str],
     warnings: list[str],
 ) -> QueuePreview:
-    outlines = None if candidates.outline is None else candidates.outline[selection.index].tolist()
+    chosen = selection.items
     items: list[PlannedItem] = []
-    for rank, (index, audit, reason) in enumerate(
-        zip(selection.index.tolist(), selection.audit.tolist(), lines, strict=True), start=1
-    ):
-        image = int(candidates.image[index])
-        predicted_class = int(candidates.predicted_class[index])
-        x, y, w, h = candidates.box[index].tolist()
+    for index, (audit, reason) in enumerate(zip(selection.audit.tolist(), lines, strict=True)):
+        image = int(chosen.image[index])
+        predicted_class = int(chosen.predicted_class[index])
+        x, y, w, h = chosen.box[index].tolist()
         items.append(
             PlannedItem(
-                rank=rank,
-                image_id=int(candidates.image_id[image]),
-                uri=uris[int(candidates.image_id[image])],
-                group=group_names[int(candidates.group[image])],
-                region_index=int(candidates.region_index[index]),
+                rank=index + 1,
+                image_id=int(chosen.image_id[image]),
+                uri=uris[int(chosen.image_id[image])],
+                group=group_names[int(chosen.group[image])],
+                region_index=int(chosen.region_index[index]),
                 box=(x, y, w, h),
-                outline=None if outlines is None else outlines[rank - 1],
+                outline=None if chosen.outline is None else chosen.outline[index],
                 measure=STRATEGIES[config.strategy].measure,
-                score=None if candidates.score is None else float(candidates.score[index]),
+                score=None if chosen.score is None else float(chosen.score[index]),
                 predicted_class=predicted_class,
                 class_name=class_names[predicted_class],
                 slice="audit" if audit else "selected",
@@ -333,7 +256,7 @@ def _preview(
         strategy=config.strategy,
         unit=config.unit,
         items=items,
-        candidates=len(candidates),
+        candidates=selection.survey.available,
         by_class=dict(Counter(item.class_name for item in items).most_common()),
         by_group=dict(Counter(item.group for item in items).most_common()),
         by_slice=dict(Counter(item.slice for item in items).most_common()),
@@ -343,7 +266,13 @@ def _preview(
 
 
 def _store(
-    database: Database, preview: QueuePreview, config: SelectionConfig, *, round_id: int, run: ScoringRun
+    database: Database,
+    preview: QueuePreview,
+    config: SelectionConfig,
+    *,
+    round_id: int,
+    run: ScoringRun,
+    images: int,
 ) -> None:
     with database.session() as session:
         current = rounds.require(session, "select")
@@ -360,6 +289,7 @@ def _store(
             spec={
                 "selection": config.model_dump(mode="json"),
                 "scorer_hash": run.scorer_hash,
+                "images": images,
                 "candidates": preview.candidates,
                 "by_slice": preview.by_slice,
                 "warnings": preview.warnings,

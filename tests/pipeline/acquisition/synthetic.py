@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from db.tables import (
     ScoringRun,
     utc_now,
 )
-from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.candidates import Candidates, Reading
 from pipeline.config import Project, ProjectConfig, RegionConfig
 from pipeline.uncertainty.regions import region_boxes
 
@@ -186,3 +186,28 @@ def make_candidates(
         score=rng.uniform(0, 1, size=count).astype(np.float32),
     )
     return whole.where(rng.random(count) >= missing)
+
+
+def blocks(candidates: Candidates, images: int) -> Reading:
+    """A reading of candidates in blocks of so many images."""
+    starts = range(0, len(candidates.image_id), images)
+
+    def read() -> Iterator[Candidates]:
+        for start in starts:
+            part = slice(start, start + images)
+            mine = (candidates.image >= start) & (candidates.image < start + images)
+            yield replace(
+                candidates.where(mine),
+                image_id=candidates.image_id[part],
+                group=candidates.group[part],
+                position=candidates.position[part],
+                regions=candidates.regions[part],
+                image=candidates.image[mine] - start,
+            )
+
+    return read
+
+
+def whole(candidates: Candidates) -> Reading:
+    """A reading of candidates in one block."""
+    return lambda: [candidates]

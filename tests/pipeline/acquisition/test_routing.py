@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from sqlalchemy import select, update
 
 from db.tables import QueueItem, RegionScore
 from pipeline.acquisition.candidates import Candidates
-from pipeline.acquisition.routing import WORDS, routes
+from pipeline.acquisition.quantiles import Quantiles
+from pipeline.acquisition.routing import INFORMATION_SHARES, UNSURE_SHARES, WORDS, Limits, Route, routes
 from pipeline.steps import select as step
 from tests.pipeline.acquisition.synthetic import make_candidates, make_store
 
@@ -26,11 +28,26 @@ def candidates(entropy: list[float], information: list[float]) -> Candidates:
     )
 
 
+def routed(items: Candidates, *, among: Candidates | None = None) -> Sequence[Route | None]:
+    """The routes of some candidates among all, which are read in two parts."""
+    everything = among or items
+    information, entropy = Quantiles(INFORMATION_SHARES), Quantiles(UNSURE_SHARES)
+    for reading in ("count", "refine"):
+        for quantiles, values in (
+            (information, everything.mutual_information),
+            (entropy, everything.expected_entropy),
+        ):
+            if values is not None:
+                for part in np.array_split(values, 2):
+                    getattr(quantiles, reading)(part)
+    return routes(items, Limits.of(information, entropy))
+
+
 def test_disagreement_asks_for_a_label_and_ambiguity_for_a_second_opinion() -> None:
     entropy = [0.01 * place for place in range(19)] + [0.9]
     information = [0.001] * 10 + [0.03] * 7 + [0.4, 0.002, 0.03]
     found = candidates(entropy, information)
-    kinds = routes(found, np.arange(20))
+    kinds = routed(found)
     assert kinds[17] == "label"  # the only one in the highest tenth besides its equals
     assert kinds[18] == "ask"
     assert kinds[0] is None
@@ -51,7 +68,7 @@ def test_the_quantiles_are_those_of_all_candidates_and_not_of_the_queue(seed: in
         below = int(place)
         return values[below] + (place - below) * (values[min(below + 1, count - 1)] - values[below])
 
-    for row, kind in zip(index.tolist(), routes(found, index), strict=True):
+    for row, kind in zip(index.tolist(), routed(found.only(index), among=found), strict=True):
         if information[row] >= at(rising_information, 0.9):
             assert kind == "label"
         elif entropy[row] >= at(rising_entropy, 0.75) and information[row] < at(rising_information, 0.75):
@@ -62,12 +79,12 @@ def test_the_quantiles_are_those_of_all_candidates_and_not_of_the_queue(seed: in
 
 def test_samples_that_all_agree_route_nothing() -> None:
     found = candidates([0.1] * 8, [0.0] * 8)
-    assert set(routes(found, np.arange(8))) == {None}
+    assert set(routed(found)) == {None}
 
 
 def test_scores_without_samples_route_nothing() -> None:
     found = make_candidates(images=2, rng=np.random.default_rng(0))
-    assert set(routes(found, np.arange(len(found)))) == {None}
+    assert set(routed(found)) == {None}
 
 
 def test_the_queue_says_what_kind_of_doubt_it_is(tmp_path: Path) -> None:

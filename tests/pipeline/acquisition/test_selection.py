@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,9 @@ from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.exclusion import taken
 from pipeline.acquisition.redundancy import touching
 from pipeline.acquisition.selection import NO_STRATUM, choose
-from pipeline.acquisition.strategies import STRATEGIES, Priority, ranked, strided, with_power_noise
+from pipeline.acquisition.strategies import STRATEGIES, perturbed
 from pipeline.config import SelectionConfig
-from tests.pipeline.acquisition.synthetic import make_candidates
+from tests.pipeline.acquisition.synthetic import make_candidates, whole
 
 FREE = {"audit_fraction": 0.0, "per_image_cap": None, "no_touching": False}
 EVERY_STRATEGY = sorted(STRATEGIES)
@@ -74,7 +75,7 @@ class TestRules:
             noise_beta=noise_beta,
             seed=seed,
         )
-        selection = choose(candidates, config, round_number=3)
+        selection = choose(whole(candidates), config, round_number=3)
 
         assert len(set(selection.index.tolist())) == len(selection.index) <= selection.budget.total
         assert selection.audit.sum() == selection.budget.audit
@@ -101,7 +102,7 @@ class TestRules:
     def test_the_queue_is_only_short_when_every_candidate_left_is_forbidden(self):
         candidates = make_candidates(images=6, rng=np.random.default_rng(0))
         config = SelectionConfig(strategy="entropy", budget=1000, audit_fraction=0.0, per_image_cap=3)
-        selection = choose(candidates, config, round_number=1)
+        selection = choose(whole(candidates), config, round_number=1)
         chosen = set(selection.index.tolist())
         assert len(chosen) < len(candidates)
         for index in set(range(len(candidates))) - chosen:
@@ -115,14 +116,14 @@ class TestStrategies:
     def test_a_measure_takes_the_top_in_order(self, strategy):
         candidates = make_candidates(images=12, rng=np.random.default_rng(1))
         config = SelectionConfig(strategy=strategy, budget=20, **FREE)
-        selection = choose(candidates, config, round_number=1)
+        selection = choose(whole(candidates), config, round_number=1)
         assert candidates.score is not None
         assert selection.index.tolist() == np.argsort(-candidates.score)[:20].tolist()
 
     def test_stratified_gives_two_thirds_evenly_to_the_predicted_classes_by_entropy_times_share(self):
         candidates = make_candidates(images=40, classes=4, rng=np.random.default_rng(2))
         config = SelectionConfig(strategy="stratified", budget=90, **FREE)
-        selection = choose(candidates, config, round_number=1)
+        selection = choose(whole(candidates), config, round_number=1)
         assert np.unique(selection.stratum, return_counts=True)[1].tolist() == [30, 15, 15, 15, 15]
         weighted = np.asarray(candidates.score) * candidates.class_share
         for stratum in range(4):
@@ -138,7 +139,7 @@ class TestStrategies:
         rare = np.full(len(candidates), 0, dtype=np.int16)
         rare[[5, 100]] = 2
         candidates = replace(candidates, predicted_class=rare)
-        selection = choose(candidates, SelectionConfig(budget=60, **FREE), round_number=1)
+        selection = choose(whole(candidates), SelectionConfig(budget=60, **FREE), round_number=1)
         assert len(selection.index) == 60
         assert {5, 100} <= set(selection.index.tolist())
         assert 1 not in selection.stratum
@@ -151,7 +152,7 @@ class TestStrategies:
         hits = np.zeros(len(candidates))
         for seed in range(300):
             config = SelectionConfig(strategy="class_random", budget=9, seed=seed, **FREE)
-            selection = choose(candidates, config, round_number=1)
+            selection = choose(whole(candidates), config, round_number=1)
             inside = selection.index[selection.stratum == 1]
             assert len(inside) == 3
             hits[inside] += 1
@@ -163,7 +164,7 @@ class TestStrategies:
         hits = np.zeros(len(candidates))
         for seed in range(600):
             config = SelectionConfig(strategy="random", budget=6, seed=seed, **FREE)
-            hits[choose(candidates, config, round_number=1).index] += 1
+            hits[choose(whole(candidates), config, round_number=1).index] += 1
         assert hits.sum() == 3600
         assert stats.chisquare(hits).pvalue > 1e-3
 
@@ -171,7 +172,7 @@ class TestStrategies:
     def test_strided_takes_every_kth_image_of_the_sequences(self, budget, step):
         candidates = make_candidates(images=40, groups=2, rng=np.random.default_rng(6))
         selection = choose(
-            candidates, SelectionConfig(strategy="strided", budget=budget, **FREE), round_number=1
+            whole(candidates), SelectionConfig(strategy="strided", budget=budget, **FREE), round_number=1
         )
         images = candidates.image[selection.index]
         place = np.sort(candidates.group[images] * 20 + candidates.position[images])
@@ -180,22 +181,24 @@ class TestStrategies:
 
     def test_strided_takes_from_every_image_when_more_is_wanted_than_there_are(self):
         candidates = make_candidates(images=10, rng=np.random.default_rng(7))
-        selection = choose(candidates, SelectionConfig(strategy="strided", budget=35, **FREE), round_number=1)
+        selection = choose(
+            whole(candidates), SelectionConfig(strategy="strided", budget=35, **FREE), round_number=1
+        )
         counts = np.bincount(candidates.image[selection.index], minlength=10)
         assert sorted(counts.tolist()) == [3] * 5 + [4] * 5
 
     def test_strided_skips_images_without_a_candidate(self):
         candidates = make_candidates(images=10, groups=1, rng=np.random.default_rng(8))
         candidates = candidates.where(candidates.image >= 5)
-        priority = strided(candidates, 5, np.random.default_rng(0))
-        first = ranked(priority.overall, np.random.default_rng(0))[:5]
-        assert sorted(candidates.image[first].tolist()) == [5, 6, 7, 8, 9]
+        config = SelectionConfig(strategy="strided", budget=5, **FREE)
+        selection = choose(whole(candidates), config, round_number=1)
+        assert sorted(candidates.image[selection.index].tolist()) == [5, 6, 7, 8, 9]
 
     def test_equal_scores_are_broken_by_chance_and_not_by_the_image_id(self):
         candidates = make_candidates(images=50, rng=np.random.default_rng(9))
         candidates = replace(candidates, score=np.zeros(len(candidates), dtype=np.float32))
         config = SelectionConfig(strategy="entropy", budget=45, **FREE)
-        selection = choose(candidates, config, round_number=1)
+        selection = choose(whole(candidates), config, round_number=1)
         assert len(np.unique(candidates.image[selection.index])) > 20
 
 
@@ -205,8 +208,7 @@ class TestPowerNoise:
         score = np.array([0.0, 0.1, 0.2, 0.4, 0.8])
         rng = np.random.default_rng(0)
         tries = 20_000
-        tiled = Priority(overall=np.tile(score, tries))
-        noisy = with_power_noise(tiled, beta=beta, rng=rng).overall.reshape(tries, 5)
+        noisy = perturbed(np.tile(score, tries), rng.random(5 * tries), beta=beta).reshape(tries, 5)
         hits = np.bincount(noisy.argmax(axis=1), minlength=5)
         assert hits[0] == 0
         assert stats.chisquare(hits[1:], tries * score[1:] ** beta / (score**beta).sum()).pvalue > 1e-3
@@ -218,15 +220,15 @@ class TestPowerNoise:
         hits = np.zeros(9)
         for seed in range(1500):
             config = SelectionConfig(strategy="entropy", budget=1, noise_beta=2.0, seed=seed, **FREE)
-            hits[choose(candidates, config, round_number=1).index] += 1
+            hits[choose(whole(candidates), config, round_number=1).index] += 1
         assert stats.chisquare(hits, 1500 * score**2 / (score**2).sum(dtype=np.float64)).pvalue > 1e-3
 
     def test_much_beta_is_no_noise(self):
         candidates = make_candidates(images=10, rng=np.random.default_rng(2))
         quiet = SelectionConfig(strategy="stratified", budget=20, seed=3)
         loud = quiet.model_copy(update={"noise_beta": 1e9})
-        same = choose(candidates, loud, round_number=1).index
-        assert same.tolist() == choose(candidates, quiet, round_number=1).index.tolist()
+        same = choose(whole(candidates), loud, round_number=1).index
+        assert same.tolist() == choose(whole(candidates), quiet, round_number=1).index.tolist()
 
 
 class TestAudit:
@@ -239,7 +241,7 @@ class TestAudit:
             config = SelectionConfig(
                 strategy=strategy, budget=20, audit_fraction=0.2, per_image_cap=1, min_gap=2
             )
-            selection = choose(candidates, config, round_number=number)
+            selection = choose(whole(candidates), config, round_number=number)
             hits[selection.index[selection.audit]] += 1
             assert selection.inclusion_probability == 4 / len(candidates)
         assert hits.sum() == 4 * rounds
@@ -255,7 +257,7 @@ class TestAudit:
         drawn = 0
         probability = 0.0
         for number in range(rounds):
-            selection = choose(candidates, config, round_number=number)
+            selection = choose(whole(candidates), config, round_number=number)
             probability = selection.inclusion_probability or 0.0
             drawn += 7 in selection.index[selection.audit]
         assert probability == 6 / 36
@@ -263,7 +265,7 @@ class TestAudit:
 
     def test_an_audit_of_everything_is_a_random_queue(self):
         candidates = make_candidates(images=4, rng=np.random.default_rng(2))
-        selection = choose(candidates, SelectionConfig(budget=9, audit_fraction=1.0), round_number=1)
+        selection = choose(whole(candidates), SelectionConfig(budget=9, audit_fraction=1.0), round_number=1)
         assert selection.audit.all()
         assert len(selection.index) == 9
 
@@ -272,13 +274,13 @@ class TestAudit:
         audits = set()
         for strategy in EVERY_STRATEGY:
             config = SelectionConfig.model_validate({"strategy": strategy, "budget": 30})
-            selection = choose(candidates, config, round_number=2)
+            selection = choose(whole(candidates), config, round_number=2)
             audits.add(tuple(selection.index[selection.audit].tolist()))
         assert len(audits) == 1
 
     def test_the_slices_are_woven_into_each_other(self):
         candidates = make_candidates(images=200, rng=np.random.default_rng(4))
-        selection = choose(candidates, SelectionConfig(budget=100), round_number=1)
+        selection = choose(whole(candidates), SelectionConfig(budget=100), round_number=1)
         for first in (30, 50, 80):
             assert abs(selection.audit[:first].sum() - 0.1 * first) <= 1
             assert abs((selection.stratum[:first] != NO_STRATUM).sum() - 0.6 * first) <= 2
@@ -289,27 +291,27 @@ class TestSeeds:
     def test_the_same_seed_gives_the_same_queue_and_another_one_does_not(self, strategy):
         candidates = make_candidates(images=60, rng=np.random.default_rng(0))
         config = SelectionConfig(strategy=strategy, budget=40, noise_beta=5.0, seed=1)
-        first = choose(candidates, config, round_number=1).index.tolist()
-        assert choose(candidates, config, round_number=1).index.tolist() == first
-        assert choose(candidates, config, round_number=2).index.tolist() != first
+        first = choose(whole(candidates), config, round_number=1).index.tolist()
+        assert choose(whole(candidates), config, round_number=1).index.tolist() == first
+        assert choose(whole(candidates), config, round_number=2).index.tolist() != first
         other = config.model_copy(update={"seed": 2})
-        assert choose(candidates, other, round_number=1).index.tolist() != first
+        assert choose(whole(candidates), other, round_number=1).index.tolist() != first
 
 
 class TestBudget:
     def test_images_with_unit_region_are_as_many_regions_as_average_images_have(self):
         config = SelectionConfig(budget=4, budget_unit="images")
-        budget = queue_budget(config, np.array([10, 20, 30], dtype=np.int32), 1000)
+        budget = queue_budget(config, 20, 1000)
         assert (budget.asked, budget.total, budget.audit, budget.selected) == (80, 80, 8, 72)
 
     @pytest.mark.parametrize("config", [{}, {"budget_unit": "regions"}, {"unit": "image"}])
     def test_otherwise_the_budget_counts_candidates(self, config):
-        budget = queue_budget(SelectionConfig(budget=50, **config), np.array([10, 20], dtype=np.int32), 30)
+        budget = queue_budget(SelectionConfig(budget=50, **config), 15, 30)
         assert (budget.asked, budget.total, budget.audit, budget.selected) == (50, 30, 3, 27)
 
     @given(st.lists(st.integers(0, 6), min_size=1, max_size=50), st.integers(0, 100))
     def test_quotas_add_up_to_two_thirds_and_differ_by_one_at_most(self, classes, selected):
-        quotas = class_quotas(np.array(classes, dtype=np.int16), selected)
+        quotas = class_quotas(Counter(classes), selected)
         assert sum(quotas.values()) == round(2 * selected / 3)
         assert max(quotas.values()) - min(quotas.values()) <= 1
         assert set(quotas) == set(classes)
