@@ -10,10 +10,13 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.tables import Lease, Shard, utc_now
+
+SILENT = timedelta(hours=1)
+"""A lease that expired so long ago will not be renewed any more."""
 
 
 class Held(NamedTuple):
@@ -36,10 +39,15 @@ def take_lease(
 ) -> Held | None:
     """Take a lease that is free, expired, or held by an owner that is known to be dead.
 
+    Other leases that expired long ago, or whose owner is dead, are removed: nobody may ever ask for them.
+
     Returns:
         None when it is the caller's now; else who holds it.
     """
     now = store_time(session)
+    over = or_(Lease.until <= now - SILENT, Lease.owner.in_(list(dead)))
+    unheld = session.scalars(select(Lease.name).where(over).with_for_update(skip_locked=True)).all()
+    session.execute(delete(Lease).where(Lease.name.in_(unheld)))
     row = session.scalars(select(Lease).where(Lease.name == name).with_for_update()).one_or_none()
     if row is None:
         session.add(Lease(name=name, owner=owner, taken_at=now, until=now + timedelta(seconds=seconds)))

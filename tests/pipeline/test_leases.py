@@ -237,3 +237,15 @@ def test_every_step_that_replaces_what_it_made_is_done_by_one_at_a_time(
     hold(database, name_process(other.pid), name=state)
     with pytest.raises(Busy, match=f"`{state}`"):
         steps[state](None, database)
+
+
+def test_leases_that_dead_processes_held_are_not_kept(
+    database: Database, other: subprocess.Popen[bytes]
+) -> None:
+    hold(database, name_process(other.pid), name="finish run 7")
+    hold(database, ELSEWHERE, name="finish run 8", seconds=-3601)
+    hold(database, ELSEWHERE, name="finish run 9", seconds=-1)
+    other.kill()
+    other.wait()
+    with alone(database, "train"):
+        assert holders(database) == {"train": this_process(), "finish run 9": ELSEWHERE}
