@@ -51,6 +51,8 @@ def drain_on_cluster(project: Project, database: Database, *, run_id: int, began
     """
     if project.file is None:
         raise ConfigError("With `scale.engine: ray`, the project must have been read from a file.")
+    if _left(database, run_id) == 0:
+        return Drained()
     with _cluster(project.config.scale) as runner:
         import ray
         from prefect_ray.context import remote_options
@@ -157,18 +159,24 @@ def _with_lost_work(database: Database, drained: Drained, *, run_id: int, began_
         UserError: not all is done.
     """
     with database.session(write=False) as session:
-        left = shards.open_shards(session, run_id=run_id)
         workers = shards.workers(session, run_id=run_id, since=began_at)
     for worker in workers:
         say(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
         if worker.owner not in drained.workers:
             remark = f"warning: {worker.owner} has died. What it had begun is scored again."
             drained += Drained(worker.images, worker.regions, worker.failed, [], (worker.owner,), (remark,))
-    if left.pending + left.running:
+    left = _left(database, run_id)
+    if left:
         raise UserError(
-            f"The workers on the Ray cluster have ended, and {left.pending + left.running} shards are left. "
+            f"The workers on the Ray cluster have ended, and {left} shards are left. "
             + " ".join(drained.remarks),
             "Look into Ray's logs; the same version of segcurate must be installed on every node, and the "
             "project's folder be reachable by the same path. What is scored is kept; run it again to go on.",
         )
     return drained
+
+
+def _left(database: Database, run_id: int) -> int:
+    """How many shards are not done."""
+    with database.session(write=False) as session:
+        return sum(shards.open_shards(session, run_id=run_id))

@@ -114,8 +114,9 @@ class _Crew:
     def drain(self, progress: Progress) -> Drained:
         with self.database.session(write=False) as session:
             total = shards.count_to_score(session, run_id=self.run_id)
+            left = sum(shards.open_shards(session, run_id=self.run_id))
         try:
-            for device in self.places:
+            for device in self.places[:left]:
                 self.start(device)
             while self.workers:
                 for pipe in connection.wait([worker.pipe for worker in self.workers]):
@@ -178,7 +179,7 @@ class _Crew:
                 late.process.terminate()
             return
         with self.database.session(write=False) as session:
-            left = shards.open_shards(session, run_id=self.run_id)
+            left = sum(shards.open_shards(session, run_id=self.run_id))
             mine = [
                 found for found in shards.workers(session, run_id=self.run_id) if found.owner == worker.name
             ]
@@ -187,7 +188,7 @@ class _Crew:
         self.done += Drained(remarks=(f"warning: {death} What it had begun is scored again.",))
         for found in mine:
             self.done += Drained(found.images, found.regions, found.failed, workers=(found.owner,))
-        if left.pending + left.running == 0:
+        if left == 0:
             return
         if worker.restarts < MOST_RESTARTS:
             self.start(worker.device, restarts=worker.restarts + 1)

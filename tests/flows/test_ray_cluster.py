@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from db.engine import Database
-from db.tables import utc_now
 from flows.ray_cluster import drain_on_cluster, tasks_for
-from pipeline.config import Project, ProjectConfig, ScaleConfig
+from pipeline.config import ScaleConfig
 from pipeline.errors import ConfigError
+from pipeline.steps.score import plan_scoring
+from tests.pipeline.test_engine import pool_of
 
 CPU_NODES = [{"CPU": 4.0}, {"CPU": 8.0}]
 
@@ -41,9 +42,8 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prefect_ray.task_runners", None)
-    document = {"name": "p", "data": {"images": "images", "classes": ["a", "b"]}, "scale": {"engine": "ray"}}
-    document["database"] = {"url": "postgresql+psycopg://nobody@localhost/none"}
-    project = Project(ProjectConfig.model_validate(document), tmp_path, tmp_path / "segcurate.yaml")
-    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    project, database = pool_of(tmp_path, [(32, 32)], scale={"engine": "ray"})
+    plan = plan_scoring(project, database)
+    project = replace(project, file=tmp_path / "segcurate.yaml")
     with pytest.raises(ConfigError, match=r"pip install 'segcurate\[ray\]'"):
-        drain_on_cluster(project, database, run_id=1, began_at=utc_now())
+        drain_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
