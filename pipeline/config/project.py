@@ -44,7 +44,8 @@ class ProjectConfig(BaseSettings):
     workdir: str = ".segcurate"
     """Checkpoints, labels, heat maps and reports."""
     device: str = "auto"
-    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:1`."""
+    """`auto` (CUDA where there is some, else the CPU; `segcurate score` uses every GPU), `cpu`, `cuda` or
+    `cuda:1`."""
     database: DatabaseConfig = DatabaseConfig()
     data: DataConfig
     splits: SplitsConfig = SplitsConfig()
