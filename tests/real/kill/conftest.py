@@ -1,0 +1,181 @@
+"""What the cases share: a Prefect server, a server of victims, and projects that are prepared once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+
+from db.engine import connect
+from tests.db.conftest import postgresql as postgresql
+from tests.real.kill.projects import draw_project, let_images_come
+from tests.real.kill.victims import Ended, Victims
+
+SERVER_STARTS = 90.0
+"""Seconds in which the Prefect server must answer."""
+
+
+class Copy(NamedTuple):
+    """A project of its own: its folder, and the URL of its database on PostgreSQL; None for SQLite."""
+
+    root: Path
+    url: str | None
+
+    def engine(self) -> Engine:
+        return connect(self.url or f"sqlite:///{self.root / '.segcurate' / 'segcurate.db'}")
+
+
+@dataclass
+class Bench:
+    """Makes projects and runs victims on them."""
+
+    folder: Path
+    victims: Victims
+    server: Callable[[], URL]
+    """Of PostgreSQL, started when it is first asked for."""
+    prepared: dict[tuple[str, str], Copy] = field(default_factory=dict)
+    undisturbed: dict[tuple[str, str, str], tuple[Copy, float]] = field(default_factory=dict)
+
+    def start_of(self, backend: str, start: str) -> Copy:
+        """The project that a flow finds, made once."""
+        if (backend, start) not in self.prepared:
+            self.prepared[backend, start] = getattr(self, f"_{start.replace(' ', '_')}")(backend)
+        return self.prepared[backend, start]
+
+    def end_of(self, backend: str, start: str, work: str) -> tuple[Copy, float]:
+        """The project after a flow that nobody disturbed, and the seconds that it took."""
+        if (backend, start, work) not in self.undisturbed:
+            project = self.copy(self.start_of(backend, start))
+            self.undisturbed[backend, start, work] = (project, self.run(work, project).seconds)
+        return self.undisturbed[backend, start, work]
+
+    def copy(self, project: Copy) -> Copy:
+        root = self.folder / uuid4().hex[:8]
+        shutil.copytree(project.root, root, symlinks=True)
+        return Copy(root, None if project.url is None else self._database(like=project.url))
+
+    def forget(self, project: Copy) -> None:
+        """Remove its files and its database."""
+        shutil.rmtree(project.root)
+        if project.url is not None:
+            self._administer(f"DROP DATABASE {make_url(project.url).database} WITH (FORCE)")
+
+    def run(self, work: str, project: Copy) -> Ended:
+        """Do a work undisturbed.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        ended = self.victims.run(work, project.root, url=project.url)
+        if ended.code != 0:
+            said = (project.root / "victim.log").read_text()[-6000:]
+            raise RuntimeError(f"{work} failed in {project.root}:\n{said}")
+        return ended
+
+    def _first_night(self, backend: str) -> Copy:
+        """A model that has scored nothing yet; half of the images come just now."""
+        project = self.copy(self._trained(backend))
+        let_images_come(project.root)
+        return project
+
+    def _second_night(self, backend: str) -> Copy:
+        """A queue that is exported, and images that come after it."""
+        project = self.copy(self._trained(backend))
+        self.run("nightly", project)
+        let_images_come(project.root)
+        return project
+
+    def _labels(self, backend: str) -> Copy:
+        """A round that is closed with the labels of its queue, and a next one that has begun."""
+        project = self.copy(self._trained(backend))
+        for work in ("nightly", "annotator"):
+            self.run(work, project)
+        return project
+
+    def _trained(self, backend: str) -> Copy:
+        if (backend, "trained") not in self.prepared:
+            root = self.folder / f"trained-{backend}"
+            root.mkdir()
+            draw_project(root)
+            project = Copy(root, None if backend == "sqlite" else self._database())
+            self.run("first_round", project)
+            self.prepared[backend, "trained"] = project
+        return self.prepared[backend, "trained"]
+
+    def _database(self, *, like: str | None = None) -> str:
+        name = f"kill_{uuid4().hex}"
+        template = "" if like is None else f" TEMPLATE {make_url(like).database}"
+        self._administer(f"CREATE DATABASE {name}{template}")
+        return self.server().set(database=name).render_as_string(hide_password=False)
+
+    def _administer(self, statement: str) -> None:
+        admin = create_engine(self.server(), isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(statement))
+        admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The URL of the API of a Prefect server of our own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(home / "server.log", "wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api/health", server)
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def bench(
+    prefect_server: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Generator[Bench]:
+    folder = tmp_path_factory.mktemp("kill")
+    victims = Victims(
+        os.environ
+        | {
+            "PREFECT_API_URL": prefect_server,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+    )
+    try:
+        yield Bench(folder, victims, partial(request.getfixturevalue, "postgresql"))
+    finally:
+        victims.close()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + SERVER_STARTS
+    while time.monotonic() < until and server.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.2)
+    raise RuntimeError("The Prefect server did not start.")
