@@ -163,6 +163,7 @@ class Survey:
         if not self._waiting:
             raise LookupError("Expected at least one block of candidates, but got none.")
         rows = _joined(self._waiting)
+        self._waiting = []  # before the rest is copied
         keep = np.zeros(len(rows), dtype=bool)
         for order in (AUDIT, OVERALL, *(self.classes if self.stratified else ())):
             members, value, tie = rows.of(order)
@@ -175,7 +176,7 @@ class Survey:
         kept = np.flatnonzero(keep)
         self.orders = {order: np.searchsorted(kept, best) for order, best in self.orders.items()}
         self._waiting = [rows.only(kept)]
-        self._room = 2 * len(kept) + ROOM
+        self._room = len(kept) + len(kept) // 4 + ROOM
 
     def is_whole(self, order: int) -> bool:
         """Whether an order holds all that it ranks."""
