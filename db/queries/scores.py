@@ -153,8 +153,8 @@ def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
 def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> Sequence[RegionScore]:
     """The regions of a run with the highest mean of a measure, highest first.
 
-    By entropy, only the `limit` images with the highest peaks are looked at; the regions of any other come
-    after those peaks. By another measure, every region is.
+    By entropy, only the images with the highest peaks are looked at, as many as regions are wanted: those of
+    any other image come after these peaks. By another measure, every region is.
 
     Raises:
         ValueError: there is no such measure.
@@ -167,13 +167,14 @@ def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> S
         .limit(limit)
     )
     if measure == "entropy":
-        highest = (
-            select(ImageScore.image_id)
-            .where(ImageScore.run_id == run_id, ImageScore.entropy_max.is_not(None))
-            .order_by(ImageScore.entropy_max.desc(), ImageScore.image_id)
-            .limit(limit)
+        peaked = (ImageScore.run_id == run_id, ImageScore.entropy_max.is_not(None))
+        by_peak = (ImageScore.entropy_max.desc(), ImageScore.image_id)
+        highest = select(ImageScore.image_id).where(*peaked).order_by(*by_peak).limit(limit)
+        least = select(ImageScore.entropy_max).where(*peaked).order_by(*by_peak).offset(limit - 1).limit(1)
+        statement = statement.where(
+            RegionScore.image_id.in_(highest),
+            RegionScore.entropy >= func.coalesce(least.scalar_subquery(), 0.0),
         )
-        statement = statement.where(RegionScore.image_id.in_(highest))
     return session.scalars(statement).all()
 
 
