@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from flows.automations import dead_runs, dead_starts, put_automation, retrain_after_labels
 from flows.deployments import Deployment, Deployments, registrable
+
+if TYPE_CHECKING:
+    from prefect.runner import Runner
 
 RETRAIN = "flows.retrain.retrain"
 POLL_SECONDS = 5.0
@@ -94,7 +99,7 @@ def serve_until_stopped(
         runner.add_deployment(deployment)
     put_automations(deployments)
     ready(deployments.deployments)
-    asyncio.run(runner.start())
+    asyncio.run(_run(runner))
 
 
 def next_run(deployment: Deployment, *, after: datetime | None = None) -> datetime | None:
@@ -108,6 +113,21 @@ def next_run(deployment: Deployment, *, after: datetime | None = None) -> dateti
             dates = CronSchedule(cron=schedule.cron, timezone=schedule.timezone).get_dates(1, start)
             times += [date.astimezone(ZoneInfo(schedule.timezone)) for date in asyncio.run(dates)]
     return min(times, default=None)
+
+
+async def _run(runner: Runner) -> None:
+    """Run what comes due until SIGTERM or Ctrl-C, which cancels the runs at work and frees their slots."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    serving = asyncio.create_task(runner.start())
+    await asyncio.sleep(0)  # the runner sets a handler of its own first, which leaves its runs behind
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        await runner.astop()
+    stopping.cancel()
+    await serving
 
 
 def _at_once(limit: int | None) -> str:
