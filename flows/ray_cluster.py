@@ -158,8 +158,7 @@ def _with_lost_work(database: Database, drained: Drained, *, run_id: int, began_
     Raises:
         UserError: not all is done.
     """
-    with database.session(write=False) as session:
-        workers = shards.workers(session, run_id=run_id, since=began_at)
+    workers = database.transact(lambda session: shards.workers(session, run_id=run_id, since=began_at))
     for worker in workers:
         say(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
         if worker.owner not in drained.workers:
@@ -178,5 +177,4 @@ def _with_lost_work(database: Database, drained: Drained, *, run_id: int, began_
 
 def _left(database: Database, run_id: int) -> int:
     """How many shards are not done."""
-    with database.session(write=False) as session:
-        return sum(shards.open_shards(session, run_id=run_id))
+    return sum(database.transact(lambda session: shards.open_shards(session, run_id=run_id)))

@@ -112,11 +112,9 @@ class _Crew:
     done: Drained = field(default_factory=Drained)
 
     def drain(self, progress: Progress) -> Drained:
-        with self.database.session(write=False) as session:
-            total = shards.count_to_score(session, run_id=self.run_id)
-            left = sum(shards.open_shards(session, run_id=self.run_id))
+        total = self.database.transact(lambda session: shards.count_to_score(session, run_id=self.run_id))
         try:
-            for device in self.places[:left]:
+            for device in self.places[: self.left()]:
                 self.start(device)
             while self.workers:
                 for pipe in connection.wait([worker.pipe for worker in self.workers]):
@@ -178,17 +176,13 @@ class _Crew:
                 late.drained = Drained()
                 late.process.terminate()
             return
-        with self.database.session(write=False) as session:
-            left = sum(shards.open_shards(session, run_id=self.run_id))
-            mine = [
-                found for found in shards.workers(session, run_id=self.run_id) if found.owner == worker.name
-            ]
+        found = self.database.transact(lambda session: shards.workers(session, run_id=self.run_id))
         death = _death(worker)
         logger.warning("%s", death)
         self.done += Drained(remarks=(f"warning: {death} What it had begun is scored again.",))
-        for found in mine:
-            self.done += Drained(found.images, found.regions, found.failed, workers=(found.owner,))
-        if left == 0:
+        for it in (other for other in found if other.owner == worker.name):
+            self.done += Drained(it.images, it.regions, it.failed, workers=(it.owner,))
+        if self.left() == 0:
             return
         if worker.restarts < MOST_RESTARTS:
             self.start(worker.device, restarts=worker.restarts + 1)
@@ -198,6 +192,10 @@ class _Crew:
                 "Most often the memory is too small: set a lower `scale.workers`, `scoring.batch_size` or "
                 "`scoring.workers`. What is scored is kept; run the command again to go on.",
             )
+
+    def left(self) -> int:
+        """How many shards are not done."""
+        return sum(self.database.transact(lambda session: shards.open_shards(session, run_id=self.run_id)))
 
     def stop(self) -> None:
         """End every worker that is left, after it has given its shard back."""

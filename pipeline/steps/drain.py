@@ -79,9 +79,9 @@ def drain_shards(
     scorer = scorer or open_scorer(project, database)
     scoring = project.config.scoring
     seconds = project.config.scale.lease_seconds
-    with database.session(write=False) as session:
-        run = session.get_one(ScoringRun, run_id)
-        total = shards.count_to_score(session, run_id=run_id)
+    run, total = database.transact(
+        lambda session: (session.get_one(ScoringRun, run_id), shards.count_to_score(session, run_id=run_id))
+    )
     if run.scorer_hash != scorer.hash:
         raise ConfigError(
             f"The settings of `scoring`, or the serving model, have changed since run {run_id} was planned.",
