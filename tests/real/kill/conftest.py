@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from tests.db.conftest import postgresql as postgresql
 from tests.real.kill.projects import draw_project, let_images_come
 from tests.real.kill.victims import Ended, Victims
 
+SEED = int(os.environ.get("SEGCURATE_KILL_SEED", "20261122"))
+"""Of the random moments."""
 SERVER_STARTS = 90.0
 """Seconds in which the Prefect server must answer."""
 
@@ -35,8 +37,14 @@ class Copy(NamedTuple):
     root: Path
     url: str | None
 
-    def engine(self) -> Engine:
-        return connect(self.url or f"sqlite:///{self.root / '.segcurate' / 'segcurate.db'}")
+    @contextmanager
+    def engine(self) -> Generator[Engine]:
+        """Its database, as it is: nothing is upgraded, and nothing stays open."""
+        engine = connect(self.url or f"sqlite:///{self.root / '.segcurate' / 'segcurate.db'}")
+        try:
+            yield engine
+        finally:
+            engine.dispose()
 
 
 @dataclass
@@ -127,6 +135,34 @@ class Bench:
         with admin.connect() as connection:
             connection.execute(text(statement))
         admin.dispose()
+
+
+class Outcome(NamedTuple):
+    """A case, where its kills hit, and what came of it."""
+
+    case: str
+    hits: list[str]
+    killed_after: float
+    done_after: float
+    differences: int
+
+
+OUTCOMES: list[Outcome] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where every kill hit, and what came of it."""
+    if not OUTCOMES:
+        return
+    terminalreporter.section(f"killed and run again, seed {SEED}")
+    for outcome in OUTCOMES:
+        spent = f"{outcome.killed_after:.1f} s until the last kill, {outcome.done_after:.1f} s to the end"
+        terminalreporter.write_line(f"{outcome.case}: {spent}; {outcome.differences} differences")
+        for hit in outcome.hits:
+            terminalreporter.write_line(f"    {hit}")
+    kills = sum(len(outcome.hits) for outcome in OUTCOMES)
+    unequal = sum(outcome.differences > 0 for outcome in OUTCOMES)
+    terminalreporter.write_line(f"{len(OUTCOMES)} cases, {kills} kills, {unequal} cases with differences")
 
 
 @pytest.fixture(scope="session")

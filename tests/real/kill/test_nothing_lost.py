@@ -1,25 +1,22 @@
 """Killed at any moment and run again, a flow leaves what it would have left if nobody had killed it.
 
-`pytest tests/real/kill` runs every case; `-k "07-sqlite"` the seventh one. `SEGCURATE_KILL_SEED` draws other
-moments. At the end a table says where each kill hit.
+`-k 07-sqlite` repeats the seventh case alone, and `SEGCURATE_KILL_SEED` draws other moments. At the end a
+table says where each kill hit.
 """
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from db.engine import Database
 from db.tables import Lease, Model, Queue, Round, Shard
 from tests.real.kill.cases import Case, all_cases
 from tests.real.kill.comparison import differences, leftovers
-from tests.real.kill.conftest import Bench, Copy
+from tests.real.kill.conftest import OUTCOMES, SEED, Bench, Copy, Outcome
 from tests.real.kill.moments import Place
 from tests.real.kill.victims import Ended
 
-SEED = int(os.environ.get("SEGCURATE_KILL_SEED", "20261122"))
 TRIES = 4
 """A run that was faster than the moment at which it should die is tried again, to die earlier."""
 
@@ -34,10 +31,10 @@ def test_a_killed_flow_that_is_run_again_leaves_what_an_undisturbed_one_leaves(
     reference, seconds = bench.end_of(case.backend, case.start, case.work)
     project, hits, spent = _killed(bench, case, seconds)
     again = bench.run(case.work, project)
-    found = differences(project.engine(), project.root, reference.engine(), reference.root)
+    with project.engine() as engine, reference.engine() as other:
+        found = differences(engine, project.root, other, reference.root)
     found += [f"left over: {name}" for name in leftovers(project.root)]
-    print(f"{case}\n  " + "\n  ".join(hits))
-    print(f"  {spent:.1f} s until the last kill, {again.seconds:.1f} s to the end; {len(found)} differences")
+    OUTCOMES.append(Outcome(str(case), hits, spent, again.seconds, len(found)))
     assert not found, "\n".join(found)
     bench.forget(project)
 
@@ -73,14 +70,12 @@ def _kill(bench: Bench, case: Case, project: Copy, moment: Place | float, second
 
 def where(project: Copy) -> str:
     """How far the work had come, by what the database says."""
-    database = Database(str(project.engine().url)) if project.url is None else Database(project.url)
-    with database.session(write=False) as session:
+    with project.engine() as engine, Session(engine) as session:
         rounds = session.scalars(select(Round).order_by(Round.number.desc()).limit(1)).all()
         models = session.scalars(select(Model).order_by(Model.id.desc()).limit(1)).all()
         shards = [shard.status for shard in session.scalars(select(Shard))]
         queues = session.scalars(select(Queue.name)).all()
         leases = session.scalars(select(Lease.name)).all()
-    database.close()
     told = [f"round {one.number} {one.state}" for one in rounds]
     told += [f"{one.name} {one.status}" for one in models]
     told += [
