@@ -84,12 +84,12 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
                 row.id,
                 row.model,
                 literal(_scorer(row)),
-                "pruned" if row.pruned else row.images,
-                "pruned" if row.pruned else row.regions,
+                "pruned" if row.pruned_at else row.images,
+                "pruned" if row.pruned_at else row.regions,
                 f"{row.shards_done} done, {row.shards_running + row.shards_pending} open",
                 None if row.images_per_second is None else f"{row.images_per_second:.1f}",
                 _moment(row.started_at),
-                _moment(row.finished_at),
+                f"pruned {_moment(row.pruned_at)}" if row.pruned_at else _moment(row.finished_at),
                 f"{row.heatmap_images} images",
             )
             for row in rows

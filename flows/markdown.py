@@ -16,6 +16,10 @@ COMMAND = re.compile(r"(`[\w .:/=-]+`)")
 WORD_JOINER = "\u2060"
 
 
+class Ready(str):
+    """Markdown that needs no escaping any more."""
+
+
 def plain(text: object) -> str:
     """A text on one line, in which nothing is Markdown or HTML.
 
@@ -25,14 +29,14 @@ def plain(text: object) -> str:
     return SPECIAL.sub(r"\\\1", _one_line(text))
 
 
-def prose(text: object) -> str:
+def prose(text: object) -> Ready:
     """A sentence of ours, which may hold commands between backticks and names that users gave.
 
     >>> print(prose("Run `segcurate score`; <b> is a class, `<i>` too."))
     Run `segcurate score`; \\<b\\> is a class, \\`\\<i\\>\\` too.
     """
     parts = COMMAND.split(_one_line(text))
-    return "".join(part if index % 2 else plain(part) for index, part in enumerate(parts))
+    return Ready("".join(part if index % 2 else plain(part) for index, part in enumerate(parts)))
 
 
 def code(text: object) -> str:
@@ -49,12 +53,10 @@ def code(text: object) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of texts that are escaped here."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell if line is lines[1] else prose(cell) for cell in map(str, line)) + " |"
-        for line in lines
-    )
+    """A table of texts, which are escaped here unless they are `Ready`."""
+    ruled = [columns, [Ready("---")] * len(columns), *rows]
+    cells = ([cell if isinstance(cell, Ready) else plain(cell) for cell in row] for row in ruled)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def picture(words: str, png: bytes) -> str:

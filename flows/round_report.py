@@ -177,7 +177,7 @@ def _trouble(session: Session) -> list[str]:
     failures = list_failures(session)
     if failures:
         parts.append(f"{len(failures)} files could not be used; {code('segcurate failures')} lists them all:")
-        rows = [(row.step, row.subject, row.reason) for row in failures[:SHOWN_FAILURES]]
+        rows = [(row.step, row.subject, prose(row.reason)) for row in failures[:SHOWN_FAILURES]]
         parts.append(table(("step", "file", "reason"), rows))
     run = newest_run(session)
     summary = (run.summary or {}) if run is not None else {}

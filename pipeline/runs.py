@@ -38,7 +38,7 @@ class RunSummary:
         heatmap_images: images that have heat maps.
         shards_pending: nobody is at them; `shards_running`: somebody is, or died there.
         images_per_second: while it was at work, pauses left out; None before there is a second shard.
-        pruned: its rows were deleted to save room, after it had been finished.
+        pruned_at: when its scores were deleted to save room; None while they are there.
         drift, outliers: what was noticed about its images: a warning, and how many lie far outside of
             what the model has seen.
     """
@@ -60,7 +60,7 @@ class RunSummary:
     started_at: datetime
     finished_at: datetime | None
     images_per_second: float | None
-    pruned: bool
+    pruned_at: datetime | None
     drift: str | None
     outliers: int
 
@@ -95,7 +95,7 @@ def run_history(session: Session) -> list[RunSummary]:
                 images_per_second=images_per_second(
                     run.created_at, queries.shard_times(session, run_id=run.id)
                 ),
-                pruned=there.images == 0 and sum(worker.images for worker in workers) > 0,
+                pruned_at=run.pruned_at,
                 drift=(summary.get("drift") or {}).get("warning"),
                 outliers=len(summary.get("outliers") or ()),
             )

@@ -94,7 +94,11 @@ def scoring_status(session: Session) -> Scoring | None:
     model = queries.promoted_model(session)
     if model is None:
         return None
-    statement = select(ScoringRun).where(ScoringRun.model_id == model.id).order_by(ScoringRun.id.desc())
+    statement = (
+        select(ScoringRun)
+        .where(ScoringRun.model_id == model.id, ScoringRun.pruned_at.is_(None))
+        .order_by(ScoringRun.id.desc())
+    )
     run = session.scalars(statement.limit(1)).first()
     if run is None:
         return Scoring(count_to_score(session, run_id=0), None, None, None, 0)

@@ -41,9 +41,11 @@ def list_runs(session: Session) -> list[RunRow]:
 
 
 def newest_run(session: Session) -> ScoringRun | None:
-    """The run that was worked at last: one that is not finished, or else the one finished last."""
+    """The run that was worked at last: one that is not finished, or else the one finished last; none that
+    was pruned."""
     statement = (
         select(ScoringRun)
+        .where(ScoringRun.pruned_at.is_(None))
         .order_by(ScoringRun.finished_at.is_not(None), ScoringRun.finished_at.desc(), ScoringRun.id.desc())
         .limit(1)
     )
