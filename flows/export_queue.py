@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from pydantic import Field
 
 from flows.artifacts import link_export, show_queue
-from flows.tasks import ConfigFile, as_task, ended, opened, rename_run
+from flows.tasks import as_task, ended, opened, rename_run
 from pipeline.steps.export import export
 
 
@@ -24,29 +23,13 @@ class ExportSummary:
 
 
 @flow(name="export-queue", flow_run_name="export {queue}", persist_result=False)
-def export_queue(
-    config: ConfigFile,
-    queue: Annotated[
-        str | None,
-        Field(
-            title="Queue", description="A queue by name, such as review-01; the round's where it is empty."
-        ),
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        Field(
-            title="Folder",
-            description="Where it is written, instead of a folder below `export.folder`; a relative one is "
-            "inside the project's folder.",
-        ),
-    ] = None,
-) -> State[Any]:
+def export_queue(config: Path, queue: str | None = None, folder: Path | None = None) -> State[Any]:
     """Write a queue as a folder: images, the model's masks to correct, overlays, a manifest.
 
     Args:
-        config: the project's segcurate.yaml, by its absolute path.
-        queue: a queue by name, such as review-01; the round's where it is empty.
-        folder: where it is written, instead of a folder below `export.folder`; a relative one is inside the
+        config: The project's segcurate.yaml, by its absolute path.
+        queue: A queue by name, such as review-01; the round's where it is empty.
+        folder: Where it is written, instead of a folder below `export.folder`; a relative one is inside the
             project's folder.
     """
 

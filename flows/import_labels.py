@@ -13,7 +13,7 @@ from pydantic import Field
 
 from db.queries.operation import count_new_labels
 from flows.automations import LABELS_IMPORTED
-from flows.tasks import ConfigFile, as_task, ended, opened, rename_run, say
+from flows.tasks import as_task, ended, opened, rename_run, say
 from pipeline.config import Project
 from pipeline.errors import UserError
 from pipeline.steps.import_labels import ImportReport, import_labels
@@ -39,33 +39,21 @@ def resource_id(project_name: str) -> str:
 
 @flow(name="import-labels", flow_run_name="import {folder}", persist_result=False)
 def import_labels_flow(
-    config: ConfigFile,
-    folder: Annotated[
-        Path,
-        Field(
-            title="Folder",
-            description="The exported folder with the masks in it, or any folder of masks; a relative one is "
-            "inside the project's folder.",
-        ),
-    ],
-    annotator: Annotated[
-        str | None, Field(title="Annotator", description="Who drew the masks.", max_length=200)
-    ] = None,
-    close: Annotated[
-        bool,
-        Field(title="Close", description="End the round with the labels that are there."),
-    ] = False,
+    config: Path,
+    folder: Path,
+    annotator: Annotated[str, Field(max_length=200)] | None = None,
+    close: bool = False,
 ) -> State[Any]:
     """Take labels back. Importing the same masks twice changes nothing.
 
     When anything new has come, the event `segcurate.labels.imported` says so.
 
     Args:
-        config: the project's segcurate.yaml, by its absolute path.
-        folder: the exported folder with the masks in it, or any folder of masks; a relative one is inside the
+        config: The project's segcurate.yaml, by its absolute path.
+        folder: The exported folder with the masks in it, or any folder of masks; a relative one is inside the
             project's folder.
-        annotator: who drew the masks.
-        close: end the round with the labels that are there.
+        annotator: Who drew the masks.
+        close: End the round with the labels that are there.
     """
 
     def work() -> ImportSummary:

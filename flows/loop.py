@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from flows.artifacts import show_round
 from flows.nightly import perform_night
-from flows.tasks import ConfigFile, ended, opened, say
+from flows.tasks import ended, opened, say
 from pipeline.loop import loop
 
 
@@ -24,15 +25,12 @@ class LoopSummary:
 
 
 @flow(name="loop", flow_run_name="loop to round {rounds}", persist_result=False)
-def loop_flow(
-    config: ConfigFile,
-    rounds: Annotated[int, Field(title="Rounds", description="The number of the last round.", ge=1)] = 3,
-) -> State[Any]:
+def loop_flow(config: Path, rounds: Annotated[int, Field(ge=1)] = 3) -> State[Any]:
     """Run whole rounds without a person: masks that exist already play the annotator.
 
     Args:
-        config: the project's segcurate.yaml, by its absolute path.
-        rounds: the number of the last round.
+        config: The project's segcurate.yaml, by its absolute path.
+        rounds: The number of the last round.
     """
 
     def work() -> LoopSummary:

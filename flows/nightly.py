@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import flow
@@ -20,7 +21,7 @@ from prefect.states import Completed
 
 from db.engine import Database
 from flows.artifacts import link_export, show_queue, show_round
-from flows.tasks import ConfigFile, as_task, ended, opened, rename_run, say, this_run
+from flows.tasks import as_task, ended, opened, rename_run, say, this_run
 from pipeline.acquisition.reasons import grouped
 from pipeline.config import Project
 from pipeline.night import NightReport, night
@@ -32,13 +33,13 @@ LATE = timedelta(hours=1)
 
 
 @flow(name="nightly", flow_run_name=lambda: f"nightly {today()}", persist_result=False)
-def nightly(config: ConfigFile) -> State[Any]:
+def nightly(config: Path) -> State[Any]:
     """Ingest and score what is new, and bring the queue that people label from up to date.
 
     A run with nothing to do only looks. Two at once: the second ends at once, as `Skipped`.
 
     Args:
-        config: the project's segcurate.yaml, by its absolute path.
+        config: The project's segcurate.yaml, by its absolute path.
     """
     newer = newer_run_is_due()
     if newer:

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from pydantic import Field
 
 from flows.artifacts import show_round
 from flows.nightly import perform_night, show_night, today
-from flows.tasks import ConfigFile, ended, opened, rename_run, say
+from flows.tasks import ended, opened, rename_run, say
 from pipeline.retraining import RetrainReport, retraining
 
 
 @flow(name="retrain", flow_run_name=lambda: f"retrain {today()}", persist_result=False)
-def retrain(
-    config: ConfigFile,
-    force: Annotated[
-        bool,
-        Field(
-            title="Force", description="Train even if fewer labels than `retrain.min_new_labels` have come."
-        ),
-    ] = False,
-    then_nightly: Annotated[
-        bool,
-        Field(
-            title="Then nightly",
-            description="Score with the model and bring the next queue out at once, not in the next night.",
-        ),
-    ] = True,
-) -> State[Any]:
+def retrain(config: Path, force: bool = False, then_nightly: bool = True) -> State[Any]:
     """Train, calibrate and evaluate a model once enough labels have come; promote or refuse it.
 
     What is left of the queue that is out goes back to the pool. With too few labels, nothing is done.
 
     Args:
-        config: the project's segcurate.yaml, by its absolute path.
-        force: train even if fewer labels than `retrain.min_new_labels` have come.
-        then_nightly: score with the model and bring the next queue out at once, not in the next night.
+        config: The project's segcurate.yaml, by its absolute path.
+        force: Train even if fewer labels than `retrain.min_new_labels` have come.
+        then_nightly: Score with the model and bring the next queue out at once, not in the next night.
     """
 
     def work() -> RetrainReport:

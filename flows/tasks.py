@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,7 +16,6 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
-from pydantic import Field
 from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database, connection_lost
@@ -26,10 +25,6 @@ from pipeline.errors import Busy, UserError
 
 Result = TypeVar("Result")
 
-ConfigFile = Annotated[
-    Path,
-    Field(title="Configuration", description="The project's segcurate.yaml, by its absolute path."),
-]
 LOGGED = ("pipeline", "db")
 """The packages whose log lines a run shows."""
 FIRST_DELAY = 2.0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ import yaml
 from PIL import Image
 
 from db.engine import Database
+from db.queries import leases
 from pipeline.config import Project, load_project
 
 CLASSES = ["ground", "red", "blue"]
@@ -91,9 +95,9 @@ QUICK = {
         "decoder": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
     },
     "training": {"iterations": 3, "batch_size": 2, "crop": [32, 32], "transforms": []},
-    "evaluation": {"block": 2, "resamples": 20},
+    "evaluation": {"block": 2, "resamples": 100},
     "scoring": {
-        "samples": 2,
+        "sampler": "none",
         "regions": {"kind": "grid", "cell": 16},
         "batch_size": 8,
         "shard_images": 8,
@@ -146,13 +150,13 @@ def out_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Path:
     """A project with a promoted model, and nothing scored yet."""
-    return Path(shutil.copytree(trained_once, tmp_path / "project"))
+    return Path(shutil.copytree(trained_once, tmp_path / "trained"))
 
 
 @pytest.fixture
 def out(out_once: Path, tmp_path: Path) -> Path:
     """The project after its first night: its queue, `round-01`, is out."""
-    return Path(shutil.copytree(out_once, tmp_path / "project"))
+    return Path(shutil.copytree(out_once, tmp_path / "out"))
 
 
 @contextmanager
@@ -164,3 +168,55 @@ def opened(folder: Path) -> Generator[tuple[Project, Database]]:
         yield project, database
     finally:
         database.close()
+
+
+@contextmanager
+def another_process(database: Database, *, at: str) -> Generator[int]:
+    """Another process that is alive and at this work, by its number; dead after the block."""
+    names_itself = "from pipeline.processes import this_process as t; print(t(), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", names_itself], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        owner = process.stdout.readline().strip()
+        with database.session() as session:
+            leases.take_lease(session, name=at, owner=owner, seconds=60)
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def set_option(folder: Path, section: str, key: str, value: Any) -> None:
+    """Change a setting of the project's configuration."""
+    path = folder / "segcurate.yaml"
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document.setdefault(section, {})[key] = value
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+
+def label_regions(folder: Path, *, at_least: int, close: bool = False) -> int:
+    """Labels come back for the best images of the queue that is out, until so many regions have one.
+
+    Returns:
+        How many regions have one.
+    """
+    from pipeline.simulation import annotate
+    from pipeline.status import project_status
+    from pipeline.steps.import_labels import import_labels
+
+    with opened(folder) as (project, database):
+        with database.session(write=False) as session:
+            uri = project_status(session).export_folder
+        assert uri is not None
+        queue = folder / uri
+        annotate(project, database, queue)
+        labeled = 0
+        for line in (queue / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if labeled >= at_least:
+                (queue / entry["mask"]).unlink()
+            else:
+                labeled += len(entry["regions"])
+        import_labels(project, database, folder=queue, source="simulation", close=close)
+        return labeled

@@ -1,0 +1,221 @@
+"""What a night does, given where the project stands; without Prefect."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from db.engine import Database
+from db.queries import operation
+from db.queries.images import list_failures
+from db.tables import Base, Queue, QueueItem
+from pipeline.config import Project
+from pipeline.errors import Busy
+from pipeline.night import NightReport, night
+from pipeline.simulation import annotate
+from pipeline.status import project_status
+from pipeline.steps.import_labels import import_labels
+from tests.flows.conftest import another_process, draw, label_regions, opened, set_option
+
+
+def everything(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables but the leases."""
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        return {
+            name: [tuple(row) for row in session.execute(select(table))]
+            for name, table in Base.metadata.tables.items()
+            if name != "lease"
+        }
+
+
+def a_night(folder: Path, **options: Any) -> NightReport:
+    with opened(folder) as (project, database):
+        return night(project, database, **options)
+
+
+def add_images(folder: Path, *seeds: int) -> None:
+    for seed in seeds:
+        draw(folder / "images", None, name=f"new_{seed}.png", seed=seed)
+
+
+def items(folder: Path, queue: str) -> list[str]:
+    """The status of each item of a queue."""
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        found = (
+            select(QueueItem.status).join(Queue, Queue.id == QueueItem.queue_id).where(Queue.name == queue)
+        )
+        return list(session.scalars(found.order_by(QueueItem.rank)))
+
+
+def dies_at(step_name: str) -> Callable[..., Any]:
+    """Performs steps until the one of this name comes, before which it is killed."""
+
+    def perform(step: Callable[..., Any], project: Project, database: Database, **options: Any) -> Any:
+        if step.__name__ == step_name:
+            raise KeyboardInterrupt
+        return step(project, database, **options)
+
+    return perform
+
+
+def test_the_first_night_after_a_training_scores_the_pool_and_brings_the_queue_out(trained: Path) -> None:
+    said: list[str] = []
+    report = a_night(trained, say=said.append)
+    assert (report.model, report.added, report.queue) == ("r01", 0, "round-01")
+    assert report.scored == 8
+    assert report.folder is not None
+    assert report.folder == trained / "queues" / "round-01"
+    assert (report.folder / "manifest.jsonl").is_file()
+    assert "round-01 is out: 6 regions to label." in report.summary
+    assert any("scored 8 images" in line for line in said)
+
+
+def test_a_night_with_nothing_new_writes_nothing_and_loads_no_model(out: Path) -> None:
+    before = everything(out)
+    code = (
+        "import sys\nfrom flows.cli import main\nsys.argv = ['segcurate', 'nightly']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print('torch' in sys.modules, 'prefect' in sys.modules)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=out, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "6 of 6 regions wait for labels." in " ".join(ran.stdout.split())
+    assert ran.stdout.rstrip().endswith("False False")
+    assert everything(out) == before
+
+
+def test_an_untouched_queue_gives_way_to_a_new_one_when_new_images_are_scored(out: Path) -> None:
+    add_images(out, 50, 51)
+    report = a_night(out)
+    assert (report.added, report.scored, report.queue) == (2, 2, "round-01-b")
+    assert "round-01 was taken back untouched, 6 regions; round-01-b is out: 6 regions" in report.summary
+    assert (out / "queues" / "round-01" / "manifest.jsonl").is_file()
+    assert items(out, "round-01") == ["released"] * 6
+    assert items(out, "round-01-b") == ["queued"] * 6
+    report = a_night(out)
+    assert (report.scored, report.queue, report.folder) == (0, "round-01-b", None)
+
+
+def test_masks_of_a_queue_that_was_taken_back_are_still_taken(out: Path) -> None:
+    add_images(out, 50)
+    assert a_night(out).queue == "round-01-b"
+    with opened(out) as (project, database):
+        annotate(project, database, out / "queues" / "round-01")
+        report = import_labels(project, database, folder=out / "queues" / "round-01", source="simulation")
+        with database.session(write=False) as session:
+            assert operation.count_new_labels(session) == 6
+            assert project_status(session).queue == "round-01-b"
+    assert (report.queue, report.closed, report.refused) == ("round-01", False, [])
+    assert items(out, "round-01") == ["labeled"] * 6
+    assert items(out, "round-01-b") == ["queued"] * 6
+
+
+@pytest.mark.parametrize("begun", ["a file", "a label", "never"])
+def test_a_queue_that_somebody_has_begun_or_that_shall_stay_stays(out: Path, begun: str) -> None:
+    queue = out / "queues" / "round-01"
+    if begun == "a file":
+        (queue / "masks" / "half_done.xcf").write_bytes(b"0")
+    if begun == "a label":
+        label_regions(out, at_least=1)
+        for path in (queue / "masks").iterdir():
+            path.unlink()
+    if begun == "never":
+        set_option(out, "nightly", "refresh", "never")
+    add_images(out, 50, 51)
+    report = a_night(out)
+    waiting = items(out, "round-01").count("queued")
+    assert (report.scored, report.queue, report.folder) == (2, "round-01", None)
+    assert (
+        f"round-01 is out: {waiting} of 6 regions wait for labels; 2 new images are scored and wait for the "
+        "next queue." in report.summary
+    )
+    assert waiting < 6 if begun == "a label" else waiting == 6
+
+
+def test_a_change_of_the_scorer_scores_the_pool_anew_and_renews_an_untouched_queue(out: Path) -> None:
+    set_option(out, "scoring", "regions", {"kind": "grid", "cell": 12})
+    report = a_night(out)
+    assert (report.scored, report.queue) == (8, "round-01-b")
+
+
+def test_nights_that_are_killed_before_each_step_end_where_an_undisturbed_one_does(
+    trained: Path, out: Path
+) -> None:
+    for step in ("score", "select", "export"):
+        with pytest.raises(KeyboardInterrupt):
+            a_night(trained, perform=dies_at(step))
+    report = a_night(trained)
+    assert (report.queue, report.folder) == ("round-01", trained / "queues" / "round-01")
+    wanted = ("rank", "image_id", "x", "y", "slice", "score", "status", "reason")
+    columns = [QueueItem.__table__.c[name] for name in wanted]
+    found: list[Sequence[Any]] = []
+    for folder in (trained, out):
+        with opened(folder) as (_, database), database.session(write=False) as session:
+            found.append(session.execute(select(*columns).order_by("queue_id", "rank")).all())
+    assert found[0] == found[1]
+
+
+def test_a_night_that_was_killed_after_it_took_a_queue_back_selects_the_next_one(out: Path) -> None:
+    add_images(out, 50)
+    with pytest.raises(KeyboardInterrupt):
+        a_night(out, perform=dies_at("select"))
+    assert items(out, "round-01") == ["released"] * 6
+    assert a_night(out).queue == "round-01-b"
+
+
+def test_a_draft_from_before_new_images_is_selected_again(trained: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        a_night(trained, perform=dies_at("export"))
+    add_images(trained, 50)
+    report = a_night(trained)
+    assert report.queue == "round-01"
+    with opened(trained) as (_, database), database.session(write=False) as session:
+        (queue,) = session.scalars(select(Queue).where(Queue.kind == "selected"))
+        assert queue.spec["images"] == 9
+
+
+def test_a_new_file_that_cannot_be_read_is_recorded_and_the_night_goes_on(out: Path) -> None:
+    add_images(out, 50)
+    (out / "images" / "broken.png").write_bytes(b"no image")
+    report = a_night(out)
+    assert (report.added, report.scored) == (1, 1)
+    with opened(out) as (_, database), database.session(write=False) as session:
+        assert [row.subject for row in list_failures(session)] == ["images/broken.png"]
+
+
+def test_a_pool_without_anything_left_to_choose_is_no_failure(out: Path) -> None:
+    for key, value in (("budget", 1000), ("per_image_cap", 1000), ("no_touching", False)):
+        set_option(out, "selection", key, value)
+    takes_back = ("UPDATE round SET state = 'select'", "UPDATE queue SET round_id = NULL")
+    for night_of in ("all that is left", "nothing"):
+        with opened(out) as (_, database), database.session() as session:
+            for statement in takes_back:
+                session.execute(text(statement))
+        report = a_night(out)
+        assert (report.queue is None) == (night_of == "nothing")
+    assert "nothing is left to choose from" in report.summary
+    assert report.queue is None
+
+
+def test_the_second_of_two_nights_at_once_ends_with_a_clear_word(out: Path) -> None:
+    with opened(out) as (project, database):
+        with (
+            another_process(database, at="nightly") as process,
+            pytest.raises(Busy, match=f"`nightly` already: process {process} on"),
+        ):
+            night(project, database)
+        assert night(project, database).queue == "round-01"
+
+
+def test_a_project_without_a_model_says_what_comes_next(squares: Path) -> None:
+    report = a_night(squares)
+    assert (report.added, report.model) == (24, None)
+    assert "`segcurate retrain`" in report.summary

@@ -1,0 +1,116 @@
+"""When a new model is trained, and what follows; without Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from db.queries import operation
+from db.queries import rounds as queries
+from db.tables import Label, Model, Queue
+from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.promotion import Verdict
+from pipeline.retraining import RetrainReport, decide, retraining
+from tests.flows.conftest import label_regions, opened, set_option
+from tests.flows.test_night import dies_at, everything, items
+
+
+def a_retraining(folder: Path, **options: Any) -> RetrainReport:
+    with opened(folder) as (project, database):
+        return retraining(project, database, **options)
+
+
+def standing(folder: Path) -> tuple[int, str]:
+    """The current round's number, and the step that comes next in it."""
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        current = queries.current_round(session)
+        assert current is not None
+        return current.number, current.state
+
+
+def models(folder: Path) -> dict[str, str]:
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        return {row.name: row.status for row in session.scalars(select(Model))}
+
+
+def new_labels(folder: Path) -> int:
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        return operation.count_new_labels(session)
+
+
+def test_with_too_few_labels_nothing_is_done(out: Path) -> None:
+    labeled = label_regions(out, at_least=1)
+    set_option(out, "retrain", "min_new_labels", labeled + 1)
+    before = everything(out)
+    report = a_retraining(out)
+    assert report.summary == f"{labeled} of {labeled + 1} new labels."
+    assert report.model is None
+    assert everything(out) == before
+
+
+def test_enough_labels_close_the_round_and_bring_a_model_and_the_next_queue(out: Path) -> None:
+    labeled = label_regions(out, at_least=4)
+    assert labeled < 6
+    report = a_retraining(out)
+    assert (report.new_labels, report.model) == (labeled, "r02")
+    assert items(out, "round-01").count("released") == 6 - labeled
+    assert report.night is not None
+    assert report.night.queue == "round-02"
+    assert standing(out) == (2, "import")
+    assert new_labels(out) == 0
+
+
+def test_force_trains_with_few_labels_and_a_lost_mask_is_not_new_for_ever(out: Path) -> None:
+    label_regions(out, at_least=2)
+    with opened(out) as (project, database), database.session(write=False) as session:
+        label = session.scalars(select(Label).order_by(Label.id.desc())).first()
+        assert label is not None
+        project.path(label.mask_uri).unlink()
+    report = a_retraining(out, force=True, then_nightly=False)
+    assert report.model == "r02"
+    assert report.night is None
+    assert standing(out) == (2, "score")
+    assert new_labels(out) == 0
+
+
+def test_a_round_that_was_closed_trains_however_few_its_labels_are(out: Path) -> None:
+    set_option(out, "retrain", "min_new_labels", 1000)
+    label_regions(out, at_least=1, close=True)
+    assert standing(out) == (2, "train")
+    with opened(out) as (project, database), database.session(write=False) as session:
+        assert decide(session, project).train
+
+
+def test_a_refused_model_leaves_the_old_one_to_score_and_the_next_queue_comes(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse(*_: Any, **__: Any) -> Verdict:
+        return Verdict(promoted=False, difference=Estimate(-0.2, -0.3, -0.1))
+
+    monkeypatch.setattr("pipeline.steps.evaluate.compare", worse)
+    label_regions(out, at_least=6)
+    report = a_retraining(out)
+    assert (report.model, report.promoted) == ("r02", False)
+    assert "r02 is refused, r01 stays" in report.summary
+    assert models(out) == {"r01": "promoted", "r02": "refused"}
+    assert report.night is not None
+    assert (report.night.model, report.night.queue) == ("r01", "round-02")
+    assert set(items(out, "round-02")) == {"queued"}
+    assert a_retraining(out).summary == "0 of 4 new labels."
+
+
+def test_retrainings_that_are_killed_before_each_step_still_bring_one_model_and_one_queue(out: Path) -> None:
+    label_regions(out, at_least=4)
+    for step in ("close_round", "train", "calibrate", "evaluate", "select"):
+        with pytest.raises(KeyboardInterrupt):
+            a_retraining(out, perform=dies_at(step))
+    report = a_retraining(out)
+    assert list(models(out)) == ["r01", "r02"]
+    assert standing(out) == (2, "import")
+    assert report.night is not None
+    with opened(out) as (_, database), database.session(write=False) as session:
+        names = session.scalars(select(Queue.name).where(Queue.kind == "selected").order_by(Queue.id)).all()
+    assert names == ["round-01", "round-02"]
