@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 from sqlalchemy import Engine, create_engine, event, inspect
 from sqlalchemy.engine import URL, Connection, make_url
@@ -40,6 +41,12 @@ PAGE_SIZE = 8192
 PATIENCE = 120.0
 """Seconds for which a server that is restarted is waited for."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+POSTGRESQL = {"connect_timeout": 10, "application_name": "segcurate"}
+"""Of each connection, where the URL says nothing else."""
+SECRETS = ("password", "sslpassword")
+"""What a URL may hold behind its `?` that nobody may see."""
+RECYCLE_SECONDS = 1800
+"""Firewalls forget a connection that is silent for longer."""
 GONE = ("08", "57P")
 """SQLSTATE classes of PostgreSQL: connection exceptions, and a server that shuts down or is starting up."""
 
@@ -61,10 +68,16 @@ class Database:
         self._writer = self.engine.execution_options(begin="IMMEDIATE")
 
     @contextmanager
-    def session(self, *, write: bool = True) -> Generator[Session]:
-        """One transaction. `write=False` never waits for another writer on SQLite."""
+    def session(self, *, write: bool = True, patience: float = PATIENCE) -> Generator[Session]:
+        """One transaction. `write=False` never waits for another writer on SQLite.
+
+        Args:
+            patience: seconds for which a server that is gone is asked again before the block begins.
+        """
         session = Session(self._writer if write else self.engine, expire_on_commit=False)
         try:
+            if self.engine.dialect.name != "sqlite":
+                _patiently(session.connection, patience=patience)
             yield session
             session.commit()
         except BaseException:
@@ -84,22 +97,30 @@ class Database:
         Raises:
             DBAPIError: the server stayed away, or something else went wrong.
         """
-        give_up_at = time.monotonic() + patience
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                with self.session() as session:
-                    return work(session)
-            except DBAPIError as error:
-                if not connection_lost(error) or time.monotonic() + pause > give_up_at:
-                    raise
-                logger.warning("The database is gone; asking again in %.1f s.", pause)
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+
+        def once() -> Result:
+            with self.session(patience=0.0) as session:
+                return work(session)
+
+        return _patiently(once, patience=patience)
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _patiently(work: Callable[[], Result], *, patience: float) -> Result:
+    give_up_at = time.monotonic() + patience
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return work()
+        except DBAPIError as error:
+            if not connection_lost(error) or time.monotonic() + pause > give_up_at:
+                raise
+            logger.warning("The database is gone; asking again in %.1f s.", pause)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def connection_lost(error: DBAPIError) -> bool:
@@ -131,33 +152,64 @@ def connect(url: str) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(parsed, pool_pre_ping=True)
+        settings = {name: value for name, value in POSTGRESQL.items() if name not in parsed.query}
+        engine = create_engine(
+            parsed, pool_pre_ping=True, pool_recycle=RECYCLE_SECONDS, connect_args=settings
+        )
     try:
         with engine.connect() as connection:
             inspect(connection).get_table_names()
     except DBAPIError as error:
         raise StoreError(
-            f"The database {parsed.render_as_string(hide_password=True)} cannot be opened: {error.orig}.",
+            f"The database {_shown(parsed)} cannot be opened: {_without_secrets(str(error.orig), parsed)}.",
             "Check `database.url`, and that the server is up, or the folder writable and its disk not full.",
-        ) from error
+        ) from None  # the driver's words may hold the password
     return engine
+
+
+def masked(url: str) -> str:
+    """The URL with its secrets masked, for people.
+
+    >>> masked("postgresql+psycopg://someone:s3cret@host/name?sslpassword=s3cret")
+    'postgresql+psycopg://someone:***@host/name?sslpassword=***'
+    """
+    try:
+        return _shown(_parse(url))
+    except StoreError:
+        return url if url.startswith("sqlite:") else "***"
 
 
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
         parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError):
         raise StoreError(
             "`database.url` is not a database URL that segcurate knows.",
-            "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`.",
-        ) from error
+            "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`; in a password, %40 "
+            "stands for @, %2F for / and %25 for %.",
+        ) from None  # SQLAlchemy's words may hold a part of the password
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise StoreError(
             f"`database.url` names {parsed.get_backend_name()!r}, which segcurate does not support.",
             "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`.",
         )
+    if "@" in (parsed.host or ""):
+        raise StoreError("The password in `database.url` holds an @.", "Write %40 for it.")
     return parsed
+
+
+def _shown(url: URL) -> str:
+    hidden = {name: "***" for name in url.query if name in SECRETS}
+    return unquote(url.update_query_dict(hidden).render_as_string(hide_password=True))
+
+
+def _without_secrets(said: str, url: URL) -> str:
+    secrets = [url.password, *(value for name, value in url.query.items() if name in SECRETS)]
+    for secret in secrets:
+        if isinstance(secret, str) and secret:
+            said = said.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    return said
 
 
 def _configure_sqlite(connection: Any, _record: ConnectionPoolEntry) -> None:

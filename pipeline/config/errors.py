@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import difflib
 
+import yaml
 from pydantic import BaseModel, ValidationError
+
+
+def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong and where, without the line itself, which may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it cannot be read as text" if isinstance(error, UnicodeDecodeError) else "it cannot be read"
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.config.base import Section
 from pipeline.config.data import DataConfig, SplitsConfig
-from pipeline.config.errors import explain
+from pipeline.config.errors import explain, explain_yaml
 from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
@@ -25,8 +25,16 @@ CONFIG_FILE = "segcurate.yaml"
 
 
 class DatabaseConfig(Section):
-    url: str = "sqlite:///.segcurate/segcurate.db"
-    """Where the project is remembered. A relative SQLite path is relative to this file."""
+    url: Annotated[str, Field(repr=False)] = "sqlite:///.segcurate/segcurate.db"
+    """Where the project is remembered. A relative SQLite path is relative to this file. A password is better
+    given as the environment's `SEGCURATE_DATABASE__URL`, or in `~/.pgpass`; in a URL, `%40` stands for @."""
+
+    @field_serializer("url", when_used="json")
+    def mask(self, url: str) -> str:
+        """What is shown or written down holds no password."""
+        from db.engine import masked  # alembic takes a while
+
+        return masked(url)
 
 
 class ProjectConfig(BaseSettings):
@@ -35,6 +43,7 @@ class ProjectConfig(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,  # it may hold a password
         env_prefix="SEGCURATE_",
         env_nested_delimiter="__",
         use_attribute_docstrings=True,
@@ -160,7 +169,7 @@ def load_project(path: Path) -> Project:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", "Mend the line that it names.") from error
+        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Mend that line.") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no settings.", "Run `segcurate init` to write one.")
     try:
