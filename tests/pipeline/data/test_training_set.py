@@ -107,8 +107,9 @@ def test_sixteen_bits_are_kept(tmp_path: Path) -> None:
 
 def test_an_unreadable_image_is_reported_and_another_takes_its_place(tmp_path: Path) -> None:
     images = [labeled(tmp_path, f"i{n}", value=n) for n in range(3)]
-    data = images[1].path.read_bytes()
-    images[1].path.write_bytes(data[: len(data) // 2])
+    path = images[1].path
+    assert isinstance(path, Path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     samples = training_set(images)
     drawn = [samples[n] for n in range(6)]
     assert {int(sample.image[2, 0, 0]) for sample in drawn} == {0, 2}
