@@ -33,6 +33,8 @@ from pipeline.config import load_project
 from pipeline.data.sources import find_images
 from tests.flows.conftest import draw, write_config
 
+pytestmark = pytest.mark.timeout(1200)  # two rounds of commands are the first test's set-up
+
 ROOT = Path(__file__).parents[2]
 SECRET = "wJalr-not-a-secret-of-anybody"
 ODD = ("a b.png", "Straße 東京.png", "#1?x=2&y.png", "100%25.png", 'it\'s+"so".png', "[x]*.png", "a..b.png")
