@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 RESTART_SECONDS = 2.0
 SERVER_SETTINGS = {

