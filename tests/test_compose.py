@@ -1,4 +1,4 @@
-"""`docker-compose.yml` and the image, checked without an engine: schema, secrets, the databases, the wheel."""
+"""`docker-compose.yml` and the image, checked without an engine: schema, secrets, databases, wheel."""
 
 from __future__ import annotations
 
