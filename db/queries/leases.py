@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db.tables import Lease, Shard, utc_now
@@ -50,8 +51,13 @@ def take_lease(
     session.execute(delete(Lease).where(Lease.name.in_(unheld)))
     row = session.scalars(select(Lease).where(Lease.name == name).with_for_update()).one_or_none()
     if row is None:
-        session.add(Lease(name=name, owner=owner, taken_at=now, until=now + timedelta(seconds=seconds)))
-        session.flush()  # on PostgreSQL, of two that insert at once the second fails here
+        try:
+            with session.begin_nested():
+                session.add(
+                    Lease(name=name, owner=owner, taken_at=now, until=now + timedelta(seconds=seconds))
+                )
+        except IntegrityError:  # on PostgreSQL somebody else took it at the same time, and was first
+            return take_lease(session, name=name, owner=owner, seconds=seconds, dead=dead)
         return None
     if row.owner not in (owner, *dead) and row.until > now:
         return Held(row.owner, row.taken_at, row.until)

@@ -90,7 +90,7 @@ def private_server(settings: Mapping[str, str] = CARELESS) -> Generator[Server]:
 def empty_database(server: URL) -> Generator[str]:
     """The URL of an empty database of the server, gone in the end."""
     name = f"test_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     try:
