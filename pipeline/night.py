@@ -18,7 +18,7 @@ from db.tables import Model, Queue, Round, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.reasons import grouped
 from pipeline.config import Project
-from pipeline.errors import NothingLeft
+from pipeline.errors import NothingLeft, NotYourTurn
 from pipeline.labeling.manifest import MASKS
 from pipeline.leases import alone
 from pipeline.perform import Perform, Say, directly, unheard
@@ -158,18 +158,12 @@ def bring_queue_out(
             released = rounds.reopen(session, current)
             taken_back = f"{queue.name} was taken back untouched, {grouped(released)} regions; "
         exports_only = current.state == "export" and not unseen
-    from pipeline.steps.export import export
-
-    if not exports_only:
-        from pipeline.steps.select import select
-
-        try:
-            preview = perform(select, project, database, progress=progress)
-        except NothingLeft as error:
-            return QueueNews(words=f"{taken_back}{error.problem[0].lower()}{error.problem[1:]}")
-        for line in preview.lines():
-            say(line)
-    folder = perform(export, project, database, progress=progress)
+    try:
+        folder = _select_and_export(project, database, exports_only, perform, say, progress)
+    except NothingLeft as error:
+        return QueueNews(words=f"{taken_back}{error.problem[0].lower()}{error.problem[1:]}")
+    except NotYourTurn:
+        return QueueNews(words=f"{taken_back}the round was closed meanwhile: a retraining is at work.")
     with database.session(write=False) as session:
         current = round_queries.current_round(session)
         queue = None if current is None else round_queries.round_queue(session, current.id)
@@ -178,6 +172,18 @@ def bring_queue_out(
     say(f"Exported {name} to {folder}.")
     words = f"{taken_back}{name} is out: {grouped(sum(items.values()))} regions to label."
     return QueueNews(words=words, name=name, folder=folder)
+
+
+def _select_and_export(
+    project: Project, database: Database, exports_only: bool, perform: Perform, say: Say, progress: Progress
+) -> Path:
+    from pipeline.steps.export import export
+    from pipeline.steps.select import select
+
+    if not exports_only:
+        for line in perform(select, project, database, progress=progress).lines():
+            say(line)
+    return perform(export, project, database, progress=progress)
 
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:

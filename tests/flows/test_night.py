@@ -18,6 +18,7 @@ from db.tables import Base, Queue, QueueItem
 from pipeline.config import Project
 from pipeline.errors import Busy
 from pipeline.night import NightReport, night
+from pipeline.retraining import close_round
 from pipeline.simulation import annotate
 from pipeline.status import project_status
 from pipeline.steps.import_labels import import_labels
@@ -213,6 +214,17 @@ def test_the_second_of_two_nights_at_once_ends_with_a_clear_word(out: Path) -> N
         ):
             night(project, database)
         assert night(project, database).queue == "round-01"
+
+
+def test_a_round_that_a_retraining_closes_meanwhile_is_no_failure(trained: Path) -> None:
+    def perform(step: Callable[..., Any], project: Project, database: Database, **options: Any) -> Any:
+        if step.__name__ == "select":
+            close_round(project, database)
+        return step(project, database, **options)
+
+    report = a_night(trained, perform=perform)
+    assert (report.scored, report.queue) == (8, None)
+    assert "the round was closed meanwhile" in report.summary
 
 
 def test_a_project_without_a_model_says_what_comes_next(squares: Path) -> None:
