@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+import psutil
+
 from tests.real.kill.moments import Place
 
 LIMIT = 180.0
@@ -93,8 +95,14 @@ class Victims:
         return Ended(**answer, marker=marker.read_text() if marker.is_file() else None)
 
     def close(self) -> None:
-        self._ask.close()
-        self._server.wait(timeout=30)
+        """End the server, and the victim that is at work where a test was interrupted."""
+        server = psutil.Process(self._server.pid)
+        for process in (*server.children(recursive=True), server):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._server.wait()
+        for stream in (self._ask, self._answers):
+            stream.close()
 
 
 def serve() -> None:
