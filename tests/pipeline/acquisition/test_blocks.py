@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +28,15 @@ from pipeline.config import SelectionConfig
 from tests.pipeline.acquisition.synthetic import blocks, make_candidates, whole
 
 
-@pytest.fixture
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", name="little_memory")
+def _little_memory() -> Generator[None]:
     """So little is kept that rules use it up, and so little may wait that every block is thinned."""
-    monkeypatch.setattr(selection_module, "SLACK", 1)
-    monkeypatch.setattr(selection_module, "MORE_SLACK", 2)
-    monkeypatch.setattr(survey_module, "SPARE", 0)
-    monkeypatch.setattr(survey_module, "ROOM", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection_module, "SLACK", 1)
+        patch.setattr(selection_module, "MORE_SLACK", 2)
+        patch.setattr(survey_module, "SPARE", 0)
+        patch.setattr(survey_module, "ROOM", 0)
+        yield
 
 
 def random_pool(rng: np.random.Generator, *, images: int, groups: int, ties: bool) -> Candidates:
@@ -87,7 +90,7 @@ def from_all(candidates: Candidates, config: SelectionConfig) -> set[tuple[int, 
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     images=st.integers(3, 30),
     groups=st.integers(1, 3),
@@ -102,7 +105,7 @@ def from_all(candidates: Candidates, config: SelectionConfig) -> set[tuple[int, 
     seed=st.integers(0, 1000),
 )
 def test_blocks_give_the_queue_of_the_whole(
-    little_memory_for_hypothesis, strategy, images, groups, ties, block, seed, budget_unit, budget, **rules
+    little_memory, strategy, images, groups, ties, block, seed, budget_unit, budget, **rules
 ):
     candidates = random_pool(np.random.default_rng(seed), images=images, groups=groups, ties=ties)
     config = SelectionConfig(
@@ -124,13 +127,6 @@ def test_blocks_give_the_queue_of_the_whole(
     )
     held = zip(found.index.tolist(), found.audit.tolist(), found.stratum.tolist(), strict=True)
     assert set(held) == from_all(candidates, config)
-
-
-@pytest.fixture(name="little_memory_for_hypothesis", scope="module")
-def _little_memory_for_hypothesis():
-    with pytest.MonkeyPatch.context() as patch:
-        little_memory.__wrapped__(patch)  # pyright: ignore[reportFunctionMemberAccess]
-        yield
 
 
 def test_items_are_the_candidates_that_they_name(little_memory: None) -> None:
