@@ -58,9 +58,7 @@ def deploy(file: File = None) -> None:
     register(deployments)
     _show(deployments.deployments)
     for pool in deployments.pools:
-        console.print(
-            f"Next, on each machine: [bold]prefect worker start --pool {literal(pool)} --limit 1[/]"
-        )
+        console.print(f"Next, on each machine: [bold]prefect worker start --pool {literal(pool)}[/]")
     console.print(f"Registered at {literal(url)}.")
 
 
