@@ -217,6 +217,6 @@ class _ShownProgress:
         rate = done / seconds if seconds > 0 else 0.0
         words = f"{done} of {self.total} images"
         if over:
-            return f"{words} in {seconds:.0f} s, {rate:.1f} images/s."
+            return f"{words} in {seconds:.1f} s, {rate:.1f} images/s."
         left = f", about {(self.total - done) / rate:.0f} s left" if rate else ""
         return f"{words}, {rate:.1f} images/s{left}."
