@@ -186,13 +186,16 @@ def finish_scoring(
         heatmaps = _top_heatmaps(project, database, scorer, run_id=run_id)
         drift = watch_drift(project, database, run_id=run_id, predictor=predictor, card=card)
         reordering = measure_reordering(project, database, run_id=run_id, predictor=predictor, card=card)
-        with database.session() as session:
+
+        def finish(session: Session) -> datetime:
             queries.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
             queries.finish_run(session, run_id=run_id)
-            ended_at = store_time(session)
             current = round_queries.current_round(session)
             if not any_time or (current is not None and current.state in rounds.ALLOWED["score"]):
                 rounds.advance(session, rounds.require(session, "score"), "score")
+            return store_time(session)
+
+        ended_at = database.transact(finish)
     return ScoreReport(
         images=drained.images,
         regions=drained.regions,
