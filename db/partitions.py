@@ -25,23 +25,45 @@ def add_partitions(session: Session, *, run_id: int) -> None:
 
 def analyze_partitions(session: Session, *, run_id: int) -> None:
     """Tell the planner what a run holds: the server does so by itself only minutes later."""
-    if session.get_bind().dialect.name == "sqlite":
-        return
-    for table in PARTITIONED:
-        if session.scalar(text("SELECT to_regclass(:name)"), {"name": f"{table}_{run_id:d}"}) is not None:
-            session.execute(text(f"ANALYZE {table}_{run_id:d}"))
+    for mine in _of_run(session, run_id):
+        session.execute(text(f"ANALYZE {mine}"))
 
 
-def drop_partitions(session: Session, *, run_id: int, patience: float) -> None:
-    """Drop a run's partitions with all that they hold.
+def detach_partitions(session: Session, *, run_id: int, patience: float) -> None:
+    """Take a run's partitions out of the tables: nothing finds their rows any more, though they are there.
 
     Args:
         patience: seconds to wait for those who read or write scores at the moment, of whatever run: the
-            server makes everybody else wait behind the one who drops.
+            server makes everybody else wait behind the one who detaches.
 
     Raises:
         OperationalError: somebody is at it for longer.
     """
-    session.execute(text(f"SET LOCAL lock_timeout = {round(1000 * patience)}"))
-    for table in PARTITIONED:
-        session.execute(text(f"DROP TABLE IF EXISTS {table}_{run_id:d}"))
+    for mine in _of_run(session, run_id):
+        session.execute(text(f"SET LOCAL lock_timeout = {round(1000 * patience)}"))
+        session.execute(text(f"ALTER TABLE {_parent(mine)} DETACH PARTITION {mine}"))
+
+
+def drop_detached(session: Session, *, run_id: int) -> bool:
+    """Drop a run's partitions, which are detached. Takes the longer the more they hold; nobody waits for it.
+
+    Returns:
+        Whether there were any.
+    """
+    found = _of_run(session, run_id)
+    for mine in found:
+        session.execute(text(f"DROP TABLE {mine}"))
+    return bool(found)
+
+
+def _of_run(session: Session, run_id: int) -> list[str]:
+    """The partitions of a run that are there, attached or not."""
+    if session.get_bind().dialect.name == "sqlite":
+        return []
+    names = [f"{table}_{run_id:d}" for table in PARTITIONED]
+    found = text("SELECT to_regclass(:name) IS NOT NULL")
+    return [name for name in names if session.scalar(found, {"name": name})]
+
+
+def _parent(partition: str) -> str:
+    return partition.rpartition("_")[0]

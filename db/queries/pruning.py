@@ -1,8 +1,7 @@
 """Taking scoring runs out of the store, and knowing which of them are needed.
 
 A run is pruned at one instant, when its row says so and its shards are gone: from then on no query finds it.
-On PostgreSQL its rows go in the same transaction, with its partitions; on SQLite they are deleted afterwards,
-some at a time.
+What it holds is deleted afterwards: on PostgreSQL with its partitions, on SQLite some rows at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from db.partitions import drop_partitions
+from db.partitions import detach_partitions, drop_detached
 from db.queries.candidates import finished_run
 from db.queries.leases import store_time
 from db.queries.rounds import current_round, promoted_model
@@ -97,8 +96,7 @@ def prune_run(session: Session, *, run_id: int, patience: float) -> bool:
     session.execute(
         update(ScoringRun).where(ScoringRun.id == run_id).values(pruned_at=utc_now(), finished_at=None)
     )
-    if session.get_bind().dialect.name == "postgresql":
-        drop_partitions(session, run_id=run_id, patience=patience)
+    detach_partitions(session, run_id=run_id, patience=patience)
     return True
 
 
@@ -110,11 +108,13 @@ def pruned_runs(session: Session) -> Sequence[int]:
 
 
 def delete_pruned_rows(session: Session, *, run_id: int, rows: int) -> bool:
-    """Delete about so many of the rows that a pruned run has left, by image.
+    """Delete about so many of the rows that a pruned run has left, by image; on PostgreSQL, all of them.
 
     Returns:
         Whether there were any.
     """
+    if session.get_bind().dialect.name == "postgresql":
+        return drop_detached(session, run_id=run_id)
     for table in (RegionScore, ImageScore):
         first = select(table.image_id).where(table.run_id == run_id).order_by(table.image_id).limit(rows)
         last = session.scalar(select(func.max(first.subquery().c.image_id)))

@@ -20,9 +20,9 @@ from pipeline.leases import alone
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 20_000
-"""Rows that one transaction deletes on SQLite: others write in between."""
+"""Rows that one transaction deletes on SQLite: others write in between. PostgreSQL drops tables."""
 PATIENCE = 2.0
-"""Seconds for which one try to drop a partition makes others wait."""
+"""Seconds for which one try to detach a partition makes others wait."""
 TRIES = 5
 
 
@@ -79,9 +79,8 @@ def prune(project: Project, database: Database, *, keep_runs: int) -> PruneRepor
                 _prune_run(database, run_id, report)
         with database.session(write=False) as session:
             pruned = queries.pruned_runs(session)
-        if database.engine.dialect.name == "sqlite":
-            for run_id in pruned:
-                _delete_rows(database, run_id)
+        for run_id in pruned:
+            _delete_rows(database, run_id)
         return PruneReport(report.pruned, report.kept, report.busy, folders=_delete_folders(project, pruned))
 
 

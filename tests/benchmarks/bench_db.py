@@ -236,9 +236,8 @@ def _prune(database: Database) -> None:
 
 
 def _delete(database: Database) -> None:
-    if database.engine.dialect.name == "sqlite":
-        while database.transact(lambda session: pruning.delete_pruned_rows(session, run_id=1, rows=20_000)):
-            pass
+    while database.transact(lambda session: pruning.delete_pruned_rows(session, run_id=1, rows=20_000)):
+        pass
 
 
 if __name__ == "__main__":

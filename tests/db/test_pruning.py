@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from alembic import command
 from sqlalchemy import inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from db import migrations
 from db.engine import Database, lock_refused
 from db.queries import pruning, scores, shards
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun, Shard, utc_now
@@ -79,6 +82,15 @@ def test_runs_are_old_by_when_they_were_finished(database: Database) -> None:
         assert pruning.runs_by_age(session) == [2, 4, 3, 1]
 
 
+def test_what_a_pruned_run_still_holds_goes_with_a_downgrade(database: Database) -> None:
+    assert prune(database, 2)
+    command.downgrade(migrations.alembic_config(database.engine), "0002")
+    with database.engine.connect() as connection:
+        found = connection.execute(text("SELECT DISTINCT run_id FROM region_score ORDER BY run_id")).all()
+    assert [run_id for (run_id,) in found] == [1, 3, 4]
+    assert not [name for name in inspect(database.engine).get_table_names() if "score_" in name]
+
+
 def test_a_pruned_run_has_no_rows_and_the_others_have_theirs(database: Database) -> None:
     assert prune(database, 2)
     delete_rows(database, 2, rows=2)
@@ -96,8 +108,8 @@ def test_a_run_is_pruned_once(database: Database) -> None:
     assert not prune(database, 2)
 
 
-def test_rows_are_deleted_some_at_a_time(url: str) -> None:
-    database = open_store(url, images=60)
+def test_rows_are_deleted_some_at_a_time_on_sqlite(tmp_path: Path) -> None:
+    database = open_store(f"sqlite:///{tmp_path}/store.db", images=60)
     images, regions = rows_for(range(1, 61))
     with database.session() as session:
         scores.insert_scores(session, run_id=1, images=images, regions=regions)
@@ -210,6 +222,8 @@ def tables(database: Database) -> set[str]:
 def test_each_run_has_partitions_until_it_is_pruned(on_server: Database) -> None:
     assert tables(on_server) == {f"{kind}_score_{run}" for kind in ("region", "image") for run in (1, 2)}
     assert prune(on_server, 1)
+    assert rows_of(on_server, 1) == (0, 0)
+    assert delete_rows(on_server, 1, rows=1) == 1
     assert tables(on_server) == {"region_score_2", "image_score_2"}
 
 

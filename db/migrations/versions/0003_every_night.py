@@ -52,6 +52,9 @@ def downgrade() -> None:
     pruned = "SELECT id FROM scoring_run WHERE pruned_at IS NOT NULL"
     for table in KEYS:
         op.execute(f"DELETE FROM {table} WHERE run_id IN ({pruned})")
+        if op.get_bind().dialect.name == "postgresql":  # their partitions are detached, if not dropped
+            for (run,) in op.get_bind().exec_driver_sql(pruned).all():
+                op.execute(f"DROP TABLE IF EXISTS {table}_{run}")
     op.execute(f"DELETE FROM shard WHERE run_id IN ({pruned})")
     op.execute(f"UPDATE queue SET run_id = NULL WHERE run_id IN ({pruned})")
     op.execute("DELETE FROM scoring_run WHERE pruned_at IS NOT NULL")
