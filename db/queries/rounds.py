@@ -51,4 +51,4 @@ def count_items(session: Session, queue_id: int) -> dict[str, int]:
         .where(QueueItem.queue_id == queue_id)
         .group_by(QueueItem.status)
     )
-    return dict(session.execute(statement).all())
+    return dict(session.execute(statement).tuples().all())
