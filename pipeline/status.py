@@ -157,7 +157,7 @@ def project_status(session: Session) -> Status:
 
 def _images_by_split(session: Session) -> dict[str, int]:
     kept = select(Image.split, func.count()).where(Image.duplicate_of.is_(None)).group_by(Image.split)
-    counts = dict(session.execute(kept).all())
+    counts = dict(session.execute(kept).tuples().all())
     duplicates = session.scalar(
         select(func.count()).select_from(Image).where(Image.duplicate_of.is_not(None))
     )

@@ -196,7 +196,7 @@ def _known(column: ColumnElement[float] | InstrumentedAttribute[float | None]) -
 
 def _candidates(
     session: Session,
-    statement: Select[*tuple[Any, ...]],
+    statement: Select[Any],
     images: ImageColumns,
     *,
     scored: bool,

@@ -35,7 +35,7 @@ def count_by_slice(session: Session, queue_id: int) -> dict[str, int]:
         .group_by(QueueItem.slice)
         .order_by(func.count().desc(), QueueItem.slice)
     )
-    return dict(session.execute(statement).all())
+    return dict(session.execute(statement).tuples().all())
 
 
 def count_by_class(session: Session, queue_id: int) -> dict[int | None, int]:
@@ -46,4 +46,4 @@ def count_by_class(session: Session, queue_id: int) -> dict[int | None, int]:
         .group_by(QueueItem.predicted_class)
         .order_by(func.count().desc(), QueueItem.predicted_class)
     )
-    return dict(session.execute(statement).all())
+    return dict(session.execute(statement).tuples().all())

@@ -93,7 +93,7 @@ def originals(session: Session, hashes: Sequence[str]) -> dict[str, int]:
             .where(Image.sha256.in_(part), Image.duplicate_of.is_(None))
             .order_by(Image.id.desc())
         )
-        found.update(session.execute(statement).all())
+        found.update(session.execute(statement).tuples().all())
     return found
 
 
@@ -266,7 +266,7 @@ def has_labels(session: Session) -> bool:
 def count_splits(session: Session) -> dict[str, int]:
     """Usable images by split; duplicates are counted under `duplicate`."""
     name = case((Image.duplicate_of.is_not(None), "duplicate"), else_=Image.split)
-    return dict(session.execute(select(name, func.count()).group_by(name)).all())
+    return dict(session.execute(select(name, func.count()).group_by(name)).tuples().all())
 
 
 def count_unmasked(session: Session) -> dict[str, int]:
@@ -278,7 +278,7 @@ def count_unmasked(session: Session) -> dict[str, int]:
         )
         .group_by(Image.split)
     )
-    return dict(session.execute(statement).all())
+    return dict(session.execute(statement).tuples().all())
 
 
 def count_masks(session: Session) -> int:

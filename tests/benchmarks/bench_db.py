@@ -219,7 +219,7 @@ def _sizes(database: Database, *, rows: int) -> dict[str, float]:
             table, key, image_scores = session.execute(asked).one()
         else:
             asked = text("SELECT name, SUM(pgsize) FROM dbstat GROUP BY name")
-            sizes: dict[str, int] = {name: size for name, size in session.execute(asked)}
+            sizes = {str(name): int(size) for name, size in session.execute(asked)}
             table, key = sizes["region_score"], 0  # the table is its key
             image_scores = sum(size for name, size in sizes.items() if "image_score" in name)
     return {
