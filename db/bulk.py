@@ -24,7 +24,9 @@ Values = npt.NDArray[Any] | Sequence[Any]
 Columns = Mapping[str, Values]
 """Columns of a table by name, all of one length. None and NaN are NULL."""
 
-ROWS_AT_ONCE = 50_000
+BOUND_AT_ONCE = 50_000
+COPIED_AT_ONCE = 4_096
+"""Rows. While the server reads one block, the next one is laid out."""
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 END = struct.pack("!h", -1)
 NULL = struct.pack("!i", -1)
@@ -57,12 +59,20 @@ def insert_columns(session: Session, table: Table, columns: Columns) -> int:
     if unknown:
         raise ValueError(f"Expected columns of {table.name}, but got {', '.join(unknown)}.")
     rows = next(iter(lengths.values()), 0)
+    if not rows:
+        return 0
     kinds = {name: table.columns[name].type for name in columns}
-    insert = _copy if session.get_bind().dialect.name == "postgresql" else _execute_many
-    for start in range(0, rows, ROWS_AT_ONCE):
-        part = {name: values[start : start + ROWS_AT_ONCE] for name, values in columns.items()}
-        insert(session, table.name, kinds, part)
+    if session.get_bind().dialect.name == "postgresql":
+        _copy(session, table.name, kinds, _parts(columns, rows, COPIED_AT_ONCE))
+    else:
+        for part in _parts(columns, rows, BOUND_AT_ONCE):
+            _execute_many(session, table.name, kinds, part)
     return rows
+
+
+def _parts(columns: Columns, rows: int, length: int) -> Iterator[Columns]:
+    for start in range(0, rows, length):
+        yield {name: values[start : start + length] for name, values in columns.items()}
 
 
 def _execute_many(
@@ -93,10 +103,14 @@ def _objects(kind: TypeEngine[Any], name: str, values: Values) -> list[Any] | No
     return [None if gone else value for value, gone in zip(listed, missing.tolist(), strict=True)]
 
 
-def _copy(session: Session, table: str, kinds: Mapping[str, TypeEngine[Any]], columns: Columns) -> None:
-    names = ", ".join(f'"{name}"' for name in columns)
+def _copy(
+    session: Session, table: str, kinds: Mapping[str, TypeEngine[Any]], parts: Iterator[Columns]
+) -> None:
+    names = ", ".join(f'"{name}"' for name in kinds)
     statement = f'COPY "{table}" ({names}) FROM STDIN (FORMAT BINARY)'
-    blocks = _binary_rows([_field(kinds[name], name, values) for name, values in columns.items()])
+    blocks = (
+        _binary_rows([_field(kinds[name], name, values) for name, values in part.items()]) for part in parts
+    )
     connection = session.connection()
     driver: Any = connection.connection.driver_connection
     try:
@@ -179,7 +193,7 @@ def _text(kind: TypeEngine[Any], value: Any) -> bytes:
     return struct.pack("!i", len(data)) + data
 
 
-def _binary_rows(fields: Sequence[Fixed | list[bytes]]) -> Iterator[bytes]:
+def _binary_rows(fields: Sequence[Fixed | list[bytes]]) -> bytes:
     """Rows on the wire: one buffer where there is no text, else joined row by row."""
     rows = len(fields[0] if isinstance(fields[0], list) else fields[0][0])
     count = np.frombuffer(struct.pack("!h", len(fields)), dtype=np.uint8)
@@ -192,11 +206,10 @@ def _binary_rows(fields: Sequence[Fixed | list[bytes]]) -> Iterator[bytes]:
         else:
             fixed.append(field)
     if not parts:
-        yield _side_by_side(fixed)[0]
-        return
+        return _side_by_side(fixed)[0]
     if fixed:
         parts.append(_row_by_row(fixed))
-    yield b"".join(chain.from_iterable(zip(*parts, strict=True)))
+    return b"".join(chain.from_iterable(zip(*parts, strict=True)))
 
 
 def _side_by_side(fields: Sequence[Fixed]) -> tuple[bytes, npt.NDArray[np.int64]]:
