@@ -16,7 +16,7 @@ export MPLBACKEND = Agg
 # torch's idle threads spin by default, which slows small networks on a busy machine
 export OMP_WAIT_POLICY = PASSIVE
 
-REAL = $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
+REAL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
 
 .PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill lint format \
 	bench bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-peers bench-quality \
@@ -33,9 +33,9 @@ demo: $(READY)  ## three rounds on real images, offline, in a few minutes
 	$(BIN)/segcurate demo $(DEMO)
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-real: test-postgresql test-s3 test-ray test-prefect test-prefect-ui test-kill  ## with real servers, killed
+test-real: test-postgresql test-s3 test-ray test-kill test-prefect test-prefect-ui  ## with real servers, killed
 
 test-postgresql: $(READY)  ## a PostgreSQL that restarts while a run is written
 	$(REAL) tests/real/test_postgresql_restart.py
@@ -44,7 +44,7 @@ test-s3: $(READY)  ## images in a bucket
 	$(REAL) tests/real/test_s3.py
 
 test-ray: $(READY)  ## a Ray cluster of two workers, one of them killed
-	$(REAL) tests/real/test_ray.py
+	$(REAL) tests/real/test_ray.py tests/real/test_workers.py
 
 test-prefect: $(READY)  ## a Prefect server and a worker, killed and started again
 	$(REAL) tests/real/test_prefect_server.py
