@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, make_url
 
+from db.engine import Database
 from tests.db.private_server import empty_database, private_server
 
 
@@ -27,16 +28,34 @@ def postgresql() -> Generator[URL]:
         yield server.url
 
 
-@pytest.fixture
-def postgresql_url(postgresql: URL) -> Generator[str]:
-    """The URL of an empty database on the server that is gone after the test."""
+@pytest.fixture(scope="session")
+def migrated(postgresql: URL) -> Generator[str]:
+    """The name of a database on the server that has all tables, and no row."""
     with empty_database(postgresql) as url:
+        Database(url).close()
+        yield make_url(url).database or ""
+
+
+@pytest.fixture
+def postgresql_url(postgresql: URL, migrated: str) -> Generator[str]:
+    """The URL of a store on the server that is gone after the test."""
+    with empty_database(postgresql, template=migrated) as url:
         yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store, or of none yet, that is gone after the test, on either backend."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    return request.getfixturevalue("postgresql_url")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
     """The URL of an empty database that is gone after the test, on either backend."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'nested' / 'store.db'}"
-    return request.getfixturevalue("postgresql_url")
+        yield f"sqlite:///{tmp_path / 'nested' / 'store.db'}"
+        return
+    with empty_database(request.getfixturevalue("postgresql")) as url:
+        yield url

@@ -87,12 +87,16 @@ def private_server(settings: Mapping[str, str] = CARELESS) -> Generator[Server]:
 
 
 @contextmanager
-def empty_database(server: URL) -> Generator[str]:
-    """The URL of an empty database of the server, gone in the end."""
+def empty_database(server: URL, *, template: str = "template1") -> Generator[str]:
+    """The URL of a new database of the server, gone in the end.
+
+    Args:
+        template: the database that it is a copy of; by default an empty one.
+    """
     name = f"test_{uuid4().hex}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     try:
         yield server.set(database=name).render_as_string(hide_password=False)
     finally:

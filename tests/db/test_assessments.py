@@ -12,8 +12,8 @@ from db.tables import Model, Round
 
 
 @pytest.fixture
-def database(url: str) -> Generator[Database]:
-    opened = Database(url)
+def database(store_url: str) -> Generator[Database]:
+    opened = Database(store_url)
     with opened.session() as session:
         session.add(Round(id=1, number=1, state="score"))
         session.flush()

@@ -13,9 +13,9 @@ from db.tables import Image, Model, Round
 
 
 @pytest.fixture
-def database(url: str) -> Generator[Database]:
+def database(store_url: str) -> Generator[Database]:
     """Four images of the pool in two shards of run 1."""
-    database = Database(url)
+    database = Database(store_url)
     with database.session() as session:
         session.add(Round(number=1, state="score"))
         session.flush()

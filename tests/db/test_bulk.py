@@ -56,8 +56,8 @@ FULL: dict[str, list[Any]] = {
 
 
 @pytest.fixture
-def database(url: str) -> Generator[Database]:
-    database = Database(url)
+def database(store_url: str) -> Generator[Database]:
+    database = Database(store_url)
     TABLE.create(database.engine)
     yield database
     database.close()

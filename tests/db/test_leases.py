@@ -17,8 +17,8 @@ from tests.db.small_store import open_store, rows_for
 
 
 @pytest.fixture
-def database(url: str) -> Generator[Database]:
-    database = open_store(url)
+def database(store_url: str) -> Generator[Database]:
+    database = open_store(store_url)
     with database.session() as session:
         shards.plan_shards(session, run_id=1, shard_images=2)
     yield database
@@ -112,8 +112,8 @@ def test_what_a_dead_owner_had_is_planned_anew(database: Database) -> None:
         assert shards.pending_shards(session, run_id=1) == [(1, 10)]
 
 
-def test_many_that_claim_at_once_never_get_the_same_shard(url: str) -> None:
-    database = open_store(url, images=40)
+def test_many_that_claim_at_once_never_get_the_same_shard(store_url: str) -> None:
+    database = open_store(store_url, images=40)
     with database.session() as session:
         shards.plan_shards(session, run_id=1, shard_images=1)
     found: list[PlannedShard] = []

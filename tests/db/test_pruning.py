@@ -23,9 +23,9 @@ MORNING = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def database(url: str) -> Generator[Database]:
+def database(store_url: str) -> Generator[Database]:
     """Runs 1 to 4 of models 1 to 4, all finished; model 4 serves, round 4 goes on."""
-    database = open_store(url)
+    database = open_store(store_url)
     for run_id in range(1, 5):
         images, regions = rows_for([1, 2, 3])
         with database.session() as session:
@@ -250,8 +250,8 @@ def test_a_run_can_be_opened_while_the_scores_of_another_are_written_and_read(on
     assert rows_of(on_server, 2) == (2, 4)
 
 
-def test_two_that_open_the_same_run_at_once_get_the_same_one(url: str) -> None:
-    database = open_store(url)
+def test_two_that_open_the_same_run_at_once_get_the_same_one(store_url: str) -> None:
+    database = open_store(store_url)
     found: list[int] = []
     both = threading.Barrier(4)
 

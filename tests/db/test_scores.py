@@ -22,8 +22,8 @@ LATER = utc_now() + timedelta(hours=1)
 
 
 @pytest.fixture
-def database(url: str) -> Generator[Database]:
-    database = open_store(url)
+def database(store_url: str) -> Generator[Database]:
+    database = open_store(store_url)
     yield database
     database.close()
 
