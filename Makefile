@@ -33,7 +33,7 @@ demo: $(READY)  ## three rounds on real images, offline, in a few minutes
 	$(BIN)/segcurate demo $(DEMO)
 
 test: $(READY)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-real: test-postgresql test-s3 test-ray test-kill test-prefect test-prefect-ui  ## with real servers, killed
 

@@ -26,9 +26,9 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalErr
 from sqlalchemy.orm import Session
 
 from db import bulk
+from db.base import Document
 from db.bulk import insert_columns
 from db.engine import Database, connection_lost
-from db.tables import Document
 
 TABLE = Table(
     "everything",

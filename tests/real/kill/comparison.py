@@ -21,7 +21,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, UniqueConstraint, select
 from sqlalchemy.engine import Engine
 
-from db.tables import Base, UtcDateTime
+from db.base import UtcDateTime
+from db.tables import Base
 
 Row = dict[str, Any]
 Names = dict[str, dict[Any, Any]]
