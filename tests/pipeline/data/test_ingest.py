@@ -464,11 +464,11 @@ def test_a_killed_ingest_run_again_ends_as_an_uninterrupted_one(
             calls = [0]
             original = Database.session
 
-            def dying(self: Database, *, write: bool = True, original=original, calls=calls):
+            def dying(self: Database, *, write: bool = True, original=original, calls=calls, **options):
                 calls[0] += write
-                if write and calls[0] == point + 1:
+                if write and calls[0] == point + 2:  # the first one takes the lease
                     raise Killed
-                return original(self, write=write)
+                return original(self, write=write, **options)
 
             with monkeypatch.context() as patched:
                 patched.setattr(Database, "session", dying)
