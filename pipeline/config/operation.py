@@ -29,13 +29,13 @@ class ScaleConfig(Section):
     """`local`: this machine, one process a device. `ray`: a Ray cluster, through Prefect's Ray task runner;
     with a PostgreSQL `database.url`, and images that every machine can reach."""
     workers: Positive | None = None
-    """Processes that score. null: one for each visible GPU, or one on a machine without; with `ray`, as many as
-    the cluster has GPUs for, or one a node where `gpus_per_worker` is 0."""
+    """Processes that score. null: one for each visible GPU, or one on a machine without; with `ray`, as many
+    as the cluster has GPUs for, or one a node where `gpus_per_worker` is 0."""
     lease_seconds: Annotated[float, Field(ge=4, le=3600)] = 60.0
     """For how long a worker that is not heard of keeps its shard. One that died on this machine is recognised
     at once."""
     ray_address: str | None = None
-    """With `ray`: the cluster, such as `ray://head:10001` or `auto`. null: RAY_ADDRESS, else the cluster of this
-    machine, else a new one."""
+    """With `ray`: the cluster, such as `ray://head:10001` or `auto`. null: RAY_ADDRESS, else the cluster of
+    this machine, else a new one."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 1.0
     """With `ray`: GPUs that each worker asks for; 0 on a cluster without."""
