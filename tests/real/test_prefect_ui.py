@@ -65,9 +65,10 @@ class Pages:
             return json.load(response)
 
     def run(self, flow: str) -> Any:
-        """The last run of a flow."""
-        found = self.ask("flow_runs/filter", sort="START_TIME_DESC", flows={"name": {"any_": [flow]}})
-        return found[0]
+        """The last run of a flow that has ended; the coming nights are runs too."""
+        ended = {"state": {"type": {"any_": ["COMPLETED", "FAILED"]}}}
+        flows = {"name": {"any_": [flow]}}
+        return self.ask("flow_runs/filter", sort="END_TIME_DESC", flows=flows, flow_runs=ended)[0]
 
     def artifact(self, run: Any, key: str) -> Any:
         """What a run has shown under a key; a key that ends with a dash is the first such."""
