@@ -221,7 +221,7 @@ def _configure_sqlite(connection: Any, _record: ConnectionPoolEntry) -> None:
         "synchronous=NORMAL",
         f"busy_timeout={BUSY_TIMEOUT_MS}",
         "foreign_keys=ON",
-        "cache_size=-16384",
+        "cache_size=-8192",
         "temp_store=MEMORY",
     ):
         cursor.execute(f"PRAGMA {pragma}")

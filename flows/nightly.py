@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 LATE = timedelta(hours=1)
 """A run that begins so long after its time gives way to a newer one that is due."""
+SOON = timedelta(minutes=10)
+"""A run that waits for the slot of the one before it is put off by less."""
 
 
 @flow(name="nightly", flow_run_name=lambda: f"nightly {today()}", persist_result=False)
@@ -109,7 +111,7 @@ def newer_run_is_due() -> str:
                 deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=waiting)),
                 expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
-                    {"after_": expected + timedelta(seconds=1), "before_": now}
+                    {"after_": expected + timedelta(seconds=1), "before_": now + SOON}
                 ),
             ),
             limit=1,

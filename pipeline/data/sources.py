@@ -22,7 +22,7 @@ from pipeline.data.images import IMAGE_ENDINGS
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, is_remote, kind, listed
 from pipeline.errors import DataError
 
-SORTED_IN_MEMORY = 50_000
+SORTED_IN_MEMORY = 10_000
 """Names of one folder that are sorted in memory; more are sorted in files."""
 
 _MAGIC = re.compile(r"[*?\[]")

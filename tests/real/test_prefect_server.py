@@ -109,8 +109,9 @@ def test_a_backlog_of_three_late_nights_is_one_real_one_and_two_no_ops(house: Ho
     ends = [house.ended(night, seconds=180) for night in nights]
 
     assert [end["type"] for end in ends] == ["COMPLETED"] * 3
-    assert [end["name"] for end in ends] == ["Skipped", "Skipped", "Completed"]
-    assert "12 scored" in ends[2]["message"]
+    real = [end for end in ends if "12 scored" in end["message"]]
+    idle = [end for end in ends if end["name"] == "Skipped" or "none scored" in end["message"]]
+    assert (len(real), len(idle)) == (1, 2), ends
     assert_scored_once(house)
 
 
