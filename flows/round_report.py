@@ -184,12 +184,9 @@ def _trouble(session: Session) -> list[str]:
     drift = (summary.get("drift") or {}).get("warning")
     if drift:
         parts.append(f"**Drift:** {prose(drift)}")
-    outliers = summary.get("outliers") or []
-    if outliers:
-        parts.append(
-            f"**Unlike the training images:** the pixels of {len(outliers)} images lie far outside of what "
-            "the model has seen, and their scores mean little."
-        )
+    guard = (summary.get("input_range") or {}).get("warning")
+    if guard:
+        parts.append(f"**Unlike the training images:** {prose(guard)} Their scores mean little.")
     return parts
 
 

@@ -97,7 +97,7 @@ def run_history(session: Session) -> list[RunSummary]:
                 ),
                 pruned_at=run.pruned_at,
                 drift=(summary.get("drift") or {}).get("warning"),
-                outliers=len(summary.get("outliers") or ()),
+                outliers=(summary.get("input_range") or {}).get("outside", 0),
             )
         )
     return rows

@@ -51,7 +51,7 @@ def test_a_run_says_what_it_scored_by_whom_and_what_was_noticed(console: Console
         shards = session.scalar(select(func.count()).select_from(Shard))
         run = session.scalars(select(ScoringRun)).one()
         scorer = run.scorer
-        run.summary = {"drift": {"warning": "The new images differ."}, "outliers": [{}, {}]}
+        run.summary = {"drift": {"warning": "The new images differ."}, "input_range": {"outside": 2}}
     (row,) = console.json("runs")
     assert list(row) == [
         "id",
