@@ -10,11 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database
 from db.queries import leases as queries
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Step = Callable[Concatenate[Project, Database, Arguments], Result]
 
 LEASE_SECONDS = 60.0
 """How long a silent process keeps what it holds."""
@@ -119,10 +118,6 @@ def one_at_a_time(
 def _take(database: Database, name: str, *, owner: str, seconds: float) -> Held | None:
     with database.session(write=False) as session:
         dead = dead_owners(queries.owners(session))
-    while True:
-        with suppress(IntegrityError):  # two took a free one at once: the other was first
-            return database.transact(
-                lambda session: queries.take_lease(
-                    session, name=name, owner=owner, seconds=seconds, dead=dead
-                )
-            )
+    return database.transact(
+        lambda session: queries.take_lease(session, name=name, owner=owner, seconds=seconds, dead=dead)
+    )

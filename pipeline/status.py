@@ -46,7 +46,7 @@ class AtWork:
     """A process that is at something.
 
     Attributes:
-        work: such as `train`, `night`, or `scoring run 3`.
+        work: such as `train`, `nightly`, or `scoring run 3`.
         owner: `host:pid:start`.
         since: None for shards, which are many.
         alive: False for one that died, or has not been heard of for longer than its lease: what it was at is
