@@ -1,120 +1,22 @@
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from sqlalchemy import func, select
+from sqlalchemy import select
 
-from db.engine import Database
 from db.queries import images as queries
 from db.queries import rounds as round_queries
 from db.tables import Failure, Image, Label, LabelRegion, Queue, QueueItem
 from db.tables import Project as ProjectRow
-from pipeline.config import IGNORE, Project, ProjectConfig
+from pipeline.config import IGNORE
 from pipeline.data.images import read_image
-from pipeline.data.masks import Mask, MaskCodec, read_mask
-from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.steps import ingest as step
-from pipeline.steps import initial_labels
-from pipeline.steps.ingest import ingest
-
-HELD_OUT = {"test": {"list": "test.txt"}, "calibration": {"list": "calibration.txt"}}
-
-
-ITEM = (QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.region_index)
-
-
-class Folder:
-    """A project folder with images of its own content, and a store."""
-
-    def __init__(self, root: Path) -> None:
-        root.mkdir(exist_ok=True)
-        self.root = root
-        self.database = Database(f"sqlite:///{root / 'store.db'}")
-        self._seed = 0
-
-    def image(self, name: str, *, seed: int | None = None, size: tuple[int, int] = (24, 16)) -> Path:
-        self._seed += 1
-        pixels = np.random.default_rng(seed or 1000 + self._seed).integers(
-            0, 256, (size[1], size[0], 3), np.uint8
-        )
-        return self._save(Picture.fromarray(pixels), self.root / "images" / name)
-
-    def mask(self, name: str, *, value: int | None = None, size: tuple[int, int] = (24, 16)) -> Path:
-        rows = np.arange(size[1], dtype=np.uint8)[:, None] * 2 // size[1]
-        pixels = (
-            np.broadcast_to(rows, (size[1], size[0]))
-            if value is None
-            else np.full(size[::-1], value, np.uint8)
-        )
-        return self._save(Picture.fromarray(np.ascontiguousarray(pixels)), self.root / "masks" / name)
-
-    def sequence(self, group: str, count: int, *, first: int = 0, masks: bool = True) -> None:
-        for number in range(first, first + count):
-            self.image(f"{group}/f{number}.png")
-            if masks:
-                self.mask(f"{group}/f{number}.png")
-
-    def project(self, *, splits: dict[str, Any] | None = None, **data: Any) -> Project:
-        if (self.root / "masks").is_dir():
-            data.setdefault("masks", "masks")
-        config = ProjectConfig.model_validate(
-            {
-                "name": "p",
-                "data": {"images": ["images"], "classes": ["a", "b"], **data},
-                "splits": splits or {},
-                "scoring": {"regions": {"cell": 8}},
-            }
-        )
-        return Project(config=config, root=self.root)
-
-    def ingest(self, **settings: Any) -> step.IngestReport:
-        return ingest(self.project(**settings), self.database)
-
-    def rows(self, *columns: Any) -> list[Any]:
-        with self.database.session(write=False) as session:
-            return [tuple(row) for row in session.execute(select(*columns))]
-
-    def read_mask(self, uri: str, *, size: tuple[int, int] = (24, 16)) -> Mask:
-        return read_mask(self.root / uri, MaskCodec.from_config(self.project().config.data), size=size)
-
-    def splits(self) -> dict[str, str]:
-        return dict(self.rows(Image.uri, Image.split))
-
-    def failures(self) -> dict[str, str]:
-        return dict(self.rows(Failure.subject, Failure.reason))
-
-    def write(self, name: str, *lines: str) -> None:
-        (self.root / name).write_text("\n".join(lines) + "\n")
-
-    @staticmethod
-    def _save(picture: Picture.Image, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-        return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
-    made = Folder(tmp_path)
-    yield made
-    made.database.close()
-
-
-@pytest.fixture
-def five(folder: Folder) -> Folder:
-    """Five groups of two images with masks, of which `test.txt` and `calibration.txt` hold one out each."""
-    for group in "abcde":
-        folder.sequence(group, 2)
-    folder.write("test.txt", "a/f0.png", "a/f1.png")
-    folder.write("calibration.txt", "b/f0.png", "b/f1.png")
-    return folder
+from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.errors import ConfigError, DataError
+from tests.pipeline.data.folder import HELD_OUT, Folder
 
 
 def test_the_first_ingest_registers_splits_labels_and_opens_round_one(five: Folder) -> None:
@@ -440,76 +342,6 @@ def test_named_initial_images_are_labeled_and_held_out_ones_never(
     with five.database.session(write=False) as session:
         uris = session.scalars(select(Image.uri).join(Label, Label.image_id == Image.id)).all()
     assert sorted(uris) == ["images/c/f0.png", "images/c/f1.png"]
-
-
-class Killed(BaseException):
-    """What a kill is to the program: nothing catches it."""
-
-
-@pytest.mark.parametrize("point", [1, 3, 4, 5, 7, 9])
-def test_a_killed_ingest_run_again_ends_as_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: int
-) -> None:
-    monkeypatch.setattr(step, "BATCH", 4)
-    monkeypatch.setattr(initial_labels, "PAGE", 2)
-    outcomes = []
-    for name, killed in (("whole", False), ("killed", True)):
-        here = Folder(tmp_path / name)
-        for group in "abcde":
-            here.sequence(group, 2)
-        here.image("c/copy.png", seed=1002)
-        (tmp_path / name / "images" / "d" / "bad.png").write_text("x")
-        settings = {"splits": {"initial": {"fraction": 0.5, "unit": "region"}}}
-        if killed:
-            calls = [0]
-            original = Database.session
-
-            def dying(self: Database, *, write: bool = True, original=original, calls=calls, **options):
-                calls[0] += write
-                if write and calls[0] == point + 2:  # the first one takes the lease
-                    raise Killed
-                return original(self, write=write, **options)
-
-            with monkeypatch.context() as patched:
-                patched.setattr(Database, "session", dying)
-                with pytest.raises(Killed):
-                    here.ingest(**settings)
-        here.ingest(**settings)
-        outcomes.append(
-            (
-                here.rows(
-                    Image.uri,
-                    Image.split,
-                    Image.position,
-                    Image.group_name,
-                    Image.mask_uri,
-                    Image.duplicate_of,
-                ),
-                here.rows(QueueItem.rank, QueueItem.x, QueueItem.y, QueueItem.image_id, QueueItem.status),
-                here.rows(Label.image_id, Label.mask_sha256, Label.version),
-                here.failures().keys(),
-            )
-        )
-        here.database.close()
-    assert outcomes[0] == outcomes[1]
-
-
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
-def test_labels_that_cannot_be_written_end_the_run_and_a_second_run_completes_it(
-    five: Folder, monkeypatch: pytest.MonkeyPatch, number: int, words: str
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", refuse)
-        with pytest.raises(UserError, match=words) as caught:
-            five.ingest(splits=HELD_OUT)
-    assert str(five.root / ".segcurate" / "labels") in caught.value.problem
-    with five.database.session(write=False) as session:
-        assert session.scalar(select(func.count()).select_from(Label)) == 0
-        assert round_queries.current_round(session) is None
-    assert five.ingest(splits=HELD_OUT).labeled_images == 6
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")

@@ -1,0 +1,88 @@
+"""An ingest that is killed, or whose disk is full, and is run again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from db.engine import Database
+from db.queries import rounds as round_queries
+from db.tables import Image, Label, QueueItem
+from pipeline.errors import UserError
+from pipeline.steps import ingest as step
+from pipeline.steps import initial_labels
+from tests.pipeline.data.folder import HELD_OUT, Folder
+
+
+class Killed(BaseException):
+    """What a kill is to the program: nothing catches it."""
+
+
+@pytest.mark.parametrize("point", [1, 3, 4, 5, 7, 9])
+def test_a_killed_ingest_run_again_ends_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: int
+) -> None:
+    monkeypatch.setattr(step, "BATCH", 4)
+    monkeypatch.setattr(initial_labels, "PAGE", 2)
+    outcomes = []
+    for name, killed in (("whole", False), ("killed", True)):
+        here = Folder(tmp_path / name)
+        for group in "abcde":
+            here.sequence(group, 2)
+        here.image("c/copy.png", seed=1002)
+        (tmp_path / name / "images" / "d" / "bad.png").write_text("x")
+        settings = {"splits": {"initial": {"fraction": 0.5, "unit": "region"}}}
+        if killed:
+            calls = [0]
+            original = Database.session
+
+            def dying(self: Database, *, write: bool = True, original=original, calls=calls, **options):
+                calls[0] += write
+                if write and calls[0] == point + 2:  # the first one takes the lease
+                    raise Killed
+                return original(self, write=write, **options)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Database, "session", dying)
+                with pytest.raises(Killed):
+                    here.ingest(**settings)
+        here.ingest(**settings)
+        outcomes.append(
+            (
+                here.rows(
+                    Image.uri,
+                    Image.split,
+                    Image.position,
+                    Image.group_name,
+                    Image.mask_uri,
+                    Image.duplicate_of,
+                ),
+                here.rows(QueueItem.rank, QueueItem.x, QueueItem.y, QueueItem.image_id, QueueItem.status),
+                here.rows(Label.image_id, Label.mask_sha256, Label.version),
+                here.failures().keys(),
+            )
+        )
+        here.database.close()
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
+def test_labels_that_cannot_be_written_end_the_run_and_a_second_run_completes_it(
+    five: Folder, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        with pytest.raises(UserError, match=words) as caught:
+            five.ingest(splits=HELD_OUT)
+    assert str(five.root / ".segcurate" / "labels") in caught.value.problem
+    with five.database.session(write=False) as session:
+        assert session.scalar(select(func.count()).select_from(Label)) == 0
+        assert round_queries.current_round(session) is None
+    assert five.ingest(splits=HELD_OUT).labeled_images == 6
