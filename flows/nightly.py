@@ -92,7 +92,7 @@ def show_night(project: Project, database: Database, report: NightReport) -> Non
     if report.folder is not None:
         show_queue(project, database)
         link_export(project, report.folder)
-    if report.folder is not None or report.scored:
+    if report.changed:
         show_round(project, database)
 
 

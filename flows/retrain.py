@@ -39,7 +39,8 @@ def retrain(config: Path, force: bool = False, then_nightly: bool = True) -> Sta
             if report.night is not None:
                 show_night(project, database, report.night)
             if report.model is not None:
-                show_round(project, database)
+                if report.night is None or not report.night.changed:
+                    show_round(project, database)
                 verdict = "promoted" if report.promoted else "refused"
                 rename_run(f"retrain {today()}", f"model {report.model}", verdict)
             return report

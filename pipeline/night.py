@@ -44,6 +44,11 @@ class NightReport:
     queue: str | None = None
     folder: Path | None = None
 
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything new to look at."""
+        return self.folder is not None or self.scored > 0
+
 
 @dataclass(frozen=True)
 class QueueNews:
