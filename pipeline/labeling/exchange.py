@@ -1,0 +1,183 @@
+"""What goes out to a labeling tool, and what comes back from it: the same for every tool.
+
+A tool is a module with a writer and a reader. The writer gets the images of a queue one by one, in the order
+of their ranks, and holds none of them. The reader gets what a stranger has sent: it yields one answer an
+image and annotator, or a refusal, and whatever is in the source costs bounded time and memory. Neither knows
+the store; the steps do.
+
+Legend: H height, W width. A mask is uint8 [H, W] of the upright image: class index, or 255 where it says
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.masks import Mask
+from pipeline.data.remote import ImageFile
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.manifest import ManifestRegion
+
+
+@dataclass(frozen=True)
+class OutgoingQueue:
+    """A queue on its way out.
+
+    Attributes:
+        name: such as `round-03`.
+        round: its number; None for a queue beside the loop.
+        kind: `selected` or `review`.
+        project: the project's name.
+        model: the name of the model whose masks are proposed.
+        labels: the classes, their ids and colours.
+        how: images are linked into the export, or copied.
+        overlays: whether pictures of where to look are wanted.
+    """
+
+    name: str
+    round: int | None
+    kind: str
+    project: str
+    model: str
+    labels: LabelMap
+    how: Literal["link", "copy"] = "link"
+    overlays: bool = True
+
+
+@dataclass(frozen=True)
+class OutgoingImage:
+    """An image of a queue on its way out.
+
+    Attributes:
+        name: what its files are called, without an ending: plain ASCII, and no other image's.
+        rank: the best of its regions.
+        place: of the image in the queue, from 0 on: the order in which it is to be labeled.
+        mask: what is proposed, uint8 [H, W]; 255 outside of the queued regions.
+        map: float32 [H, W] of 0 to 1, larger where a look is worth more; `title` says of what.
+        regions: the queue items, best rank first.
+    """
+
+    image_id: int
+    uri: str
+    sha256: str
+    width: int
+    height: int
+    name: str
+    rank: int
+    place: int
+    source: ImageFile
+    scores: Mapping[str, float | None]
+    mask: Mask
+    map: npt.NDArray[np.float32]
+    title: str
+    regions: list[ManifestRegion]
+
+
+class Writer(Protocol):
+    """Writes a queue in one tool's format, into a folder that only appears when all of it is there."""
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image.
+
+        Raises:
+            DataError: its file cannot be read; it is left out then.
+            UserError: the folder cannot be written.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Write what belongs to the queue as a whole."""
+        ...
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A mask that came back; `overlapping` counts the pixels that several shapes of different classes claimed,
+    and that the later shape got."""
+
+    mask: Mask
+    overlapping: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one annotator says of one image.
+
+    Attributes:
+        subject: where it stands, for the report: a file, or a task of a file.
+        image: the image's id, or the name that the source calls it by.
+        read: decodes the mask, given the width and height that the image has; raises a DataError when the
+            source says something else, or what cannot be.
+        queue: the queue's name, where the source says it.
+        sha256: of the image file, where the source says it.
+        annotator: who drew it, where the source says it.
+        labeled_at: aware; None where the source does not say.
+        seconds: spent on it, where the tool has measured that.
+        skipped: the annotator would not label it; `read` is not called then.
+        origin: what the tool calls this annotation, so that a later state of it is its next version.
+    """
+
+    subject: str
+    image: int | str
+    read: Callable[[int, int], Painted]
+    queue: str | None = None
+    sha256: str | None = None
+    annotator: str | None = None
+    labeled_at: datetime | None = None
+    seconds: float | None = None
+    skipped: bool = False
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that was not taken, and why. Both are text that a stranger may have chosen parts of."""
+
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A labeling tool's format.
+
+    Attributes:
+        name: as it is written after `--to` and `--from`.
+        title: as people call it.
+        writer: opens a writer for an empty folder.
+        read: the answers of a file or folder; it is read once, and nothing of it is kept.
+        names: what a source calls its images, read before `read`: names tell which image an answer is of, and
+            a name that means two images means none. Empty where answers carry ids.
+        recognises: whether a file or folder looks like one that `read` reads. Looks at its first bytes only.
+    """
+
+    name: str
+    title: str
+    writer: Callable[[Path, OutgoingQueue], Writer]
+    read: Callable[[Path, LabelMap], Iterator[Answer | Refusal]]
+    names: Callable[[Path], Iterable[str]]
+    recognises: Callable[[Path], bool]
+
+
+LONGEST_TEXT = 200
+"""Of a stranger's text in a report."""
+
+
+def shown(text: object) -> str:
+    """A stranger's text for a report: one short line without control characters.
+
+    >>> shown("a\\x1b[31m\\nb")
+    'a\\\\x1b[31m\\\\x0ab'
+    """
+    plain = "".join(
+        character if character.isprintable() else f"\\x{ord(character):02x}"
+        for character in str(text)[: LONGEST_TEXT + 1]
+    )
+    return plain if len(plain) <= LONGEST_TEXT else plain[:LONGEST_TEXT] + "…"
