@@ -387,7 +387,13 @@ class Queue(Base):
 
 class QueueItem(Base):
     """A region to label. `inclusion_probability` is known only for the audit slice, NULL elsewhere; `outline`
-    is that of the region's score."""
+    is that of the region's score.
+
+    `clicks` is the estimated effort, known from the export on. `annotators` counts those whose labels are in
+    force, once there are two: `disagreement` is then the share of pixels on which two of them, drawn at
+    random, differ, and `vote_entropy` the mean entropy of their votes over ln C. A `skipped` region is one
+    that its annotator would not label.
+    """
 
     __tablename__ = "queue_item"
     __table_args__ = (
@@ -395,7 +401,7 @@ class QueueItem(Base):
         UniqueConstraint("queue_id", "image_id", "x", "y", "w", "h", "region_index"),
         Index(None, "image_id"),
         one_of("slice", "initial", "selected", "audit", "review"),
-        one_of("status", "queued", "labeled", "released"),
+        one_of("status", "queued", "labeled", "released", "skipped"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -415,13 +421,34 @@ class QueueItem(Base):
     inclusion_probability: Mapped[float | None]
     reason: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(String(16), default="queued")
+    clicks: Mapped[float | None]
+    annotators: Mapped[int | None]
+    disagreement: Mapped[float | None]
+    vote_entropy: Mapped[float | None]
+
+
+class QueuePlace(Base):
+    """Where a queue lies on a labeling server: `place` is what the server calls a project or a task of it,
+    and `pulled_until` the server's time up to which its work has been fetched and imported."""
+
+    __tablename__ = "queue_place"
+    __table_args__ = (UniqueConstraint("queue_id", "tool", "url", "place"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    queue_id: Mapped[int] = mapped_column(ForeignKey("queue.id", ondelete="CASCADE"))
+    tool: Mapped[str] = mapped_column(String(32))
+    url: Mapped[str] = mapped_column(Text)
+    place: Mapped[str] = mapped_column(Text)
+    pushed_at: Mapped[datetime] = mapped_column(default=utc_now)
+    pulled_until: Mapped[datetime | None]
 
 
 class Label(Base):
     """A mask that came back for one image of one queue: index PNG, 255 where it says nothing.
 
-    A correction is the next version; the training mask of an image is the latest version of each of its
-    queues, painted in the order of queue id.
+    A correction is the next version. In force is the newest version of each annotator; the training mask of
+    an image is what is in force, painted in the order of queue id and version. `seconds` is what the
+    annotator took, and `origin` what the labeling tool calls the annotation, where it said so.
     """
 
     __tablename__ = "label"
@@ -441,6 +468,8 @@ class Label(Base):
     annotator: Mapped[str | None] = mapped_column(Text)
     labeled_at: Mapped[datetime]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    seconds: Mapped[float | None]
+    origin: Mapped[str | None] = mapped_column(Text)
 
 
 class LabelRegion(Base):

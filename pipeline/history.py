@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations
+from db.queries import labels as label_queries
 from db.queries import rounds as queries
 from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel, QueueItem
 from pipeline.calibration.naming import confidence_name
@@ -76,7 +77,7 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
     rows: list[RoundSummary] = []
     for row in queries.list_rounds(session):
         model = queries.round_model(session, row.id)
-        labels = _labels_of(session, model.id) if model else _current_labels(session)
+        labels = _labels_of(session, model.id) if model else label_queries.labels_in_force(session)
         split = _split_of(session, model.id) if model else None
         pixels = sum(label.labeled_pixels for label in labels)
 
@@ -160,21 +161,6 @@ def _pool_pixels(session: Session) -> int:
 def _labels_of(session: Session, model_id: int) -> Sequence[Label]:
     statement = select(Label).join(ModelLabel, ModelLabel.label_id == Label.id)
     return session.scalars(statement.where(ModelLabel.model_id == model_id)).all()
-
-
-def _current_labels(session: Session) -> Sequence[Label]:
-    newest = (
-        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-        .group_by(Label.image_id, Label.queue_id)
-        .subquery()
-    )
-    statement = select(Label).join(
-        newest,
-        (Label.image_id == newest.c.image_id)
-        & (Label.queue_id == newest.c.queue_id)
-        & (Label.version == newest.c.version),
-    )
-    return session.scalars(statement).all()
 
 
 def _regions_of(session: Session, labels: Sequence[Label]) -> int:

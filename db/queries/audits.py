@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
+from db.queries.in_force import is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel, QueueItem
 
 HELD_OUT = "held_out"
@@ -28,11 +29,7 @@ class AuditRegion(NamedTuple):
 
 def audit_regions(session: Session) -> list[AuditRegion]:
     """Every labeled audit region of a pool image, of all rounds, by image and queue."""
-    newest = (
-        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-        .group_by(Label.image_id, Label.queue_id)
-        .subquery()
-    )
+    newest = newest_versions(each_annotator=False)
     statement = (
         select(
             QueueItem.image_id,
@@ -46,14 +43,7 @@ def audit_regions(session: Session) -> list[AuditRegion]:
         )
         .join(Image, Image.id == QueueItem.image_id)
         .join(Label, and_(Label.image_id == QueueItem.image_id, Label.queue_id == QueueItem.queue_id))
-        .join(
-            newest,
-            and_(
-                newest.c.image_id == Label.image_id,
-                newest.c.queue_id == Label.queue_id,
-                newest.c.version == Label.version,
-            ),
-        )
+        .join(newest, is_version(newest))
         .where(
             QueueItem.slice == "audit",
             QueueItem.status == "labeled",

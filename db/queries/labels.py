@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from db.queries.in_force import is_version, newest_versions
 from db.tables import Image, ImageScore, Label, LabelRegion, QueueItem
 
 
@@ -49,17 +50,26 @@ def record_label(
     annotator: str | None,
     labeled_at: datetime,
     regions: Iterable[LabeledRegion],
+    seconds: float | None = None,
+    origin: str | None = None,
 ) -> Label | None:
     """A new version of the label of one image of one queue, and the regions that it covers.
 
+    Args:
+        seconds: that the annotator took.
+        origin: what the labeling tool calls this annotation.
+
     Returns:
-        The new row, or None when the latest version has the same mask, by the same annotator or one who
-        gave no name: nothing is written then. The same mask by another one is another vote.
+        The new row, or None when this mask is known and nothing is written: the newest version of this
+        annotation, or of this annotator, has it; or, of an annotator without a name, the newest of all. The
+        same mask by another annotator is another vote.
     """
     latest = latest_label(session, image_id=image_id, queue_id=queue_id)
-    same = latest is not None and latest.mask_sha256 == mask_sha256
-    if latest is not None and same and annotator in (None, latest.annotator):
-        return None
+    if latest is not None:
+        before = [latest] if annotator is None else []
+        before += _earlier(session, latest, annotator=annotator, origin=origin)
+        if any(label.mask_sha256 == mask_sha256 for label in before):
+            return None
     row = Label(
         image_id=image_id,
         queue_id=queue_id,
@@ -70,6 +80,8 @@ def record_label(
         source=source,
         annotator=annotator,
         labeled_at=labeled_at,
+        seconds=seconds,
+        origin=origin,
     )
     session.add(row)
     session.flush()
@@ -77,6 +89,21 @@ def record_label(
     session.add_all(LabelRegion(label_id=row.id, **region._asdict()) for _, region in sorted(unique.items()))
     session.flush()
     return row
+
+
+def _earlier(session: Session, latest: Label, *, annotator: str | None, origin: str | None) -> list[Label]:
+    """The newest version of one annotation where there is one, else of one annotator."""
+    of_image = (
+        select(Label)
+        .where(Label.image_id == latest.image_id, Label.queue_id == latest.queue_id)
+        .order_by(Label.version.desc())
+        .limit(1)
+    )
+    if origin is not None:
+        known = session.scalars(of_image.where(Label.origin == origin)).all()
+        if known:
+            return list(known)
+    return list(session.scalars(of_image.where(Label.annotator.is_not_distinct_from(annotator))))
 
 
 def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | None:
@@ -90,29 +117,18 @@ def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | N
     return session.scalars(statement).first()
 
 
-def latest_labels(
+def labels_in_force(
     session: Session, *, queue_id: int | None = None, image_id: int | None = None
 ) -> Sequence[Label]:
-    """The newest version of each (image, queue), by image and then by queue; of one queue or image only
-    where it is given."""
-    newest = (
-        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-        .group_by(Label.image_id, Label.queue_id)
-        .subquery()
-    )
-    statement = select(Label).join(
-        newest,
-        and_(
-            Label.image_id == newest.c.image_id,
-            Label.queue_id == newest.c.queue_id,
-            Label.version == newest.c.version,
-        ),
-    )
+    """The labels in force, by image, queue and version: in the order in which they are painted. Of one queue
+    or image only where it is given."""
+    newest = newest_versions()
+    statement = select(Label).join(newest, is_version(newest))
     if queue_id is not None:
         statement = statement.where(Label.queue_id == queue_id)
     if image_id is not None:
         statement = statement.where(Label.image_id == image_id)
-    return session.scalars(statement.order_by(Label.image_id, Label.queue_id)).all()
+    return session.scalars(statement.order_by(Label.image_id, Label.queue_id, Label.version)).all()
 
 
 def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from db.queries.audits import AuditRegion
+from db.queries.in_force import is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel
 
 
@@ -33,17 +34,12 @@ class TrainingImage(NamedTuple):
     held_out: tuple[AuditRegion, ...] = ()
 
 
-def training_labels(session: Session, *, every_annotator: bool = False) -> list[TrainingImage]:
-    """Every image that may be trained on: the latest version of each of its queues, by queue.
+def training_labels(session: Session) -> list[TrainingImage]:
+    """Every image that may be trained on, with the labels in force, by queue and then by version.
 
     Only images of the pool, none whose content is also that of a held-out image, and no duplicates.
-
-    Args:
-        every_annotator: the latest version of each annotator instead; labels without a name are one's.
     """
-    of_one = (Label.image_id, Label.queue_id, *((Label.annotator,) if every_annotator else ()))
-    newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-    newest = newest.group_by(*of_one).subquery()
+    newest = newest_versions()
     held_out = aliased(Image)
     statement = (
         select(
@@ -57,12 +53,7 @@ def training_labels(session: Session, *, every_annotator: bool = False) -> list[
             Label.annotator,
         )
         .join(Label, Label.image_id == Image.id)
-        .join(
-            newest,
-            (newest.c.image_id == Label.image_id)
-            & (newest.c.queue_id == Label.queue_id)
-            & (newest.c.version == Label.version),
-        )
+        .join(newest, is_version(newest))
         .where(
             Image.split == "pool",
             Image.duplicate_of.is_(None),

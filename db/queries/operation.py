@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import ascii_lowercase
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from db.queries.in_force import is_version, newest_versions
 from db.tables import Image, ImageScore, Label, LabelRegion, Model, ModelLabel, Queue, ScoringRun
 
 
@@ -59,32 +60,22 @@ def count_new_labels(session: Session) -> int:
     Only labels in force, of images that may be trained on. What a model left out, because it could not be
     read or is held out, is not new again.
     """
-    newest = (
-        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-        .group_by(Label.image_id, Label.queue_id)
-        .subquery()
-    )
+    newest = newest_versions()
     trained = (
         select(ModelLabel.label_id)
         .join(Model, Model.id == ModelLabel.model_id)
         .where(ModelLabel.label_id == Label.id, Model.status != "training")
     )
-    statement = (
-        select(func.count())
-        .select_from(LabelRegion)
+    region = (LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h, LabelRegion.region_index)
+    new = (
+        select(Label.image_id, Label.queue_id, *region)
         .join(Label, Label.id == LabelRegion.label_id)
         .join(Image, Image.id == Label.image_id)
-        .join(
-            newest,
-            and_(
-                Label.image_id == newest.c.image_id,
-                Label.queue_id == newest.c.queue_id,
-                Label.version == newest.c.version,
-            ),
-        )
+        .join(newest, is_version(newest))
         .where(Image.split == "pool", Image.duplicate_of.is_(None), ~trained.exists())
     )
     model = newest_trained(session)
     if model is not None:
-        statement = statement.where(Label.created_at > model.created_at)
-    return session.scalar(statement) or 0
+        new = new.where(Label.created_at > model.created_at)
+    # A region that two annotators have labeled is one
+    return session.scalar(select(func.count()).select_from(new.distinct().subquery())) or 0

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, delete, func, insert, select, union
+from sqlalchemy import ColumnElement, delete, insert, select, union
 from sqlalchemy.orm import Session
 
+from db.queries.in_force import is_version, newest_versions
 from db.tables import Image, Label, LabelRegion, Queue, QueueItem
 
 
@@ -53,23 +54,19 @@ class TakenRegions(NamedTuple):
 def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
     """The regions that must not be queued again, each once.
 
-    These are the items that wait for their label or have it, and the regions of the latest version of each
-    label; released items do not count.
+    These are the items that wait for their label, have it, or were skipped by their annotator, and the
+    regions of the labels in force; released items do not count.
 
     Args:
         except_queue_id: a draft that is about to be replaced.
     """
-    waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled"))]
+    waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled", "skipped"))]
     if except_queue_id is not None:
         waiting.append(QueueItem.queue_id != except_queue_id)
     items = select(
         QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline
     ).where(*waiting)
-    latest = (
-        select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-        .group_by(Label.image_id, Label.queue_id)
-        .subquery()
-    )
+    newest = newest_versions()
     labels = (
         select(
             Label.image_id,
@@ -80,12 +77,7 @@ def taken_regions(session: Session, *, except_queue_id: int | None = None) -> Ta
             LabelRegion.outline,
         )
         .join(LabelRegion, LabelRegion.label_id == Label.id)
-        .join(
-            latest,
-            (latest.c.image_id == Label.image_id)
-            & (latest.c.queue_id == Label.queue_id)
-            & (latest.c.version == Label.version),
-        )
+        .join(newest, is_version(newest))
     )
     both = union(items, labels).subquery()
     rows = session.execute(select(both).order_by(*both.c)).all()

@@ -99,8 +99,8 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Painted:
-    """A mask that came back; `overlapping` counts the pixels that several shapes of different classes claimed,
-    and that the later shape got."""
+    """A mask that came back; `overlapping` counts the pixels that shapes of different classes claimed: the
+    later shape got them."""
 
     mask: Mask
     overlapping: int = 0

@@ -1,4 +1,4 @@
-"""The manifest of an exported queue: one JSON line an image, and the small files beside it.
+"""The manifest of an exported queue, in whatever format: one JSON line an image, and the small files beside it.
 
 What comes back is untrusted: a manifest names a queue and its images, and every path, size and box is taken
 from the store instead.
@@ -17,23 +17,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.files import atomic_write_bytes
+from pipeline.files import atomic_write_bytes, writing
 
 MANIFEST = "manifest.jsonl"
 REGIONS = "regions.csv"
 LABEL_MAP = "labelmap.json"
 README = "README.md"
-IMAGES, PREMASKS, OVERLAYS, MASKS = "images", "premasks", "overlays", "masks"
+IMAGES, PREMASKS, OVERLAYS, HEATMAPS, MASKS = "images", "premasks", "overlays", "heatmaps", "masks"
 
-_OUTLINES = f"""
-## Regions that are no rectangles
-
-The overlay shows their borders, and the proposals end there; what is painted outside of them is taken too.
-For a program, `{MANIFEST}` says which pixels of its box a region holds: `polygons` are its outer borders,
-lists of x, y in pixels of the image; `outline` is exact, the `counts` of a COCO run-length encoding whose
-`size` is [h, w] of the box. `pycocotools.mask.decode({{"size": [h, w], "counts": outline}})` is the mask to
-put at x, y. Both are empty where a region fills its box.
-"""
+_CSV_COLUMNS = (
+    *("rank", "image", "mask", "item", "x", "y", "w", "h", "outline", "measure", "score", "predicted_class"),
+    *("slice", "inclusion_probability", "reason", "clicks", "image_id", "uri"),
+)
 _LONGEST_LINE = 1 << 26
 _LONGEST_STEM = 60
 
@@ -70,6 +65,8 @@ class ManifestRegion(BaseModel):
     inclusion_probability: float | None = None
     """Of the audit slice only: the chance that it was drawn."""
     reason: str
+    clicks: float | None = None
+    """Estimated effort of labeling it."""
 
 
 class ManifestImage(BaseModel):
@@ -91,8 +88,10 @@ class ManifestImage(BaseModel):
     image: PathInside
     premask: PathInside | None = None
     overlay: PathInside | None = None
-    mask: PathInside
-    """Where the annotator puts the mask."""
+    heatmap: PathInside | None = None
+    """A grey PNG at a quarter of the image's resolution: 255 where a look is worth most."""
+    mask: PathInside | None = None
+    """Where the annotator puts the mask, in a folder that masks are painted in."""
     regions: list[ManifestRegion]
 
 
@@ -116,18 +115,47 @@ def export_name(*, rank: int, image_id: int, uri: str) -> str:
     return f"{rank:04d}_{image_id}" + (f"_{stem}" if stem else "")
 
 
-def write_manifest(folder: Path, entries: Sequence[ManifestImage], *, label_map: dict[str, Any]) -> None:
-    """Write the manifest, the regions as CSV, the label map and the annotator's README.
+class ManifestWriter:
+    """Writes a manifest line by line, and at the end the small files beside it: the regions as CSV, the label
+    map, and a README.
 
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
+    Args:
+        folder: exists, and is nobody else's.
     """
-    lines = "".join(entry.model_dump_json() + "\n" for entry in entries)
-    atomic_write_bytes(folder / MANIFEST, lines.encode())
-    atomic_write_bytes(folder / REGIONS, _regions_csv(entries).encode())
-    document = json.dumps(label_map, indent=2, ensure_ascii=False) + "\n"
-    atomic_write_bytes(folder / LABEL_MAP, document.encode())
-    atomic_write_bytes(folder / README, _readme(entries, label_map).encode())
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lines: list[tuple[int, str]] = []
+        self.images = 0
+        self.regions = 0
+        self.outlines = False
+        """Whether any region is no rectangle."""
+
+    def add(self, entry: ManifestImage) -> None:
+        """Write an image's line.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        path = self._folder / MANIFEST
+        with writing(path), path.open("a", encoding="utf-8") as stream:
+            stream.write(entry.model_dump_json() + "\n")
+        self._lines += _region_lines(entry)
+        self.images += 1
+        self.regions += len(entry.regions)
+        self.outlines = self.outlines or any(region.outline for region in entry.regions)
+
+    def finish(self, *, label_map: dict[str, Any], readme: str) -> None:
+        """Write what belongs to the queue as a whole.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        lines = [_csv_line(_CSV_COLUMNS), *(line for _, line in sorted(self._lines))]
+        atomic_write_bytes(self._folder / REGIONS, "".join(lines).encode())
+        document = json.dumps(label_map, indent=2, ensure_ascii=False) + "\n"
+        atomic_write_bytes(self._folder / LABEL_MAP, document.encode())
+        atomic_write_bytes(self._folder / README, readme.encode())
 
 
 def read_manifest(path: Path) -> Iterator[ManifestImage | BadLine]:
@@ -152,56 +180,15 @@ def _explain(error: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _regions_csv(entries: Sequence[ManifestImage]) -> str:
-    columns = ["rank", "image", "mask", *ManifestRegion.model_fields, "image_id", "uri"]
-    columns = [name for name in dict.fromkeys(columns) if name != "polygons"]
-    rows = [
-        {**region.model_dump(exclude={"polygons"}), "image": entry.image, "mask": entry.mask}
-        | {"image_id": entry.image_id, "uri": entry.uri}
-        for entry in entries
-        for region in entry.regions
-    ]
+def _region_lines(entry: ManifestImage) -> Iterator[tuple[int, str]]:
+    """The rank and the CSV line of each region of an image."""
+    of_image = {"image": entry.image, "mask": entry.mask, "image_id": entry.image_id, "uri": entry.uri}
+    for region in entry.regions:
+        row = {**region.model_dump(exclude={"polygons"}), **of_image}
+        yield region.rank, _csv_line([row[name] for name in _CSV_COLUMNS])
+
+
+def _csv_line(values: Sequence[object]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: row["rank"]))
+    csv.writer(stream, lineterminator="\n").writerow(values)
     return stream.getvalue()
-
-
-def _readme(entries: Sequence[ManifestImage], label_map: dict[str, Any]) -> str:
-    regions = sum(len(entry.regions) for entry in entries)
-    classes = "\n".join(
-        f"| {item['id']} | {item['name'].replace('|', '/')} | {_hex(item['color'])} |"
-        for item in label_map["classes"]
-    )
-    unpainted = label_map["not_labeled"]
-    review = entries[0].regions[0].slice == "review"
-    shown = "what of the label the model doubts" if review else "where the model is unsure"
-    start = "the label as it is now" if review else "the model's own proposal"
-    leave = ", or leave it as it is where it is right" if review else ""
-    return f"""# {entries[0].queue}: {regions} regions in {len(entries)} images
-
-The most useful first: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
-and height in pixels, from the top left of the upright image) and the reason why it was picked.
-
-1. Open an image of `{IMAGES}/`. The overlay of the same name in `{OVERLAYS}/` shows the regions to
-   label, and {shown}.
-2. Paint every pixel inside the regions, and save the mask as a PNG of the image's size under the same name
-   in `{MASKS}/`. You may start from {start}: copy it from `{PREMASKS}/` to `{MASKS}/`,
-   and correct it{leave}. Whole images are welcome too.
-3. Run `segcurate import` with this folder. Only what is in `{MASKS}/` counts, and it can be run again:
-   a corrected mask replaces the one before it.
-
-A mask's pixel values are the class ids below; or its colours are, in a palette or RGB mask.
-
-| id | class | colour |
-|---:|---|---|
-{classes}
-| {unpainted["id"]} | not labeled | {_hex(unpainted["color"])} |
-
-A pixel that you cannot tell stays "not labeled". A region counts as labeled once half of it is painted.
-{_OUTLINES if any(region.outline for entry in entries for region in entry.regions) else ""}"""
-
-
-def _hex(color: Sequence[int]) -> str:
-    return "#" + "".join(f"{value:02x}" for value in color)

@@ -202,7 +202,7 @@ def _labels_in_force(
     """Masks in the order in which they are painted, by image id."""
     return {
         image_id: [
-            project.path(label.mask_uri) for label in queries.latest_labels(session, image_id=image_id)
+            project.path(label.mask_uri) for label in queries.labels_in_force(session, image_id=image_id)
         ]
         for image_id in {region.image.id for region in regions}
     }

@@ -76,7 +76,7 @@ def asked_regions(session: Session, project: Project, number: int) -> Asked | No
     if queue is None or run is None:
         return None
     masks = {
-        label.image_id: label.mask_uri for label in label_queries.latest_labels(session, queue_id=queue.id)
+        label.image_id: label.mask_uri for label in label_queries.labels_in_force(session, queue_id=queue.id)
     }
     names = project.config.data.class_names
     best: dict[int, Wanted] = {}

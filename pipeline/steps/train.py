@@ -78,8 +78,7 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     """
     with database.session(write=False) as session:
         current = rounds.require(session, "train")
-        latest = project.config.training.annotators == "latest"
-        labeled = queries.training_labels(session, every_annotator=not latest)
+        labeled = queries.training_labels(session)
         parent = round_queries.promoted_model(session) if project.config.training.warm_start else None
         source = calibration_source(session, project)
         if source == "audit":

@@ -112,7 +112,7 @@ def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(
     with exported.database.session(write=False) as session:
         queue_id = exported.items()[0].queue_id
         latest = queries.latest_label(session, image_id=image.id, queue_id=queue_id)
-        newest = queries.latest_labels(session, queue_id=queue_id)
+        newest = queries.labels_in_force(session, queue_id=queue_id)
     assert latest is not None
     assert latest.version == 2
     np.testing.assert_array_equal(stored_mask(exported, latest), corrected)

@@ -203,7 +203,7 @@ def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
     assert [label.id for label in found.labels] == [corrected, later]
 
 
-def test_every_annotator_has_a_vote_and_the_latest_version_still_counts_by_default(
+def test_the_newest_label_of_every_annotator_is_in_force_in_the_order_of_their_versions(
     tmp_path: Path, database: Database
 ) -> None:
     project = make_project(tmp_path)
@@ -215,12 +215,10 @@ def test_every_annotator_has_a_vote_and_the_latest_version_still_counts_by_defau
         corrected = add_label(session, project, image, queue, annotator="Ann", rows=10)
         elsewhere = add_label(session, project, image, later, annotator="Ann", value=0, rows=4)
     with database.session(write=False) as session:
-        (latest,) = queries.training_labels(session)
-        (all_votes,) = queries.training_labels(session, every_annotator=True)
+        (found,) = queries.training_labels(session)
     assert first != corrected
-    assert [label.id for label in latest.labels] == [corrected, elsewhere]
-    assert [label.id for label in all_votes.labels] == [agreeing, corrected, elsewhere]
-    assert [label.annotator for label in all_votes.labels] == ["Bo", "Ann", "Ann"]
+    assert [label.id for label in found.labels] == [agreeing, corrected, elsewhere]
+    assert [label.annotator for label in found.labels] == ["Bo", "Ann", "Ann"]
 
 
 def test_the_same_mask_again_is_a_vote_only_when_it_is_another_one_s(
