@@ -32,7 +32,7 @@ class Dripping(io.RawIOBase):
         self._size = size
 
     def read(self, size: int = -1) -> bytes:
-        return self._inner.read(self._size)
+        return self._inner.read(min(self._size, size))
 
 
 def items(content: bytes, *, longest: int = 10_000, size: int = 1 << 18, members: bool = False) -> list[Item]:
