@@ -1,0 +1,16 @@
+"""Label Studio: tasks with the model's masks go out, its JSON export comes back."""
+
+from pipeline.labeling.exchange import Tool
+from pipeline.labeling.label_studio.answers import read_answers, recognises
+from pipeline.labeling.label_studio.tasks import TasksWriter
+
+LABEL_STUDIO = Tool(
+    name="label-studio",
+    title="Label Studio",
+    writer=TasksWriter,
+    read=read_answers,
+    names=lambda source: (),
+    recognises=recognises,
+)
+
+__all__ = ["LABEL_STUDIO", "TasksWriter"]

@@ -1,0 +1,80 @@
+"""Label Studio's labeling interface: what its XML configuration shows, and what results call the classes.
+
+Masks are one control, rectangles that say where to look another, so that the one cannot be mistaken for the
+other. What is shown of a task comes from its data: the names below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+from xml.etree import ElementTree
+
+from pipeline.labeling.encoding import LabelMap
+
+Masks = Literal["brush", "bitmask"]
+"""`bitmask` is exact to the pixel, and only newer servers know it; `brush` is known to all of them."""
+
+IMAGE, MASK, LOOK = "image", "mask", "look"
+"""Names in the configuration: of the image, of the masks' control, and of the rectangles'."""
+LOOK_HERE = "look here"
+"""The label of a queued region."""
+HEATMAPS, TITLE, REASON = "heatmaps", "title", "reason"
+"""Names in a task's data of what is shown beside the image."""
+
+_TAGS: dict[Masks, str] = {"brush": "BrushLabels", "bitmask": "BitmaskLabels"}
+_LOOK_COLOR = "#ffffff"
+_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def labeling_config(labels: LabelMap, *, masks: Masks = "bitmask", heatmaps: bool = True) -> str:
+    """The XML of a project.
+
+    Args:
+        heatmaps: tasks have pictures of where to look, which are shown beside the image.
+    """
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Header", value=f"${TITLE}", size="4")
+    ElementTree.SubElement(view, "Header", value=f"${REASON}", size="5")
+    control = ElementTree.SubElement(view, _TAGS[masks], name=MASK, toName=IMAGE)
+    for value, color in zip(label_values(labels.names), labels.colors, strict=True):
+        ElementTree.SubElement(control, "Label", _label(value, color))
+    # regions are shown, and nobody is asked to draw more of them
+    hidden = ElementTree.SubElement(view, "View", style="display: none")
+    look = {"name": LOOK, "toName": IMAGE, "strokeWidth": "2", "fillOpacity": "0"}
+    look_control = ElementTree.SubElement(hidden, "RectangleLabels", look)
+    ElementTree.SubElement(look_control, "Label", value=LOOK_HERE, background=_LOOK_COLOR)
+    row = ElementTree.SubElement(view, "View", style="display: flex; gap: 12px")
+    left = ElementTree.SubElement(row, "View", style="flex: 3; min-width: 0")
+    tools = {"zoom": "true", "zoomControl": "true", "rotateControl": "false", "smoothing": "false"}
+    ElementTree.SubElement(left, "Image", {"name": IMAGE, "value": f"${IMAGE}"} | tools)
+    if heatmaps:
+        right = ElementTree.SubElement(row, "View", style="flex: 2; min-width: 0")
+        # a list, because Label Studio takes no uploads where two tags have a `value`
+        picture = {"name": "heatmap", "valueList": f"${HEATMAPS}", "zoom": "true"}
+        ElementTree.SubElement(right, "Image", picture)
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
+def label_values(names: Sequence[str]) -> list[str]:
+    """What results call each class: its name, unless XML cannot hold that.
+
+    >>> label_values(["road & <kerb>", "a\\x00b"])
+    ['road & <kerb>', 'class 1']
+    """
+    values: list[str] = []
+    for index, name in enumerate(names):
+        value = f"class {index}" if _NO_XML.search(name) else name
+        while value != name and value in names:
+            value += "'"
+        values.append(value)
+    return values
+
+
+def _label(value: str, color: tuple[int, int, int]) -> dict[str, str]:
+    label = {"value": value, "background": "#" + "".join(f"{part:02x}" for part in color)}
+    if "$" in value:  # would be looked up in the task's data; results say the alias
+        label |= {"value": value.replace("$", "\N{FULLWIDTH DOLLAR SIGN}"), "alias": value}
+    return label

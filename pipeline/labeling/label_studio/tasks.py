@@ -1,0 +1,216 @@
+"""Writes a queue for Label Studio: tasks with the model's masks in them, in the order of their ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from pipeline.config import IGNORE
+from pipeline.data.images import as_rgb, probe_image, read_pixels
+from pipeline.data.masks import Mask
+from pipeline.files import atomic_write_bytes, writing
+from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
+from pipeline.labeling.label_studio import bitmask, brush
+from pipeline.labeling.label_studio.config import (
+    HEATMAPS as HEATMAPS_KEY,
+)
+from pipeline.labeling.label_studio.config import (
+    IMAGE,
+    LOOK,
+    LOOK_HERE,
+    MASK,
+    REASON,
+    TITLE,
+    Masks,
+    label_values,
+    labeling_config,
+)
+from pipeline.labeling.manifest import HEATMAPS, IMAGES, ManifestWriter
+from pipeline.labeling.pictures import png, write_overlay
+from pipeline.labeling.placing import place_image
+
+TASKS, CONFIG = "tasks.json", "config.xml"
+LOCAL_FILES = "/data/local-files/?d="
+"""How a task names a file below the server's document root."""
+
+_SHOWN_BY_BROWSERS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+_HALF_WAY = 1000
+
+
+class TasksWriter:
+    """Writes `images`, `heatmaps`, `tasks.json`, `config.xml`, and the manifest.
+
+    Args:
+        folder: exists, is empty, and is nobody else's.
+        masks: how masks travel; `brush` for a Label Studio before 1.21.
+    """
+
+    def __init__(self, folder: Path, queue: OutgoingQueue, *, masks: Masks = "bitmask") -> None:
+        self._folder = folder
+        self._queue = queue
+        self._masks: Masks = masks
+        self._manifest = ManifestWriter(folder)
+        for part in (IMAGES, *((HEATMAPS,) if queue.overlays else ())):
+            (folder / part).mkdir()
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, the picture of where to look in it, its task, and its line of the manifest."""
+        placed = f"{IMAGES}/{self._place(image)}"
+        heatmap = None
+        if self._queue.overlays:
+            heatmap = f"{HEATMAPS}/{image.name}.png"
+            write_overlay(self._folder / heatmap, image)
+        task = {
+            "data": _data(image, self._queue, picture=placed, heatmap=heatmap),
+            "predictions": [self._prediction(image)],
+        }
+        text = json.dumps(task, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        with writing(self._folder / TASKS), (self._folder / TASKS).open("a", encoding="utf-8") as stream:
+            stream.write((",\n" if self._manifest.images else "[\n") + text)
+        self._manifest.add(image.entry(self._queue, image=placed, overlay=heatmap))
+
+    def finish(self) -> None:
+        """Write the configuration, the end of the tasks, and the annotator's README."""
+        with writing(self._folder / TASKS), (self._folder / TASKS).open("a", encoding="utf-8") as stream:
+            stream.write("\n]\n" if self._manifest.images else "[]\n")
+        labels = self._queue.labels
+        config = labeling_config(labels, masks=self._masks, heatmaps=self._queue.overlays)
+        atomic_write_bytes(self._folder / CONFIG, config.encode())
+        readme = _readme(self._queue, images=self._manifest.images, regions=self._manifest.regions)
+        self._manifest.finish(label_map=labels.document(), readme=readme)
+
+    def _place(self, image: OutgoingImage) -> str:
+        """The image as a browser can show it; its name."""
+        folder = self._folder / IMAGES
+        info = probe_image(image.source, max_pixels=sys.maxsize)
+        if image.source.suffix.lower() in _SHOWN_BY_BROWSERS and info.bits == 8:
+            return place_image(image.source, folder, name=image.name, how=self._queue.how)
+        file = f"{image.name}.png"
+        atomic_write_bytes(folder / file, png(as_rgb(read_pixels(image.source, floats=True))))
+        return file
+
+    def _prediction(self, image: OutgoingImage) -> dict[str, Any]:
+        return {
+            "model_version": model_version(self._queue.name, self._queue.model),
+            # Label Studio's uncertainty sampling begins with the lowest: the order of the queue
+            "score": image.place / (image.place + _HALF_WAY),
+            "result": [
+                *mask_results(
+                    image.mask, self._queue.labels.names, image_id=image.image_id, masks=self._masks
+                ),
+                *_look_results(image),
+            ],
+        }
+
+
+def model_version(queue: str, model: str) -> str:
+    """What Label Studio calls the predictions of a queue."""
+    return f"{queue} {model}"
+
+
+def mask_results(mask: Mask, names: list[str], *, image_id: int, masks: Masks) -> list[dict[str, Any]]:
+    """A mask [H, W] as Label Studio's regions, one for each class that it has."""
+    values = label_values(names)
+    height, width = mask.shape
+    return [
+        {
+            "id": f"i{image_id}c{index}",
+            "from_name": MASK,
+            "to_name": IMAGE,
+            "type": f"{masks}labels",
+            **_sizes(width, height),
+            "value": mask_value(mask == index, values[index], masks=masks),
+        }
+        for index in np.unique(mask).tolist()
+        if index != IGNORE
+    ]
+
+
+def mask_value(painted: np.ndarray[Any, np.dtype[np.bool_]], label: str, *, masks: Masks) -> dict[str, Any]:
+    """What a region of one class [H, W] holds."""
+    if masks == "bitmask":
+        return {"imageDataURL": bitmask.encode(painted), "bitmasklabels": [label]}
+    return {"format": "rle", "rle": brush.encode(painted), "brushlabels": [label]}
+
+
+def _look_results(image: OutgoingImage) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"i{image.image_id}r{region.item}",
+            "from_name": LOOK,
+            "to_name": IMAGE,
+            "type": "rectanglelabels",
+            **_sizes(image.width, image.height),
+            "readonly": True,
+            "value": {
+                "x": region.x / image.width * 100,
+                "y": region.y / image.height * 100,
+                "width": region.w / image.width * 100,
+                "height": region.h / image.height * 100,
+                "rotation": 0,
+                "rectanglelabels": [LOOK_HERE],
+            },
+            "meta": {"text": [f"{region.rank}: {region.reason}"]},
+        }
+        for region in image.regions
+    ]
+
+
+def _sizes(width: int, height: int) -> dict[str, int]:
+    return {"original_width": width, "original_height": height, "image_rotation": 0}
+
+
+def _data(image: OutgoingImage, queue: OutgoingQueue, *, picture: str, heatmap: str | None) -> dict[str, Any]:
+    best = image.regions[0]
+    return {
+        IMAGE: LOCAL_FILES + quote(picture),
+        HEATMAPS_KEY: [] if heatmap is None else [LOCAL_FILES + quote(heatmap)],
+        TITLE: f"{queue.name}, rank {image.rank}: {image.uri}",
+        REASON: "; ".join(dict.fromkeys(region.reason for region in image.regions)),
+        "image_id": image.image_id,
+        "uri": image.uri,
+        "sha256": image.sha256,
+        "width": image.width,
+        "height": image.height,
+        "project": queue.project,
+        "queue": queue.name,
+        "round": queue.round,
+        "model": queue.model,
+        "place": image.place,
+        "rank": image.rank,
+        "measure": best.measure,
+        "score": best.score if best.score is None or math.isfinite(best.score) else None,
+        "classes": queue.labels.names,
+        "regions": [
+            {"rank": region.rank, "x": region.x, "y": region.y, "w": region.w, "h": region.h}
+            for region in image.regions
+        ],
+    }
+
+
+def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
+    pictures = f" and `{HEATMAPS}`" if queue.overlays else ""
+    return f"""# {queue.name} for Label Studio: {regions} regions in {images} images
+
+The most useful first: tasks are in the order of their ranks, and each has the model's own proposal as masks,
+and white boxes around the regions to label.
+
+`segcurate push` brings this folder onto a server. By hand:
+
+1. Start Label Studio 1.21 or later with `LOCAL_FILES_SERVING_ENABLED=true`, and with
+   `LOCAL_FILES_DOCUMENT_ROOT` set to the full path of this folder.
+2. Create a project, and paste `{CONFIG}` into Settings > Labeling Interface > Code.
+3. In Settings > Cloud Storage add a source storage "Local files" for the full path of `{IMAGES}`{pictures}
+   in this folder (one each). Save them; do not sync them.
+4. Import `{TASKS}`. Choose "Sequential sampling" in Settings > General.
+5. Correct the masks inside the boxes, and submit. A pixel that you cannot tell stays unpainted. Where
+   masks of two classes overlap, the one that is later in the list of regions counts.
+6. Export as JSON (not JSON-MIN, not as PNG), and run `segcurate import` with that file. It can be run again:
+   a corrected mask replaces the one before it.
+"""
