@@ -23,20 +23,24 @@ class ExportSummary:
 
 
 @flow(name="export-queue", flow_run_name="export {queue}", persist_result=False)
-def export_queue(config: Path, queue: str | None = None, folder: Path | None = None) -> State[Any]:
-    """Write a queue as a folder: images, the model's masks to correct, overlays, a manifest.
+def export_queue(
+    config: Path, queue: str | None = None, folder: Path | None = None, to: str | None = None
+) -> State[Any]:
+    """Write a queue for a labeling tool: images, the model's masks to correct, pictures of where to look.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.
         queue: A queue by name, such as review-01; the round's where it is empty.
         folder: Where it is written, instead of a folder below `export.folder`; a relative one is inside the
             project's folder.
+        to: The tool: folder, label-studio, cvat, cvat-masks, coco, coco-panoptic or voc; what `labeling.tool`
+            says where it is empty.
     """
 
     def work() -> ExportSummary:
         with opened(config) as (project, database):
             target = None if folder is None else project.root / folder
-            written = as_task(export, project, database, queue=queue or None, folder=target)
+            written = as_task(export, project, database, queue=queue or None, folder=target, to=to or None)
             link_export(project, written)
             show_queue(project, database)
             rename_run(f"export {queue or written.name}")

@@ -63,14 +63,15 @@ def loop(
                 import_labels,
                 project,
                 database,
-                folder=folder,
+                source=folder,
                 annotator="existing masks",
                 close=True,
-                source="simulation",
+                origin="simulation",
                 progress=progress,
             )
         else:
-            perform(_STEPS[current.state], project, database, progress=progress)
+            options = {"to": "folder"} if current.state == "export" else {}
+            perform(_STEPS[current.state], project, database, progress=progress, **options)
 
 
 _STEPS: dict[str, Callable[..., object]] = {

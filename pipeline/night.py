@@ -6,7 +6,7 @@ one with nothing to do only looks. The command and the flow walk these same step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -15,11 +15,10 @@ from db.engine import Database
 from db.queries import operation, shards
 from db.queries import rounds as round_queries
 from db.tables import Model, Queue, Round, ScoringRun
-from pipeline import rounds
+from pipeline import abroad
 from pipeline.acquisition.reasons import grouped
 from pipeline.config import Project
-from pipeline.errors import NothingLeft, NotYourTurn
-from pipeline.labeling.manifest import MASKS
+from pipeline.errors import NothingLeft, NotYourTurn, UserError
 from pipeline.leases import alone
 from pipeline.perform import Perform, Say, directly, unheard
 from pipeline.progress import Progress, silent
@@ -81,7 +80,10 @@ def night(
         UserError: a step cannot be done; what came before it is kept.
     """
     with alone(database, "nightly"):
-        return _night(project, database, perform, say, progress)
+        fetched = abroad.fetch(project, database, perform=perform, say=say, progress=progress)
+        report = _night(project, database, perform, say, progress)
+        sent = abroad.send(project, database, perform=perform, say=say, progress=progress)
+        return replace(report, summary=" ".join(filter(None, (report.summary, fetched, sent))))
 
 
 def _night(
@@ -156,13 +158,21 @@ def bring_queue_out(
             return QueueNews(words=_waits_for_training(current))
         queue = round_queries.round_queue(session, current.id)
         unseen = 0 if queue is None else unseen_images(session, project, queue)
-        taken_back = ""
-        if queue is not None and current.state == "import":
-            if not unseen or project.config.nightly.refresh == "never" or is_begun(session, project, queue):
-                return QueueNews(words=_waiting(session, queue, unseen), name=queue.name)
-            released = rounds.reopen(session, current)
-            taken_back = f"{queue.name} was taken back untouched, {grouped(released)} regions; "
         exports_only = current.state == "export" and not unseen
+        waiting = None
+        if queue is not None and current.state == "import":
+            waiting = _waiting(session, queue, unseen)
+            if not unseen or project.config.nightly.refresh == "never":
+                return QueueNews(words=waiting, name=queue.name)
+    taken_back = ""
+    if queue is not None and waiting is not None:
+        try:
+            if abroad.is_begun(project, database, queue):
+                return QueueNews(words=waiting, name=queue.name)
+            released = abroad.take_back(project, database, queue)
+        except UserError as error:
+            return QueueNews(words=f"{waiting} {error.problem}", name=queue.name)
+        taken_back = f"{queue.name} was taken back untouched, {grouped(released)} regions; "
     try:
         folder = _select_and_export(project, database, exports_only, perform, say, progress)
     except NothingLeft as error:
@@ -201,16 +211,6 @@ def unseen_images(session: Session, project: Project, queue: Queue) -> int:
     if run.id == queue.run_id:
         return max(0, scored - queue.spec.get("images", scored))
     return scored
-
-
-def is_begun(session: Session, project: Project, queue: Queue) -> bool:
-    """Whether anything has come back for a queue: a label, or a file in the folder of its masks."""
-    if operation.has_labels_of(session, queue_id=queue.id):
-        return True
-    if queue.export_uri is None:
-        return False
-    masks = project.path(queue.export_uri) / MASKS
-    return any(path.is_file() for path in masks.rglob("*"))
 
 
 def _finished_run(session: Session, project: Project, model: Model) -> ScoringRun | None:

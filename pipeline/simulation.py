@@ -16,8 +16,8 @@ from pipeline.config import Project
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap, only_inside
+from pipeline.labeling.folder import locate
 from pipeline.labeling.manifest import ManifestImage, read_manifest
-from pipeline.labeling.neutral import locate
 
 
 def annotate(project: Project, database: Database, folder: Path) -> int:
@@ -39,6 +39,11 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
             f"{folder} is not an exported folder.", "Name the folder that `segcurate export` wrote."
         )
     entries = [entry for entry in read_manifest(delivery.manifest) if isinstance(entry, ManifestImage)]
+    if any(entry.mask is None for entry in entries):
+        raise DataError(
+            f"{folder} was written for a labeling tool, which masks are not painted into.",
+            "Run `segcurate export --to folder`.",
+        )
     items: dict[int, list[QueueItem]] = defaultdict(list)
     with database.session(write=False) as session:
         queue = queues.queue_by_name(session, entries[0].queue) if entries else None
@@ -63,7 +68,7 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
         asked = items[image.id]
         boxes = np.array([(item.x, item.y, item.w, item.h) for item in asked], dtype=np.int32)
         mask = only_inside(known, boxes, [item.outline for item in asked])
-        label_map.write(delivery.masks / f"{Path(entry.mask).stem}.png", mask)
+        label_map.write(delivery.masks / f"{Path(entry.mask or '').stem}.png", mask)
         painted += len(asked)
     with database.session() as session:
         image_queries.clear_failures(session, "annotate")

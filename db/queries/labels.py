@@ -131,6 +131,18 @@ def labels_in_force(
     return session.scalars(statement.order_by(Label.image_id, Label.queue_id, Label.version)).all()
 
 
+def regions_in_force(session: Session, *, queue_id: int, image_id: int) -> set[tuple[int, int, int, int, int]]:
+    """What the labels in force of one image of one queue cover: x, y, w, h and region index of each region."""
+    newest = newest_versions()
+    statement = (
+        select(LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h, LabelRegion.region_index)
+        .join(Label, Label.id == LabelRegion.label_id)
+        .join(newest, is_version(newest))
+        .where(Label.queue_id == queue_id, Label.image_id == image_id)
+    )
+    return {(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(statement)}
+
+
 def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
     """Every item of a queue with its image, best rank first."""
     statement = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, delete, insert, select, union
+from sqlalchemy import ColumnElement, delete, insert, select, union, update
 from sqlalchemy.orm import Session
 
 from db.queries.in_force import is_version, newest_versions
@@ -40,6 +40,38 @@ def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
         rows = session.execute(select(Image.id, Image.uri).where(Image.id.in_(part)))
         found.update((row[0], row[1]) for row in rows)
     return found
+
+
+def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
+    """Write down the estimated effort of queue items, by their ids."""
+    if clicks:
+        session.execute(update(QueueItem), [{"id": id_, "clicks": count} for id_, count in clicks.items()])
+
+
+class AgreementOfItem(Protocol):
+    """How annotators agree on a region, as `QueueItem` says."""
+
+    @property
+    def annotators(self) -> int: ...
+    @property
+    def disagreement(self) -> float: ...
+    @property
+    def vote_entropy(self) -> float: ...
+
+
+def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem]) -> None:
+    """Write down how annotators agree on queue items, by the items' ids."""
+    rows = [
+        {
+            "id": item_id,
+            "annotators": found.annotators,
+            "disagreement": found.disagreement,
+            "vote_entropy": found.vote_entropy,
+        }
+        for item_id, found in agreement.items()
+    ]
+    if rows:
+        session.execute(update(QueueItem), rows)
 
 
 class TakenRegions(NamedTuple):

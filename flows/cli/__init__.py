@@ -4,10 +4,11 @@ Heavy imports (torch, matplotlib) stay inside the commands, so that `--help` and
 once.
 """
 
-from flows.cli import automatic, look, operate, project, round, trust
+from flows.cli import automatic, labeling, look, operate, project, round, trust
 from flows.cli.app import PROJECT, app, config_app, db_app, main
 
-for module in (project, round, automatic, operate, trust, look):  # the order of the panels in `--help`
+# The order of the panels in `--help`
+for module in (project, round, labeling, automatic, operate, trust, look):
     app.add_typer(module.commands)
 app.add_typer(config_app, name="config", rich_help_panel=PROJECT)
 app.add_typer(db_app, name="db", rich_help_panel=PROJECT)

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import opened_project, state
+from flows.cli.look import list_rounds
 from flows.display import console, literal, progress_bar
+from pipeline.errors import UserError
 
 AUTOMATIC = "By itself"
 AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
@@ -61,6 +63,27 @@ def retrain(
             project, database, force=force, then_nightly=then_nightly, say=_say, progress=progress
         )
     _say(report.summary)
+
+
+@commands.command(rich_help_panel=AUTOMATIC)
+def loop(
+    rounds: Annotated[int, typer.Option(help="Number of the last round.")],
+    annotator: Annotated[str, typer.Option(help="`masks`: existing masks play the annotator.")] = "masks",
+) -> None:
+    """Run whole rounds without a person. A killed loop that is started again goes on from there."""
+    from pipeline.loop import loop as run
+
+    if annotator != "masks":
+        raise UserError(f"There is no annotator {annotator!r}.", "Write `--annotator masks`.")
+    with opened_project() as (project, database), progress_bar() as progress:
+        run(
+            project,
+            database,
+            rounds=rounds,
+            announce=lambda number, step: console.print(f"round {number}: {step}"),
+            progress=progress,
+        )
+    list_rounds()
 
 
 def _config() -> Path:

@@ -10,8 +10,8 @@ import typer
 from pydantic import TypeAdapter
 
 from flows.cli.app import PROJECT, Json, config_app, db_app, opened_project, say, say_next, state
+from flows.cli.automatic import loop
 from flows.cli.look import report
-from flows.cli.round import loop
 from flows.cli.trust import assess, novelty, stress
 from flows.display import console, print_json, progress_bar
 from pipeline.config import ProjectConfig, load_project

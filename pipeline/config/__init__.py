@@ -7,6 +7,7 @@ section names everything that was made under it.
 
 from pipeline.config.base import IGNORE, Fraction, Positive, Section, content_hash
 from pipeline.config.data import ClassConfig, DataConfig, HeldOutSplit, InitialSplit, SplitsConfig
+from pipeline.config.labeling import CvatConfig, LabelingConfig, LabelStudioConfig
 from pipeline.config.learning import (
     CalibrationConfig,
     EvaluationConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "SAMPLED_MEASURES",
     "CalibrationConfig",
     "ClassConfig",
+    "CvatConfig",
     "DataConfig",
     "DatabaseConfig",
     "EvaluationConfig",
@@ -43,6 +45,8 @@ __all__ = [
     "HeatmapConfig",
     "HeldOutSplit",
     "InitialSplit",
+    "LabelStudioConfig",
+    "LabelingConfig",
     "LossConfig",
     "Measure",
     "ModelConfig",

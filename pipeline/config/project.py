@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pipeline.config.base import Section
 from pipeline.config.data import DataConfig, SplitsConfig
 from pipeline.config.errors import explain, explain_yaml
+from pipeline.config.labeling import LabelingConfig
 from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
@@ -65,6 +66,7 @@ class ProjectConfig(BaseSettings):
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
     export: ExportConfig = ExportConfig()
+    labeling: LabelingConfig = LabelingConfig()
     nightly: NightlyConfig = NightlyConfig()
     retrain: RetrainConfig = RetrainConfig()
     scale: ScaleConfig = ScaleConfig()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipeline.data.masks import Mask
 from pipeline.data.remote import ImageFile
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.manifest import ManifestRegion
+from pipeline.labeling.manifest import ManifestImage, ManifestRegion
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,36 @@ class OutgoingImage:
     map: npt.NDArray[np.float32]
     title: str
     regions: list[ManifestRegion]
+
+    def entry(
+        self,
+        queue: OutgoingQueue,
+        *,
+        image: str,
+        premask: str | None = None,
+        overlay: str | None = None,
+        heatmap: str | None = None,
+        mask: str | None = None,
+    ) -> ManifestImage:
+        """The image's line of the manifest; what is named are files, relative to the exported folder."""
+        return ManifestImage(
+            queue=queue.name,
+            round=queue.round,
+            image_id=self.image_id,
+            uri=self.uri,
+            sha256=self.sha256,
+            width=self.width,
+            height=self.height,
+            rank=self.rank,
+            scores=dict(self.scores),
+            model=queue.model,
+            image=image,
+            premask=premask,
+            overlay=overlay,
+            heatmap=heatmap,
+            mask=mask,
+            regions=self.regions,
+        )
 
 
 class Writer(Protocol):

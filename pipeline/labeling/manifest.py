@@ -1,4 +1,4 @@
-"""The manifest of an exported queue, in whatever format: one JSON line an image, and the small files beside it.
+"""The manifest of an exported queue, whatever its format: a JSON line an image, and the small files beside it.
 
 What comes back is untrusted: a manifest names a queue and its images, and every path, size and box is taken
 from the store instead.
@@ -93,6 +93,15 @@ class ManifestImage(BaseModel):
     mask: PathInside | None = None
     """Where the annotator puts the mask, in a folder that masks are painted in."""
     regions: list[ManifestRegion]
+
+
+def manifest_of(source: Path) -> Path | None:
+    """The manifest of an exported folder, of its `masks`, or of a file in it; None where there is none."""
+    folders = [source, source.parent] if source.is_dir() else [source.parent]
+    if source.is_dir() and source.name != MASKS:
+        folders = [source]
+    paths = [folder.resolve() / MANIFEST for folder in folders]
+    return next((path for path in paths if path.is_file() and not path.is_symlink()), None)
 
 
 class BadLine(BaseModel):

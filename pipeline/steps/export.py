@@ -1,8 +1,7 @@
-"""Export: a queue as a folder that an annotator can work in."""
+"""Export: a queue in the format of a labeling tool."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,45 +11,47 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
 from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import labels as queries
-from db.queries import queues
+from db.queries import places, queues
 from db.queries import rounds as round_queries
 from db.queries.labels import QueuedRegion
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Project
-from pipeline.data.images import ImageRef, as_rgb, read_image
+from pipeline.data.images import ImageRef
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
-from pipeline.errors import UserError
-from pipeline.files import atomic_folder, atomic_write_bytes
+from pipeline.errors import DataError, UserError
+from pipeline.files import atomic_folder
+from pipeline.labeling.effort import estimated_clicks
 from pipeline.labeling.encoding import LabelMap, only_inside
+from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import (
-    IMAGES,
     MANIFEST,
     MASKS,
-    OVERLAYS,
-    PREMASKS,
+    README,
+    BadLine,
     ManifestImage,
     ManifestRegion,
     export_name,
-    write_manifest,
+    read_manifest,
 )
-from pipeline.labeling.neutral import place_image
 from pipeline.labeling.proposals import Proposal, propose
+from pipeline.labeling.tools import tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.serving import open_predictor, stored_calibrators
-from pipeline.uncertainty.heatmaps import overlay
 from pipeline.uncertainty.measures import MEASURES
 from pipeline.uncertainty.outlines import polygons
+
+_SAME_MOMENT = 2.0
+"""Seconds by which the times of files that were written together may differ."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,12 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image of the queue with its queue items, best rank first."""
+    """An image of the queue with its queue items, best rank first; `place` counts images from 0 on."""
 
     image: Image
     items: list[QueueItem]
     name: str
+    place: int
 
     @property
     def boxes(self) -> npt.NDArray[np.int32]:
@@ -94,39 +96,44 @@ def export(
     *,
     queue: str | None = None,
     folder: Path | None = None,
+    to: str | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Write a queue as a folder, all of it or nothing.
+    """Write a queue as a folder in a labeling tool's format, all of it or nothing.
 
-    A premask says something only inside the queued regions, so that a corrected one brings no unchecked
-    prediction back. Of a review it is the label in force instead, and the overlay shows the model's doubt of
+    A proposed mask says something only inside the queued regions, so that a corrected one brings no unchecked
+    prediction back. Of a review it is the label in force instead, and the pictures show the model's doubt of
     it. An image that cannot be read is left out, and recorded as a failure.
 
     Args:
         queue: its name; by default the current round's, which then goes on. The export of another one leaves
             the round as it is.
-        folder: the exported folder itself; `<export.folder>/<queue name>` by default. An earlier export there
-            is replaced, unless masks were put into it.
+        folder: the exported folder itself. By default it is in `export.folder` and called as the queue is,
+            with the tool's name behind it for any but `folder`. An earlier export there is replaced, unless
+            something was put into it.
+        to: the tool's name; `labeling.tool` by default.
 
     Returns:
         The folder.
 
     Raises:
         NotYourTurn: no queue has been selected.
-        UserError: there is no such queue, the folder cannot be written, holds masks or something else, or no
-            image can be read.
+        UserError: there is no such queue or tool, the folder cannot be written, holds masks or something
+            else, or no image can be read.
     """
+    tool = tool_named(to or project.config.labeling.tool)
     with database.session(write=False) as session:
         work = _read_work(session, project, queue)
-    default = project.path(project.config.export.folder) / work.queue.name
+    name = work.queue.name if tool.name == "folder" else f"{work.queue.name}-{tool.name}"
+    default = project.path(project.config.export.folder) / name
     target = Path(os.path.abspath(folder if folder is not None else default))
     _refuse_occupied(target)
     entries = _entries(work.regions)
     failures: list[tuple[str, str]] = []
+    clicks: dict[int, float] = {}
+    written = 0
     with atomic_folder(target) as fresh:
-        for part in (IMAGES, PREMASKS, OVERLAYS, MASKS):
-            (fresh / part).mkdir()
-        written: list[ManifestImage] = []
+        writer = tool.writer(fresh, _outgoing_queue(project, work))
         predictor, card = open_predictor(project, work.model, calibrators=work.calibrators)
         proposals = propose(
             [_reference(project, entry.image) for entry in entries.values()],
@@ -137,22 +144,29 @@ def export(
         )
         for done, proposal in enumerate(proposals):
             progress("export", done, len(entries))
+            entry = entries[proposal.image_id if isinstance(proposal, Proposal) else proposal.id]
             if isinstance(proposal, Unreadable):
-                failures.append((entries[proposal.id].image.uri, proposal.reason))
-            else:
-                entry = entries[proposal.image_id]
-                written.append(_write_entry(project, fresh, entry, proposal=proposal, work=work))
+                failures.append((entry.image.uri, proposal.reason))
+                continue
+            effort = estimated_clicks(proposal.mask, entry.boxes, entry.outlines)
+            of_image = {item.id: float(count) for item, count in zip(entry.items, effort, strict=True)}
+            try:
+                writer.add(_outgoing_image(project, entry, proposal, work, of_image))
+            except DataError as error:
+                failures.append((entry.image.uri, str(error)))
+                continue
+            clicks.update(of_image)
+            written += 1
         progress("export", len(entries), len(entries))
         if not written:
             raise UserError(
                 f"None of the {len(entries)} images of queue {work.queue.name} can be read: {failures[0][1]}",
                 "Put the files back, then run `segcurate export` again.",
             )
-        written.sort(key=lambda image: image.rank)
-        write_manifest(fresh, written, label_map=LabelMap(project.config.data).document())
+        writer.finish()
         _check_complete(fresh, written, target=target)
     with database.session() as session:
-        _mark_exported(session, project, work, target=target, failures=failures)
+        _mark_exported(session, project, work, tool.name, target=target, failures=failures, clicks=clicks)
     return target
 
 
@@ -228,6 +242,22 @@ def _refuse_occupied(target: Path) -> None:
             f"{target / MASKS} holds masks already.",
             f"Import them with `segcurate import {target}`, or name another folder with `--folder`.",
         )
+    added = _newest_addition(target)
+    if added is not None:
+        raise UserError(
+            f"{added} was put there after the export.",
+            "Import it or move it away, or name another folder with `--folder`.",
+        )
+
+
+def _newest_addition(target: Path) -> Path | None:
+    """A file that is younger than the README, which is written last."""
+    readme = target / README
+    if not readme.is_file():
+        return None
+    files = (path for path in target.rglob("*") if path.is_file() and not path.is_symlink())
+    written = readme.stat().st_mtime
+    return next((path for path in files if path.stat().st_mtime > written + _SAME_MOMENT), None)
 
 
 def _entries(regions: Sequence[QueuedRegion]) -> dict[int, _Entry]:
@@ -241,8 +271,9 @@ def _entries(regions: Sequence[QueuedRegion]) -> dict[int, _Entry]:
             image=images[image_id],
             items=of_image,
             name=export_name(rank=of_image[0].rank, image_id=image_id, uri=images[image_id].uri),
+            place=place,
         )
-        for image_id, of_image in items.items()
+        for place, (image_id, of_image) in enumerate(items.items())
     }
 
 
@@ -250,55 +281,43 @@ def _reference(project: Project, image: Image) -> ImageRef:
     return ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
 
 
-def _png(picture: npt.NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    PillowImage.fromarray(picture).save(stream, format="PNG", compress_level=3)
-    return stream.getvalue()
-
-
-def _write_entry(
-    project: Project, folder: Path, entry: _Entry, *, proposal: Proposal, work: _Work
-) -> ManifestImage:
-    """One image with its premask and overlay; its line of the manifest."""
-    config, image = project.config, entry.image
-    source = project.image(image.uri)
-    placed = place_image(source, folder / IMAGES, name=entry.name, how=config.export.images)
-    mask_name = f"{entry.name}.png"
-    LabelMap(config.data).write(
-        folder / PREMASKS / mask_name, only_inside(proposal.mask, entry.boxes, entry.outlines)
-    )
-    if config.export.overlays:
-        pixels = read_image(source, channels=config.data.channels, max_pixels=config.data.max_pixels)
-        picture = overlay(
-            as_rgb(pixels),
-            proposal.map,
-            entry.boxes,
-            title=proposal.title,
-            outlines=entry.outlines,
-            names=[str(item.rank) for item in entry.items],
-        )
-        atomic_write_bytes(folder / OVERLAYS / mask_name, _png(picture))
-    score = work.scores.get(image.id)
-    return ManifestImage(
-        queue=work.queue.name,
+def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
+    return OutgoingQueue(
+        name=work.queue.name,
         round=work.round_number,
+        kind=work.queue.kind,
+        project=project.config.name,
+        model=work.model.name,
+        labels=LabelMap(project.config.data),
+        how=project.config.export.images,
+        overlays=project.config.export.overlays,
+    )
+
+
+def _outgoing_image(
+    project: Project, entry: _Entry, proposal: Proposal, work: _Work, clicks: dict[int, float]
+) -> OutgoingImage:
+    image, score = entry.image, work.scores.get(entry.image.id)
+    class_names = project.config.data.class_names
+    return OutgoingImage(
         image_id=image.id,
         uri=image.uri,
         sha256=image.sha256,
         width=image.width,
         height=image.height,
+        name=entry.name,
         rank=entry.items[0].rank,
+        place=entry.place,
+        source=project.image(image.uri),
         scores={} if score is None else {measure: getattr(score, measure) for measure in MEASURES},
-        model=work.model.name,
-        image=f"{IMAGES}/{placed}",
-        premask=f"{PREMASKS}/{mask_name}",
-        overlay=f"{OVERLAYS}/{mask_name}" if config.export.overlays else None,
-        mask=f"{MASKS}/{mask_name}",
-        regions=[_region(item, class_names=config.data.class_names) for item in entry.items],
+        mask=only_inside(proposal.mask, entry.boxes, entry.outlines),
+        map=proposal.map,
+        title=proposal.title,
+        regions=[_region(item, clicks[item.id], class_names=class_names) for item in entry.items],
     )
 
 
-def _region(item: QueueItem, *, class_names: list[str]) -> ManifestRegion:
+def _region(item: QueueItem, clicks: float, *, class_names: list[str]) -> ManifestRegion:
     return ManifestRegion(
         item=item.id,
         rank=item.rank,
@@ -314,21 +333,34 @@ def _region(item: QueueItem, *, class_names: list[str]) -> ManifestRegion:
         slice=item.slice,
         inclusion_probability=item.inclusion_probability,
         reason=item.reason,
+        clicks=clicks,
     )
 
 
-def _check_complete(folder: Path, written: Sequence[ManifestImage], *, target: Path) -> None:
+def _check_complete(folder: Path, written: int, *, target: Path) -> None:
     """Two exports at once clear each other's unfinished folder away: the loser must not publish the rest."""
-    for image in written:
-        for path in (image.image, image.premask, image.overlay):
-            if path is not None and not os.path.lexists(folder / path):
-                raise UserError(
-                    f"Another export to {target} is running.", "Wait for it, or name another folder."
-                )
+    manifest = folder / MANIFEST
+    entries = read_manifest(manifest) if manifest.is_file() else iter(())
+    if sum(_is_complete(folder, entry) for entry in entries) != written:
+        raise UserError(f"Another export to {target} is running.", "Wait for it, or name another folder.")
+
+
+def _is_complete(folder: Path, entry: ManifestImage | BadLine) -> bool:
+    if isinstance(entry, BadLine):
+        return False
+    files = (entry.image, entry.premask, entry.overlay, entry.heatmap)
+    return all(path is None or os.path.lexists(folder / path) for path in files)
 
 
 def _mark_exported(
-    session: Session, project: Project, work: _Work, *, target: Path, failures: list[tuple[str, str]]
+    session: Session,
+    project: Project,
+    work: _Work,
+    tool: str,
+    *,
+    target: Path,
+    failures: list[tuple[str, str]],
+    clicks: dict[int, float],
 ) -> None:
     current = rounds.require(session, "export") if work.current is not None else None
     queue = queues.queue_by_name(session, work.queue.name)
@@ -338,8 +370,11 @@ def _mark_exported(
             f"Queue {work.queue.name} was made anew while it was exported.",
             "Run `segcurate export` again.",
         )
-    queue.export_uri = project.uri(target)
+    if queue.export_uri is None or tool == project.config.labeling.tool:
+        queue.export_uri = project.uri(target)
     queue.exported_at = utc_now()
+    places.record_place(session, queue_id=queue.id, tool=tool, url="", place=project.uri(target))
+    queues.set_clicks(session, clicks)
     image_queries.clear_failures(session, "export")
     image_queries.record_failures(session, "export", failures)
     if current is not None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
@@ -18,28 +17,23 @@ from db.queries import images as image_queries
 from db.queries import labels as queries
 from db.queries import queues
 from db.queries import rounds as round_queries
-from db.queries.labels import LabeledRegion, QueuedRegion
-from db.tables import Image, Queue, utc_now
+from db.tables import Queue
 from pipeline import rounds
-from pipeline.config import IGNORE, Project
-from pipeline.data.masks import store_mask
+from pipeline.config import Project
+from pipeline.data.labels import compose_labels
 from pipeline.errors import DataError
-from pipeline.labeling.encoding import COVERED, LabelMap, is_whole_image, painted_shares
-from pipeline.labeling.manifest import MANIFEST, BadLine, ManifestImage, export_name, read_manifest
-from pipeline.labeling.neutral import (
-    Delivery,
-    NameIndex,
-    Refusal,
-    Wanted,
-    find_masks,
-    locate,
-    readable_name,
-)
+from pipeline.evaluation.agreement import Agreement, region_agreement
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import Answer, Refusal, Tool, shown
+from pipeline.labeling.manifest import ManifestImage, manifest_of, read_manifest
+from pipeline.labeling.tools import recognise, tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
+from pipeline.steps.inbox import Annotation, Inbox
 
-LABELS_FOLDER = "labels"
-"""Below the work folder: every mask that came back, under the hash of its content."""
+MOST_LINES = 1000
+"""Refusals that a report lists; it counts the rest."""
+Origin = Literal["import", "simulation"]
 
 
 @dataclass
@@ -47,14 +41,20 @@ class ImportReport:
     """What an import did. `imported` and `unchanged` count masks."""
 
     queue: str
+    """Its name; of several, all names."""
     imported: int = 0
     unchanged: int = 0
     labeled_pixels: int = 0
     """Of the imported masks."""
+    skipped: int = 0
+    """Images that an annotator would not label: their regions are not asked for again."""
     refused: list[tuple[str, str]] = field(default_factory=list)
-    """Files, or lines of the manifest, that were not taken, each with its reason."""
+    """Files, tasks or lines that were not taken, each with its reason; the first thousand of them."""
+    refused_more: int = 0
+    overlapping: list[tuple[str, int]] = field(default_factory=list)
+    """Masks in which shapes of different classes overlap, and by how many pixels: the later shape won."""
     missing: list[str] = field(default_factory=list)
-    """Images of the queue that no mask came for."""
+    """Images of the queue that have no label."""
     unpainted: list[str] = field(default_factory=list)
     """Queued regions that their image's mask leaves more than half unpainted: they stay queued."""
     open_items: int = 0
@@ -64,11 +64,28 @@ class ImportReport:
     closed: bool = False
     """Whether the round is closed, and the next one open."""
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Note what was not taken."""
+        if len(self.refused) < MOST_LINES:
+            self.refused.append((refusal.subject, refusal.reason))
+        else:
+            self.refused_more += 1
+
     def lines(self) -> list[str]:
         """The report in words; every file that was not taken has a line."""
         said = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
         said += [f"refused: {subject}: {reason}" for subject, reason in self.refused]
+        if self.refused_more:
+            said.append(f"refused: {self.refused_more} more.")
+        said += [
+            f"overlapping: {subject}: {pixels} pixels of several classes; the later shape has them."
+            for subject, pixels in self.overlapping
+        ]
         said += [f"unpainted: {region}" for region in self.unpainted]
+        if self.skipped:
+            said.append(
+                f"{self.skipped} images were skipped by their annotator, and are not asked for again."
+            )
         if self.missing:
             said.append(f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}.")
         if self.released:
@@ -83,125 +100,204 @@ class ImportReport:
         return said
 
 
-@dataclass(frozen=True)
-class _Target:
-    """An image of the queue, and its queue items."""
-
-    image: Image
-    name: str
-    item_ids: list[int]
-    boxes: npt.NDArray[np.int32]
-    indices: list[int]
-    outlines: list[str | None]
-
-
-@dataclass(frozen=True)
-class _Annotation:
-    """A mask that was read and kept, ready to be written down."""
-
-    target: _Target
-    mask_uri: str
-    mask_sha256: str
-    labeled_pixels: int
-    painted_at: float
-    covered: npt.NDArray[np.bool_]
-    """Whether each of the target's items counts as labeled, [R]."""
-    whole_image: bool
-
-
 @one_at_a_time("import")
 def import_labels(
     project: Project,
     database: Database,
     *,
-    folder: Path,
+    source: Path | Sequence[Path],
+    tool: str | None = None,
     annotator: str | None = None,
     close: bool = False,
-    source: Literal["import", "simulation"] = "import",
+    origin: Origin = "import",
     queue: str | None = None,
     progress: Progress = silent,
 ) -> ImportReport:
-    """Take the masks of a folder back into the queue that they were exported from.
+    """Take masks back into the queue that they were exported from.
 
     The same masks again change nothing; another mask of an image is the next version of its label, also in a
     round that is closed. What cannot be taken is refused with its reason, and the rest goes in.
 
     Args:
-        folder: an exported folder, or any folder of masks that are named after the export or the images.
+        source: an exported folder, a folder of masks that are named after the export or the images, or what a
+            labeling tool has exported; or several of these.
+        tool: whose format it is; None to find out.
+        annotator: who drew the masks, where they do not say themselves.
         close: release the items that got no label, and close the round.
-        source: `simulation` when the masks are known ones: what they leave unpainted has no class, and was
+        origin: `simulation` when the masks are known ones: what they leave unpainted has no class, and was
             looked at.
-        queue: the queue that a folder without a manifest belongs to; by default the current round's.
+        queue: the queue that a source belongs to that does not say so; by default the current round's.
 
     Raises:
-        DataError: the folder is missing, holds no mask, or is of no queue of this project.
+        DataError: the source is missing, holds no label, or is of no queue of this project.
         NotYourTurn: the queue has not been exported yet.
     """
-    delivery = locate(folder)
-    entries = list(read_manifest(delivery.manifest)) if delivery.manifest else []
-    with database.session(write=False) as session:
-        of_queue = _find_queue(session, delivery, entries, queue)
-        regions = queries.queued_regions(session, queue_id=of_queue.id)
-        paths, refused = find_masks(delivery)
-        namesakes = queries.images_named(session, stems={path.stem for path in paths})
-    if not (paths or refused or close):
-        raise DataError(
-            f"There is no mask in {delivery.masks}.", "Save the masks there, then import the folder again."
-        )
-    targets = _targets(regions)
-    refused += _check_manifest(entries, targets, delivery)
-    names = _names(targets, namesakes)
-    matched = _match(paths, delivery=delivery, names=names, refused=refused)
-    label_map = LabelMap(project.config.data)
-    annotations: list[_Annotation] = []
-    for done, (path, image_id) in enumerate(matched):
-        progress("import", done, len(matched))
-        try:
-            annotation = _read_mask(
-                project,
-                path,
-                targets[image_id],
-                label_map=label_map,
-                looked_at_all=source == "simulation",
-            )
-        except DataError as error:
-            refused.append(Refusal(file=_shown(path, delivery), reason=str(error)))
-            continue
-        if annotation.labeled_pixels or source == "simulation":
-            annotations.append(annotation)
-        else:
-            refused.append(Refusal(file=_shown(path, delivery), reason="Nothing in it is painted."))
-    progress("import", len(matched), len(matched))
-    read = {annotation.target.image.id for annotation in annotations}
-    report = ImportReport(
-        queue=of_queue.name,
-        refused=[(refusal.file, refusal.reason) for refusal in refused],
-        missing=[target.image.uri for image_id, target in targets.items() if image_id not in read],
-        unpainted=[place for annotation in annotations for place in _unpainted(annotation)],
-    )
+    sources = [source] if isinstance(source, Path) else list(source)
+    readers = [(recognise(path) if tool is None else tool_named(tool), path) for path in sources]
+    report = ImportReport(queue="")
+    inboxes = _read(project, database, readers, report, annotator, close, origin, queue, progress)
+    votes = {name: _measure_agreement(project, database, inbox) for name, inbox in inboxes.items()}
+    for name, inbox in inboxes.items():
+        inbox.agreement = votes[name]
+    report.queue = ", ".join(inboxes)
     with database.session() as session:
-        for annotation in annotations:
-            _record(session, of_queue, annotation, annotator=annotator, source=source, report=report)
-        failures = [(project.uri(delivery.folder / file), reason) for file, reason in report.refused]
+        for inbox in inboxes.values():
+            _record(session, inbox, origin=origin, report=report)
+            _close(session, inbox.queue, close=close, report=report)
         image_queries.clear_failures(session, "import")
-        image_queries.record_failures(session, "import", failures)
-        _close(session, of_queue, close=close, report=report)
+        image_queries.record_failures(session, "import", _failures(project, sources, report))
     return report
 
 
-def _find_queue(
-    session: Session, delivery: Delivery, entries: Sequence[ManifestImage | BadLine], name: str | None
-) -> Queue:
-    """The queue that the manifest or the caller names, or else the current round's."""
-    named = {entry.queue for entry in entries if isinstance(entry, ManifestImage)}
-    if delivery.manifest is not None:
-        if len(named) != 1:
-            raise DataError(
-                f"{delivery.manifest} names {len(named)} queues, not one.", "Export the queue again."
-            )
-        name = name or next(iter(named))
-        if named != {name}:
-            raise DataError(f"{delivery.manifest} is not of queue {name!r}.", "Leave the queue's name out.")
+class _Desk:
+    """The inboxes of one import, opened as answers for their queues come."""
+
+    def __init__(
+        self, database: Database, sources: Sequence[Path], *, named: str | None, report: ImportReport
+    ) -> None:
+        self.inboxes: dict[str, Inbox] = {}
+        self._database = database
+        self._manifest = next(filter(None, map(manifest_of, sources)), None)
+        self._named = named
+        self._report = report
+        self._default: str | None = None
+
+    def default(self) -> Inbox:
+        """The inbox of the queue that the manifest or the caller names, or else of the current round's."""
+        if self._default is None:
+            name = _named_queue(self._manifest, self._named)
+            with self._database.session(write=False) as session:
+                found = _find_queue(session, name)
+                self.inboxes[found.name] = inbox = Inbox.of(session, found)
+            if self._manifest is not None:
+                for refusal in inbox.check_manifest(read_manifest(self._manifest)):
+                    self._report.refuse(refusal)
+            self._default = found.name
+        return self.inboxes[self._default]
+
+    def inbox_of(self, answer: Answer) -> Inbox:
+        """The inbox that an answer belongs to.
+
+        Raises:
+            DataError: it names a queue that this project does not have, or another one than the caller.
+        """
+        if answer.queue is None:
+            return self.default()
+        if self._named is not None and answer.queue != self._named:
+            raise DataError(f"It is of queue {shown(answer.queue)}.", "Leave the queue's name out.")
+        if answer.queue not in self.inboxes:
+            with self._database.session(write=False) as session:
+                self.inboxes[answer.queue] = Inbox.of(session, _find_queue(session, answer.queue))
+        return self.inboxes[answer.queue]
+
+
+def _read(
+    project: Project,
+    database: Database,
+    readers: Sequence[tuple[Tool, Path]],
+    report: ImportReport,
+    annotator: str | None,
+    close: bool,
+    origin: Origin,
+    queue: str | None,
+    progress: Progress,
+) -> dict[str, Inbox]:
+    """Read all answers: what is taken is in the inboxes, the rest in the report."""
+    sources = [source for _, source in readers]
+    desk = _Desk(database, sources, named=queue, report=report)
+    labels = LabelMap(project.config.data)
+    names = [name for reader, source in readers for name in reader.names(source)]
+    if names or close or any(reader.name == "folder" for reader, _ in readers):
+        inbox = desk.default()
+        with database.session(write=False) as session:
+            inbox.learn_names(session, names)
+        ambiguous = _several_names(inbox, names)
+    else:
+        ambiguous = {}
+    done = 0
+    for done, answer in enumerate(_answers(readers, labels), start=1):
+        progress("import", done, max(done, len(names)))
+        if isinstance(answer, Refusal):
+            report.refuse(answer)
+            continue
+        try:
+            inbox = desk.inbox_of(answer)
+            target = inbox.target_of(answer)
+            if answer.image in ambiguous:
+                raise DataError(ambiguous[str(answer.image)])
+            inbox.take(project, answer, target, annotator=annotator, looked_at_all=origin == "simulation")
+        except DataError as error:
+            report.refuse(Refusal(subject=answer.subject, reason=str(error)))
+    if not (done or close):
+        raise DataError(
+            f"There is no mask in {', '.join(map(str, sources))}.",
+            "Save the masks there, then import it again.",
+        )
+    if not desk.inboxes:
+        desk.default()
+    return desk.inboxes
+
+
+def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """What the sources hold; where one breaks off, what came before counts.
+
+    Raises:
+        DataError: nothing of them can be read.
+    """
+    begun = False
+    for reader, source in readers:
+        try:
+            for answer in reader.read(source, labels):
+                begun = True
+                yield answer
+        except DataError as error:
+            if not begun and len(readers) == 1:
+                raise
+            yield Refusal(subject=source.name, reason=str(error))
+
+
+def _several_names(inbox: Inbox, names: list[str]) -> dict[str, str]:
+    """The names whose image has several in this source, each with the reason why none of them is taken."""
+    of_image: dict[int, list[str]] = {}
+    for name in names:
+        with suppress(DataError):
+            if inbox.names is not None:
+                of_image.setdefault(inbox.names.image_of(PurePosixPath(name)), []).append(name)
+    return {
+        name: f"One image has several masks: {', '.join(map(shown, several))}. Leave the one that counts."
+        for several in of_image.values()
+        if len(several) > 1
+        for name in several
+    }
+
+
+def _named_queue(manifest: Path | None, name: str | None) -> str | None:
+    """The queue that a manifest is of, which must be the one that the caller names.
+
+    Raises:
+        DataError: the manifest is of no queue, of several, or of another one.
+    """
+    if manifest is None:
+        return name
+    entries = (entry for entry in read_manifest(manifest) if isinstance(entry, ManifestImage))
+    named = next(entries, None)
+    if named is None or any(entry.queue != named.queue for entry in entries):
+        raise DataError(
+            f"{manifest} names {'no queue' if named is None else 'several queues'}.",
+            "Export the queue again.",
+        )
+    if name not in (None, named.queue):
+        raise DataError(f"{manifest} is not of queue {name!r}.", "Leave the queue's name out.")
+    return named.queue
+
+
+def _find_queue(session: Session, name: str | None) -> Queue:
+    """The queue of this name, or else the current round's, whose turn it must be.
+
+    Raises:
+        DataError: there is no queue of this name.
+        NotYourTurn: the queue has not been exported yet.
+    """
     current = round_queries.current_round(session)
     if name is not None:
         found = queues.queue_by_name(session, name)
@@ -210,7 +306,7 @@ def _find_queue(
         found = round_queries.round_queue(session, current.id)
     if found is None:
         raise DataError(
-            f"{delivery.folder} is of queue {name!r}, which this project does not have.",
+            f"It is of queue {shown(name)!r}, which this project does not have.",
             "Import it into the project that it was exported from.",
         )
     if current is not None and found.round_id == current.id:
@@ -218,156 +314,114 @@ def _find_queue(
     return found
 
 
-def _targets(regions: Sequence[QueuedRegion]) -> dict[int, _Target]:
-    """The images of a queue by id, best rank first."""
-    grouped: dict[int, list[QueuedRegion]] = defaultdict(list)
-    for region in regions:
-        grouped[region.image.id].append(region)
-    return {
-        image_id: _Target(
-            image=of_image[0].image,
-            name=export_name(rank=of_image[0].item.rank, image_id=image_id, uri=of_image[0].image.uri),
-            item_ids=[region.item.id for region in of_image],
-            boxes=np.array(
-                [(item.x, item.y, item.w, item.h) for item, _ in of_image], dtype=np.int32
-            ).reshape(-1, 4),
-            indices=[item.region_index for item, _ in of_image],
-            outlines=[item.outline for item, _ in of_image],
-        )
-        for image_id, of_image in grouped.items()
-    }
-
-
-def _check_manifest(
-    entries: Sequence[ManifestImage | BadLine], targets: dict[int, _Target], delivery: Delivery
-) -> list[Refusal]:
-    """The lines that contradict the store; an image whose content is another one's is no target any more.
-
-    Raises:
-        DataError: no line agrees with the store.
-    """
-    refused: list[Refusal] = []
-    for entry in entries:
-        if isinstance(entry, BadLine):
-            refused.append(Refusal(file=f"{MANIFEST} line {entry.number}", reason=entry.reason))
+def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement]:
+    """How the annotators agree on the regions of the images that answers came for, by queue item."""
+    touched: dict[int, list[Annotation]] = {}
+    for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
+        if annotation.labeled_pixels:
+            touched.setdefault(annotation.target.image.id, []).append(annotation)
+    found: dict[int, Agreement] = {}
+    for image_id, of_image in touched.items():
+        with database.session(write=False) as session:
+            known = queries.labels_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+            masks = {label.annotator: label.mask_uri for label in known}
+        masks.update((annotation.annotator, annotation.mask_uri) for annotation in of_image)
+        if len(masks) < 2:
             continue
-        target = targets.get(entry.image_id)
-        if target is None or target.image.sha256 != entry.sha256:
-            targets.pop(entry.image_id, None)
-            reason = "The store's image of this id has another content, or is not in this queue."
-            refused.append(Refusal(file=f"{MANIFEST} image {entry.image_id}", reason=reason))
-    if entries and len(refused) == len(entries):
-        raise DataError(
-            f"{delivery.manifest} was not exported from this project.",
-            "Import it into the project that it was exported from.",
+        target = inbox.targets[image_id]
+        size = (target.image.width, target.image.height)
+        votes = np.stack([compose_labels([project.path(uri)], size) for uri in masks.values()])
+        agreement = region_agreement(
+            votes, target.boxes, target.outlines, num_classes=project.config.data.num_classes
         )
-    return refused
+        found.update(
+            (item_id, of_item)
+            for item_id, of_item in zip(target.item_ids, agreement, strict=True)
+            if of_item is not None
+        )
+    return found
 
 
-def _names(targets: dict[int, _Target], namesakes: Sequence[Image]) -> NameIndex:
-    """What a mask may be called; a duplicate's name means the image that it is a duplicate of."""
-    wanted = [
-        Wanted(image_id=image_id, uri=target.image.uri, name=target.name)
-        for image_id, target in targets.items()
-    ]
-    for image in namesakes:
-        if image.id not in targets:
-            original = targets.get(image.duplicate_of or image.id)
-            wanted.append(
-                Wanted(image_id=image.id, uri=image.uri, name=None)
-                if original is None
-                else Wanted(image_id=original.image.id, uri=image.uri, name=original.name)
-            )
-    return NameIndex(wanted)
-
-
-def _match(
-    paths: Sequence[Path], *, delivery: Delivery, names: NameIndex, refused: list[Refusal]
-) -> list[tuple[Path, int]]:
-    """The mask files that belong to one image of the queue, and alone do, with the image's id."""
-    by_image: dict[int, list[Path]] = defaultdict(list)
-    for path in paths:
-        relative = path.relative_to(delivery.masks)
-        try:
-            by_image[names.image_of(PurePosixPath(relative))].append(path)
-        except DataError as error:
-            refused.append(Refusal(file=_shown(path, delivery), reason=str(error)))
-    for of_image in by_image.values():
-        if len(of_image) > 1:
-            files = ", ".join(_shown(path, delivery) for path in of_image)
-            reason = f"One image has several masks: {files}. Leave the one that counts."
-            refused += [Refusal(file=_shown(path, delivery), reason=reason) for path in of_image]
-    return [(of_image[0], image_id) for image_id, of_image in by_image.items() if len(of_image) == 1]
-
-
-def _read_mask(
-    project: Project, path: Path, target: _Target, *, label_map: LabelMap, looked_at_all: bool
-) -> _Annotation:
-    """Read one mask and keep it under its content.
-
-    Raises:
-        DataError: the file is no mask of this image.
-        UserError: the work folder cannot be written.
-    """
-    mask = label_map.read(path, size=(target.image.width, target.image.height))
-    stored, sha256 = store_mask(project.workdir / LABELS_FOLDER, mask)
-    return _Annotation(
-        target=target,
-        mask_uri=project.uri(stored),
-        mask_sha256=sha256,
-        labeled_pixels=int(np.count_nonzero(mask != IGNORE)),
-        painted_at=path.stat().st_mtime,
-        covered=(painted_shares(mask, target.boxes, target.outlines) >= COVERED) | looked_at_all,
-        whole_image=is_whole_image(mask, target.boxes, target.outlines),
-    )
-
-
-def _record(
-    session: Session,
-    queue: Queue,
-    annotation: _Annotation,
-    *,
-    annotator: str | None,
-    source: str,
-    report: ImportReport,
-) -> None:
-    """Write one mask down: its label, the regions that it covers, and what became of its queue items."""
-    target, covered = annotation.target, annotation.covered
-    if annotation.labeled_pixels:
-        image = target.image
-        whole = [LabeledRegion(0, 0, image.width, image.height)]
+def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportReport) -> None:
+    """Write the answers for one queue down: labels, the regions that they cover, what became of its items."""
+    queue = inbox.queue
+    looked_at: set[int] = set()
+    for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
+        if origin == "simulation":
+            looked_at.update(annotation.target.item_ids)
+        if not annotation.labeled_pixels:
+            continue
         label = queries.record_label(
             session,
-            image_id=image.id,
+            image_id=annotation.target.image.id,
             queue_id=queue.id,
             mask_uri=annotation.mask_uri,
             mask_sha256=annotation.mask_sha256,
             labeled_pixels=annotation.labeled_pixels,
-            source=source,
-            annotator=annotator,
-            labeled_at=_labeled_at(annotation.painted_at, queue),
-            regions=whole if annotation.whole_image else _covered(annotation),
+            source=origin,
+            annotator=annotation.annotator,
+            labeled_at=annotation.labeled_at,
+            regions=annotation.regions(),
+            seconds=annotation.seconds,
+            origin=annotation.origin,
         )
         if label is None:
             report.unchanged += 1
-            return
+            continue
         report.imported += 1
         report.labeled_pixels += annotation.labeled_pixels
-    left = "queued" if _is_open(session, queue) else "released"
-    for status, chosen in (("labeled", covered), (left, ~covered)):
-        ids = [item_id for item_id, this in zip(target.item_ids, chosen, strict=True) if this]
-        queries.set_status(session, item_ids=ids, status=status)
+        report.unpainted += annotation.unpainted()
+        if annotation.overlapping:
+            report.overlapping.append((annotation.subject, annotation.overlapping))
+    report.skipped += _settle(session, inbox, looked_at)
+    queues.set_agreement(session, inbox.agreement)
+    report.missing += _unanswered(session, inbox)
 
 
-def _covered(annotation: _Annotation) -> list[LabeledRegion]:
-    target = annotation.target
+def _unanswered(session: Session, inbox: Inbox) -> list[str]:
+    """The images of a queue without a label in force, that nobody has looked at or skipped."""
+    labels = queries.labels_in_force(session, queue_id=inbox.queue.id)
+    answered = {label.image_id for label in labels} | inbox.skipped
+    answered |= {annotation.target.image.id for annotation in inbox.annotations}
+    skipped = {item.image_id for item in queues.queue_items(session, inbox.queue.id, status="skipped")}
     return [
-        LabeledRegion(*box, region_index=0 if outline is None else index, outline=outline)
-        for box, index, outline, covered in zip(
-            target.boxes.tolist(), target.indices, target.outlines, annotation.covered.tolist(), strict=True
-        )
-        if covered
+        target.image.uri
+        for image_id, target in inbox.targets.items()
+        if image_id not in answered and image_id not in skipped
     ]
+
+
+def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
+    """Give the items of the answered images their status; how many images count as skipped.
+
+    An item is labeled when a label in force covers it, whoever drew that. What is left of a round that is
+    closed is released.
+    """
+    left = "queued" if _is_open(session, inbox.queue) else "released"
+    before = {item.id: item.status for item in queues.queue_items(session, inbox.queue.id)}
+    chosen: dict[str, list[int]] = {"labeled": [], "skipped": [], left: []}
+    skipped = 0
+    for image_id in {annotation.target.image.id for annotation in inbox.annotations} | inbox.skipped:
+        target = inbox.targets[image_id]
+        covered = queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+        whole = (0, 0, target.image.width, target.image.height, 0) in covered
+        statuses = Counter[str]()
+        for item_id, box, index, outline in zip(
+            target.item_ids, target.boxes.tolist(), target.indices, target.outlines, strict=True
+        ):
+            key = (*box, 0 if outline is None else index)
+            if whole or key in covered or item_id in looked_at:
+                status = "labeled"
+            elif image_id in inbox.skipped or before[item_id] == "skipped":
+                status = "skipped"
+            else:
+                status = left
+            chosen[status].append(item_id)
+            statuses[status] += before[item_id] != status
+        skipped += bool(statuses["skipped"])
+    for status, ids in chosen.items():
+        queries.set_status(session, item_ids=ids, status=status)
+    return skipped
 
 
 def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport) -> None:
@@ -387,17 +441,9 @@ def _is_open(session: Session, queue: Queue) -> bool:
     return current is not None and current.id == queue.round_id and current.state == "import"
 
 
-def _labeled_at(painted_at: float, queue: Queue) -> datetime:
-    """When a file was last painted, as far as that can be believed: after its queue was made, and by now."""
-    now = utc_now().timestamp()
-    earliest = (queue.exported_at or queue.created_at).timestamp()
-    return datetime.fromtimestamp(max(earliest, min(painted_at, now)), tz=UTC)
-
-
-def _unpainted(annotation: _Annotation) -> list[str]:
-    boxes = annotation.target.boxes[~annotation.covered].tolist()
-    return [f"{annotation.target.name}: x {x}, y {y}, w {w}, h {h}" for x, y, w, h in boxes]
-
-
-def _shown(path: Path, delivery: Delivery) -> str:
-    return readable_name(path.relative_to(delivery.folder))
+def _failures(project: Project, sources: Sequence[Path], report: ImportReport) -> list[tuple[str, str]]:
+    """What was refused, as the store lists files: a file of a folder, or a part of a file."""
+    if len(sources) == 1 and sources[0].is_dir():
+        return [(project.uri(sources[0] / subject), reason) for subject, reason in report.refused]
+    where = ", ".join(map(project.uri, sources))
+    return [(f"{where}: {subject}", reason) for subject, reason in report.refused]

@@ -36,9 +36,7 @@ def train_without(
     """
     folder = project.workdir / "novelty"
     with database.session(write=False) as session:
-        labeled = queries.training_labels(
-            session, every_annotator=project.config.training.annotators != "latest"
-        )
+        labeled = queries.training_labels(session)
     survey = survey_labels(project, _voided(project, labeled, classes, folder / "masks"), progress=progress)
     if not survey.usable:
         raise UserError(

@@ -218,5 +218,5 @@ def label_regions(folder: Path, *, at_least: int, close: bool = False) -> int:
                 (queue / entry["mask"]).unlink()
             else:
                 labeled += len(entry["regions"])
-        import_labels(project, database, folder=queue, source="simulation", close=close)
+        import_labels(project, database, source=queue, origin="simulation", close=close)
         return labeled

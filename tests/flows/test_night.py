@@ -110,7 +110,7 @@ def test_masks_of_a_queue_that_was_taken_back_are_still_taken(out: Path) -> None
     assert a_night(out).queue == "round-01-b"
     with opened(out) as (project, database):
         annotate(project, database, out / "queues" / "round-01")
-        report = import_labels(project, database, folder=out / "queues" / "round-01", source="simulation")
+        report = import_labels(project, database, source=out / "queues" / "round-01", origin="simulation")
         with database.session(write=False) as session:
             assert operation.count_new_labels(session) == 6
             assert project_status(session).queue == "round-01-b"

@@ -29,7 +29,7 @@ from pipeline.data.loading import Batch, Unreadable, load_batches
 from pipeline.data.remote import ImageCache, RemoteFile, opened
 from pipeline.data.sources import FoldersAbove, find_images, mask_path
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.labeling.neutral import place_image
+from pipeline.labeling.placing import place_image
 from pipeline.steps.ingest import ingest
 
 ODD = ("a b.png", "Straße 東京.png", "#1?x=2&y.png", "100%25.png", 'it\'s+"so".png', "[x]*.png", "a..b.png")

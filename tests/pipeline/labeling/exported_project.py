@@ -104,21 +104,31 @@ def make_project(root: Path) -> Exported:
         truth[name] = _scene(generator, width=width, height=height)
         _write_image(root / "images" / name, truth[name], generator)
         write_png((root / "masks" / name).with_suffix(".png"), ids(truth[name]))
+    classes = dict(zip(("sky", "road", "pole"), CLASS_IDS, strict=True))
+    return select_regions(root, truth, classes=classes, cell=32)
+
+
+def select_regions(
+    root: Path, truth: dict[str, npt.NDArray[np.uint8]], *, classes: dict[str, int], cell: int
+) -> Exported:
+    """A project of the images that lie in `root`, with a promoted model and a queue of every third cell.
+
+    Args:
+        truth: the mask of each image of the folder `images`, by name.
+        classes: their ids by name.
+    """
     config = ProjectConfig(
         name="test",
         device="cpu",
         data={  # pyright: ignore[reportArgumentType]
             "images": ["images"],
             "masks": "masks",
-            "classes": [
-                {"name": name, "id": id_}
-                for name, id_ in zip(("sky", "road", "pole"), CLASS_IDS, strict=True)
-            ],
+            "classes": [{"name": name, "id": id_} for name, id_ in classes.items()],
         },
-        scoring={"regions": {"cell": 32}, "samples": 2, "workers": 0, "tile": 64, "overlap": 16},  # pyright: ignore[reportArgumentType]
+        scoring={"regions": {"cell": cell}, "samples": 2, "workers": 0, "tile": 64, "overlap": 16},  # pyright: ignore[reportArgumentType]
     )
     project = Project(config=config, root=root)
-    segmenter, card = _model()
+    segmenter, card = _model(tuple(classes))
     digest = save_model(project.workdir / "models" / "r01", segmenter, card)
     database = Database(project.database_url)
     with database.session() as session:
@@ -155,7 +165,8 @@ def make_project(root: Path) -> Exported:
         session.add(queue)
         session.flush()
         rank = 0
-        for name, (width, height) in NAMES.items():
+        for name, mask in truth.items():
+            height, width = mask.shape
             image = _image_row(project, root / "images" / name)
             session.add(image)
             session.flush()
@@ -176,7 +187,7 @@ def make_project(root: Path) -> Exported:
                         h=h,
                         measure="entropy",
                         score=1 / rank,
-                        predicted_class=rank % 3,
+                        predicted_class=rank % len(classes),
                         slice="audit" if rank % 5 == 0 else "selected",
                         inclusion_probability=0.25 if rank % 5 == 0 else None,
                         reason=f'entropy {1 / rank:.2f}; "mostly" pole, a boundary',
@@ -186,7 +197,7 @@ def make_project(root: Path) -> Exported:
 
 
 @cache
-def _model() -> tuple[Segmenter, ModelCard]:
+def _model(classes: tuple[str, ...]) -> tuple[Segmenter, ModelCard]:
     torch.manual_seed(0)
     config = ProjectConfig(
         name="model",
@@ -197,13 +208,13 @@ def _model() -> tuple[Segmenter, ModelCard]:
             "decoder": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
         },
     ).model
-    segmenter = build_segmenter(config, num_classes=3, channels=3, root=Path())
+    segmenter = build_segmenter(config, num_classes=len(classes), channels=3, root=Path())
     segmenter.train()  # one look at noise, so that no activation vanishes in eval mode
     with torch.no_grad():
         segmenter.network(torch.randn(2, 3, 64, 64))
     card = ModelCard(
         model=config,
-        class_names=["sky", "road", "pole"],
+        class_names=list(classes),
         channels=3,
         mean=[0.5] * 3,
         std=[0.25] * 3,

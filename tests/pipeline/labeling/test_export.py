@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from PIL import Image as PillowImage
 from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from pipeline.errors import NotYourTurn, UserError
+from pipeline.labeling.folder import FolderWriter
 from pipeline.labeling.manifest import ManifestImage, read_manifest
-from pipeline.steps import export as step
 from pipeline.steps.export import export
 from tests.pipeline.labeling.exported_project import CLASS_IDS, NAMES, ROTATED, UNPAINTED, Exported
 
@@ -156,7 +155,7 @@ def test_a_full_disk_leaves_no_folder(selected: Exported, monkeypatch: pytest.Mo
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.labeling.neutral.shutil.copyfileobj", full)
+    monkeypatch.setattr("pipeline.labeling.placing.shutil.copyfileobj", full)
     with pytest.raises(UserError, match="disk is full"):
         export(selected.configured(export={"images": "copy"}), selected.database)
     assert list((selected.project.root / "queues").iterdir()) == []
@@ -214,13 +213,13 @@ def test_export_refuses_politely_when_it_is_not_its_turn(selected: Exported) -> 
 def test_an_export_whose_files_another_one_cleared_away_is_not_published(
     selected: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_manifest = step.write_manifest
+    finish = FolderWriter.finish
 
-    def clear_away(folder: Path, *arguments: Any, **options: Any) -> None:
-        next((folder / "premasks").iterdir()).unlink()
-        write_manifest(folder, *arguments, **options)
+    def clear_away(writer: FolderWriter) -> None:
+        next((writer.folder / "premasks").iterdir()).unlink()
+        finish(writer)
 
-    monkeypatch.setattr(step, "write_manifest", clear_away)
+    monkeypatch.setattr(FolderWriter, "finish", clear_away)
     with pytest.raises(UserError, match="Another export to .*round-01 is running"):
         export(selected.project, selected.database)
     assert list((selected.project.root / "queues").iterdir()) == []

@@ -214,5 +214,5 @@ def test_a_manifest_of_another_project(exported: Exported, folder: Path) -> None
 
 
 def test_a_missing_folder(exported: Exported) -> None:
-    with pytest.raises(DataError, match="There is no folder .*nowhere"):
+    with pytest.raises(DataError, match="There is no file or folder .*nowhere"):
         take(exported, exported.project.root / "nowhere")

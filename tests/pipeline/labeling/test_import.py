@@ -40,7 +40,7 @@ def deliver(exported: Exported, folder: Path, names: Iterable[str] = NAMES) -> N
 
 
 def take(exported: Exported, folder: Path, *, close: bool = False) -> ImportReport:
-    return import_labels(exported.project, exported.database, folder=folder, close=close)
+    return import_labels(exported.project, exported.database, source=folder, close=close)
 
 
 def stored_mask(exported: Exported, label: Label) -> npt.NDArray[np.uint8]:
@@ -54,7 +54,7 @@ def statuses(exported: Exported, name: str | None = None) -> set[str]:
 
 def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Exported, folder: Path) -> None:
     deliver(exported, folder)
-    report = import_labels(exported.project, exported.database, folder=folder, annotator="Ada")
+    report = import_labels(exported.project, exported.database, source=folder, annotator="Ada")
     assert (report.imported, report.unchanged, report.refused, report.missing) == (len(NAMES), 0, [], [])
     assert report.labeled_pixels == sum(mask.size for mask in exported.truth.values())
     by_image = {label.image_id: label for label in exported.labels()}
@@ -154,7 +154,7 @@ def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(selected: E
     write_png(selected.project.root / "masks" / "left" / "frame 1.png", ids(void))
     folder = export(selected.project, selected.database)
     annotate(selected.project, selected.database, folder)
-    options = {"folder": folder, "close": True, "source": "simulation"}
+    options = {"source": folder, "close": True, "origin": "simulation"}
     import_labels(selected.project, selected.database, **options)
     report = import_labels(selected.project, selected.database, **options)  # a killed loop does it again
     assert statuses(selected) == {"labeled"}

@@ -173,7 +173,7 @@ def test_the_current_label_goes_out_as_the_premask_and_the_corrected_one_comes_b
         assert np.array_equal(premask, expected)
         corrected = np.where(expected == 255, 255, labeled.truth[place]).astype(np.uint8)
         PillowImage.fromarray(corrected).save(report.folder / entry["mask"])
-    result = import_labels(labeled.project, labeled.database, folder=report.folder, annotator="second")
+    result = import_labels(labeled.project, labeled.database, source=report.folder, annotator="second")
     assert (result.queue, result.imported, result.closed) == ("review-01", len(entries), False)
     assert labeled.state() == before
     assert {item.status for item in labeled.items("review-01")} == {"labeled"}

@@ -147,7 +147,7 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
     assert "pycocotools" in (folder / "README.md").read_text()
 
     assert annotate(project, database, folder) == len(items)
-    report = import_labels(project, database, folder=folder, source="simulation")
+    report = import_labels(project, database, source=folder, origin="simulation")
     assert report.closed
     with database.session(write=False) as session:
         labels = list(session.scalars(query(Label)))
@@ -185,7 +185,7 @@ def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
         painted[rows, columns] = 1
     (entry,) = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
     write_mask(folder / entry["mask"], painted)
-    report = import_labels(project, database, folder=folder)
+    report = import_labels(project, database, source=folder)
     assert (report.imported, report.open_items, len(report.unpainted)) == (1, 1, 1)
     with database.session(write=False) as session:
         (region,) = session.scalars(query(LabelRegion))

@@ -49,7 +49,7 @@ def annotator(config: Path) -> None:
             raise RuntimeError("There is no exported queue.")
         folder = project.path(queue.export_uri)
         annotate(project, database, folder)
-        import_labels(project, database, folder=folder)
+        import_labels(project, database, source=folder)
 
 
 def nightly(config: Path) -> None:

@@ -1,0 +1,68 @@
+"""Settings of the labeling tools: where queues go, and where labels come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.base import Positive, Section
+
+
+def _server(url: str | None) -> str | None:
+    if url is None:
+        return None
+    scheme, separator, rest = url.partition("://")
+    if scheme not in ("http", "https") or not separator or not rest:
+        raise ValueError(f"Expected an address such as https://labels.example.org, but got {url!r}.")
+    if "@" in rest.split("/")[0]:
+        raise ValueError("Credentials do not belong into an address: put the token into the environment.")
+    return url.rstrip("/")
+
+
+class LabelStudioConfig(Section):
+    url: str | None = None
+    """The server, such as http://localhost:8080. Its token is read from LABEL_STUDIO_API_KEY."""
+    project: str | None = None
+    """The title of the project there; the name of this one by default."""
+    images: str = "upload"
+    """How annotators get to see the images. `upload`: they are sent to the server. `local`: the server reads
+    them from `document_root`, which it is allowed to serve. A prefix such as `https://images.example.org/` or
+    `s3://bucket/frames/`: images are addressed below it by their path relative to this file; images of an
+    object store keep their own address."""
+    document_root: str | None = None
+    """With `images: local`, the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT; `export.folder` is below."""
+    masks: Literal["auto", "bitmask", "brush"] = "auto"
+    """How masks travel. `bitmask`: as PNGs. `brush`: as brush strokes, which every version knows. `auto`: as
+    PNGs where the server knows them."""
+    sampling: Literal["sequential", "uncertainty"] = "sequential"
+    """How the server picks the next task; both give the queue's order."""
+
+    _check_url = field_validator("url")(_server)
+
+    @field_validator("images")
+    @classmethod
+    def _way(cls, images: str) -> str:
+        if images not in ("upload", "local") and "://" not in images:
+            raise ValueError(f"Expected upload, local, or a prefix such as s3://bucket/, but got {images!r}.")
+        return images
+
+
+class CvatConfig(Section):
+    url: str | None = None
+    """The server, such as https://app.cvat.ai. Its token is read from CVAT_ACCESS_TOKEN."""
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Images a task."""
+
+    _check_url = field_validator("url")(_server)
+
+
+class LabelingConfig(Section):
+    tool: Literal["folder", "label-studio", "cvat", "cvat-masks", "coco", "coco-panoptic", "voc"] = "folder"
+    """What `segcurate export` and the nights write. `folder`: images, masks to correct, room for masks."""
+    sync: bool = False
+    """Every night fetches what is finished on the tool's server, and sends the queue there."""
+    label_studio: LabelStudioConfig = LabelStudioConfig()
+    cvat: CvatConfig = CvatConfig()
+    timeout_seconds: Positive = 60
+    """For one answer of a server."""

@@ -1,0 +1,252 @@
+"""The neutral format: a folder of images, masks to correct, pictures of where to look, and room for masks.
+
+A folder that came back is untrusted. No link that leads out of it is followed, no special file is opened,
+and a file whose name could mean two images belongs to none.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import MASK_ENDINGS, LabelMap
+from pipeline.labeling.exchange import (
+    Answer,
+    OutgoingImage,
+    OutgoingQueue,
+    Painted,
+    Refusal,
+    Tool,
+)
+from pipeline.labeling.manifest import (
+    HEATMAPS,
+    IMAGES,
+    MANIFEST,
+    MASKS,
+    OVERLAYS,
+    PREMASKS,
+    REGIONS,
+    ManifestWriter,
+)
+from pipeline.labeling.pictures import write_look, write_overlay
+from pipeline.labeling.placing import place_image
+
+_OUTLINES = f"""
+## Regions that are no rectangles
+
+The overlay shows their borders, and the proposals end there; what is painted outside of them is taken too.
+For a program, `{MANIFEST}` says which pixels of its box a region holds: `polygons` are its outer borders,
+lists of x, y in pixels of the image; `outline` is exact, the `counts` of a COCO run-length encoding whose
+`size` is [h, w] of the box. `pycocotools.mask.decode({{"size": [h, w], "counts": outline}})` is the mask to
+put at x, y. Both are empty where a region fills its box.
+"""
+
+_PREDICTIONS = frozenset({PREMASKS, HEATMAPS})
+"""Folders that are never looked into for labels."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where masks are looked for, and the manifest that came with them."""
+
+    folder: Path
+    masks: Path
+    manifest: Path | None
+
+
+class FolderWriter:
+    """Writes the neutral format."""
+
+    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
+        self.folder = folder
+        self._queue = queue
+        self._manifest = ManifestWriter(folder)
+        for part in (IMAGES, PREMASKS, *((OVERLAYS,) if queue.overlays else ()), HEATMAPS, MASKS):
+            (folder / part).mkdir()
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, its premask, its heat map and overlay, and its line of the manifest."""
+        placed = place_image(image.source, self.folder / IMAGES, name=image.name, how=self._queue.how)
+        file = f"{image.name}.png"
+        self._queue.labels.write(self.folder / PREMASKS / file, image.mask)
+        write_look(self.folder / HEATMAPS / file, image)
+        if self._queue.overlays:
+            write_overlay(self.folder / OVERLAYS / file, image)
+        entry = image.entry(
+            self._queue,
+            image=f"{IMAGES}/{placed}",
+            premask=f"{PREMASKS}/{file}",
+            overlay=f"{OVERLAYS}/{file}" if self._queue.overlays else None,
+            heatmap=f"{HEATMAPS}/{file}",
+            mask=f"{MASKS}/{file}",
+        )
+        self._manifest.add(entry)
+
+    def finish(self) -> None:
+        """Write the regions as CSV, the label map and the annotator's README."""
+        document = self._queue.labels.document()
+        self._manifest.finish(label_map=document, readme=_readme(self._queue, self._manifest))
+
+
+def read_folder(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """The masks of a folder, each of the image that its name means.
+
+    Raises:
+        DataError: there is no such folder, or it is one that holds no labels.
+    """
+    delivery = locate(source)
+    paths, refused = find_masks(delivery)
+    yield from refused
+    for path in paths:
+        yield Answer(
+            subject=readable_name(path.relative_to(delivery.folder)),
+            image=str(path.relative_to(delivery.masks)),
+            read=partial(_read, path, labels),
+            labeled_at=datetime.fromtimestamp(path.stat().st_mtime, tz=UTC),
+        )
+
+
+def mask_names(source: Path) -> Iterator[str]:
+    """The paths of the masks of a folder, below the place where masks are looked for.
+
+    Raises:
+        DataError: as `read_folder`.
+    """
+    delivery = locate(source)
+    for path in find_masks(delivery)[0]:
+        yield str(path.relative_to(delivery.masks))
+
+
+def locate(folder: Path) -> Delivery:
+    """Find out what a folder is: an exported one (or its `masks`), or any folder of masks.
+
+    Raises:
+        DataError: there is no such folder, its `masks` is a link, or it is one that holds no labels.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.", "Name the exported folder, or a folder of masks.")
+    root = folder.resolve()
+    manifest = root.parent / MANIFEST
+    if root.name == MASKS and _is_plain_file(manifest):
+        root = root.parent
+    elif root.name in (PREMASKS, HEATMAPS, OVERLAYS, IMAGES) and _is_plain_file(manifest):
+        raise DataError(
+            f"{folder} holds what was exported, not labels.",
+            f"Put corrected masks into {root.parent / MASKS}, then import {root.parent}.",
+        )
+    if not _is_plain_file(root / MANIFEST):
+        return Delivery(folder=root, masks=root, manifest=None)
+    masks = root / MASKS
+    if masks.is_symlink():
+        raise DataError(f"{masks} is a link.", "Put the masks there, or import the folder that it leads to.")
+    return Delivery(folder=root, masks=masks, manifest=root / MANIFEST)
+
+
+def find_masks(delivery: Delivery) -> tuple[list[Path], list[Refusal]]:
+    """The files that may be masks, sorted, and those that may not be opened.
+
+    Hidden files are passed over. A folder of predictions is never looked into.
+    """
+    root = delivery.masks
+    found: list[Path] = []
+    refused: list[Refusal] = []
+    waiting = [root] if root.is_dir() else []
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.name.startswith(".") and not entry.name.startswith(".."):
+                    continue
+                if entry.is_dir(follow_symlinks=False) and entry.name not in _PREDICTIONS:
+                    waiting.append(path)
+                    continue
+                reason = _why_not(entry, root)
+                if reason is None:
+                    found.append(path)
+                else:
+                    name = readable_name(path.relative_to(delivery.folder))
+                    refused.append(Refusal(subject=name, reason=reason))
+    return sorted(found), sorted(refused, key=lambda refusal: refusal.subject)
+
+
+def readable_name(path: Path) -> str:
+    """A path as text that can be stored and shown, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
+def _read(path: Path, labels: LabelMap, width: int, height: int) -> Painted:
+    return Painted(labels.read(path, size=(width, height)))
+
+
+def _why_not(entry: os.DirEntry[str], root: Path) -> str | None:
+    if entry.name in _PREDICTIONS and entry.is_dir(follow_symlinks=False):
+        return "These are the model's predictions, not labels."
+    try:
+        if entry.is_symlink() and not Path(entry.path).resolve(strict=True).is_relative_to(root):
+            return "It is a link that leads out of the folder."
+        if not stat.S_ISREG(entry.stat().st_mode):
+            return "It is not a plain file."
+    except (OSError, RuntimeError):
+        return "It is a link that leads nowhere."
+    if Path(entry.name).suffix.lower() not in MASK_ENDINGS:
+        return f"It is not one of the mask formats ({', '.join(sorted(MASK_ENDINGS))})."
+    return None
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _readme(queue: OutgoingQueue, written: ManifestWriter) -> str:
+    label_map = queue.labels.document()
+    classes = "\n".join(
+        f"| {item['id']} | {item['name'].replace('|', '/')} | {_hex(item['color'])} |"
+        for item in label_map["classes"]
+    )
+    unpainted = label_map["not_labeled"]
+    review = queue.kind == "review"
+    shown = "what of the label the model doubts" if review else "where the model is unsure"
+    start = "the label as it is now" if review else "the model's own proposal"
+    leave = ", or leave it as it is where it is right" if review else ""
+    return f"""# {queue.name}: {written.regions} regions in {written.images} images
+
+The most useful first: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
+and height in pixels, from the top left of the upright image) and the reason why it was picked.
+
+1. Open an image of `{IMAGES}/`. The overlay of the same name in `{OVERLAYS}/` shows the regions to
+   label, and {shown}.
+2. Paint every pixel inside the regions, and save the mask as a PNG of the image's size under the same name
+   in `{MASKS}/`. You may start from {start}: copy it from `{PREMASKS}/` to `{MASKS}/`,
+   and correct it{leave}. Whole images are welcome too.
+3. Run `segcurate import` with this folder. Only what is in `{MASKS}/` counts, and it can be run again:
+   a corrected mask replaces the one before it.
+
+A mask's pixel values are the class ids below; or its colours are, in a palette or RGB mask.
+
+| id | class | colour |
+|---:|---|---|
+{classes}
+| {unpainted["id"]} | not labeled | {_hex(unpainted["color"])} |
+
+A pixel that you cannot tell stays "not labeled". A region counts as labeled once half of it is painted.
+{_OUTLINES if written.outlines else ""}"""
+
+
+def _hex(color: Sequence[int]) -> str:
+    return "#" + "".join(f"{value:02x}" for value in color)
+
+
+FOLDER = Tool(
+    name="folder",
+    title="a folder of masks",
+    writer=FolderWriter,
+    read=read_folder,
+    names=mask_names,
+    recognises=Path.is_dir,
+)

@@ -1,0 +1,80 @@
+"""Which image a stranger's name means."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image that a mask may be of. `name` is its name in the export; None for an image that is not in
+    the queue, and is here so that its masks are not taken for another's."""
+
+    image_id: int
+    uri: str
+    name: str | None
+
+
+class NameIndex:
+    """Which image a mask file means, by its name.
+
+    A name of the export decides. Otherwise the name without its ending may be the image's id, or the image's
+    own name, with as many of its folders as are given; what can be said of two images is said of none.
+    """
+
+    def __init__(self, wanted: Iterable[Wanted]) -> None:
+        self._by_export_name: dict[str, Wanted] = {}
+        self._by_id: dict[str, Wanted] = {}
+        self._by_stem: dict[str, list[tuple[tuple[str, ...], Wanted]]] = defaultdict(list)
+        for image in wanted:
+            parts = _parts(PurePosixPath(image.uri))
+            self._by_stem[parts[-1]].append((parts, image))
+            if image.name is not None:
+                self._by_export_name[image.name] = image
+                self._by_id[str(image.image_id)] = image
+
+    def image_of(self, relative: PurePosixPath) -> int:
+        """The id of the image that a mask is of, by the mask's path below its folder.
+
+        Raises:
+            DataError: no image of the queue has this name, or more than one.
+        """
+        parts = _parts(relative)
+        name = parts[-1]
+        named = self._by_export_name.get(name) or self._by_export_name.get(PurePosixPath(name).stem)
+        if named is not None:
+            return named.image_id
+        meant = {
+            image.image_id: image
+            for whole, image in self._by_stem.get(name, ())
+            if whole[-len(parts) :] == parts
+        }
+        if name in self._by_id:
+            image = self._by_id[name]
+            meant[image.image_id] = image
+        if not meant:
+            raise DataError(
+                "It belongs to no image of this queue.", "Give it the name that the manifest says."
+            )
+        if len(meant) > 1:
+            images = " or ".join(f"{image.uri} (id {image.image_id})" for image in meant.values())
+            raise DataError(
+                f"Its name is ambiguous: it could be of {images}.", "Give it the name that the manifest says."
+            )
+        image = next(iter(meant.values()))
+        if image.name is None:
+            raise DataError(
+                f"It is a mask of {image.uri}, which is not in this queue.", "Select the image first."
+            )
+        return image.image_id
+
+
+def _parts(path: PurePosixPath) -> tuple[str, ...]:
+    """Folders and the name without its ending; macOS and Linux spell the same letter differently."""
+    return tuple(unicodedata.normalize("NFC", part) for part in (*path.parts[:-1], path.stem))

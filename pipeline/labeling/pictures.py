@@ -1,0 +1,55 @@
+"""Pictures of where to look in an image, for people and for tools."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+
+from pipeline.data.images import as_rgb, read_pixels
+from pipeline.files import atomic_write_bytes
+from pipeline.labeling.exchange import OutgoingImage
+from pipeline.uncertainty.heatmaps import overlay, write_heatmap
+
+SHRINK = 4
+"""A stored map has a pixel for so many of the image, in both directions."""
+
+
+def write_look(path: Path, image: OutgoingImage) -> None:
+    """Write the image's map as a grey PNG of a quarter of its resolution: 0 to 255 for 0 to 1.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    size = (-(-image.width // SHRINK), -(-image.height // SHRINK))
+    small = cv2.resize(image.map, size, interpolation=cv2.INTER_AREA)
+    write_heatmap(path, small.astype(np.float32, copy=False), measure=image.title, low=0, high=1)
+
+
+def write_overlay(path: Path, image: OutgoingImage) -> None:
+    """Write the image with its map over it, and the borders of the queued regions with their ranks.
+
+    Raises:
+        DataError: the image cannot be read.
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    picture = overlay(
+        as_rgb(read_pixels(image.source, floats=True)),
+        image.map,
+        np.array([(region.x, region.y, region.w, region.h) for region in image.regions], dtype=np.int32),
+        title=image.title,
+        outlines=[region.outline for region in image.regions],
+        names=[str(region.rank) for region in image.regions],
+    )
+    atomic_write_bytes(path, png(picture))
+
+
+def png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """A picture [H, W] or [H, W, 3] as a PNG."""
+    stream = io.BytesIO()
+    PillowImage.fromarray(picture).save(stream, format="PNG", compress_level=3)
+    return stream.getvalue()

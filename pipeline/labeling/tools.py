@@ -1,0 +1,43 @@
+"""Every labeling tool that a queue can go to and come back from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.labeling.exchange import Tool
+from pipeline.labeling.folder import FOLDER
+
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in (FOLDER,)}
+"""By name. A source is recognised by the last of them that recognises it."""
+
+
+def tool_named(name: str) -> Tool:
+    """The tool of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in TOOLS:
+        raise DataError(f"There is no labeling tool {name!r}.", f"Write one of {', '.join(TOOLS)}.")
+    return TOOLS[name]
+
+
+def recognise(source: Path) -> Tool:
+    """The tool whose files these are.
+
+    Raises:
+        DataError: there is no such file or folder, or it is none of any tool.
+    """
+    if not source.exists():
+        raise DataError(
+            f"There is no file or folder {source}.",
+            "Name the exported folder, a folder of masks, or what the labeling tool has exported.",
+        )
+    for tool in reversed(TOOLS.values()):
+        if tool.recognises(source):
+            return tool
+    raise DataError(
+        f"{source} is none of the formats that segcurate reads.",
+        f"Say with `--from` which one it is: {', '.join(TOOLS)}.",
+    )
