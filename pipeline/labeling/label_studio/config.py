@@ -58,6 +58,22 @@ def labeling_config(labels: LabelMap, *, masks: Masks = "bitmask", heatmaps: boo
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
+def masks_of(config: str) -> Masks | None:
+    """How masks travel with a configuration that a server has; None where it is not one of these."""
+    control = _mask_control(config)
+    return None if control is None else next(kind for kind, tag in _TAGS.items() if tag == control.tag)
+
+
+def with_masks(config: str, masks: Masks) -> str:
+    """A configuration of `labeling_config` with the other kind of masks, or as it is."""
+    if masks_of(config) in (None, masks):
+        return config
+    view = ElementTree.fromstring(config)
+    for control in view.iter(_TAGS["brush" if masks == "bitmask" else "bitmask"]):
+        control.tag = _TAGS[masks]
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
 def label_values(names: Sequence[str]) -> list[str]:
     """What results call each class: its name, unless XML cannot hold that.
 
@@ -71,6 +87,16 @@ def label_values(names: Sequence[str]) -> list[str]:
             value += "'"
         values.append(value)
     return values
+
+
+def _mask_control(config: str) -> ElementTree.Element | None:
+    if "<!" in config:  # declarations, of which none is needed and some are bombs
+        return None
+    try:
+        view = ElementTree.fromstring(config)
+    except ElementTree.ParseError:
+        return None
+    return next((tag for tag in view.iter() if tag.tag in _TAGS.values() and tag.get("name") == MASK), None)
 
 
 def _label(value: str, color: tuple[int, int, int]) -> dict[str, str]:

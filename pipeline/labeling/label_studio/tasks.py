@@ -139,6 +139,27 @@ def mask_value(painted: np.ndarray[Any, np.dtype[np.bool_]], label: str, *, mask
     return {"format": "rle", "rle": brush.encode(painted), "brushlabels": [label]}
 
 
+def with_masks_as(results: list[dict[str, Any]], masks: Masks) -> list[dict[str, Any]]:
+    """The regions of a task of ours, with masks of the other kind where these are wanted.
+
+    Raises:
+        DataError: a mask is damaged.
+    """
+    return [_converted(region, masks) if region["from_name"] == MASK else region for region in results]
+
+
+def _converted(region: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    kind, value = region["type"], region["value"]
+    if kind == f"{masks}labels":
+        return region
+    size = {"width": region["original_width"], "height": region["original_height"]}
+    if kind == "brushlabels":
+        painted = brush.decode(value["rle"], **size)
+    else:
+        painted = bitmask.decode(value["imageDataURL"], **size)
+    return region | {"type": f"{masks}labels", "value": mask_value(painted, value[kind][0], masks=masks)}
+
+
 def _look_results(image: OutgoingImage) -> list[dict[str, Any]]:
     return [
         {

@@ -1,0 +1,306 @@
+"""A Label Studio server: a queue's tasks are pushed into one project, and finished work is pulled from it.
+
+All queues of a segcurate project lie in one project there, which says in its description whose it is. A task
+says in its data which queue and image it is of: what is there already is found out by looking.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from pipeline.errors import DataError
+from pipeline.files import writing
+from pipeline.labeling.exchange import shown
+from pipeline.labeling.label_studio.config import Masks, masks_of, with_masks
+from pipeline.labeling.label_studio.tasks import CONFIG, TASKS, model_version, with_masks_as
+from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
+from pipeline.labeling.servers.label_studio_api import LabelStudioApi, ServerProject, condition
+from pipeline.labeling.servers.label_studio_http import GoneError, LabelStudioHttp, UnansweredError
+from pipeline.labeling.servers.label_studio_images import placer
+from pipeline.labeling.untrusted.json_items import iter_items, load_item
+
+Sampling = Literal["Sequential sampling", "Uncertainty sampling"]
+
+FIRST_WITH_BITMASKS = (1, 21)
+"""The version from which on every Label Studio knows masks that are exact to the pixel."""
+CHUNK_BYTES = 16 << 20
+"""Of tasks in a request; servers take 200 MB."""
+CHUNK_TASKS = 200
+PASSES = 3
+"""A push looks so often for what is missing, where the server leaves it unanswered."""
+
+_LONGEST_TASK = 256 << 20
+_PULLED_AT_ONCE = 8
+_DELETED_AT_ONCE = 200
+_LONGEST_TITLE = 50
+
+
+class LabelStudioServer:
+    """A `LabelingServer`.
+
+    Args:
+        url: of the server.
+        token: a personal access token, or a legacy one.
+        project: the segcurate project's name.
+        images: how annotators' browsers get at images: `upload` sends them to the server, `local` names them
+            below the server's document root, and anything else is what an image's URI is put after, such as
+            `https://frames.example.org/` or `s3://bucket/`. Overlays are uploaded with the last, too.
+        masks: `auto` means bitmasks where the server knows them.
+        sampling: in which order it hands out tasks. Both begin with the best rank; the second also where
+            queues lie one behind the other.
+        document_root: of the server, for `local`; the exported folder is seen there by the same path.
+        timeout: seconds to wait for an answer.
+        transport: what requests go through, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        project: str,
+        images: str = "upload",
+        masks: Masks | Literal["auto"] = "auto",
+        sampling: Sampling = "Sequential sampling",
+        document_root: Path | None = None,
+        timeout: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        http = LabelStudioHttp(url, token, timeout=timeout, transport=transport)
+        self._api = LabelStudioApi(http)
+        self.url = http.url
+        self._project = project
+        self._images = images
+        self._masks: Masks | Literal["auto"] = masks
+        self._sampling: Sampling = sampling
+        self._document_root = document_root
+
+    def push(self, folder: Path, *, places: Sequence[str] = ()) -> Pushed:
+        """As `LabelingServer.push`; a place is a project's number.
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses something.
+            DataError: the folder is no export for Label Studio.
+        """
+        config, queue = _read_config(folder), str(next(_read_tasks(folder))["data"]["queue"])
+        new = self._api.version() >= FIRST_WITH_BITMASKS
+        wanted: Masks = self._masks if self._masks != "auto" else "bitmask" if new else "brush"
+        before: set[object] | None = None
+        for attempt in range(1, PASSES + 1):
+            try:
+                project = self._open(places, config, masks=wanted)
+                there = self._images_there(project.id, queue)
+                before = there if before is None else before
+                images = self._send_missing(project, folder, there)
+                self._follow_newest(project)
+            except UnansweredError:
+                if attempt == PASSES:
+                    raise
+            else:
+                unchanged = sum(image in before for image in images)
+                return Pushed(
+                    places=[str(project.id)],
+                    created=len(images) - unchanged,
+                    unchanged=unchanged,
+                    page=f"{self.url}/projects/{project.id}/data",
+                )
+        raise AssertionError("the last pass returns or raises")
+
+    def pull(
+        self, *, queue: str, places: Sequence[str] = (), into: Path, since: datetime | None = None
+    ) -> Pulled:
+        """As `LabelingServer.pull`: a line for each annotation, in a file for each project.
+
+        Raises:
+            ServerError: the server cannot be reached, or the project is gone from it.
+            UserError: the folder cannot be written.
+        """
+        projects = self._projects(places)
+        if not projects:
+            raise ServerError(f"{self.url} has no project of {self._project}.", "Push the queue first.")
+        host = (urlsplit(self.url).hostname or "").replace(":", "_")
+        emails = self._api.emails()
+        files: list[Path] = []
+        newest: datetime | None = None
+        for project in projects:
+            path = into / f"label-studio-{host}-{project}.jsonl"
+            with writing(path), path.open("w", encoding="utf-8") as stream:
+                for line, changed in self._finished(project, queue, emails, since):
+                    stream.write(line + "\n")
+                    newest = changed if newest is None else max(newest, changed)
+            if path.stat().st_size:
+                files.append(path)
+            else:
+                path.unlink()
+        return Pulled(files=files, newest=newest)
+
+    def is_begun(self, *, queue: str, places: Sequence[str] = ()) -> bool:
+        """As `LabelingServer.is_begun`; a skipped task counts, too."""
+        return any(begun for project in self._projects(places) for _, begun in self._tasks(project, queue))
+
+    def retire(self, *, queue: str, places: Sequence[str] = ()) -> int:
+        """As `LabelingServer.retire`. Uploaded files stay: another queue may show them."""
+        retired = 0
+        for project in self._projects(places):
+            ids = [task for task, begun in self._tasks(project, queue) if not begun]
+            for start in range(0, len(ids), _DELETED_AT_ONCE):
+                self._api.delete_tasks(project, ids[start : start + _DELETED_AT_ONCE])
+            retired += len(ids)
+        return retired
+
+    def _open(self, places: Sequence[str], config: str, *, masks: Masks) -> ServerProject:
+        """The project, made where it is not, with the configuration and sampling that it must have."""
+        found = self._find(places)
+        if found is None:
+            return self._api.make_project(
+                title=_title(self._project),
+                description=f"Queues of segcurate.\n{_marker(self._project)}",
+                label_config=with_masks(config, masks),
+                sampling=self._sampling,
+                show_collab_predictions=True,
+            )
+        # masks of another kind cannot be edited: a project keeps the kind that it has begun with
+        kept = masks_of(found.label_config or "") if self._masks == "auto" else None
+        changes: dict[str, str] = {}
+        if (found.label_config or "").strip() != (wanted := with_masks(config, kept or masks).strip()):
+            changes["label_config"] = wanted
+        if found.sampling != self._sampling:
+            changes["sampling"] = self._sampling
+        return self._api.change_project(found.id, **changes) if changes else found
+
+    def _find(self, places: Sequence[str]) -> ServerProject | None:
+        """The newest known project that is still there; else the one that says it is this project's."""
+        for place in reversed(places):
+            if place.isdecimal():
+                with suppress(GoneError):
+                    return self._api.project(place)
+        marker = _marker(self._project)
+        for project in self._api.projects():
+            if marker in (project.description or "").splitlines():
+                return self._api.project(project.id)
+        return None
+
+    def _projects(self, places: Sequence[str]) -> list[int]:
+        """The numbers of the projects that are known and still there, or that are found."""
+        known: list[int] = []
+        for place in places:
+            if place.isdecimal():
+                with suppress(GoneError):
+                    known.append(self._api.project(place).id)
+        if not known and (found := self._find(())) is not None:
+            known.append(found.id)
+        return known
+
+    def _send_missing(self, project: ServerProject, folder: Path, there: set[object]) -> list[int]:
+        """Create the tasks of images that are not there, in the order of their ranks; the ids of all."""
+        images = placer(self._api, project.id, folder, images=self._images, document_root=self._document_root)
+        masks = masks_of(project.label_config or "") or "brush"
+        ids: list[int] = []
+        chunk: list[bytes] = []
+        for task in _read_tasks(folder):
+            ids.append(task["data"]["image_id"])
+            if ids[-1] in there:
+                continue
+            task["data"] = images.placed(task["data"])
+            for prediction in task["predictions"]:
+                prediction["result"] = with_masks_as(prediction["result"], masks)
+            chunk.append(json.dumps(task, ensure_ascii=False, separators=(",", ":")).encode())
+            if len(chunk) == CHUNK_TASKS or sum(map(len, chunk)) > CHUNK_BYTES:
+                self._api.add_tasks(project.id, chunk)
+                chunk = []
+        if chunk:
+            self._api.add_tasks(project.id, chunk)
+        return ids
+
+    def _images_there(self, project: int, queue: str) -> set[object]:
+        """The ids of the images of a queue that have a task."""
+        tasks = self._api.tasks(project, filters=[_of_queue(queue)], include="id,data")
+        return {task.data.get("image_id") for task in tasks if task.data.get("queue") == queue}
+
+    def _follow_newest(self, project: ServerProject) -> None:
+        """Let the project show, and sample by, the predictions of the queue that was pushed last."""
+        newest = self._api.newest_task(project.id)
+        queue, model = (None if newest is None else newest.data.get(key) for key in ("queue", "model"))
+        if isinstance(queue, str) and isinstance(model, str):
+            version = model_version(queue, model)
+            if project.model_version != version:
+                self._api.change_project(project.id, model_version=version)
+
+    def _tasks(self, project: int, queue: str) -> Iterator[tuple[int, bool]]:
+        """The tasks of a queue, and whether anybody has begun with each."""
+        filters = [_of_queue(queue)]
+        wanted = "id,total_annotations,cancelled_annotations,draft_exists"
+        for task in self._api.tasks(project, filters=filters, fields="all", include=wanted):
+            yield task.id, task.begun
+
+    def _finished(
+        self, project: int, queue: str, emails: Mapping[int, str], since: datetime | None
+    ) -> Iterator[tuple[str, datetime]]:
+        """Annotations of a queue as lines of a file, and when each was changed."""
+        filters = [_of_queue(queue)]
+        if since is not None:
+            # a task changes with its annotations
+            moment = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            filters.append(condition("updated_at", "greater_or_equal", moment, kind="Datetime"))
+        omitted = "predictions,drafts,annotations_results,predictions_results"
+        tasks = self._api.tasks(
+            project, filters=filters, page_size=_PULLED_AT_ONCE, fields="all", omit=omitted
+        )
+        for task in tasks:
+            data = {key: task.data.get(key) for key in ("image_id", "queue", "sha256")}
+            for annotation in task.annotations if data["queue"] == queue else ():
+                changed = annotation.updated_at
+                if since is not None and changed < since:
+                    continue
+                written = annotation.model_dump(mode="json")
+                if (person := annotation.completed_by) is not None and person in emails:
+                    written["completed_by"] = {"id": person, "email": emails[person]}
+                line = {"id": task.id, "annotations": [written], "data": data}
+                yield json.dumps(line, ensure_ascii=False), changed
+
+
+def _of_queue(queue: str) -> dict[str, Any]:
+    return condition("data.queue", "equal", queue)
+
+
+def _marker(project: str) -> str:
+    """The line of a description that says whose queues a project holds."""
+    return f"segcurate project: {shown(project)}"
+
+
+def _title(project: str) -> str:
+    """Label Studio takes 3 to 50 characters."""
+    plain = shown(project)
+    return (plain if len(plain) >= 3 else f"segcurate {plain}")[:_LONGEST_TITLE]
+
+
+def _read_config(folder: Path) -> str:
+    try:
+        return (folder / CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{folder} is no export for Label Studio.", "Export the queue with `--to label-studio`."
+        ) from error
+
+
+def _read_tasks(folder: Path) -> Iterator[dict[str, Any]]:
+    """The tasks of an export; there is at least one."""
+    path = folder / TASKS
+    found = False
+    with path.open("rb") as stream:
+        for item in iter_items(stream, longest=_LONGEST_TASK):
+            found = True
+            task = None if item.content is None else load_item(item.content)
+            if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+                raise DataError(f"{path} is damaged.", "Export the queue again.")
+            yield task
+    if not found:
+        raise DataError(f"{path} holds no tasks.", "Export the queue again.")

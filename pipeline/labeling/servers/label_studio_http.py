@@ -1,0 +1,213 @@
+"""Requests to a Label Studio server: tokens, repeated attempts, and failures in plain words."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from pipeline.labeling.exchange import shown
+from pipeline.labeling.servers.base import ServerError
+
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between the attempts to reach a server."""
+LONGEST_ANSWER = 512 << 20
+"""Bytes."""
+
+_AWAY = (502, 503, 504)
+_TOKEN_REMEDY = "Copy a token from Account & Settings in Label Studio."
+
+
+class GoneError(ServerError):
+    """What was asked for is not on the server."""
+
+
+class UnansweredError(ServerError):
+    """Nobody knows whether the server has done what it was asked for."""
+
+
+class LabelStudioHttp:
+    """A server and a token.
+
+    Args:
+        url: of the server, such as `https://labels.example.org`.
+        token: a personal access token, or a legacy one where the server still takes these.
+        timeout: seconds to wait for an answer.
+        transport: what requests go through, for tests.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, timeout: float, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        if not _is_address(url):
+            raise ServerError(
+                f"{shown(url)} is no address of a Label Studio server.", "Write `http://…` or `https://…`."
+            )
+        if not re.fullmatch("[!-~]+", token):
+            raise ServerError(f"The token for {url} is no token of Label Studio.", _TOKEN_REMEDY)
+        self.url = url.rstrip("/")
+        self._token = token
+        self._refreshes = token.count(".") == 2  # a JSON web token
+        self._authorization = None if self._refreshes else f"Token {token}"
+        self._client = httpx.Client(timeout=timeout, transport=transport)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        files: Mapping[str, tuple[str, bytes]] | None = None,
+        repeatable: bool = True,
+        authorized: bool = True,
+    ) -> Any:
+        """Send a request, again where the server cannot be reached.
+
+        Args:
+            body: is sent as JSON; as it is where it is bytes.
+            files: names and contents, by the names of the form's fields.
+            repeatable: whether the request may be sent again although it may have been carried out.
+            authorized: whether the token goes with it.
+
+        Returns:
+            The parsed answer; None for an empty one.
+
+        Raises:
+            GoneError: there is no such thing on the server.
+            UnansweredError: the request was sent, and no answer came; only where it is not repeatable.
+            ServerError: the server cannot be reached, refuses the token or the request, or is another server.
+        """
+        sent: dict[str, Any] = {"params": params, "files": files, "repeatable": repeatable}
+        if body is not None:
+            sent["content"] = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if not authorized:
+            return self._checked(self._answer(method, path, authorization=None, **sent))
+        response = self._answer(method, path, authorization=self._authorized(), **sent)
+        if response.status_code == 401 and self._refreshes:
+            response = self._answer(method, path, authorization=self._authorized(renew=True), **sent)
+        return self._checked(response)
+
+    def unanswered(self) -> UnansweredError:
+        """The error that says that a request may have been carried out."""
+        return UnansweredError(
+            f"{self.url} has taken a request and not answered it.",
+            "Run the command again; nothing will be there twice.",
+        )
+
+    def stranger(self) -> ServerError:
+        """The error that says that this is another kind of server."""
+        return ServerError(
+            f"{self.url} does not answer as Label Studio does.",
+            "Check the address; it is the one that Label Studio's pages have in a browser.",
+        )
+
+    def _authorized(self, *, renew: bool = False) -> str:
+        """The header; a personal access token is exchanged for one that holds some minutes."""
+        if self._authorization is None or renew:
+            answer = self.send("POST", "/api/token/refresh/", body={"refresh": self._token}, authorized=False)
+            access = answer.get("access") if isinstance(answer, dict) else None
+            if not isinstance(access, str) or not re.fullmatch("[!-~]+", access):
+                raise self.stranger()
+            self._authorization = f"Bearer {access}"
+        return self._authorization
+
+    def _answer(
+        self, method: str, path: str, *, repeatable: bool, authorization: str | None, **sent: Any
+    ) -> httpx.Response:
+        """The server's answer, after as many attempts as there are pauses."""
+        headers = {"Accept": "application/json"}
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        if "content" in sent:
+            headers["Content-Type"] = "application/json"
+        for pause in (*PAUSES, None):
+            try:
+                response = self._once(method, path, headers=headers, **sent)
+                if response.status_code not in _AWAY or pause is None:
+                    return response
+                if not repeatable:
+                    raise self.unanswered()
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+                if pause is None:
+                    raise self._unreachable(error) from error
+            except httpx.TransportError as error:
+                if not repeatable:
+                    raise self.unanswered() from error
+                if pause is None:
+                    raise self._unreachable(error) from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise self.stranger() from error
+            time.sleep(pause or 0)
+        raise AssertionError("the last attempt answers or raises")
+
+    def _once(self, method: str, path: str, *, headers: Mapping[str, str], **sent: Any) -> httpx.Response:
+        with self._client.stream(method, self.url + path, headers=headers, **sent) as response:
+            content = bytearray()
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > LONGEST_ANSWER:
+                    raise ServerError(f"{self.url} answers without end.", "Check the address.")
+        location = {"location": response.headers["location"]} if "location" in response.headers else None
+        return httpx.Response(response.status_code, headers=location, content=bytes(content))
+
+    def _checked(self, response: httpx.Response) -> Any:
+        """The parsed answer of a request that was carried out."""
+        status = response.status_code
+        if status == 401:
+            raise ServerError(f"{self.url} refuses the token{self._said(response)}.", _TOKEN_REMEDY)
+        if status == 403:
+            raise ServerError(
+                f"{self.url} does not let the token's owner do this{self._said(response)}.",
+                "Use the token of somebody who may manage projects.",
+            )
+        if status == 404:
+            raise GoneError(f"{self.url} has no such thing{self._said(response)}.", "Push the queue again.")
+        if 300 <= status < 400:
+            raise ServerError(
+                f"{self.url} sends on to {shown(response.headers.get('location', 'nowhere'))}.",
+                "Use the address that it sends on to.",
+            )
+        if status >= 400:
+            raise ServerError(
+                f"{self.url} answers with error {status}{self._said(response)}.",
+                "See the server's log." if status >= 500 else "Mend what it says, or update the server.",
+            )
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except (ValueError, RecursionError) as error:
+            raise self.stranger() from error
+
+    @staticmethod
+    def _said(response: httpx.Response) -> str:
+        """What the server gives as the reason, if anything."""
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            return ""
+        if not isinstance(answer, dict):
+            return ""
+        errors = answer.get("validation_errors")
+        reason = json.dumps(errors, ensure_ascii=False) if errors else answer.get("detail")
+        return f": {shown(str(reason).rstrip('.'))}" if reason else ""
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        return ServerError(
+            f"{self.url} cannot be reached: {shown(error) or type(error).__name__}.",
+            "Start Label Studio there, or check the address and the network.",
+        )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+    except ValueError:
+        return False
