@@ -1,0 +1,176 @@
+"""COCO: instances, each with its mask (Lin et al. 2014, `instances_*.json`).
+
+What goes out is one annotation a connected part of a class, with a compressed run-length mask. What comes
+back may have run lengths or polygons, of any number of instances; a later one in the file has the pixel.
+
+Legend: H height, W width, P parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+from pipeline.config import IGNORE
+from pipeline.data.masks import Mask
+from pipeline.errors import DataError
+from pipeline.labeling.coco_document import (
+    ANNOTATIONS,
+    CocoDocument,
+    coco_files,
+    document_names,
+    documents,
+    is_panoptic,
+    looks_like_coco,
+    read_documents,
+    readme,
+)
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import (
+    Answer,
+    OutgoingImage,
+    OutgoingQueue,
+    Painted,
+    Refusal,
+    Tool,
+    shown,
+)
+from pipeline.labeling.manifest import IMAGES, ManifestWriter
+from pipeline.labeling.placing import place_image
+from pipeline.labeling.untouched import ProposalList
+from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
+from pipeline.labeling.untrusted.coco_shapes import Canvas, read_shape
+
+INSTANCES = "instances_default.json"
+
+_README = """# {name}: {regions} regions in {images} images, as COCO instances
+
+`{file}` lists the images in the order in which they are to be labeled, the most
+useful first, with the {start} as annotations: one a connected part of a class. Load it, with
+`{images_folder}/`, into your labeling tool; correct the masks inside of the regions that `regions.csv` lists;
+export COCO with masks from there, and run `segcurate import` with the exported file. Keep the names of the
+images, and leave out images that nobody has looked at: what comes back is a label.
+
+Where annotations overlap, the later one in the file has the pixels. A pixel without an annotation stays "not
+labeled", and so does an image without any.
+"""
+
+
+class CocoWriter:
+    """Writes a queue as COCO instances."""
+
+    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
+        self._folder = folder
+        self._queue = queue
+        self._manifest = ManifestWriter(folder)
+        self._document = CocoDocument(folder / ANNOTATIONS / INSTANCES)
+        (folder / IMAGES).mkdir()
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, its annotations, and its line of the manifest."""
+        placed = place_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
+        id_ = self._document.add_image(image, self._queue, file_name=placed)
+        self._document.add_annotations(instances(image.mask, image_id=id_), numbered=True)
+        self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}"))
+
+    def finish(self) -> None:
+        """Put the annotations together, and write the small files beside them."""
+        self._document.finish(self._queue, of_category={})
+        ProposalList(self._folder).add(self._document.path)
+        self._manifest.finish(
+            label_map=self._queue.labels.document(),
+            readme=readme(self._queue, self._manifest, file=f"{ANNOTATIONS}/{INSTANCES}", text=_README),
+        )
+
+
+def instances(mask: Mask, *, image_id: int) -> Iterator[dict[str, Any]]:
+    """The annotations of a mask [H, W], without ids: one a connected part of a class, class after class."""
+    height, width = mask.shape
+    for class_index in np.unique(mask[mask != IGNORE]).tolist():
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(
+            (mask == class_index).view(np.uint8), connectivity=8
+        )
+        for part, counts in enumerate(_run_lengths(parts, count), 1):
+            x, y, w, h, area = stats[part].tolist()
+            runs: Any = {"size": [height, width], "counts": counts}
+            encoded: Any = coco.frPyObjects(runs, height, width)
+            yield {
+                "image_id": image_id,
+                "category_id": class_index + 1,
+                "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
+                "area": area,
+                "bbox": [x, y, w, h],
+                "iscrowd": 0,
+            }
+
+
+def _run_lengths(parts: cv2.typing.MatLike, count: int) -> Iterator[list[int]]:
+    """COCO's run lengths of each part but 0, in an image [H, W] of part numbers."""
+    flat = parts.ravel(order="F")
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(flat)) + 1))
+    ends = np.append(starts[1:], len(flat))
+    of_run = flat[starts]
+    order = np.argsort(of_run, kind="stable")
+    borders = np.searchsorted(of_run[order], np.arange(count + 1))
+    for part in range(1, count):
+        mine = order[borders[part] : borders[part + 1]]
+        edges = np.stack([starts[mine], ends[mine]], axis=1).ravel()
+        counts = np.diff(edges, prepend=0, append=len(flat)).tolist()
+        yield counts if counts[-1] else counts[:-1]
+
+
+def read_coco(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """The masks of a file of COCO instances, or of those of a folder: one answer an image that has
+    annotations.
+
+    Raises:
+        DataError: it is no COCO file, or is what was exported and nobody has touched.
+    """
+    return read_documents(documents(source, wanted=_is_instances), partial(_paint, labels))
+
+
+def coco_names(source: Path) -> Iterator[str]:
+    """What the file, or the files of the folder, call the images that do not carry an id.
+
+    Raises:
+        DataError: as `read_coco`.
+    """
+    return document_names(documents(source, wanted=_is_instances))
+
+
+def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> Painted:
+    canvas = Canvas(width=width, height=height)
+    for annotation in index.annotations(image):
+        try:
+            value = index.class_of(annotation, labels.names)
+            canvas.paint(read_shape(annotation.get("segmentation"), width=width, height=height), value)
+        except DataError as error:
+            problem = f"Annotation {shown(annotation.get('id'))}: {error.problem}"
+            raise DataError(problem, error.remedy) from error
+    return canvas.painted()
+
+
+def _is_instances(path: Path) -> bool:
+    return looks_like_coco(path) and not is_panoptic(path)
+
+
+def _recognises(source: Path) -> bool:
+    if source.is_dir():
+        return next(coco_files(source, wanted=_is_instances), None) is not None
+    return source.suffix.lower() == ".json" and _is_instances(source)
+
+
+COCO = Tool(
+    name="coco",
+    title="COCO instances",
+    writer=CocoWriter,
+    read=read_coco,
+    names=coco_names,
+    recognises=_recognises,
+)

@@ -1,0 +1,199 @@
+"""What COCO's formats share: their JSON file, written and read without ever being held."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.files import writing
+from pipeline.labeling.exchange import Answer, OutgoingImage, OutgoingQueue, Painted, Refusal, shown
+from pipeline.labeling.manifest import IMAGES, ManifestWriter
+from pipeline.labeling.untouched import PROPOSALS, untouched
+from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex, image_names
+
+ANNOTATIONS = "annotations"
+
+Paint = Callable[[CocoIndex, CocoImage, int, int], Painted]
+"""Makes an image's mask of its annotations, given its width and height."""
+
+_HEAD = 1 << 16
+_FIRST = re.compile(rb'\s*\{\s*"(info|licenses|images|categories|annotations|type)"\s*:')
+_LISTS = re.compile(rb'"(file_name|image_id|category_id|supercategory|segmentation)"\s*:')
+
+
+class CocoDocument:
+    """Writes a COCO file's images and annotations as they come, and puts the file together at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._parts = {name: path.with_name(f"{path.stem}.{name}.part") for name in (IMAGES, ANNOTATIONS)}
+        self._counts = dict.fromkeys(self._parts, 0)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for part in self._parts.values():
+                part.touch()
+
+    def add_image(self, image: OutgoingImage, queue: OutgoingQueue, *, file_name: str) -> int:
+        """Write an image's entry; its id."""
+        id_ = self._counts[IMAGES] + 1
+        entry = {
+            "id": id_,
+            "file_name": file_name,
+            "width": image.width,
+            "height": image.height,
+            "rank": image.rank,
+            "score": image.regions[0].score if image.regions else None,
+            "segcurate_image_id": image.image_id,
+            "sha256": image.sha256,
+            "queue": queue.name,
+        }
+        self._append(IMAGES, [entry])
+        return id_
+
+    def add_annotations(self, annotations: Iterable[dict[str, Any]], *, numbered: bool) -> None:
+        """Write annotations, with ids from 1 on where they are numbered."""
+        first = self._counts[ANNOTATIONS] + 1
+        self._append(
+            ANNOTATIONS,
+            ({"id": id_, **item} if numbered else item for id_, item in enumerate(annotations, first)),
+        )
+
+    def finish(self, queue: OutgoingQueue, *, of_category: dict[str, Any]) -> None:
+        """Put the file together. Categories are the classes, with ids from 1 on."""
+        categories = [
+            {"id": index + 1, "name": name, "supercategory": "", **of_category}
+            for index, name in enumerate(queue.labels.names)
+        ]
+        head = {
+            "info": {"description": f"{queue.project}: {queue.name}", "version": "1.0"},
+            "licenses": [],
+            "categories": categories,
+        }
+        with writing(self.path), self.path.open("wb") as document:
+            document.write(json.dumps(head)[:-1].encode())
+            for name, part in self._parts.items():
+                document.write(f', "{name}": [\n'.encode())
+                with part.open("rb") as content:
+                    shutil.copyfileobj(content, document)
+                document.write(b"]")
+                part.unlink()
+            document.write(b"}\n")
+
+    def _append(self, name: str, items: Iterable[dict[str, Any]]) -> None:
+        part = self._parts[name]
+        with writing(part), part.open("a", encoding="ascii") as stream:
+            for item in items:
+                stream.write(",\n" * (self._counts[name] > 0) + json.dumps(item, allow_nan=False))
+                self._counts[name] += 1
+
+
+def readme(queue: OutgoingQueue, written: ManifestWriter, *, file: str, text: str) -> str:
+    """The annotator's README of a COCO export."""
+    return text.format(
+        name=queue.name,
+        regions=written.regions,
+        images=written.images,
+        file=file,
+        start="labels as they are now" if queue.kind == "review" else "model's proposals",
+        images_folder=IMAGES,
+    )
+
+
+def read_documents(paths: list[Path], paint: Paint) -> Iterator[Answer | Refusal]:
+    """The answers of COCO files. Of several files, one that cannot be read is a refusal."""
+    for path in paths:
+        try:
+            yield from _answers(path, paint)
+        except DataError as error:
+            if len(paths) == 1:
+                raise DataError(f"{path}: {error.problem}", error.remedy) from error
+            yield Refusal(shown(path.name), str(error))
+
+
+def document_names(paths: list[Path]) -> Iterator[str]:
+    """What COCO files call the images that do not carry an id.
+
+    Raises:
+        DataError: the one file that there is cannot be read.
+    """
+    for path in paths:
+        try:
+            yield from image_names(path)
+        except DataError as error:
+            if len(paths) == 1:
+                raise DataError(f"{path}: {error.problem}", error.remedy) from error
+
+
+def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:
+    """The COCO files of a source: itself, or those of a folder, of which links are none.
+
+    Raises:
+        DataError: there are none, or they are what was exported and nobody has touched.
+    """
+    found = list(coco_files(source, wanted=wanted))
+    if not found:
+        raise DataError(f"There is no COCO file in {source}.", "Name the exported JSON file.")
+    proposed = untouched(source if source.is_dir() else source.absolute().parent.parent)
+    changed = [path for path in found if path.resolve() not in proposed]
+    if not changed:
+        raise DataError(
+            f"{source} is as it was exported: it holds proposals, not labels.",
+            f"Name what the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
+        )
+    return changed
+
+
+def coco_files(source: Path, *, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """The file that a source is, or the wanted files of the folder that it is."""
+    if not source.is_dir():
+        yield source
+        return
+    for folder in (source / ANNOTATIONS, source):
+        if folder.is_dir() and not (folder.is_symlink() and folder != source):
+            for path in sorted(folder.glob("*.json")):
+                if path.is_file() and not path.is_symlink() and wanted(path):
+                    yield path
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Whether a file's first bytes are those of a COCO file, of instances or panoptic."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
+    return _FIRST.match(head) is not None and _LISTS.search(head) is not None
+
+
+def is_panoptic(path: Path) -> bool:
+    """Whether a COCO file is panoptic: the folder of its masks, named like it, is beside it."""
+    folder = path.with_suffix("")
+    return folder.is_dir() and not folder.is_symlink()
+
+
+def _answers(path: Path, paint: Paint) -> Iterator[Answer | Refusal]:
+    index = CocoIndex(path)
+    yield from index.scan()
+    for image in index.images():
+        if isinstance(image, Refusal):
+            yield image
+        else:
+            yield Answer(
+                subject=f"{shown(path.name)}: {shown(image.key)}",
+                image=image.key,
+                read=partial(_read, index, image, paint),
+                queue=image.queue,
+                sha256=image.sha256,
+            )
+
+
+def _read(index: CocoIndex, image: CocoImage, paint: Paint, width: int, height: int) -> Painted:
+    if (image.width, image.height) != (width, height):
+        raise DataError(
+            f"It says {image.width}×{image.height} pixels, and the image has {width}×{height}.",
+            "Label the image that was exported.",
+        )
+    return paint(index, image, width, height)

@@ -1,0 +1,214 @@
+"""COCO panoptic (Kirillov et al. 2019): a PNG an image whose colours are segment numbers, and a JSON file
+that says of which category each segment is.
+
+What goes out has one segment a class. What comes back may have any number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import IGNORE
+from pipeline.data.images import probe_image, read_pixels
+from pipeline.data.masks import Mask
+from pipeline.errors import DataError
+from pipeline.files import atomic_write_bytes
+from pipeline.labeling.coco_document import (
+    ANNOTATIONS,
+    CocoDocument,
+    coco_files,
+    document_names,
+    documents,
+    is_panoptic,
+    looks_like_coco,
+    read_documents,
+    readme,
+)
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import (
+    Answer,
+    OutgoingImage,
+    OutgoingQueue,
+    Painted,
+    Refusal,
+    Tool,
+    shown,
+)
+from pipeline.labeling.manifest import IMAGES, ManifestWriter
+from pipeline.labeling.pictures import png
+from pipeline.labeling.placing import place_image
+from pipeline.labeling.untouched import ProposalList
+from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
+
+PANOPTIC = "panoptic_default"
+
+_IDS = 1 << 24
+_UNKNOWN = -1
+
+_README = """# {name}: {regions} regions in {images} images, as COCO panoptic
+
+`{file}` lists the images in the order in which they are to be labeled, the most
+useful first. The PNGs in the folder of the same name are the {start}: a pixel's colour is its
+segment's number, red + 256 · green + 65536 · blue, and 0 is not labeled. Correct them, with the images of
+`{images_folder}/`, inside of the regions that `regions.csv` lists; then run `segcurate import` with this
+folder, or with the JSON file that your tool has exported beside its PNGs. Keep the names of the images, and
+leave out images that nobody has looked at: what comes back is a label.
+"""
+
+
+class PanopticWriter:
+    """Writes a queue as COCO panoptic."""
+
+    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
+        self._folder = folder
+        self._queue = queue
+        self._manifest = ManifestWriter(folder)
+        self._document = CocoDocument(folder / ANNOTATIONS / f"{PANOPTIC}.json")
+        self._proposals = ProposalList(folder)
+        for part in (folder / IMAGES, folder / ANNOTATIONS / PANOPTIC):
+            part.mkdir()
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, its PNG of segments, and its line of the manifest."""
+        placed = place_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
+        file = self._folder / ANNOTATIONS / PANOPTIC / f"{image.name}.png"
+        segments = np.zeros((*image.mask.shape, 3), dtype=np.uint8)
+        segments[:, :, 0] = np.where(image.mask == IGNORE, 0, image.mask + 1)
+        atomic_write_bytes(file, png(segments))
+        self._proposals.add(file)
+        id_ = self._document.add_image(image, self._queue, file_name=placed)
+        annotation = {"image_id": id_, "file_name": file.name, "segments_info": _segments(image.mask)}
+        self._document.add_annotations([annotation], numbered=False)
+        self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}"))
+
+    def finish(self) -> None:
+        """Put the JSON file together, and write the small files beside it."""
+        self._document.finish(self._queue, of_category={"isthing": 0})
+        self._proposals.add(self._document.path)
+        name = f"{ANNOTATIONS}/{PANOPTIC}.json"
+        self._manifest.finish(
+            label_map=self._queue.labels.document(),
+            readme=readme(self._queue, self._manifest, file=name, text=_README),
+        )
+
+
+def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """The masks of a panoptic JSON file with its PNGs beside it, or of those of a folder.
+
+    Raises:
+        DataError: it is no COCO file, or is what was exported and nobody has touched.
+    """
+    return read_documents(documents(source, wanted=_is_panoptic), partial(_paint, labels))
+
+
+def panoptic_names(source: Path) -> Iterator[str]:
+    """What the file, or the files of the folder, call the images that do not carry an id.
+
+    Raises:
+        DataError: as `read_panoptic`.
+    """
+    return document_names(documents(source, wanted=_is_panoptic))
+
+
+def _segments(mask: Mask) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": class_index + 1,
+            "category_id": class_index + 1,
+            "area": int(np.count_nonzero(mask == class_index)),
+            "bbox": _box(mask == class_index),
+            "iscrowd": 0,
+        }
+        for class_index in np.unique(mask[mask != IGNORE]).tolist()
+    ]
+
+
+def _box(chosen: npt.NDArray[np.bool_]) -> list[int]:
+    rows, columns = np.flatnonzero(chosen.any(axis=1)), np.flatnonzero(chosen.any(axis=0))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+
+
+def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> Painted:
+    annotations = list(index.annotations(image))
+    if len(annotations) > 1:
+        raise DataError("It has more than one PNG of segments.", "Leave one.")
+    table = _class_of_segment(annotations[0].get("segments_info"), index, labels)
+    file = _segment_file(annotations[0].get("file_name"), index.path.with_suffix(""))
+    info = probe_image(file, max_pixels=width * height)
+    if (info.width, info.height) != (width, height):
+        raise DataError(
+            f"Its PNG has {info.width}×{info.height} pixels, and the image {width}×{height}.",
+            "Label the image that was exported.",
+        )
+    if (info.channels, info.bits, info.alpha) != (3, 8, False):
+        raise DataError("Its PNG is not one of 8 bits in red, green and blue.", "Export it again.")
+    pixels = read_pixels(file).astype(np.uint32)
+    ids = pixels[:, :, 0] | pixels[:, :, 1] << 8 | pixels[:, :, 2] << 16
+    found = table[ids]
+    if (found == _UNKNOWN).any():
+        unknown = int(ids[found == _UNKNOWN][0])
+        raise DataError(
+            f"Its PNG has a segment {unknown} that the JSON file does not list.", "Export it again."
+        )
+    return Painted(found.astype(np.uint8))
+
+
+def _class_of_segment(segments: Any, index: CocoIndex, labels: LabelMap) -> npt.NDArray[np.int16]:
+    """The class index of each segment number, int16 [2 ** 24]; -1 of those that are not listed."""
+    if not isinstance(segments, list):
+        raise DataError("It lists no segments.", "Export it again.")
+    table = np.full(_IDS, _UNKNOWN, dtype=np.int16)
+    table[0] = IGNORE
+    for segment in segments:
+        id_ = segment.get("id") if isinstance(segment, dict) else None
+        if type(id_) is not int or not 0 < id_ < _IDS:
+            raise DataError("It has a segment whose number cannot be.", "Export it again.")
+        if table[id_] != _UNKNOWN:
+            raise DataError(f"It lists segment {id_} twice.", "Export it again.")
+        table[id_] = index.class_of(segment, labels.names)
+    return table
+
+
+def _segment_file(name: Any, folder: Path) -> Path:
+    """The PNG of that name in the folder; nothing outside of it, whatever the name says."""
+    if not isinstance(name, str) or "\0" in name or "\\" in name:
+        raise DataError("It names no PNG of segments.", "Export it again.")
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or relative.suffix.lower() != ".png":
+        raise DataError(f"{shown(name)} is no PNG in the folder {folder.name}.", "Export it again.")
+    try:
+        path = (folder / relative).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"There is no {shown(name)} in the folder {folder.name}.", "Put it there.") from error
+    if folder.is_symlink() or not path.is_relative_to(folder.resolve()):
+        raise DataError(f"{shown(name)} is behind a link that leads out.", "Put the file itself there.")
+    if not path.is_file():
+        raise DataError(f"{shown(name)} is no plain file.", "Put the PNG there.")
+    return path
+
+
+def _is_panoptic(path: Path) -> bool:
+    return looks_like_coco(path) and is_panoptic(path)
+
+
+def _recognises(source: Path) -> bool:
+    if source.is_dir():
+        return next(coco_files(source, wanted=_is_panoptic), None) is not None
+    return source.suffix.lower() == ".json" and _is_panoptic(source)
+
+
+COCO_PANOPTIC = Tool(
+    name="coco-panoptic",
+    title="COCO panoptic",
+    writer=PanopticWriter,
+    read=read_panoptic,
+    names=panoptic_names,
+    recognises=_recognises,
+)

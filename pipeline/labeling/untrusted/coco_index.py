@@ -1,0 +1,264 @@
+"""Where in a COCO file of any size its images and their annotations lie.
+
+The file is read twice: once to find where everything is, and once, image by image, for what it says. Held in
+between are a few numbers an image and an annotation.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError
+from pipeline.labeling.exchange import Refusal, shown
+from pipeline.labeling.untrusted.json_items import Item, iter_items, load_item
+
+MOST_IMAGES = 1_000_000
+MOST_ANNOTATIONS = 5_000_000
+MOST_CATEGORIES = 10_000
+
+LONGEST_ITEM = 1 << 24
+"""Bytes of an annotation."""
+
+LONGEST_ENTRY = 1 << 16
+"""Bytes of an image's entry, or a category's."""
+
+_LARGEST_ID = 1 << 53
+_LONGEST_NAME = 1000
+
+_SPLIT = "Split the file."
+_MEND = "Export it again."
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image's entry; `key` is the image's id in the store where the entry says it, and its name where not.
+    `index` is where it stands in the file."""
+
+    index: int
+    key: int | str
+    width: int
+    height: int
+    queue: str | None
+    sha256: str | None
+
+
+class _Places:
+    """Where items lie: an id and more numbers each, in the order of the file."""
+
+    def __init__(self, what: str, *, most: int, columns: int) -> None:
+        self._what = what
+        self._most = most
+        self._columns = columns
+        self._numbers = array("q")
+
+    def add(self, *numbers: int) -> None:
+        if len(self._numbers) >= self._most * self._columns:
+            raise DataError(f"It has more than {self._most} {self._what}.", _SPLIT)
+        self._numbers.extend(numbers)
+
+    def table(self) -> npt.NDArray[np.int64]:
+        return np.array(self._numbers, dtype=np.int64).reshape(-1, self._columns)
+
+
+class CocoIndex:
+    """The index of one file. `scan` comes first, and is read to its end.
+
+    Attributes:
+        categories: names by id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.categories: dict[int, str] = {}
+        self._images = np.zeros((0, 4), dtype=np.int64)
+        """Columns: id, offset, length, a hash of the key."""
+        self._annotations = np.zeros((0, 3), dtype=np.int64)
+        """Columns: the image's id, offset, length; sorted by id, in the file's order for one id."""
+
+    def scan(self) -> Iterator[Refusal]:
+        """Find everything; yields what cannot be used.
+
+        Raises:
+            DataError: it is no COCO file, is broken anywhere, or holds more than is taken.
+        """
+        images = _Places("images", most=MOST_IMAGES, columns=4)
+        annotations = _Places("annotations", most=MOST_ANNOTATIONS, columns=3)
+        for item in coco_items(self.path):
+            try:
+                if item.key == "images":
+                    self._note_image(item, images)
+                elif item.key == "categories":
+                    self._note_category(item)
+                elif item.key == "annotations":
+                    id_ = _id(_fields(item, longest=LONGEST_ITEM), "image_id")
+                    annotations.add(id_, item.offset, item.length)
+            except _Unusable as error:
+                yield Refusal(f"{item.key}, byte {item.offset}", str(error))
+        self._images = images.table()
+        if not len(self._images):
+            raise DataError("It lists no images.", _MEND)
+        found = annotations.table()
+        self._annotations = found[np.argsort(found[:, 0], kind="stable")]
+
+    def images(self) -> Iterator[CocoImage | Refusal]:
+        """The images that have annotations, in the order of the file; and why others are left out: an id, or
+        a name, that two images have is nobody's."""
+        twice_by_id, twice_by_key = _repeated(self._images[:, 0]), _repeated(self._images[:, 3])
+        begins, ends = self._slices(self._images[:, 0])
+        with self.path.open("rb") as stream:
+            for index in np.flatnonzero(ends > begins).tolist():
+                _, offset, length, _ = self._images[index].tolist()
+                try:
+                    image = _image(_read(stream, offset, length), index)
+                except DataError as error:
+                    yield Refusal(f"images, byte {offset}", str(error))
+                    continue
+                if twice_by_id[index] or twice_by_key[index]:
+                    reason = "Another image of the file has the same id, or the same name."
+                    yield Refusal(shown(image.key), reason)
+                    continue
+                yield image
+        yield from self._strays()
+
+    def annotations(self, image: CocoImage) -> Iterator[dict[str, Any]]:
+        """The annotations of an image, in the order of the file.
+
+        Raises:
+            DataError: one is not what it was.
+        """
+        begins, ends = self._slices(self._images[image.index : image.index + 1, 0])
+        with self.path.open("rb") as stream:
+            for _, offset, length in self._annotations[int(begins[0]) : int(ends[0])].tolist():
+                yield _read(stream, offset, length)
+
+    def class_of(self, annotation: dict[str, Any], classes: Sequence[str]) -> int:
+        """The index of the class that an annotation's category means: the class of the same name.
+
+        Raises:
+            DataError: there is no such category, or no such class.
+        """
+        id_ = _id(annotation, "category_id")
+        name = self.categories.get(id_)
+        if name is None:
+            raise DataError(f"There is no category {id_}.", _MEND)
+        if name not in classes:
+            raise DataError(f"There is no class {shown(name)!r}.", "Use the classes of `data.classes`.")
+        return classes.index(name)
+
+    def _slices(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        sorted_ids = self._annotations[:, 0]
+        return np.searchsorted(sorted_ids, ids, "left"), np.searchsorted(sorted_ids, ids, "right")
+
+    def _strays(self) -> Iterator[Refusal]:
+        known = np.isin(self._annotations[:, 0], self._images[:, 0])
+        for id_, count in zip(*np.unique(self._annotations[~known, 0], return_counts=True), strict=True):
+            yield Refusal(f"annotations of image {id_}", f"There is no image {id_} for {count} of them.")
+
+    def _note_image(self, item: Item, images: _Places) -> None:
+        fields = _fields(item, longest=LONGEST_ENTRY)
+        key = _image(fields, 0).key
+        images.add(_id(fields, "id"), item.offset, item.length, hash((type(key), key)))
+
+    def _note_category(self, item: Item) -> None:
+        fields = _fields(item, longest=LONGEST_ENTRY)
+        id_, name = _id(fields, "id"), fields.get("name")
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise _Unusable("It has no name.", _MEND)
+        if self.categories.get(id_, name) != name:
+            raise DataError(f"There are two categories {id_}.", _MEND)
+        if len(self.categories) >= MOST_CATEGORIES:
+            raise DataError(f"It has more than {MOST_CATEGORIES} categories.", _MEND)
+        self.categories[id_] = name
+
+
+class _Unusable(DataError):
+    """One item is not what it should be."""
+
+
+def coco_items(path: Path) -> Iterator[Item]:
+    """The pieces of a COCO file.
+
+    Raises:
+        DataError: it is none.
+    """
+    with path.open("rb") as stream:
+        for item in iter_items(stream, longest=LONGEST_ITEM, members=True):
+            if item.key is None:
+                raise DataError("It is no COCO file, which is an object with lists.", _MEND)
+            if item.listed or item.key not in ("images", "annotations", "categories"):
+                yield item
+            else:
+                raise DataError(f"Its `{item.key}` is no list.", _MEND)
+
+
+def image_names(path: Path) -> Iterator[str]:
+    """The names of the images of a file, where they do not carry ids.
+
+    Raises:
+        DataError: it is no COCO file, or is broken.
+    """
+    for item in coco_items(path):
+        if item.key == "images":
+            try:
+                key = _image(_fields(item, longest=LONGEST_ENTRY), 0).key
+            except _Unusable:
+                continue  # it is reported when the file is read
+            if isinstance(key, str):
+                yield key
+
+
+def _read(stream: Any, offset: int, length: int) -> dict[str, Any]:
+    stream.seek(offset)
+    fields = load_item(stream.read(length))
+    if not isinstance(fields, dict):
+        raise DataError("The file has changed while it was read.", "Import it again.")
+    return fields
+
+
+def _fields(item: Item, *, longest: int) -> dict[str, Any]:
+    if item.content is None or item.length > longest:
+        raise _Unusable(f"It is longer than {longest} bytes.", _MEND)
+    try:
+        fields = load_item(item.content)
+    except DataError as error:
+        raise _Unusable(error.problem, error.remedy) from error
+    if not isinstance(fields, dict):
+        raise _Unusable("It is no object.", _MEND)
+    return fields
+
+
+def _id(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or not 0 <= value < _LARGEST_ID:
+        raise _Unusable(f"Its `{name}` is no whole number.", _MEND)
+    return value
+
+
+def _image(fields: dict[str, Any], index: int) -> CocoImage:
+    name, id_ = fields.get("file_name"), fields.get("segcurate_image_id")
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+        raise _Unusable("It has no name.", _MEND)
+    key = id_ if type(id_) is int and 0 <= id_ < _LARGEST_ID else name
+    queue, sha256 = fields.get("queue"), fields.get("sha256")
+    is_digest = isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)
+    return CocoImage(
+        index=index,
+        key=key,
+        width=_id(fields, "width"),
+        height=_id(fields, "height"),
+        queue=queue if isinstance(queue, str) and len(queue) <= _LONGEST_NAME else None,
+        sha256=sha256 if is_digest else None,
+    )
+
+
+def _repeated(values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return counts[inverse] > 1

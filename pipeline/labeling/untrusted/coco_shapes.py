@@ -1,0 +1,204 @@
+"""The shapes of COCO annotations: run lengths, compressed or not, and polygons (Lin et al. 2014).
+
+Nothing that a stranger wrote reaches pycocotools' C code unchecked: run lengths are decoded here, and a
+polygon's corners are finite, few and near the image.
+
+Legend: H height, W width, R runs. Pixels are numbered column by column, as COCO does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco
+
+from pipeline.config import IGNORE
+from pipeline.errors import DataError
+from pipeline.labeling.exchange import Painted
+
+MOST_CORNERS = 1_000_000
+"""Of an annotation's polygons."""
+
+LONGEST_BORDER = 1 << 20
+"""Pixels, of an annotation's polygons together: a border that fills an image of a megapixel."""
+
+MOST_COVERS = 64
+"""How often the shapes of an image may cover it altogether."""
+
+_FIRST_DIGIT = 48
+_DIGIT_BITS = 5
+_GOES_ON, _NEGATIVE = 0x20, 0x10
+_MOST_DIGITS = 7
+_SPARSE = 8
+_FAR = 10_000
+"""Pixels that a corner may lie outside of the image, besides the image's own size."""
+
+_DRAW_AGAIN = "Draw it again, or leave it out."
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The pixels of a shape: R runs, int64 [R] each, in order and apart; and how long the border was that
+    they were drawn from, where they come from polygons."""
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    border: int = 0
+
+    @property
+    def area(self) -> int:
+        return int(self.lengths.sum())
+
+
+def read_shape(segmentation: Any, *, width: int, height: int) -> Runs:
+    """The pixels of an annotation's `segmentation`, in an image of this size.
+
+    Polygons are filled as pycocotools fills them; several of them are one shape. What of them lies outside
+    of the image is cut off.
+
+    Raises:
+        DataError: it is none of COCO's kinds, is of another size, or cannot be.
+    """
+    if isinstance(segmentation, dict):
+        return _of_run_lengths(segmentation, width=width, height=height)
+    if isinstance(segmentation, list) and segmentation:
+        return _of_polygons(segmentation, width=width, height=height)
+    raise DataError("It has no mask and no polygon, perhaps only a box.", "Draw its shape.")
+
+
+def decode_counts(text: str) -> npt.NDArray[np.int64]:
+    """The run lengths of COCO's compressed encoding, int64 [R]: of what is not in the shape first, then of
+    what is, and so on. They may be anything.
+
+    >>> decode_counts("021O").tolist()
+    [0, 2, 1, 1]
+
+    Raises:
+        DataError: it is not in that encoding.
+    """
+    if not text.isascii():
+        raise DataError("Its run lengths have characters that none has.", _DRAW_AGAIN)
+    digits = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - _FIRST_DIGIT
+    if len(digits) == 0:
+        return digits
+    if digits.min() < 0 or digits.max() > 63:
+        raise DataError("Its run lengths have characters that none has.", _DRAW_AGAIN)
+    lasts = np.flatnonzero((digits & _GOES_ON) == 0)
+    firsts = np.concatenate(([0], lasts[:-1] + 1))
+    sizes = lasts - firsts + 1
+    if len(lasts) == 0 or lasts[-1] != len(digits) - 1 or sizes.max() > _MOST_DIGITS:
+        raise DataError("Its run lengths are cut off.", _DRAW_AGAIN)
+    shifts = _DIGIT_BITS * (np.arange(len(digits)) - np.repeat(firsts, sizes))
+    counts = np.add.reduceat((digits & 0x1F) << shifts, firsts)
+    counts -= np.where(digits[lasts] & _NEGATIVE, np.int64(1) << (_DIGIT_BITS * sizes), 0)
+    counts[1::2] = np.cumsum(counts[1::2])  # from the fourth on, each is the difference to the last but one
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts
+
+
+class Canvas:
+    """A mask on which shapes are painted one after another: the later one gets the pixel."""
+
+    def __init__(self, *, width: int, height: int) -> None:
+        self._size = (width, height)
+        self._classes = np.full(width * height, IGNORE, dtype=np.uint8)
+        self._disputed = np.zeros(0, dtype=bool)
+        self._left = MOST_COVERS * width * height + LONGEST_BORDER
+
+    def paint(self, runs: Runs, value: int) -> None:
+        """Paint a shape.
+
+        Raises:
+            DataError: the shapes cover the image more than `MOST_COVERS` times.
+        """
+        area = runs.area
+        self._left -= area + runs.border
+        if self._left < 0:
+            raise DataError(
+                f"Its shapes cover the image more than {MOST_COVERS} times.", "Leave out those that repeat."
+            )
+        if not area:
+            return
+        first, last = int(runs.starts[0]), int(runs.starts[-1] + runs.lengths[-1])
+        window = self._classes[first:last]
+        chosen = _chosen(runs, area=area, first=first, span=last - first)
+        before = window[chosen]
+        other = (before != IGNORE) & (before != value)
+        if other.any():
+            self._dispute(first + (np.flatnonzero(chosen) if chosen.dtype == bool else chosen)[other])
+        window[chosen] = value
+
+    def painted(self) -> Painted:
+        """What has been painted: uint8 [H, W], and how many pixels shapes of different classes claimed."""
+        mask = np.ascontiguousarray(self._classes.reshape(self._size).T)
+        return Painted(mask=mask, overlapping=int(np.count_nonzero(self._disputed)))
+
+    def _dispute(self, pixels: npt.NDArray[np.int64]) -> None:
+        if not len(self._disputed):
+            self._disputed = np.zeros(len(self._classes), dtype=bool)
+        self._disputed[pixels] = True
+
+
+def _chosen(runs: Runs, *, area: int, first: int, span: int) -> npt.NDArray[Any]:
+    """Which pixels of a window are the shape's: indices where they are few, else bool [span]."""
+    if area * _SPARSE < span:
+        offsets = runs.starts - first - (np.cumsum(runs.lengths) - runs.lengths)
+        return np.repeat(offsets, runs.lengths) + np.arange(area)
+    edges = np.empty(2 * len(runs.starts), dtype=np.int64)
+    edges[0::2], edges[1::2] = runs.starts, runs.starts + runs.lengths
+    return np.repeat(np.arange(len(edges) - 1) % 2 == 0, np.diff(edges))
+
+
+def _of_run_lengths(segmentation: dict[str, Any], *, width: int, height: int) -> Runs:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or any(type(one) is not int for one in size):
+        raise DataError("Its mask says no size.", _DRAW_AGAIN)
+    if size != [height, width]:
+        raise DataError(
+            f"Its mask is of {size[1]}×{size[0]} pixels, and the image of {width}×{height}."[:200],
+            "Draw it on the image that was exported.",
+        )
+    if isinstance(counts, str):
+        return _runs(decode_counts(counts), pixels=width * height)
+    if not isinstance(counts, list) or any(type(count) is not int for count in counts):
+        raise DataError("Its mask has no run lengths.", _DRAW_AGAIN)
+    if any(not 0 <= count <= width * height for count in counts):
+        raise DataError("Its run lengths are not those of this image.", _DRAW_AGAIN)
+    return _runs(np.array(counts, dtype=np.int64), pixels=width * height)
+
+
+def _runs(counts: npt.NDArray[np.int64], *, pixels: int) -> Runs:
+    if len(counts) == 0 or counts.min() < 0 or counts.max() > pixels or int(counts.sum()) != pixels:
+        raise DataError("Its run lengths are not those of this image.", _DRAW_AGAIN)
+    ends = np.cumsum(counts)
+    starts, lengths = (ends - counts)[1::2], counts[1::2]
+    return Runs(starts=starts[lengths > 0], lengths=lengths[lengths > 0])
+
+
+def _of_polygons(polygons: list[Any], *, width: int, height: int) -> Runs:
+    corners, border = 0, 0.0
+    for polygon in polygons:
+        corners += len(polygon) // 2 if isinstance(polygon, list) else 0
+        if corners > MOST_CORNERS:
+            raise DataError(f"Its polygons have more than {MOST_CORNERS} corners.", "Paint it as a mask.")
+        border += _border(polygon, reach=width + height)
+        if border > LONGEST_BORDER:
+            raise DataError("The border of its polygons is too long.", "Paint it as a mask.")
+    filled: dict[str, Any] = coco.merge(coco.frPyObjects(polygons, height, width))  # pyright: ignore
+    runs = _runs(decode_counts(filled["counts"].decode("ascii")), pixels=width * height)
+    return replace(runs, border=int(border))
+
+
+def _border(polygon: Any, *, reach: int) -> float:
+    """How long a polygon's border is, after a look at its corners."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise DataError("It has a polygon of fewer than three corners.", _DRAW_AGAIN)
+    if any(type(number) not in (int, float) or not abs(number) <= _FAR + reach for number in polygon):
+        raise DataError("It has a polygon with corners that are far outside of the image.", _DRAW_AGAIN)
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    steps = points - np.roll(points, 1, axis=0)
+    return math.fsum(np.abs(steps).max(axis=1).tolist())

@@ -1,0 +1,120 @@
+"""Queues of small images on their way out, made from any masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data.masks import Mask
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import Answer, OutgoingImage, OutgoingQueue, Painted, Refusal, Tool
+from pipeline.labeling.manifest import ManifestRegion, export_name
+
+NAMES = ("road", 'a "quoted" name', "<script>alert(1)</script>", "日本", "a,b;c", "it's\tone", "background")
+
+MASKS = hnp.arrays(
+    np.uint8,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=24),
+    elements=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 255]),
+) | st.builds(
+    lambda seed, height, width: shapes(np.random.default_rng(seed), height=height, width=width),
+    st.integers(0, 2**32),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
+"""Noise, and shapes with holes, in many parts, and of one pixel; not all of the classes are in each."""
+
+
+def shapes(generator: np.random.Generator, *, height: int, width: int) -> Mask:
+    """Rings, bars and specks of some of the classes; the rest is not labeled."""
+    mask = np.full((height, width), 255, dtype=np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    for value in generator.permutation(len(NAMES))[:4].tolist():
+        middle = generator.random(2) * (height, width)
+        distance = np.hypot(rows - middle[0], columns - middle[1])
+        radius = generator.random() * max(height, width) / 2
+        mask[(distance < radius) & (distance > radius / 2)] = value
+        mask[generator.random((height, width)) < 0.01] = value
+    return mask
+
+
+def label_map(names: Sequence[str] = NAMES) -> LabelMap:
+    return LabelMap(DataConfig(images=["images"], classes=list(names)))  # pyright: ignore[reportArgumentType]
+
+
+def outgoing_queue(*, labels: LabelMap | None = None) -> OutgoingQueue:
+    return OutgoingQueue(
+        name="round-03",
+        round=3,
+        kind="selected",
+        project="streets",
+        model="r02",
+        labels=labels or label_map(),
+        overlays=False,
+    )
+
+
+def outgoing_image(folder: Path, mask: Mask, *, place: int = 0) -> OutgoingImage:
+    """An image of a mask's size, written into `folder`, with the mask as what is proposed for it."""
+    height, width = mask.shape
+    path = folder / f"image {place}.png"
+    Image.fromarray((mask // 2).astype(np.uint8)).save(path)
+    region = ManifestRegion(
+        item=100 + place, rank=place + 1, x=0, y=0, w=width, h=height, score=0.5, slice="selected", reason="r"
+    )
+    return OutgoingImage(
+        image_id=1000 + place,
+        uri=f"images/image {place}.png",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        width=width,
+        height=height,
+        name=export_name(rank=place + 1, image_id=1000 + place, uri=path.name),
+        rank=place + 1,
+        place=place,
+        source=path,
+        scores={"entropy": 0.5},
+        mask=mask,
+        map=np.zeros(mask.shape, dtype=np.float32),
+        title="entropy",
+        regions=[region],
+    )
+
+
+def write_queue(tool: Tool, root: Path, masks: Iterable[Mask], *, queue: OutgoingQueue | None = None) -> Path:
+    """The folder that a tool's writer makes of the masks."""
+    folder, pictures = root / "queue", root / "pictures"
+    for made in (folder, pictures):
+        made.mkdir(parents=True)
+    writer = tool.writer(folder, queue or outgoing_queue())
+    for place, mask in enumerate(masks):
+        writer.add(outgoing_image(pictures, mask, place=place))
+    writer.finish()
+    return folder
+
+
+def read_masks(
+    found: Iterable[Answer | Refusal], sizes: dict[int | str, tuple[int, int]]
+) -> Iterator[tuple[int | str, Painted | str]]:
+    """The image and mask of each answer, or why there is none; of a refusal, the subject and the reason."""
+    for answer in found:
+        if isinstance(answer, Refusal):
+            yield answer.subject, answer.reason
+            continue
+        try:
+            yield answer.image, answer.read(*sizes[answer.image])
+        except DataError as error:
+            yield answer.image, str(error)
+
+
+def sizes_of(masks: Sequence[npt.NDArray[np.uint8]]) -> dict[int | str, tuple[int, int]]:
+    """Width and height of the images of `write_queue`, by their ids."""
+    return {1000 + place: mask.shape[::-1] for place, mask in enumerate(masks)}
