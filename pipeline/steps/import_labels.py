@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -24,80 +21,15 @@ from pipeline.data.labels import compose_labels
 from pipeline.errors import DataError
 from pipeline.evaluation.agreement import Agreement, region_agreement
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Refusal, Tool, shown
-from pipeline.labeling.manifest import ManifestImage, manifest_of, read_manifest
+from pipeline.labeling.exchange import Answer, Refusal, Tool
 from pipeline.labeling.tools import recognise, tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
+from pipeline.steps.desk import Desk, Origin
+from pipeline.steps.import_report import ImportReport
 from pipeline.steps.inbox import Annotation, Inbox
 
-MOST_LINES = 1000
-"""Refusals that a report lists; it counts the rest."""
-Origin = Literal["import", "simulation"]
-
-
-@dataclass
-class ImportReport:
-    """What an import did. `imported` and `unchanged` count masks."""
-
-    queue: str
-    """Its name; of several, all names."""
-    imported: int = 0
-    unchanged: int = 0
-    labeled_pixels: int = 0
-    """Of the imported masks."""
-    skipped: int = 0
-    """Images that an annotator would not label: their regions are not asked for again."""
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    """Files, tasks or lines that were not taken, each with its reason; the first thousand of them."""
-    refused_more: int = 0
-    overlapping: list[tuple[str, int]] = field(default_factory=list)
-    """Masks in which shapes of different classes overlap, and by how many pixels: the later shape won."""
-    missing: list[str] = field(default_factory=list)
-    """Images of the queue that have no label."""
-    unpainted: list[str] = field(default_factory=list)
-    """Queued regions that their image's mask leaves more than half unpainted: they stay queued."""
-    open_items: int = 0
-    """Queue items that still wait for a label."""
-    released: int = 0
-    """Queue items that went back to the pool because the round was closed without them."""
-    closed: bool = False
-    """Whether the round is closed, and the next one open."""
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Note what was not taken."""
-        if len(self.refused) < MOST_LINES:
-            self.refused.append((refusal.subject, refusal.reason))
-        else:
-            self.refused_more += 1
-
-    def lines(self) -> list[str]:
-        """The report in words; every file that was not taken has a line."""
-        said = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
-        said += [f"refused: {subject}: {reason}" for subject, reason in self.refused]
-        if self.refused_more:
-            said.append(f"refused: {self.refused_more} more.")
-        said += [
-            f"overlapping: {subject}: {pixels} pixels of several classes; the later shape has them."
-            for subject, pixels in self.overlapping
-        ]
-        said += [f"unpainted: {region}" for region in self.unpainted]
-        if self.skipped:
-            said.append(
-                f"{self.skipped} images were skipped by their annotator, and are not asked for again."
-            )
-        if self.missing:
-            said.append(f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}.")
-        if self.released:
-            said.append(f"{self.released} regions went back to the pool without a label.")
-        if self.closed:
-            said.append("The round is closed, and the next one is open.")
-        elif self.open_items:
-            said.append(
-                f"{self.open_items} regions still wait for a label; "
-                "`--close` ends the round with what is there."
-            )
-        return said
+__all__ = ["ImportReport", "import_labels"]
 
 
 @one_at_a_time("import")
@@ -134,108 +66,29 @@ def import_labels(
     """
     sources = [source] if isinstance(source, Path) else list(source)
     readers = [(recognise(path) if tool is None else tool_named(tool), path) for path in sources]
-    report = ImportReport(queue="")
-    inboxes = _read(project, database, readers, report, annotator, close, origin, queue, progress)
-    votes = {name: _measure_agreement(project, database, inbox) for name, inbox in inboxes.items()}
-    for name, inbox in inboxes.items():
-        inbox.agreement = votes[name]
-    report.queue = ", ".join(inboxes)
-    with database.session() as session:
-        for inbox in inboxes.values():
-            _record(session, inbox, origin=origin, report=report)
-            _close(session, inbox.queue, close=close, report=report)
-        image_queries.clear_failures(session, "import")
-        image_queries.record_failures(session, "import", _failures(project, sources, report))
-    return report
-
-
-class _Desk:
-    """The inboxes of one import, opened as answers for their queues come."""
-
-    def __init__(
-        self, database: Database, sources: Sequence[Path], *, named: str | None, report: ImportReport
-    ) -> None:
-        self.inboxes: dict[str, Inbox] = {}
-        self._database = database
-        self._manifest = next(filter(None, map(manifest_of, sources)), None)
-        self._named = named
-        self._report = report
-        self._default: str | None = None
-
-    def default(self) -> Inbox:
-        """The inbox of the queue that the manifest or the caller names, or else of the current round's."""
-        if self._default is None:
-            name = _named_queue(self._manifest, self._named)
-            with self._database.session(write=False) as session:
-                found = _find_queue(session, name)
-                self.inboxes[found.name] = inbox = Inbox.of(session, found)
-            if self._manifest is not None:
-                for refusal in inbox.check_manifest(read_manifest(self._manifest)):
-                    self._report.refuse(refusal)
-            self._default = found.name
-        return self.inboxes[self._default]
-
-    def inbox_of(self, answer: Answer) -> Inbox:
-        """The inbox that an answer belongs to.
-
-        Raises:
-            DataError: it names a queue that this project does not have, or another one than the caller.
-        """
-        if answer.queue is None:
-            return self.default()
-        if self._named is not None and answer.queue != self._named:
-            raise DataError(f"It is of queue {shown(answer.queue)}.", "Leave the queue's name out.")
-        if answer.queue not in self.inboxes:
-            with self._database.session(write=False) as session:
-                self.inboxes[answer.queue] = Inbox.of(session, _find_queue(session, answer.queue))
-        return self.inboxes[answer.queue]
-
-
-def _read(
-    project: Project,
-    database: Database,
-    readers: Sequence[tuple[Tool, Path]],
-    report: ImportReport,
-    annotator: str | None,
-    close: bool,
-    origin: Origin,
-    queue: str | None,
-    progress: Progress,
-) -> dict[str, Inbox]:
-    """Read all answers: what is taken is in the inboxes, the rest in the report."""
-    sources = [source for _, source in readers]
-    desk = _Desk(database, sources, named=queue, report=report)
-    labels = LabelMap(project.config.data)
-    names = [name for reader, source in readers for name in reader.names(source)]
+    desk = Desk(project, database, sources, queue=queue, annotator=annotator, origin=origin)
+    names = [name for reader, path in readers for name in reader.names(path)]
     if names or close or any(reader.name == "folder" for reader, _ in readers):
-        inbox = desk.default()
-        with database.session(write=False) as session:
-            inbox.learn_names(session, names)
-        ambiguous = _several_names(inbox, names)
-    else:
-        ambiguous = {}
+        desk.learn_names(names)
     done = 0
-    for done, answer in enumerate(_answers(readers, labels), start=1):
+    for done, answer in enumerate(_answers(readers, LabelMap(project.config.data)), start=1):
         progress("import", done, max(done, len(names)))
-        if isinstance(answer, Refusal):
-            report.refuse(answer)
-            continue
-        try:
-            inbox = desk.inbox_of(answer)
-            target = inbox.target_of(answer)
-            if answer.image in ambiguous:
-                raise DataError(ambiguous[str(answer.image)])
-            inbox.take(project, answer, target, annotator=annotator, looked_at_all=origin == "simulation")
-        except DataError as error:
-            report.refuse(Refusal(subject=answer.subject, reason=str(error)))
+        desk.take(answer)
     if not (done or close):
         raise DataError(
             f"There is no mask in {', '.join(map(str, sources))}.",
             "Save the masks there, then import it again.",
         )
-    if not desk.inboxes:
-        desk.default()
-    return desk.inboxes
+    inboxes, report = desk.close()
+    for inbox in inboxes:
+        inbox.agreement = _measure_agreement(project, database, inbox)
+    with database.session() as session:
+        for inbox in inboxes:
+            _record(session, inbox, origin=origin, report=report)
+            _close(session, inbox.queue, close=close, report=report)
+        image_queries.clear_failures(session, "import")
+        image_queries.record_failures(session, "import", _failures(project, sources, report))
+    return report
 
 
 def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator[Answer | Refusal]:
@@ -254,64 +107,6 @@ def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator
             if not begun and len(readers) == 1:
                 raise
             yield Refusal(subject=source.name, reason=str(error))
-
-
-def _several_names(inbox: Inbox, names: list[str]) -> dict[str, str]:
-    """The names whose image has several in this source, each with the reason why none of them is taken."""
-    of_image: dict[int, list[str]] = {}
-    for name in names:
-        with suppress(DataError):
-            if inbox.names is not None:
-                of_image.setdefault(inbox.names.image_of(PurePosixPath(name)), []).append(name)
-    return {
-        name: f"One image has several masks: {', '.join(map(shown, several))}. Leave the one that counts."
-        for several in of_image.values()
-        if len(several) > 1
-        for name in several
-    }
-
-
-def _named_queue(manifest: Path | None, name: str | None) -> str | None:
-    """The queue that a manifest is of, which must be the one that the caller names.
-
-    Raises:
-        DataError: the manifest is of no queue, of several, or of another one.
-    """
-    if manifest is None:
-        return name
-    entries = (entry for entry in read_manifest(manifest) if isinstance(entry, ManifestImage))
-    named = next(entries, None)
-    if named is None or any(entry.queue != named.queue for entry in entries):
-        raise DataError(
-            f"{manifest} names {'no queue' if named is None else 'several queues'}.",
-            "Export the queue again.",
-        )
-    if name not in (None, named.queue):
-        raise DataError(f"{manifest} is not of queue {name!r}.", "Leave the queue's name out.")
-    return named.queue
-
-
-def _find_queue(session: Session, name: str | None) -> Queue:
-    """The queue of this name, or else the current round's, whose turn it must be.
-
-    Raises:
-        DataError: there is no queue of this name.
-        NotYourTurn: the queue has not been exported yet.
-    """
-    current = round_queries.current_round(session)
-    if name is not None:
-        found = queues.queue_by_name(session, name)
-    else:
-        current = rounds.require(session, "import")
-        found = round_queries.round_queue(session, current.id)
-    if found is None:
-        raise DataError(
-            f"It is of queue {shown(name)!r}, which this project does not have.",
-            "Import it into the project that it was exported from.",
-        )
-    if current is not None and found.round_id == current.id:
-        rounds.require(session, "import")
-    return found
 
 
 def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement]:

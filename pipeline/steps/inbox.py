@@ -121,6 +121,16 @@ class Inbox:
                 )
         self.names = NameIndex(wanted)
 
+    def image_named(self, name: str) -> int:
+        """The id of the image that a name means, once it has been learned.
+
+        Raises:
+            DataError: it means none of this queue, or several.
+        """
+        if self.names is None:
+            raise DataError(f"It is of no image of {self.queue.name}.")
+        return self.names.image_of(PurePosixPath(name))
+
     def check_manifest(self, entries: Iterable[ManifestImage | BadLine]) -> Iterator[Refusal]:
         """The lines that contradict the store; an image whose content is another one's is no target any more.
 
@@ -152,12 +162,8 @@ class Inbox:
         Raises:
             DataError: it is of none in this queue, its name could mean several, or its content is another's.
         """
-        if isinstance(answer.image, int):
-            target = self.targets.get(answer.image)
-        elif self.names is not None:
-            target = self.targets.get(self.names.image_of(PurePosixPath(answer.image)))
-        else:
-            target = None
+        image_id = answer.image if isinstance(answer.image, int) else self.image_named(answer.image)
+        target = self.targets.get(image_id)
         if target is None:
             raise DataError(
                 f"It is of no image of {self.queue.name}.",
@@ -225,7 +231,7 @@ class Inbox:
             labeled_at=_believable(answer.labeled_at, self.queue),
             covered=(shares >= COVERED) | looked_at_all,
             whole_image=is_whole_image(mask, target.boxes, target.outlines),
-            annotator=answer.annotator or annotator,
+            annotator=shown(answer.annotator) if answer.annotator else annotator,
             seconds=answer.seconds,
             origin=answer.origin,
             overlapping=painted.overlapping,

@@ -98,7 +98,7 @@ def open_server(project: Project, tool: str, url: str | None = None) -> Labeling
         project=settings.project or project.config.name,
         images=settings.images,
         masks=settings.masks,
-        sampling=settings.sampling,
+        sampling="Uncertainty sampling" if settings.sampling == "uncertainty" else "Sequential sampling",
         document_root=None if settings.document_root is None else project.path(settings.document_root),
         timeout=float(labeling.timeout_seconds),
     )

@@ -1,0 +1,74 @@
+"""What an import did, in words and in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.labeling.exchange import Refusal
+
+MOST_LINES = 1000
+"""Refusals that a report lists; it counts the rest."""
+
+
+@dataclass
+class ImportReport:
+    """What an import did. `imported` and `unchanged` count masks."""
+
+    queue: str
+    """Its name; of several, all names."""
+    imported: int = 0
+    unchanged: int = 0
+    labeled_pixels: int = 0
+    """Of the imported masks."""
+    skipped: int = 0
+    """Images that an annotator would not label: their regions are not asked for again."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Files, tasks or lines that were not taken, each with its reason; the first thousand of them."""
+    refused_more: int = 0
+    overlapping: list[tuple[str, int]] = field(default_factory=list)
+    """Masks in which shapes of different classes overlap, and by how many pixels: the later shape won."""
+    missing: list[str] = field(default_factory=list)
+    """Images of the queue that have no label."""
+    unpainted: list[str] = field(default_factory=list)
+    """Queued regions that their image's mask leaves more than half unpainted: they stay queued."""
+    open_items: int = 0
+    """Queue items that still wait for a label."""
+    released: int = 0
+    """Queue items that went back to the pool because the round was closed without them."""
+    closed: bool = False
+    """Whether the round is closed, and the next one open."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Note what was not taken."""
+        if len(self.refused) < MOST_LINES:
+            self.refused.append((refusal.subject, refusal.reason))
+        else:
+            self.refused_more += 1
+
+    def lines(self) -> list[str]:
+        """The report in words; every file that was not taken has a line."""
+        said = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
+        said += [f"refused: {subject}: {reason}" for subject, reason in self.refused]
+        if self.refused_more:
+            said.append(f"refused: {self.refused_more} more.")
+        said += [
+            f"overlapping: {subject}: {pixels} pixels of several classes; the later shape has them."
+            for subject, pixels in self.overlapping
+        ]
+        said += [f"unpainted: {region}" for region in self.unpainted]
+        if self.skipped:
+            said.append(
+                f"{self.skipped} images were skipped by their annotator, and are not asked for again."
+            )
+        if self.missing:
+            said.append(f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}.")
+        if self.released:
+            said.append(f"{self.released} regions went back to the pool without a label.")
+        if self.closed:
+            said.append("The round is closed, and the next one is open.")
+        elif self.open_items:
+            said.append(
+                f"{self.open_items} regions still wait for a label; "
+                "`--close` ends the round with what is there."
+            )
+        return said
