@@ -21,6 +21,9 @@ from pipeline.errors import DataError
 LONGEST_KEY = 1000
 """Bytes of the name of a top-level object's member."""
 
+MOST_CONTAINERS = 2_000_000
+"""Brackets and braces that open in an item: each takes up many times more memory than text."""
+
 _CHUNK = 1 << 18
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\n\r]*+")
@@ -79,11 +82,14 @@ def load_item(content: bytes) -> Any:
     """What an item says. A float is finite; an integer may be of any size, and a string may hold anything.
 
     Raises:
-        DataError: it is no JSON, not UTF-8, nested too deeply, or has numbers that cannot be.
+        DataError: it is no JSON, not UTF-8, nested too deeply or in too many parts, or has numbers that
+            cannot be.
 
     >>> load_item(b'{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
     """
+    if content.count(b"[") + content.count(b"{") > MOST_CONTAINERS:
+        raise DataError("It has too many lists in it.", _AGAIN)
     try:
         return _DECODER.decode(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -166,6 +166,7 @@ def test_nesting_is_passed_over_without_recursion_and_refused_when_it_is_loaded(
         (b"\x00[\x00]", "no JSON"),
         (b"{'a': 1}", "no JSON"),
         (b"[1}", "no JSON"),
+        (b"[" + b"[]," * 2_000_000 + b"1]", "too many lists"),
         (b"", "no JSON"),
         (b'"a\nb"', "no JSON"),
     ],
