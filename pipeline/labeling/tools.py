@@ -7,8 +7,9 @@ from pathlib import Path
 from pipeline.errors import DataError
 from pipeline.labeling.exchange import Tool
 from pipeline.labeling.folder import FOLDER
+from pipeline.labeling.label_studio import LABEL_STUDIO
 
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (FOLDER,)}
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in (FOLDER, LABEL_STUDIO)}
 """By name. A source is recognised by the last of them that recognises it."""
 
 
