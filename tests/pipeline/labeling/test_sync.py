@@ -1,0 +1,271 @@
+"""A queue goes to a labeling server, and what is finished there comes back: each once, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.queries import places, queues
+from pipeline import abroad
+from pipeline.config import Project
+from pipeline.errors import ConfigError, UserError
+from pipeline.labeling.manifest import ManifestImage, read_manifest
+from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
+from pipeline.steps import sync as step
+from pipeline.steps.export import export
+from pipeline.steps.sync import open_server, pull, push, sync
+from tests.pipeline.labeling.answered import annotation, submitted
+from tests.pipeline.labeling.exported_project import NAMES, Exported
+
+URL = "http://labels.test"
+NAME, OTHER = "left/frame 1.png", "right/frame 1.png"
+
+
+class Server:
+    """One that keeps what it is sent in memory."""
+
+    url = URL
+
+    def __init__(self) -> None:
+        self.images: dict[str, list[int]] = {}
+        self.finished: list[Path] = []
+        self.begun = False
+        self.asked: list[dict[str, Any]] = []
+        self.down = False
+
+    def push(self, folder: Path, *, places: Sequence[str]) -> Pushed:
+        self._answer()
+        self.asked.append({"push": folder.name, "places": list(places)})
+        entries = [one for one in read_manifest(folder / "manifest.jsonl") if isinstance(one, ManifestImage)]
+        there = self.images.setdefault(entries[0].queue, [])
+        new = [entry.image_id for entry in entries if entry.image_id not in there]
+        there += new
+        return Pushed(
+            places=["7"], created=len(new), unchanged=len(entries) - len(new), page=f"{URL}/projects/7"
+        )
+
+    def pull(self, *, queue: str, places: Sequence[str], into: Path, since: datetime | None = None) -> Pulled:
+        self._answer()
+        self.asked.append({"pull": queue, "places": list(places), "since": since})
+        files = [Path(shutil.copy(file, into)) for file in self.finished]
+        return Pulled(files=files, newest=datetime(2026, 11, 5, tzinfo=UTC) if files else None)
+
+    def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
+        self._answer()
+        return self.begun
+
+    def retire(self, *, queue: str, places: Sequence[str]) -> int:
+        self._answer()
+        return len(self.images.pop(queue, []))
+
+    def _answer(self) -> None:
+        if self.down:
+            raise ServerError(f"{URL} cannot be reached.", "Start it.")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
+
+    def opened(project: Project, tool: str, url: str | None = None) -> Server:
+        assert (tool, url) in (("label-studio", None), ("label-studio", URL))
+        return made
+
+    monkeypatch.setattr(step, "open_server", opened)
+    return made
+
+
+def synced(selected: Exported, **labeling: Any) -> Project:
+    return selected.configured(labeling={"tool": "label-studio", "sync": True, **labeling})
+
+
+def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Exported, server: Server) -> None:
+    report = sync(selected.project, selected.database, tool="label-studio")
+    assert report.pulled is None
+    assert report.pushed is not None
+    assert (report.pushed.created, report.pushed.unchanged) == (len(NAMES), 0)
+    assert any(f"{URL}/projects/7" in line for line in report.lines())
+    with selected.database.session(write=False) as session:
+        (queue,) = queues.list_queues(session)
+        lying = [(place.tool, place.url, place.place) for place in places.places_of(session, queue.id)]
+    assert lying == [
+        ("label-studio", "", "queues/round-01-label-studio"),
+        ("label-studio", URL, "7"),
+    ]
+    assert selected.state() == (1, "import")
+
+
+def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME,)]
+    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    report = sync(selected.project, selected.database, tool="label-studio")
+    assert report.pulled is not None
+    assert [one.imported for one in report.pulled.imported] == [1]
+    assert report.pushed is not None
+    assert (report.pushed.created, report.pushed.unchanged) == (0, len(NAMES))
+    assert [label.annotator for label in selected.labels()] == ["ann@example.org"]
+
+
+def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
+    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    pull(selected.project, selected.database, tool="label-studio")
+    again = pull(selected.project, selected.database, tool="label-studio")
+    assert [one["since"] for one in server.asked if "pull" in one] == [
+        None,
+        datetime(2026, 11, 5, tzinfo=UTC),
+    ]
+    assert [(one.imported, one.unchanged) for one in again.imported] == [(0, 1)]
+    assert len(selected.labels()) == 1
+
+
+def test_a_pull_that_could_not_be_imported_is_fetched_again(
+    selected: Exported, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
+    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+
+    def die(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "import_labels", die)
+        with pytest.raises(KeyboardInterrupt):
+            pull(selected.project, selected.database, tool="label-studio")
+    report = pull(selected.project, selected.database, tool="label-studio")
+    assert server.asked[-1]["since"] is None
+    assert [one.imported for one in report.imported] == [1]
+
+
+def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    answers = [
+        annotation(selected, name, selected.truth[name], number=number)
+        for number, name in enumerate(NAMES, start=1)
+    ]
+    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    report = sync(selected.project, selected.database, tool="label-studio")
+    assert report.pulled is not None
+    assert report.pulled.closed
+    assert report.pushed is None
+    assert selected.state() == (2, "train")
+
+
+def test_closing_while_pulling_releases_what_is_not_finished(selected: Exported, server: Server) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    pull(selected.project, selected.database, tool="label-studio", close=True)
+    assert {item.status for item in selected.items()} == {"released"}
+    assert selected.state() == (2, "train")
+
+
+def test_nothing_to_pull_before_anything_was_pushed(exported: Exported, server: Server) -> None:
+    with pytest.raises(UserError, match="No queue of this project lies at"):
+        pull(exported.project, exported.database, tool="label-studio")
+
+
+def test_a_queue_by_name_is_pushed_from_its_folder(selected: Exported, server: Server) -> None:
+    folder = export(selected.project, selected.database, to="label-studio")
+    report = push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-01")
+    assert report.queue == "round-01"
+    assert server.asked == [{"push": "round-01-label-studio", "places": []}]
+    with pytest.raises(UserError, match="There is no queue 'round-99'"):
+        push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-99")
+
+
+def test_a_night_fetches_before_it_looks_and_sends_after(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    project = synced(selected)
+    said: list[str] = []
+    export(project, selected.database)
+    assert abroad.fetch(project, selected.database, say=said.append) == ""
+    assert said == []
+    assert abroad.send(project, selected.database, say=said.append) == ""
+    assert said[0] == f"round-01: {len(NAMES)} images sent to {URL}, 0 were there already."
+    answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
+    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    assert abroad.fetch(project, selected.database, say=said.append) == ""
+    assert "round-01: 1 masks imported, 0 unchanged." in said
+
+
+def test_a_night_goes_on_while_the_server_is_away(selected: Exported, server: Server) -> None:
+    project = synced(selected)
+    export(project, selected.database)
+    abroad.send(project, selected.database)
+    server.down = True
+    assert abroad.fetch(project, selected.database) == f"No labels were fetched: {URL} cannot be reached."
+    assert abroad.send(project, selected.database) == f"round-01 was not sent: {URL} cannot be reached."
+
+
+def test_without_sync_a_night_asks_no_server(selected: Exported, server: Server) -> None:
+    export(selected.project, selected.database)
+    server.down = True
+    assert abroad.fetch(selected.project, selected.database) == ""
+    assert abroad.send(selected.project, selected.database) == ""
+
+
+def test_a_queue_that_somebody_has_begun_there_is_not_taken_back(selected: Exported, server: Server) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    with selected.database.session(write=False) as session:
+        (queue,) = queues.list_queues(session)
+    assert not abroad.is_begun(selected.project, selected.database, queue)
+    server.begun = True
+    assert abroad.is_begun(selected.project, selected.database, queue)
+
+
+def test_a_queue_that_is_taken_back_leaves_the_server(selected: Exported, server: Server) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    with selected.database.session(write=False) as session:
+        (queue,) = queues.list_queues(session)
+    assert abroad.take_back(selected.project, selected.database, queue) == len(selected.items())
+    assert server.images == {}
+    assert selected.state() == (1, "select")
+
+
+def test_a_queue_in_files_of_a_tool_counts_as_begun(selected: Exported, server: Server) -> None:
+    export(selected.project, selected.database, to="label-studio")
+    with selected.database.session(write=False) as session:
+        (queue,) = queues.list_queues(session)
+    assert abroad.is_begun(selected.project, selected.database, queue)
+
+
+def test_a_token_and_an_address_are_asked_for(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"labeling\.label_studio\.url"):
+        open_server(selected.project, "label-studio")
+    with pytest.raises(ConfigError, match="LABEL_STUDIO_API_KEY"):
+        open_server(selected.project, "label-studio", URL)
+    with pytest.raises(ConfigError, match="no tool with a server"):
+        open_server(selected.project, "coco", URL)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123")
+    project = synced(selected, label_studio={"url": URL + "/"})
+    assert open_server(project, "label-studio").url == URL
+
+
+@pytest.mark.parametrize("url", ["labels.test", "ftp://labels.test", "http://ann:secret@labels.test"])
+def test_an_address_that_is_none_is_refused_in_the_configuration(selected: Exported, url: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        selected.configured(labeling={"label_studio": {"url": url}})
+
+
+def test_tasks_of_the_exported_folder_are_in_rank_order(selected: Exported) -> None:
+    folder = export(selected.project, selected.database, to="label-studio")
+    tasks = json.loads((folder / "tasks.json").read_text())
+    ranks = [task["data"]["rank"] for task in tasks]
+    assert ranks == sorted(ranks)
+    assert len(tasks) == len(NAMES)
