@@ -1,0 +1,294 @@
+"""Reads "CVAT for images 1.1": the XML that CVAT exports, as it is or in a zip archive.
+
+All of it is untrusted: a file says which image a shape is of, and which class, and both are looked up.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from pipeline.errors import DataError
+from pipeline.labeling.cvat.canvas import Canvas
+from pipeline.labeling.cvat.document import ANNOTATIONS, PROPOSALS
+from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
+from pipeline.labeling.cvat.pieces import parse_runs
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
+from pipeline.labeling.untrusted.archives import is_zip, open_files
+from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_elements
+
+LARGEST_DOCUMENT = 16 << 30
+"""Bytes of XML in an archive."""
+MOST_POINTS = 100_000
+"""Of a polygon."""
+
+_FIRST_BYTES = 1 << 12
+_BEGINS = re.compile(rb"<annotations[\s>]")
+_WHOLE = re.compile(r"(-?[0-9]{1,9})(?:\.0+)?")
+_OTHERS = frozenset({"box", "polyline", "points", "ellipse", "cuboid", "skeleton"})
+_WANTED = frozenset({"meta", "image", "track"})
+_REMEDY = "Export it from CVAT again."
+_NO_ANNOTATIONS = (
+    'Export the task from CVAT in the format "CVAT for images 1.1", and name that file, or put it into the '
+    "folder."
+)
+
+
+def recognises(source: Path) -> bool:
+    """Whether it looks like CVAT's XML, an archive with it, or a folder that was exported for CVAT."""
+    if source.is_dir():
+        return (source / ANNOTATIONS).is_file()
+    if is_zip(source):
+        try:
+            with open_files(source) as files:
+                return any(PurePosixPath(name).name == ANNOTATIONS for name in files.names)
+        except DataError:
+            return False
+    return _is_document(source)
+
+
+def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """One answer for each image. Proposals as they were exported are passed over.
+
+    Args:
+        source: a file, or an exported folder into which CVAT's files were put.
+
+    Raises:
+        DataError: it cannot be read (after what came before has been yielded), or holds no annotations.
+    """
+    found = False
+    for subject, stream in _documents(source):
+        if isinstance(stream, Refusal):
+            yield stream
+            continue
+        document = _Document(subject)
+        for element in iter_elements(stream, _WANTED):
+            if document.is_proposed(element):
+                break
+            found = True
+            answer = document.answer(element, labels)
+            if answer is not None:
+                yield answer
+    if not found:
+        raise DataError(f"{source} holds no annotations.", _NO_ANNOTATIONS)
+
+
+def image_names(source: Path) -> Iterator[str]:
+    """What a source calls its images: as far as it can be read.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    for _, stream in _documents(source):
+        if isinstance(stream, Refusal):
+            continue
+        try:
+            for element in iter_elements(stream, _WANTED):
+                if element.tag == "meta" and isinstance(element, Element) and element.child(PROPOSALS):
+                    break
+                if element.tag == "image" and element.attributes.get("name"):
+                    yield element.attributes["name"]
+        except DataError:
+            continue
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a document says of a task."""
+
+    identifier: str
+    created: str
+    updated: datetime | None
+    annotator: str | None
+
+
+class _Document:
+    """A document as it is read: what it says of its tasks comes before its images."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._tasks: dict[str, _Task] = {}
+        self._only: _Task | None = None
+        self._tracks = False
+
+    def is_proposed(self, element: Element | TooLarge) -> bool:
+        """Whether this element says that the document holds proposals. Takes down what it says of tasks."""
+        if element.tag != "meta" or isinstance(element, TooLarge):
+            return False
+        for task in _tasks(element):
+            self._tasks[task.identifier] = task
+        self._only = next(iter(self._tasks.values())) if len(self._tasks) == 1 else None
+        return element.child(PROPOSALS) is not None
+
+    def answer(self, element: Element | TooLarge, labels: LabelMap) -> Answer | Refusal | None:
+        name = element.attributes.get("name", "")
+        if element.tag == "track":
+            first, self._tracks = not self._tracks, True
+            why = 'It has tracks of a video. Export it in the format "CVAT for images 1.1".'
+            return Refusal(f"{self._subject}, line {element.line}", why) if first else None
+        if element.tag != "image":
+            return None
+        subject = f"{self._subject}, image {shown(name)}" if name else f"{self._subject}, line {element.line}"
+        if isinstance(element, TooLarge):
+            return Refusal(subject, element.reason)
+        if not name:
+            return Refusal(subject, "It is of an image without a name.")
+        task = self._tasks.get(element.attributes.get("task_id", ""), self._only)
+        return Answer(
+            subject=subject,
+            image=name,
+            read=partial(_paint, element, labels),
+            annotator=None if task is None else task.annotator,
+            labeled_at=None if task is None else task.updated,
+            origin=None if task is None else shown(f"{name} of task {task.identifier} of {task.created}"),
+        )
+
+
+@contextmanager
+def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Refusal]]]:
+    """The documents of a file: itself, or those in the archive that it is."""
+    subject = shown(file.name)
+    if not is_zip(file):
+        with file.open("rb") as stream:
+            yield [(subject, stream)]
+        return
+    with open_files(file) as files:
+        names = [name for name in files.names if PurePosixPath(name).name == ANNOTATIONS]
+        refused = [(subject, refusal) for refusal in files.refused if refusal.subject.endswith(".xml")]
+        streams = [
+            (f"{subject}, {shown(name)}", files.open(name, longest=LARGEST_DOCUMENT)) for name in names
+        ]
+        yield [*refused, *streams]
+
+
+def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Refusal]]:
+    files = [source]
+    if source.is_dir():
+        files = sorted(
+            path
+            for path in source.iterdir()
+            if path.suffix.lower() in (".xml", ".zip") and path.is_file() and not path.is_symlink()
+        )
+    for file in files:
+        try:
+            with _opened(file) as documents:
+                yield from documents
+        except OSError as error:
+            raise DataError(f"{file} cannot be read.", "Name the file that was exported.") from error
+
+
+def _is_document(path: Path) -> bool:
+    if path.suffix.lower() != ".xml" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return _BEGINS.search(stream.read(_FIRST_BYTES)) is not None
+
+
+def _tasks(meta: Element) -> Iterator[_Task]:
+    """Of the document of a task or a job, or of a project with its tasks."""
+    for holder in meta.children:
+        tasks = holder.child("tasks")
+        for task in [holder] if tasks is None else tasks.children:
+            identifier, assignee = task.said("id"), task.child("assignee")
+            if task.tag in ("task", "job") and identifier is not None:
+                username = None if assignee is None else assignee.said("username")
+                yield _Task(
+                    identifier=identifier,
+                    created=task.said("created") or "",
+                    updated=_time(task.said("updated")),
+                    annotator=None if username is None else shown(username),
+                )
+
+
+def _paint(image: Element, labels: LabelMap, width: int, height: int) -> Painted:
+    """The mask [H, W] of an image, given its width and height."""
+    said = image.attributes.get("width"), image.attributes.get("height")
+    if said != (str(width), str(height)):
+        raise DataError(
+            f"It was drawn on an image of {shown(said[0])}×{shown(said[1])} pixels, and this one has "
+            f"{width}×{height}.",
+            "Label the image that was exported.",
+        )
+    canvas, classes = Canvas(width=width, height=height), meanings(labels.names)
+    shapes = [(_z_order(shape), shape) for shape in image.children if _is_shape(shape)]
+    for _, shape in sorted(shapes, key=lambda pair: pair[0]):  # stable: among equals, the later is above
+        index = _class(shape, classes)
+        if shape.tag == "mask":
+            _paint_mask(canvas, index, shape)
+        else:
+            canvas.paint_polygon(index, _points(shape))
+    return canvas.painted()
+
+
+def _is_shape(element: Element) -> bool:
+    """Whether it paints a class, and is not a tag, or a box that says where to look."""
+    label = element.attributes.get("label", "")
+    if element.tag in _OTHERS and not (label == LOOK_HERE and element.tag == "box"):
+        raise DataError(
+            f"It has a shape of the kind {element.tag}, of the label {shown(label)!r}.",
+            "Paint masks, or draw polygons.",
+        )
+    return element.tag in ("mask", "polygon")
+
+
+def _class(shape: Element, classes: dict[str, int]) -> int:
+    label = shape.attributes.get("label", "")
+    if label not in classes:
+        raise DataError(
+            f"It has a shape of the label {shown(label)!r}, which is no class of the project.",
+            "Use the labels that were exported.",
+        )
+    return classes[label]
+
+
+def _paint_mask(canvas: Canvas, index: int, shape: Element) -> None:
+    left, top, width, height = (_whole(shape, key) for key in ("left", "top", "width", "height"))
+    if width < 1 or height < 1:
+        raise DataError("It has a mask without a size.", _REMEDY)
+    canvas.check_box(left=left, top=top, width=width, height=height)
+    runs = parse_runs(shape.attributes.get("rle", ""), width=width, height=height)
+    canvas.paint_runs(index, runs, left=left, top=top, width=width)
+
+
+def _points(shape: Element) -> list[float]:
+    """x and y in turn."""
+    text = shape.attributes.get("points", "")
+    if text.count(";") >= MOST_POINTS:
+        raise DataError(f"It has a polygon of more than {MOST_POINTS} points.", _REMEDY)
+    try:
+        pairs = [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split(";"))]
+    except ValueError as error:
+        raise DataError("It has a polygon whose points are none.", _REMEDY) from error
+    values = [value for pair in pairs for value in pair]
+    if len(pairs) < 3 or not all(map(math.isfinite, values)):
+        raise DataError("It has a polygon whose points are none.", _REMEDY)
+    return values
+
+
+def _z_order(shape: Element) -> int:
+    return _whole(shape, "z_order") if "z_order" in shape.attributes else 0
+
+
+def _whole(shape: Element, key: str) -> int:
+    match = _WHOLE.fullmatch(shape.attributes.get(key, ""))
+    if match is None:
+        raise DataError(f"It has a shape whose {key} is no whole number.", _REMEDY)
+    return int(match[1])
+
+
+def _time(value: str | None) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(value or "")
+        return None if time.utcoffset() is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,125 @@
+"""Writes a queue for CVAT: images, and their proposals as "CVAT for images 1.1"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+from pipeline.files import atomic_write_bytes, writing
+from pipeline.labeling.cvat.labels import LOOK_HERE, hexadecimal, label_colors, label_names, raw_labels
+from pipeline.labeling.cvat.pieces import encode
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
+from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
+from pipeline.labeling.pictures import write_overlay
+from pipeline.labeling.placing import place_image
+
+ANNOTATIONS, LABELS = "annotations.xml", "labels.json"
+PROPOSALS = "proposals"
+"""An element that CVAT does not write: with it, a document holds what was proposed, and no labels."""
+END = "</annotations>\n"
+
+
+class CvatWriter:
+    """Writes `images`, `annotations.xml`, `labels.json`, `overlays`, and the manifest.
+
+    Args:
+        folder: exists, is empty, and is nobody else's.
+    """
+
+    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
+        self._folder = folder
+        self._queue = queue
+        self._manifest = ManifestWriter(folder)
+        self._names = label_names(queue.labels.names)
+        for part in (IMAGES, *((OVERLAYS,) if queue.overlays else ())):
+            (folder / part).mkdir()
+        self._append(document_head(queue.name, queue.labels))
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, its shapes, and its line of the manifest."""
+        placed = place_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
+        overlay = None
+        if self._queue.overlays:
+            overlay = f"{OVERLAYS}/{image.name}.png"
+            write_overlay(self._folder / overlay, image)
+        self._append("".join(_image_element(image, placed, self._names)))
+        self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}", overlay=overlay))
+
+    def finish(self) -> None:
+        """Write the end of the document, the labels, and the annotator's README."""
+        self._append(END)
+        labels = self._queue.labels
+        atomic_write_bytes(self._folder / LABELS, raw_labels(labels).encode())
+        readme = _readme(self._queue, images=self._manifest.images, regions=self._manifest.regions)
+        self._manifest.finish(label_map=labels.document(), readme=readme)
+
+    def _append(self, text: str) -> None:
+        path = self._folder / ANNOTATIONS
+        with writing(path), path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+
+
+def document_head(queue: str, labels: LabelMap) -> str:
+    """What stands before the first image."""
+    classes = zip(label_names(labels.names), label_colors(labels), strict=True)
+    lines = [
+        f"<label><name>{escape(name)}</name><color>{hexadecimal(color)}</color>"
+        f"<type>any</type><attributes></attributes></label>\n"
+        for name, color in classes
+    ]
+    return f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+<version>1.1</version>
+<meta>
+<{PROPOSALS}>segcurate</{PROPOSALS}>
+<task>
+<name>{escape(queue)}</name>
+<mode>annotation</mode>
+<labels>
+{"".join(lines)}<label><name>{LOOK_HERE}</name><type>rectangle</type><attributes></attributes></label>
+</labels>
+</task>
+</meta>
+"""
+
+
+def _image_element(image: OutgoingImage, placed: str, names: list[str]) -> Iterator[str]:
+    """An image with its regions and the pieces of its mask. Its id is its number in the task, from 0 on."""
+    yield (
+        f'<image id="{image.place}" name={quoteattr(placed)} width="{image.width}" height="{image.height}">\n'
+    )
+    for region in image.regions:  # below the masks, so that a click is on a mask
+        yield (
+            f'<box label="{LOOK_HERE}" source="auto" occluded="0" xtl="{region.x}.00" ytl="{region.y}.00" '
+            f'xbr="{region.x + region.w}.00" ybr="{region.y + region.h}.00" z_order="-1"></box>\n'
+        )
+    for piece in encode(image.mask):
+        yield (
+            f'<mask label={quoteattr(names[piece.index])} source="auto" occluded="0" '
+            f'rle="{", ".join(map(str, piece.runs.tolist()))}" left="{piece.left}" top="{piece.top}" '
+            f'width="{piece.width}" height="{piece.height}" z_order="0"></mask>\n'
+        )
+    yield "</image>\n"
+
+
+def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
+    return f"""# {queue.name} for CVAT: {regions} regions in {images} images
+
+The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks,
+and boxes "{LOOK_HERE}" around the regions to label.
+
+`segcurate push` brings this folder onto a server. By hand:
+
+1. Create a task. Paste `{LABELS}` into Labels > Raw, and select all files of `{IMAGES}/`. In the advanced
+   configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image
+   quality 100.
+2. Upload annotations in the format "CVAT 1.1", from `{ANNOTATIONS}`.
+3. Correct the masks inside the boxes. A pixel that you cannot tell stays unpainted. Polygons are taken too;
+   other shapes are not. Where shapes of two classes overlap, the upper one counts.
+4. Export the task's annotations in the format "CVAT for images 1.1", and run `segcurate import` with that
+   file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
+
+`{ANNOTATIONS}` here holds proposals, and is never imported as labels.
+"""
