@@ -1,9 +1,6 @@
 """Reads what Label Studio exports as JSON: a list of tasks with their annotations, or a task a line.
 
-All of it is untrusted: a file says which image an annotation is of and which classes it paints, and both are
-looked up; sizes are compared with the image's before anything is decoded.
-
-Legend: H height, W width.
+All of it is untrusted: a file says which image an annotation is of, and the image is looked up.
 """
 
 from __future__ import annotations
@@ -17,27 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.config import IGNORE
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
-from pipeline.labeling.label_studio import bitmask, brush
-from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
+from pipeline.labeling.exchange import Answer, Refusal, shown
+from pipeline.labeling.label_studio.shapes import paint
 from pipeline.labeling.label_studio.tasks import TASKS
-from pipeline.labeling.manifest import LABEL_MAP
+from pipeline.labeling.manifest import LABEL_MAP, MANIFEST
 from pipeline.labeling.untrusted.json_items import Item, iter_items, load_item
 
 LONGEST_TASK = 128 << 20
 """Bytes of a task with all its annotations."""
-MOST_SHAPES = 2000
-"""Of an annotation."""
-
 _ENDINGS = (".json", ".jsonl", ".ndjson")
 _FIRST_BYTES = 1 << 16
 _OF_A_TASK = re.compile(rb'"(completed_by|was_cancelled|inner_id|lead_time)"\s*:')
-_SHAPES = re.compile("(polygon|rectangle|ellipse|keypoint|vector|brush|bitmask)(labels)?|labels|magicwand")
 _LARGEST_ID = (1 << 63) - 1
 
 
@@ -75,8 +64,7 @@ def _files(source: Path) -> list[Path]:
         path
         for path in source.iterdir()
         if path.suffix.lower() in _ENDINGS
-        and path.name not in (TASKS, LABEL_MAP)
-        and path.name != "manifest.jsonl"
+        and path.name not in (TASKS, LABEL_MAP, MANIFEST)
         and path.is_file()
         and not path.is_symlink()
     )
@@ -115,11 +103,12 @@ def _answers(item: Item, labels: LabelMap, subject: str) -> Iterator[Answer | Re
 
 @dataclass(frozen=True)
 class _Task:
-    """Which image, of which queue, a task is of."""
+    """Which image, of which queue, a task is of, and what was proposed."""
 
     image_id: int
     queue: str | None
     sha256: str | None
+    predictions: object
 
     @classmethod
     def of(cls, task: dict[str, Any]) -> _Task:
@@ -127,7 +116,12 @@ class _Task:
         image_id = data.get("image_id") if isinstance(data, dict) else None
         if not isinstance(data, dict) or type(image_id) is not int or not 0 <= image_id <= _LARGEST_ID:
             raise DataError("Its data names no image of segcurate.", "Import the tasks that were exported.")
-        return cls(image_id=image_id, queue=_text(data.get("queue")), sha256=_text(data.get("sha256")))
+        return cls(
+            image_id=image_id,
+            queue=_text(data.get("queue")),
+            sha256=_text(data.get("sha256")),
+            predictions=task.get("predictions"),
+        )
 
 
 def _answer(annotation: dict[str, Any], task: _Task, labels: LabelMap, subject: str) -> Answer:
@@ -135,7 +129,7 @@ def _answer(annotation: dict[str, Any], task: _Task, labels: LabelMap, subject: 
     return Answer(
         subject=_named(subject, identifier, "annotation"),
         image=task.image_id,
-        read=partial(_paint, annotation.get("result"), labels),
+        read=partial(paint, annotation.get("result"), _proposal(annotation, task), labels),
         queue=task.queue,
         sha256=task.sha256,
         annotator=_annotator(annotation.get("completed_by")),
@@ -146,72 +140,14 @@ def _answer(annotation: dict[str, Any], task: _Task, labels: LabelMap, subject: 
     )
 
 
-def _paint(result: object, labels: LabelMap, width: int, height: int) -> Painted:
-    """The mask [H, W] of an annotation, given the image's width and height."""
-    if not isinstance(result, list):
-        raise DataError("Its result is no list.", "Export it from Label Studio again.")
-    shapes = [region for region in result if _is_shape(region)]
-    if len(shapes) > MOST_SHAPES:
-        raise DataError(f"It has {len(shapes)} shapes, more than {MOST_SHAPES}.", "Merge shapes of a class.")
-    values = {value: index for index, value in enumerate(label_values(labels.names))}
-    mask = np.full((height, width), IGNORE, dtype=np.uint8)
-    contested = np.zeros((height, width), dtype=bool)
-    for region in shapes:
-        index, painted = _painted(region, values, width=width, height=height)
-        contested |= painted & (mask != IGNORE) & (mask != index)
-        mask[painted] = index
-    return Painted(mask=mask, overlapping=int(contested.sum()))
-
-
-def _is_shape(region: object) -> bool:
-    """Whether it is drawn on the image, and not a box that says where to look, a relation, or an answer."""
-    if not isinstance(region, dict):
-        raise DataError("Its result holds what is no region.", "Export it from Label Studio again.")
-    kind = region.get("type")
-    drawn = isinstance(kind, str) and _SHAPES.fullmatch(kind.lower()) is not None
-    return drawn and region.get("from_name") != LOOK
-
-
-def _painted(
-    region: dict[str, Any], values: dict[str, int], *, width: int, height: int
-) -> tuple[int, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """The class of a region, and its pixels [H, W]."""
-    kind, value = region["type"].lower(), region.get("value")
-    if region.get("from_name") != MASK or kind not in ("brushlabels", "bitmasklabels"):
-        raise DataError(
-            f"It has a shape of the kind {shown(kind)}.", "Paint masks with the interface that was exported."
-        )
-    if not isinstance(value, dict):
-        raise DataError("It has a shape without a value.", "Export it from Label Studio again.")
-    _check_sizes(region, width=width, height=height)
-    index = _class(value.get(kind), values)
-    if kind == "brushlabels":
-        return index, brush.decode(value.get("rle"), width=width, height=height)
-    return index, bitmask.decode(value.get("imageDataURL"), width=width, height=height)
-
-
-def _class(labels: object, values: dict[str, int]) -> int:
-    if not isinstance(labels, list) or len(labels) != 1:
-        raise DataError("It has a shape that has not exactly one class.", "Choose its class in Label Studio.")
-    (label,) = labels
-    if not isinstance(label, str) or label not in values:
-        raise DataError(
-            f"It has a shape of the class {shown(label)!r}, which the project does not have.",
-            "Use the classes that were exported.",
-        )
-    return values[label]
-
-
-def _check_sizes(region: dict[str, Any], *, width: int, height: int) -> None:
-    if region.get("image_rotation") not in (0, None):
-        raise DataError("It was drawn on a turned image.", "Turn the image back in Label Studio.")
-    said = region.get("original_width"), region.get("original_height")
-    if said != (width, height):
-        raise DataError(
-            f"It was drawn on an image of {shown(said[0])}×{shown(said[1])} pixels, and this one has "
-            f"{width}×{height}.",
-            "Label the image that was exported.",
-        )
+def _proposal(annotation: dict[str, Any], task: _Task) -> object:
+    """The result that the annotator began with: it is with the annotation, or with the task where that has
+    only one."""
+    predictions = [annotation.get("prediction")]
+    if isinstance(task.predictions, list) and len(task.predictions) == 1:
+        predictions += task.predictions
+    results = [prediction.get("result") for prediction in predictions if isinstance(prediction, dict)]
+    return next((result for result in results if result), None)
 
 
 def _named(subject: str, identifier: object, what: str = "task") -> str:

@@ -24,7 +24,7 @@ HEATMAPS, TITLE, REASON = "heatmaps", "title", "reason"
 """Names in a task's data of what is shown beside the image."""
 
 _TAGS: dict[Masks, str] = {"brush": "BrushLabels", "bitmask": "BitmaskLabels"}
-_LOOK_COLOR = "#ffffff"
+_LOOK_COLOR = "#00d5ff"
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -42,7 +42,7 @@ def labeling_config(labels: LabelMap, *, masks: Masks = "bitmask", heatmaps: boo
         ElementTree.SubElement(control, "Label", _label(value, color))
     # regions are shown, and nobody is asked to draw more of them
     hidden = ElementTree.SubElement(view, "View", style="display: none")
-    look = {"name": LOOK, "toName": IMAGE, "strokeWidth": "2", "fillOpacity": "0"}
+    look = {"name": LOOK, "toName": IMAGE, "strokeWidth": "3", "fillOpacity": "0"}
     look_control = ElementTree.SubElement(hidden, "RectangleLabels", look)
     ElementTree.SubElement(look_control, "Label", value=LOOK_HERE, background=_LOOK_COLOR)
     row = ElementTree.SubElement(view, "View", style="display: flex; gap: 12px")

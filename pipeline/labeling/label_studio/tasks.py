@@ -38,6 +38,13 @@ from pipeline.labeling.placing import place_image
 TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
 """How a task names a file below the server's document root."""
+INSTRUCTIONS = (
+    "Look inside the light blue boxes; the picture beside the image says where the model is unsure.",
+    "Choose a class's mask in the list of regions, then paint what it lacks, and erase what is not of it.",
+    "What you paint goes before what was proposed: it need not be erased from the other mask.",
+    "A pixel that you cannot tell stays unpainted.",
+)
+"""For the annotator."""
 
 _SHOWN_BY_BROWSERS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 _HALF_WAY = 1000
@@ -216,11 +223,12 @@ def _data(image: OutgoingImage, queue: OutgoingQueue, *, picture: str, heatmap: 
 
 
 def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
+    steps = "\n".join(f"   - {line}" for line in INSTRUCTIONS)
     pictures = f" and `{HEATMAPS}`" if queue.overlays else ""
     return f"""# {queue.name} for Label Studio: {regions} regions in {images} images
 
 The most useful first: tasks are in the order of their ranks, and each has the model's own proposal as masks,
-and white boxes around the regions to label.
+and light blue boxes around the regions to label.
 
 `segcurate push` brings this folder onto a server. By hand:
 
@@ -230,8 +238,8 @@ and white boxes around the regions to label.
 3. In Settings > Cloud Storage add a source storage "Local files" for the full path of `{IMAGES}`{pictures}
    in this folder (one each). Save them; do not sync them.
 4. Import `{TASKS}`. Choose "Sequential sampling" in Settings > General.
-5. Correct the masks inside the boxes, and submit. A pixel that you cannot tell stays unpainted. Where
-   masks of two classes overlap, the one that is later in the list of regions counts.
+5. Correct the masks, and submit:
+{steps}
 6. Export as JSON (not JSON-MIN, not as PNG), and run `segcurate import` with that file. It can be run again:
    a corrected mask replaces the one before it.
 """

@@ -20,7 +20,13 @@ from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import shown
 from pipeline.labeling.label_studio.config import Masks, masks_of, with_masks
-from pipeline.labeling.label_studio.tasks import CONFIG, TASKS, model_version, with_masks_as
+from pipeline.labeling.label_studio.tasks import (
+    CONFIG,
+    INSTRUCTIONS,
+    TASKS,
+    model_version,
+    with_masks_as,
+)
 from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
 from pipeline.labeling.servers.label_studio_api import LabelStudioApi, ServerProject, condition
 from pipeline.labeling.servers.label_studio_http import GoneError, LabelStudioHttp, UnansweredError
@@ -164,6 +170,7 @@ class LabelStudioServer:
                 title=_title(self._project),
                 description=f"Queues of segcurate.\n{_marker(self._project)}",
                 label_config=with_masks(config, masks),
+                expert_instruction="<br>".join(INSTRUCTIONS),
                 sampling=self._sampling,
                 show_collab_predictions=True,
             )
@@ -250,12 +257,13 @@ class LabelStudioServer:
             # a task changes with its annotations
             moment = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             filters.append(condition("updated_at", "greater_or_equal", moment, kind="Datetime"))
-        omitted = "predictions,drafts,annotations_results,predictions_results"
+        omitted = "drafts,annotations_results,predictions_results"
         tasks = self._api.tasks(
             project, filters=filters, page_size=_PULLED_AT_ONCE, fields="all", omit=omitted
         )
         for task in tasks:
             data = {key: task.data.get(key) for key in ("image_id", "queue", "sha256")}
+            proposals = [{"result": prediction.get("result")} for prediction in task.predictions]
             for annotation in task.annotations if data["queue"] == queue else ():
                 changed = annotation.updated_at
                 if since is not None and changed < since:
@@ -263,7 +271,7 @@ class LabelStudioServer:
                 written = annotation.model_dump(mode="json")
                 if (person := annotation.completed_by) is not None and person in emails:
                     written["completed_by"] = {"id": person, "email": emails[person]}
-                line = {"id": task.id, "annotations": [written], "data": data}
+                line = {"id": task.id, "annotations": [written], "predictions": proposals, "data": data}
                 yield json.dumps(line, ensure_ascii=False), changed
 
 

@@ -34,6 +34,7 @@ class ServerTask(BaseModel):
     id: Annotated[int, Field(ge=1)]
     data: dict[str, Any] = {}
     annotations: list[ServerAnnotation] = []
+    predictions: list[dict[str, Any]] = []
     total_annotations: int | None = None
     cancelled_annotations: int | None = None
     draft_exists: bool | None = None

@@ -1,0 +1,130 @@
+"""The mask that an annotation's result stands for.
+
+A result is untrusted: classes are looked up, and sizes are compared with the image's before anything is
+decoded.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import IGNORE
+from pipeline.data.masks import Mask
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import Painted, shown
+from pipeline.labeling.label_studio import bitmask, brush
+from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
+
+MOST_SHAPES = 2000
+"""Of an annotation."""
+
+_DRAWN = re.compile("(polygon|rectangle|ellipse|keypoint|vector|brush|bitmask)(labels)?|labels|magicwand")
+_AGAIN = "Export it from Label Studio again."
+
+
+def paint(result: object, proposal: object, labels: LabelMap, width: int, height: int) -> Painted:
+    """The mask of an annotation.
+
+    Where shapes of different classes overlap, what the annotator has painted goes before what was proposed:
+    a correction need not be erased from the proposal. Among what was painted the later shape goes before,
+    and such pixels are counted as overlapping.
+
+    Args:
+        result: of the annotation; whatever JSON stands in its place.
+        proposal: of the prediction that the annotator began with; what is no result is none.
+        width, height: of the image.
+
+    Raises:
+        DataError: a shape is of another kind, class or size, or is damaged.
+    """
+    values = {value: index for index, value in enumerate(label_values(labels.names))}
+    proposed = _proposed(proposal, values, width=width, height=height)
+    kept, drawn = (np.full((height, width), IGNORE, dtype=np.uint8) for _ in range(2))
+    contested = np.zeros((height, width), dtype=bool)
+    for region in _shapes(result):
+        index, painted = _painted(region, values, width=width, height=height)
+        as_proposed = proposed == index
+        kept[painted & as_proposed] = index
+        new = painted & ~as_proposed
+        contested |= new & (drawn != IGNORE) & (drawn != index)
+        drawn[new] = index
+    mask = np.where(drawn == IGNORE, kept, drawn)
+    return Painted(mask=mask, overlapping=int(contested.sum()))
+
+
+def _proposed(result: object, values: dict[str, int], *, width: int, height: int) -> Mask:
+    """What was proposed, [H, W]; 255 where nothing was, and everywhere where it cannot be read."""
+    mask = np.full((height, width), IGNORE, dtype=np.uint8)
+    try:
+        for region in _shapes(result):
+            index, painted = _painted(region, values, width=width, height=height)
+            mask[painted] = index
+    except DataError:
+        mask[:] = IGNORE
+    return mask
+
+
+def _shapes(result: object) -> list[dict[str, Any]]:
+    """What is drawn on the image: not boxes that say where to look, relations, or answers to questions."""
+    if not isinstance(result, list):
+        raise DataError("Its result is no list.", _AGAIN)
+    if not all(isinstance(region, dict) for region in result):
+        raise DataError("Its result holds what is no region.", _AGAIN)
+    shapes = [region for region in result if _is_drawn(region) and region.get("from_name") != LOOK]
+    if len(shapes) > MOST_SHAPES:
+        raise DataError(f"It has {len(shapes)} shapes, more than {MOST_SHAPES}.", "Merge shapes of a class.")
+    return shapes
+
+
+def _is_drawn(region: dict[str, Any]) -> bool:
+    kind = region.get("type")
+    return isinstance(kind, str) and _DRAWN.fullmatch(kind.lower()) is not None
+
+
+def _painted(
+    region: dict[str, Any], values: dict[str, int], *, width: int, height: int
+) -> tuple[int, npt.NDArray[np.bool_]]:
+    """The class of a region, and its pixels [H, W]."""
+    kind, value = region["type"].lower(), region.get("value")
+    if region.get("from_name") != MASK or kind not in ("brushlabels", "bitmasklabels"):
+        raise DataError(
+            f"It has a shape of the kind {shown(kind)}.", "Paint masks with the interface that was exported."
+        )
+    if not isinstance(value, dict):
+        raise DataError("It has a shape without a value.", _AGAIN)
+    _check_sizes(region, width=width, height=height)
+    index = _class(value.get(kind), values)
+    if kind == "brushlabels":
+        return index, brush.decode(value.get("rle"), width=width, height=height)
+    return index, bitmask.decode(value.get("imageDataURL"), width=width, height=height)
+
+
+def _class(labels: object, values: dict[str, int]) -> int:
+    if not isinstance(labels, list) or len(labels) != 1:
+        raise DataError("It has a shape that has not exactly one class.", "Choose its class in Label Studio.")
+    (label,) = labels
+    if not isinstance(label, str) or label not in values:
+        raise DataError(
+            f"It has a shape of the class {shown(label)!r}, which the project does not have.",
+            "Use the classes that were exported.",
+        )
+    return values[label]
+
+
+def _check_sizes(region: dict[str, Any], *, width: int, height: int) -> None:
+    if region.get("image_rotation") not in (0, None):
+        raise DataError("It was drawn on a turned image.", "Turn the image back in Label Studio.")
+    said = region.get("original_width"), region.get("original_height")
+    if said != (width, height):
+        raise DataError(
+            f"It was drawn on an image of {shown(said[0])}×{shown(said[1])} pixels, and this one has "
+            f"{width}×{height}.",
+            "Label the image that was exported.",
+        )
