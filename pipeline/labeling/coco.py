@@ -26,10 +26,12 @@ from pipeline.labeling.coco_document import (
     coco_files,
     document_names,
     documents,
+    is_coco_zip,
     is_panoptic,
     looks_like_coco,
     read_documents,
     readme,
+    unpacked,
 )
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import (
@@ -126,13 +128,14 @@ def _run_lengths(parts: cv2.typing.MatLike, count: int) -> Iterator[list[int]]:
 
 
 def read_coco(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """The masks of a file of COCO instances, or of those of a folder: one answer an image that has
-    annotations.
+    """The masks of a file of COCO instances, or of those of a folder or zip archive: one answer an image that
+    has annotations. It can be read until the next one is asked for.
 
     Raises:
         DataError: it is no COCO file, or is what was exported and nobody has touched.
     """
-    return read_documents(documents(source, wanted=_is_instances), partial(_paint, labels))
+    with unpacked(source) as files:
+        yield from read_documents(documents(files, wanted=_is_instances), partial(_paint, labels))
 
 
 def coco_names(source: Path) -> Iterator[str]:
@@ -141,7 +144,8 @@ def coco_names(source: Path) -> Iterator[str]:
     Raises:
         DataError: as `read_coco`.
     """
-    return document_names(documents(source, wanted=_is_instances))
+    with unpacked(source) as files:
+        yield from document_names(documents(files, wanted=_is_instances))
 
 
 def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> Painted:
@@ -163,7 +167,7 @@ def _is_instances(path: Path) -> bool:
 def _recognises(source: Path) -> bool:
     if source.is_dir():
         return next(coco_files(source, wanted=_is_instances), None) is not None
-    return source.suffix.lower() == ".json" and _is_instances(source)
+    return is_coco_zip(source) or (source.suffix.lower() == ".json" and _is_instances(source))
 
 
 COCO = Tool(

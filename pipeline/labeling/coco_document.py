@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import Answer, OutgoingImage, OutgoingQueue, Painted, Refusal, shown
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
 from pipeline.labeling.untouched import PROPOSALS, untouched
+from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex, image_names
 
 ANNOTATIONS = "annotations"
@@ -22,7 +25,13 @@ ANNOTATIONS = "annotations"
 Paint = Callable[[CocoIndex, CocoImage, int, int], Painted]
 """Makes an image's mask of its annotations, given its width and height."""
 
+LONGEST_DOCUMENT = 4 << 30
+"""Bytes of a JSON file in an archive."""
+MOST_DOCUMENTS = 100
+"""In an archive."""
+
 _HEAD = 1 << 16
+_PLAIN = re.compile("[^A-Za-z0-9._-]")
 _FIRST = re.compile(rb'\s*\{\s*"(info|licenses|images|categories|annotations|type)"\s*:')
 _LISTS = re.compile(rb'"(file_name|image_id|category_id|supercategory|segmentation)"\s*:')
 
@@ -149,6 +158,42 @@ def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:
     return changed
 
 
+@contextmanager
+def unpacked(source: Path) -> Generator[Path]:
+    """A folder with the JSON files of a zip archive, until the block ends; any other source is itself.
+
+    Raises:
+        DataError: the archive is damaged, or too large.
+    """
+    if not is_zip(source):
+        yield source
+        return
+    with open_files(source) as files, tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(_documents_in(files)):
+            path = Path(folder) / f"{number}_{_PLAIN.sub('_', PurePosixPath(name).name)[-100:]}"
+            with files.open(name, longest=LONGEST_DOCUMENT) as member, path.open("wb") as copy:
+                shutil.copyfileobj(member, copy)
+        yield Path(folder)
+
+
+def is_coco_zip(source: Path) -> bool:
+    """Whether an archive has a file that begins like COCO's."""
+    if not is_zip(source):
+        return False
+    with suppress(DataError), open_files(source) as files:
+        for name in _documents_in(files):
+            with files.open(name, longest=LONGEST_DOCUMENT) as member:
+                if _begins_like_coco(member):
+                    return True
+    return False
+
+
+def _documents_in(files: Files) -> list[str]:
+    """The JSON files at the top of an archive, or in its `annotations`."""
+    names = [name for name in files.names if name.removeprefix(f"{ANNOTATIONS}/").count("/") == 0]
+    return [name for name in names if name.lower().endswith(".json")][:MOST_DOCUMENTS]
+
+
 def coco_files(source: Path, *, wanted: Callable[[Path], bool]) -> Iterator[Path]:
     """The file that a source is, or the wanted files of the folder that it is."""
     if not source.is_dir():
@@ -164,7 +209,11 @@ def coco_files(source: Path, *, wanted: Callable[[Path], bool]) -> Iterator[Path
 def looks_like_coco(path: Path) -> bool:
     """Whether a file's first bytes are those of a COCO file, of instances or panoptic."""
     with path.open("rb") as stream:
-        head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
+        return _begins_like_coco(stream)
+
+
+def _begins_like_coco(stream: BinaryIO) -> bool:
+    head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
     return _FIRST.match(head) is not None and _LISTS.search(head) is not None
 
 

@@ -151,7 +151,7 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
         raise DataError("Its PNG is not one of 8 bits in red, green and blue.", "Export it again.")
     pixels = read_pixels(file).astype(np.uint32)
     ids = pixels[:, :, 0] | pixels[:, :, 1] << 8 | pixels[:, :, 2] << 16
-    found = table[ids]
+    found = table[np.minimum(ids, len(table) - 1)]
     if (found == _UNKNOWN).any():
         unknown = int(ids[found == _UNKNOWN][0])
         raise DataError(
@@ -161,18 +161,19 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
 
 
 def _class_of_segment(segments: Any, index: CocoIndex, labels: LabelMap) -> npt.NDArray[np.int16]:
-    """The class index of each segment number, int16 [2 ** 24]; -1 of those that are not listed."""
+    """The class index of each segment number, int16; -1 of those that are not listed, and last of all."""
     if not isinstance(segments, list):
         raise DataError("It lists no segments.", "Export it again.")
-    table = np.full(_IDS, _UNKNOWN, dtype=np.int16)
-    table[0] = IGNORE
+    classes = {0: IGNORE}
     for segment in segments:
         id_ = segment.get("id") if isinstance(segment, dict) else None
         if type(id_) is not int or not 0 < id_ < _IDS:
             raise DataError("It has a segment whose number cannot be.", "Export it again.")
-        if table[id_] != _UNKNOWN:
+        if id_ in classes:
             raise DataError(f"It lists segment {id_} twice.", "Export it again.")
-        table[id_] = index.class_of(segment, labels.names)
+        classes[id_] = index.class_of(segment, labels.names)
+    table = np.full(max(classes) + 2, _UNKNOWN, dtype=np.int16)
+    table[list(classes)] = list(classes.values())
     return table
 
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +170,7 @@ class CocoIndex:
     def _note_category(self, item: Item) -> None:
         fields = _fields(item, longest=LONGEST_ENTRY)
         id_, name = _id(fields, "id"), fields.get("name")
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        if not _is_text(name):
             raise _Unusable("It has no name.", _MEND)
         if self.categories.get(id_, name) != name:
             raise DataError(f"There are two categories {id_}.", _MEND)
@@ -244,7 +244,7 @@ def _id(fields: dict[str, Any], name: str) -> int:
 
 def _image(fields: dict[str, Any], index: int) -> CocoImage:
     name, id_ = fields.get("file_name"), fields.get("segcurate_image_id")
-    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+    if not _is_text(name):
         raise _Unusable("It has no name.", _MEND)
     key = id_ if type(id_) is int and 0 <= id_ < _LARGEST_ID else name
     queue, sha256 = fields.get("queue"), fields.get("sha256")
@@ -254,9 +254,20 @@ def _image(fields: dict[str, Any], index: int) -> CocoImage:
         key=key,
         width=_id(fields, "width"),
         height=_id(fields, "height"),
-        queue=queue if isinstance(queue, str) and len(queue) <= _LONGEST_NAME else None,
+        queue=queue if _is_text(queue) else None,
         sha256=sha256 if is_digest else None,
     )
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it can be looked up in a store: half of a surrogate pair, or a NUL, cannot."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _repeated(values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

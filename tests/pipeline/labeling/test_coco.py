@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.exchange import Answer, Painted, Refusal
 from pipeline.labeling.untouched import PROPOSALS
-from pipeline.labeling.untrusted import coco_index, coco_shapes
+from pipeline.labeling.untrusted import archives, coco_index, coco_shapes
 from pipeline.labeling.untrusted.coco_shapes import Canvas, decode_counts, read_shape
 from tests.pipeline.labeling.small_queue import (
     MASKS,
@@ -301,6 +303,8 @@ def test_an_entry_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str
         {"id": 1, "width": 8, "height": 6},
         {"id": 1, "file_name": "", "width": 8, "height": 6},
         {"id": 1, "file_name": "a" * 2000, "width": 8, "height": 6},
+        {"id": 1, "file_name": "\ud800.png", "width": 8, "height": 6},
+        {"id": 1, "file_name": "a\0.png", "width": 8, "height": 6},
         {"id": 1, "file_name": ["a.png"], "width": 8, "height": 6},
         {"id": 1.5, "file_name": "a.png", "width": 8, "height": 6},
         {"id": 1, "file_name": "a.png", "width": "8", "height": 6},
@@ -360,6 +364,32 @@ def test_of_several_files_a_broken_one_is_refused_and_the_others_go_in(tmp_path:
     assert isinstance(refusal, Refusal)
     assert (refusal.subject, isinstance(answer, Answer)) == ("a.json", True)
     assert set(COCO.names(tmp_path)) == {"a.png"}
+
+
+def test_a_zip_archive_is_read_like_the_files_in_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json")
+    archive = tmp_path / "exported.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+        stream.write(path, "annotations/instances_default.json")
+        stream.writestr("images/a.png", b"")
+        stream.writestr("../../b.json", path.read_bytes())
+    assert COCO.recognises(archive)
+    assert list(COCO.names(archive)) == ["a.png"]
+    with contextlib.closing(COCO.read(archive, LABELS)) as answers:  # pyright: ignore
+        (answer,) = [next(answers)]
+        assert isinstance(answer, Answer)
+        assert np.array_equal(answer.read(8, 6).mask, the_mask(path))
+        assert next(answers, None) is None
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_ends_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "ALWAYS_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as stream:
+        stream.writestr("a.json", '{"images": [{"file_name": "a"}]' + " " * (64 << 20))
+    with pytest.raises(DataError, match="far more than its own size"):
+        list(COCO.read(tmp_path / "a.zip", LABELS))
 
 
 def test_a_category_named_background_is_a_class_like_any_other(tmp_path: Path) -> None:
