@@ -6,6 +6,7 @@ READY := .venv/.ready
 DEMO ?= demo
 FRAMES ?=
 ROWS ?=
+CASES ?=
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_OFFLINE = 1
@@ -18,8 +19,8 @@ export OMP_WAIT_POLICY = PASSIVE
 
 REAL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
 
-.PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill lint format \
-	bench bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-peers bench-quality \
+.PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill \
+	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-peers bench-quality \
 	bench-calibration bench-training clean
 
 $(READY): pyproject.toml configs/constraints.txt
@@ -35,7 +36,7 @@ demo: $(READY)  ## three rounds on real images, offline, in a few minutes
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-real: test-postgresql test-s3 test-ray test-kill test-prefect test-prefect-ui  ## with real servers, killed
+test-real: test-postgresql test-s3 test-ray test-kill test-prefect test-prefect-ui test-label-studio test-datumaro  ## with real servers, killed
 
 test-postgresql: $(READY)  ## a PostgreSQL that restarts while a run is written
 	$(REAL) tests/real/test_postgresql_restart.py
@@ -54,6 +55,26 @@ test-prefect-ui: $(READY)  ## what a person sees, in headless Chromium
 
 test-kill: $(READY)  ## nights and retrainings killed at 25 moments each
 	$(REAL) tests/real/kill
+
+# Label Studio and Datumaro pin older versions of numpy and OpenCV: each has an environment of its own
+.venv-label-studio/.ready: configs/label-studio.txt
+	$(PYTHON) -m venv .venv-label-studio
+	.venv-label-studio/bin/python -m pip install --quiet -r configs/label-studio.txt
+	touch $@
+
+.venv-datumaro/.ready: configs/datumaro.txt
+	$(PYTHON) -m venv .venv-datumaro
+	.venv-datumaro/bin/python -m pip install --quiet -r configs/datumaro.txt
+	touch $@
+
+test-label-studio: $(READY) .venv-label-studio/.ready  ## a queue to a real Label Studio, its pages, and the labels back
+	$(REAL) tests/real/test_label_studio.py
+
+test-datumaro: $(READY) .venv-datumaro/.ready  ## our files read by Datumaro, and its files by us
+	$(REAL) tests/real/test_datumaro.py
+
+fuzz: $(READY)  ## CASES=100000: what strangers may send, in bounded time and memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES))
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
@@ -77,6 +98,9 @@ bench-db: $(READY)  ## ROWS=10000000: the score tables on SQLite and on PostgreS
 
 bench-scale: $(READY)  ## how cost grows from a thousand images to a hundred thousand
 	$(BIN)/python -m tests.benchmarks.bench_scale
+
+bench-labeling: $(READY)  ## 2 000 tasks out to each labeling tool, and back
+	$(BIN)/python -m tests.benchmarks.bench_labeling
 
 bench-flow: $(READY)  ## what Prefect adds to a scoring run
 	$(BIN)/python -m tests.benchmarks.bench_flow
@@ -102,4 +126,4 @@ bench-training: $(READY)  ## CAMVID=folder WEIGHTS=file: what each training opti
 	$(BIN)/python -m tests.benchmarks.bench_training_options --data $(CAMVID) --weights $(WEIGHTS)
 
 clean:
-	rm -rf .venv .venv-peers demo .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-label-studio .venv-datumaro demo .pytest_cache .ruff_cache
