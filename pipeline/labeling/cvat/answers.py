@@ -19,11 +19,12 @@ from typing import BinaryIO
 
 from pipeline.errors import DataError
 from pipeline.labeling.cvat.canvas import Canvas
-from pipeline.labeling.cvat.document import ANNOTATIONS, PROPOSALS
+from pipeline.labeling.cvat.document import ANNOTATIONS
 from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
+from pipeline.labeling.untouched import PROPOSALS, untouched
 from pipeline.labeling.untrusted.archives import is_zip, open_files
 from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_elements
 
@@ -58,10 +59,11 @@ def recognises(source: Path) -> bool:
 
 
 def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """One answer for each image. Proposals as they were exported are passed over.
+    """One answer for each image.
 
     Args:
-        source: a file, or an exported folder into which CVAT's files were put.
+        source: a file; or an exported folder into which CVAT's files were put. What it held already is passed
+            over where nobody has touched it.
 
     Raises:
         DataError: it cannot be read (after what came before has been yielded), or holds no annotations.
@@ -73,8 +75,6 @@ def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
             continue
         document = _Document(subject)
         for element in iter_elements(stream, _WANTED):
-            if document.is_proposed(element):
-                break
             found = True
             answer = document.answer(element, labels)
             if answer is not None:
@@ -94,8 +94,6 @@ def image_names(source: Path) -> Iterator[str]:
             continue
         try:
             for element in iter_elements(stream, _WANTED):
-                if element.tag == "meta" and isinstance(element, Element) and element.child(PROPOSALS):
-                    break
                 if element.tag == "image" and element.attributes.get("name"):
                     yield element.attributes["name"]
         except DataError:
@@ -121,16 +119,11 @@ class _Document:
         self._only: _Task | None = None
         self._tracks = False
 
-    def is_proposed(self, element: Element | TooLarge) -> bool:
-        """Whether this element says that the document holds proposals. Takes down what it says of tasks."""
-        if element.tag != "meta" or isinstance(element, TooLarge):
-            return False
-        for task in _tasks(element):
-            self._tasks[task.identifier] = task
-        self._only = next(iter(self._tasks.values())) if len(self._tasks) == 1 else None
-        return element.child(PROPOSALS) is not None
-
     def answer(self, element: Element | TooLarge, labels: LabelMap) -> Answer | Refusal | None:
+        """What an element says of an image; None where it is about the tasks."""
+        if element.tag == "meta" and isinstance(element, Element):
+            self._tasks |= {task.identifier: task for task in _tasks(element)}
+            self._only = next(iter(self._tasks.values())) if len(self._tasks) == 1 else None
         name = element.attributes.get("name", "")
         if element.tag == "track":
             first, self._tracks = not self._tracks, True
@@ -172,19 +165,30 @@ def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Refusal]]]:
 
 
 def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Refusal]]:
-    files = [source]
-    if source.is_dir():
-        files = sorted(
-            path
-            for path in source.iterdir()
-            if path.suffix.lower() in (".xml", ".zip") and path.is_file() and not path.is_symlink()
-        )
-    for file in files:
+    for file in _files(source):
         try:
             with _opened(file) as documents:
                 yield from documents
         except OSError as error:
             raise DataError(f"{file} cannot be read.", "Name the file that was exported.") from error
+
+
+def _files(source: Path) -> list[Path]:
+    found = [source]
+    if source.is_dir():
+        found = sorted(
+            path
+            for path in source.iterdir()
+            if path.suffix.lower() in (".xml", ".zip") and path.is_file() and not path.is_symlink()
+        )
+    proposed = untouched(source if source.is_dir() else source.absolute().parent)
+    changed = [path for path in found if path.resolve() not in proposed]
+    if found and not changed:
+        raise DataError(
+            f"{source} is as it was exported: it holds proposals, not labels.",
+            f"Name what CVAT has exported. If every proposal is right, remove {PROPOSALS}.",
+        )
+    return changed
 
 
 def _is_document(path: Path) -> bool:

@@ -14,10 +14,9 @@ from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
 from pipeline.labeling.pictures import write_overlay
 from pipeline.labeling.placing import place_image
+from pipeline.labeling.untouched import PROPOSALS, ProposalList
 
 ANNOTATIONS, LABELS = "annotations.xml", "labels.json"
-PROPOSALS = "proposals"
-"""An element that CVAT does not write: with it, a document holds what was proposed, and no labels."""
 END = "</annotations>\n"
 
 
@@ -50,6 +49,7 @@ class CvatWriter:
     def finish(self) -> None:
         """Write the end of the document, the labels, and the annotator's README."""
         self._append(END)
+        ProposalList(self._folder).add(self._folder / ANNOTATIONS)
         labels = self._queue.labels
         atomic_write_bytes(self._folder / LABELS, raw_labels(labels).encode())
         readme = _readme(self._queue, images=self._manifest.images, regions=self._manifest.regions)
@@ -73,7 +73,6 @@ def document_head(queue: str, labels: LabelMap) -> str:
 <annotations>
 <version>1.1</version>
 <meta>
-<{PROPOSALS}>segcurate</{PROPOSALS}>
 <task>
 <name>{escape(queue)}</name>
 <mode>annotation</mode>
@@ -121,5 +120,6 @@ and boxes "{LOOK_HERE}" around the regions to label.
 4. Export the task's annotations in the format "CVAT for images 1.1", and run `segcurate import` with that
    file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
 
-`{ANNOTATIONS}` here holds proposals, and is never imported as labels.
+`{ANNOTATIONS}` here holds proposals, and is not imported as labels. Where every proposal is right, remove
+`{PROPOSALS}`, then import this folder.
 """

@@ -1,0 +1,24 @@
+"""Pascal VOC's segmentations, and CVAT's "Segmentation mask 1.1", which is the same as a zip archive."""
+
+from pipeline.labeling.exchange import Tool
+from pipeline.labeling.voc.answers import mask_names, read_answers, recognises
+from pipeline.labeling.voc.layout import CvatMasksWriter, VocWriter
+
+VOC = Tool(
+    name="voc",
+    title="Pascal VOC",
+    writer=VocWriter,
+    read=read_answers,
+    names=mask_names,
+    recognises=recognises,
+)
+CVAT_MASKS = Tool(
+    name="cvat-masks",
+    title="CVAT, as segmentation masks",
+    writer=CvatMasksWriter,
+    read=read_answers,
+    names=mask_names,
+    recognises=recognises,
+)
+
+__all__ = ["CVAT_MASKS", "VOC", "CvatMasksWriter", "VocWriter"]

@@ -1,0 +1,186 @@
+"""Reads the masks of a Pascal VOC folder, or of a zip archive with one: CVAT's "Segmentation mask 1.1".
+
+What a colour means is said by the label map beside the masks; the objects in them are not asked for.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
+from pipeline.labeling.untouched import PROPOSALS, untouched
+from pipeline.labeling.untrusted.archives import Files, is_zip, open_files, read_file
+from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap
+from pipeline.labeling.voc.layout import CLASS_MASKS
+
+LONGEST_MASK = 128 << 20
+"""Bytes of a mask's file."""
+
+_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")
+_NO_COLOR = -1
+_REMEDY = "Export it from the labeling tool again."
+
+
+def recognises(source: Path) -> bool:
+    """Whether it is a folder with `SegmentationClass` in it, or an archive with one."""
+    if source.is_dir():
+        return (source / CLASS_MASKS).is_dir()
+    if not is_zip(source):
+        return False
+    try:
+        with open_files(source) as files:
+            return any(map(_below, files.names))
+    except DataError:
+        return False
+
+
+def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """One answer for each mask.
+
+    Args:
+        source: a folder or a zip archive; archives that lie in a folder are read too. What was exported is
+            passed over where nobody has touched it.
+
+    Raises:
+        DataError: it cannot be read (after what came before has been yielded), or holds no masks.
+    """
+    for path, files, masks in _opened(source):
+        subject = "" if path.is_dir() else f"{shown(path.name)}, "
+        for refusal in files.refused:
+            if _below(refusal.subject) is not None:
+                yield Refusal(subject + refusal.subject, refusal.reason)
+        colors: dict[str, ColorMap | DataError] = {}
+        for name in masks:
+            yield _answer(files, name, subject, colors, labels)
+
+
+def mask_names(source: Path) -> Iterator[str]:
+    """The paths of the masks below `SegmentationClass`.
+
+    Raises:
+        DataError: as `read_answers`.
+    """
+    for _, _, masks in _opened(source):
+        yield from (_below(name) or name for name in masks)
+
+
+def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
+    """The archive; or the folder, and the archives in it: each with its masks, without what was exported and
+    nobody has touched.
+
+    Raises:
+        DataError: one of them is damaged; there are no masks; or nobody has touched them.
+    """
+    proposed = untouched(source if source.is_dir() else source.absolute().parent)
+    paths = [source]
+    if source.is_dir():
+        paths += sorted(path for path in source.glob("*.zip") if is_zip(path) and not path.is_symlink())
+    found = False
+    for path in paths:
+        if path.resolve() in proposed:
+            continue
+        with open_files(path) as files:
+            masks = [name for name in files.names if _below(name) is not None]
+            if path.is_dir() and proposed:
+                masks = [name for name in masks if (path / name).resolve() not in proposed]
+            if masks or any(_below(refusal.subject) is not None for refusal in files.refused):
+                found = True
+                yield path, files, masks
+    if not found and proposed:
+        raise DataError(
+            f"{source} is as it was exported: it holds proposals, not labels.",
+            f"Name what the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
+        )
+    if not found:
+        raise DataError(
+            f"{source} holds no masks in {CLASS_MASKS}.",
+            "Name the folder above it, or a zip archive with it.",
+        )
+
+
+def _below(name: str) -> str | None:
+    """A file's path below `SegmentationClass`; None where it is not below it."""
+    parts = PurePosixPath(name).parts
+    if CLASS_MASKS not in parts[:-1]:
+        return None
+    return "/".join(parts[parts.index(CLASS_MASKS) + 1 :])
+
+
+def _answer(
+    files: Files, name: str, subject: str, colors: dict[str, ColorMap | DataError], labels: LabelMap
+) -> Answer | Refusal:
+    below = _below(name) or name
+    if PurePosixPath(name).suffix.lower() != ".png":
+        return Refusal(subject + shown(name), "It is no PNG.")
+    root = name[: len(name) - len(below) - len(CLASS_MASKS) - 1]
+    if root not in colors:
+        colors[root] = _colors(files, root + LABEL_MAP_FILE, labels)
+    return Answer(
+        subject=subject + shown(name),
+        image=below,
+        read=partial(_read, files, name, colors[root]),
+        labeled_at=files.changed(name),
+    )
+
+
+def _colors(files: Files, name: str, labels: LabelMap) -> ColorMap | DataError:
+    """What the colours of masks mean, by the label map beside them; or what is wrong with that."""
+    if name not in files.names:
+        return ColorMap.of(labels)
+    try:
+        return ColorMap.parse(read_file(files, name, longest=LONGEST_LABEL_MAP), labels)
+    except DataError as error:
+        return error
+
+
+def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, height: int) -> Painted:
+    """The mask [H, W], given the width and height of the image."""
+    if isinstance(colors, DataError):
+        raise colors
+    content = read_file(files, name, longest=LONGEST_MASK)
+    return Painted(colors.read(_packed_colors(content, width=width, height=height)))
+
+
+def _packed_colors(content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
+    """The colours [H, W] of a stranger's PNG, as numbers; its size is looked at before it is decoded."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            warnings.simplefilter("ignore")
+            if picture.size != (width, height):
+                found = "×".join(map(str, picture.size))
+                raise DataError(
+                    f"The mask has {found} pixels, and the image {width}×{height}.",
+                    "Label the image that was exported.",
+                )
+            if picture.mode not in _MODES:
+                raise DataError("The mask has no colours of 8 bits.", _REMEDY)
+            if picture.has_transparency_data:
+                if np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
+                    raise DataError("The mask has transparent pixels.", "Flatten it, then save it again.")
+            elif picture.mode == "P":
+                return _of_palette(picture)
+            rgb = np.asarray(picture.convert("RGB")).astype(np.int32)
+            return rgb[:, :, 0] << 16 | rgb[:, :, 1] << 8 | rgb[:, :, 2]
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything over a damaged file
+        raise DataError("The mask is not a readable PNG.", _REMEDY) from error
+
+
+def _of_palette(picture: Image.Image) -> npt.NDArray[np.int32]:
+    listed = np.array(picture.getpalette("RGB"), dtype=np.int32).reshape(-1, 3)
+    table = np.full(256, _NO_COLOR, dtype=np.int32)
+    table[: len(listed)] = listed[:, 0] << 16 | listed[:, 1] << 8 | listed[:, 2]
+    return table[np.asarray(picture)]

@@ -1,0 +1,149 @@
+"""The label map of a Pascal VOC folder: which colour means which class.
+
+A line a label: its name, its colour, and two fields for parts and actions, with colons between them.
+
+Legend: H height, W width, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import IGNORE
+from pipeline.data.masks import Mask
+from pipeline.errors import DataError
+from pipeline.labeling.cvat.labels import (
+    BACKGROUND,
+    BACKGROUND_COLOR,
+    label_colors,
+    label_names,
+    meanings,
+)
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import shown
+
+LABEL_MAP_FILE = "labelmap.txt"
+LONGEST_LABEL_MAP = 1 << 20
+"""Bytes."""
+
+_LISTED = 5
+_REMEDY = "Export it from the labeling tool again."
+Color = tuple[int, int, int]
+
+
+def write_label_map(labels: LabelMap) -> str:
+    """The content of `labelmap.txt`."""
+    named = [
+        (BACKGROUND, BACKGROUND_COLOR),
+        *zip(label_names(labels.names), label_colors(labels), strict=True),
+    ]
+    lines = [f"{name}:{red},{green},{blue}::\n" for name, (red, green, blue) in named]
+    return "# label:color_rgb:parts:actions\n" + "".join(lines)
+
+
+@dataclass(frozen=True)
+class ColorMap:
+    """What colours mean.
+
+    Attributes:
+        colors: int32 [L], packed and rising.
+        classes: uint8 [L], the class index of each, or 255.
+        why_not: of a colour that means no class, why; by the packed colour.
+    """
+
+    colors: npt.NDArray[np.int32]
+    classes: npt.NDArray[np.uint8]
+    why_not: dict[int, str]
+
+    @classmethod
+    def parse(cls, content: bytes, labels: LabelMap) -> ColorMap:
+        """Of a stranger's `labelmap.txt`. Its names are looked up among the project's classes.
+
+        Raises:
+            DataError: it is none.
+        """
+        named: list[tuple[str, Color]] = []
+        for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                named.append(_label(text, number))
+        return cls._of(named, labels)
+
+    @classmethod
+    def of(cls, labels: LabelMap) -> ColorMap:
+        """What the colours of a project mean where there is no label map beside the masks."""
+        return cls.parse(write_label_map(labels).encode(), labels)
+
+    @classmethod
+    def _of(cls, named: Iterable[tuple[str, Color]], labels: LabelMap) -> ColorMap:
+        known: dict[str, int] = meanings(labels.names)
+        named = list(named)
+        if BACKGROUND not in known or label_names(labels.names)[known[BACKGROUND]] in dict(named):
+            known[BACKGROUND] = IGNORE
+        classes: dict[int, int] = {}
+        why_not: dict[int, str] = {}
+        for name, color in named:
+            packed = pack(color)
+            index = known.get(name)
+            if index is None:
+                why_not[packed] = f"of the label {shown(name)!r}, which is no class of the project"
+            elif classes.setdefault(packed, index) != index:
+                why_not[packed] = f"of the colour {color}, which two labels have"
+        for packed in why_not:
+            classes.pop(packed, None)
+        colors = np.array(sorted(classes), dtype=np.int32)
+        values = np.array([classes[color] for color in colors.tolist()], dtype=np.uint8)
+        return cls(colors=colors, classes=values, why_not=why_not)
+
+    def read(self, packed: npt.NDArray[np.int32]) -> Mask:
+        """The mask [H, W] of packed colours [H, W].
+
+        Raises:
+            DataError: there is a colour that means no class.
+        """
+        if not len(self.colors):
+            raise DataError("No label of its label map is a class of the project.", _REMEDY)
+        place = np.searchsorted(self.colors, packed).clip(max=len(self.colors) - 1)
+        unknown = self.colors[place] != packed
+        if unknown.any():
+            found, counts = np.unique(packed[unknown], return_counts=True)
+            raise DataError(
+                f"It has pixels that mean no class: {self._listed(found, counts)}.",
+                "Use the labels that were exported.",
+            )
+        return self.classes[place]
+
+    def _listed(self, colors: npt.NDArray[Any], counts: npt.NDArray[Any]) -> str:
+        order = np.argsort(-counts, kind="stable")[:_LISTED].tolist()
+        said = [
+            f"{counts[place]} {self.why_not.get(color, f'of the colour {unpack(color)}, which no label has')}"
+            for place, color in ((place, int(colors[place])) for place in order)
+        ]
+        return "; ".join(said) + (" and more" if len(colors) > _LISTED else "")
+
+
+def pack(color: Color) -> int:
+    """A colour as one number."""
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def unpack(packed: int) -> Color:
+    """The colour of a number."""
+    return packed >> 16, packed >> 8 & 255, packed & 255
+
+
+def _label(line: str, number: int) -> tuple[str, Color]:
+    """A name may have colons in it, although Datumaro does not read such a line."""
+    fields = line.rsplit(":", 3)
+    parts = fields[1].split(",") if len(fields) == 4 else []
+    if len(parts) != 3 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise DataError(f"Line {number} of its label map is no label with a colour.", _REMEDY)
+    red, green, blue = (min(int(part[:9]), 256) for part in parts)
+    if max(red, green, blue) > 255:
+        raise DataError(f"Line {number} of its label map has no colour of 0 to 255.", _REMEDY)
+    return fields[0], (red, green, blue)

@@ -1,0 +1,159 @@
+"""Writes a queue in the layout of Pascal VOC's segmentations: CVAT's "Segmentation mask 1.1", too."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.config import IGNORE
+from pipeline.data.masks import Mask
+from pipeline.files import atomic_write_bytes, writing
+from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
+from pipeline.labeling.cvat.pieces import number_pieces
+from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
+from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
+from pipeline.labeling.pictures import write_overlay
+from pipeline.labeling.placing import place_image
+from pipeline.labeling.untouched import PROPOSALS, ProposalList
+from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, Color, write_label_map
+
+CLASS_MASKS, OBJECT_MASKS = "SegmentationClass", "SegmentationObject"
+VOC_IMAGES = "JPEGImages"
+LISTS, LIST = "ImageSets/Segmentation", "default.txt"
+ARCHIVE, LABELS = "annotations.zip", "labels.json"
+
+_MOST_OBJECTS = 255
+
+
+class VocWriter:
+    """Writes images, `SegmentationClass` and `Object`, `ImageSets`, `labelmap.txt`, and the manifest.
+
+    Args:
+        folder: exists, is empty, and is nobody else's.
+    """
+
+    images = VOC_IMAGES
+    """The folder of the images."""
+
+    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
+        self._folder = folder
+        self._queue = queue
+        self._manifest = ManifestWriter(folder)
+        self._proposals = ProposalList(folder)
+        self._palette = [BACKGROUND_COLOR, *label_colors(queue.labels)]
+        for part in (
+            *(self.images, CLASS_MASKS, OBJECT_MASKS, LISTS),
+            *((OVERLAYS,) if queue.overlays else ()),
+        ):
+            (folder / part).mkdir(parents=True)
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, its masks, and its line of the manifest."""
+        placed = place_image(image.source, self._folder / self.images, name=image.name, how=self._queue.how)
+        overlay = None
+        if self._queue.overlays:
+            overlay = f"{OVERLAYS}/{image.name}.png"
+            write_overlay(self._folder / overlay, image)
+        mask = f"{CLASS_MASKS}/{image.name}.png"
+        atomic_write_bytes(self._folder / mask, _png(_class_indices(image.mask), self._palette))
+        self._proposals.add(self._folder / mask)
+        objects = _png(object_numbers(image.mask), [BACKGROUND_COLOR, *voc_colors()])
+        atomic_write_bytes(self._folder / OBJECT_MASKS / f"{image.name}.png", objects)
+        self._append(f"{image.name}\n")
+        entry = image.entry(self._queue, image=f"{self.images}/{placed}", overlay=overlay, mask=mask)
+        self._manifest.add(entry)
+
+    def finish(self) -> None:
+        """Write the label map and the annotator's README."""
+        labels = self._queue.labels
+        self._append("")
+        atomic_write_bytes(self._folder / LABEL_MAP_FILE, write_label_map(labels).encode())
+        readme = self._readme(images=self._manifest.images, regions=self._manifest.regions)
+        self._manifest.finish(label_map=labels.document(), readme=readme)
+
+    def _append(self, text: str) -> None:
+        path = self._folder / LISTS / LIST
+        with writing(path), path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+
+    def _readme(self, *, images: int, regions: int) -> str:
+        return f"""# {self._queue.name} as Pascal VOC: {regions} regions in {images} images
+
+The most useful first: names begin with the rank, and `{LISTS}/{LIST}` lists them in its order. Every image of
+`{VOC_IMAGES}/` has a proposal in `{CLASS_MASKS}/`: a PNG with a palette, in the colours of
+`{LABEL_MAP_FILE}`; black, the background, is "not labeled". `{OBJECT_MASKS}/` numbers the connected pieces.
+
+1. Correct the masks of `{CLASS_MASKS}/`, or put your tool's there under the same names. If it writes a
+   `{LABEL_MAP_FILE}` of its own, put that here, too.
+2. Run `segcurate import` with this folder, or with a zip archive of it. It can be run again: a corrected mask
+   replaces the one before it. Once one mask has changed, the others are taken as they are; where every
+   proposal is right, remove `{PROPOSALS}` first. `{OBJECT_MASKS}/` is not read.
+"""
+
+
+class CvatMasksWriter(VocWriter):
+    """Writes the same for CVAT, and `annotations.zip` and `labels.json` for its forms."""
+
+    images = IMAGES
+
+    def finish(self) -> None:
+        """Write the label map, the archive, the labels, and the annotator's README."""
+        super().finish()
+        atomic_write_bytes(self._folder / LABELS, raw_labels(self._queue.labels).encode())
+        path = self._folder / ARCHIVE
+        with writing(path), zipfile.ZipFile(path, "w") as archive:
+            listed = (self._folder / LISTS / LIST).open(encoding="utf-8")
+            with listed:
+                masks = (
+                    f"{part}/{line.rstrip()}.png" for line in listed for part in (CLASS_MASKS, OBJECT_MASKS)
+                )
+                for name in chain((LABEL_MAP_FILE, f"{LISTS}/{LIST}"), masks):
+                    archive.write(self._folder / name, name)
+        self._proposals.add(path)
+
+    def _readme(self, *, images: int, regions: int) -> str:
+        return f"""# {self._queue.name} for CVAT: {regions} regions in {images} images
+
+The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks.
+
+1. Create a task. Paste `{LABELS}` into Labels > Raw, and select all files of `{IMAGES}/`. In the advanced
+   configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image
+   quality 100.
+2. Upload `{ARCHIVE}` as annotations in the format "Segmentation mask 1.1", without making polygons of the
+   masks: polygons fill holes.
+3. Correct the masks. A pixel that you cannot tell stays unpainted.
+4. Export the task's annotations in the format "Segmentation mask 1.1", and run `segcurate import` with that
+   file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
+
+`{ARCHIVE}` here holds proposals, and is not imported as labels. Where every proposal is right, remove
+`{PROPOSALS}`, then import this folder.
+"""
+
+
+def object_numbers(mask: Mask) -> npt.NDArray[np.uint8]:
+    """The pieces of a mask [H, W], numbered from 1 on; where there are too many for a palette, the smallest
+    ones of a class are one."""
+    classes = int((np.unique(mask) != IGNORE).sum())
+    numbers, _ = number_pieces(mask, most=_MOST_OBJECTS - classes)
+    return numbers.astype(np.uint8)
+
+
+def _class_indices(mask: Mask) -> npt.NDArray[np.uint8]:
+    """A mask [H, W] as indices of the palette: 0 where it says nothing, and the classes after it."""
+    table = np.arange(1, 257).astype(np.uint8)
+    table[IGNORE] = 0
+    return table[mask]
+
+
+def _png(indices: npt.NDArray[np.uint8], palette: list[Color]) -> bytes:
+    stream = io.BytesIO()
+    picture = Image.fromarray(indices)
+    picture.putpalette([value for color in palette for value in color])
+    picture.save(stream, format="PNG", compress_level=3)
+    return stream.getvalue()
