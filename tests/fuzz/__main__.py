@@ -49,12 +49,15 @@ class Tally:
 
 
 def run_case(target: Target, number: int, *, seed: int, tally: Tally, keep: Path | None) -> None:
-    """Make a case, read it, and note what becomes of it."""
+    """Make a case, read it, and note what becomes of it. The first cases are valid sources."""
     chance = random.Random(f"{seed} {target.name} {number}")
     valid = target.seeds[number % len(target.seeds)]
     with tempfile.TemporaryDirectory(dir=_fast()) as folder:
-        files = mutated(valid.files, chance) if number >= len(target.seeds) else valid.files
-        source = materialise(files, Path(folder), shape=valid.shape, main=valid.main, chance=chance)
+        hostile = number >= len(target.seeds)
+        files = mutated(valid.files, chance) if hostile else valid.files
+        source = materialise(
+            files, Path(folder), shape=valid.shape, main=valid.main, chance=chance if hostile else None
+        )
         peak, start = _peak(), time.perf_counter()
         kind = told = None
         try:

@@ -22,6 +22,8 @@ Shape = Literal["file", "folder", "zip"]
 """What a reader is given: the one file, or all of them in a folder or a zip archive."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PLAIN = 60
+"""A way in which nothing is hostile."""
 _HOSTILE_NAMES = [
     *(
         "../outside.png",
@@ -116,8 +118,9 @@ def mutate_png(content: bytes, chance: random.Random) -> bytes:
     )
 
 
-def materialise(files: Files, root: Path, *, shape: Shape, main: str, chance: random.Random) -> Path:
-    """Write the files as what a reader is given; the path of that."""
+def materialise(files: Files, root: Path, *, shape: Shape, main: str, chance: random.Random | None) -> Path:
+    """Write the files as what a reader is given; the path of that. With `chance`, what holds them may be
+    hostile too."""
     if shape == "file":
         path = root / Path(main).name
         path.write_bytes(files.get(main, b""))
@@ -125,7 +128,7 @@ def materialise(files: Files, root: Path, *, shape: Shape, main: str, chance: ra
     if shape == "zip":
         path = root / "sent.zip"
         content = _zipped(files, chance)
-        path.write_bytes(mutate_bytes(content, chance) if chance.random() < 0.2 else content)
+        path.write_bytes(mutate_bytes(content, chance) if chance and chance.random() < 0.2 else content)
         return path
     folder = root / "sent"
     folder.mkdir()
@@ -134,14 +137,14 @@ def materialise(files: Files, root: Path, *, shape: Shape, main: str, chance: ra
     return folder
 
 
-def _put(folder: Path, name: str, content: bytes, chance: random.Random) -> None:
+def _put(folder: Path, name: str, content: bytes, chance: random.Random | None) -> None:
     path = folder / name.replace("\0", "").lstrip("/")
     if not path.resolve().is_relative_to(folder.resolve()):
         path = folder / path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        way = chance.randrange(60)
-        if way == 0:
+        way = chance.randrange(60) if chance else _PLAIN
+        if chance and way == 0:
             path.symlink_to(chance.choice(["/etc/passwd", "..", "nowhere", path.name, "/dev/zero"]))
         elif way == 1:
             os.mkfifo(path)
@@ -153,21 +156,23 @@ def _put(folder: Path, name: str, content: bytes, chance: random.Random) -> None
         pass
 
 
-def _zipped(files: Files, chance: random.Random) -> bytes:
+def _zipped(files: Files, chance: random.Random | None) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, content in files.items():
             info = zipfile.ZipInfo(name.replace("\0", "_") or "a", date_time=(1980, 1, 1, 0, 0, 0))
             info.orig_filename = info.filename = name or "a"
-            info.compress_type = chance.choice([zipfile.ZIP_STORED, *[zipfile.ZIP_DEFLATED] * 8])
-            way = chance.randrange(60)
-            if way == 0:
+            info.compress_type = zipfile.ZIP_DEFLATED
+            way = chance.randrange(60) if chance else _PLAIN
+            if chance and way == 0:
                 info.external_attr = (stat.S_IFLNK | 0o777) << 16
                 content = chance.choice(TEXTS).encode(errors="replace")
             elif way == 1:
                 info.compress_type = zipfile.ZIP_BZIP2
             elif way == 2:
                 content += b" " * (4 << 20)
+            elif way == 3:
+                info.compress_type = zipfile.ZIP_STORED
             try:
                 archive.writestr(info, content)
             except (ValueError, UnicodeEncodeError):

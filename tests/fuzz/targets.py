@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.coco_panoptic import COCO_PANOPTIC
+from pipeline.labeling.cvat import CVAT
 from pipeline.labeling.exchange import Painted, Tool
 from pipeline.labeling.folder import FOLDER
 from pipeline.labeling.label_studio import LABEL_STUDIO, TasksWriter, brush
@@ -24,6 +26,7 @@ from pipeline.labeling.untouched import PROPOSALS
 from pipeline.labeling.untrusted.archives import open_files, read_file
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 from pipeline.labeling.untrusted.xml_elements import iter_elements
+from pipeline.labeling.voc import CVAT_MASKS, VOC
 from tests.fuzz.contract import check_mask, check_tool, expect
 from tests.fuzz.sources import Files, Shape
 from tests.pipeline.labeling.small_queue import label_map, outgoing_image, outgoing_queue, shapes, write_queue
@@ -31,6 +34,9 @@ from tests.pipeline.labeling.small_queue import label_map, outgoing_image, outgo
 LABELS = label_map(("road", "sky & <cloud>", "日本"))
 SIZES: dict[int | str, tuple[int, int]] = {1000: (12, 10), 1001: (1, 1), 1002: (7, 16)}
 LONGEST = 1 << 16
+_ID = re.compile(r"\d+_(\d{1,9})_")
+_XML_FILE = "annotations.xml"
+_OF_VOC = ("labelmap.txt", "ImageSets", "SegmentationClass", "SegmentationObject")
 
 
 @dataclass(frozen=True)
@@ -64,17 +70,21 @@ def targets() -> list[Target]:
         _of_tool(COCO, [Seed(_polygons(), "file", "a.json")], name="coco of others"),
         _of_tool(COCO_PANOPTIC, [Seed(panoptic, "folder", "")]),
         _of_tool(LABEL_STUDIO, [Seed(files, "file", "answers.json") for files in tasks.values()]),
+        _of_tool(CVAT, [Seed(files, shape, _XML_FILE) for files in _cvat() for shape in ("file", "zip")]),
+        _of_tool(CVAT_MASKS, [Seed(_only(CVAT_MASKS, _OF_VOC), "zip", "")]),
+        _of_tool(VOC, [Seed(_only(VOC, _OF_VOC), "folder", "")]),
         _of_tool(FOLDER, [Seed(masks, "folder", "")]),
         Target("brush", [Seed({"rle.json": _brush()}, "file", "rle.json")], _read_brush),
         Target("json items", [Seed(document, "file", instances), *_files(tasks)], _read_json_items),
         Target("archives", [Seed(panoptic, "zip", ""), Seed(panoptic, "folder", "")], _read_archive),
-        Target("xml elements", [Seed({"a.xml": _XML}, "file", "a.xml")], _read_xml),
+        Target("xml elements", [Seed(files, "file", _XML_FILE) for files in _cvat()], _read_xml),
     ]
 
 
 def size_of(image: int | str) -> tuple[int, int]:
     """Width and height of an image of the seeds; any other one's are those of the first."""
-    return SIZES.get(image, SIZES[1000])
+    named = _ID.match(image) if isinstance(image, str) else None
+    return SIZES.get(int(named[1]) if named else image, SIZES[1000])
 
 
 def _of_tool(tool: Tool, seeds: Sequence[Seed], *, name: str | None = None) -> Target:
@@ -97,6 +107,15 @@ def _written(tool: Tool) -> Files:
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         unread = ("images/", "heatmaps/", "README", "regions.csv", PROPOSALS)
         return {name: path.read_bytes() for name, path in files.items() if not name.startswith(unread)}
+
+
+def _only(tool: Tool, begins: tuple[str, ...]) -> Files:
+    return {name: content for name, content in _written(tool).items() if name.startswith(begins)}
+
+
+def _cvat() -> list[Files]:
+    """As it is written, and as CVAT exports shapes that people draw."""
+    return [_only(CVAT, (_XML_FILE,)), {_XML_FILE: _XML}]
 
 
 def _moved(files: Files, old: str, new: str) -> Files:
@@ -208,10 +227,22 @@ def _read_xml(source: Path) -> int:
 
 
 _XML = b"""<?xml version="1.0" encoding="utf-8"?>
-<annotations><version>1.1</version><meta><job><id>1</id></job></meta>
-<image id="0" name="a.png" width="12" height="10"><mask label="road" rle="2, 4, 6" left="1" top="1" width="4"
-height="3" z_order="0"/><polygon label="sky" points="1,1;2,3;4,5" z_order="1">
-<attribute name="a">b</attribute>
-</polygon></image>
-<image id="1" name="b.png" width="1" height="1"/></annotations>
+<annotations>
+<version>1.1</version>
+<meta><job><id>3</id><created>2025-01-02 03:04:05.678901+00:00</created>
+<updated>2025-01-02 03:05:05.678901+00:00</updated>
+<assignee><username>ann</username><email></email></assignee>
+<labels><label><name>road</name><type>any</type></label></labels></job></meta>
+<image id="0" name="0001_1000_image_0.png" width="12" height="10">
+<mask label="road" rle="2, 4, 6" left="1" top="1" width="4" height="3" z_order="0"/>
+<polygon label="road" points="1.00,1.00;9.50,2.00;4.00,8.00" z_order="1"><attribute name="a">b</attribute>
+</polygon>
+<box label="look here" xtl="0.00" ytl="0.00" xbr="12.00" ybr="10.00" z_order="-1"/>
+</image>
+<image id="1" name="0003_1002_image_2.png" width="7" height="16" task_id="3">
+<box label="road" xtl="1.00" ytl="2.00" xbr="3.50" ybr="4.00" rotation="30.0" z_order="2"/>
+<ellipse label="road" cx="3" cy="4" rx="2" ry="1"/><tag label="road"/>
+</image>
+<track id="0" label="road"><box frame="0" outside="0" xtl="1" ytl="1" xbr="2" ybr="2"/></track>
+</annotations>
 """
