@@ -1,22 +1,32 @@
-"""What a region costs to label, before anybody has: estimated from the predicted mask's contours.
+"""What a region costs to label, before anybody has: clicks, estimated from the predicted mask.
 
-Legend: H height, W width of the image; R regions.
+Legend: H W the image's height and width; h w those of a region's box; R regions; E edges.
+
+An edge is the side that two neighbouring pixels of different classes share. A place is a corner of pixels,
+numbered row by row on a lattice of h + 1 by w + 1. Edges that follow each other make a border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipeline.config import IGNORE
 from pipeline.data.masks import Mask
 from pipeline.uncertainty.outlines import decode_outline
 
 TOLERANCE = 1.5
-"""Pixels by which a drawn polygon may miss the contour."""
+"""Pixels by which a drawn polygon may miss the border."""
+_STRAIGHT = 3
+"""Edges of a border between two fixed ends that none of its places can leave by more than the tolerance."""
+
+Indices = npt.NDArray[np.int64]
 
 
 def estimated_clicks(
@@ -24,13 +34,16 @@ def estimated_clicks(
 ) -> npt.NDArray[np.float64]:
     """Clicks that an annotator needs to draw each region's predicted content.
 
-    The region is filled with its largest part at one click, and every other part is drawn over it as a
-    polygon: a click a vertex of its outer contour, simplified to `TOLERANCE` (Douglas and Peucker 1973). A
-    part is what hangs together of one class. Clicks on polygon vertices as the cost of a region are from
-    Mackowiak et al. 2018 (CEREALS).
+    One click fills the region with a class. Every vertex of the borders between its parts is another one,
+    once the borders are simplified to `TOLERANCE` (Douglas and Peucker 1973): the places where three parts
+    meet, those where a border reaches the region's own, and the corners between them. A border that two
+    parts share is clicked once, the border of a hole like any other, and the region's own costs nothing. An
+    object below the tolerance is one vertex, a thin line of one pixel two.
+
+    Clicks on the vertices of polygons as the cost of a region: Mackowiak et al. 2018 (CEREALS).
 
     Args:
-        mask: uint8 [H, W], class index or 255, which costs nothing.
+        mask: uint8 [H, W], class index or 255, which is as if it were outside of the region.
         boxes: [R, 4] as x, y, w, h.
         outlines: R of them; None where a region fills its box.
 
@@ -44,28 +57,119 @@ def estimated_clicks(
     """
     return np.array(
         [
-            _clicks(mask[y : y + h, x : x + w], decode_outline(outline, width=w, height=h))
+            1 + _vertices(mask[y : y + h, x : x + w], decode_outline(outline, width=w, height=h))
             for (x, y, w, h), outline in zip(boxes.tolist(), outlines, strict=True)
         ],
         dtype=np.float64,
     )
 
 
-def _clicks(window: Mask, inside: npt.NDArray[np.bool_]) -> float:
-    vertices: list[int] = []
-    areas: list[float] = []
-    shown = np.where(inside[: window.shape[0], : window.shape[1]], window, np.uint8(IGNORE))
-    for value in np.unique(shown).tolist():
-        if value == IGNORE:
-            continue
-        # Contours at the top of the two-level hierarchy are the parts; the others are their holes
-        contours, hierarchy = cv2.findContours(
-            (shown == value).view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
-        )
-        for contour, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True):
-            if parent < 0:
-                vertices.append(len(cv2.approxPolyDP(contour, TOLERANCE, closed=True)))
-                areas.append(cv2.contourArea(contour))
-    if not vertices:
-        return 1.0
-    return 1.0 + sum(vertices) - vertices[int(np.argmax(areas))]
+class _Edges(NamedTuple):
+    """Every edge as two arrows, there (even) and back (odd): 2 E of them.
+
+    Attributes:
+        tail: the place that an arrow leaves.
+        partner: the arrow that leaves the same place and goes on with the border; −1 where the border ends.
+        ends: places at which borders end, each counted once.
+    """
+
+    tail: Indices
+    partner: Indices
+    ends: int
+
+
+class _Border(NamedTuple):
+    """The places along a border. A `free` one has no end, and comes back to where it began."""
+
+    places: Indices
+    free: bool
+
+
+def _vertices(window: Mask, inside: npt.NDArray[np.bool_]) -> int:
+    """Vertices of the simplified borders in a window [h, w]."""
+    edges = _edges(window, inside[: window.shape[0], : window.shape[1]] & (window != IGNORE))
+    count = edges.ends
+    if len(edges.tail):
+        count += sum(_corners(border, window.shape[1] + 1) for border in _borders(edges))
+    return count
+
+
+def _corners(border: _Border, columns: int) -> int:
+    """Vertices of a simplified border besides its ends."""
+    closed = bool(border.places[0] == border.places[-1])
+    places = border.places[:-1] if closed else border.places
+    points = np.stack([places % columns, places // columns], axis=1).astype(np.int32)
+    kept = len(cv2.approxPolyDP(points[:, None], TOLERANCE, closed))
+    return kept if border.free else kept - 1 if closed else kept - 2
+
+
+def _edges(window: Mask, known: npt.NDArray[np.bool_]) -> _Edges:
+    """The edges between known pixels of different classes [h, w], and how they go on.
+
+    A border ends where three parts meet, and where it reaches what is not known. Where the corners of two
+    pixels touch between two of another class, two borders cross, and each goes straight on: no class counts
+    as the one that is connected there.
+    """
+    columns = window.shape[1] + 1
+    upright = known[:, 1:] & known[:, :-1] & (window[:, 1:] != window[:, :-1])
+    level = known[1:] & known[:-1] & (window[1:] != window[:-1])
+    row, column = np.nonzero(upright)
+    above = row * columns + column + 1
+    row, column = np.nonzero(level)
+    left = (row + 1) * columns + column
+    tail = np.concatenate([np.stack([above, above + columns], 1), np.stack([left, left + 1], 1)]).ravel()
+    degree = np.bincount(tail, minlength=columns * (window.shape[0] + 1))
+    goes_on = degree == 2
+    row, column = np.divmod(np.flatnonzero(degree == 4), columns)
+    crossing = (window[row, column] == window[row - 1, column - 1]) & (
+        window[row, column - 1] == window[row - 1, column]
+    )
+    goes_on[(row * columns + column)[crossing]] = True
+    # Sorted by place, upright ones first: of two arrows or of four, neighbours belong together
+    order = np.argsort(tail, kind="stable")
+    pairs = order[goes_on[tail[order]]].reshape(-1, 2)
+    partner = np.full(len(tail), -1)
+    partner[pairs[:, 0]], partner[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+    return _Edges(tail, partner, int(((degree > 0) & ~goes_on).sum()))
+
+
+def _borders(edges: _Edges) -> Iterator[_Border]:
+    """The borders that may have a corner, each in one of its two directions."""
+    tail, partner = edges.tail, edges.partner.copy()
+    arrows = np.arange(len(tail))
+    linked = np.flatnonzero(partner >= 0)
+    graph = coo_array(
+        (np.ones(len(linked)), (linked // 2, partner[linked] // 2)), shape=(len(tail) // 2,) * 2
+    )
+    count, border = connected_components(graph, directed=False)
+    free = (
+        np.bincount(border, weights=partner[0::2] < 0) + np.bincount(border, weights=partner[1::2] < 0) == 0
+    )
+    # A border without an end is cut open where its first edge begins
+    begin = 2 * np.unique(border, return_index=True)[1][free]
+    partner[partner[begin]], partner[begin] = -1, -1
+    last, steps = _last(np.where(partner[arrows ^ 1] < 0, arrows, partner[arrows ^ 1]))
+    # Both directions end somewhere: the one that ends at the lower arrow is kept
+    border = np.repeat(border, 2)
+    end = np.full(count, len(tail))
+    np.minimum.at(end, border, last)
+    length = np.bincount(border, minlength=count) // 2
+    kept = np.flatnonzero((last == end[border]) & (free | (length > _STRAIGHT))[border])
+    kept = kept[np.lexsort([-steps[kept], border[kept]])]
+    starts = np.flatnonzero(np.diff(border[kept], prepend=-1))
+    for part in np.split(kept, starts[1:]) if len(kept) else ():
+        yield _Border(np.append(tail[part], tail[part[-1] ^ 1]), bool(free[border[part[0]]]))
+
+
+def _last(following: Indices) -> tuple[Indices, Indices]:
+    """The last arrow after each one, and how many arrows on it is; one that is followed by itself is last.
+
+    Looks twice as far in each turn, so that a long border takes few.
+    """
+    steps = (following != np.arange(len(following))).astype(np.int64)
+    while True:
+        further = following[following]
+        if np.array_equal(further, following):
+            return following, steps
+        steps = steps + steps[following]
+        following = further
