@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO as Reference
@@ -84,6 +84,7 @@ def why(path: Path) -> str:
     return reason
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(MASKS, min_size=1, max_size=3))
 def test_masks_come_back_as_they_went_out(masks: list[Mask]) -> None:
     with tempfile.TemporaryDirectory() as root:
@@ -96,6 +97,7 @@ def test_masks_come_back_as_they_went_out(masks: list[Mask]) -> None:
         assert np.array_equal(painted.mask, masks[int(image_id) - 1000])
 
 
+@settings(deadline=None, max_examples=60)
 @given(MASKS)
 def test_pycocotools_reads_the_same_masks(mask: Mask) -> None:
     with tempfile.TemporaryDirectory() as root:
@@ -179,6 +181,7 @@ def test_a_later_shape_has_the_pixels_and_those_that_two_classes_claim_are_count
     assert painted.overlapping == 6
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.lists(st.floats(-20, 60), min_size=6, max_size=12).map(lambda p: p[: len(p) // 2 * 2]), min_size=1
@@ -196,6 +199,7 @@ def test_polygons_are_filled_as_pycocotools_fills_them(
     assert np.array_equal(canvas.painted().mask == 1, expected == 1)
 
 
+@settings(deadline=None, max_examples=60)
 @given(MASKS)
 def test_run_lengths_are_decoded_as_pycocotools_encodes_them_compressed_or_not(mask: Mask) -> None:
     height, width = mask.shape
@@ -208,6 +212,7 @@ def test_run_lengths_are_decoded_as_pycocotools_encodes_them_compressed_or_not(m
         assert np.array_equal(canvas.painted().mask == 1, chosen == 1)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=40))
 def test_any_text_is_run_lengths_of_this_image_or_is_refused(counts: str) -> None:
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -50,6 +50,7 @@ def reference(document: Path) -> list[npt.NDArray[np.int64]]:
     return masks
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(MASKS, min_size=1, max_size=3))
 def test_masks_come_back_as_they_went_out_and_as_the_format_says(masks: list[Mask]) -> None:
     with tempfile.TemporaryDirectory() as root:

@@ -9,7 +9,7 @@ import tracemalloc
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
@@ -44,6 +44,7 @@ def loaded(found: list[Item]) -> list[Any]:
     return [load_item(item.content) for item in found if item.content is not None]
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(VALUES), SPACING, st.booleans(), st.integers(1, 7))
 def test_an_array_gives_its_items_wherever_the_chunks_end(
     values: list[Any], spacing: tuple[str, str], ascii_only: bool, size: int
@@ -52,6 +53,7 @@ def test_an_array_gives_its_items_wherever_the_chunks_end(
     assert loaded(items(content, size=size)) == json.loads(content)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(VALUES.filter(lambda value: not isinstance(value, list))), st.integers(1, 7))
 def test_values_one_after_another_are_items(values: list[Any], size: int) -> None:
     content = b"\n".join(json.dumps(value).encode() for value in values)
@@ -60,6 +62,7 @@ def test_values_one_after_another_are_items(values: list[Any], size: int) -> Non
     assert not any(item.listed for item in found)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text(max_size=20), VALUES), SPACING, st.integers(1, 7))
 def test_the_members_of_an_object_come_with_their_names(
     document: dict[str, Any], spacing: tuple[str, str], size: int
@@ -75,6 +78,7 @@ def test_the_members_of_an_object_come_with_their_names(
     assert [item.listed for item in found] == [isinstance(document[key], list) for key, _ in expected]
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(VALUES, min_size=1), st.integers(1, 7))
 def test_an_item_can_be_read_again_where_it_says_that_it_lies(values: list[Any], size: int) -> None:
     content = b"\xef\xbb\xbf" + json.dumps(values).encode()
@@ -82,6 +86,7 @@ def test_an_item_can_be_read_again_where_it_says_that_it_lies(values: list[Any],
         assert content[item.offset : item.offset + item.length] == item.content
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=40), st.booleans())
 def test_bytes_that_are_no_json_are_refused_and_nothing_else_happens(content: bytes, members: bool) -> None:
     try:
