@@ -1,10 +1,12 @@
 """How annotators of the same pixels agree.
 
-Legend: N annotators, H height, W width, R regions, C classes.
+Legend: N annotators, H height, W width, R regions, C classes, P pixels that at least two annotators labeled.
+Votes are uint8 [N, H, W]: the class index, or 255 where an annotator says nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,8 @@ import numpy.typing as npt
 
 from pipeline.config import IGNORE
 from pipeline.uncertainty.outlines import decode_outline
+
+Votes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Agreement:
         pixels: how many of these there are.
         disagreement: the mean over them of the probability that two annotators, drawn at random without
             replacement, say different classes: 1 − Σ_c n_c (n_c − 1) / (N (N − 1)).
-        vote_entropy: the mean over them of H(n_c / N) / ln C: on the scale of the model's expected entropy.
+        vote_entropy: the mean over them of H(n_c / N) / ln C: on the scale of the model's expected entropy
+            (vote entropy: Dagan and Engelson 1995).
     """
 
     annotators: int
@@ -34,44 +39,81 @@ class Agreement:
 
 
 def region_agreement(
-    votes: npt.NDArray[np.uint8],
-    boxes: npt.NDArray[np.int32],
-    outlines: Sequence[str | None],
-    *,
-    num_classes: int,
+    votes: Votes, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None], *, num_classes: int
 ) -> list[Agreement | None]:
     """The agreement on each region; None where no pixel of it has two votes.
 
     Args:
-        votes: [N, H, W], class index or 255 where an annotator says nothing.
-        boxes: [R, 4] as x, y, w, h.
+        votes: [N, H, W].
+        boxes: [R, 4] as x, y, w, h; what lies outside of the image is left out.
         outlines: R of them; None where a region fills its box.
         num_classes: C.
+
+    Raises:
+        ValueError: there are fewer than two classes, or `votes` has no three axes.
 
     >>> votes = np.array([[[0, 0]], [[0, 1]]], np.uint8)
     >>> region_agreement(votes, np.array([[0, 0, 2, 1]], np.int32), [None], num_classes=2)
     [Agreement(annotators=2, pixels=2, disagreement=0.5, vote_entropy=0.5)]
     """
+    if num_classes < 2:
+        raise ValueError(f"Expected argument `num_classes` to be at least 2, but got {num_classes}.")
+    _check(votes)
     found: list[Agreement | None] = []
     for (x, y, w, h), outline in zip(boxes.tolist(), outlines, strict=True):
-        inside = decode_outline(outline, width=w, height=h)
-        found.append(_agreement(votes[:, y : y + h, x : x + w][:, inside], num_classes))
+        window = votes[:, y : y + h, x : x + w]
+        inside = decode_outline(outline, width=w, height=h)[: window.shape[1], : window.shape[2]]
+        found.append(_agreement(window[:, inside], num_classes))
     return found
 
 
-def _agreement(votes: npt.NDArray[np.uint8], num_classes: int) -> Agreement | None:
+def pair_counts(votes: Votes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pixels that each pair of annotators has both labeled, and those among them with the same class.
+
+    Returns:
+        Two int64 [N, N], symmetric; sums over images are again counts.
+
+    Raises:
+        ValueError: `votes` has no three axes.
+
+    >>> shared, same = pair_counts(np.array([[[0, 0, 255]], [[0, 1, 1]]], np.uint8))
+    >>> shared.tolist(), same.tolist()
+    ([[2, 2], [2, 3]], [[2, 1], [1, 3]])
+    """
+    _check(votes)
+    count = len(votes)
+    shared, same = np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)
+    known = votes != IGNORE
+    for one in range(count):
+        for other in range(one, count):
+            both = known[one] & known[other]
+            shared[one, other] = shared[other, one] = np.count_nonzero(both)
+            same[one, other] = same[other, one] = np.count_nonzero(both & (votes[one] == votes[other]))
+    return shared, same
+
+
+def _agreement(votes: Votes, num_classes: int) -> Agreement | None:
     """The agreement on pixels, votes [N, pixels]."""
     shared = votes[:, (votes != IGNORE).sum(axis=0) >= 2]
     if shared.shape[1] == 0:
         return None
-    counts = np.stack([(shared == value).sum(axis=0) for value in range(num_classes)]).astype(np.float64)
-    total = counts.sum(axis=0)
-    same = (counts * (counts - 1)).sum(axis=0) / (total * (total - 1))
-    share = counts / total
-    entropy = -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(axis=0)
+    known = shared != IGNORE
+    total = known.sum(axis=0)
+    # A sum over classes is one over voters: each of the n_c that say c brings the n_c-th part of its term
+    others = np.zeros(shared.shape[1])
+    entropy = np.zeros(shared.shape[1])
+    for vote, says in zip(shared, known, strict=True):
+        alike = (shared == vote).sum(axis=0)
+        others += np.where(says, alike - 1, 0)
+        entropy -= np.where(says, np.log(alike / total), 0.0)
     return Agreement(
-        annotators=int((shared != IGNORE).any(axis=1).sum()),
+        annotators=int(known.any(axis=1).sum()),
         pixels=shared.shape[1],
-        disagreement=float((1 - same).mean()),
-        vote_entropy=float((entropy / np.log(num_classes)).mean()),
+        disagreement=float((1 - others / (total * (total - 1))).mean()),
+        vote_entropy=float((entropy / total).mean() / math.log(num_classes)),
     )
+
+
+def _check(votes: Votes) -> None:
+    if votes.ndim != 3:
+        raise ValueError(f"Expected argument `votes` to be [N, H, W], but got the shape {votes.shape}.")
