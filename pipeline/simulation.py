@@ -39,7 +39,7 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
             f"{folder} is not an exported folder.", "Name the folder that `segcurate export` wrote."
         )
     entries = [entry for entry in read_manifest(delivery.manifest) if isinstance(entry, ManifestImage)]
-    if any(entry.mask is None for entry in entries):
+    if not delivery.masks.is_dir():
         raise DataError(
             f"{folder} was written for a labeling tool, which masks are not painted into.",
             "Run `segcurate export --to folder`.",

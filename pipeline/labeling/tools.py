@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import DataError
+from pipeline.labeling.coco import COCO
+from pipeline.labeling.coco_panoptic import COCO_PANOPTIC
+from pipeline.labeling.cvat import CVAT
 from pipeline.labeling.exchange import Tool
 from pipeline.labeling.folder import FOLDER
 from pipeline.labeling.label_studio import LABEL_STUDIO
+from pipeline.labeling.voc import CVAT_MASKS, VOC
 
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (FOLDER, LABEL_STUDIO)}
+TOOLS: dict[str, Tool] = {
+    tool.name: tool for tool in (FOLDER, LABEL_STUDIO, CVAT, CVAT_MASKS, COCO, COCO_PANOPTIC, VOC)
+}
 """By name. A source is recognised by the last of them that recognises it."""
 
 
