@@ -134,6 +134,8 @@ class LabelStudioServer:
             raise ServerError(f"{self.url} has no project of {self._project}.", "Push the queue first.")
         host = (urlsplit(self.url).hostname or "").replace(":", "_")
         emails = self._api.emails()
+        with writing(into / "a file"):
+            into.mkdir(parents=True, exist_ok=True)
         files: list[Path] = []
         newest: datetime | None = None
         for project in projects:
