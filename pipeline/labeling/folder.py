@@ -23,6 +23,7 @@ from pipeline.labeling.exchange import (
     Painted,
     Refusal,
     Tool,
+    shown,
 )
 from pipeline.labeling.manifest import (
     HEATMAPS,
@@ -177,7 +178,7 @@ def find_masks(delivery: Delivery) -> tuple[list[Path], list[Refusal]]:
 
 def readable_name(path: Path) -> str:
     """A path as text that can be stored and shown, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+    return shown(os.fsencode(path).decode("utf-8", errors="backslashreplace"))
 
 
 def _read(path: Path, labels: LabelMap, width: int, height: int) -> Painted:

@@ -159,8 +159,8 @@ def _find_queue(session: Session, name: str | None) -> Queue:
         NotYourTurn: the queue has not been exported yet.
     """
     current = round_queries.current_round(session)
-    if name is not None:
-        found = queues.queue_by_name(session, name)
+    if name is not None:  # one that is not what it looks like is no queue's, and no text for a database
+        found = queues.queue_by_name(session, name) if name == shown(name) else None
     else:
         current = rounds.require(session, "import")
         found = round_queries.round_queue(session, current.id)

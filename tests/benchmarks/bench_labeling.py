@@ -1,8 +1,8 @@
 """A queue of many large images out to each labeling tool's files, and labels back into the store: seconds and
 peak memory, for a tenth of the tasks and for all of them.
 
-What goes out are masks that are made here, of whole images; predicting them is another benchmark's. Images are
-linked. Each export and each import is a process of its own.
+What goes out are masks that are made here, of whole images; predicting them is another benchmark's. Images
+are linked. Each export and each import is a process of its own.
 """
 
 from __future__ import annotations
@@ -73,11 +73,9 @@ def main() -> None:
         for tasks in (given.tasks // 10, given.tasks):
             with tempfile.TemporaryDirectory(prefix="bench-labeling-") as folder:
                 out, back = (_run(Path(folder), work, tool, tasks, given) for work in ("export", "import"))
-            print(
-                f"| {tool} | {tasks} | {out.seconds:.1f} | {back.seconds:.1f} "
-                f"| {out.peak:.0f} ({out.before:.0f}) | {back.peak:.0f} ({back.before:.0f}) | {out.size:.0f} |",
-                flush=True,
-            )
+            times = f"{out.seconds:.1f} | {back.seconds:.1f}"
+            peaks = f"{out.peak:.0f} ({out.before:.0f}) | {back.peak:.0f} ({back.before:.0f})"
+            print(f"| {tool} | {tasks} | {times} | {peaks} | {out.size:.0f} |", flush=True)
 
 
 def _run(folder: Path, work: str, tool: str, tasks: int, given: argparse.Namespace) -> Measured:
