@@ -47,7 +47,7 @@ def recognises(source: Path) -> bool:
 
 
 def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """One answer for each mask.
+    """One answer for each mask; an archive stays open for it until the next one is asked for.
 
     Args:
         source: a folder or a zip archive; archives that lie in a folder are read too. What was exported is
