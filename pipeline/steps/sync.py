@@ -152,6 +152,9 @@ def push(
         places.forget_places(session, gone)
         for place in pushed.places:
             places.record_place(session, queue_id=found.id, tool=tool, url=server.url, place=place)
+        older = _over(session, found, tool, server.url) if pushed.created else {}
+    for name, there in older.items():  # or annotators would go on with what nobody waits for
+        server.retire(queue=name, places=there)
     return PushReport(
         queue=found.name,
         url=server.url,
@@ -294,6 +297,16 @@ def sync(
         folder = export(project, database, to=tool, progress=progress)
     pushed = push(project, database, folder=folder, tool=tool, url=url, progress=progress)
     return SyncReport(pulled=pulled, pushed=pushed)
+
+
+def _over(session: Session, newest: Queue, tool: str, url: str) -> dict[str, list[str]]:
+    """The queues on a server of which nothing is waited for any more, with their places."""
+    found: dict[str, list[str]] = {}
+    for queue in queues.list_queues(session):
+        there = [place.place for place in places.places_of(session, queue.id) if _is_on(place, tool, url)]
+        if there and queue.id != newest.id and not queues.queue_items(session, queue.id, status="queued"):
+            found[queue.name] = there
+    return found
 
 
 def _is_on(place: QueuePlace, tool: str, url: str) -> bool:
