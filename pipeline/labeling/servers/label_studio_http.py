@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,6 +56,7 @@ class LabelStudioHttp:
         self._refreshes = token.count(".") == 2  # a JSON web token
         self._authorization = None if self._refreshes else f"Token {token}"
         self._client = httpx.Client(timeout=timeout, transport=transport)
+        weakref.finalize(self, self._client.close)
 
     def send(
         self,
