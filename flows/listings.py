@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from db.tables import Calibration
 from flows.display import console, errors, interval, literal, table
@@ -11,6 +12,9 @@ from pipeline.history import ModelSummary, RoundSummary
 from pipeline.queues import QueueSummary
 from pipeline.runs import RunSummary
 from pipeline.status import AtWork, Scoring, Status
+
+if TYPE_CHECKING:  # imports scipy, which most commands do without
+    from pipeline.annotators import AnnotatorReport
 
 
 def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring | None) -> None:
@@ -39,28 +43,51 @@ def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring
 
 
 def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
-    """Labels, model, mIoU and calibration of each round."""
+    """What each round's labels cost, and the mIoU that they came to; then its calibration."""
     table(
-        f"{name}: {len(rows)} rounds",
-        ("round", "labels", "of the pool", "model", "mIoU", "ECE before", "ECE after", "next"),
+        f"{literal(name)}: {len(rows)} rounds",
+        ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "mIoU", "next"),
         [
             (
                 row.number,
-                row.labeled_regions,
-                f"{100 * row.labeled_share:.1f} %",
                 f"{row.model} {row.model_status}" if row.model else None,
+                row.labeled_regions,
+                short_count(row.labeled_pixels),
+                f"{100 * row.labeled_share:.1f} %",
+                None if row.clicks is None else round(row.clicks),
+                None if row.hours is None else f"{row.hours:.1f}",
                 interval(*row.mean_iou),
-                interval(*row.ece_before),
-                interval(*row.ece_after),
                 row.state,
             )
             for row in rows
         ],
     )
+    measured = [row for row in rows if row.split is not None]
+    if measured:
+        table(
+            "Calibration",
+            ("round", "model", "ECE before", "ECE after", "images"),
+            [
+                (row.number, row.model, interval(*row.ece_before), interval(*row.ece_after), row.split)
+                for row in measured
+            ],
+        )
     for confidence in ("probability", "softmax score"):
         models = [row.model for row in rows if row.model and row.confidence == confidence]
         if models:
             console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
+
+
+def short_count(count: int) -> str:
+    """A large number with a digit after the point.
+
+    >>> short_count(1_234_567), short_count(45_600), short_count(999)
+    ('1.2 M', '45.6 k', '999')
+    """
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if round(count / size, 4) >= 1:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
 
 
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
@@ -131,6 +158,8 @@ def show_queue(row: QueueSummary) -> None:
     """What a queue is made of, and the reasons of its first items."""
     chosen = "" if row.candidates is None else f" of {row.candidates}"
     console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
+    if row.clicks is not None:
+        console.print(f"effort    about {row.clicks:.0f} clicks")
     for title, counts in (("slices", row.by_slice), ("classes", row.by_class), ("status", row.by_status)):
         console.print(f"{title:8}  {literal(_counts(counts))}")
     folder = "not exported yet" if row.folder is None else literal(row.folder)
@@ -138,9 +167,13 @@ def show_queue(row: QueueSummary) -> None:
     for warning in row.warnings:
         errors.print(f"[yellow]warning:[/] {literal(warning)}")
     if row.head:
+        with_clicks = any(item.clicks is not None for item in row.head)
+        head = ["rank", "image", "x, y, w, h", "class", row.measure or "score", "slice", "status", "reason"]
+        if with_clicks:
+            head.insert(-1, "clicks")
         table(
             f"The first {len(row.head)} of {row.items}",
-            ("rank", "image", "x, y, w, h", "class", row.measure or "score", "slice", "status", "reason"),
+            head,
             [
                 (
                     item.rank,
@@ -150,11 +183,72 @@ def show_queue(row: QueueSummary) -> None:
                     item.score,
                     item.slice,
                     item.status,
+                    *((None if item.clicks is None else round(item.clicks),) if with_clicks else ()),
                     literal(item.reason),
                 )
                 for item in row.head
             ],
         )
+
+
+def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
+    """Who differs from the others, whether the model was in doubt there, and the most disputed regions."""
+    if not report.regions:
+        console.print("No region has labels of two annotators.")
+        return
+    console.print(
+        f"{report.regions} regions of {report.images} images have two annotators or more: "
+        f"{literal(', '.join(report.annotators))}"
+    )
+    if report.unreadable:
+        errors.print(
+            f"[yellow]warning:[/] the stored masks of {report.unreadable} images cannot be read; "
+            "import their labels again"
+        )
+    table(
+        f"Agreement on the pixels that both have labeled, in {report.compared} images",
+        ("agreement", "annotator", "with", "images", "pixels"),
+        [
+            (
+                None if pair.agreement is None else f"{100 * pair.agreement:.1f} %",
+                literal(pair.annotator),
+                "all others" if pair.other is None else literal(pair.other),
+                pair.images,
+                short_count(pair.pixels),
+            )
+            for pair in (*report.against_others, *report.pairs[:limit])
+        ],
+    )
+    for found in report.correlations:
+        what = f"vote entropy and {found.measure.replace('_', ' ')}"
+        if found.reason is not None:
+            console.print(f"rank correlation of {what}: not known, {found.reason}")
+        else:
+            value = interval(found.value, found.low, found.high)
+            where = f"{found.regions} regions of {found.images} images"
+            console.print(f"rank correlation of {what}: {value} over {where}")
+    shown = report.rows[:limit]
+    table(
+        f"The {len(shown)} most disputed of {report.regions} regions",
+        (
+            *("queue", "rank", "image", "x, y, w, h", "annotators", "disagreement"),
+            *("vote entropy", "expected entropy", "mutual information"),
+        ),
+        [
+            (
+                literal(row.queue),
+                row.rank,
+                literal(row.uri),
+                f"{row.x}, {row.y}, {row.w}, {row.h}",
+                row.annotators,
+                f"{100 * row.disagreement:.1f} %",
+                row.vote_entropy,
+                row.expected_entropy,
+                row.mutual_information,
+            )
+            for row in shown
+        ],
+    )
 
 
 def show_calibrations(rows: Sequence[Calibration]) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from db.queries import evaluations
 from db.queries import labels as label_queries
 from db.queries import rounds as queries
+from db.queries.agreement import Box, covered_boxes
 from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel, QueueItem
 from pipeline.calibration.naming import confidence_name
 
@@ -27,8 +28,11 @@ class RoundSummary:
 
     Attributes:
         labeled_images, labeled_regions, labeled_pixels: what the round's model was trained on; for a round
-            without a model yet, what has been labeled so far.
+            without a model yet, what has been labeled so far. What several annotators of a queue have labeled
+            counts once.
         labeled_share: labeled pixels as a share of the pool's.
+        clicks: estimated for the regions that were exported, and are labeled; None where there is none.
+        hours: that all annotators took together, as far as their tools measured it; None where none did.
         split: the held-out split that the figures were measured on.
         mean_iou, ece_before, ece_after, error_auroc: of the configured sampler; `error_auroc` says how well
             entropy finds the wrong pixels, after calibration.
@@ -42,6 +46,8 @@ class RoundSummary:
     labeled_regions: int
     labeled_pixels: int
     labeled_share: float
+    clicks: float | None
+    hours: float | None
     model: str | None
     model_status: str | None
     split: str | None
@@ -79,7 +85,9 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
         model = queries.round_model(session, row.id)
         labels = _labels_of(session, model.id) if model else label_queries.labels_in_force(session)
         split = _split_of(session, model.id) if model else None
-        pixels = sum(label.labeled_pixels for label in labels)
+        pixels = _pixels_of(session, labels)
+        regions, clicks = _regions_of(session, labels)
+        seconds = [label.seconds for label in labels if label.seconds is not None]
 
         def figure(
             name: str, *, calibrated: bool, model: Model | None = model, split: str | None = split
@@ -96,9 +104,11 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
                 state=row.state,
                 started_at=row.started_at,
                 labeled_images=len({label.image_id for label in labels}),
-                labeled_regions=_regions_of(session, labels),
+                labeled_regions=regions,
                 labeled_pixels=pixels,
                 labeled_share=pixels / pool_pixels if pool_pixels else 0.0,
+                clicks=clicks,
+                hours=sum(seconds) / 3600 if seconds else None,
                 model=model.name if model else None,
                 model_status=model.status if model else None,
                 split=split,
@@ -163,15 +173,56 @@ def _labels_of(session: Session, model_id: int) -> Sequence[Label]:
     return session.scalars(statement.where(ModelLabel.model_id == model_id)).all()
 
 
-def _regions_of(session: Session, labels: Sequence[Label]) -> int:
-    """Labeled queue items of the queues and images that these labels belong to."""
+def _regions_of(session: Session, labels: Sequence[Label]) -> tuple[int, float | None]:
+    """Labeled queue items of the queues and images that these labels belong to, and their clicks."""
     wanted = {(label.queue_id, label.image_id) for label in labels}
-    counts = session.execute(
-        select(QueueItem.queue_id, QueueItem.image_id, func.count())
+    rows = session.execute(
+        select(QueueItem.queue_id, QueueItem.image_id, func.count(), func.sum(QueueItem.clicks))
         .where(QueueItem.status == "labeled")
         .group_by(QueueItem.queue_id, QueueItem.image_id)
     )
-    return sum(count for queue_id, image_id, count in counts if (queue_id, image_id) in wanted)
+    found = [(count, clicks) for queue_id, image_id, count, clicks in rows if (queue_id, image_id) in wanted]
+    known = [clicks for _, clicks in found if clicks is not None]
+    return sum(count for count, _ in found), sum(known) if known else None
+
+
+def _pixels_of(session: Session, labels: Sequence[Label]) -> int:
+    """Labeled pixels. Where labels of one image and queue have a region in common, the largest counts."""
+    of_image: dict[tuple[int, int], list[Label]] = {}
+    for label in labels:
+        of_image.setdefault((label.queue_id, label.image_id), []).append(label)
+    several = [label.id for group in of_image.values() if len(group) > 1 for label in group]
+    covered = covered_boxes(session, several)
+    pixels = 0
+    for group in of_image.values():
+        apart: list[tuple[set[Box], int]] = []
+        for label in group:
+            boxes, count = covered.get(label.id, set[Box]()), label.labeled_pixels
+            for other in [one for one in apart if _meet(one[0], boxes)]:
+                apart.remove(other)
+                boxes, count = boxes | other[0], max(count, other[1])
+            apart.append((boxes, count))
+        pixels += sum(count for _, count in apart)
+    return pixels
+
+
+def _meet(these: set[Box], those: set[Box]) -> bool:
+    """Whether a region of one side is also on the other, or lies in one that is, such as a whole image."""
+    return bool(these & those) or any(
+        _holds(one, other) or _holds(other, one) for one in these for other in those
+    )
+
+
+def _holds(outer: Box, inner: Box) -> bool:
+    """Whether a region that fills its box, which has the index 0, holds another."""
+    x, y, w, h, index = outer
+    return (
+        index == 0
+        and x <= inner[0]
+        and y <= inner[1]
+        and inner[0] + inner[2] <= x + w
+        and inner[1] + inner[3] <= y + h
+    )
 
 
 def _split_of(session: Session, model_id: int) -> str | None:

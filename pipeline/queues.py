@@ -20,6 +20,9 @@ class HeadItem:
         box: x, y, width, height in image pixels.
         score: of the queue's measure.
         inclusion_probability: of an audit draw.
+        clicks: that it takes to label, estimated when the queue was exported.
+        annotators: whose labels are in force, once there are two.
+        disagreement: the share of pixels on which two of them, drawn at random, differ.
     """
 
     rank: int
@@ -32,6 +35,9 @@ class HeadItem:
     inclusion_probability: float | None
     status: str
     reason: str
+    clicks: float | None
+    annotators: int | None
+    disagreement: float | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class QueueSummary:
         kind: `selected`, `review`, or `initial` for the labels that the project started with.
         by_class: by the class that is predicted; `not predicted` where there was no model.
         candidates: what could have been chosen; None where the queue was not chosen by scores.
+        clicks: estimated for all its items together; None before the export.
         folder: where it is exported, relative to the project's folder.
         head: the first items, by rank.
     """
@@ -58,6 +65,7 @@ class QueueSummary:
     by_slice: dict[str, int]
     by_class: dict[str, int]
     by_status: dict[str, int]
+    clicks: float | None
     warnings: list[str]
     folder: str | None
     created_at: datetime
@@ -83,6 +91,9 @@ def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str],
             inclusion_probability=item.inclusion_probability,
             status=item.status,
             reason=item.reason,
+            clicks=item.clicks,
+            annotators=item.annotators,
+            disagreement=item.disagreement,
         )
         for item, image in contents.queue_head(session, queue.id, limit=max(head, 1))
     ]
@@ -101,6 +112,7 @@ def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str],
         by_slice=contents.count_by_slice(session, queue.id),
         by_class={class_of(index) or "not predicted": count for index, count in by_class.items()},
         by_status=by_status,
+        clicks=contents.count_clicks(session, queue.id),
         warnings=list(queue.spec.get("warnings", [])),
         folder=queue.export_uri,
         created_at=queue.created_at,

@@ -173,9 +173,10 @@ def _next(
         folder = queue.export_uri if queue and queue.export_uri else "FOLDER"
         waiting = items.get("queued", 0)
         done = items.get("labeled", 0)
+        skipped = f", {items['skipped']} were skipped" if items.get("skipped") else ""
         return (
             f"segcurate import {folder}",
-            f"{waiting} regions of the queue wait for labels, {done} have come back. "
+            f"{waiting} regions of the queue wait for labels, {done} have come back{skipped}. "
             "Put the masks into its `masks` folder first.",
         )
     reasons = {

@@ -47,3 +47,8 @@ def count_by_class(session: Session, queue_id: int) -> dict[int | None, int]:
         .order_by(func.count().desc(), QueueItem.predicted_class)
     )
     return dict(session.execute(statement).tuples().all())
+
+
+def count_clicks(session: Session, queue_id: int) -> float | None:
+    """Estimated clicks of a queue's items together; None where none is known."""
+    return session.scalar(select(func.sum(QueueItem.clicks)).where(QueueItem.queue_id == queue_id))

@@ -7,8 +7,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from flows.cli.app import TRUST, opened_project, say
-from flows.display import progress_bar
+from flows.cli.app import TRUST, Json, opened_project, say
+from flows.display import print_json, progress_bar
 from pipeline.config import Sampler
 from pipeline.errors import UserError
 
@@ -104,6 +104,28 @@ def review(
 
     with opened_project() as (project, database), progress_bar() as progress:
         say(step(project, database, budget=budget, folder=folder, progress=progress))
+
+
+@commands.command(rich_help_panel=TRUST)
+def annotators(
+    queue: Annotated[str | None, typer.Option(help="Such as `round-03`; all queues by default.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Regions to list.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Do annotators agree, and was the model in doubt where they do not?"""
+    from flows.listings import show_annotators
+    from pipeline.annotators import annotator_report
+
+    with (
+        opened_project() as (project, database),
+        database.session(write=False) as session,
+        progress_bar() as progress,
+    ):
+        report = annotator_report(session, project, queue=queue, progress=progress)
+    if as_json:
+        print_json({**vars(report), "rows": [row._asdict() for row in report.rows[:limit]]})
+    else:
+        show_annotators(report, limit=limit)
 
 
 def _samplers(names: list[str] | None) -> list[Sampler] | None:
