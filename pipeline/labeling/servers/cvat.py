@@ -1,0 +1,147 @@
+"""A CVAT server: a queue is pushed as tasks of so many images each, finished tasks are pulled.
+
+CVAT hands images out in the order of their task, and has no other way to say which come first. What is there
+already is found out by looking at the tasks' names and images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cvat_sdk.core.proxies.tasks import Task
+
+from pipeline.labeling.servers.base import Pulled, Pushed
+from pipeline.labeling.servers.cvat_client import CvatConnection, connected
+from pipeline.labeling.servers.cvat_export import ExportedQueue
+
+_LONGEST_NAME = 230
+_NUMBERED = re.compile(r" \([0-9]+/[0-9]+\)")
+
+
+class CvatServer:
+    """A `LabelingServer`.
+
+    Args:
+        url: of the server.
+        token: a personal access token, or `user:password`.
+        project: the segcurate project's name, with which the names of tasks begin.
+        batch: images a task.
+        timeout: seconds to wait for an answer.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, project: str, batch: int = 100, timeout: float = 60.0
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        self._project = project
+        self._batch = batch
+        self._timeout = timeout
+
+    def push(self, folder: Path, *, places: Sequence[str]) -> Pushed:
+        """Make tasks of the images that are not in any; a task without images was left behind by a push that
+        was killed, and is removed. Images get their annotations where they have none and nobody is at them.
+
+        Raises:
+            DataError: the folder is no queue that was exported for CVAT.
+            ServerError: as the server interface says.
+        """
+        queue = ExportedQueue.of(folder)
+        with self._connected() as server:
+            there: dict[int, list[str]] = {}
+            for task in self._tasks(server, queue, places):
+                frames = server.frames(task) if task.size else []
+                if not task.size:
+                    server.remove(task)
+                elif queue.images.keys() >= set(frames):
+                    self._annotate(server, task, queue, frames)
+                    there[task.id] = frames
+            lying = {name for frames in there.values() for name in frames}
+            missing = [name for name in queue.images if name not in lying]
+            parts = [missing[at : at + self._batch] for at in range(0, len(missing), self._batch)]
+            total = len(there) + len(parts)
+            for number, names in enumerate(parts, start=len(there) + 1):
+                name = f"{self._name(queue.name)} ({number}/{total})"
+                with queue.staged(names) as files:
+                    task = server.create_task(name, queue.labels, files)
+                self._annotate(server, task, queue, names)
+                there[task.id] = names
+        page = f"{self.url}/tasks/{next(iter(there))}" if len(there) == 1 else f"{self.url}/tasks"
+        return Pushed(
+            places=[str(identifier) for identifier in sorted(there)],
+            created=len(missing),
+            unchanged=len(queue.images) - len(missing),
+            page=page,
+        )
+
+    def pull(self, *, queue: str, places: Sequence[str], into: Path, since: datetime | None = None) -> Pulled:
+        """Fetch the tasks of which every job is completed, as an archive each."""
+        files: list[Path] = []
+        newest: datetime | None = None
+        with self._connected() as server:
+            for task in _of_places(server, places):
+                jobs = server.jobs(task)
+                if not jobs or not all(str(job.state) == "completed" for job in jobs):
+                    continue
+                changed = max(map(_aware, (task.updated_date, *(job.updated_date for job in jobs))))
+                if since is not None and changed < since:
+                    continue
+                files.append(into / f"task_{task.id}.zip")
+                server.export(task, files[-1])
+                newest = changed if newest is None else max(newest, changed)
+        return Pulled(files=files, newest=newest)
+
+    def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
+        """Whether anybody has taken up a job of these tasks, or drawn anything."""
+        with self._connected() as server:
+            return any(server.is_begun(task) for task in _of_places(server, places))
+
+    def retire(self, *, queue: str, places: Sequence[str]) -> int:
+        """Remove the tasks that nobody has begun; how many images they had."""
+        removed = 0
+        with self._connected() as server:
+            for task in _of_places(server, places):
+                if not server.is_begun(task):
+                    server.remove(task)
+                    removed += task.size or 0
+        return removed
+
+    def _connected(self) -> AbstractContextManager[CvatConnection]:
+        return connected(self.url, self._token, timeout=self._timeout)
+
+    def _name(self, queue: str) -> str:
+        return f"{self._project} {queue}"[:_LONGEST_NAME]
+
+    def _tasks(self, server: CvatConnection, queue: ExportedQueue, places: Sequence[str]) -> list[Task]:
+        """The tasks that may be this queue's, oldest first: of the known places, and of the names it uses."""
+        name = self._name(queue.name)
+        named = [
+            task
+            for task in server.tasks_named(name)
+            if task.name.startswith(name) and _NUMBERED.fullmatch(task.name[len(name) :])
+        ]
+        found = {task.id: task for task in (*_of_places(server, places), *named)}
+        return [found[identifier] for identifier in sorted(found)]
+
+    def _annotate(
+        self, server: CvatConnection, task: Task, queue: ExportedQueue, names: Sequence[str]
+    ) -> None:
+        """Put the proposals onto a task's images, unless there is anything on them, or anybody at them."""
+        if server.has_annotations(task) or server.is_begun(task):
+            return
+        with queue.annotations(names) as document:
+            server.annotate(task, document)
+
+
+def _of_places(server: CvatConnection, places: Sequence[str]) -> list[Task]:
+    """The tasks of these places that there still are."""
+    tasks = (server.task(int(place)) for place in places if place.isdecimal())
+    return [task for task in tasks if task is not None]
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

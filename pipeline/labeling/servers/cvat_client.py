@@ -1,0 +1,201 @@
+"""The way to a CVAT server: its own client, with time limits, and with failures in plain words."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import urllib3
+from cvat_sdk.api_client.exceptions import ApiException, NotFoundException, OpenApiException
+from cvat_sdk.core.client import AccessTokenCredentials, Client, Config, PasswordCredentials
+from cvat_sdk.core.exceptions import BackgroundRequestException, CvatSdkException
+from cvat_sdk.core.proxies.jobs import Job
+from cvat_sdk.core.proxies.tasks import Task
+
+from pipeline.errors import DataError
+from pipeline.files import writing
+from pipeline.labeling.exchange import shown
+from pipeline.labeling.servers.base import ServerError
+from pipeline.labeling.untrusted.json_items import iter_items, load_item
+
+POLL_SECONDS = 2.0
+"""Between questions whether the server is done."""
+UPLOADED, EXPORTED = "CVAT 1.1", "CVAT for images 1.1"
+"""What CVAT calls its own format, coming in and going out."""
+
+_LONGEST_SHAPE = 64 << 20
+_TOKEN_REMEDY = "Create an access token in CVAT's profile page, and put it into CVAT_ACCESS_TOKEN."
+_BY_PEOPLE = ("manual", "semi-auto")
+
+
+@contextmanager
+def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnection]:
+    """A connection to a server, until the block ends.
+
+    Args:
+        token: a personal access token, or `user:password`.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        ServerError: in the block too: what the server, or the way to it, has failed at.
+    """
+    if not re.fullmatch("https?://[^/@]+(/.*)?", url):
+        raise ServerError(f"{shown(url)} is no address of a CVAT server.", "Write `http://…` or `https://…`.")
+    user, is_password, password = token.partition(":")
+    credentials = PasswordCredentials(user, password) if is_password else AccessTokenCredentials(token)
+    if not is_password and not re.fullmatch("[!-~]+", token):
+        raise ServerError(f"The token for {url} is no token of CVAT.", _TOKEN_REMEDY)
+    with _in_words(url):
+        config = Config(status_check_period=POLL_SECONDS, verify_ssl=True)
+        with Client(url, logger=_SILENT, config=config, check_server_version=False) as client:
+            rest: Any = client.api_client.rest_client
+            rest.request = _limited(rest.request, timeout)
+            client.login(credentials)
+            yield CvatConnection(client)
+
+
+class _NonsenseError(Exception):
+    """An answer that is no JSON."""
+
+
+class CvatConnection:
+    """What a push and a pull ask of a server."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def tasks_named(self, part: str) -> list[Task]:
+        """The tasks that have this in their names."""
+        return self._client.tasks.list(name__contains=part)
+
+    def task(self, identifier: int) -> Task | None:
+        """The task of this number; None where there is none (any more)."""
+        try:
+            return self._client.tasks.retrieve(identifier)
+        except NotFoundException:
+            return None
+
+    def frames(self, task: Task) -> list[str]:
+        """The names of a task's images, in its order."""
+        return [frame.name for frame in task.get_frames_info() or []]
+
+    def jobs(self, task: Task) -> list[Job]:
+        """The jobs that people label in: those of a task that has data."""
+        jobs = self._client.jobs.list(task_id=task.id)
+        return [job for job in jobs if str(job.type) == "annotation"]
+
+    def sources(self, task: Task) -> Generator[str]:
+        """How each annotation of a task came to be, such as `manual` or `file`; read as they are sent."""
+        _, response = self._client.api_client.tasks_api.retrieve_annotations(task.id, _parse_response=False)
+        with response:
+            try:
+                for item in iter_items(cast(BinaryIO, response), longest=_LONGEST_SHAPE, members=True):
+                    if item.key is None:
+                        raise _NonsenseError
+                    if item.listed:
+                        annotation = {} if item.content is None else load_item(item.content)
+                        yield str(annotation.get("source", "")) if isinstance(annotation, dict) else ""
+            except DataError as error:
+                raise _NonsenseError from error
+
+    def has_annotations(self, task: Task) -> bool:
+        """Whether there is anything on a task's images."""
+        return next(self.sources(task), None) is not None
+
+    def is_begun(self, task: Task) -> bool:
+        """Whether anybody has worked in a task: taken up a job, or drawn something."""
+        if any((str(job.state), str(job.stage)) != ("new", "annotation") for job in self.jobs(task)):
+            return True
+        return any(source in _BY_PEOPLE for source in self.sources(task))
+
+    def create_task(self, name: str, labels: Sequence[dict[str, Any]], files: Sequence[Path]) -> Task:
+        """A new task with these images, in this order and as they are."""
+        task = self._client.tasks.create({"name": name, "labels": list(labels)})
+        params = {"image_quality": 100, "sorting_method": "predefined"}
+        task.upload_data(list(files), params=params)
+        return task
+
+    def annotate(self, task: Task, document: Path) -> None:
+        """Put annotations onto a task's images, in the place of what is there."""
+        task.import_annotations(UPLOADED, document, conv_mask_to_poly=False)
+
+    def export(self, task: Task, path: Path) -> None:
+        """Fetch a task's annotations, as the archive that CVAT makes of them."""
+        path.unlink(missing_ok=True)
+        with writing(path):
+            task.export_dataset(EXPORTED, path, include_images=False)
+
+    def remove(self, task: Task) -> None:
+        """Remove a task with all that is in it."""
+        task.remove()
+
+
+@contextmanager
+def _in_words(url: str) -> Generator[None]:
+    """Turn what CVAT's client raises into a ServerError. The token is in none of its messages."""
+    again = "Run the command again; nothing will be there twice."
+    try:
+        yield
+    except BackgroundRequestException as error:
+        raise ServerError(f"{url} could not do what it was asked for: {shown(error)}.", again) from error
+    except ApiException as error:
+        raise _refused(url, error) from error
+    except (urllib3.exceptions.HTTPError, ConnectionError) as error:
+        if isinstance(getattr(error, "reason", None), urllib3.exceptions.ResponseError):
+            raise ServerError(f"{url} fails again and again.", "Run the command again later.") from error
+        raise ServerError(
+            f"{url} cannot be reached, or does not answer in time: {shown(type(error).__name__)}.",
+            "Check the address, and that CVAT runs there.",
+        ) from error
+    except (CvatSdkException, OpenApiException, _NonsenseError) as error:
+        raise _stranger(url) from error
+    except (AssertionError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise _stranger(url) from error  # its client trusts answers
+
+
+def _refused(url: str, error: ApiException) -> ServerError:
+    status = error.status or 0
+    if status == 401:
+        return ServerError(f"{url} does not take the token.", _TOKEN_REMEDY)
+    if status == 403:
+        return ServerError(
+            f"{url} does not allow this user to do that.", "Use the token of somebody who may create tasks."
+        )
+    if status == 404:
+        return ServerError(f"{url} has no such page.", "Check the address, and that it is CVAT's.")
+    if status >= 500:
+        return ServerError(f"{url} has failed (status {status}).", "Run the command again later.")
+    if status == 0:
+        return ServerError(
+            f"{url} cannot be reached safely: {shown(error.reason)}.",
+            "Check the address and its certificate.",
+        )
+    said = shown(_text(error.body)).removesuffix(".")
+    return ServerError(f"{url} refuses this (status {status}): {said}.", "See what CVAT asks for.")
+
+
+def _text(body: object) -> str:
+    return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "it does not say why")
+
+
+def _stranger(url: str) -> ServerError:
+    return ServerError(
+        f"{url} does not answer as CVAT does.",
+        "Check the address; it is the one that CVAT's pages have in a browser.",
+    )
+
+
+def _limited(request: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """CVAT's client waits without end where nothing else is said."""
+
+    def send(*args: Any, _request_timeout: object = None, **kwargs: Any) -> Any:
+        return request(*args, _request_timeout=_request_timeout or (seconds, seconds), **kwargs)
+
+    return send
+
+
+_SILENT = logging.Logger("cvat", level=logging.CRITICAL + 1)
