@@ -109,7 +109,7 @@ def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
 The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks,
 and boxes "{LOOK_HERE}" around the regions to label.
 
-`segcurate push` brings this folder onto a server. By hand:
+`segcurate export --to cvat --url https://…` brings it onto a server. By hand:
 
 1. Create a task. Paste `{LABELS}` into Labels > Raw, and select all files of `{IMAGES}/`. In the advanced
    configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image

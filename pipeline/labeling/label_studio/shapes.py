@@ -24,6 +24,8 @@ from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
 
 MOST_SHAPES = 2000
 """Of an annotation."""
+MOST_PIXELS = 1 << 33
+"""Of all shapes of an annotation: each is a mask of the whole image, however few bytes it takes."""
 
 _DRAWN = re.compile("(polygon|rectangle|ellipse|keypoint|vector|brush|bitmask)(labels)?|labels|magicwand")
 _AGAIN = "Export it from Label Studio again."
@@ -45,10 +47,11 @@ def paint(result: object, proposal: object, labels: LabelMap, width: int, height
         DataError: a shape is of another kind, class or size, or is damaged.
     """
     values = {value: index for index, value in enumerate(label_values(labels.names))}
+    shapes = _shapes(result, width * height)
     proposed = _proposed(proposal, values, width=width, height=height)
     kept, drawn = (np.full((height, width), IGNORE, dtype=np.uint8) for _ in range(2))
     contested = np.zeros((height, width), dtype=bool)
-    for region in _shapes(result):
+    for region in shapes:
         index, painted = _painted(region, values, width=width, height=height)
         as_proposed = proposed == index
         kept[painted & as_proposed] = index
@@ -63,7 +66,7 @@ def _proposed(result: object, values: dict[str, int], *, width: int, height: int
     """What was proposed, [H, W]; 255 where nothing was, and everywhere where it cannot be read."""
     mask = np.full((height, width), IGNORE, dtype=np.uint8)
     try:
-        for region in _shapes(result):
+        for region in _shapes(result, width * height):
             index, painted = _painted(region, values, width=width, height=height)
             mask[painted] = index
     except DataError:
@@ -71,15 +74,17 @@ def _proposed(result: object, values: dict[str, int], *, width: int, height: int
     return mask
 
 
-def _shapes(result: object) -> list[dict[str, Any]]:
-    """What is drawn on the image: not boxes that say where to look, relations, or answers to questions."""
+def _shapes(result: object, pixels: int) -> list[dict[str, Any]]:
+    """What is drawn on an image of so many pixels: not boxes that say where to look, relations, or answers to
+    questions."""
     if not isinstance(result, list):
         raise DataError("Its result is no list.", _AGAIN)
     if not all(isinstance(region, dict) for region in result):
         raise DataError("Its result holds what is no region.", _AGAIN)
     shapes = [region for region in result if _is_drawn(region) and region.get("from_name") != LOOK]
-    if len(shapes) > MOST_SHAPES:
-        raise DataError(f"It has {len(shapes)} shapes, more than {MOST_SHAPES}.", "Merge shapes of a class.")
+    most = min(MOST_SHAPES, MOST_PIXELS // pixels)
+    if len(shapes) > most:
+        raise DataError(f"It has {len(shapes)} shapes, more than {most}.", "Merge shapes of a class.")
     return shapes
 
 

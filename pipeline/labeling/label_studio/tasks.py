@@ -230,7 +230,7 @@ def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
 The most useful first: tasks are in the order of their ranks, and each has the model's own proposal as masks,
 and light blue boxes around the regions to label.
 
-`segcurate push` brings this folder onto a server. By hand:
+`segcurate export --to label-studio --url http://…` brings it onto a server. By hand:
 
 1. Start Label Studio 1.21 or later with `LOCAL_FILES_SERVING_ENABLED=true`, and with
    `LOCAL_FILES_DOCUMENT_ROOT` set to the full path of this folder.

@@ -308,3 +308,9 @@ def test_an_exported_folder_is_read_where_label_studios_files_were_put_into_it(t
     assert len(read(tmp_path, [task(annotation())])) == 1
     (answer,) = LABEL_STUDIO.read(tmp_path, label_map())
     assert isinstance(answer, Answer)
+
+
+def test_shapes_of_a_huge_image_are_fewer_because_each_is_as_large_as_the_image() -> None:
+    shape = {"type": "brushlabels", "from_name": "mask", "value": {}}
+    with pytest.raises(DataError, match="It has 100 shapes, more than 85"):
+        paint([shape] * 100, [], label_map(), 10_000, 10_000)
