@@ -97,7 +97,7 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
         parts.append(prose(decision))
     parts.append(
         f"Trained on {last.labeled_regions} labeled regions of {last.labeled_images} images, "
-        f"{100 * last.labeled_share:.1f} % of the pool’s pixels."
+        f"{100 * last.labeled_share:.1f} % of the pool’s pixels{_cost(last)}."
     )
     if last.split is None:
         return [*parts, "It is not measured yet."]
@@ -116,6 +116,13 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
         f"{plain(last.model)} says is a **{last.confidence}**."
     )
     return parts
+
+
+def _cost(row: RoundSummary) -> str:
+    """What the labels took, as far as that is known."""
+    clicks = "" if row.clicks is None else f"; their regions take about {row.clicks:.0f} clicks"
+    hours = "" if row.hours is None else f"; the annotators took {row.hours:.1f} hours"
+    return clicks + hours
 
 
 def _figure(value: Interval) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.evaluation.metrics import Estimate
 from pipeline.report.blocks import Gallery
 from pipeline.report.curves import RiskCurve, RoundPoint
 from pipeline.report.reliability import Reliability
@@ -88,6 +89,51 @@ class QueueFacts:
 
 
 @dataclass(frozen=True)
+class Annotator:
+    """How far one annotator's masks agree with all others'.
+
+    Attributes:
+        pixels: that both have labeled.
+        agreement: the share of them with the same class; NaN without a pixel.
+    """
+
+    name: str
+    images: int
+    pixels: int
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """A region that two or more annotators have labeled; NaN where the model said nothing of it."""
+
+    name: str
+    queue: str
+    rank: int
+    annotators: int
+    disagreement: float
+    vote_entropy: float
+    expected_entropy: float
+    mutual_information: float
+
+
+@dataclass(frozen=True)
+class SharedFacts:
+    """What several annotators have labeled.
+
+    Attributes:
+        people: least agreement first.
+        correlations: of vote entropy with each measure, and the reason where that is not known.
+        rows: most disputed first.
+    """
+
+    images: int
+    people: Sequence[Annotator]
+    correlations: Sequence[tuple[str, Estimate, str]]
+    rows: Sequence[Disputed]
+
+
+@dataclass(frozen=True)
 class Ancestor:
     """A model and what it was made from; hashes in full."""
 
@@ -118,6 +164,7 @@ class Contents:
         quality, stress, novelty: the model's assessments.
         scoring: the summary of the newest scoring run.
         disagreeing: regions of high confidence whose samples disagree.
+        shared: regions with several annotators; None where there is none.
     """
 
     project: str
@@ -138,4 +185,5 @@ class Contents:
     galleries: Sequence[tuple[str, Gallery]] = ()
     disagreeing: Gallery | None = None
     queue: QueueFacts | None = None
+    shared: SharedFacts | None = None
     lineage: Sequence[Ancestor] = field(default_factory=tuple)

@@ -47,6 +47,7 @@ class RoundPoint:
         labeled_share: labeled pixels as a share of the pool's, 0 to 1.
         class_iou: one a class, NaN where it is not defined.
         promoted: False for a model that was refused.
+        clicks, hours: that the labels took; None where that is not known.
     """
 
     number: int
@@ -57,6 +58,8 @@ class RoundPoint:
     ece_before: Estimate
     ece_after: Estimate
     promoted: bool
+    clicks: float | None = None
+    hours: float | None = None
 
 
 @dataclass(frozen=True)

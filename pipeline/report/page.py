@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from pipeline.report.blocks import Block, Heading, Missing, Section, Text
 from pipeline.report.contents import Contents
 from pipeline.report.figures import line_color
+from pipeline.report.sections.annotators import annotators
 from pipeline.report.sections.calibration import calibration
 from pipeline.report.sections.progress import learning, lineage, queue, standing
 from pipeline.report.sections.quality import quality
@@ -54,6 +55,7 @@ def sections(contents: Contents) -> list[Section]:
         drift(contents),
         _gallery(contents),
         queue(contents),
+        *annotators(contents),
         lineage(contents),
     ]
 

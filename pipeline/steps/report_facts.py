@@ -22,19 +22,24 @@ from db.queries import rounds as round_queries
 from db.queries.assessments import Kind, assessment_of
 from db.queries.evaluations import MetricKey
 from db.tables import Metric, Model, Queue, Round, ScoringRun, utc_now
+from pipeline.annotators import annotator_report
 from pipeline.calibration.naming import confidence_name
 from pipeline.config import Project
 from pipeline.data.masks import palette
 from pipeline.evaluation.metrics import Estimate
 from pipeline.history import RoundSummary, model_history, round_history
+from pipeline.report.blocks import number
 from pipeline.report.contents import (
     Ancestor,
+    Annotator,
     Calibrated,
     Contents,
+    Disputed,
     Document,
     Item,
     QueueFacts,
     Risks,
+    SharedFacts,
     Standing,
 )
 from pipeline.report.curves import RiskCurve, RoundPoint
@@ -78,6 +83,7 @@ def read_contents(session: Session, project: Project) -> Contents:
         novelty=document("novelty"),
         scoring=_scoring(session, model),
         queue=_queue(session, config.data.class_names),
+        shared=_shared(session, project),
         lineage=_lineage(session),
     )
 
@@ -198,6 +204,8 @@ def _point(session: Session, project: Project, row: RoundSummary, model: Model) 
         number=row.number,
         labeled_share=row.labeled_share,
         labeled_regions=row.labeled_regions,
+        clicks=row.clicks,
+        hours=row.hours,
         mean_iou=_estimate(*row.mean_iou),
         class_iou=tuple(_of(metrics, ("iou", index)) for index in range(project.config.data.num_classes)),
         ece_before=_estimate(*row.ece_before),
@@ -269,6 +277,36 @@ def _queue_facts(session: Session, queue: Queue, class_names: Sequence[str]) -> 
                 reason=item.reason,
             )
             for item, image in regions[:FIRST_ITEMS]
+        ],
+    )
+
+
+def _shared(session: Session, project: Project) -> SharedFacts | None:
+    found = annotator_report(session, project)
+    if not found.rows:
+        return None
+    return SharedFacts(
+        images=found.images,
+        people=[
+            Annotator(one.annotator, one.images, one.pixels, number(one.agreement))
+            for one in found.against_others
+        ],
+        correlations=[
+            (one.measure, _estimate(one.value, one.low, one.high), one.reason or "")
+            for one in found.correlations
+        ],
+        rows=[
+            Disputed(
+                name=Path(row.uri).name,
+                queue=row.queue,
+                rank=row.rank,
+                annotators=row.annotators,
+                disagreement=row.disagreement,
+                vote_entropy=row.vote_entropy,
+                expected_entropy=number(row.expected_entropy),
+                mutual_information=number(row.mutual_information),
+            )
+            for row in found.rows
         ],
     )
 

@@ -192,20 +192,25 @@ def lineage(contents: Contents) -> Section:
 
 
 def _rounds_table(contents: Contents) -> Table:
-    """The numbers of the learning curve."""
+    """The numbers of the learning curve, with what the labels cost where that is known."""
+    clicks = any(point.clicks is not None for point in contents.points)
+    hours = any(point.hours is not None for point in contents.points)
     rows = [
         [
             Cell(f"round {point.number}"),
             Cell("promoted" if point.promoted else "refused"),
             Cell(_share(point.labeled_share)),
             Cell(str(point.labeled_regions)),
+            *([Cell("–" if point.clicks is None else f"{point.clicks:.0f}")] if clicks else []),
+            *([Cell("–" if point.hours is None else f"{point.hours:.1f}")] if hours else []),
             figure(point.mean_iou),
             figure(point.ece_before),
             figure(point.ece_after),
         ]
         for point in contents.points
     ]
-    head = ("round", "model", "labeled", "regions", "mIoU", "ECE before", "ECE after")
+    cost = (*(("clicks",) if clicks else ()), *(("hours",) if hours else ()))
+    head = ("round", "model", "labeled", "regions", *cost, "mIoU", "ECE before", "ECE after")
     return Table(head, rows, "Every round", words=2)
 
 

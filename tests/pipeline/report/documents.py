@@ -14,11 +14,14 @@ from pipeline.evaluation.metrics import Estimate
 from pipeline.report.blocks import Gallery
 from pipeline.report.contents import (
     Ancestor,
+    Annotator,
     Calibrated,
     Contents,
+    Disputed,
     Item,
     QueueFacts,
     Risks,
+    SharedFacts,
     Standing,
 )
 from pipeline.report.curves import RiskCurve, RoundPoint
@@ -310,6 +313,24 @@ def gallery(name: str = "over-round-01") -> Gallery:
     return Gallery(name=name, tiles=tiles, layers=LAYERS, scales=scales, classes=classes)
 
 
+def shared_facts() -> SharedFacts:
+    """Two annotators of three regions, of which one was never scored."""
+    undefined = Estimate(math.nan, math.nan, math.nan)
+    return SharedFacts(
+        images=2,
+        people=[Annotator(f"ann {HOSTILE}", 2, 4096, 0.75), Annotator("bo", 0, 0, math.nan)],
+        correlations=[
+            ("expected_entropy", Estimate(0.61, 0.42, 0.75), ""),
+            ("mutual_information", undefined, "too few: 3 regions of 2 images"),
+        ],
+        rows=[
+            Disputed(f"{HOSTILE}.png", "round-03", 4, 2, 0.5, 0.315, 0.4, 0.02),
+            Disputed("b.png", "round-03", 7, 3, 0.25, 0.158, 0.2, 0.03),
+            Disputed("c.png", "round-03", 9, 2, 0.0, 0.0, math.nan, math.nan),
+        ],
+    )
+
+
 def full_contents() -> Contents:
     """Every section with data."""
     coverage = np.linspace(0.1, 1, 10)
@@ -364,6 +385,7 @@ def full_contents() -> Contents:
             by_status={"queued": 10},
             first=[Item(1, f"{HOSTILE}.png", HOSTILE, "selected", "queued", 0.7, f"mostly {HOSTILE}")],
         ),
+        shared=shared_facts(),
         lineage=[
             Ancestor(
                 name="r03",

@@ -90,6 +90,7 @@ def test_every_section_has_its_heading_and_its_link(full: str) -> None:
         "drift",
         "gallery",
         "queue",
+        "annotators",
         "lineage",
     ]
     assert set(ids) <= set(links)
@@ -167,3 +168,34 @@ def test_a_class_is_drawn_in_a_colour_that_can_be_read_on_both_pages() -> None:
 
 def test_a_page_of_eight_regions_a_gallery_stays_small(full: str) -> None:
     assert len(full) < 2_000_000
+
+
+def test_where_annotators_differ_is_beside_what_the_model_expected(full: str) -> None:
+    part = full[full.index('<section id="annotators"') : full.index('<section id="lineage"')]
+    text = Outline(part).text
+    assert "3 regions of 2 images have two annotators or more" in text
+    assert "the model’s expected entropy: 0.610 [0.420, 0.750]." in text
+    assert "the model’s mutual information: not known, too few: 3 regions of 2 images." in text
+    assert part.count("<circle") == 2
+    assert "A point is one of 2 regions with scores." in text
+    assert "round-03, 4 2 50.0 % 0.315 0.400 0.020" in text
+    assert "round-03, 9 2 0.0 % 0.000 – –" in text
+    assert "75.0 % 2 4096" in text
+
+
+def test_without_a_second_annotator_there_is_no_such_section() -> None:
+    page = render_page(replace(full_contents(), shared=None))
+    assert 'id="annotators"' not in page
+    assert "segcurate annotators" not in page
+
+
+def test_what_the_labels_cost_is_shown_once_it_is_known() -> None:
+    contents = full_contents()
+    plain = Outline(render_page(contents)).text
+    assert "regions mIoU" in plain
+    first, *others = contents.points
+    known = replace(contents, points=[replace(first, clicks=1234.0, hours=2.25), *others])
+    text = Outline(render_page(known)).text
+    assert "regions clicks hours mIoU" in text
+    assert "20 1234 2.2" in text
+    assert "40 – –" in text

@@ -1,0 +1,35 @@
+"""What the page knows of a queue that several annotators have labeled."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.steps.report_facts import read_contents
+from tests.pipeline.shared_queue import SIDE, disputing, filled, make_shared_queue
+
+
+def test_the_page_knows_who_differs_where_and_what_the_model_expected(tmp_path: Path) -> None:
+    shared = make_shared_queue(tmp_path, images=1, expected_entropy=np.array([[0.4, 0.3, 0.2, 0.1]]))
+    with shared.database.session(write=False) as session:
+        assert read_contents(session, shared.project).shared is None
+    masks = [filled(0), disputing(np.array([0.5, 0.25, 0, 0]))]
+    for name, mask in zip(("ann", "bo"), masks, strict=True):
+        shared.label(1, mask, by=name)
+    shared.settle(1, masks)
+    with shared.database.session(write=False) as session:
+        facts = read_contents(session, shared.project).shared
+    assert facts is not None
+    assert facts.images == 1
+    pixels = SIDE * SIDE
+    assert [(one.name, one.pixels, one.agreement) for one in facts.people] == [
+        ("ann", pixels, 1 - 0.75 / 4),
+        ("bo", pixels, 1 - 0.75 / 4),
+    ]
+    assert [(row.rank, row.disagreement) for row in facts.rows] == [(1, 0.5), (2, 0.25), (3, 0), (4, 0)]
+    np.testing.assert_allclose([row.expected_entropy for row in facts.rows], [0.4, 0.3, 0.2, 0.1], rtol=1e-6)
+    (measure, value, reason), _ = facts.correlations
+    assert (measure, math.isnan(value.value)) == ("expected_entropy", True)
+    assert reason.startswith("too few")
