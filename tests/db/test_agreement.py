@@ -1,0 +1,104 @@
+"""Regions with several annotators, on both backends."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+from sqlalchemy import update
+
+from db.queries import agreement as queries
+from db.queries import labels, scores
+from db.queries.contents import count_clicks
+from db.queries.labels import LabeledRegion
+from db.queries.queues import set_agreement, set_clicks
+from db.tables import Queue, QueueItem, ScoringRun
+from pipeline.evaluation.agreement import Agreement
+from tests.db.small_store import open_store, rows_for
+
+BOX = (0, 0, 0, 0)
+"""Of every region of `rows_for`."""
+
+
+def test_a_shared_region_comes_with_its_scores_and_only_the_most_disputed_first(store_url: str) -> None:
+    database = open_store(store_url, images=3)
+    with database.session() as session:
+        images, regions = rows_for([1, 2])
+        regions = {**regions, "expected_entropy": np.array([0.1, 0.2, 0.3, 0.4])}
+        scores.insert_scores(session, run_id=1, images=images, regions=regions)
+        for name, run_id in (("round-01", 1), ("other", None)):
+            session.add(
+                Queue(name=name, kind="review", run_id=run_id, strategy="s", unit="region", seed=0, spec={})
+            )
+        session.flush()
+        for queue_id, image_id, index in ((1, 1, 1), (1, 2, 0), (1, 3, 0), (2, 1, 1)):
+            session.add(
+                QueueItem(
+                    queue_id=queue_id,
+                    rank=image_id,
+                    image_id=image_id,
+                    region_index=index,
+                    **dict(zip("xywh", BOX, strict=True)),
+                    slice="review",
+                    reason="",
+                )
+            )
+        session.flush()
+        assert (queries.shared_regions(session), count_clicks(session, 1)) == ([], None)
+        set_agreement(
+            session,
+            {1: Agreement(2, 5, 0.2, 0.3), 2: Agreement(3, 5, 0.6, 0.7), 4: Agreement(2, 5, 0.1, 0.5)},
+        )
+        set_clicks(session, {1: 4.0, 2: 6.5})
+    with database.session(write=False) as session:
+        found = queries.shared_regions(session)
+        assert [(row.queue, row.rank, row.annotators) for row in found] == [
+            ("round-01", 2, 3),
+            ("other", 1, 2),
+            ("round-01", 1, 2),
+        ]
+        np.testing.assert_allclose([row.expected_entropy or -1 for row in found], [0.3, -1, 0.2], rtol=1e-6)
+        assert [row.uri for row in queries.shared_regions(session, queue_id=2)] == ["0.png"]
+        assert count_clicks(session, 1) == 10.5
+    with database.session() as session:
+        scores.forget_scores(session, run_id=1, image_ids=[1, 2])
+        session.execute(update(ScoringRun).values(pruned_at=datetime.now(UTC)))
+    with database.session(write=False) as session:
+        assert [row.expected_entropy for row in queries.shared_regions(session)] == [None] * 3
+    database.close()
+
+
+def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annotator(store_url: str) -> None:
+    database = open_store(store_url, images=4)
+    given = (
+        *((1, 1, "ann"), (1, 1, "bo")),  # two of one queue
+        *((2, 1, "ann"), (2, 2, "bo")),  # one of each queue
+        *((3, 2, "ann"), (3, 2, "ann")),  # a correction
+        *((4, 2, None), (4, 2, "ann")),
+    )
+    with database.session() as session:
+        for name in ("a", "b"):
+            session.add(Queue(name=name, kind="review", strategy="s", unit="region", seed=0, spec={}))
+        session.flush()
+        for number, (image_id, queue_id, annotator) in enumerate(given):
+            labels.record_label(
+                session,
+                image_id=image_id,
+                queue_id=queue_id,
+                mask_uri="m",
+                mask_sha256=str(number),
+                labeled_pixels=4,
+                source="import",
+                annotator=annotator,
+                labeled_at=datetime.now(UTC),
+                regions=[LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")],
+            )
+    with database.session(write=False) as session:
+        found = queries.shared_images(session)
+        assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
+        assert [row.image_id for row in queries.shared_images(session, queue_id=1)] == [1]
+        assert queries.covered_boxes(session, [2, 5]) == {
+            2: {(1, 0, 2, 2, 0), (0, 0, 8, 8, 3)},
+            5: {(4, 0, 2, 2, 0), (0, 0, 8, 8, 3)},
+        }
+    database.close()
