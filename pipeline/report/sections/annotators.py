@@ -74,8 +74,7 @@ def _disputed(facts: SharedFacts) -> Table:
     shown = facts.rows[:MOST_ROWS]
     rows = [
         [
-            Cell(row.name),
-            Cell(f"{row.queue}, {row.rank}"),
+            Cell(row.name, f"{row.queue}, {row.rank}"),
             Cell(str(row.annotators)),
             Cell(_percent(row.disagreement)),
             Cell(f"{row.vote_entropy:.3f}"),
@@ -85,10 +84,10 @@ def _disputed(facts: SharedFacts) -> Table:
         for row in shown
     ]
     head = (
-        *("image", "queue and rank", "annotators", "disagreement"),
+        *("region", "annotators", "disagreement"),
         *("vote entropy", "expected entropy", "mutual information"),
     )
-    return Table(head, rows, f"The {len(shown)} most disputed of {len(facts.rows)} regions", words=2)
+    return Table(head, rows, f"The {len(shown)} most disputed of {len(facts.rows)} regions")
 
 
 def _percent(share: float) -> str:
