@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations
 from db.queries import labels as label_queries
 from db.queries import rounds as queries
-from db.queries.agreement import Box, covered_boxes
-from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel, QueueItem
+from db.queries.agreement import CoveredRegion, count_covered, covered_regions
+from db.queries.in_force import is_version, newest_versions
+from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel
 from pipeline.calibration.naming import confidence_name
 
 Interval = tuple[float | None, float | None, float | None]
@@ -86,7 +87,7 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
         labels = _labels_of(session, model.id) if model else label_queries.labels_in_force(session)
         split = _split_of(session, model.id) if model else None
         pixels = _pixels_of(session, labels)
-        regions, clicks = _regions_of(session, labels)
+        covered = count_covered(session, _label_ids(model))
         seconds = [label.seconds for label in labels if label.seconds is not None]
 
         def figure(
@@ -104,10 +105,10 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
                 state=row.state,
                 started_at=row.started_at,
                 labeled_images=len({label.image_id for label in labels}),
-                labeled_regions=regions,
+                labeled_regions=covered.items,
                 labeled_pixels=pixels,
                 labeled_share=pixels / pool_pixels if pool_pixels else 0.0,
-                clicks=clicks,
+                clicks=covered.clicks,
                 hours=sum(seconds) / 3600 if seconds else None,
                 model=model.name if model else None,
                 model_status=model.status if model else None,
@@ -173,17 +174,12 @@ def _labels_of(session: Session, model_id: int) -> Sequence[Label]:
     return session.scalars(statement.where(ModelLabel.model_id == model_id)).all()
 
 
-def _regions_of(session: Session, labels: Sequence[Label]) -> tuple[int, float | None]:
-    """Labeled queue items of the queues and images that these labels belong to, and their clicks."""
-    wanted = {(label.queue_id, label.image_id) for label in labels}
-    rows = session.execute(
-        select(QueueItem.queue_id, QueueItem.image_id, func.count(), func.sum(QueueItem.clicks))
-        .where(QueueItem.status == "labeled")
-        .group_by(QueueItem.queue_id, QueueItem.image_id)
-    )
-    found = [(count, clicks) for queue_id, image_id, count, clicks in rows if (queue_id, image_id) in wanted]
-    known = [clicks for _, clicks in found if clicks is not None]
-    return sum(count for count, _ in found), sum(known) if known else None
+def _label_ids(model: Model | None) -> Select[tuple[int]]:
+    """A query for the labels that a model was trained on, or, before there is one, for those in force."""
+    if model is not None:
+        return select(ModelLabel.label_id).where(ModelLabel.model_id == model.id)
+    newest = newest_versions()
+    return select(Label.id).join(newest, is_version(newest))
 
 
 def _pixels_of(session: Session, labels: Sequence[Label]) -> int:
@@ -192,36 +188,35 @@ def _pixels_of(session: Session, labels: Sequence[Label]) -> int:
     for label in labels:
         of_image.setdefault((label.queue_id, label.image_id), []).append(label)
     several = [label.id for group in of_image.values() if len(group) > 1 for label in group]
-    covered = covered_boxes(session, several)
+    covered = covered_regions(session, several)
     pixels = 0
     for group in of_image.values():
-        apart: list[tuple[set[Box], int]] = []
+        apart: list[tuple[set[CoveredRegion], int]] = []
         for label in group:
-            boxes, count = covered.get(label.id, set[Box]()), label.labeled_pixels
-            for other in [one for one in apart if _meet(one[0], boxes)]:
+            regions, count = covered.get(label.id, set[CoveredRegion]()), label.labeled_pixels
+            for other in [one for one in apart if _meet(one[0], regions)]:
                 apart.remove(other)
-                boxes, count = boxes | other[0], max(count, other[1])
-            apart.append((boxes, count))
+                regions, count = regions | other[0], max(count, other[1])
+            apart.append((regions, count))
         pixels += sum(count for _, count in apart)
     return pixels
 
 
-def _meet(these: set[Box], those: set[Box]) -> bool:
+def _meet(these: set[CoveredRegion], those: set[CoveredRegion]) -> bool:
     """Whether a region of one side is also on the other, or lies in one that is, such as a whole image."""
     return bool(these & those) or any(
         _holds(one, other) or _holds(other, one) for one in these for other in those
     )
 
 
-def _holds(outer: Box, inner: Box) -> bool:
-    """Whether a region that fills its box, which has the index 0, holds another."""
-    x, y, w, h, index = outer
+def _holds(outer: CoveredRegion, inner: CoveredRegion) -> bool:
+    """Whether a region that fills its box holds another."""
     return (
-        index == 0
-        and x <= inner[0]
-        and y <= inner[1]
-        and inner[0] + inner[2] <= x + w
-        and inner[1] + inner[3] <= y + h
+        outer.fills_box
+        and outer.x <= inner.x
+        and outer.y <= inner.y
+        and inner.x + inner.w <= outer.x + outer.w
+        and inner.y + inner.h <= outer.y + outer.h
     )
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import and_, distinct, func, select
+from sqlalchemy import Select, and_, case, distinct, func, or_, select
 from sqlalchemy.orm import Session
 
 from db.queries.in_force import is_version, newest_versions
 from db.tables import Image, Label, LabelRegion, Queue, QueueItem, RegionScore
 
-Box = tuple[int, int, int, int, int]
 BATCH = 500
 """Values in one `IN (…)`; SQLite's oldest limit is 999."""
 
@@ -39,6 +38,24 @@ class SharedRegion(NamedTuple):
     expected_entropy: float | None
     entropy: float | None
     mutual_information: float | None
+
+
+class CoveredRegion(NamedTuple):
+    """A region that a label covers; `fills_box` says that it holds every pixel of its box."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+    region_index: int
+    fills_box: bool
+
+
+class Covered(NamedTuple):
+    """Labeled queue items, and the estimated clicks of those that were exported; None where none was."""
+
+    items: int
+    clicks: float | None
 
 
 class SharedImage(NamedTuple):
@@ -101,14 +118,51 @@ def shared_images(session: Session, *, queue_id: int | None = None) -> list[Shar
     return [SharedImage(*row) for row in session.execute(statement)]
 
 
-def covered_boxes(session: Session, label_ids: Sequence[int]) -> dict[int, set[Box]]:
-    """The regions that each label covers: x, y, w, h and region index."""
+def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set[CoveredRegion]]:
+    """The regions that each label covers."""
     table = LabelRegion
-    found: dict[int, set[Box]] = {label_id: set() for label_id in label_ids}
+    found: dict[int, set[CoveredRegion]] = {label_id: set() for label_id in label_ids}
     for start in range(0, len(label_ids), BATCH):
-        statement = select(table.label_id, table.x, table.y, table.w, table.h, table.region_index)
         part = label_ids[start : start + BATCH]
-        for label_id, *box in session.execute(statement.where(table.label_id.in_(part))):
-            x, y, w, h, index = box
-            found[label_id].add((x, y, w, h, index))
+        statement = select(
+            *(table.label_id, table.x, table.y, table.w, table.h, table.region_index),
+            table.outline.is_(None),
+        ).where(table.label_id.in_(part))
+        for label_id, *region in session.execute(statement):
+            found[label_id].add(CoveredRegion(*region))
     return found
+
+
+def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
+    """What these labels cover: each labeled item once, however many of them do.
+
+    Args:
+        label_ids: a query for them.
+    """
+    item, region = QueueItem, LabelRegion
+    whole_image = and_(
+        region.x == 0,
+        region.y == 0,
+        region.w == Image.width,
+        region.h == Image.height,
+        region.outline.is_(None),
+    )
+    same = and_(
+        region.x == item.x,
+        region.y == item.y,
+        region.w == item.w,
+        region.h == item.h,
+        # A label counts a region that fills its box as 0
+        region.region_index == case((item.outline.is_(None), 0), else_=item.region_index),
+    )
+    statement = (
+        select(item.id, item.clicks)
+        .join(Label, and_(Label.queue_id == item.queue_id, Label.image_id == item.image_id))
+        .join(Image, Image.id == item.image_id)
+        .join(region, and_(region.label_id == Label.id, or_(whole_image, same)))
+        .where(item.status == "labeled", Label.id.in_(label_ids))
+        .distinct()
+        .subquery()
+    )
+    row = session.execute(select(func.count(), func.sum(statement.c.clicks)).select_from(statement)).one()
+    return Covered(*row)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import numpy as np
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from db.queries import agreement as queries
 from db.queries import labels, scores
 from db.queries.contents import count_clicks
 from db.queries.labels import LabeledRegion
 from db.queries.queues import set_agreement, set_clicks
-from db.tables import Queue, QueueItem, ScoringRun
+from db.tables import Label, Queue, QueueItem, ScoringRun
 from pipeline.evaluation.agreement import Agreement
 from tests.db.small_store import open_store, rows_for
 
@@ -97,8 +97,59 @@ def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annot
         found = queries.shared_images(session)
         assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
         assert [row.image_id for row in queries.shared_images(session, queue_id=1)] == [1]
-        assert queries.covered_boxes(session, [2, 5]) == {
-            2: {(1, 0, 2, 2, 0), (0, 0, 8, 8, 3)},
-            5: {(4, 0, 2, 2, 0), (0, 0, 8, 8, 3)},
+        assert queries.covered_regions(session, [2, 5]) == {
+            2: {(1, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
+            5: {(4, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
         }
+    database.close()
+
+
+def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
+    """Items: two boxes, two outlines of one box, and one that no label covers."""
+    database = open_store(store_url, images=1)
+    shapes = (
+        *((5, (0, 0, 2, 2), None), (6, (2, 0, 2, 2), None)),
+        *((7, (4, 4, 4, 4), "one"), (8, (4, 4, 4, 4), "two"), (9, (0, 4, 2, 2), None)),
+    )
+    with database.session() as session:
+        session.add(Queue(name="a", kind="review", strategy="s", unit="region", seed=0, spec={}))
+        session.flush()
+        for rank, (index, box, outline) in enumerate(shapes):
+            place = dict(zip("xywh", box, strict=True))
+            item = QueueItem(queue_id=1, rank=rank, image_id=1, region_index=index, outline=outline, **place)
+            item.slice, item.reason, item.status = "review", "", "labeled"
+            item.clicks = None if index == 6 else 2.0**index
+            session.add(item)
+        whole = LabeledRegion(0, 0, 8, 8)
+        of_labels = (
+            [LabeledRegion(0, 0, 2, 2), LabeledRegion(4, 4, 4, 4, 8, "two")],
+            [LabeledRegion(0, 0, 2, 2), LabeledRegion(2, 0, 2, 2)],
+            [LabeledRegion(0, 0, 8, 8, 1, "not the whole")],
+            [whole],
+        )
+        for number, regions in enumerate(of_labels):
+            labels.record_label(
+                session,
+                image_id=1,
+                queue_id=1,
+                mask_uri="m",
+                mask_sha256=str(number),
+                labeled_pixels=4,
+                source="import",
+                annotator=str(number),
+                labeled_at=datetime.now(UTC),
+                regions=regions,
+            )
+    with database.session() as session:
+
+        def covered(*label_ids: int) -> queries.Covered:
+            return queries.count_covered(session, select(Label.id).where(Label.id.in_(label_ids)))
+
+        assert covered(1) == (2, 2.0**5 + 2.0**8)
+        assert covered(2) == (2, 2.0**5)
+        assert covered(1, 2) == (3, 2.0**5 + 2.0**8)
+        assert covered(3) == (0, None)
+        assert covered(4) == (5, 2.0**5 + 2.0**7 + 2.0**8 + 2.0**9)
+        session.execute(update(QueueItem).where(QueueItem.region_index == 5).values(status="released"))
+        assert covered(1, 2) == (2, 2.0**8)
     database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +51,7 @@ class SharedQueue:
         *,
         by: str | None,
         seconds: float | None = None,
-        regions: list[tuple[int, int, int, int]] | None = None,
+        regions: Sequence[tuple[int, int, int, int] | LabeledRegion] | None = None,
     ) -> int:
         """What one annotator drew, as an import records it; by default in every region. Returns its id."""
         path, digest = store_mask(self.project.workdir / "labels", mask)
@@ -66,7 +67,10 @@ class SharedQueue:
                 annotator=by,
                 labeled_at=datetime.now(UTC),
                 seconds=seconds,
-                regions=[LabeledRegion(*box) for box in (CELLS if regions is None else regions)],
+                regions=[
+                    region if isinstance(region, LabeledRegion) else LabeledRegion(*region)
+                    for region in (CELLS if regions is None else regions)
+                ],
             )
             assert label is not None
             return label.id

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from db.queries.labels import LabeledRegion
 from db.tables import ModelLabel, Queue
 from pipeline.config import IGNORE
 from pipeline.history import RoundSummary, round_history
 from pipeline.queues import queue_summary
+from pipeline.uncertainty.outlines import encode_outline
 from tests.pipeline.shared_queue import (
     CELL,
     CELLS,
@@ -85,6 +87,33 @@ def test_a_label_of_the_whole_image_holds_every_region_of_it(shared: SharedQueue
     ]
     use_for_training(shared, *labels)
     assert last_round(shared).labeled_pixels == SIDE * SIDE
+
+
+def test_a_region_that_does_not_fill_its_box_holds_no_other_region(tmp_path: Path) -> None:
+    """Ann labels a ring, which is its image's region 0, and Bo what lies in the hole of its box."""
+    shared = make_shared_queue(tmp_path, images=1)
+    hole = np.zeros((SIDE, SIDE), bool)
+    hole[8:24, 8:24] = True
+    ring, core = np.where(hole, IGNORE, 1).astype(np.uint8), np.where(hole, 2, IGNORE).astype(np.uint8)
+    outlined = LabeledRegion(0, 0, SIDE, SIDE, 0, encode_outline(~hole))
+    labels = [
+        shared.label(1, ring, by="ann", regions=[outlined]),
+        shared.label(1, core, by="bo", regions=[(8, 8, 16, 16)]),
+    ]
+    use_for_training(shared, *labels)
+    assert last_round(shared).labeled_pixels == SIDE * SIDE
+
+
+def test_what_was_labeled_after_the_training_is_not_of_that_round(shared: SharedQueue) -> None:
+    use_for_training(shared, shared.label(1, within(slice(0, 2)), by="ann", regions=CELLS[:2]))
+    shared.label(1, filled(1), by="ann")
+    shared.settle(1, [filled(1)])
+    row = last_round(shared)
+    assert (row.labeled_regions, row.clicks) == (2, 1 + 2)
+    shared.settle(2, [filled(1)])
+    use_for_training(shared, shared.label(2, filled(1), by="bo", regions=[(0, 0, SIDE, SIDE)]))
+    row = last_round(shared)
+    assert (row.labeled_regions, row.clicks) == (2 + 4, 1 + 2 + 10)
 
 
 def test_without_an_estimate_or_a_measured_time_the_cost_is_unknown(shared: SharedQueue) -> None:
