@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,7 @@ from pipeline.labeling.cvat.pieces import parse_runs
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
 from pipeline.labeling.untouched import PROPOSALS, untouched
-from pipeline.labeling.untrusted.archives import is_zip, open_files
+from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_elements
 
 LARGEST_DOCUMENT = 16 << 30
@@ -48,13 +48,11 @@ _NO_ANNOTATIONS = (
 def recognises(source: Path) -> bool:
     """Whether it looks like CVAT's XML, an archive with it, or a folder that was exported for CVAT."""
     if source.is_dir():
-        return (source / ANNOTATIONS).is_file()
+        return any(map(_is_document, source.glob("*.xml")))
     if is_zip(source):
-        try:
-            with open_files(source) as files:
-                return any(PurePosixPath(name).name == ANNOTATIONS for name in files.names)
-        except DataError:
-            return False
+        with suppress(DataError), open_files(source) as files:
+            return next(_members(files), None) is not None
+        return False
     return _is_document(source)
 
 
@@ -156,12 +154,23 @@ def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Refusal]]]:
             yield [(subject, stream)]
         return
     with open_files(file) as files:
-        names = [name for name in files.names if PurePosixPath(name).name == ANNOTATIONS]
+        names = list(_members(files))
         refused = [(subject, refusal) for refusal in files.refused if refusal.subject.endswith(".xml")]
         streams = [
             (f"{subject}, {shown(name)}", files.open(name, longest=LARGEST_DOCUMENT)) for name in names
         ]
         yield [*refused, *streams]
+
+
+def _members(files: Files) -> Iterator[str]:
+    """The documents of an archive: CVAT's, whatever their names, and damaged ones of the name it gives."""
+    for name in files.names:
+        if PurePosixPath(name).name == ANNOTATIONS:
+            yield name
+        elif PurePosixPath(name).suffix.lower() == ".xml":
+            with suppress(DataError), files.open(name, longest=LARGEST_DOCUMENT) as stream:
+                if _BEGINS.search(stream.read(_FIRST_BYTES)) is not None:
+                    yield name
 
 
 def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Refusal]]:

@@ -5,22 +5,18 @@ Legend: H height, W width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from pipeline.config import IGNORE
 from pipeline.errors import DataError
 from pipeline.labeling.exchange import Painted
+from pipeline.labeling.untrusted.coco_shapes import LONGEST_BORDER, read_shape
 
 MOST_LAYERS = 64
 """So often may every pixel of an image be painted."""
-LONGEST_OUTLINE = 1_000_000
-"""Pixels around a polygon."""
-
 _SPARSE = 8
 _REMEDY = "Export it from CVAT again."
 
@@ -32,7 +28,7 @@ class Canvas:
     def __init__(self, *, width: int, height: int) -> None:
         self._mask = np.full((height, width), IGNORE, dtype=np.uint8)
         self._contested = np.zeros((height, width), dtype=bool)
-        self._left = MOST_LAYERS * width * height + LONGEST_OUTLINE
+        self._left = MOST_LAYERS * width * height + LONGEST_BORDER
 
     def painted(self) -> Painted:
         """What has been painted."""
@@ -68,27 +64,17 @@ class Canvas:
 
     def paint_polygon(self, index: int, points: Sequence[float]) -> None:
         """Paint a class in a polygon (x, y in turn), as COCO's tools do it: Datumaro, and with it CVAT, make
-        masks of polygons by them.
+        masks of polygons by them. What is outside of the image is cut off.
 
         Raises:
-            DataError: the polygon is not inside the image, or there has been too much to paint.
+            DataError: a point is far away from the image, or there has been too much to paint.
         """
         rows, columns = self._mask.shape
-        xs, ys = np.array(points[::2]), np.array(points[1::2])
-        inside = (xs >= -1) & (xs <= columns + 1) & (ys >= -1) & (ys <= rows + 1)
-        if not inside.all():
-            raise DataError("It has a polygon that is not inside the image.", _REMEDY)
-        around = np.maximum(np.abs(np.diff(xs, append=xs[0])), np.abs(np.diff(ys, append=ys[0]))).sum()
-        if around > LONGEST_OUTLINE:
-            raise DataError("It has a polygon that is too long.", _REMEDY)
-        left, top = max(0, math.floor(xs.min()) - 1), max(0, math.floor(ys.min()) - 1)
-        right, bottom = min(columns, math.ceil(xs.max()) + 2), min(rows, math.ceil(ys.max()) + 2)
-        if left >= right or top >= bottom:
-            return
-        self._spend((right - left) * (bottom - top) + int(around))
-        moved = np.stack([xs - left, ys - top], axis=1).ravel().tolist()
-        (encoded,) = coco_mask.frPyObjects([moved], bottom - top, right - left)
-        self._paint_box(index, coco_mask.decode(encoded).astype(bool), left=left, top=top)
+        shape = read_shape([list(points)], width=columns, height=rows)
+        self._spend(shape.area + shape.border)
+        offsets = shape.starts - (np.cumsum(shape.lengths) - shape.lengths)
+        column, row = np.divmod(np.repeat(offsets, shape.lengths) + np.arange(shape.area), rows)
+        self._paint(index, row * columns + column)
 
     def _paint_box(self, index: int, inside: npt.NDArray[np.bool_], *, left: int, top: int) -> None:
         box = slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1])

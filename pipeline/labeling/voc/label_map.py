@@ -1,6 +1,7 @@
 """The label map of a Pascal VOC folder: which colour means which class.
 
-A line a label: its name, its colour, and two fields for parts and actions, with colons between them.
+A line a label: its name, its colour, and two fields for parts and actions, with colons between them. Where no
+label has a colour, they have Pascal VOC's in their order.
 
 Legend: H height, W width, L labels.
 """
@@ -23,6 +24,7 @@ from pipeline.labeling.cvat.labels import (
     label_colors,
     label_names,
     meanings,
+    voc_colors,
 )
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import shown
@@ -67,11 +69,17 @@ class ColorMap:
         Raises:
             DataError: it is none.
         """
-        named: list[tuple[str, Color]] = []
+        found: list[tuple[str, Color | None]] = []
         for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
             text = line.strip()
             if text and not text.startswith("#"):
-                named.append(_label(text, number))
+                found.append(_label(text, number))
+        named = [(name, color) for name, color in found if color is not None]
+        if not named:
+            named = [
+                (name, color)
+                for (name, _), color in zip(found, (BACKGROUND_COLOR, *voc_colors()), strict=False)
+            ]
         return cls._of(named, labels)
 
     @classmethod
@@ -137,9 +145,11 @@ def unpack(packed: int) -> Color:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _label(line: str, number: int) -> tuple[str, Color]:
+def _label(line: str, number: int) -> tuple[str, Color | None]:
     """A name may have colons in it, although Datumaro does not read such a line."""
     fields = line.rsplit(":", 3)
+    if len(fields) == 4 and not fields[1].strip():
+        return fields[0], None
     parts = fields[1].split(",") if len(fields) == 4 else []
     if len(parts) != 3 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
         raise DataError(f"Line {number} of its label map is no label with a colour.", _REMEDY)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
@@ -100,6 +100,7 @@ def reference(folder: Path) -> dict[str, Mask]:
 
 
 @BOTH
+@settings(max_examples=30, deadline=None)
 @given(st.lists(MASKS, min_size=1, max_size=3))
 def test_masks_come_back_as_they_went_out_and_as_their_colours_say(tool: Tool, masks: list[Mask]) -> None:
     with tempfile.TemporaryDirectory() as root:
@@ -118,6 +119,7 @@ def test_masks_come_back_as_they_went_out_and_as_their_colours_say(tool: Tool, m
 
 
 @BOTH
+@settings(max_examples=30, deadline=None)
 @given(st.lists(MASKS, min_size=1, max_size=3))
 def test_an_archive_of_the_folder_is_the_folder(tool: Tool, masks: list[Mask]) -> None:
     with tempfile.TemporaryDirectory() as root:
@@ -133,6 +135,7 @@ def test_an_archive_of_the_folder_is_the_folder(tool: Tool, masks: list[Mask]) -
             assert np.array_equal(answer.read(*mask.shape[::-1]).mask, mask)
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_objects_are_the_connected_pieces(mask: Mask) -> None:
     numbers = object_numbers(mask)
@@ -236,6 +239,12 @@ def test_without_a_label_map_colours_are_the_projects(tmp_path: Path) -> None:
     assert mask_of(said_of_one(tmp_path / "in", path.read_bytes(), colors=None, names=NAMES)) == [[2, 255, 4]]
 
 
+def test_without_colours_labels_have_those_of_pascal_voc(tmp_path: Path) -> None:
+    mask = colored([(128, 0, 0), (0, 0, 0), (0, 128, 0)])
+    colors = "background:::\nroad:::\n日本:::\n"
+    assert mask_of(said_of_one(tmp_path, mask, colors=colors)) == [[0, 255, 3]]
+
+
 def test_a_class_that_is_called_background_is_not_the_background(tmp_path: Path) -> None:
     assert "background 2:" in write_label_map(LABELS)
     mask = colored([(0, 0, 0), ROAD, (0, 0, 0)])
@@ -259,7 +268,8 @@ def test_a_class_that_is_called_background_is_not_the_background(tmp_path: Path)
         ("", "No label of its label map is a class"),
         ("nothing:1,2,3::\n", "No label of its label map is a class"),
         ("road\n", "Line 1 of its label map is no label"),
-        ("\nroad:::\n", "Line 2 of its label map is no label"),
+        ("\nroad::\n", "Line 2 of its label map is no label"),
+        ("road:10,20,30::\n日本:::\n", "of the colour (40, 50, 60), which no label has"),
         ("road:1,2::\n", "is no label with a colour"),
         ("road:1,2,nan::\n", "is no label with a colour"),
         ("road:1,2,-3::\n", "is no label with a colour"),

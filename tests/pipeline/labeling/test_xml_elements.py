@@ -9,7 +9,7 @@ from typing import BinaryIO
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
@@ -80,6 +80,7 @@ def build(made: tuple[str, str, list[object]]) -> ElementTree.Element:
     return element
 
 
+@settings(deadline=None)
 @given(st.lists(TREES, max_size=4), st.sampled_from(["utf-8", "utf-16", "us-ascii"]))
 def test_elements_are_what_the_standard_library_reads(
     made: list[tuple[str, str, list[object]]], encoding: str
@@ -201,7 +202,7 @@ def test_deep_nesting_ends_the_reading() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_elements() -> None:
-    stream = Endless(b"<r>", b"<i n='1'><p a='2'/></i>", size=23 * 100_000)
+    stream = Endless(b"<r>", b"<i n='1'><p a='2'/></i>", size=23 * 60_000)
     tracemalloc.start()
     with pytest.raises(DataError, match="no element found"):  # it has no end
         for _ in iter_elements(stream, frozenset({"i"})):  # pyright: ignore[reportArgumentType]
