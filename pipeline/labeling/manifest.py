@@ -1,4 +1,4 @@
-"""The manifest of an exported queue, whatever its format: a JSON line an image, and the small files beside it.
+"""The manifest of an exported queue, whatever its format: a JSON line an image, and small files beside it.
 
 What comes back is untrusted: a manifest names a queue and its images, and every path, size and box is taken
 from the store instead.

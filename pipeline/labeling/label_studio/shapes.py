@@ -79,7 +79,7 @@ def _shapes(result: object, pixels: int) -> list[dict[str, Any]]:
     questions."""
     if not isinstance(result, list):
         raise DataError("Its result is no list.", _AGAIN)
-    if not all(isinstance(region, dict) for region in result):
+    if not all(isinstance(region, dict) and isinstance(region.get("type"), str) for region in result):
         raise DataError("Its result holds what is no region.", _AGAIN)
     shapes = [region for region in result if _is_drawn(region) and region.get("from_name") != LOOK]
     most = min(MOST_SHAPES, MOST_PIXELS // pixels)
@@ -89,8 +89,7 @@ def _shapes(result: object, pixels: int) -> list[dict[str, Any]]:
 
 
 def _is_drawn(region: dict[str, Any]) -> bool:
-    kind = region.get("type")
-    return isinstance(kind, str) and _DRAWN.fullmatch(kind.lower()) is not None
+    return _DRAWN.fullmatch(region["type"].lower()) is not None
 
 
 def _painted(
