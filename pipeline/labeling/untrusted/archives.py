@@ -112,7 +112,9 @@ class _Archive:
         """Bytes that may still come out."""
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.refused: list[Refusal] = []
-        members = [info for info in archive.infolist() if not info.is_dir() and not _passed_over(info)]
+        members = [
+            info for info in archive.infolist() if not info.filename.endswith("/") and not _passed_over(info)
+        ]
         times = Counter(info.filename for info in members)
         for info in members:
             reason = _why_not(info)
@@ -178,7 +180,9 @@ class _Folder:
                 name = path.relative_to(root).as_posix()
                 if path.name.startswith("."):
                     continue
-                if path.is_symlink():
+                if not name.isascii() and name.encode(errors="ignore").decode() != name:
+                    self.refused.append(Refusal(shown(name), "Its name is no text."))
+                elif path.is_symlink():
                     self.refused.append(Refusal(shown(name), "It is a link."))
                 elif path.is_dir():
                     waiting.append(path)
@@ -212,6 +216,8 @@ def _passed_over(info: zipfile.ZipInfo) -> bool:
 def _why_not(info: zipfile.ZipInfo) -> str | None:
     name = info.orig_filename
     path = PurePosixPath(name)
+    if not name:
+        return "It has no name."
     if "\\" in name or "\0" in name or path.is_absolute() or ".." in path.parts or name[1:2] == ":":
         return "Its path leads out of the archive."
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):

@@ -108,6 +108,12 @@ def test_encrypted_members_and_other_methods_are_refused(tmp_path: Path) -> None
     assert refusals(path) == {"a.png": "It is compressed by a method that is not read here."}
 
 
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"": b"a", "b.png": b"b"})
+    assert names(path) == ["b.png"]
+    assert refusals(path) == {"": "It has no name."}
+
+
 def test_a_name_that_two_members_have_is_neithers(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as made:
         made.writestr("a.png", "one")
@@ -229,11 +235,16 @@ def test_a_folder_gives_plain_files_only(tmp_path: Path) -> None:
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.png").write_bytes(b"a")
     (folder / ".hidden").write_bytes(b"h")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"x")
     (folder / "link.png").symlink_to(tmp_path / "secret")
     (folder / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe.png")
     assert names(folder) == ["sub/a.png"]
-    assert refusals(folder) == {"link.png": "It is a link.", "loop": "It is a link."}
+    assert refusals(folder) == {
+        "link.png": "It is a link.",
+        "loop": "It is a link.",
+        "\\xdcff.png": "Its name is no text.",
+    }
     with pytest.raises(DataError, match="more than the 0 MiB"):
         content(folder, "sub/a.png", longest=0)
 
