@@ -74,8 +74,7 @@ def _disputed(facts: SharedFacts) -> Table:
     shown = facts.rows[:MOST_ROWS]
     rows = [
         [
-            Cell(row.name, f"{row.queue}, {row.rank}"),
-            Cell(str(row.annotators)),
+            Cell(row.name, f"{row.queue}, {row.rank}: {row.annotators} annotators"),
             Cell(_percent(row.disagreement)),
             Cell(f"{row.vote_entropy:.3f}"),
             Cell(_number(row.expected_entropy)),
@@ -83,10 +82,7 @@ def _disputed(facts: SharedFacts) -> Table:
         ]
         for row in shown
     ]
-    head = (
-        *("region", "annotators", "disagreement"),
-        *("vote entropy", "expected entropy", "mutual information"),
-    )
+    head = ("region", "disagreement", "vote entropy", "expected entropy", "mutual information")
     return Table(head, rows, f"The {len(shown)} most disputed of {len(facts.rows)} regions")
 
 

@@ -178,8 +178,8 @@ def test_where_annotators_differ_is_beside_what_the_model_expected(full: str) ->
     assert "the model’s mutual information: not known, too few: 3 regions of 2 images." in text
     assert part.count("<circle") == 2
     assert "A point is one of 2 regions with scores." in text
-    assert "round-03, 4 2 50.0 % 0.315 0.400 0.020" in text
-    assert "round-03, 9 2 0.0 % 0.000 – –" in text
+    assert "round-03, 4: 2 annotators 50.0 % 0.315 0.400 0.020" in text
+    assert "round-03, 9: 2 annotators 0.0 % 0.000 – –" in text
     assert "75.0 % 2 4096" in text
 
 
