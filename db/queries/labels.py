@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -29,6 +29,37 @@ class LabeledRegion(NamedTuple):
 
 BATCH = 500
 """Values in one `IN (…)`; SQLite's oldest limit is 999."""
+
+
+class QueuedImage(NamedTuple):
+    """An image of a queue, as far as its labels are concerned."""
+
+    id: int
+    uri: str
+    sha256: str
+    width: int
+    height: int
+
+
+class QueuedBox(NamedTuple):
+    """A queue item, as far as its label is concerned."""
+
+    item_id: int
+    rank: int
+    x: int
+    y: int
+    w: int
+    h: int
+    region_index: int
+    outline: str | None
+
+
+class NamedImage(NamedTuple):
+    """What a name may mean; a duplicate means its original."""
+
+    id: int
+    uri: str
+    duplicate_of: int | None
 
 
 class QueuedRegion(NamedTuple):
@@ -131,16 +162,38 @@ def labels_in_force(
     return session.scalars(statement.order_by(Label.image_id, Label.queue_id, Label.version)).all()
 
 
-def regions_in_force(session: Session, *, queue_id: int, image_id: int) -> set[tuple[int, int, int, int, int]]:
-    """What the labels in force of one image of one queue cover: x, y, w, h and region index of each region."""
+def regions_in_force(session: Session, *, queue_id: int, image_id: int) -> set[LabeledRegion]:
+    """What the labels in force of one image of one queue cover."""
     newest = newest_versions()
+    columns = (LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h, LabelRegion.region_index)
     statement = (
-        select(LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h, LabelRegion.region_index)
+        select(*columns, LabelRegion.outline)
         .join(Label, Label.id == LabelRegion.label_id)
         .join(newest, is_version(newest))
         .where(Label.queue_id == queue_id, Label.image_id == image_id)
     )
-    return {(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(statement)}
+    return {LabeledRegion(*row) for row in session.execute(statement)}
+
+
+def labeled_images(session: Session, *, queue_id: int) -> set[int]:
+    """The ids of the images of a queue that have a label."""
+    return set(session.scalars(select(Label.image_id).where(Label.queue_id == queue_id).distinct()))
+
+
+def queued_boxes(session: Session, *, queue_id: int) -> Iterator[tuple[QueuedBox, QueuedImage]]:
+    """Every item of a queue with its image, best rank first; one at a time."""
+    of_item = (QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.region_index, QueueItem.outline)
+    statement = (
+        select(
+            *(QueueItem.id, QueueItem.rank, *of_item),
+            *(Image.id, Image.uri, Image.sha256, Image.width, Image.height),
+        )
+        .join(Image, Image.id == QueueItem.image_id)
+        .where(QueueItem.queue_id == queue_id)
+        .order_by(QueueItem.rank)
+    )
+    for row in session.execute(statement.execution_options(yield_per=1000)):
+        yield QueuedBox(*row[:8]), QueuedImage(*row[8:])
 
 
 def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
@@ -161,17 +214,12 @@ def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> Non
         session.execute(statement.values(status=status))
 
 
-def images_named(session: Session, *, stems: Collection[str]) -> list[Image]:
+def images_named(session: Session, *, stems: Collection[str]) -> list[NamedImage]:
     """The images of the project whose name without its ending is one of these. Reads every URI once."""
     wanted = {unicodedata.normalize("NFC", stem) for stem in stems}
-    found: list[int] = []
-    for image_id, uri in session.execute(select(Image.id, Image.uri).execution_options(yield_per=10_000)):
-        if unicodedata.normalize("NFC", PurePosixPath(uri).stem) in wanted:
-            found.append(image_id)
-    images: list[Image] = []
-    for start in range(0, len(found), BATCH):
-        images += session.scalars(select(Image).where(Image.id.in_(found[start : start + BATCH])))
-    return images
+    statement = select(Image.id, Image.uri, Image.duplicate_of).execution_options(yield_per=10_000)
+    rows = (NamedImage(*row) for row in session.execute(statement))
+    return [row for row in rows if unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in wanted]
 
 
 def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int]) -> dict[int, ImageScore]:

@@ -32,6 +32,20 @@ def queue_items(session: Session, queue_id: int, *, status: str | None = None) -
     return session.scalars(statement).all()
 
 
+def item_statuses(session: Session, queue_id: int) -> dict[int, str]:
+    """The status of each item of a queue, by its id."""
+    statement = select(QueueItem.id, QueueItem.status).where(QueueItem.queue_id == queue_id)
+    return dict(session.execute(statement).tuples().all())
+
+
+def skipped_images(session: Session, queue_id: int) -> set[int]:
+    """The ids of the images of a queue that hold a skipped item."""
+    statement = select(QueueItem.image_id).where(
+        QueueItem.queue_id == queue_id, QueueItem.status == "skipped"
+    )
+    return set(session.scalars(statement.distinct()))
+
+
 def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
     """The URI of each image."""
     found: dict[int, str] = {}
@@ -59,14 +73,14 @@ class AgreementOfItem(Protocol):
     def vote_entropy(self) -> float: ...
 
 
-def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem]) -> None:
-    """Write down how annotators agree on queue items, by the items' ids."""
+def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem | None]) -> None:
+    """Write down how annotators agree on queue items, by the items' ids; None where that is not known."""
     rows = [
         {
             "id": item_id,
-            "annotators": found.annotators,
-            "disagreement": found.disagreement,
-            "vote_entropy": found.vote_entropy,
+            "annotators": None if found is None else found.annotators,
+            "disagreement": None if found is None else found.disagreement,
+            "vote_entropy": None if found is None else found.vote_entropy,
         }
         for item_id, found in agreement.items()
     ]

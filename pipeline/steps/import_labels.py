@@ -109,13 +109,14 @@ def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator
             yield Refusal(subject=source.name, reason=str(error))
 
 
-def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement]:
-    """How the annotators agree on the regions of the images that answers came for, by queue item."""
+def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement | None]:
+    """How the annotators agree on the regions of the images that answers came for, by queue item; None where
+    no two of them have labeled a pixel of it, or not any more."""
     touched: dict[int, list[Annotation]] = {}
     for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
         if annotation.labeled_pixels:
             touched.setdefault(annotation.target.image.id, []).append(annotation)
-    found: dict[int, Agreement] = {}
+    found: dict[int, Agreement | None] = {}
     for image_id, of_image in touched.items():
         with database.session(write=False) as session:
             known = queries.labels_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
@@ -129,11 +130,7 @@ def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> di
         agreement = region_agreement(
             votes, target.boxes, target.outlines, num_classes=project.config.data.num_classes
         )
-        found.update(
-            (item_id, of_item)
-            for item_id, of_item in zip(target.item_ids, agreement, strict=True)
-            if of_item is not None
-        )
+        found.update(zip(target.item_ids, agreement, strict=True))
     return found
 
 
@@ -175,15 +172,10 @@ def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportRep
 
 def _unanswered(session: Session, inbox: Inbox) -> list[str]:
     """The images of a queue without a label in force, that nobody has looked at or skipped."""
-    labels = queries.labels_in_force(session, queue_id=inbox.queue.id)
-    answered = {label.image_id for label in labels} | inbox.skipped
+    answered = queries.labeled_images(session, queue_id=inbox.queue.id) | inbox.skipped
+    answered |= queues.skipped_images(session, inbox.queue.id)
     answered |= {annotation.target.image.id for annotation in inbox.annotations}
-    skipped = {item.image_id for item in queues.queue_items(session, inbox.queue.id, status="skipped")}
-    return [
-        target.image.uri
-        for image_id, target in inbox.targets.items()
-        if image_id not in answered and image_id not in skipped
-    ]
+    return [target.image.uri for image_id, target in inbox.targets.items() if image_id not in answered]
 
 
 def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
@@ -193,19 +185,16 @@ def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
     closed is released.
     """
     left = "queued" if _is_open(session, inbox.queue) else "released"
-    before = {item.id: item.status for item in queues.queue_items(session, inbox.queue.id)}
+    before = queues.item_statuses(session, inbox.queue.id)
     chosen: dict[str, list[int]] = {"labeled": [], "skipped": [], left: []}
     skipped = 0
     for image_id in {annotation.target.image.id for annotation in inbox.annotations} | inbox.skipped:
         target = inbox.targets[image_id]
         covered = queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
-        whole = (0, 0, target.image.width, target.image.height, 0) in covered
+        whole = target.whole_image() in covered
         statuses = Counter[str]()
-        for item_id, box, index, outline in zip(
-            target.item_ids, target.boxes.tolist(), target.indices, target.outlines, strict=True
-        ):
-            key = (*box, 0 if outline is None else index)
-            if whole or key in covered or item_id in looked_at:
+        for item_id, region in zip(target.item_ids, target.regions(), strict=True):
+            if whole or region in covered or item_id in looked_at:
                 status = "labeled"
             elif image_id in inbox.skipped or before[item_id] == "skipped":
                 status = "skipped"
@@ -223,9 +212,9 @@ def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport)
     """Close the queue's round when nothing in it waits for a label, or when the caller says so."""
     if not _is_open(session, queue):
         return
-    waiting = [item.id for item in queues.queue_items(session, queue.id, status="queued")]
+    waiting = list(queues.item_statuses(session, queue.id).values()).count("queued")
     if waiting and not close:
-        report.open_items = len(waiting)
+        report.open_items = waiting
         return
     report.released = rounds.close(session, rounds.require(session, "import"))
     report.closed = True

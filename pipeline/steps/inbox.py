@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.queries import labels as queries
-from db.queries.labels import LabeledRegion, QueuedRegion
-from db.tables import Image, Queue, utc_now
+from db.queries.labels import LabeledRegion, QueuedBox, QueuedImage
+from db.tables import Queue, utc_now
 from pipeline.config import IGNORE, Project
 from pipeline.data.masks import Mask, store_mask
 from pipeline.errors import DataError
@@ -32,12 +32,23 @@ LABELS_FOLDER = "labels"
 class Target:
     """An image of a queue, and its queue items, best rank first."""
 
-    image: Image
+    image: QueuedImage
     name: str
     item_ids: list[int]
     boxes: npt.NDArray[np.int32]
     indices: list[int]
     outlines: list[str | None]
+
+    def regions(self) -> list[LabeledRegion]:
+        """The items as a label that covers them names them."""
+        return [
+            LabeledRegion(*box, region_index=0 if outline is None else index, outline=outline)
+            for box, index, outline in zip(self.boxes.tolist(), self.indices, self.outlines, strict=True)
+        ]
+
+    def whole_image(self) -> LabeledRegion:
+        """The image as a label that covers all of it names it."""
+        return LabeledRegion(0, 0, self.image.width, self.image.height)
 
 
 @dataclass(frozen=True)
@@ -65,15 +76,9 @@ class Annotation:
     def regions(self) -> list[LabeledRegion]:
         """What the label covers: the whole image, or those items that are painted."""
         if self.whole_image:
-            return [LabeledRegion(0, 0, self.target.image.width, self.target.image.height)]
-        target = self.target
-        return [
-            LabeledRegion(*box, region_index=0 if outline is None else index, outline=outline)
-            for box, index, outline, covered in zip(
-                target.boxes.tolist(), target.indices, target.outlines, self.covered.tolist(), strict=True
-            )
-            if covered
-        ]
+            return [self.target.whole_image()]
+        regions = zip(self.target.regions(), self.covered.tolist(), strict=True)
+        return [region for region, covered in regions if covered]
 
     def unpainted(self) -> list[str]:
         """The items that stay unlabeled, in words."""
@@ -97,12 +102,12 @@ class Inbox:
     names: NameIndex | None = None
     annotations: list[Annotation] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
-    agreement: dict[int, Agreement] = field(default_factory=dict)
+    agreement: dict[int, Agreement | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, session: Session, queue: Queue) -> Inbox:
         """An empty one."""
-        return cls(queue=queue, targets=_targets(queries.queued_regions(session, queue_id=queue.id)))
+        return cls(queue=queue, targets=_targets(queries.queued_boxes(session, queue_id=queue.id)))
 
     def learn_names(self, session: Session, names: Collection[str]) -> None:
         """Find out what these names of a source may mean. A duplicate's name means its original."""
@@ -238,22 +243,20 @@ class Inbox:
         )
 
 
-def _targets(regions: Sequence[QueuedRegion]) -> dict[int, Target]:
-    grouped: dict[int, list[QueuedRegion]] = defaultdict(list)
-    for region in regions:
-        grouped[region.image.id].append(region)
+def _targets(boxes: Iterable[tuple[QueuedBox, QueuedImage]]) -> dict[int, Target]:
+    grouped: dict[QueuedImage, list[QueuedBox]] = defaultdict(list)
+    for box, image in boxes:
+        grouped[image].append(box)
     return {
-        image_id: Target(
-            image=of_image[0].image,
-            name=export_name(rank=of_image[0].item.rank, image_id=image_id, uri=of_image[0].image.uri),
-            item_ids=[region.item.id for region in of_image],
-            boxes=np.array(
-                [(item.x, item.y, item.w, item.h) for item, _ in of_image], dtype=np.int32
-            ).reshape(-1, 4),
-            indices=[item.region_index for item, _ in of_image],
-            outlines=[item.outline for item, _ in of_image],
+        image.id: Target(
+            image=image,
+            name=export_name(rank=of_image[0].rank, image_id=image.id, uri=image.uri),
+            item_ids=[box.item_id for box in of_image],
+            boxes=np.array([box[2:6] for box in of_image], dtype=np.int32).reshape(-1, 4),
+            indices=[box.region_index for box in of_image],
+            outlines=[box.outline for box in of_image],
         )
-        for image_id, of_image in grouped.items()
+        for image, of_image in grouped.items()
     }
 
 

@@ -111,7 +111,13 @@ def _cvat(project: Project, url: str, token: str) -> LabelingServer:
         raise ConfigError(
             "CVAT's client is not installed.", "Run `pip install 'segcurate[cvat]'`."
         ) from error
-    return CvatServer(url, token, project=project.config.name, batch=project.config.labeling.cvat.batch)
+    return CvatServer(
+        url,
+        token,
+        project=project.config.name,
+        batch=project.config.labeling.cvat.batch,
+        timeout=float(project.config.labeling.timeout_seconds),
+    )
 
 
 @one_at_a_time("push")

@@ -215,3 +215,26 @@ def test_a_file_that_breaks_off_is_imported_up_to_there(exported: Exported, tmp_
     report = take(exported, file)
     assert report.imported == 1
     assert len(report.refused) == 1
+
+
+def test_agreement_is_forgotten_where_a_correction_leaves_no_second_vote(
+    exported: Exported, tmp_path: Path
+) -> None:
+    mask = inside(exported, NAME, exported.truth[NAME])
+    file = tmp_path / "export.json"
+    first = [
+        annotation(exported, NAME, mask, number=1, by="ann@example.org"),
+        annotation(exported, NAME, mask, number=2, by="bo@example.org"),
+    ]
+    take(exported, submitted(exported, file, first))
+    assert [item.annotators for item in exported.items(NAME)] == [2] * len(exported.items(NAME))
+    fewer = inside(exported, NAME, exported.truth[NAME], slice(1, None))
+    again = [
+        annotation(exported, NAME, fewer, number=2, at="2026-11-02T10:00:00Z", by="bo@example.org"),
+    ]
+    take(exported, submitted(exported, file, again))
+    assert [item.annotators for item in exported.items(NAME)] == [
+        None,
+        *[2] * (len(exported.items(NAME)) - 1),
+    ]
+    assert set(statuses(exported, NAME)) == {"labeled"}
