@@ -104,7 +104,7 @@ def make_project(root: Path) -> Exported:
         truth[name] = _scene(generator, width=width, height=height)
         _write_image(root / "images" / name, truth[name], generator)
         write_png((root / "masks" / name).with_suffix(".png"), ids(truth[name]))
-    classes = dict(zip(("sky", "road", "pole"), CLASS_IDS, strict=True))
+    classes: dict[str, int] = dict(zip(("sky", "road", "pole"), CLASS_IDS, strict=True))
     return select_regions(root, truth, classes=classes, cell=32)
 
 

@@ -103,7 +103,7 @@ def test_images_are_linked_copied_on_request_and_turned_upright(selected: Export
 
 def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) -> None:
     entries = manifest_of(export(selected.project, selected.database))
-    stems = [Path(entry.mask).stem for entry in entries.values()]
+    stems = [Path(entry.mask or "").stem for entry in entries.values()]
     assert len(set(stems)) == len(NAMES)
     assert all(
         stem.isascii() and set(stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for stem in stems

@@ -14,7 +14,7 @@ import pytest
 from db.queries import images as image_queries
 from pipeline.errors import DataError
 from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
-from tests.pipeline.labeling.test_import import COLORS, deliver, entries_of, take
+from tests.pipeline.labeling.test_import import COLORS, deliver, mask_file, take
 
 GOOD = "right/frame 1.png"
 BAD = "left/frame 1.png"
@@ -40,7 +40,7 @@ def refusal(exported: Exported, folder: Path) -> tuple[str, str]:
 
 
 def test_a_mask_of_the_wrong_size(exported: Exported, folder: Path) -> None:
-    write_png(folder / entries_of(folder)[BAD].mask, ids(exported.truth[BAD].T))
+    write_png(mask_file(folder, BAD), ids(exported.truth[BAD].T))
     _, reason = refusal(exported, folder)
     assert "64×96 pixels, its image 96×64" in reason
 
@@ -48,7 +48,7 @@ def test_a_mask_of_the_wrong_size(exported: Exported, folder: Path) -> None:
 def test_an_unknown_class_id(exported: Exported, folder: Path) -> None:
     mask = ids(exported.truth[BAD])
     mask[3, 4:6] = 99
-    write_png(folder / entries_of(folder)[BAD].mask, mask)
+    write_png(mask_file(folder, BAD), mask)
     _, reason = refusal(exported, folder)
     assert "99 (2 px)" in reason
 
@@ -56,7 +56,7 @@ def test_an_unknown_class_id(exported: Exported, folder: Path) -> None:
 def test_an_unknown_colour(exported: Exported, folder: Path) -> None:
     mask = COLORS[exported.truth[BAD]]
     mask[0, 0] = (1, 1, 2)
-    write_png(folder / entries_of(folder)[BAD].mask, mask)
+    write_png(mask_file(folder, BAD), mask)
     _, reason = refusal(exported, folder)
     assert "(1, 1, 2)" in reason
 
@@ -64,13 +64,13 @@ def test_an_unknown_colour(exported: Exported, folder: Path) -> None:
 def test_a_transparent_mask(exported: Exported, folder: Path) -> None:
     pixels = np.dstack([COLORS[exported.truth[BAD]], np.full(exported.truth[BAD].shape, 255, np.uint8)])
     pixels[:5, :5, 3] = 0
-    write_png(folder / entries_of(folder)[BAD].mask, pixels)
+    write_png(mask_file(folder, BAD), pixels)
     _, reason = refusal(exported, folder)
     assert "transparent" in reason
 
 
 def test_a_mask_in_which_nothing_is_painted(exported: Exported, folder: Path) -> None:
-    write_png(folder / entries_of(folder)[BAD].mask, np.full_like(exported.truth[BAD], UNPAINTED))
+    write_png(mask_file(folder, BAD), np.full_like(exported.truth[BAD], UNPAINTED))
     _, reason = refusal(exported, folder)
     assert reason == "Nothing in it is painted."
 
@@ -97,13 +97,13 @@ def test_a_file_that_belongs_to_nothing(
 
 
 def test_a_text_file_named_png(exported: Exported, folder: Path) -> None:
-    (folder / entries_of(folder)[BAD].mask).write_text("not a mask")
+    mask_file(folder, BAD).write_text("not a mask")
     _, reason = refusal(exported, folder)
     assert "is not a readable image" in reason
 
 
 def test_a_truncated_png(exported: Exported, folder: Path) -> None:
-    path = write_png(folder / entries_of(folder)[BAD].mask, ids(exported.truth[BAD]))
+    path = write_png(mask_file(folder, BAD), ids(exported.truth[BAD]))
     path.write_bytes(path.read_bytes()[:-60])
     _, reason = refusal(exported, folder)
     assert "is not a readable image" in reason
@@ -113,7 +113,7 @@ def test_a_decompression_bomb_is_not_decoded(exported: Exported, folder: Path) -
     side = 100_000
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    (folder / entries_of(folder)[BAD].mask).write_bytes(
+    mask_file(folder, BAD).write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + b"".join(
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -126,13 +126,13 @@ def test_a_decompression_bomb_is_not_decoded(exported: Exported, folder: Path) -
 
 def test_a_link_that_leads_out_of_the_folder(exported: Exported, folder: Path, tmp_path: Path) -> None:
     secret = write_png(tmp_path / "secret.png", ids(exported.truth[BAD]))
-    (folder / entries_of(folder)[BAD].mask).symlink_to(secret)
+    mask_file(folder, BAD).symlink_to(secret)
     _, reason = refusal(exported, folder)
     assert "link that leads out" in reason
 
 
 def test_a_linked_folder_is_not_entered(exported: Exported, folder: Path, tmp_path: Path) -> None:
-    name = Path(entries_of(folder)[BAD].mask).name
+    name = mask_file(folder, BAD).name
     write_png(tmp_path / "elsewhere" / name, ids(exported.truth[BAD]))
     (folder / "masks" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     _, reason = refusal(exported, folder)
@@ -147,7 +147,7 @@ def test_a_masks_folder_that_is_a_link(exported: Exported, folder: Path, tmp_pat
 
 
 def test_a_pipe_is_not_opened(exported: Exported, folder: Path) -> None:
-    os.mkfifo(folder / entries_of(folder)[BAD].mask)
+    os.mkfifo(mask_file(folder, BAD))
     _, reason = refusal(exported, folder)
     assert reason == "It is not a plain file."
 

@@ -33,10 +33,17 @@ def entries_of(folder: Path) -> dict[str, ManifestImage]:
     return {entry.uri.removeprefix("images/"): entry for entry in entries}
 
 
+def mask_file(folder: Path, name: str) -> Path:
+    """Where the annotator puts the mask of an image."""
+    mask = entries_of(folder)[name].mask
+    assert mask is not None
+    return folder / mask
+
+
 def deliver(exported: Exported, folder: Path, names: Iterable[str] = NAMES) -> None:
     """Whole-image masks, named as the manifest says."""
     for name in names:
-        write_png(folder / entries_of(folder)[name].mask, ids(exported.truth[name]))
+        write_png(mask_file(folder, name), ids(exported.truth[name]))
 
 
 def take(exported: Exported, folder: Path, *, close: bool = False) -> ImportReport:
@@ -105,7 +112,7 @@ def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(
     assert exported.state() == (2, "train")
     corrected = exported.truth["left/frame 1.png"].copy()
     corrected[10:20, 10:20] = 2
-    write_png(folder / entries_of(folder)["left/frame 1.png"].mask, ids(corrected))
+    write_png(mask_file(folder, "left/frame 1.png"), ids(corrected))
     report = take(exported, folder)
     assert (report.imported, report.unchanged) == (1, len(NAMES) - 1)
     image = exported.images()["left/frame 1.png"]
@@ -130,7 +137,7 @@ def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(
     mask[first.y : first.y + first.h, first.x : first.x + first.w] = 1
     for item in rest:  # a third of each
         mask[item.y : item.y + item.h // 3, item.x : item.x + item.w] = 1
-    write_png(folder / entries_of(folder)["left/frame 1.png"].mask, ids(mask))
+    write_png(mask_file(folder, "left/frame 1.png"), ids(mask))
     report = take(exported, folder)
     assert len(report.unpainted) == len(rest) > 0
     assert f"x {rest[0].x}, y {rest[0].y}" in report.unpainted[0]
@@ -176,7 +183,7 @@ def test_closing_without_any_mask_releases_the_whole_queue(exported: Exported, f
 def test_masks_of_every_encoding_mean_the_same(exported: Exported, folder: Path, kind: str) -> None:
     name = "left/frame 1.png"
     truth = exported.truth[name]
-    path = folder / entries_of(folder)[name].mask
+    path = mask_file(folder, name)
     values = ids(truth)
     if kind == "rgb":
         write_png(path, COLORS[truth])
@@ -207,7 +214,7 @@ def test_a_palette_whose_colours_contradict_its_values_is_refused(exported: Expo
     palette = np.zeros((256, 3), dtype=np.uint8)
     palette[[7, 0, 40]] = COLORS
     indexed.putpalette(palette.ravel().tolist())
-    indexed.save(folder / entries_of(folder)[name].mask)
+    indexed.save(mask_file(folder, name))
     report = take(exported, folder)
     assert report.imported == 0
     assert "other classes than its colours" in report.refused[0][1]
@@ -300,8 +307,8 @@ def test_the_time_of_a_label_is_believed_only_between_export_and_now(
     exported: Exported, folder: Path
 ) -> None:
     deliver(exported, folder, ["tiny.png", ROTATED])
-    os.utime(folder / entries_of(folder)["tiny.png"].mask, (0, 0))
-    os.utime(folder / entries_of(folder)[ROTATED].mask, (9e9, 9e9))
+    os.utime(mask_file(folder, "tiny.png"), (0, 0))
+    os.utime(mask_file(folder, ROTATED), (9e9, 9e9))
     take(exported, folder)
     for label in exported.labels():
         assert label.labeled_at <= label.created_at
