@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from db.queries import rounds as queries
 from db.queries import runs as run_queries
 from db.queries.leases import owners, store_time
+from db.queries.places import places_of
 from db.queries.shards import count_to_score, open_shards
 from db.tables import Failure, Image, Label, Model, Queue, ScoringRun
 from pipeline.leases import dead_owners
@@ -166,18 +167,35 @@ def _images_by_split(session: Session) -> dict[str, int]:
     return counts
 
 
+def _import_command(session: Session, queue: Queue | None) -> tuple[str, str]:
+    """How labels of a queue that is out come back, from where it was brought last; and what comes before."""
+    lying = [] if queue is None else places_of(session, queue.id)
+    newest = lying[-1] if lying else None
+    if newest is not None and newest.url:
+        return (
+            f"segcurate import --from {newest.tool} --url {newest.url}",
+            f"They are labeled at {newest.url}.",
+        )
+    if newest is not None and newest.tool != "folder":
+        return (
+            f"segcurate import --from {newest.tool} FILE",
+            f"Export them from the tool that {newest.place} was written for first.",
+        )
+    folder = queue.export_uri if queue and queue.export_uri else "FOLDER"
+    return f"segcurate import {folder}", "Put the masks into its `masks` folder first."
+
+
 def _next(
     session: Session, *, state: str, number: int, queue: Queue | None, items: dict[str, int]
 ) -> tuple[str, str]:
     if state == "import":
-        folder = queue.export_uri if queue and queue.export_uri else "FOLDER"
         waiting = items.get("queued", 0)
         done = items.get("labeled", 0)
-        skipped = f", {items['skipped']} were skipped" if items.get("skipped") else ""
+        skipped = f", {items['skipped']} skipped" if items.get("skipped") else ""
+        command, first = _import_command(session, queue)
         return (
-            f"segcurate import {folder}",
-            f"{waiting} regions of the queue wait for labels, {done} have come back{skipped}. "
-            "Put the masks into its `masks` folder first.",
+            command,
+            f"{waiting} regions of the queue wait for labels, {done} have come back{skipped}. {first}",
         )
     reasons = {
         "train": f"Round {number} trains on every label that has come so far.",

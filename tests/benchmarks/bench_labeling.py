@@ -1,5 +1,5 @@
-"""A queue of many large images out to each labeling tool's files, and labels back into the store: seconds and
-peak memory, for a tenth of the tasks and for all of them.
+"""A queue of many large images out to each labeling tool's files, and labels back into the store: CPU seconds
+and peak memory, for a tenth of the tasks and for all of them.
 
 What goes out are masks that are made here, of whole images; predicting them is another benchmark's. Images
 are linked. Each export and each import is a process of its own.
@@ -40,7 +40,7 @@ DISTINCT = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process has taken: seconds, and MiB at its peak and before it began."""
+    """What one process has taken: CPU seconds, and MiB at its peak and before it began."""
 
     seconds: float
     peak: float
@@ -65,9 +65,7 @@ def main() -> None:
         f"{given.tasks} tasks of {given.side}×{given.side}, {CLASSES} classes, "
         f"{'without' if given.no_overlays else 'with'} pictures of where to look"
     )
-    print(
-        "| tool | tasks | export s | import s | export peak MiB (idle) | import peak MiB (idle) | files MiB |"
-    )
+    print("| tool | tasks | export CPU s | import CPU s | export peak (idle) MiB | import's | files MiB |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for tool in given.tools:
         for tasks in (given.tasks // 10, given.tasks):
@@ -111,13 +109,13 @@ def _export(folder: Path, tool: str, tasks: int, side: int, overlays: bool) -> d
     images = _images(folder, tasks, side)
     first = next(images)
     before = _forget_peak()
-    begun = time.perf_counter()
+    begun = time.process_time()
     writer = TOOLS[tool].writer(out, queue)
     writer.add(first)
     for image in images:
         writer.add(image)
     writer.finish()
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink())
     return {"seconds": seconds, "peak": _resident("VmHWM"), "before": before, "size": size / 2**20}
 
@@ -129,9 +127,9 @@ def _import(folder: Path, tool: str, tasks: int, side: int, overlays: bool) -> d
     project = _project(folder)
     database = Database(project.database_url)
     before = _forget_peak()
-    begun = time.perf_counter()
+    begun = time.process_time()
     report = import_labels(project, database, source=source, tool=tool, queue="round-01")
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     database.close()
     if report.imported != tasks or report.refused:
         raise SystemExit(f"{tool}: {report.imported} of {tasks} imported, {report.refused[:3]}")
