@@ -9,7 +9,6 @@ import typer
 
 from flows.cli.app import ROUND, opened_project, say, say_next
 from flows.display import console, literal, progress_bar
-from pipeline.config import Project
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -47,7 +46,7 @@ def export(
         raise UserError("`--url` and `--files-only` exclude each other.", "Leave one of them out.")
     with opened_project() as (project, database), progress_bar() as progress:
         tool = to or project.config.labeling.tool
-        sends = not files_only and (url is not None or _server_of(project, tool) is not None)
+        sends = not files_only and (url is not None or project.config.labeling.server_of(tool) is not None)
         if sends:
             open_server(project, tool, url)  # a missing token is said now, not after the export
         written = step(project, database, queue=queue, folder=folder, to=to, progress=progress)
@@ -122,8 +121,3 @@ def sync(
         named = tool or project.config.labeling.tool
         say(step(project, database, tool=named, url=url, close=close, progress=progress))
     say_next()
-
-
-def _server_of(project: Project, tool: str) -> str | None:
-    labeling = project.config.labeling
-    return {"label-studio": labeling.label_studio.url, "cvat": labeling.cvat.url}.get(tool)

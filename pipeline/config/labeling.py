@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Positive, Section
 
@@ -66,3 +66,14 @@ class LabelingConfig(Section):
     cvat: CvatConfig = CvatConfig()
     timeout_seconds: Positive = 60
     """For one answer of a server."""
+
+    @model_validator(mode="after")
+    def _sync_has_a_server(self) -> Self:
+        if self.sync and self.server_of(self.tool) is None:
+            servers = "`tool: label-studio` with `label_studio.url`, or `tool: cvat` with `cvat.url`"
+            raise ValueError(f"`sync` needs a server: set {servers}.")
+        return self
+
+    def server_of(self, tool: str) -> str | None:
+        """The address of a tool's server, where it has one."""
+        return {"label-studio": self.label_studio.url, "cvat": self.cvat.url}.get(tool)

@@ -77,8 +77,7 @@ def open_server(project: Project, tool: str, url: str | None = None) -> Labeling
             f"Name one of {', '.join(TOKENS)}, or leave the server out.",
         )
     labeling = project.config.labeling
-    section = labeling.label_studio if tool == "label-studio" else labeling.cvat
-    address = url or section.url
+    address = url or labeling.server_of(tool)
     if address is None:
         raise ConfigError(
             f"The address of the {tool} server is not known.",

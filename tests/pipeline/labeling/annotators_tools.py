@@ -265,7 +265,7 @@ def _label_studio_shows(folder: Path) -> dict[str, Mask]:
                 mask[_bitmask(content)] = names.index(name)
             elif region["type"] == "brushlabels":
                 (name,) = region["value"]["brushlabels"]
-                alpha = _unpacked(region["value"]["rle"]).reshape(*mask.shape, 4)[:, :, 3]
+                alpha = unpacked(region["value"]["rle"]).reshape(*mask.shape, 4)[:, :, 3]
                 mask[alpha > 127] = names.index(name)
         found[stems[data["image_id"]]] = mask
     return found
@@ -338,7 +338,7 @@ def _packed(values: npt.NDArray[np.uint8]) -> list[int]:
     return [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
 
 
-def _unpacked(packed: list[int]) -> npt.NDArray[np.uint8]:
+def unpacked(packed: list[int]) -> npt.NDArray[np.uint8]:
     """The values behind thi.ng's rle-pack, bit by bit."""
     bits = "".join(f"{byte:08b}" for byte in packed)
     place = 0

@@ -82,7 +82,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def synced(selected: Exported, **labeling: Any) -> Project:
-    return selected.configured(labeling={"tool": "label-studio", "sync": True, **labeling})
+    settings = {"tool": "label-studio", "sync": True, "label_studio": {"url": URL}}
+    return selected.configured(labeling=settings | labeling)
 
 
 def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Exported, server: Server) -> None:
@@ -255,6 +256,12 @@ def test_a_token_and_an_address_are_asked_for(selected: Exported, monkeypatch: p
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123")
     project = synced(selected, label_studio={"url": URL + "/"})
     assert open_server(project, "label-studio").url == URL
+
+
+def test_nights_without_a_server_to_ask_are_refused_in_the_configuration(selected: Exported) -> None:
+    for tool in ("label-studio", "cvat", "coco"):
+        with pytest.raises(ValueError, match="`sync` needs a server"):
+            selected.configured(labeling={"tool": tool, "sync": True})
 
 
 @pytest.mark.parametrize("url", ["labels.test", "ftp://labels.test", "http://ann:secret@labels.test"])

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline.errors import DataError
 from pipeline.labeling.label_studio import brush
+from tests.pipeline.labeling.annotators_tools import unpacked
 
 # written by label_studio_sdk.converter.brush.mask2rle (SDK 2.1.2)
 RING_RLE = [
@@ -27,26 +28,6 @@ def ring() -> npt.NDArray[np.bool_]:
     rows, columns = np.mgrid[:9, :13]
     squared = (columns - 6) ** 2 + (rows - 4) ** 2
     return (squared < 17) & (squared > 3)
-
-
-def read_slowly(rle: list[int]) -> npt.NDArray[np.uint8]:
-    """Every value of an encoding, bit by bit."""
-    bits = "".join(f"{byte:08b}" for byte in rle)
-    at = 0
-
-    def take(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    total, value_bits = take(32), take(5) + 1
-    sizes = [take(4) + 1 for _ in range(4)]
-    values: list[int] = []
-    while len(values) < total:
-        same, size = take(1), sizes[take(2)]
-        length = take(size) + 1
-        values += [take(value_bits)] * length if same else [take(value_bits) for _ in range(length)]
-    return np.array(values, dtype=np.uint8)
 
 
 def packed(bits: str) -> list[int]:
@@ -73,7 +54,7 @@ def test_masks_are_written_and_read_as_the_sdk_writes_them(
 @given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_any_mask_comes_back(mask: npt.NDArray[np.bool_]) -> None:
     rle = brush.encode(mask)
-    np.testing.assert_array_equal(read_slowly(rle).reshape(*mask.shape, 4)[:, :, 3] == 255, mask)
+    np.testing.assert_array_equal(unpacked(rle).reshape(*mask.shape, 4)[:, :, 3] == 255, mask)
     np.testing.assert_array_equal(brush.decode(rle, width=mask.shape[1], height=mask.shape[0]), mask)
 
 
@@ -93,7 +74,7 @@ def test_any_runs_are_read_as_the_format_says(data: st.DataObject) -> None:
         bits += "".join(f"{value:08b}" for value in values)
         left -= length
     rle = packed(bits)
-    alpha = read_slowly(rle).reshape(height, width, 4)[:, :, 3]
+    alpha = unpacked(rle).reshape(height, width, 4)[:, :, 3]
     np.testing.assert_array_equal(brush.decode(rle, width=width, height=height), alpha >= 128)
 
 
