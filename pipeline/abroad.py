@@ -68,16 +68,20 @@ def send(
     """
     if not project.config.labeling.sync:
         return ""
-    from pipeline.steps.sync import push
+    from pipeline.steps.sync import exported_folder, push
 
     tool = project.config.labeling.tool
     with database.session(write=False) as session:
         current = round_queries.current_round(session)
         queue = None if current is None else round_queries.round_queue(session, current.id)
-        if current is None or queue is None or current.state != "import" or queue.export_uri is None:
+        if current is None or queue is None or current.state != "import":
             return ""
-        folder = project.path(queue.export_uri)
+        folder = exported_folder(session, project, queue, tool)
     try:
+        if folder is None:  # it went out before the server was configured
+            from pipeline.steps.export import export
+
+            folder = perform(export, project, database, progress=progress)
         for line in perform(push, project, database, folder=folder, tool=tool, progress=progress).lines():
             say(line)
     except UserError as error:

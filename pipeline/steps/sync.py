@@ -288,20 +288,20 @@ def sync(
         queue = None if current is None else round_queries.round_queue(session, current.id)
         if current is None or queue is None or current.state not in ("export", "import"):
             return SyncReport(pulled=pulled, pushed=None)
-        folder = next(
-            (
-                project.path(place.place)
-                for place in reversed(places.places_of(session, queue.id))
-                if place.tool == tool and not place.url
-            ),
-            None,
-        )
-    if folder is None or not folder.is_dir():
+        folder = exported_folder(session, project, queue, tool)
+    if folder is None:
         from pipeline.steps.export import export
 
         folder = export(project, database, to=tool, progress=progress)
     pushed = push(project, database, folder=folder, tool=tool, url=url, progress=progress)
     return SyncReport(pulled=pulled, pushed=pushed)
+
+
+def exported_folder(session: Session, project: Project, queue: Queue, tool: str) -> Path | None:
+    """The newest folder that a queue was exported to for a tool; None where there is none any more."""
+    written = [place.place for place in places.places_of(session, queue.id) if _is_on(place, tool, "")]
+    folder = project.path(written[-1]) if written else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _over(session: Session, newest: Queue, tool: str, url: str) -> dict[str, list[str]]:

@@ -204,6 +204,16 @@ def test_a_night_fetches_before_it_looks_and_sends_after(
     assert "round-01: 1 masks imported, 0 unchanged." in said
 
 
+def test_a_queue_that_went_out_before_the_server_was_configured_is_sent_by_the_next_night(
+    selected: Exported, server: Server
+) -> None:
+    export(selected.project, selected.database)
+    project = synced(selected)
+    assert abroad.send(project, selected.database) == ""
+    assert [one["push"] for one in server.asked] == ["round-01-label-studio"]
+    assert len(server.images["round-01"]) == len(NAMES)
+
+
 def test_a_night_goes_on_while_the_server_is_away(selected: Exported, server: Server) -> None:
     project = synced(selected)
     export(project, selected.database)
