@@ -68,7 +68,7 @@ test-kill: $(READY)  ## nights and retrainings killed at 25 moments each
 	touch $@
 
 test-label-studio: $(READY) .venv-label-studio/.ready  ## a queue to a real Label Studio, its pages, and the labels back
-	$(REAL) tests/real/test_label_studio.py
+	$(REAL) tests/real/test_label_studio.py tests/real/test_label_studio_rounds.py
 
 test-datumaro: $(READY) .venv-datumaro/.ready  ## our files read by Datumaro, and its files by us
 	$(REAL) tests/real/test_datumaro.py

@@ -37,7 +37,6 @@ from tests.real.label_studio_server import (
     TOKEN,
     RunningLabelStudio,
     executable,
-    label_studio,
 )
 
 COMMAND = executable()
@@ -50,10 +49,8 @@ QUEUE = "round-03"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[RunningLabelStudio]:
-    assert COMMAND is not None
-    with label_studio(COMMAND, tmp_path_factory.mktemp("label-studio")) as running:
-        yield running
+def server(label_studio_server: RunningLabelStudio) -> RunningLabelStudio:
+    return label_studio_server
 
 
 @dataclass

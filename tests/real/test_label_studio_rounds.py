@@ -22,7 +22,7 @@ from db.tables import Image, Label, Model, ModelLabel, QueueItem
 from pipeline.config import load_project
 from pipeline.labeling.label_studio.tasks import mask_results
 from tests.flows.conftest import CLASSES, QUICK, draw, write_config
-from tests.real.label_studio_server import EMAIL, TOKEN, RunningLabelStudio, executable, label_studio
+from tests.real.label_studio_server import EMAIL, TOKEN, RunningLabelStudio, executable
 
 COMMAND = executable()
 pytestmark = [
@@ -32,10 +32,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[RunningLabelStudio]:
-    assert COMMAND is not None
-    with label_studio(COMMAND, tmp_path_factory.mktemp("label-studio")) as running:
-        yield running
+def server(label_studio_server: RunningLabelStudio) -> RunningLabelStudio:
+    return label_studio_server
 
 
 class House:
