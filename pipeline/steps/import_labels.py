@@ -43,6 +43,7 @@ def import_labels(
     close: bool = False,
     origin: Origin = "import",
     queue: str | None = None,
+    known_as: str | None = None,
     progress: Progress = silent,
 ) -> ImportReport:
     """Take masks back into the queue that they were exported from.
@@ -59,6 +60,7 @@ def import_labels(
         origin: `simulation` when the masks are known ones: what they leave unpainted has no class, and was
             looked at.
         queue: the queue that a source belongs to that does not say so; by default the current round's.
+        known_as: what the failures call a source whose files will be gone; by default by its path.
 
     Raises:
         DataError: the source is missing, holds no label, or is of no queue of this project.
@@ -87,7 +89,7 @@ def import_labels(
             _record(session, inbox, origin=origin, report=report)
             _close(session, inbox.queue, close=close, report=report)
         image_queries.clear_failures(session, "import")
-        image_queries.record_failures(session, "import", _failures(project, sources, report))
+        image_queries.record_failures(session, "import", _failures(project, sources, known_as, report))
     return report
 
 
@@ -225,9 +227,11 @@ def _is_open(session: Session, queue: Queue) -> bool:
     return current is not None and current.id == queue.round_id and current.state == "import"
 
 
-def _failures(project: Project, sources: Sequence[Path], report: ImportReport) -> list[tuple[str, str]]:
+def _failures(
+    project: Project, sources: Sequence[Path], known_as: str | None, report: ImportReport
+) -> list[tuple[str, str]]:
     """What was refused, as the store lists files: a file of a folder, or a part of a file."""
-    if len(sources) == 1 and sources[0].is_dir():
+    if known_as is None and len(sources) == 1 and sources[0].is_dir():
         return [(project.uri(sources[0] / subject), reason) for subject, reason in report.refused]
-    where = ", ".join(map(project.uri, sources))
+    where = known_as or ", ".join(map(project.uri, sources))
     return [(f"{where}: {subject}", reason) for subject, reason in report.refused]

@@ -239,6 +239,7 @@ def _pull_queue(
             tool=tool,
             queue=queue.name,
             close=close,
+            known_as=f"{server.url}, {queue.name}",
             progress=progress,
         )
     if pulled.newest is not None:

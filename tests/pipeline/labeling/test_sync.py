@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from db.queries import images as image_queries
 from db.queries import places, queues
 from pipeline import abroad
 from pipeline.config import Project
@@ -149,6 +150,21 @@ def test_a_pull_that_could_not_be_imported_is_fetched_again(
     report = pull(selected.project, selected.database, tool="label-studio")
     assert server.asked[-1]["since"] is None
     assert [one.imported for one in report.imported] == [1]
+
+
+def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME, OTHER)]
+    answers[0]["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
+    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    report = pull(selected.project, selected.database, tool="label-studio")
+    assert [(one.imported, len(one.refused)) for one in report.imported] == [(1, 1)]
+    with selected.database.session(write=False) as session:
+        (failure,) = image_queries.list_failures(session, step="import")
+    assert failure.subject.startswith(f"{URL}, round-01: page-1.json")
+    assert "nothing of ours" in failure.reason
 
 
 def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
