@@ -87,6 +87,8 @@ def _key_columns(table: Table) -> list[str]:
         return ["name"]  # a round need not have one
     if table.name == "queue_item":
         return ["queue_id", "rank"]
+    if table.name == "scoring_run":
+        return ["scorer_hash"]  # unique by an index; its id has gaps where PostgreSQL rolled one back
     return unique[0] if unique else [column.name for column in table.primary_key.columns]
 
 
