@@ -15,14 +15,14 @@ from db.engine import Database
 from db.tables import Failure, Image, ImageScore, Lease, Model, Round, ScoringRun, Shard, utc_now
 from tests.real.kill.comparison import differences, leftovers
 
-HEATMAP = ".segcurate/heatmaps/1/{}_entropy.png"
+HEATMAP = ".segcurate/heatmaps/{}/{}_entropy.png"
 MEASURES = dict.fromkeys(
     ("impurity", "least_confidence", "margin", "entropy", "energy", "max_logit", "entropy_top10"), 0.5
 )
 
 
-def make(root: Path, *, first_id: int = 1) -> Database:
-    """Two scored images with heat maps; their ids begin where they are told to."""
+def make(root: Path, *, first_id: int = 1, run_id: int = 1) -> Database:
+    """Two scored images with heat maps; their ids begin where they are told to, and so does the run's."""
     (root / ".segcurate").mkdir(parents=True)
     database = Database(f"sqlite:///{root / '.segcurate' / 'segcurate.db'}")
     with database.session() as session:
@@ -31,7 +31,7 @@ def make(root: Path, *, first_id: int = 1) -> Database:
         document = {"config": {}, "config_hash": "", "labels_hash": "", "checkpoint_uri": "m", "seed": 0}
         session.add(Model(id=1, round_id=1, name="r01", status="promoted", iterations=0, **document))
         session.flush()
-        session.add(ScoringRun(id=1, model_id=1, scorer_hash="s", scorer={}))
+        session.add(ScoringRun(id=run_id, model_id=1, scorer_hash="s", scorer={}))
         session.flush()
         for position in range(2):
             image_id = first_id + position
@@ -48,10 +48,10 @@ def make(root: Path, *, first_id: int = 1) -> Database:
                 )
             )
             session.flush()
-            uri = HEATMAP.format(image_id)
+            uri = HEATMAP.format(run_id, image_id)
             session.add(
                 ImageScore(
-                    run_id=1,
+                    run_id=run_id,
                     image_id=image_id,
                     regions=1,
                     pixels=64,
@@ -64,7 +64,7 @@ def make(root: Path, *, first_id: int = 1) -> Database:
             (root / uri).parent.mkdir(parents=True, exist_ok=True)
             (root / uri).write_bytes(f"map {position}".encode())
         shard = {"status": "done", "scored": 2, "finished_at": utc_now()}
-        session.add(Shard(run_id=1, first_image_id=first_id, last_image_id=first_id + 1, **shard))
+        session.add(Shard(run_id=run_id, first_image_id=first_id, last_image_id=first_id + 1, **shard))
         session.add(Failure(step="ingest", subject="bad.png", reason="Damaged."))
     return database
 
@@ -74,12 +74,12 @@ def compare(mine: Database, my_root: Path, theirs: Database, their_root: Path) -
 
 
 def test_the_same_with_other_ids_other_times_and_other_cuts_is_the_same(tmp_path: Path) -> None:
-    one, other = make(tmp_path / "one"), make(tmp_path / "other", first_id=41)
+    one, other = make(tmp_path / "one"), make(tmp_path / "other", first_id=41, run_id=2)
     with other.session() as session:
         session.execute(update(Image).values(ingested_at=utc_now() - timedelta(days=3)))
         session.execute(update(Shard).values(last_image_id=41, scored=1, attempts=2, owner="somebody"))
         done = {"status": "done", "scored": 1, "finished_at": utc_now()}
-        session.add(Shard(run_id=1, first_image_id=42, last_image_id=42, **done))
+        session.add(Shard(run_id=2, first_image_id=42, last_image_id=42, **done))
     assert compare(one, tmp_path / "one", other, tmp_path / "other") == []
 
 
@@ -114,11 +114,11 @@ def leave_a_shard_open(session: Session, root: Path) -> None:
 
 
 def damage_a_file(session: Session, root: Path) -> None:
-    (root / HEATMAP.format(1)).write_bytes(b"ma")
+    (root / HEATMAP.format(1, 1)).write_bytes(b"ma")
 
 
 def lose_a_file(session: Session, root: Path) -> None:
-    (root / HEATMAP.format(1)).unlink()
+    (root / HEATMAP.format(1, 1)).unlink()
 
 
 def leave_half_a_file(session: Session, root: Path) -> None:
