@@ -55,7 +55,8 @@ def stand_in() -> ModuleType:
 
 
 def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    section = PAGE.read_text(encoding="utf-8").partition("## FiftyOne\n")[2]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
 def test_the_page_loads_an_exported_folder_and_brings_masks_back(
