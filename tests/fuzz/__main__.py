@@ -119,7 +119,7 @@ def _hang(_signal: int, _frame: FrameType | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run cases; 1 where something was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="of all targets together")
+    parser.add_argument("--cases", type=int, default=100_000, help="of all targets together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", help="only this one; can be given again")
     parser.add_argument("--case", type=int, help="only this number")

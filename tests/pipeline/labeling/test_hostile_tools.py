@@ -184,11 +184,11 @@ def _labeled(attack: Attack) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("count", "why"),
-    [("9" * 300, ""), ("-5", ""), ("6145", ""), ("1e5", ""), ("nan", ""), ("", "")],
+    "count",
+    ["9" * 300, "-5", "6145", "1e5", "nan", ""],
     ids=["gigantic", "negative", "past the image", "a float", "NaN", "nothing"],
 )
-def test_a_cvat_mask_whose_counts_cannot_be(attack: Attack, count: str, why: str) -> None:
+def test_a_cvat_mask_whose_counts_cannot_be(attack: Attack, count: str) -> None:
     source, stems = attack.finished("cvat", GOOD, BAD)
     with zipfile.ZipFile(source) as archive:
         text = archive.read("annotations.xml").decode()
