@@ -76,9 +76,10 @@ test-datumaro: $(READY) .venv-datumaro/.ready  ## our files read by Datumaro, an
 fuzz: $(READY)  ## CASES=100000: what strangers may send, in bounded time and memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES))
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## style, types, and which package may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 format: $(READY)
@@ -88,25 +89,25 @@ format: $(READY)
 bench: bench-scoring bench-selection  ## every benchmark that needs no data of your own
 
 bench-scoring: $(READY)  ## FRAMES=folder of images; without it, the demo's slices
-	$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(FRAMES),--frames $(FRAMES))
+	$(BIN)/python -m benchmarks.bench_scoring $(if $(FRAMES),--frames $(FRAMES))
 
 bench-selection: $(READY)  ## a queue from a million regions
-	$(BIN)/python -m tests.benchmarks.bench_selection
+	$(BIN)/python -m benchmarks.bench_selection
 
 bench-db: $(READY)  ## ROWS=10000000: the score tables on SQLite and on PostgreSQL
-	$(BIN)/python -m tests.benchmarks.bench_db $(if $(ROWS),--rows $(ROWS))
+	$(BIN)/python -m benchmarks.bench_db $(if $(ROWS),--rows $(ROWS))
 
 bench-scale: $(READY)  ## how cost grows from a thousand images to a hundred thousand
-	$(BIN)/python -m tests.benchmarks.bench_scale
+	$(BIN)/python -m benchmarks.bench_scale
 
 bench-labeling: $(READY)  ## 2 000 tasks out to each labeling tool, and back
-	$(BIN)/python -m tests.benchmarks.bench_labeling
+	$(BIN)/python -m benchmarks.bench_labeling
 
 bench-flow: $(READY)  ## what Prefect adds to a scoring run
-	$(BIN)/python -m tests.benchmarks.bench_flow
+	$(BIN)/python -m benchmarks.bench_flow
 
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
-	$(BIN)/python -m tests.benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
+	$(BIN)/python -m benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
 
 .venv-peers/.ready: configs/peers.txt
 	$(PYTHON) -m venv .venv-peers
@@ -114,16 +115,16 @@ bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of t
 	touch $@
 
 bench-peers: $(READY) .venv-peers/.ready  ## FRAMES=folder: beside Baal, torch-uncertainty and a plain loop
-	$(BIN)/python -m tests.benchmarks.bench_peers $(if $(FRAMES),--frames $(FRAMES))
+	$(BIN)/python -m benchmarks.bench_peers $(if $(FRAMES),--frames $(FRAMES))
 
 bench-quality: $(READY)  ## PROJECTS="folder …": every sampler and measure of trained projects
-	$(BIN)/python -m tests.benchmarks.bench_quality $(foreach folder,$(PROJECTS),--project $(folder))
+	$(BIN)/python -m benchmarks.bench_quality $(foreach folder,$(PROJECTS),--project $(folder))
 
 bench-calibration: $(READY)  ## PROJECTS="folder …": every calibrator, fitted on what one should and should not
-	$(BIN)/python -m tests.benchmarks.bench_calibration $(foreach folder,$(PROJECTS),--project $(folder))
+	$(BIN)/python -m benchmarks.bench_calibration $(foreach folder,$(PROJECTS),--project $(folder))
 
 bench-training: $(READY)  ## CAMVID=folder WEIGHTS=file: what each training option does to calibration
-	$(BIN)/python -m tests.benchmarks.bench_training_options --data $(CAMVID) --weights $(WEIGHTS)
+	$(BIN)/python -m benchmarks.bench_training_options --data $(CAMVID) --weights $(WEIGHTS)
 
 clean:
 	rm -rf .venv .venv-peers .venv-label-studio .venv-datumaro demo .pytest_cache .ruff_cache

@@ -34,9 +34,9 @@ from db.queries.contents import newest_queue
 from db.queries.leases import store_time
 from db.queries.runs import images_done
 from flows.markdown import code, harmless, plain
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.progress import Progress, silent
-from pipeline.queues import queue_summary
+from pipeline.summaries.queues import queue_summary
 
 Arguments = ParamSpec("Arguments")
 

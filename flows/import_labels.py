@@ -15,9 +15,10 @@ from pydantic import Field
 from db.queries.operation import count_new_labels
 from flows.automations import LABELS_IMPORTED
 from flows.tasks import as_task, ended, opened, rename_run, say
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.steps.import_labels import ImportReport, import_labels
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.import_labels.step import ImportReport
 from pipeline.steps.sync import pull
 
 

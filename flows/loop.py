@@ -13,7 +13,7 @@ from pydantic import Field
 from flows.artifacts import show_round
 from flows.nightly import perform_night
 from flows.tasks import ended, opened, say
-from pipeline.loop import loop
+from pipeline.operation.simulation import loop
 
 
 @dataclass(frozen=True)

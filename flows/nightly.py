@@ -23,8 +23,8 @@ from db.engine import Database
 from flows.artifacts import link_export, show_queue, show_round
 from flows.tasks import as_task, ended, opened, rename_run, say, this_run
 from pipeline.acquisition.reasons import grouped
-from pipeline.config import Project
-from pipeline.night import NightReport, night
+from pipeline.data.project import Project
+from pipeline.operation.nightly import NightReport, night
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,8 @@ def perform_night(title: str) -> Callable[..., Any]:
     """
 
     def perform(step: Callable[..., Result], project: Project, database: Database, **options: Any) -> Result:
-        from pipeline.steps.score import ScoringPlan, score
+        from pipeline.steps.score import score
+        from pipeline.steps.score.step import ScoringPlan
 
         if step is not score:
             return as_task(step, project, database, **options)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from db.engine import Database
 from db.queries import shards
 from flows.tasks import of_step, opened, say
-from pipeline.config import Project, ScaleConfig
-from pipeline.engine import drain_everywhere
+from pipeline.config import ScaleConfig
+from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
-from pipeline.steps.drain import Drained
+from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.worker import Drained
 
 if TYPE_CHECKING:
     from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner

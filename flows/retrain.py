@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from flows.artifacts import show_round
 from flows.nightly import perform_night, show_night, today
 from flows.tasks import ended, opened, rename_run, say
-from pipeline.retraining import RetrainReport, retraining
+from pipeline.operation.retrain import RetrainReport, retraining
 
 
 @flow(name="retrain", flow_run_name=lambda: f"retrain {today()}", persist_result=False)

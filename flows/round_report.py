@@ -12,12 +12,12 @@ from db.queries import rounds as queries
 from db.queries.contents import newest_queue
 from db.queries.images import list_failures
 from db.queries.runs import newest_run
-from flows.display import interval
+from flows.cli.display import interval
 from flows.markdown import code, picture, plain, prose, table
-from pipeline.config import Project
-from pipeline.history import Interval, RoundSummary, round_history
-from pipeline.queues import QueueSummary, queue_summary
-from pipeline.status import Status, project_status
+from pipeline.data.project import Project
+from pipeline.summaries.project import Status, project_status
+from pipeline.summaries.queues import QueueSummary, queue_summary
+from pipeline.summaries.rounds import Interval, RoundSummary, round_history
 
 SHOWN_CLASSES = 12
 SHOWN_FAILURES = 5
@@ -137,7 +137,7 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
     from pipeline.data.masks import palette
     from pipeline.report.curves import draw_learning_curve
     from pipeline.report.figures import png_of
-    from pipeline.steps.report_facts import round_points  # imports torch
+    from pipeline.steps.report.facts import round_points  # imports torch
 
     with database.session(write=False) as session:
         points = round_points(session, project)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from db.engine import Database
 from flows.artifacts import scoring_progress
 from flows.tasks import as_task
-from pipeline.config import Project
-from pipeline.engine import drain_everywhere
+from pipeline.data.project import Project
 from pipeline.progress import Progress, silent
-from pipeline.steps.score import ScoreReport, ScoringPlan, finish_scoring, plan_scoring
-from pipeline.steps.scorer import open_scorer
+from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.scorer import open_scorer
+from pipeline.steps.score.step import ScoreReport, ScoringPlan, finish_scoring, plan_scoring
 
 
 def score_pool(
@@ -22,7 +22,7 @@ def score_pool(
     planned: Callable[[ScoringPlan], None] = lambda plan: None,
     progress: Progress = silent,
 ) -> ScoreReport:
-    """What `pipeline.steps.score.score` does, in tasks, with its progress as an artifact.
+    """What `pipeline.steps.score.step.score` does, in tasks, with its progress as an artifact.
 
     With `scale.engine: ray`, the shards are drained by tasks on the cluster; all else is done here.
 

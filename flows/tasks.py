@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database, connection_lost
 from db.errors import StoreError
-from pipeline.config import Project, load_project
+from pipeline.data.project import Project, load_project
 from pipeline.errors import Busy, UserError
 
 Result = TypeVar("Result")

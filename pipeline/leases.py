@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from db.engine import Database
 from db.queries import leases as queries
 from db.queries.leases import Held
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import Busy
 from pipeline.processes import is_here, this_process
 

@@ -17,8 +17,9 @@ from sqlalchemy.exc import OperationalError
 
 from db.engine import Database
 from db.errors import StoreError
-from flows.display import console, errors, literal
-from pipeline.config import CONFIG_FILE, Project, load_project
+from flows.cli.display import console, errors, literal
+from pipeline.config import CONFIG_FILE
+from pipeline.data.project import Project, load_project
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -111,7 +112,7 @@ def say(report: Any) -> None:
 
 def say_next() -> None:
     """Print the command that comes next."""
-    from pipeline.status import project_status
+    from pipeline.summaries.project import project_status
 
     with opened_project() as (_, database), database.session(write=False) as session:
         now = project_status(session)

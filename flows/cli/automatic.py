@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import opened_project, state
+from flows.cli.display import console, literal, progress_bar
 from flows.cli.look import list_rounds
-from flows.display import console, literal, progress_bar
 from pipeline.errors import UserError
 
 AUTOMATIC = "By itself"
@@ -28,7 +28,7 @@ def nightly(prefect: AsFlow = False) -> None:
         require_server()
         flow(config=_config())
         return
-    from pipeline.night import night
+    from pipeline.operation.nightly import night
 
     with opened_project() as (project, database), progress_bar() as progress:
         report = night(project, database, say=_say, progress=progress)
@@ -56,7 +56,7 @@ def retrain(
         require_server()
         flow(config=_config(), force=force, then_nightly=then_nightly)
         return
-    from pipeline.retraining import retraining
+    from pipeline.operation.retrain import retraining
 
     with opened_project() as (project, database), progress_bar() as progress:
         report = retraining(
@@ -71,7 +71,7 @@ def loop(
     annotator: Annotated[str, typer.Option(help="`masks`: existing masks play the annotator.")] = "masks",
 ) -> None:
     """Run whole rounds without a person. A killed loop that is started again goes on from there."""
-    from pipeline.loop import loop as run
+    from pipeline.operation.simulation import loop as run
 
     if annotator != "masks":
         raise UserError(f"There is no annotator {annotator!r}.", "Write `--annotator masks`.")

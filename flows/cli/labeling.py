@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import ROUND, opened_project, say, say_next
-from flows.display import console, literal, progress_bar
+from flows.cli.display import console, literal, progress_bar
 from pipeline.errors import UserError
 
 commands = typer.Typer()

@@ -8,15 +8,8 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import LOOK, Json, opened_project
-from flows.display import console, literal, print_json, table
-from flows.listings import (
-    show_models,
-    show_queue,
-    show_queues,
-    show_rounds,
-    show_runs,
-    show_status,
-)
+from flows.cli.display import console, literal, print_json, table
+from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -25,7 +18,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
     """Where the project stands, who is at work, and the one command that comes next."""
-    from pipeline.status import at_work, project_status, scoring_status
+    from pipeline.summaries.project import at_work, project_status, scoring_status
 
     with opened_project() as (project, database), database.session(write=False) as session:
         now, busy, scoring = project_status(session), at_work(session), scoring_status(session)
@@ -55,7 +48,7 @@ def failures(as_json: Json = False) -> None:
 @commands.command(name="rounds", rich_help_panel=LOOK)
 def list_rounds(as_json: Json = False) -> None:
     """Each round: labels, model, mIoU and calibration with their intervals."""
-    from pipeline.history import round_history
+    from pipeline.summaries.rounds import round_history
 
     with opened_project() as (project, database), database.session(write=False) as session:
         rows = round_history(session, sampler=project.config.scoring.sampler)
@@ -68,7 +61,7 @@ def list_rounds(as_json: Json = False) -> None:
 @commands.command(name="models", rich_help_panel=LOOK)
 def list_models(as_json: Json = False) -> None:
     """Each model: parent, seed, labels, and why it was promoted or refused."""
-    from pipeline.history import model_history
+    from pipeline.summaries.rounds import model_history
 
     with opened_project() as (project, database), database.session(write=False) as session:
         rows = model_history(session)
@@ -81,7 +74,7 @@ def list_models(as_json: Json = False) -> None:
 @commands.command(name="runs", rich_help_panel=LOOK)
 def list_runs(as_json: Json = False) -> None:
     """Each scoring run: scorer, images, shards, who scored how much, how fast, and what was noticed."""
-    from pipeline.runs import run_history
+    from pipeline.summaries.runs import run_history
 
     with opened_project() as (project, database), database.session(write=False) as session:
         rows = run_history(session)
@@ -101,7 +94,7 @@ def show_one_queue(
     """What a queue asks for and why: counts by slice, class and status, and its first items."""
     from db.queries.contents import newest_queue
     from db.queries.queues import list_queues, queue_by_name
-    from pipeline.queues import queue_summary
+    from pipeline.summaries.queues import queue_summary
 
     with opened_project() as (project, database), database.session(write=False) as session:
         names = project.config.data.class_names

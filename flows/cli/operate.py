@@ -10,8 +10,8 @@ import typer
 
 from flows.cli.app import opened_project, say, state
 from flows.cli.automatic import AUTOMATIC
-from flows.display import console, literal, table
-from pipeline.config import load_project
+from flows.cli.display import console, literal, table
+from pipeline.data.project import load_project
 
 if TYPE_CHECKING:
     from flows.deployments import Deployment, Deployments

@@ -11,10 +11,11 @@ from pydantic import TypeAdapter
 
 from flows.cli.app import PROJECT, Json, config_app, db_app, opened_project, say, say_next, state
 from flows.cli.automatic import loop
+from flows.cli.display import console, print_json, progress_bar
 from flows.cli.look import report
 from flows.cli.trust import assess, novelty, stress
-from flows.display import console, print_json, progress_bar
-from pipeline.config import ProjectConfig, load_project
+from pipeline.config import ProjectConfig
+from pipeline.data.project import load_project
 from pipeline.errors import ConfigError
 
 commands = typer.Typer()
@@ -43,8 +44,8 @@ def init(
     force: Annotated[bool, typer.Option(help="Replace a configuration that is there.")] = False,
 ) -> None:
     """Write a commented configuration. Asks for what the options do not say."""
+    from pipeline.config.starter import read_label_map, starter_config
     from pipeline.files import atomic_write_bytes
-    from pipeline.starter import read_label_map, starter_config
 
     if state.config_file.exists() and not force:
         raise ConfigError(f"{state.config_file} is there already.", "Edit it, or replace it with `--force`.")

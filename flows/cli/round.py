@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import ROUND, Json, opened_project, say, say_next
-from flows.display import console, print_json, progress_bar
-from flows.listings import show_calibrations
+from flows.cli.display import console, print_json, progress_bar
+from flows.cli.tables import show_calibrations
 
 commands = typer.Typer()
 

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from flows.cli.app import TRUST, Json, opened_project, say
-from flows.display import print_json, progress_bar
+from flows.cli.display import print_json, progress_bar
 from pipeline.config import Sampler
 from pipeline.errors import UserError
 
@@ -113,8 +113,8 @@ def annotators(
     as_json: Json = False,
 ) -> None:
     """Do annotators agree, and was the model in doubt where they do not?"""
-    from flows.listings import show_annotators
-    from pipeline.annotators import annotator_report
+    from flows.cli.tables import show_annotators
+    from pipeline.summaries.annotators import annotator_report
 
     with (
         opened_project() as (project, database),

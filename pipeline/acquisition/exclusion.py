@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.uncertainty.outlines import decode_outline, paint_regions
+from pipeline.regions.outlines import decode_outline, paint_regions
 
 PAIRS_AT_ONCE = 200_000
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.ranking import Standing
 from pipeline.acquisition.routing import WORDS, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
-from pipeline.acquisition.standing import Standing
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.acquisition.candidates import Candidates
 from pipeline.config import SelectionConfig
-from pipeline.uncertainty.outlines import decode_outline
+from pipeline.regions.outlines import decode_outline
 
 CHUNK = 1024
 

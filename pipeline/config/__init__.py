@@ -17,7 +17,7 @@ from pipeline.config.learning import (
     TransformConfig,
 )
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
-from pipeline.config.project import CONFIG_FILE, DatabaseConfig, Project, ProjectConfig, load_project
+from pipeline.config.project import CONFIG_FILE, DatabaseConfig, ProjectConfig
 from pipeline.config.scoring import (
     SAMPLED_MEASURES,
     HeatmapConfig,
@@ -52,7 +52,6 @@ __all__ = [
     "ModelConfig",
     "NightlyConfig",
     "Positive",
-    "Project",
     "ProjectConfig",
     "RegionConfig",
     "Resolution",
@@ -67,5 +66,4 @@ __all__ = [
     "TransformConfig",
     "ViewsConfig",
     "content_hash",
-    "load_project",
 ]

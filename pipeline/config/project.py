@@ -1,26 +1,19 @@
-"""A project's YAML file, read and checked as a whole."""
+"""All settings of a project, checked as a whole."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
-from pydantic import Field, ValidationError, field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.config.base import Section
 from pipeline.config.data import DataConfig, SplitsConfig
-from pipeline.config.errors import explain, explain_yaml
 from pipeline.config.labeling import LabelingConfig
 from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
 from pipeline.config.selection import ExportConfig, SelectionConfig
-from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
-from pipeline.errors import ConfigError
 
 CONFIG_FILE = "segcurate.yaml"
 
@@ -103,82 +96,3 @@ class ProjectConfig(BaseSettings):
         if self.scale.engine == "ray" and not self.database.url.startswith("postgresql"):
             raise ValueError("`scale.engine: ray` needs a PostgreSQL `database.url` that all machines reach.")
         return self
-
-
-@dataclass(frozen=True)
-class Project:
-    """A configuration, the folder that its paths are relative to, and the file that it was read from."""
-
-    config: ProjectConfig
-    root: Path
-    file: Path | None = None
-
-    @property
-    def database_url(self) -> str:
-        """`database.url`, with a relative SQLite path made absolute."""
-        url = self.config.database.url
-        prefix = "sqlite:///"
-        if url.startswith(prefix) and not url.startswith(prefix + "/") and url != prefix + ":memory:":
-            return prefix + str(self.root / url.removeprefix(prefix))
-        return url
-
-    @property
-    def workdir(self) -> Path:
-        return self.root / self.config.workdir
-
-    def path(self, uri: str) -> Path:
-        """The file on this machine behind a URI of the store, or behind a path of the configuration.
-
-        Raises:
-            ConfigError: it is in an object store.
-        """
-        if is_remote(uri):
-            raise ConfigError(
-                f"{uri} is in an object store, where only `data.images` may lie.",
-                "Copy it to a folder, or mount it, and name that.",
-            )
-        return self.root / uri
-
-    def image(self, uri: str) -> ImageFile:
-        """The image behind a URI of the store, or behind an entry of `data.images`."""
-        if not is_remote(uri):
-            return self.root / uri
-        data = self.config.data
-        limit = int(data.cache_gib * 2**30)
-        return RemoteFile(canonical(uri), ImageCache(self.workdir / "cache", limit, data.storage_options))
-
-    def uri(self, file: ImageFile) -> str:
-        """A file as the store calls it: relative to the project's folder where it lies inside it."""
-        if isinstance(file, RemoteFile):
-            return file.uri
-        absolute = Path(os.path.abspath(file))
-        if absolute.is_relative_to(self.root):
-            return absolute.relative_to(self.root).as_posix()
-        return absolute.as_posix()
-
-
-def load_project(path: Path) -> Project:
-    """Read and check a project's YAML, with the environment's overrides.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or a key or value in it is wrong.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"There is no configuration at {path}.",
-            "Run `segcurate init`, or name one with `--config`.",
-        )
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Mend that line.") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds no settings.", "Run `segcurate init` to write one.")
-    try:
-        config = ProjectConfig(**{str(key): value for key, value in document.items()})
-    except ValidationError as error:
-        raise ConfigError(f"{path} is not valid:\n{explain(error, ProjectConfig)}") from error
-    except ValueError as error:  # pydantic-settings: an override that is not JSON where JSON is needed
-        raise ConfigError(f"An environment override of {path} is not valid: {error}") from error
-    file = Path(os.path.abspath(path))
-    return Project(config=config, root=file.parent, file=file)

@@ -11,7 +11,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.config import HeldOutSplit, InitialSplit, Project
+from pipeline.config import HeldOutSplit, InitialSplit
+from pipeline.data.project import Project
 from pipeline.data.remote import canonical, is_remote
 from pipeline.data.sources import Found, glob_pattern
 from pipeline.errors import DataError

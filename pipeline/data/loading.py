@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.data.images import ImageArray, ImageRef, read_image, unit_float
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
-from pipeline.uncertainty.regions import CellShares
+from pipeline.regions.shapes import CellShares
 
 PIXELS_AHEAD = 64_000_000
 """Decoded pixels that may wait for the device, whatever the number of images."""

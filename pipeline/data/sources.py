@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.config import Project
 from pipeline.data.images import IMAGE_ENDINGS
+from pipeline.data.project import Project
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, is_remote, kind, listed
 from pipeline.errors import DataError
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE
-from pipeline.uncertainty.outlines import decode_outline
+from pipeline.regions.outlines import decode_outline
 
 Votes = npt.NDArray[np.uint8]
 

@@ -43,9 +43,9 @@ from pipeline.labeling.exchange import (
     Tool,
     shown,
 )
+from pipeline.labeling.image_files import place_image
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
-from pipeline.labeling.placing import place_image
-from pipeline.labeling.untouched import ProposalList
+from pipeline.labeling.unchanged import ProposalList
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 from pipeline.labeling.untrusted.coco_shapes import Canvas, read_shape
 

@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import Answer, OutgoingImage, OutgoingQueue, Painted, Refusal, shown
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
-from pipeline.labeling.untouched import PROPOSALS, untouched
+from pipeline.labeling.unchanged import PROPOSALS, untouched
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex, image_names
 

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.config import IGNORE
 from pipeline.data.masks import Mask
-from pipeline.uncertainty.outlines import decode_outline
+from pipeline.regions.outlines import decode_outline
 
 TOLERANCE = 1.5
 """Pixels by which a drawn polygon may miss the border."""

@@ -20,7 +20,7 @@ from pipeline.data.images import is_palette, probe_image, read_pixels, unit_floa
 from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
-from pipeline.uncertainty.outlines import decode_outline, paint_regions
+from pipeline.regions.outlines import decode_outline, paint_regions
 
 MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
 """Formats that keep every pixel as it was painted."""

@@ -25,6 +25,7 @@ from pipeline.labeling.exchange import (
     Tool,
     shown,
 )
+from pipeline.labeling.image_files import place_image
 from pipeline.labeling.manifest import (
     HEATMAPS,
     IMAGES,
@@ -36,7 +37,6 @@ from pipeline.labeling.manifest import (
     ManifestWriter,
 )
 from pipeline.labeling.pictures import write_look, write_overlay
-from pipeline.labeling.placing import place_image
 
 _OUTLINES = f"""
 ## Regions that are no rectangles

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from pipeline.data.images import as_rgb, read_pixels
+from pipeline.drawing.heatmaps import overlay, write_heatmap
 from pipeline.files import atomic_write_bytes
 from pipeline.labeling.exchange import OutgoingImage
-from pipeline.uncertainty.heatmaps import overlay, write_heatmap
 
 SHRINK = 4
 """A stored map has a pixel for so many of the image, in both directions."""

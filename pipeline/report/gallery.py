@@ -20,8 +20,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import BboxTransformTo, Transform
 
 from pipeline.config import IGNORE
+from pipeline.drawing.heatmaps import COLORMAP
 from pipeline.report.figures import INK, MUTED, in_style
-from pipeline.uncertainty.heatmaps import COLORMAP
 
 RgbImage = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]

@@ -11,15 +11,10 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from pipeline.drawing.heatmaps import COLORMAP, EXPECTED_ENTROPY_SPAN, information_span, two_colour
+from pipeline.regions.outlines import polygons
 from pipeline.report.blocks import Layer, Scale, Tile
 from pipeline.report.gallery import GalleryRow, RgbImage, crop_around, painted
-from pipeline.uncertainty.heatmaps import (
-    COLORMAP,
-    EXPECTED_ENTROPY_SPAN,
-    information_span,
-    two_colour,
-)
-from pipeline.uncertainty.outlines import polygons
 
 SIDE = 320
 """Pixels along the longer side of a picture: sharp at twice the density where it is shown."""

@@ -20,16 +20,14 @@ from db.queries import images as image_queries
 from db.queries.assessments import assessment_of, put_assessment
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import Measure, Project, ProjectConfig, Sampler
+from pipeline.config import Measure, ProjectConfig, Sampler
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
-from pipeline.evaluation.constructed import ConstructedInputs, answers, measures_of
 from pipeline.evaluation.frequency import fit_groups, frequency_test
 from pipeline.evaluation.gate import judge
-from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
-from pipeline.evaluation.judged_regions import JudgedRegions
 from pipeline.evaluation.parts import part_names
 from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_blocks, region_table
 from pipeline.evaluation.quality_lines import report_lines
@@ -45,8 +43,11 @@ from pipeline.evaluation.quality_rows import (
 from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibration_set import judging_images
-from pipeline.steps.serving import model_to_judge, offered_samplers, open_predictor, stored_calibrators
+from pipeline.steps.held_out import judging_images
+from pipeline.steps.served_model import model_to_judge, offered_samplers, open_predictor, stored_calibrators
+from pipeline.studies.constructed import ConstructedInputs, answers, measures_of
+from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
+from pipeline.studies.judged_regions import JudgedRegions
 from pipeline.uncertainty.predictor import Predictor
 
 SEED = 0

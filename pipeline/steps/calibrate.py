@@ -18,20 +18,21 @@ from db.queries import rounds as round_queries
 from db.tables import Calibration, Model, Round
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from
+from pipeline.calibration.comparison import Judgement, cross_fit
 from pipeline.calibration.fit import Pixels, at_bound
-from pipeline.calibration.judgement import Judgement, cross_fit
 from pipeline.calibration.naming import confidence_name
-from pipeline.calibration.pixels import DrawnPixels, draw_pixels
-from pipeline.config import Project, Sampler
+from pipeline.config import Sampler
 from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.held_out import AuditedImage, HeldOut, read_held_out
 from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibration_set import Source, audited_images, calibration_source, held_out_images
-from pipeline.steps.serving import judged_samplers, open_predictor
+from pipeline.steps.held_out import Source, audited_images, calibration_source, held_out_images
+from pipeline.steps.served_model import judged_samplers, open_predictor
+from pipeline.studies.held_out import AuditedImage, HeldOut, read_held_out
+from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
 
 FEWEST_IMAGES = 10
 """Below this number of images, a fit comes with a warning."""

@@ -13,7 +13,7 @@ from db.queries import candidates as scored
 from db.queries import scores as queries
 from db.tables import Model
 from pipeline.acquisition.reasons import grouped, percent
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.uncertainty.disagreement import Disagreement, confident_but_disagreeing
 

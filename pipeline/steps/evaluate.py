@@ -21,10 +21,10 @@ from db.queries.evaluations import Interval, MetricKey
 from db.tables import Model
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import EvaluationConfig, Measure, Project, Sampler
+from pipeline.config import EvaluationConfig, Measure, Sampler
 from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.evaluation.metrics import Estimate, Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
@@ -32,8 +32,9 @@ from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibrate import model_of_round
-from pipeline.steps.calibration_set import held_out_images
-from pipeline.steps.serving import judged_samplers, open_predictor, stored_calibrators
+from pipeline.steps.held_out import held_out_images
+from pipeline.steps.served_model import judged_samplers, open_predictor, stored_calibrators
+from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.uncertainty.predictor import Prediction, Predictor
 
 SPLITS = ("test", "calibration")

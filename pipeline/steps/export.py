@@ -22,11 +22,11 @@ from db.queries.labels import QueuedRegion
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import Project
 from pipeline.data.images import ImageRef
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
+from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.files import atomic_folder
 from pipeline.labeling.effort import estimated_clicks
@@ -46,9 +46,9 @@ from pipeline.labeling.proposals import Proposal, propose
 from pipeline.labeling.tools import tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
-from pipeline.steps.serving import open_predictor, stored_calibrators
+from pipeline.regions.outlines import polygons
+from pipeline.steps.served_model import open_predictor, stored_calibrators
 from pipeline.uncertainty.measures import MEASURES
-from pipeline.uncertainty.outlines import polygons
 
 _SAME_MOMENT = 2.0
 """Seconds by which the times of files that were written together may differ."""

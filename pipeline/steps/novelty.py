@@ -21,23 +21,24 @@ from db.queries import images as image_queries
 from db.queries import novelty as queries
 from db.tables import Image, Model
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import EvaluationConfig, Project, Sampler
+from pipeline.config import EvaluationConfig, Sampler
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Batch, Unreadable, load_batches
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
-from pipeline.evaluation.constructed import answers
-from pipeline.evaluation.held_out import LabeledBatch, read_held_out
 from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
-from pipeline.evaluation.stress import number
+from pipeline.evaluation.stress_verdicts import number
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
-from pipeline.steps.calibration_set import judging_images
-from pipeline.steps.serving import model_to_judge, offered_samplers, open_predictor, stored_calibrators
-from pipeline.steps.without_classes import train_without
+from pipeline.steps.held_out import judging_images
+from pipeline.steps.served_model import model_to_judge, offered_samplers, open_predictor, stored_calibrators
+from pipeline.steps.train_without import train_without
+from pipeline.studies.constructed import answers
+from pipeline.studies.held_out import LabeledBatch, read_held_out
 from pipeline.uncertainty.predictor import Predictor
 
 SEED = 0

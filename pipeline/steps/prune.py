@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from db.engine import Database, lock_refused
 from db.queries import pruning as queries
 from db.queries.pruning import RunSize
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.leases import alone
 

@@ -24,13 +24,13 @@ from db.queries import rounds as round_queries
 from db.queries.models import TrainingImage
 from db.queries.reviews import ReviewedRegion
 from pipeline.acquisition.reasons import grouped, percent
-from pipeline.config import IGNORE, Project, Sampler
+from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import ImageRef, read_image
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask
+from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
-from pipeline.evaluation.judged_regions import grid_rows
 from pipeline.evaluation.label_errors import (
     Floats,
     RegionDoubts,
@@ -42,13 +42,14 @@ from pipeline.evaluation.label_errors import (
 from pipeline.evaluation.parts import boundary_band
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
+from pipeline.regions.outlines import paint_regions
+from pipeline.regions.segments import segments
+from pipeline.regions.shapes import RegionMap, map_regions
+from pipeline.regions.sources import RegionSource, region_source
 from pipeline.steps.export import export
-from pipeline.steps.serving import open_predictor, stored_calibrators
-from pipeline.uncertainty.outlines import paint_regions
+from pipeline.steps.served_model import open_predictor, stored_calibrators
+from pipeline.studies.judged_regions import grid_rows
 from pipeline.uncertainty.predictor import Predictor
-from pipeline.uncertainty.region_sources import RegionSource, region_source
-from pipeline.uncertainty.regions import RegionMap, map_regions
-from pipeline.uncertainty.segments import segments
 
 MEASURE = "label_margin"
 """What `score` of a review's items is: see `evaluation.label_errors`."""

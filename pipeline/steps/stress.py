@@ -16,16 +16,14 @@ from torch import Tensor
 
 from db.engine import Database
 from db.queries import assessments
-from pipeline.config import Project
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.labels import resize_mask
 from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.evaluation import corruptions
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.evaluation.metrics import Estimate
-from pipeline.evaluation.stress import (
+from pipeline.evaluation.stress_verdicts import (
     BASES,
     METRICS,
     STRESSES,
@@ -40,8 +38,10 @@ from pipeline.evaluation.stress import (
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
-from pipeline.steps.calibration_set import judging_images
-from pipeline.steps.serving import model_to_judge, open_predictor, stored_calibrators
+from pipeline.steps.held_out import judging_images
+from pipeline.steps.served_model import model_to_judge, open_predictor, stored_calibrators
+from pipeline.studies import corruptions
+from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.uncertainty.predictor import Predictor
 
 SEED = 0

@@ -14,12 +14,13 @@ from db.engine import Database
 from db.queries import places, queues
 from db.queries import rounds as round_queries
 from db.tables import Queue, QueuePlace
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.servers.base import LabelingServer
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
-from pipeline.steps.import_labels import ImportReport, import_labels
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.import_labels.step import ImportReport
 
 TOKENS = {"label-studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
 """The tools that have servers, and the environment's variable that holds the token of each."""

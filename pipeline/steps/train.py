@@ -20,13 +20,12 @@ from db.queries.audits import HELD_OUT
 from db.queries.models import TrainingImage, TrainingLabel
 from db.tables import Model, utc_now
 from pipeline import rounds
-from pipeline.config import Project, content_hash
+from pipeline.config import content_hash
 from pipeline.data.images import ImageRef, probe_image
 from pipeline.data.input_range import InputRange, pixel_statistics
 from pipeline.data.labels import count_votes
 from pipeline.data.loading import Unreadable, load_batches
-from pipeline.data.training_set import LabeledImage, TrainingSet, read_masks
-from pipeline.device import pick_device
+from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.leases import one_at_a_time
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
@@ -38,10 +37,12 @@ from pipeline.model.checkpoints import (
     read_card,
     save_model,
 )
+from pipeline.model.device import pick_device
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
-from pipeline.steps.calibration_set import calibration_source, without_audit
-from pipeline.training import Trained, train_segmenter
+from pipeline.steps.held_out import calibration_source, without_audit
+from pipeline.training.dataset import LabeledImage, TrainingSet, read_masks
+from pipeline.training.loop import Trained, train_segmenter
 
 MOST_INSPECTED = 512
 """Training images whose pixels tell what the network has seen."""

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Measure, RegionConfig
+from pipeline.regions.shapes import CellShares, Regions, box_regions
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
-from pipeline.uncertainty.regions import CellShares, Regions, box_regions
 
 TOP_CELLS = 0.1
 """Share of a region's area that `entropy_top10` averages."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database, connect, masked
 from db.errors import StoreError
-from pipeline.config import load_project
+from pipeline.data.project import load_project
 
 PASSWORDS = ("hunter2", "hun@ter/2", "100%hunter2", "a:b?c#hunter2", "hünter 2")
 NOBODY = "postgresql+psycopg://someone:{}@127.0.0.1:1/none"

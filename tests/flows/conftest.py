@@ -18,7 +18,7 @@ from PIL import Image
 
 from db.engine import Database
 from db.queries import leases
-from pipeline.config import Project, load_project
+from pipeline.data.project import Project, load_project
 
 CLASSES = ["ground", "red", "blue"]
 COLOURS = np.array([[30, 30, 30], [200, 40, 40], [40, 60, 210]])
@@ -123,7 +123,7 @@ def prefect_server() -> Generator[str]:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.retraining import retraining
+    from pipeline.operation.retrain import retraining
     from pipeline.steps.ingest import ingest
 
     folder = tmp_path_factory.mktemp("trained")
@@ -138,7 +138,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def out_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.night import night
+    from pipeline.operation.nightly import night
 
     folder = tmp_path_factory.mktemp("out") / "project"
     shutil.copytree(trained_once, folder)
@@ -201,9 +201,9 @@ def label_regions(folder: Path, *, at_least: int, close: bool = False) -> int:
     Returns:
         How many regions have one.
     """
-    from pipeline.simulation import annotate
-    from pipeline.status import project_status
+    from pipeline.steps.annotate import annotate
     from pipeline.steps.import_labels import import_labels
+    from pipeline.summaries.project import project_status
 
     with opened(folder) as (project, database):
         with database.session(write=False) as session:

@@ -12,7 +12,7 @@ import pytest
 
 from db.tables import ModelLabel, QueueItem
 from flows import cli
-from flows.listings import short_count
+from flows.cli.tables import short_count
 from tests.pipeline.shared_queue import SharedQueue, disputing, filled, make_shared_queue
 
 IMAGES = 6
@@ -23,7 +23,7 @@ class Console:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
         patch.chdir(folder)
-        patch.setattr("flows.display.console.width", 110, raising=False)
+        patch.setattr("flows.cli.display.console.width", 110, raising=False)
         self.patch, self.capture = patch, capture
 
     def run(self, *arguments: str, code: int = 0) -> str:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from flows import demo
-from pipeline.config import load_project
+from pipeline.data.project import load_project
 from pipeline.errors import DataError
-from pipeline.uncertainty.regions import region_boxes
+from pipeline.regions.shapes import region_boxes
 
 needs_nilearn = pytest.mark.skipif(
     importlib.util.find_spec("nilearn") is None, reason="needs the extra `demo`"

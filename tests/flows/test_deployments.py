@@ -123,7 +123,7 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, changes: dict[str, objec
     ("changes", "said"),
     [
         ({"entrypoint": "flows.nightly.weekly"}, "`flows.nightly.weekly` cannot be imported"),
-        ({"entrypoint": "flows.display.table"}, "`flows.display.table` is not a Prefect flow"),
+        ({"entrypoint": "flows.cli.display.table"}, "`flows.cli.display.table` is not a Prefect flow"),
         ({"parameters": {"confg": "a"}}, "`nightly` has no parameter confg"),
         (
             {"schedules": [{"cron": "0 25 * * *", "timezone": "UTC", "slug": "a"}]},

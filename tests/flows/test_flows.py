@@ -28,9 +28,9 @@ from flows.import_labels import import_labels_flow, resource_id
 from flows.loop import loop_flow
 from flows.nightly import nightly
 from flows.retrain import retrain
-from pipeline.loop import loop
-from pipeline.simulation import annotate
+from pipeline.operation.simulation import loop
 from pipeline.steps import ingest
+from pipeline.steps.annotate import annotate
 from tests.flows.conftest import another_process, opened
 from tests.flows.test_loop import remembered
 

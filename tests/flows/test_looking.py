@@ -22,7 +22,7 @@ class Console:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
         patch.chdir(folder)
-        patch.setattr("flows.display.console.width", 220, raising=False)
+        patch.setattr("flows.cli.display.console.width", 220, raising=False)
         self.patch, self.capture = patch, capture
 
     def run(self, *arguments: str, code: int = 0) -> str:

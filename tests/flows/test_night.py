@@ -15,13 +15,13 @@ from db.engine import Database
 from db.queries import operation
 from db.queries.images import list_failures
 from db.tables import Base, Queue, QueueItem
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import Busy
-from pipeline.night import NightReport, night
-from pipeline.retraining import close_round
-from pipeline.simulation import annotate
-from pipeline.status import project_status
+from pipeline.operation.nightly import NightReport, night
+from pipeline.operation.retrain import close_round
+from pipeline.steps.annotate import annotate
 from pipeline.steps.import_labels import import_labels
+from pipeline.summaries.project import project_status
 from tests.flows.conftest import another_process, draw, label_regions, opened, set_option
 
 

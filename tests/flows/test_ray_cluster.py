@@ -11,7 +11,7 @@ import pytest
 from flows.ray_cluster import drain_on_cluster, tasks_for
 from pipeline.config import ScaleConfig
 from pipeline.errors import ConfigError
-from pipeline.steps.score import plan_scoring
+from pipeline.steps.score.step import plan_scoring
 from tests.pipeline.test_engine import pool_of
 
 CPU_NODES = [{"CPU": 4.0}, {"CPU": 8.0}]

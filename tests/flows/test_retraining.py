@@ -13,7 +13,7 @@ from db.queries import rounds as queries
 from db.tables import Label, Model, Queue
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.promotion import Verdict
-from pipeline.retraining import RetrainReport, decide, retraining
+from pipeline.operation.retrain import RetrainReport, decide, retraining
 from tests.flows.conftest import label_regions, opened, set_option
 from tests.flows.test_night import dies_at, everything, items
 

@@ -22,7 +22,7 @@ from pipeline.labeling.exchange import Painted, Tool
 from pipeline.labeling.folder import FOLDER
 from pipeline.labeling.label_studio import LABEL_STUDIO, TasksWriter, brush
 from pipeline.labeling.manifest import MASKS, PREMASKS
-from pipeline.labeling.untouched import PROPOSALS
+from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.untrusted.archives import open_files, read_file
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 from pipeline.labeling.untrusted.xml_elements import iter_elements

@@ -18,8 +18,9 @@ from db.queries import labels as queries
 from db.queries.labels import LabeledRegion
 from db.queries.queues import set_agreement
 from db.tables import Image, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
-from pipeline.config import IGNORE, Project, load_project
+from pipeline.config import IGNORE
 from pipeline.data.masks import store_mask
+from pipeline.data.project import Project, load_project
 from pipeline.evaluation.agreement import region_agreement
 
 SIDE, CELL = 32, 16

@@ -11,15 +11,15 @@ from scipy.stats import spearmanr
 from sqlalchemy import delete
 
 from db.tables import Label, Queue, QueueItem, RegionScore
-from pipeline.annotators import (
+from pipeline.config import IGNORE
+from pipeline.errors import UserError
+from pipeline.summaries.annotators import (
     LEAST_IMAGES,
     LEAST_REGIONS,
     NAMELESS,
     AnnotatorReport,
     annotator_report,
 )
-from pipeline.config import IGNORE
-from pipeline.errors import UserError
 from tests.pipeline.shared_queue import CELL, SIDE, SharedQueue, disputing, filled, make_shared_queue
 
 IMAGES = 8

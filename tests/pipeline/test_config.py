@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Project, load_project
+from pipeline.config.starter import read_label_map, starter_config
+from pipeline.data.project import Project, load_project
 from pipeline.errors import ConfigError, DataError
-from pipeline.starter import read_label_map, starter_config
 
 MINIMAL = {"name": "streets", "data": {"images": "images", "classes": ["road", "car"]}}
 

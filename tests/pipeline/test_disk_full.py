@@ -18,7 +18,8 @@ from PIL import Image as PillowImage
 
 from db.engine import Database
 from flows.cli import main
-from pipeline.config import ScoringConfig, load_project
+from pipeline.config import ScoringConfig
+from pipeline.data.project import load_project
 from pipeline.errors import UserError
 from pipeline.files import PARTIAL
 from pipeline.steps.export import export

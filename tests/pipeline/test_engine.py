@@ -19,12 +19,14 @@ from db.engine import Database
 from db.queries import scores, shards
 from db.queries.shards import MOST_ATTEMPTS
 from db.tables import ScoringRun, Shard, utc_now
-from pipeline.config import Project, ScoringConfig
-from pipeline.engine import drain_everywhere, visible_devices
+from pipeline.config import ScoringConfig
+from pipeline.data.project import Project
 from pipeline.errors import Busy, UserError
 from pipeline.processes import this_process
-from pipeline.steps.drain import drain_shards
-from pipeline.steps.score import plan_scoring, score
+from pipeline.steps.score import score
+from pipeline.steps.score.processes import drain_everywhere, visible_devices
+from pipeline.steps.score.step import plan_scoring
+from pipeline.steps.score.worker import drain_shards
 from pipeline.uncertainty.measures import MEASURES
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 

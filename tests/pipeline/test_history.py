@@ -10,9 +10,9 @@ import pytest
 from db.queries.labels import LabeledRegion
 from db.tables import ModelLabel, Queue
 from pipeline.config import IGNORE
-from pipeline.history import RoundSummary, round_history
-from pipeline.queues import queue_summary
-from pipeline.uncertainty.outlines import encode_outline
+from pipeline.regions.outlines import encode_outline
+from pipeline.summaries.queues import queue_summary
+from pipeline.summaries.rounds import RoundSummary, round_history
 from tests.pipeline.shared_queue import (
     CELL,
     CELLS,

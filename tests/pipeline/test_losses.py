@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import LossConfig
-from pipeline.losses import dice_loss, segmentation_loss, shares
+from pipeline.training.losses import dice_loss, segmentation_loss, shares
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
 LOSSES = [

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainingConfig
-from pipeline.losses import shares
-from pipeline.mixing import mix
+from pipeline.training.losses import shares
+from pipeline.training.mixing import mix
 
 CLASSES = 4
 

@@ -11,7 +11,8 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries import scores
 from db.tables import Image, ImageScore, Round, ScoringRun
-from pipeline.config import Project, ScoringConfig
+from pipeline.config import ScoringConfig
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps import prune as step
 from pipeline.steps.prune import prune

@@ -21,7 +21,7 @@ from sqlalchemy import select
 from db.engine import Database
 from db.tables import Image, ImageScore, Queue, QueueItem, Shard
 from flows.prefect_server import SERVER_SETTINGS
-from pipeline.config import load_project
+from pipeline.data.project import load_project
 from tests.flows.conftest import draw, write_config
 
 BIN = Path(sys.executable).parent

@@ -35,9 +35,10 @@ from db.tables import Round, Shard
 from flows.ray_cluster import drain_on_cluster
 from flows.scoring import score_pool
 from flows.tasks import opened
-from pipeline.config import Project, load_project
+from pipeline.data.project import Project, load_project
 from pipeline.errors import ConfigError, UserError
-from pipeline.steps.score import ScoreReport, plan_scoring, score
+from pipeline.steps.score import score
+from pipeline.steps.score.step import ScoreReport, plan_scoring
 from tests.db.conftest import postgresql as server  # noqa: F401  (a fixture)
 from tests.pipeline.test_engine import COLUMNS, pool_of, rows_of
 from tests.pipeline.uncertainty.pool import add_images, serve_random_model

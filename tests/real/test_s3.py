@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from pipeline.config import load_project
+from pipeline.data.project import load_project
 from pipeline.data.sources import find_images
 from tests.flows.conftest import draw, write_config
 

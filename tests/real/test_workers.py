@@ -17,10 +17,10 @@ import yaml
 
 from db.engine import Database
 from db.queries.shards import MOST_ATTEMPTS
-from pipeline.config import Project
-from pipeline.engine import drain_everywhere
+from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.steps.score import plan_scoring
+from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.step import plan_scoring
 from tests.pipeline.test_engine import pool_of, rows_of, shards_of
 
 pytestmark = pytest.mark.timeout(600)

@@ -24,7 +24,7 @@ from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
-from pipeline.labeling.untouched import PROPOSALS, untouched
+from pipeline.labeling.unchanged import PROPOSALS, untouched
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_elements
 

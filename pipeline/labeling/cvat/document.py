@@ -11,10 +11,10 @@ from pipeline.labeling.cvat.labels import LOOK_HERE, hexadecimal, label_colors, 
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
+from pipeline.labeling.image_files import place_image
 from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
 from pipeline.labeling.pictures import write_overlay
-from pipeline.labeling.placing import place_image
-from pipeline.labeling.untouched import PROPOSALS, ProposalList
+from pipeline.labeling.unchanged import PROPOSALS, ProposalList
 
 ANNOTATIONS, LABELS = "annotations.xml", "labels.json"
 END = "</annotations>\n"

@@ -16,6 +16,7 @@ from pipeline.data.images import as_rgb, probe_image, read_pixels
 from pipeline.data.masks import Mask
 from pipeline.files import atomic_write_bytes, writing
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
+from pipeline.labeling.image_files import place_image
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import (
     HEATMAPS as HEATMAPS_KEY,
@@ -33,7 +34,6 @@ from pipeline.labeling.label_studio.config import (
 )
 from pipeline.labeling.manifest import HEATMAPS, IMAGES, ManifestWriter
 from pipeline.labeling.pictures import png, write_overlay
-from pipeline.labeling.placing import place_image
 
 TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="

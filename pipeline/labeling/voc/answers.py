@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
-from pipeline.labeling.untouched import PROPOSALS, untouched
+from pipeline.labeling.unchanged import PROPOSALS, untouched
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files, read_file
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap
 from pipeline.labeling.voc.layout import CLASS_MASKS

@@ -17,10 +17,10 @@ from pipeline.files import atomic_write_bytes, writing
 from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
 from pipeline.labeling.cvat.pieces import number_pieces
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
+from pipeline.labeling.image_files import place_image
 from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
 from pipeline.labeling.pictures import write_overlay
-from pipeline.labeling.placing import place_image
-from pipeline.labeling.untouched import PROPOSALS, ProposalList
+from pipeline.labeling.unchanged import PROPOSALS, ProposalList
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, Color, write_label_map
 
 CLASS_MASKS, OBJECT_MASKS = "SegmentationClass", "SegmentationObject"

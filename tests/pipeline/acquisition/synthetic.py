@@ -25,8 +25,9 @@ from db.tables import (
     utc_now,
 )
 from pipeline.acquisition.candidates import Candidates, Reading
-from pipeline.config import Project, ProjectConfig, RegionConfig
-from pipeline.uncertainty.regions import region_boxes
+from pipeline.config import ProjectConfig, RegionConfig
+from pipeline.data.project import Project
+from pipeline.regions.shapes import region_boxes
 
 CLASS_NAMES = ["road", "pole", "sky"]
 SIDE = 96

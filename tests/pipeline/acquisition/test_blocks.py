@@ -19,10 +19,10 @@ from pipeline.acquisition.budget import class_quotas, queue_budget
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.draws import Draws
 from pipeline.acquisition.quantiles import Quantiles
+from pipeline.acquisition.ranking import standing
 from pipeline.acquisition.reasons import reasons
 from pipeline.acquisition.redundancy import Occupancy
 from pipeline.acquisition.selection import choose
-from pipeline.acquisition.standing import standing
 from pipeline.acquisition.strategies import STRATEGIES, Stride, with_power_noise
 from pipeline.config import SelectionConfig
 from tests.pipeline.acquisition.synthetic import blocks, make_candidates, whole

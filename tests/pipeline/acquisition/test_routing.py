@@ -14,7 +14,7 @@ from db.tables import QueueItem, RegionScore
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.quantiles import Quantiles
 from pipeline.acquisition.routing import INFORMATION_SHARES, UNSURE_SHARES, WORDS, Limits, Route, routes
-from pipeline.steps import select as step
+from pipeline.steps.select import step
 from tests.pipeline.acquisition.synthetic import make_candidates, make_store
 
 

@@ -17,7 +17,7 @@ from db.queries import queues
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline import rounds
 from pipeline.errors import ConfigError, NotYourTurn, UserError
-from pipeline.steps import select as step
+from pipeline.steps.select import step
 from tests.pipeline.acquisition.synthetic import CELLS, SIDE, Store, make_store
 
 EVERYTHING: dict[str, Any] = {"budget": 10_000, "per_image_cap": None, "no_touching": False}
@@ -224,7 +224,7 @@ class TestTheStoredQueue:
             "import os, signal, sys; from pathlib import Path\n"
             "from db.engine import Database; from pipeline import rounds\n"
             "from pipeline.config import Project, ProjectConfig\n"
-            "from pipeline.steps import select as step\n"
+            "from pipeline.steps.select import step\n"
             "config = ProjectConfig.model_validate_json(sys.stdin.read())\n"
             "project = Project(config=config, root=Path(sys.argv[1]))\n"
             "rounds.advance = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -10,8 +10,8 @@ from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.exclusion import taken
 from pipeline.acquisition.redundancy import Occupancy, touching_shapes
 from pipeline.config import SelectionConfig
-from pipeline.uncertainty.outlines import encode_outline
-from pipeline.uncertainty.regions import Regions, map_regions
+from pipeline.regions.outlines import encode_outline
+from pipeline.regions.shapes import Regions, map_regions
 
 SIDE = 60
 

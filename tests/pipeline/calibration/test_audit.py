@@ -17,13 +17,13 @@ from db.queries.audits import audit_regions, unseen_audit_regions
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem
 from pipeline import rounds
-from pipeline.config import Project
 from pipeline.data.masks import store_mask
-from pipeline.data.training_set import LabeledImage, read_masks
+from pipeline.data.project import Project
+from pipeline.regions.outlines import encode_outline
 from pipeline.steps.calibrate import calibrate
-from pipeline.steps.calibration_set import audited_images, calibration_source, horvitz_thompson
+from pipeline.steps.held_out import audited_images, calibration_source, horvitz_thompson
 from pipeline.steps.train import train
-from pipeline.uncertainty.outlines import encode_outline
+from pipeline.training.dataset import LabeledImage, read_masks
 from tests.pipeline.evaluation.small_project import (
     HEIGHT,
     WIDTH,

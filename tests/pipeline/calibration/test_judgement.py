@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.calibration.calibrators import KINDS, Identity, Temperature, VectorScaling
+from pipeline.calibration.comparison import Judgement, cross_fit, fit_calibrator, judge
 from pipeline.calibration.fit import Pixels, mean_nll
-from pipeline.calibration.judgement import Judgement, cross_fit, fit_calibrator, judge
 from tests.pipeline.calibration.planted import law, pixels_of, planted
 
 

@@ -13,7 +13,7 @@ from db.queries import scores as queries
 from db.tables import Calibration, ScoringRun
 from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig, ScoringConfig
-from pipeline.steps import reordering as step
+from pipeline.steps.score import reordering as step
 from pipeline.steps.score import score
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 

@@ -11,10 +11,10 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.tables import Failure, Image, QueueItem
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
 from pipeline.data.masks import Mask, MaskCodec, read_mask
-from pipeline.steps import ingest as step
-from pipeline.steps.ingest import ingest
+from pipeline.data.project import Project
+from pipeline.steps.ingest import ingest, step
 
 HELD_OUT = {"test": {"list": "test.txt"}, "calibration": {"list": "calibration.txt"}}
 

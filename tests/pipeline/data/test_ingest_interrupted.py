@@ -13,8 +13,7 @@ from db.engine import Database
 from db.queries import rounds as round_queries
 from db.tables import Image, Label, QueueItem
 from pipeline.errors import UserError
-from pipeline.steps import ingest as step
-from pipeline.steps import initial_labels
+from pipeline.steps.ingest import initial_labels, step
 from tests.pipeline.data.folder import HELD_OUT, Folder
 
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image as Picture
 
 from db.tables import Label, LabelRegion, QueueItem
-from pipeline.config import IGNORE, Project, RegionConfig
+from pipeline.config import IGNORE, RegionConfig
+from pipeline.data.project import Project
+from pipeline.regions.outlines import paint_regions
 from pipeline.steps.ingest import ingest
-from pipeline.uncertainty.outlines import paint_regions
 from tests.pipeline.data.test_ingest import Folder
 
 SHAPE = (QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline)

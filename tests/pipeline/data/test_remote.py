@@ -21,15 +21,16 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.tables import Failure, Image
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
 from pipeline.data import remote
 from pipeline.data.images import ImageRef, read_image
 from pipeline.data.listings import Named, PathTable
 from pipeline.data.loading import Batch, Unreadable, load_batches
+from pipeline.data.project import Project
 from pipeline.data.remote import ImageCache, RemoteFile, opened
 from pipeline.data.sources import FoldersAbove, find_images, mask_path
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.labeling.placing import place_image
+from pipeline.labeling.image_files import place_image
 from pipeline.steps.ingest import ingest
 
 ODD = ("a b.png", "Straße 東京.png", "#1?x=2&y.png", "100%25.png", 'it\'s+"so".png', "[x]*.png", "a..b.png")

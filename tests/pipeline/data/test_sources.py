@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
 from pipeline.data import sources
 from pipeline.data.listings import Named, PathTable, Sequences, read_list
+from pipeline.data.project import Project
 from pipeline.data.sources import find_images, mask_path
 from pipeline.errors import DataError
 

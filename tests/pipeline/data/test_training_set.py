@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.config import TrainingConfig
 from pipeline.data.masks import write_mask
-from pipeline.data.training_set import LabeledImage, TrainingSet
 from pipeline.errors import DataError
+from pipeline.training.dataset import LabeledImage, TrainingSet
 
 
 def labeled(folder: Path, name: str, *, size: tuple[int, int] = (64, 48), value: int = 0) -> LabeledImage:

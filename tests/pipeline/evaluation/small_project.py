@@ -12,7 +12,8 @@ from torch import Tensor
 from db.engine import Database
 from db.queries import rounds as queries
 from db.tables import Image, Model, utc_now
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
+from pipeline.data.project import Project
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import ModelCard, save_model
 from pipeline.model.segmenter import Segmenter

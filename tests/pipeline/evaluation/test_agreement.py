@@ -11,7 +11,7 @@ from scipy.stats import entropy
 
 from pipeline.config import IGNORE
 from pipeline.evaluation.agreement import Agreement, pair_counts, region_agreement
-from pipeline.uncertainty.outlines import encode_outline
+from pipeline.regions.outlines import encode_outline
 
 Votes = npt.NDArray[np.uint8]
 

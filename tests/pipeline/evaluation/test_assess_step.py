@@ -15,7 +15,8 @@ from sqlalchemy import func, select
 from db.engine import Database
 from db.queries.assessments import assessment_of, put_assessment
 from db.tables import Assessment, Model
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess

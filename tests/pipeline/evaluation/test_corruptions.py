@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import corruptions
+from pipeline.studies import corruptions
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 

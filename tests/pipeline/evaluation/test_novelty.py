@@ -14,15 +14,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from db.engine import Database
 from db.queries.assessments import assessment_of
 from db.tables import Label, LabelRegion, Model, ModelLabel, Queue, utc_now
-from pipeline.config import Project
 from pipeline.data.masks import store_mask
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
 from pipeline.evaluation.held_out_classes import HeldOutClasses
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
 from pipeline.model.checkpoints import read_card
 from pipeline.steps.novelty import novelty
-from pipeline.steps.without_classes import train_without
+from pipeline.steps.train_without import train_without
 from tests.pipeline.evaluation.small_project import (
     HEIGHT,
     WIDTH,

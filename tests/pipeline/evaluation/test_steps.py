@@ -24,12 +24,12 @@ from pipeline.calibration.calibrators import (
     Temperature,
     calibrator_from,
 )
-from pipeline.calibration.pixels import draw_pixels
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import NotYourTurn, UserError
 from pipeline.steps.calibrate import calibrate, in_words
 from pipeline.steps.evaluate import evaluate
-from pipeline.steps.serving import stored_calibrators
+from pipeline.steps.served_model import stored_calibrators
+from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Normalisation
 from tests.pipeline.evaluation.small_project import (

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from db.queries.assessments import assessment_of
 from pipeline.data.input_range import InputRange
 from pipeline.errors import UserError
-from pipeline.evaluation.stress import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
+from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
 from pipeline.model.checkpoints import read_card, save_model
 from pipeline.steps.stress import stress
 from tests.pipeline.evaluation.small_project import add_images, add_model, make_project, make_segmenter

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from db.engine import Database
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.steps.export import export
 from tests.pipeline.labeling.exported_project import Exported, make_project
 

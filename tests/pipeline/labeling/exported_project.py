@@ -19,12 +19,13 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries import rounds as round_queries
 from db.tables import Image, ImageScore, Label, LabelRegion, Model, Queue, QueueItem, Round, ScoringRun
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
 from pipeline.data.images import probe_image
+from pipeline.data.project import Project
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import ModelCard, save_model
 from pipeline.model.segmenter import Segmenter
-from pipeline.uncertainty.regions import region_boxes
+from pipeline.regions.shapes import region_boxes
 
 CLASS_IDS = (0, 7, 40)
 UNPAINTED = 255

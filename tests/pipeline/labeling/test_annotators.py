@@ -12,7 +12,8 @@ from db.queries.operation import count_new_labels
 from db.queries.queues import taken_regions
 from pipeline.config import IGNORE
 from pipeline.data.images import read_pixels
-from pipeline.steps.import_labels import ImportReport, import_labels
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.import_labels.step import ImportReport
 from tests.pipeline.labeling.answered import annotation, inside, submitted
 from tests.pipeline.labeling.exported_project import NAMES, Exported
 

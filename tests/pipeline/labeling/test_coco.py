@@ -23,7 +23,7 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.exchange import Answer, Painted, Refusal
-from pipeline.labeling.untouched import PROPOSALS
+from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.untrusted import archives, coco_index, coco_shapes
 from pipeline.labeling.untrusted.coco_shapes import Canvas, decode_counts, read_shape
 from tests.pipeline.labeling.small_queue import (

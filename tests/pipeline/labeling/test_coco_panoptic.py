@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.coco_panoptic import COCO_PANOPTIC
 from pipeline.labeling.exchange import Answer, Painted
-from pipeline.labeling.untouched import PROPOSALS
+from pipeline.labeling.unchanged import PROPOSALS
 from tests.pipeline.labeling.small_queue import MASKS, NAMES, label_map, read_masks, sizes_of, write_queue
 
 LABELS = label_map()

@@ -16,7 +16,7 @@ from pipeline.data.images import read_image, read_pixels
 from pipeline.errors import DataError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.labeling.tools import TOOLS
-from pipeline.simulation import annotate
+from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from tests.pipeline.labeling.annotators_tools import ANNOTATORS_TOOLS

@@ -31,7 +31,7 @@ from pipeline.labeling.cvat.labels import LOOK_HERE, label_colors, label_names, 
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Answer, Painted, Refusal
-from pipeline.labeling.untouched import PROPOSALS
+from pipeline.labeling.unchanged import PROPOSALS
 from tests.pipeline.labeling.small_queue import (
     MASKS,
     NAMES,

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import IGNORE
 from pipeline.labeling.effort import TOLERANCE, estimated_clicks
-from pipeline.uncertainty.outlines import encode_outline
+from pipeline.regions.outlines import encode_outline
 from tests.pipeline.labeling.small_queue import shapes
 
 Mask = npt.NDArray[np.uint8]

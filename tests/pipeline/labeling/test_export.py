@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_no_folder(selected: Exported, monkeypatch: pytest.Mo
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.labeling.placing.shutil.copyfileobj", full)
+    monkeypatch.setattr("pipeline.labeling.image_files.shutil.copyfileobj", full)
     with pytest.raises(UserError, match="disk is full"):
         export(selected.configured(export={"images": "copy"}), selected.database)
     assert list((selected.project.root / "queues").iterdir()) == []

@@ -23,7 +23,8 @@ import pytest
 from db.queries import images as image_queries
 from pipeline.errors import DataError
 from pipeline.steps.export import export
-from pipeline.steps.import_labels import ImportReport, import_labels
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.import_labels.step import ImportReport
 from tests.pipeline.labeling.annotators_tools import ANNOTATORS_TOOLS
 from tests.pipeline.labeling.answered import annotation, submitted
 from tests.pipeline.labeling.exported_project import Exported, write_png

@@ -17,9 +17,10 @@ from pipeline.config import IGNORE
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import DataError, NotYourTurn
 from pipeline.labeling.manifest import ManifestImage, read_manifest
-from pipeline.simulation import annotate
+from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
-from pipeline.steps.import_labels import ImportReport, import_labels
+from pipeline.steps.import_labels import import_labels
+from pipeline.steps.import_labels.step import ImportReport
 from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, ids, write_png
 
 COLORS = np.array([[230, 25, 75], [60, 180, 75], [255, 225, 25]], dtype=np.uint8)
@@ -331,7 +332,7 @@ def test_an_import_that_dies_before_the_end_has_done_nothing_and_can_be_run_agai
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("pipeline.steps.import_labels._close", die)
+        patched.setattr("pipeline.steps.import_labels.step._close", die)
         take(exported, folder)
     assert exported.labels() == []
     assert statuses(exported) == {"queued"}

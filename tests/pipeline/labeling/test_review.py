@@ -20,9 +20,10 @@ from db.queries import queues
 from db.queries import rounds as round_queries
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Image, Model, Queue, QueueItem, Round, utc_now
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
 from pipeline.data.labels import compose_labels
 from pipeline.data.masks import store_mask
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels

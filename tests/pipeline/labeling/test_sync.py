@@ -13,11 +13,11 @@ import pytest
 
 from db.queries import images as image_queries
 from db.queries import places, queues
-from pipeline import abroad
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
+from pipeline.operation import delivery
 from pipeline.steps import sync as step
 from pipeline.steps.export import export
 from pipeline.steps.sync import open_server, pull, push, sync
@@ -210,13 +210,13 @@ def test_a_night_fetches_before_it_looks_and_sends_after(
     project = synced(selected)
     said: list[str] = []
     export(project, selected.database)
-    assert abroad.fetch(project, selected.database, say=said.append) == ""
+    assert delivery.fetch(project, selected.database, say=said.append) == ""
     assert said == []
-    assert abroad.send(project, selected.database, say=said.append) == ""
+    assert delivery.send(project, selected.database, say=said.append) == ""
     assert said[0] == f"round-01: {len(NAMES)} images sent to {URL}, 0 were there already."
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    assert abroad.fetch(project, selected.database, say=said.append) == ""
+    assert delivery.fetch(project, selected.database, say=said.append) == ""
     assert "round-01: 1 masks imported, 0 unchanged." in said
 
 
@@ -225,7 +225,7 @@ def test_a_queue_that_went_out_before_the_server_was_configured_is_sent_by_the_n
 ) -> None:
     export(selected.project, selected.database)
     project = synced(selected)
-    assert abroad.send(project, selected.database) == ""
+    assert delivery.send(project, selected.database) == ""
     assert [one["push"] for one in server.asked] == ["round-01-label-studio"]
     assert len(server.images["round-01"]) == len(NAMES)
 
@@ -233,33 +233,33 @@ def test_a_queue_that_went_out_before_the_server_was_configured_is_sent_by_the_n
 def test_a_night_goes_on_while_the_server_is_away(selected: Exported, server: Server) -> None:
     project = synced(selected)
     export(project, selected.database)
-    abroad.send(project, selected.database)
+    delivery.send(project, selected.database)
     server.down = True
-    assert abroad.fetch(project, selected.database) == f"No labels were fetched: {URL} cannot be reached."
-    assert abroad.send(project, selected.database) == f"round-01 was not sent: {URL} cannot be reached."
+    assert delivery.fetch(project, selected.database) == f"No labels were fetched: {URL} cannot be reached."
+    assert delivery.send(project, selected.database) == f"round-01 was not sent: {URL} cannot be reached."
 
 
 def test_without_sync_a_night_asks_no_server(selected: Exported, server: Server) -> None:
     export(selected.project, selected.database)
     server.down = True
-    assert abroad.fetch(selected.project, selected.database) == ""
-    assert abroad.send(selected.project, selected.database) == ""
+    assert delivery.fetch(selected.project, selected.database) == ""
+    assert delivery.send(selected.project, selected.database) == ""
 
 
 def test_a_queue_that_somebody_has_begun_there_is_not_taken_back(selected: Exported, server: Server) -> None:
     sync(selected.project, selected.database, tool="label-studio")
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
-    assert not abroad.is_begun(selected.project, selected.database, queue)
+    assert not delivery.is_begun(selected.project, selected.database, queue)
     server.begun = True
-    assert abroad.is_begun(selected.project, selected.database, queue)
+    assert delivery.is_begun(selected.project, selected.database, queue)
 
 
 def test_a_queue_that_is_taken_back_leaves_the_server(selected: Exported, server: Server) -> None:
     sync(selected.project, selected.database, tool="label-studio")
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
-    assert abroad.take_back(selected.project, selected.database, queue) == len(selected.items())
+    assert delivery.take_back(selected.project, selected.database, queue) == len(selected.items())
     assert server.images == {}
     assert selected.state() == (1, "select")
 
@@ -268,7 +268,7 @@ def test_a_queue_in_files_of_a_tool_counts_as_begun(selected: Exported, server: 
     export(selected.project, selected.database, to="label-studio")
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
-    assert abroad.is_begun(selected.project, selected.database, queue)
+    assert delivery.is_begun(selected.project, selected.database, queue)
 
 
 def test_a_token_and_an_address_are_asked_for(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.cvat.labels import label_names
 from pipeline.labeling.exchange import Answer, Painted, Refusal, Tool
-from pipeline.labeling.untouched import PROPOSALS
+from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.voc import CVAT_MASKS, VOC
 from pipeline.labeling.voc.label_map import write_label_map
 from pipeline.labeling.voc.layout import object_numbers

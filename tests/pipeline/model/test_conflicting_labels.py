@@ -13,10 +13,10 @@ from PIL import Image
 
 from pipeline.config import ModelConfig, TrainingConfig
 from pipeline.data.masks import write_mask
-from pipeline.data.training_set import LabeledImage, TrainingSet
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
 from pipeline.model.build import build_segmenter
-from pipeline.training import train_segmenter
+from pipeline.training.dataset import LabeledImage, TrainingSet
+from pipeline.training.loop import train_segmenter
 
 SIDE, CELL = 48, 8
 CELLS = (SIDE // CELL) ** 2

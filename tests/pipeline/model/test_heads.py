@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig, TrainingConfig
-from pipeline.data.training_set import TrainingSet
 from pipeline.errors import CheckpointError
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import ModelCard, load_model, load_weights, save_model
 from pipeline.model.heads import heads_loss
 from pipeline.model.segmenter import Segmenter
-from pipeline.training import train_segmenter
+from pipeline.training.dataset import TrainingSet
+from pipeline.training.loop import train_segmenter
 from tests.pipeline.model.test_segmenter import CLASSES, tiny
 from tests.pipeline.model.test_training import draw_images
 

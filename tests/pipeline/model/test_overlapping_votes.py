@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from db.queries import models
-from pipeline.config import IGNORE, Project
-from pipeline.data.training_set import LabeledImage, read_masks
-from pipeline.losses import shares
+from pipeline.config import IGNORE
+from pipeline.data.project import Project
 from pipeline.steps.train import Survey, hash_labels
+from pipeline.training.dataset import LabeledImage, read_masks
+from pipeline.training.losses import shares
 from tests.pipeline.shared_queue import CELLS, CLASSES, SIDE, Mask, SharedQueue, make_shared_queue
 
 Annotators = Literal["latest", "majority", "soft"]

@@ -19,13 +19,15 @@ from db.engine import Database
 from db.queries import models as queries
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Failure, Image, Model, Queue, Round
-from pipeline import rounds, training
-from pipeline.config import Project, ProjectConfig
+from pipeline import rounds
+from pipeline.config import ProjectConfig
 from pipeline.data.masks import store_mask
+from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, NotYourTurn, UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps import train as step
 from pipeline.steps.train import train
+from pipeline.training import loop
 
 CPU = torch.device("cpu")
 SIZE = 36
@@ -245,13 +247,13 @@ def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
         for name in ("Bo", "Cy"):
             add_label(session, project, image, queue, annotator=name, value=0)
     seen: list[torch.Tensor] = []
-    original = training.segmentation_loss
+    original = loop.segmentation_loss
 
     def watch(logits: torch.Tensor, target: torch.Tensor, *others: Any) -> torch.Tensor:
         seen.append(target)
         return original(logits, target, *others)
 
-    monkeypatch.setattr(training, "segmentation_loss", watch)
+    monkeypatch.setattr(loop, "segmentation_loss", watch)
     model = train(project, database)
     values = sorted({round(float(value), 3) for target in seen for value in target.unique()})
     assert values == ([0.0, 0.333, 0.667, 1.0] if annotators == "soft" else [0, 1])

@@ -15,11 +15,11 @@ from PIL import Image
 
 from pipeline.config import ModelConfig, TrainingConfig
 from pipeline.data.masks import write_mask
-from pipeline.data.training_set import LabeledImage, TrainingSet
 from pipeline.errors import ConfigError, UserError
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
-from pipeline.training import Trained, schedule_factor, train_segmenter
+from pipeline.training.dataset import LabeledImage, TrainingSet
+from pipeline.training.loop import Trained, schedule_factor, train_segmenter
 
 CPU = torch.device("cpu")
 KILLED = """
@@ -171,8 +171,8 @@ def test_options_that_are_off_are_never_entered(tmp_path: Path, monkeypatch: pyt
 
     for name in ("mixing.mixup", "mixing.cutmix", "losses.soft_cross_entropy", "losses.shares"):
         monkeypatch.setattr(f"pipeline.{name}", fail)
-    monkeypatch.setattr("pipeline.training.shares", fail)
-    monkeypatch.setattr("pipeline.data.training_set.compose_votes", fail)
+    monkeypatch.setattr("pipeline.training.loop.shares", fail)
+    monkeypatch.setattr("pipeline.training.dataset.compose_votes", fail)
     run(tmp_path)
 
 

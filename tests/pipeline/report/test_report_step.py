@@ -14,11 +14,12 @@ from db.queries import evaluations
 from db.queries.assessments import put_assessment
 from db.queries.images import list_failures
 from db.tables import Assessment, Model, Queue, QueueItem, ScoringRun
-from pipeline.config import Project
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
-from pipeline.steps.report import PAGE_TILES, report
+from pipeline.steps.report import report
+from pipeline.steps.report.step import PAGE_TILES
 from pipeline.steps.score import score
 from pipeline.steps.select import select
 from tests.pipeline.evaluation.small_project import (

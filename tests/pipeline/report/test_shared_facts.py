@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.steps.report_facts import read_contents
+from pipeline.steps.report.facts import read_contents
 from tests.pipeline.shared_queue import SIDE, disputing, filled, make_shared_queue
 
 

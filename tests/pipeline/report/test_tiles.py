@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from pipeline.regions.outlines import encode_outline
 from pipeline.report.gallery import GalleryRow
 from pipeline.report.pictures import SIDE, draw_tiles
-from pipeline.uncertainty.outlines import encode_outline
 
 COLORS = np.array([[200, 0, 0], [0, 0, 200]], dtype=np.uint8)
 

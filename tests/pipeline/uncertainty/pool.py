@@ -14,8 +14,9 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.tables import Calibration, Image, Model, Round
-from pipeline.config import ModelConfig, Project, ProjectConfig, ScoringConfig
+from pipeline.config import ModelConfig, ProjectConfig, ScoringConfig
 from pipeline.data.images import probe_image
+from pipeline.data.project import Project
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import ModelCard, save_model
 

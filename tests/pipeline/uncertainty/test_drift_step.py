@@ -14,10 +14,11 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries.images import list_failures
 from db.tables import ImageScore, Round, ScoringRun
-from pipeline.config import HeatmapConfig, Project, RegionConfig, ScoringConfig
+from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
 from pipeline.data.input_range import InputRange, pixel_statistics
-from pipeline.device import pick_device
+from pipeline.data.project import Project
 from pipeline.model.checkpoints import load_model, save_model
+from pipeline.model.device import pick_device
 from pipeline.steps.score import score
 from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.drawing.heatmaps import overlay, read_heatmap, write_heatmap
 from pipeline.errors import DataError
-from pipeline.uncertainty.heatmaps import overlay, read_heatmap, write_heatmap
 
 
 def test_a_heat_map_comes_back_with_its_scale(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.uncertainty.outlines import decode_outline, encode_outline, paint_regions, polygons
+from pipeline.regions.outlines import decode_outline, encode_outline, paint_regions, polygons
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (9, 1), (40, 61), (300, 200)])

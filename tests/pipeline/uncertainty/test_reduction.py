@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipeline.config import SAMPLED_MEASURES, RegionConfig
+from pipeline.regions.shapes import region_boxes
 from pipeline.uncertainty.measures import MEASURES, predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.reduction import TOP_CELLS, TOP_REGIONS, reduce_regions, region_grid
-from pipeline.uncertainty.regions import region_boxes
 
 CPU = torch.device("cpu")
 CLASSES = 3

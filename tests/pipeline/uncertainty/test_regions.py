@@ -15,13 +15,13 @@ from skimage.measure import label
 from pipeline.config import RegionConfig
 from pipeline.data.images import ImageArray
 from pipeline.errors import DataError
+from pipeline.regions.outlines import decode_outline
+from pipeline.regions.segments import segments
+from pipeline.regions.shapes import NOWHERE, RegionMap, cell_shares, map_regions, region_boxes
+from pipeline.regions.sources import read_region_map
+from pipeline.regions.superpixels import SuperpixelCache, superpixels
 from pipeline.uncertainty.measures import predicted_class
-from pipeline.uncertainty.outlines import decode_outline
 from pipeline.uncertainty.reduction import TOP_REGIONS, reduce_regions, reduce_shapes, region_grid
-from pipeline.uncertainty.region_sources import read_region_map
-from pipeline.uncertainty.regions import NOWHERE, RegionMap, cell_shares, map_regions, region_boxes
-from pipeline.uncertainty.segments import segments
-from pipeline.uncertainty.superpixels import SuperpixelCache, superpixels
 from tests.pipeline.uncertainty.test_reduction import CLASSES, pixels_of, prediction_of, top_mean
 
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_superpixels_are_kept_and_a_damaged_file_is_made_again(
     first = cache(image)
     path = cache.path(image)
     assert path.is_file()
-    monkeypatch.setattr("pipeline.uncertainty.superpixels.superpixels", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("pipeline.regions.superpixels.superpixels", lambda *_, **__: 1 / 0)
     np.testing.assert_array_equal(cache(image), first)
     monkeypatch.undo()
     for damage in (b"", path.read_bytes()[:-40], b"PK\x03\x04" + b"\0" * 60):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.calibration.calibrators import Calibrators, Temperature
-from pipeline.calibration.pixels import draw_pixels
 from pipeline.config import ScoringConfig
 from pipeline.errors import ConfigError
 from pipeline.model.segmenter import Segmenter
+from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.network import ScoringNetwork, resample
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.samplers import Member, Normalisation

@@ -21,12 +21,13 @@ from db.queries import labels, scores, shards
 from db.queries.images import list_failures
 from db.queries.rounds import current_round
 from db.tables import Image, ImageScore, Model, Queue, RegionScore, Round, ScoringRun, Shard, utc_now
-from pipeline.config import HeatmapConfig, Project, RegionConfig, ScoringConfig
+from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
+from pipeline.data.project import Project
+from pipeline.drawing.heatmaps import read_heatmap, two_colour
 from pipeline.errors import ConfigError, NotYourTurn, UserError
+from pipeline.regions.shapes import region_boxes
 from pipeline.steps.score import score
-from pipeline.uncertainty.heatmaps import read_heatmap, two_colour
 from pipeline.uncertainty.measures import MEASURES
-from pipeline.uncertainty.regions import region_boxes
 from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)

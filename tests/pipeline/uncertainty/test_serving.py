@@ -12,12 +12,13 @@ from sqlalchemy import select
 
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import Project, ScoringConfig
+from pipeline.config import ScoringConfig
+from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import load_model, read_card, save_model
-from pipeline.steps.scorer import describe_scorer
-from pipeline.steps.serving import open_predictor
+from pipeline.steps.score.scorer import describe_scorer
+from pipeline.steps.served_model import open_predictor
 from tests.pipeline.uncertainty.pool import TINY, draw_images, make_pool
 
 CPU = torch.device("cpu")

@@ -16,14 +16,15 @@ from sqlalchemy import select as query
 from db.engine import Database
 from db.queries import images as image_queries
 from db.tables import Image, Label, LabelRegion, QueueItem, RegionScore, Round
-from pipeline.config import IGNORE, Project, ScoringConfig
+from pipeline.config import IGNORE, ScoringConfig
 from pipeline.data.masks import write_mask
-from pipeline.simulation import annotate
+from pipeline.data.project import Project
+from pipeline.regions.outlines import decode_outline, paint_regions
+from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.score import score
 from pipeline.steps.select import select
-from pipeline.uncertainty.outlines import decode_outline, paint_regions
 from tests.pipeline.uncertainty.pool import CLASSES, draw_images, make_pool
 
 WIDTH, HEIGHT = 96, 64

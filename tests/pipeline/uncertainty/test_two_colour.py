@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from skimage.color import rgb2lab
 
-from pipeline.errors import DataError
-from pipeline.uncertainty.heatmaps import (
+from pipeline.drawing.heatmaps import (
     SMALLEST_INFORMATION_SPAN,
     TWO_COLOUR_CORNERS,
     information_span,
@@ -21,6 +20,7 @@ from pipeline.uncertainty.heatmaps import (
     two_colour_overlay,
     write_two_colour,
 )
+from pipeline.errors import DataError
 
 DEFICIENCIES = {
     "protanopia": [

@@ -14,8 +14,8 @@ from db.engine import Database
 from db.queries import rounds as queries
 from flows.nightly import nightly as nightly_flow
 from flows.retrain import retrain as retrain_flow
-from pipeline.config import Project, load_project
-from pipeline.simulation import annotate
+from pipeline.data.project import Project, load_project
+from pipeline.steps.annotate import annotate
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export

@@ -1,0 +1,211 @@
+"""Every calibrator of trained projects, fitted on what one should fit on and on what one should not.
+
+    python -m benchmarks.bench_calibration --project FOLDER [FOLDER …] [--clip IMAGES MASKS]
+
+Each calibrator is fitted on the whole calibration split, on random regions of it as an audit slice draws them
+(here they are held out; a real audit slice lies in the pool), on images that the model was trained on, and,
+with `--clip`, on one further clip; and judged on the test split, with intervals over blocks of its frames.
+What was found for a project is kept in `--work`, and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from db.engine import Database
+from db.queries import models as model_queries
+from db.tables import Model
+from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators
+from pipeline.calibration.comparison import fit_calibrator, judge
+from pipeline.calibration.fit import Pixels
+from pipeline.config import IGNORE, Sampler
+from pipeline.data.images import ImageRef, probe_image
+from pipeline.data.loading import Unreadable
+from pipeline.data.masks import Mask, MaskCodec
+from pipeline.data.project import Project, load_project
+from pipeline.evaluation.bootstrap import blocks
+from pipeline.files import atomic_write_bytes
+from pipeline.regions.shapes import region_boxes
+from pipeline.steps.held_out import held_out_images
+from pipeline.steps.served_model import open_predictor
+from pipeline.studies.held_out import HeldOut, read_held_out
+from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
+
+SAMPLERS: tuple[Sampler, ...] = ("none", "mc_dropout")
+AUDIT_SHARE = 0.1
+PIXELS = 1000
+"""Drawn from each image."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--project", type=Path, action="extend", nargs="+", required=True)
+    parser.add_argument("--clip", type=Path, nargs=2, metavar=("IMAGES", "MASKS"))
+    parser.add_argument("--images", type=int, default=60, help="most images of the training set and the clip")
+    parser.add_argument("--work", type=Path, default=Path("bench/calibration"), help="folder of the results")
+    given = parser.parse_args()
+    found: list[list[dict[str, Any]]] = []
+    for folder in given.project:
+        stored = given.work / f"{folder.resolve().name}.json"
+        if not stored.exists():
+            started = time.perf_counter()
+            given.work.mkdir(parents=True, exist_ok=True)
+            rows = measure(load_project(folder / "segcurate.yaml"), given.clip, given.images)
+            atomic_write_bytes(stored, json.dumps(rows, indent=1).encode())
+            print(f"{folder}: {time.perf_counter() - started:.0f} s")
+        found.append(json.loads(stored.read_text()))
+    _print(found)
+
+
+@dataclass(frozen=True)
+class SomeRegions(HeldOut):
+    """An image of which only some boxes (x, y, w, h) are labeled."""
+
+    boxes: tuple[tuple[int, int, int, int], ...]
+
+    def label(self, codec: MaskCodec) -> Mask:
+        whole = super().label(codec)
+        label = np.full_like(whole, IGNORE)
+        for x, y, w, h in self.boxes:
+            label[y : y + h, x : x + w] = whole[y : y + h, x : x + w]
+        return label
+
+
+def measure(project: Project, clip: tuple[Path, Path] | None, most: int) -> list[dict[str, Any]]:
+    """Rows of sampler, source and calibrator with their judgement on the test split."""
+    database = Database(project.database_url)
+    with database.session(write=False) as session:
+        model = model_queries.list_models(session)[-1]
+        seen = {label.image_id for label in model_queries.model_labels(session, model.id)}
+        test, calibration, pool = (
+            held_out_images(session, project, split) for split in ("test", "calibration", "pool")
+        )
+    database.close()
+    trained = [item for item in pool if item.ref.id in seen]
+    sources: dict[str, Sequence[HeldOut]] = {
+        "calibration split": calibration,
+        "audit slice": _audit(project, calibration),
+        "training set": trained[:: -(-len(trained) // most)],
+    }
+    if clip is not None:
+        sources["clip"] = _clip(project, *clip, most=most)
+    rows: list[dict[str, Any]] = []
+    for sampler in SAMPLERS:
+        judges = _draw(project, model, test, sampler)
+        rows.append(_row(project, sampler, "", fit_calibrator("identity", judges), judges, test))
+        for source, images in sources.items():
+            pixels = _draw(project, model, images, sampler)
+            for name in KINDS:
+                if name != "identity":
+                    rows.append(_row(project, sampler, source, fit_calibrator(name, pixels), judges, test))
+    return rows
+
+
+def _draw(project: Project, model: Model, images: Sequence[HeldOut], sampler: Sampler) -> Pixels:
+    """Pixels of the images, which are rows in their order."""
+    predictor, card = open_predictor(project, model, calibrators=Calibrators(), sampler=sampler)
+    row_of = {item.ref.id: row for row, item in enumerate(images)}
+    drawn: dict[int, DrawnPixels] = {}
+    for batch in read_held_out(
+        images, data=project.config.data, card=card, batch_size=predictor.batch_size, workers=1
+    ):
+        if isinstance(batch, Unreadable):
+            raise SystemExit(f"{batch.path}: {batch.reason}")
+        for place, image_id in enumerate(batch.ids):
+            drawn[row_of[image_id]] = draw_pixels(
+                predictor,
+                batch.image[place : place + 1],
+                batch.label[place],
+                pixels=PIXELS,
+                generator=np.random.default_rng([0, image_id]),
+            )
+    rows = sorted(drawn)
+    logits = [drawn[row].deterministic if sampler == "none" else drawn[row].sampled for row in rows]
+    return Pixels(
+        logits=torch.cat([part for part in logits if part is not None], dim=2),
+        labels=torch.cat([drawn[row].labels for row in rows]),
+        weights=torch.cat([drawn[row].weights for row in rows]),
+        images=torch.tensor(rows).repeat_interleave(torch.tensor([len(drawn[row].labels) for row in rows])),
+    )
+
+
+def _row(
+    project: Project,
+    sampler: str,
+    source: str,
+    calibrator: Calibrator,
+    judges: Pixels,
+    images: Sequence[HeldOut],
+) -> dict[str, Any]:
+    config = project.config.evaluation
+    found = judge(
+        calibrator,
+        judges,
+        blocks([item.group for item in images], [item.position for item in images], config.block),
+        bins=config.bins,
+        resamples=config.resamples,
+        confidence=config.confidence,
+        seed=0,
+    )
+    return {"sampler": sampler, "source": source, **found.document()}
+
+
+def _audit(project: Project, images: Sequence[HeldOut]) -> list[HeldOut]:
+    """A tenth of the grid's regions, drawn at random, of images that are held out."""
+    generator = np.random.default_rng(0)
+    regions = project.config.scoring.regions
+    audited: list[HeldOut] = []
+    for item in images:
+        boxes = region_boxes(regions, width=item.ref.width, height=item.ref.height)
+        chosen = boxes[generator.random(len(boxes)) < AUDIT_SHARE]
+        if len(chosen):
+            drawn = tuple((int(x), int(y), int(w), int(h)) for x, y, w, h in chosen)
+            audited.append(
+                SomeRegions(
+                    ref=item.ref, mask=item.mask, group=item.group, position=item.position, boxes=drawn
+                )
+            )
+    return audited
+
+
+def _clip(project: Project, images: Path, masks: Path, *, most: int) -> list[HeldOut]:
+    """Images of a folder that the project does not know, evenly spaced."""
+    paths = sorted(images.glob("*.png"))
+    found: list[HeldOut] = []
+    for index, path in enumerate(paths[:: -(-len(paths) // most)]):
+        info = probe_image(path, max_pixels=project.config.data.max_pixels)
+        ref = ImageRef(id=index, path=path, width=info.width, height=info.height)
+        found.append(HeldOut(ref=ref, mask=masks / path.name, group="clip", position=index))
+    return found
+
+
+def _print(found: list[list[dict[str, Any]]]) -> None:
+    """Means over projects, of the ends of the intervals too."""
+    print(f"{'sampler':11} {'fitted on':18} {'calibrator':22} {'NLL':>22} {'ECE':>22} {'labels changed':>15}")
+    for rows in zip(*found, strict=True):
+        first = rows[0]
+        cells = [
+            f"{np.mean([row[metric]['value'] for row in rows]):.4f} "
+            f"[{np.mean([row[metric]['low'] for row in rows]):.3f}, "
+            f"{np.mean([row[metric]['high'] for row in rows]):.3f}]"
+            for metric in ("nll", "ece")
+        ]
+        changed = np.mean([row["labels_changed"] for row in rows])
+        print(
+            f"{first['sampler']:11} {first['source']:18} {first['name']:22} {cells[0]:>22} {cells[1]:>22} "
+            f"{changed:15.2%}"
+        )
+    print(f"Means over {len(found)} projects; in brackets, of the ends of the 95 % intervals over blocks.")
+
+
+if __name__ == "__main__":
+    main()

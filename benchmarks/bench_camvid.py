@@ -1,0 +1,85 @@
+"""CamVid, half resolution: two rounds from 10 % of the regions. Prints honest figures, claims nothing.
+
+`python -m benchmarks.bench_camvid --data FOLDER --weights FILE` with FOLDER holding `train` and
+`trainannot`. It can be killed and run again with the same `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from pathlib import Path
+
+from db.engine import Database
+from db.queries import rounds as queries
+from flows.cli.display import interval
+from pipeline.data.project import Project, load_project
+from pipeline.operation.simulation import loop
+from pipeline.steps.ingest import ingest
+from pipeline.summaries.rounds import round_history
+
+CONFIG = Path(__file__).parents[2] / "configs" / "camvid.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train and trainannot")
+    parser.add_argument("--weights", type=Path, required=True, help="safetensors weights of the encoder")
+    parser.add_argument("--work", type=Path, default=Path("bench/camvid"), help="folder of the run")
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+
+    project = prepare(given.work, data=given.data, weights=given.weights)
+    database = Database(project.database_url)
+    for line in ingest(project, database).lines():
+        print(line)
+    seconds: list[tuple[int, str, float]] = []
+    started = time.perf_counter()
+
+    def announce(number: int, step: str) -> None:
+        nonlocal started
+        now = time.perf_counter()
+        if seconds:
+            seconds[-1] = (*seconds[-1][:2], now - started)
+        started = now
+        seconds.append((number, step, 0.0))
+        print(f"round {number}: {step}", flush=True)
+
+    loop(project, database, rounds=given.rounds, announce=announce)
+    if seconds:
+        seconds[-1] = (*seconds[-1][:2], time.perf_counter() - started)
+    report(project, database, seconds)
+    database.close()
+
+
+def prepare(work: Path, *, data: Path, weights: Path) -> Project:
+    """A project folder with the shipped configuration and a link to the data."""
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copy(CONFIG, work / "segcurate.yaml")
+    link = work / "camvid"
+    if not link.exists():
+        link.symlink_to(data.resolve(), target_is_directory=True)
+    os.environ["SEGCURATE_MODEL__ENCODER_WEIGHTS"] = str(weights.resolve())
+    return load_project(work / "segcurate.yaml")
+
+
+def report(project: Project, database: Database, seconds: list[tuple[int, str, float]]) -> None:
+    with database.session(write=False) as session:
+        rounds = round_history(session, sampler=project.config.scoring.sampler)
+        promoted = queries.promoted_model(session)
+    print("round  labels  share  mIoU, ECE before, ECE after, AUROC of error detection")
+    for row in rounds:
+        if row.model is None:
+            continue
+        figures = (row.mean_iou, row.ece_before, row.ece_after, row.error_auroc)
+        cells = "  ".join(interval(*figure, digits=4) for figure in figures)
+        print(f"{row.number:5d}  {row.labeled_regions:6d}  {row.labeled_share:.3f}  {cells}")
+    print("promoted:", promoted.name if promoted else "none")
+    for number, step, elapsed in seconds:
+        print(f"round {number} {step}: {elapsed:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""How the command line shows where a project stands, its rounds, models, runs and queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from db.tables import Calibration
+from flows.cli.display import console, errors, interval, literal, table
+from pipeline.summaries.project import AtWork, Scoring, Status
+from pipeline.summaries.queues import QueueSummary
+from pipeline.summaries.rounds import ModelSummary, RoundSummary
+from pipeline.summaries.runs import RunSummary
+
+if TYPE_CHECKING:  # imports scipy, which most commands do without
+    from pipeline.summaries.annotators import AnnotatorReport
+
+
+def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring | None) -> None:
+    """A project at a glance, ending with the command that comes next."""
+    images = ", ".join(f"{count} {split}" for split, count in sorted(now.images.items())) or "none"
+    console.print(f"[bold]{literal(name)}[/]")
+    console.print(f"images    {images}; {now.labeled_images} with labels")
+    if now.failures:
+        console.print(f"failures  {now.failures} files could not be used: `segcurate failures`")
+    if now.round_number is not None:
+        model = f", model {now.promoted_model}" if now.promoted_model else ""
+        console.print(f"round     {now.round_number}{model}")
+    if scoring is not None:
+        run = "no run yet" if scoring.run_id is None else f"run {scoring.run_id}"
+        left = f"{scoring.images_to_score} images to score" if scoring.images_to_score else "all is scored"
+        shards = f", {scoring.open_shards} shards open" if scoring.open_shards else ""
+        when = f", finished {_moment(scoring.finished_at)}" if scoring.finished_at else ""
+        console.print(f"scoring   {run}{when}: {left}{shards}")
+    for one in busy:
+        since = f", since {_moment(one.since)}" if one.since else ""
+        state = since if one.alive else ", but is gone: it is free"
+        console.print(f"at work   {literal(one.work)} by {literal(one.owner)}{state}")
+    if now.queue_items:
+        console.print("queue     " + ", ".join(f"{count} {what}" for what, count in now.queue_items.items()))
+    console.print(f"next      [bold]{literal(now.next_command)}[/]  {literal(now.reason)}")
+
+
+def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
+    """What each round's labels cost, and the mIoU that they came to; then its calibration."""
+    table(
+        f"{literal(name)}: {len(rows)} rounds",
+        ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "mIoU", "next"),
+        [
+            (
+                row.number,
+                f"{row.model} {row.model_status}" if row.model else None,
+                row.labeled_regions,
+                short_count(row.labeled_pixels),
+                f"{100 * row.labeled_share:.1f} %",
+                None if row.clicks is None else round(row.clicks),
+                None if row.hours is None else f"{row.hours:.1f}",
+                interval(*row.mean_iou),
+                row.state,
+            )
+            for row in rows
+        ],
+    )
+    measured = [row for row in rows if row.split is not None]
+    if measured:
+        table(
+            "Calibration",
+            ("round", "model", "ECE before", "ECE after", "images"),
+            [
+                (row.number, row.model, interval(*row.ece_before), interval(*row.ece_after), row.split)
+                for row in measured
+            ],
+        )
+    for confidence in ("probability", "softmax score"):
+        models = [row.model for row in rows if row.model and row.confidence == confidence]
+        if models:
+            console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
+
+
+def short_count(count: int) -> str:
+    """A large number with a digit after the point.
+
+    >>> short_count(1_234_567), short_count(45_600), short_count(999)
+    ('1.2 M', '45.6 k', '999')
+    """
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if round(count / size, 4) >= 1:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
+    """Each scoring run, then its workers, then what was noticed."""
+    table(
+        f"{literal(name)}: {len(rows)} scoring runs",
+        (
+            "run",
+            "model",
+            "scorer",
+            "images",
+            "regions",
+            "shards",
+            "images/s",
+            "begun",
+            "finished",
+            "heat maps",
+        ),
+        [
+            (
+                row.id,
+                row.model,
+                literal(_scorer(row)),
+                "pruned" if row.pruned_at else row.images,
+                "pruned" if row.pruned_at else row.regions,
+                f"{row.shards_done} done, {row.shards_running + row.shards_pending} open",
+                None if row.images_per_second is None else f"{row.images_per_second:.1f}",
+                _moment(row.started_at),
+                f"pruned {_moment(row.pruned_at)}" if row.pruned_at else _moment(row.finished_at),
+                f"{row.heatmap_images} images",
+            )
+            for row in rows
+        ],
+    )
+    for row in rows:
+        for worker in row.workers:
+            console.print(
+                f"run {row.id}: {worker.images} images in {worker.shards} shards by {literal(worker.owner)}"
+            )
+    for row in rows:
+        if row.outliers:
+            console.print(f"run {row.id}: {row.outliers} images lie far outside of what the model has seen")
+        if row.drift:
+            console.print(f"run {row.id}: [yellow]drift:[/] {literal(row.drift)}")
+
+
+def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
+    """A line a queue."""
+    table(
+        f"{literal(name)}: {len(rows)} queues",
+        ("queue", "kind", "strategy", "items", "status", "made", "folder"),
+        [
+            (
+                literal(row.name),
+                row.kind,
+                literal(row.strategy),
+                row.items,
+                _counts(row.by_status),
+                _moment(row.created_at),
+                None if row.folder is None else literal(row.folder),
+            )
+            for row in rows
+        ],
+    )
+
+
+def show_queue(row: QueueSummary) -> None:
+    """What a queue is made of, and the reasons of its first items."""
+    chosen = "" if row.candidates is None else f" of {row.candidates}"
+    console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
+    if row.clicks is not None:
+        console.print(f"effort    about {row.clicks:.0f} clicks")
+    for title, counts in (("slices", row.by_slice), ("classes", row.by_class), ("status", row.by_status)):
+        console.print(f"{title:8}  {literal(_counts(counts))}")
+    folder = "not exported yet" if row.folder is None else literal(row.folder)
+    console.print(f"folder    {folder}")
+    for warning in row.warnings:
+        errors.print(f"[yellow]warning:[/] {literal(warning)}")
+    if row.head:
+        with_clicks = any(item.clicks is not None for item in row.head)
+        head = ["rank", "image", "x, y, w, h", "class", row.measure or "score", "slice", "status", "reason"]
+        if with_clicks:
+            head.insert(-1, "clicks")
+        table(
+            f"The first {len(row.head)} of {row.items}",
+            head,
+            [
+                (
+                    item.rank,
+                    literal(item.image),
+                    ", ".join(map(str, item.box)),
+                    None if item.class_name is None else literal(item.class_name),
+                    item.score,
+                    item.slice,
+                    item.status,
+                    *((None if item.clicks is None else round(item.clicks),) if with_clicks else ()),
+                    literal(item.reason),
+                )
+                for item in row.head
+            ],
+        )
+
+
+def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
+    """Who differs from the others, whether the model was in doubt there, and the most disputed regions."""
+    if not report.regions:
+        console.print("No region has labels of two annotators.")
+        return
+    console.print(
+        f"{report.regions} regions of {report.images} images have two annotators or more: "
+        f"{literal(', '.join(report.annotators))}"
+    )
+    if report.unreadable:
+        errors.print(
+            f"[yellow]warning:[/] the stored masks of {report.unreadable} images cannot be read; "
+            "import their labels again"
+        )
+    table(
+        f"Agreement on the pixels that both have labeled, in {report.compared} images",
+        ("agreement", "annotator", "with", "images", "pixels"),
+        [
+            (
+                None if pair.agreement is None else f"{100 * pair.agreement:.1f} %",
+                literal(pair.annotator),
+                "all others" if pair.other is None else literal(pair.other),
+                pair.images,
+                short_count(pair.pixels),
+            )
+            for pair in (*report.against_others, *report.pairs[:limit])
+        ],
+    )
+    for found in report.correlations:
+        what = f"vote entropy and {found.measure.replace('_', ' ')}"
+        if found.reason is not None:
+            console.print(f"rank correlation of {what}: not known, {found.reason}")
+        else:
+            value = interval(found.value, found.low, found.high)
+            where = f"{found.regions} regions of {found.images} images"
+            console.print(f"rank correlation of {what}: {value} over {where}")
+    shown = report.rows[:limit]
+    table(
+        f"The {len(shown)} most disputed of {report.regions} regions",
+        (
+            *("queue", "rank", "image", "x, y, w, h", "annotators", "disagreement"),
+            *("vote entropy", "expected entropy", "mutual information"),
+        ),
+        [
+            (
+                literal(row.queue),
+                row.rank,
+                literal(row.uri),
+                f"{row.x}, {row.y}, {row.w}, {row.h}",
+                row.annotators,
+                f"{100 * row.disagreement:.1f} %",
+                row.vote_entropy,
+                row.expected_entropy,
+                row.mutual_information,
+            )
+            for row in shown
+        ],
+    )
+
+
+def show_calibrations(rows: Sequence[Calibration]) -> None:
+    """Every calibrator beside the chosen one, each judged on images that did not fit it."""
+    from pipeline.steps.calibrate import in_words  # imports torch
+
+    for row in rows:
+        judged = (row.report or {}).get("calibrators", [])
+        if judged:
+            table(
+                f"{row.sampler}: {row.images} images, half of them fit and the other half judges",
+                ("calibrator", "NLL", "ECE", "labels changed", ""),
+                [
+                    (
+                        item["name"],
+                        interval(*item["nll"].values()),
+                        interval(*item["ece"].values()),
+                        f"{100 * item['labels_changed']:.2g} %",
+                        "in use" if item["name"] == row.calibrator else "",
+                    )
+                    for item in judged
+                ],
+            )
+        console.print(literal(in_words(row)))
+        if row.warning:
+            errors.print(f"[yellow]warning:[/] {literal(row.warning)}")
+
+
+def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
+    """Lineage and decision of each model."""
+    table(
+        f"{name}: {len(rows)} models",
+        ("model", "status", "parent", "labels", "seed", "iterations", "config", "decision"),
+        [
+            (
+                row.name,
+                row.status,
+                row.parent,
+                row.labels,
+                row.seed,
+                row.iterations,
+                row.config_hash[:8],
+                row.decision,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _scorer(row: RunSummary) -> str:
+    samples = f" × {row.samples}" if row.samples else ""
+    return f"{row.sampler}{samples}, {row.calibrator}, {row.region_kind}"
+
+
+def _counts(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in parts.items()) or "nothing"
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else f"{at:%Y-%m-%d %H:%M} UTC"

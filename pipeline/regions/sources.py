@@ -1,0 +1,103 @@
+"""Where the regions of an image come from before it is predicted: superpixels, or the user's own maps.
+
+Legend: H W image size.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import RegionConfig
+from pipeline.data.images import ImageArray, ImageRef, probe_image, read_pixels
+from pipeline.data.project import Project
+from pipeline.data.remote import ImageFile
+from pipeline.data.sources import FoldersAbove
+from pipeline.errors import DataError
+from pipeline.regions.shapes import RegionMap, map_regions
+from pipeline.regions.superpixels import SuperpixelCache
+
+RegionSource = Callable[[ImageRef, ImageArray], RegionMap]
+"""The regions of an image [H, W, K]; called from several threads. A DataError means this image only."""
+
+
+def region_source(project: Project, config: RegionConfig) -> RegionSource | None:
+    """The source of a project's regions; None for kinds that need no map, or whose map is predicted.
+
+    Raises:
+        DataError: the folder of the region maps, or an entry of `data.images`, does not exist.
+    """
+    if config.kind == "superpixel":
+        cache = SuperpixelCache(project.workdir / "superpixels", config)
+        return lambda _, pixels: map_regions(cache(pixels))
+    if config.kind == "file" and config.folder is not None:
+        return RegionFiles(project, project.path(config.folder), template=config.template)
+    return None
+
+
+class RegionFiles:
+    """Region maps that a user brings: an image of the same size, whose values are the regions.
+
+    Args:
+        folder: of the maps.
+        template: a map's place in it, with `{parent}`, `{stem}` and `{name}` of the image.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+
+    def __init__(self, project: Project, folder: Path, *, template: str) -> None:
+        if not folder.is_dir():
+            raise DataError(
+                f"`scoring.regions.folder` is {str(folder)!r}, and there is no such folder.",
+                "Make it, or mend the path.",
+            )
+        self._folder = folder
+        self._template = template
+        self._above = FoldersAbove(project)
+
+    def __call__(self, image: ImageRef, pixels: ImageArray) -> RegionMap:
+        """The regions of an image.
+
+        Raises:
+            DataError: its map is missing, damaged, of another size, or no index map.
+        """
+        return read_region_map(self.path(image.path), size=(pixels.shape[1], pixels.shape[0]))
+
+    def path(self, image: ImageFile) -> Path:
+        """Where the map of an image is expected."""
+        relative = self._template.format(parent=self._above.parent(image), stem=image.stem, name=image.name)
+        return Path(os.path.normpath(self._folder / relative.lstrip("/")))
+
+
+def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
+    """Read an index map. Its highest possible value, 255 or 65535, is no region.
+
+    Args:
+        size: width and height that it must have.
+
+    Raises:
+        DataError: the file is missing, damaged, of another size, coloured, or holds no region.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no region map {path}.", "Make it, or mend `scoring.regions.template`.")
+    info = probe_image(path, max_pixels=sys.maxsize)
+    if (info.width, info.height) != size:
+        raise DataError(
+            f"The region map {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
+            "Write the map at the size of its image (as displayed, after EXIF orientation).",
+        )
+    values = read_pixels(path, palette_indices=True)
+    if values.shape[2] != 1:
+        raise DataError(
+            f"The region map {path} has {values.shape[2]} channels.", "Write one channel of 8 or 16 bits."
+        )
+    nowhere = 255 if values.dtype == np.uint8 else 65535
+    found = map_regions(values[:, :, 0].astype(np.int32), nowhere=nowhere)
+    if len(found.regions) == 0:
+        raise DataError(f"The region map {path} holds no region.", "Give its regions values.")
+    return found

@@ -1,0 +1,76 @@
+"""The annotator, played by masks that exist already."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.queries import labels as queries
+from db.queries import queues
+from db.tables import QueueItem
+from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.data.project import Project
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import LabelMap, only_inside
+from pipeline.labeling.folder import locate
+from pipeline.labeling.manifest import ManifestImage, read_manifest
+
+
+def annotate(project: Project, database: Database, folder: Path) -> int:
+    """Paint the queued regions of an exported folder with the known masks, and nothing else.
+
+    An image without a known mask, or with one that cannot be read, is passed over; the latter is recorded
+    as a failure. Painting again writes the same files.
+
+    Returns:
+        The number of queue items painted.
+
+    Raises:
+        DataError: the folder is no export of a queue of this project.
+        UserError: the folder cannot be written.
+    """
+    delivery = locate(folder)
+    if delivery.manifest is None:
+        raise DataError(
+            f"{folder} is not an exported folder.", "Name the folder that `segcurate export` wrote."
+        )
+    entries = [entry for entry in read_manifest(delivery.manifest) if isinstance(entry, ManifestImage)]
+    if not delivery.masks.is_dir():
+        raise DataError(
+            f"{folder} was written for a labeling tool, which masks are not painted into.",
+            "Run `segcurate export --to folder`.",
+        )
+    items: dict[int, list[QueueItem]] = defaultdict(list)
+    with database.session(write=False) as session:
+        queue = queues.queue_by_name(session, entries[0].queue) if entries else None
+        if queue is None:
+            raise DataError(f"{folder} is of no queue of this project.", "Export the queue again.")
+        regions = queries.queued_regions(session, queue_id=queue.id)
+    images = {image.id: image for _, image in regions}
+    for item, image in regions:
+        items[image.id].append(item)
+    codec, label_map = MaskCodec.from_config(project.config.data), LabelMap(project.config.data)
+    failures: list[tuple[str, str]] = []
+    painted = 0
+    for entry in entries:
+        image = images.get(entry.image_id)
+        if image is None or image.mask_uri is None:
+            continue
+        try:
+            known = read_mask(project.path(image.mask_uri), codec, size=(image.width, image.height))
+        except DataError as error:
+            failures.append((image.mask_uri, str(error)))
+            continue
+        asked = items[image.id]
+        boxes = np.array([(item.x, item.y, item.w, item.h) for item in asked], dtype=np.int32)
+        mask = only_inside(known, boxes, [item.outline for item in asked])
+        label_map.write(delivery.masks / f"{Path(entry.mask or '').stem}.png", mask)
+        painted += len(asked)
+    with database.session() as session:
+        image_queries.clear_failures(session, "annotate")
+        image_queries.record_failures(session, "annotate", failures)
+    return painted

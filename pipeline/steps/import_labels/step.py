@@ -1,0 +1,237 @@
+"""Import: masks that came back become labels, and the round closes when its queue is labeled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.queries import labels as queries
+from db.queries import queues
+from db.queries import rounds as round_queries
+from db.tables import Queue
+from pipeline import rounds
+from pipeline.data.labels import compose_labels
+from pipeline.data.project import Project
+from pipeline.errors import DataError
+from pipeline.evaluation.agreement import Agreement, region_agreement
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.exchange import Answer, Refusal, Tool
+from pipeline.labeling.tools import recognise, tool_named
+from pipeline.leases import one_at_a_time
+from pipeline.progress import Progress, silent
+from pipeline.steps.import_labels.desk import Desk, Origin
+from pipeline.steps.import_labels.incoming import Annotation, Inbox
+from pipeline.steps.import_labels.report import ImportReport
+
+__all__ = ["ImportReport", "import_labels"]
+
+
+@one_at_a_time("import")
+def import_labels(
+    project: Project,
+    database: Database,
+    *,
+    source: Path | Sequence[Path],
+    tool: str | None = None,
+    annotator: str | None = None,
+    close: bool = False,
+    origin: Origin = "import",
+    queue: str | None = None,
+    known_as: str | None = None,
+    progress: Progress = silent,
+) -> ImportReport:
+    """Take masks back into the queue that they were exported from.
+
+    The same masks again change nothing; another mask of an image is the next version of its label, also in a
+    round that is closed. What cannot be taken is refused with its reason, and the rest goes in.
+
+    Args:
+        source: an exported folder, a folder of masks that are named after the export or the images, or what a
+            labeling tool has exported; or several of these.
+        tool: whose format it is; None to find out.
+        annotator: who drew the masks, where they do not say themselves.
+        close: release the items that got no label, and close the round.
+        origin: `simulation` when the masks are known ones: what they leave unpainted has no class, and was
+            looked at.
+        queue: the queue that a source belongs to that does not say so; by default the current round's.
+        known_as: what the failures call a source whose files will be gone; by default by its path.
+
+    Raises:
+        DataError: the source is missing, holds no label, or is of no queue of this project.
+        NotYourTurn: the queue has not been exported yet.
+    """
+    sources = [source] if isinstance(source, Path) else list(source)
+    readers = [(recognise(path) if tool is None else tool_named(tool), path) for path in sources]
+    desk = Desk(project, database, sources, queue=queue, annotator=annotator, origin=origin)
+    names = [name for reader, path in readers for name in reader.names(path)]
+    if names or close or any(reader.name == "folder" for reader, _ in readers):
+        desk.learn_names(names)
+    done = 0
+    for done, answer in enumerate(_answers(readers, LabelMap(project.config.data)), start=1):
+        progress("import", done, max(done, len(names)))
+        desk.take(answer)
+    if not (done or close):
+        raise DataError(
+            f"There is no mask in {', '.join(map(str, sources))}.",
+            "Save the masks there, then import it again.",
+        )
+    inboxes, report = desk.close()
+    for inbox in inboxes:
+        inbox.agreement = _measure_agreement(project, database, inbox)
+    with database.session() as session:
+        for inbox in inboxes:
+            _record(session, inbox, origin=origin, report=report)
+            _close(session, inbox.queue, close=close, report=report)
+        image_queries.clear_failures(session, "import")
+        image_queries.record_failures(session, "import", _failures(project, sources, known_as, report))
+    return report
+
+
+def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator[Answer | Refusal]:
+    """What the sources hold; where one breaks off, what came before counts.
+
+    Raises:
+        DataError: nothing of them can be read.
+    """
+    begun = False
+    for reader, source in readers:
+        try:
+            for answer in reader.read(source, labels):
+                begun = True
+                yield answer
+        except DataError as error:
+            if not begun and len(readers) == 1:
+                raise
+            yield Refusal(subject=source.name, reason=str(error))
+
+
+def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement | None]:
+    """How the annotators agree on the regions of the images that answers came for, by queue item; None where
+    no two of them have labeled a pixel of it, or not any more."""
+    touched: dict[int, list[Annotation]] = {}
+    for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
+        if annotation.labeled_pixels:
+            touched.setdefault(annotation.target.image.id, []).append(annotation)
+    found: dict[int, Agreement | None] = {}
+    for image_id, of_image in touched.items():
+        with database.session(write=False) as session:
+            known = queries.labels_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+            masks = {label.annotator: label.mask_uri for label in known}
+        masks.update((annotation.annotator, annotation.mask_uri) for annotation in of_image)
+        if len(masks) < 2:
+            continue
+        target = inbox.targets[image_id]
+        size = (target.image.width, target.image.height)
+        votes = np.stack([compose_labels([project.path(uri)], size) for uri in masks.values()])
+        agreement = region_agreement(
+            votes, target.boxes, target.outlines, num_classes=project.config.data.num_classes
+        )
+        found.update(zip(target.item_ids, agreement, strict=True))
+    return found
+
+
+def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportReport) -> None:
+    """Write the answers for one queue down: labels, the regions that they cover, what became of its items."""
+    queue = inbox.queue
+    looked_at: set[int] = set()
+    for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
+        if origin == "simulation":
+            looked_at.update(annotation.target.item_ids)
+        if not annotation.labeled_pixels:
+            continue
+        label = queries.record_label(
+            session,
+            image_id=annotation.target.image.id,
+            queue_id=queue.id,
+            mask_uri=annotation.mask_uri,
+            mask_sha256=annotation.mask_sha256,
+            labeled_pixels=annotation.labeled_pixels,
+            source=origin,
+            annotator=annotation.annotator,
+            labeled_at=annotation.labeled_at,
+            regions=annotation.regions(),
+            seconds=annotation.seconds,
+            origin=annotation.origin,
+        )
+        if label is None:
+            report.unchanged += 1
+            continue
+        report.imported += 1
+        report.labeled_pixels += annotation.labeled_pixels
+        report.unpainted += annotation.unpainted()
+        if annotation.overlapping:
+            report.overlapping.append((annotation.subject, annotation.overlapping))
+    report.skipped += _settle(session, inbox, looked_at)
+    queues.set_agreement(session, inbox.agreement)
+    report.missing += _unanswered(session, inbox)
+
+
+def _unanswered(session: Session, inbox: Inbox) -> list[str]:
+    """The images of a queue without a label in force, that nobody has looked at or skipped."""
+    answered = queries.labeled_images(session, queue_id=inbox.queue.id) | inbox.skipped
+    answered |= queues.skipped_images(session, inbox.queue.id)
+    answered |= {annotation.target.image.id for annotation in inbox.annotations}
+    return [target.image.uri for image_id, target in inbox.targets.items() if image_id not in answered]
+
+
+def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
+    """Give the items of the answered images their status; how many images count as skipped.
+
+    An item is labeled when a label in force covers it, whoever drew that. What is left of a round that is
+    closed is released.
+    """
+    left = "queued" if _is_open(session, inbox.queue) else "released"
+    before = queues.item_statuses(session, inbox.queue.id)
+    chosen: dict[str, list[int]] = {"labeled": [], "skipped": [], left: []}
+    skipped = 0
+    for image_id in {annotation.target.image.id for annotation in inbox.annotations} | inbox.skipped:
+        target = inbox.targets[image_id]
+        covered = queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+        whole = target.whole_image() in covered
+        statuses = Counter[str]()
+        for item_id, region in zip(target.item_ids, target.regions(), strict=True):
+            if whole or region in covered or item_id in looked_at:
+                status = "labeled"
+            elif image_id in inbox.skipped or before[item_id] == "skipped":
+                status = "skipped"
+            else:
+                status = left
+            chosen[status].append(item_id)
+            statuses[status] += before[item_id] != status
+        skipped += bool(statuses["skipped"])
+    for status, ids in chosen.items():
+        queries.set_status(session, item_ids=ids, status=status)
+    return skipped
+
+
+def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport) -> None:
+    """Close the queue's round when nothing in it waits for a label, or when the caller says so."""
+    if not _is_open(session, queue):
+        return
+    waiting = list(queues.item_statuses(session, queue.id).values()).count("queued")
+    if waiting and not close:
+        report.open_items = waiting
+        return
+    report.released = rounds.close(session, rounds.require(session, "import"))
+    report.closed = True
+
+
+def _is_open(session: Session, queue: Queue) -> bool:
+    current = round_queries.current_round(session)
+    return current is not None and current.id == queue.round_id and current.state == "import"
+
+
+def _failures(
+    project: Project, sources: Sequence[Path], known_as: str | None, report: ImportReport
+) -> list[tuple[str, str]]:
+    """What was refused, as the store lists files: a file of a folder, or a part of a file."""
+    if known_as is None and len(sources) == 1 and sources[0].is_dir():
+        return [(project.uri(sources[0] / subject), reason) for subject, reason in report.refused]
+    where = known_as or ", ".join(map(project.uri, sources))
+    return [(f"{where}: {subject}", reason) for subject, reason in report.refused]

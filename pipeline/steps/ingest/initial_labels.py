@@ -1,0 +1,305 @@
+"""The first labels: existing masks of pool images, or of regions of them.
+
+What is labeled is written down first, as the items of the queue `initial`, in one transaction; then the
+masks follow, a page of images at a time. A kill in between loses nothing: the items that still wait are
+taken up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import images as queries
+from db.queries.labels import LabeledRegion, record_label, set_status
+from db.tables import Image, Queue, QueueItem, utc_now
+from pipeline import rounds
+from pipeline.config import IGNORE, InitialSplit
+from pipeline.data.masks import MaskCodec, read_mask, store_mask
+from pipeline.data.project import Project
+from pipeline.errors import DataError
+from pipeline.labeling.encoding import only_inside, painted_shares
+from pipeline.progress import Progress
+from pipeline.regions.shapes import Regions
+from pipeline.steps.ingest.initial_regions import InitialRegions
+
+PAGE = 256
+"""Images in a transaction."""
+
+REASON = "its mask was there when the project started"
+
+
+@dataclass(frozen=True)
+class InitialLabels:
+    """What became of the first labels in this run."""
+
+    images: int = 0
+    regions: int = 0
+    failures: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """A stored mask: the items that it answers, and those where it says nothing."""
+
+    image: Image
+    uri: str
+    sha256: str
+    pixels: int
+    labeled: list[QueueItem]
+    released: list[QueueItem]
+
+
+def label_initial(
+    project: Project, database: Database, *, named: Sequence[str], workers: int, progress: Progress
+) -> InitialLabels:
+    """Record the initial labels that are not recorded yet, and open the first round once there are any.
+
+    Args:
+        named: the URIs of the images that `splits.initial` lists, where it has a `list` or a `folder`.
+
+    Raises:
+        UserError: the labels cannot be written.
+    """
+    regions_of = InitialRegions(project)
+    with ThreadPoolExecutor(workers) as threads:
+        regions_of.prepare(_pages(project, database, named=named), threads, progress)
+    with database.session() as session:
+        queue, warnings = _plan(session, project, regions_of, named=named)
+        waiting = queries.count_waiting(session, queue.id) if queue is not None else 0
+        queries.record_failures(session, "ingest", list(regions_of.unusable.items()))
+    if queue is None:
+        return InitialLabels(warnings=tuple(warnings))
+    codec = MaskCodec.from_config(project.config.data)
+    images = regions = failures = 0
+    with ThreadPoolExecutor(workers) as threads:
+        after_id = 0
+        while page := _waiting_page(database, queue.id, after_id=after_id):
+            after_id = page[-1][0].id
+            outcomes = list(threads.map(lambda entry: _paint(project, codec, *entry), page))
+            painted = [outcome for outcome in outcomes if isinstance(outcome, _Painted)]
+            failed = [
+                (outcome, entry) for outcome, entry in zip(outcomes, page, strict=True)
+                if not isinstance(outcome, _Painted)
+            ]  # fmt: skip
+            with database.session() as session:
+                for outcome in painted:
+                    _record(session, queue.id, outcome)
+                for _, (_, items) in failed:
+                    _settle(session, items, status="released")
+                queries.record_failures(
+                    session,
+                    "ingest",
+                    [(image.mask_uri or image.uri, reason) for reason, (image, _) in failed],
+                )
+            images += sum(bool(outcome.labeled) for outcome in painted)
+            regions += sum(len(outcome.labeled) for outcome in painted)
+            failures += len(failed)
+            progress("initial labels", regions, waiting)
+    with database.session() as session:
+        if queries.has_labels(session):
+            rounds.open_first(session)
+    return InitialLabels(images=images, regions=regions, failures=failures, warnings=tuple(warnings))
+
+
+def _pages(project: Project, database: Database, *, named: Sequence[str]) -> Callable[[], Sequence[Image]]:
+    """The images whose regions are still to be planned, a page a call; none when a draw was made."""
+    spec = project.config.splits.initial
+    after_id = 0
+
+    def page() -> Sequence[Image]:
+        nonlocal after_id
+        with database.session(write=False) as session:
+            queue = queries.initial_queue(session)
+            if queue is not None and (spec.fraction is not None or spec.count is not None):
+                return []
+            queue_id = queue.id if queue is not None else -1
+            found = queries.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE)
+        after_id = found[-1].id if found else after_id
+        return found
+
+    if spec.list is None and spec.folder is None:
+        return page
+    listed = set(named)
+
+    def wanted() -> Sequence[Image]:
+        while found := page():
+            if chosen := [image for image in found if image.uri in listed]:
+                return chosen
+        return []
+
+    return wanted
+
+
+def _plan(
+    session: Session, project: Project, regions: InitialRegions, *, named: Sequence[str]
+) -> tuple[Queue | None, list[str]]:
+    """The queue `initial` with an item for everything that is to be labeled. A draw is made once."""
+    spec = project.config.splits.initial
+    queue = queries.initial_queue(session)
+    drawn = spec.fraction is not None or spec.count is not None
+    if queue is not None and drawn:
+        return queue, []
+    warnings: list[str] = []
+    if drawn:
+        found = _draw(session, spec, regions, seed=project.config.splits.seed, warnings=warnings)
+    elif spec.list is not None or spec.folder is not None:
+        found = _named(session, regions, queue=queue, named=named)
+    else:
+        found = _every(session, regions, queue=queue)
+    ranks: Iterator[int] | None = None
+    rows: list[dict[str, Any]] = []
+    for image_id, of_image, row in found:
+        if queue is None:
+            queue = _new_queue(session, project)
+        if ranks is None:
+            ranks = count(queries.next_rank(session, queue.id))
+        place = dict(zip("xywh", of_image.boxes[row].tolist(), strict=True))
+        outline = None if of_image.outlines is None else of_image.outlines[row]
+        named_by = {"queue_id": queue.id, "rank": next(ranks), "image_id": image_id}
+        shape = {"region_index": int(of_image.index[row]), "outline": outline, **place}
+        rows.append({**named_by, **shape, "slice": "initial", "reason": REASON})
+        if len(rows) >= queries.PAGE:
+            queries.insert_items(session, rows)
+            rows = []
+    queries.insert_items(session, rows)
+    if queue is None:
+        warnings.append("No pool image that `splits.initial` means has a mask: there is nothing to train on.")
+    return queue, warnings
+
+
+def _new_queue(session: Session, project: Project) -> Queue:
+    splits = project.config.splits
+    queue = Queue(
+        name="initial",
+        kind="initial",
+        strategy="initial",
+        unit=splits.initial.unit,
+        seed=splits.seed,
+        spec=splits.initial.model_dump(mode="json"),
+    )
+    session.add(queue)
+    session.flush()
+    return queue
+
+
+def _draw(
+    session: Session, spec: InitialSplit, regions: InitialRegions, *, seed: int, warnings: list[str]
+) -> Iterator[tuple[int, Regions, int]]:
+    """Regions drawn uniformly without replacement among those of the images that have a mask."""
+    pool = queries.pool_sizes(session)
+    per_image = regions.counts(pool)
+    total = int(per_image.sum())
+    masked = np.flatnonzero(pool.has_mask)
+    ends = np.cumsum(per_image[masked])
+    available = int(ends[-1]) if len(ends) else 0
+    wanted = spec.count if spec.count is not None else max(1, round((spec.fraction or 0) * total))
+    if available < wanted and available:
+        warnings.append(f"`splits.initial` asks for {wanted} {spec.unit}s; only {available} have a mask.")
+    generator = np.random.default_rng([seed, 2])
+    for pick in np.sort(generator.choice(available, size=min(wanted, available), replace=False)).tolist():
+        place = int(np.searchsorted(ends, pick, side="right"))
+        row = masked[place]
+        image = session.get_one(Image, int(pool.ids[row]))
+        of_image = regions.of(image)
+        if of_image is not None:
+            yield image.id, of_image, pick - int(ends[place] - per_image[row])
+
+
+def _named(
+    session: Session, regions: InitialRegions, *, queue: Queue | None, named: Sequence[str]
+) -> Iterator[tuple[int, Regions, int]]:
+    known = queries.images_in_queue(session, queue.id) if queue is not None else set[int]()
+    for image in sorted(queries.images_by_uri(session, named).values(), key=lambda image: image.id):
+        usable = image.split == "pool" and image.duplicate_of is None and image.mask_uri is not None
+        if usable and image.id not in known:
+            yield from _rows(image, regions)
+
+
+def _every(
+    session: Session, regions: InitialRegions, *, queue: Queue | None
+) -> Iterator[tuple[int, Regions, int]]:
+    after_id = 0
+    queue_id = queue.id if queue is not None else -1
+    while page := queries.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE):
+        after_id = page[-1].id
+        for image in page:
+            yield from _rows(image, regions)
+        session.expunge_all()
+
+
+def _rows(image: Image, regions: InitialRegions) -> Iterator[tuple[int, Regions, int]]:
+    of_image = regions.of(image)
+    if of_image is not None:
+        yield from ((image.id, of_image, row) for row in range(len(of_image)))
+
+
+def _waiting_page(database: Database, queue_id: int, *, after_id: int) -> list[tuple[Image, list[QueueItem]]]:
+    with database.session(write=False) as session:
+        page = queries.waiting_images(session, queue_id, after_id=after_id, limit=PAGE)
+        items: dict[int, list[QueueItem]] = {image.id: [] for image in page}
+        for item in queries.waiting_items(session, queue_id, image_ids=list(items)):
+            items[item.image_id].append(item)
+        return [(image, items[image.id]) for image in page]
+
+
+def _paint(project: Project, codec: MaskCodec, image: Image, items: list[QueueItem]) -> _Painted | str:
+    """Store the image's mask where items ask for it, 255 elsewhere; or why that can't be done."""
+    try:
+        if image.mask_uri is None:
+            raise DataError(f"{image.uri} has no mask any more.")
+        mask = read_mask(project.path(image.mask_uri), codec, size=(image.width, image.height))
+    except DataError as error:
+        return str(error)
+    boxes = np.array([(item.x, item.y, item.w, item.h) for item in items], dtype=np.int32)
+    outlines = [item.outline for item in items]
+    painted = only_inside(mask, boxes, outlines)
+    known = (painted_shares(mask, boxes, outlines) > 0).tolist()
+    labeled = [item for item, holds in zip(items, known, strict=True) if holds]
+    released = [item for item, holds in zip(items, known, strict=True) if not holds]
+    path, sha256 = store_mask(project.workdir / "labels", painted)
+    return _Painted(
+        image=image,
+        uri=project.uri(path),
+        sha256=sha256,
+        pixels=int((painted != IGNORE).sum()),
+        labeled=labeled,
+        released=released,
+    )
+
+
+def _record(session: Session, queue_id: int, painted: _Painted) -> None:
+    if painted.labeled:
+        record_label(
+            session,
+            image_id=painted.image.id,
+            queue_id=queue_id,
+            mask_uri=painted.uri,
+            mask_sha256=painted.sha256,
+            labeled_pixels=painted.pixels,
+            source="initial",
+            annotator=None,
+            labeled_at=utc_now(),
+            regions=[
+                LabeledRegion(
+                    *(item.x, item.y, item.w, item.h),
+                    region_index=0 if item.outline is None else item.region_index,
+                    outline=item.outline,
+                )
+                for item in painted.labeled
+            ],
+        )
+    _settle(session, painted.labeled, status="labeled")
+    _settle(session, painted.released, status="released")
+
+
+def _settle(session: Session, items: Sequence[QueueItem], *, status: str) -> None:
+    set_status(session, item_ids=[item.id for item in items], status=status)

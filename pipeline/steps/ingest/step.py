@@ -1,0 +1,352 @@
+"""Ingest: from files to rows of images with group, position and split, and the first labels.
+
+Files are streamed: a batch is looked up, decoded by threads, and written in one transaction. Until there is
+a mask, splits are open; then they are drawn and locked in one transaction, and later images join the pool,
+or, where they look like a held-out image, the side of that image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import images as queries
+from db.tables import Image, utc_now
+from db.tables import Project as ProjectRow
+from pipeline.config import IGNORE
+from pipeline.data.images import ImageInfo, probe_image, read_image
+from pipeline.data.listings import Named
+from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.data.project import Project
+from pipeline.data.remote import ImageFile, opened
+from pipeline.data.sources import Found, find_images, mask_path
+from pipeline.data.splits import ORDER, assign_splits
+from pipeline.errors import ConfigError, DataError
+from pipeline.leases import one_at_a_time
+from pipeline.progress import Progress, silent
+from pipeline.steps.ingest.initial_labels import label_initial
+from pipeline.steps.ingest.positions import Placed, Placement
+
+BATCH = 256
+"""Files in a transaction."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What one run of `ingest` found and did.
+
+    Attributes:
+        found: image files; `added` of them are new.
+        splits: usable images by split, in the whole project; exact copies under `duplicate`.
+        failures: files that could not be used, images and masks; recorded with their reasons.
+        labeled_images, labeled_regions: initial labels that this run recorded.
+        unmasked: held-out images without a mask, by split: they cannot be evaluated.
+    """
+
+    found: int = 0
+    added: int = 0
+    failures: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    masks: int = 0
+    labeled_images: int = 0
+    labeled_regions: int = 0
+    unmasked: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report in words."""
+        splits = ", ".join(f"{count} {name}" for name, count in sorted(self.splits.items()))
+        said = [
+            f"Found {self.found} image files, {self.added} of them new; {self.masks} images have a mask.",
+            f"Images: {splits or 'none'}.",
+        ]
+        if self.labeled_images:
+            said.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
+        if self.failures:
+            said.append(f"{self.failures} files could not be used: `segcurate failures` says why.")
+        for split, count in sorted(self.unmasked.items()):
+            said.append(f"Warning: {count} {split} images have no mask and cannot be evaluated.")
+        return said + [f"Warning: {text}" for text in self.warnings]
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What decoding said. `info` is None for an image that is known already, or cannot be used."""
+
+    placed: Placed
+    known: Image | None
+    info: ImageInfo | None
+    sha256: str
+    mask_uri: str | None
+    failures: tuple[tuple[str, str], ...]
+
+
+@one_at_a_time("ingest")
+def ingest(project: Project, database: Database, *, progress: Progress = silent) -> IngestReport:
+    """Register what `data.images` names; run it again when there are new files.
+
+    Known images are not read again; files that could not be used are tried again.
+
+    Raises:
+        DataError: there is no image, or none that can be used.
+        ConfigError: splits or classes were changed after they were locked, or cannot be drawn.
+        UserError: the labels cannot be written.
+    """
+    started = utc_now()
+    workers = min(8, os.cpu_count() or 1)
+    held_out = {name: Named(project, getattr(project.config.splits, name)) for name, _ in ORDER}
+    initial = Named(project, project.config.splits.initial)
+    initial_uris: list[str] = []
+    report = IngestReport()
+    with database.session() as session:
+        locked = _open_project(session, project)
+    placement = Placement(project, database if locked else None, held_out)
+    codec = MaskCodec.from_config(project.config.data)
+    files = find_images(project)
+    with ThreadPoolExecutor(workers) as threads:
+        while batch := list(islice(files, BATCH)):
+            initial_uris += [found.uri for found in batch if found in initial]
+            added, failed = _ingest_batch(project, database, batch, placement, codec, threads)
+            report = replace(
+                report,
+                found=report.found + len(batch),
+                added=report.added + added,
+                failures=report.failures + failed,
+            )
+            progress("ingest", report.found, None)
+    if not report.found:
+        raise DataError(
+            f"There is no image in {', '.join(project.config.data.images)}.",
+            "Put PNG, JPEG, TIFF, WebP or BMP files there, or mend `data.images`.",
+        )
+    with database.session() as session:
+        queries.clear_failures_before(session, "ingest", started)
+        splits, masks = queries.count_splits(session), queries.count_masks(session)
+        if not splits:
+            reasons = queries.list_failures(session, step="ingest", limit=1)
+            session.commit()  # the reasons stay, although the command fails
+            raise DataError(
+                f"None of the {report.found} files can be used as an image. The first: {reasons[0].reason}",
+                "Run `segcurate failures` for the others.",
+            )
+        if masks and not locked:
+            _lock_splits(session, project, held_out)
+    warnings = list(placement.warnings())
+    if not masks:
+        warnings.append(_no_masks(project))
+    else:
+        unmatched = initial.unmatched()
+        warnings += [unmatched] if unmatched else []
+        labels = label_initial(project, database, named=initial_uris, workers=workers, progress=progress)
+        warnings += labels.warnings
+        report = replace(
+            report,
+            labeled_images=labels.images,
+            labeled_regions=labels.regions,
+            failures=report.failures + labels.failures,
+        )
+    with database.session(write=False) as session:
+        return replace(
+            report,
+            splits=queries.count_splits(session),
+            masks=masks,
+            unmasked=queries.count_unmasked(session) if masks else {},
+            warnings=tuple(warnings),
+        )
+
+
+def _open_project(session: Session, project: Project) -> bool:
+    """Write down, or compare, what must not change. Returns whether splits are locked."""
+    config = project.config
+    row = queries.project_row(session)
+    if row is None:
+        session.add(
+            ProjectRow(name=config.name, class_names=config.data.class_names, channels=config.data.channels)
+        )
+        return False
+    if row.splits_locked_at is None:
+        row.class_names, row.channels = config.data.class_names, config.data.channels
+        return False
+    for key, before, now in (
+        ("data.classes", row.class_names, config.data.class_names),
+        ("data.channels", row.channels, config.data.channels),
+        ("splits", row.splits_config, config.splits.model_dump(mode="json")),
+    ):
+        if before != now:
+            raise ConfigError(
+                f"`{key}` has changed since splits were locked on {row.splits_locked_at:%Y-%m-%d}. "
+                f"It was: {before}.",
+                "Put it back, or start a new project with another `database.url` and `workdir`.",
+            )
+    return True
+
+
+def _ingest_batch(
+    project: Project,
+    database: Database,
+    batch: Sequence[Found],
+    placement: Placement,
+    codec: MaskCodec,
+    threads: ThreadPoolExecutor,
+) -> tuple[int, int]:
+    """Place, decode and write some files. Returns how many images are new, and how many files failed."""
+    failures: list[tuple[str, str]] = []
+    readable = [found for found in batch if _is_text(found.uri)]
+    for found in batch:
+        if not _is_text(found.uri):
+            failures.append((_as_text(found.uri), "Its name is not UTF-8. Rename the file."))
+    with database.session(write=False) as session:
+        known = queries.images_by_uri(session, [found.uri for found in readable])
+    placed: list[Placed] = []
+    for found in readable:
+        try:
+            placed.append(placement.place(found, known=known.get(found.uri)))
+        except DataError as error:
+            failures.append((found.uri, str(error)))
+    examined = list(
+        threads.map(lambda entry: _examine(project, entry, known.get(entry.found.uri), codec), placed)
+    )
+    failures += [failure for entry in examined for failure in entry.failures]
+    with database.session() as session:
+        added = _write_new(session, [entry for entry in examined if entry.info is not None], placement)
+        old = [entry for entry in examined if entry.known is not None]
+        queries.set_masks(
+            session, {entry.known.id: entry.mask_uri for entry in old if entry.known and entry.mask_uri}
+        )
+        if not placement.locked:
+            queries.move_images(session, list(_moved(old)))
+        queries.record_failures(session, "ingest", failures)
+    return added, len(failures)
+
+
+def _examine(project: Project, placed: Placed, known: Image | None, codec: MaskCodec) -> _Examined:
+    """Decode a new image and its mask; of a known image, the mask that it lacks."""
+    found, config = placed.found, project.config.data
+    info: ImageInfo | None = None
+    sha256 = ""
+    failures: list[tuple[str, str]] = []
+    try:
+        if known is None:
+            read_image(found.path, channels=config.channels, max_pixels=config.max_pixels)
+            info = probe_image(found.path, max_pixels=config.max_pixels)
+            sha256 = _file_sha256(found.path)
+    except DataError as error:
+        return _Examined(placed, known, None, "", None, ((found.uri, str(error)),))
+    except MemoryError:
+        reason = f"{found.path} does not fit into memory. Lower `data.max_pixels`, or use a larger machine."
+        return _Examined(placed, known, None, "", None, ((found.uri, reason),))
+    mask_uri: str | None = None
+    mask = mask_path(project, found) if known is None or known.mask_uri is None else None
+    if mask is not None:
+        shape = known or info
+        size = (shape.width, shape.height) if shape is not None else None
+        try:
+            if (read_mask(mask, codec, size=size) != IGNORE).any():
+                mask_uri = project.uri(mask)
+        except DataError as error:
+            failures.append((_as_text(project.uri(mask)), str(error)))
+    return _Examined(placed, known, info, sha256, mask_uri, tuple(failures))
+
+
+def _write_new(session: Session, examined: Sequence[_Examined], placement: Placement) -> int:
+    """Insert new images; one whose content is known is linked to the image that stands for it."""
+    present = queries.images_by_uri(session, [entry.placed.found.uri for entry in examined])
+    fresh = [entry for entry in examined if entry.placed.found.uri not in present]
+    stands_for = queries.originals(session, [entry.sha256 for entry in fresh])
+    splits = placement.splits([entry.placed for entry in fresh])
+    firsts: list[dict[str, Any]] = []
+    copies: list[dict[str, Any]] = []
+    for entry, split in zip(fresh, splits, strict=True):
+        (copies if entry.sha256 in stands_for else firsts).append(_row(entry, split=split))
+        stands_for.setdefault(entry.sha256, 0)
+    queries.insert_images(session, firsts)
+    stands_for = queries.originals(session, [row["sha256"] for row in copies])
+    queries.insert_images(session, [{**row, "duplicate_of": stands_for[row["sha256"]]} for row in copies])
+    return len(fresh)
+
+
+def _row(entry: _Examined, *, split: str) -> dict[str, Any]:
+    info, placed = entry.info, entry.placed
+    if info is None:
+        raise ValueError("Expected an examined image, but got one without a header.")
+    return {
+        "uri": placed.found.uri,
+        "sha256": entry.sha256,
+        "width": info.width,
+        "height": info.height,
+        "channels": info.channels,
+        "group_name": placed.group,
+        "position": placed.position,
+        "split": split,
+        "mask_uri": entry.mask_uri,
+        "duplicate_of": None,
+    }
+
+
+def _moved(examined: Sequence[_Examined]) -> Iterator[dict[str, Any]]:
+    """Known images whose place or named split is another one now; only before splits are locked."""
+    for entry in examined:
+        known, placed = entry.known, entry.placed
+        if known is None:
+            continue
+        now = (placed.group, placed.position, placed.named or "pool")
+        if (known.group_name, known.position, known.split) != now:
+            yield {"id": known.id, "group_name": now[0], "position": now[1], "split": now[2]}
+
+
+def _lock_splits(session: Session, project: Project, held_out: dict[str, Named]) -> None:
+    """Draw the held-out splits and fix them, in the caller's transaction."""
+    for name, listed in held_out.items():
+        unmatched = listed.unmatched()
+        if unmatched:
+            raise ConfigError(f"`splits.{name}.list`: {unmatched}.", "Mend these lines, or take them out.")
+    columns = queries.split_columns(session)
+    splits = assign_splits(
+        project.config.splits,
+        groups=columns.groups,
+        positions=columns.positions,
+        has_mask=columns.has_mask,
+        listed={name: columns.splits == code for name, code in ORDER},
+    )
+    changed = splits != columns.splits
+    queries.set_splits(session, columns.ids[changed], splits[changed])
+    queries.link_duplicates(session)
+    row = queries.project_row(session)
+    if row is not None:
+        row.splits_config = project.config.splits.model_dump(mode="json")
+        row.splits_locked_at = utc_now()
+
+
+def _no_masks(project: Project) -> str:
+    data = project.config.data
+    if data.masks is None:
+        return "`data.masks` is not set: give a folder with the masks of a few images, and ingest again."
+    return (
+        f"No image has a mask {data.mask_template!r} in {data.masks}: mend `data.mask_template`, or put "
+        "masks of a few images there, and ingest again. Splits stay open until then."
+    )
+
+
+def _file_sha256(path: ImageFile) -> str:
+    try:
+        with opened(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Try again.") from error
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8, and so can be stored."""
+    return _as_text(name) == name
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,217 @@
+"""Regions for the report's galleries: what the model that chose them saw, and the label that came back.
+
+Legend: H W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy.orm import Session
+
+from db.queries import images as image_queries
+from db.queries import labels as label_queries
+from db.queries import rounds as round_queries
+from db.tables import Image, Model, Queue, ScoringRun
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import IGNORE
+from pipeline.data.images import ImageRef, as_rgb, read_image
+from pipeline.data.labels import compose_labels
+from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.masks import Mask
+from pipeline.data.project import Project
+from pipeline.errors import DataError
+from pipeline.regions.outlines import decode_outline
+from pipeline.report.gallery import GalleryRow
+from pipeline.steps.disagreements import DisagreeingRegion
+from pipeline.steps.served_model import open_predictor, stored_calibrators
+
+Failures = list[tuple[str, str]]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A region that is to be shown. `mask_uri` is that of the label that came back for it; `tags` are short
+    words for people."""
+
+    image: Image
+    box: Box
+    outline: str | None
+    heading: str
+    reason: str
+    tags: tuple[str, ...]
+    mask_uri: str | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a round's queue asked for by uncertainty, one region an image, and the model that asked."""
+
+    number: int
+    queue: Queue
+    model: Model
+    calibrators: Calibrators
+    wanted: list[Wanted]
+    labeled: bool
+    """Whether a label has come back for any of them."""
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Of one image at its own size: predicted classes, and float32 [H, W] for each measure."""
+
+    prediction: Mask
+    measures: dict[str, npt.NDArray[np.float32]]
+
+
+def asked_regions(session: Session, project: Project, number: int) -> Asked | None:
+    """The best ranked region of each image of a round's queue; None for a round without a scored queue."""
+    current = next(row for row in round_queries.list_rounds(session) if row.number == number)
+    queue = round_queries.round_queue(session, current.id)
+    run = session.get(ScoringRun, queue.run_id) if queue is not None and queue.run_id is not None else None
+    if queue is None or run is None:
+        return None
+    masks = {
+        label.image_id: label.mask_uri for label in label_queries.labels_in_force(session, queue_id=queue.id)
+    }
+    names = project.config.data.class_names
+    best: dict[int, Wanted] = {}
+    for item, image in label_queries.queued_regions(session, queue_id=queue.id):
+        if item.slice != "selected" or image.id in best:
+            continue
+        class_name = () if item.predicted_class is None else (f"mostly {names[item.predicted_class]}",)
+        best[image.id] = Wanted(
+            image=image,
+            box=(item.x, item.y, item.w, item.h),
+            outline=item.outline,
+            heading=f"{item.rank}. {Path(image.uri).name}",
+            reason=item.reason,
+            tags=(*class_name, item.status),
+            mask_uri=masks.get(image.id) if item.status == "labeled" else None,
+        )
+    return Asked(
+        number=number,
+        queue=queue,
+        model=session.get_one(Model, run.model_id),
+        calibrators=stored_calibrators(session, run.model_id, sampler=project.config.scoring.sampler),
+        wanted=list(best.values()),
+        labeled=any(one.mask_uri is not None for one in best.values()),
+    )
+
+
+def disagreeing_regions(session: Session, rows: Sequence[DisagreeingRegion]) -> list[Wanted]:
+    """The same for regions that are confident but disagreeing, one an image."""
+    best: dict[int, Wanted] = {}
+    for rank, row in enumerate(rows, start=1):
+        image = session.get(Image, row.image_id)
+        if image is None or image.id in best:
+            continue
+        best[image.id] = Wanted(
+            image=image,
+            box=row.box,
+            outline=row.outline,
+            heading=f"{rank}. {Path(row.uri).name}",
+            reason=row.words(),
+            tags=(f"mostly {row.class_name}",),
+            mask_uri=None,
+        )
+    return list(best.values())
+
+
+def gallery_rows(
+    project: Project, model: Model, calibrators: Calibrators, wanted: Sequence[Wanted]
+) -> tuple[list[tuple[Wanted, GalleryRow]], Failures]:
+    """Each region with the model's view of it. What cannot be read is left out, and returned with its reason.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+    """
+    failures: Failures = []
+    maps = _predict(project, model, calibrators, [one.image for one in wanted], failures)
+    rows: list[tuple[Wanted, GalleryRow]] = []
+    for one in wanted:
+        if one.image.id in maps:
+            try:
+                rows.append((one, _row(project, one, maps[one.image.id])))
+            except DataError as error:
+                failures.append((one.image.uri, str(error)))
+    return rows, failures
+
+
+def record_failures(session: Session, failures: Failures) -> None:
+    """Store what could not be read in place of what the last report met."""
+    image_queries.clear_failures(session, "report")
+    image_queries.record_failures(session, "report", failures)
+
+
+def _predict(
+    project: Project,
+    model: Model,
+    calibrators: Calibrators,
+    images: Sequence[Image],
+    failures: Failures,
+) -> dict[int, _Maps]:
+    """Prediction and measures of each image at its own size."""
+    if not images:
+        return {}
+    predictor, card = open_predictor(project, model, calibrators=calibrators)
+    found: dict[int, _Maps] = {}
+    for batch in load_batches(
+        [
+            ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
+            for image in images
+        ],
+        channels=card.channels,
+        max_pixels=project.config.data.max_pixels,
+        input_scale=card.input_scale,
+        mean=card.mean,
+        std=card.std,
+        batch_size=1,
+        workers=0,
+    ):
+        if isinstance(batch, Unreadable):
+            failures.append((project.uri(batch.path), batch.reason))
+            continue
+        prediction = predictor.predict(batch.image_BKHW)
+        maps = prediction.measures()
+        network_size = (batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1])
+        size = batch.sizes[0]
+        probability = predictor.enlarge(prediction.probability, network_size=network_size, size=size)
+        shown = {
+            name: predictor.enlarge(maps[name][:, None], network_size=network_size, size=size)[0, 0]
+            for name in ("entropy", "mutual_information")
+            if name in maps
+        }
+        found[batch.ids[0]] = _Maps(
+            prediction=probability[0].argmax(dim=0).to("cpu").numpy().astype(np.uint8),
+            measures={name: values.float().to("cpu").numpy() for name, values in shown.items()},
+        )
+    return found
+
+
+def _row(project: Project, wanted: Wanted, maps: _Maps) -> GalleryRow:
+    data, image = project.config.data, wanted.image
+    pixels = read_image(project.image(image.uri), channels=data.channels, max_pixels=data.max_pixels)
+    label = None
+    if wanted.mask_uri is not None:
+        known = compose_labels([project.path(wanted.mask_uri)], (image.width, image.height))
+        x, y, w, h = wanted.box
+        inside = (slice(y, y + h), slice(x, x + w))
+        label = np.full_like(known, IGNORE)
+        label[inside] = np.where(decode_outline(wanted.outline, width=w, height=h), known[inside], IGNORE)
+    return GalleryRow(
+        image=as_rgb(pixels),
+        box=wanted.box,
+        prediction=maps.prediction,
+        entropy=maps.measures["entropy"],
+        mutual_information=maps.measures.get("mutual_information"),
+        label=label,
+        heading=wanted.heading,
+        reason=wanted.reason,
+        outline=wanted.outline,
+    )

@@ -1,0 +1,226 @@
+"""The report: a page, pictures and a table of what the rounds have come to, drawn from the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from db.engine import Database
+from db.tables import Model
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.data.masks import palette
+from pipeline.data.project import Project
+from pipeline.errors import CheckpointError, UserError
+from pipeline.files import atomic_write_bytes, writable_folder
+from pipeline.report.blocks import Gallery
+from pipeline.report.contents import Risks
+from pipeline.report.curves import RoundPoint, draw_learning_curve, draw_risk_coverage
+from pipeline.report.figures import write_figure
+from pipeline.report.gallery import GalleryRow, draw_gallery
+from pipeline.report.page import render_page
+from pipeline.report.pictures import LAYERS, draw_tiles
+from pipeline.report.reliability import Reliability, draw_reliability
+from pipeline.steps.disagreements import disagreements
+from pipeline.steps.report.facts import (
+    evaluated_rounds,
+    metrics_table,
+    read_contents,
+    read_reliability,
+    read_risks,
+    round_models,
+    round_points,
+)
+from pipeline.steps.report.gallery import (
+    Asked,
+    Failures,
+    Wanted,
+    asked_regions,
+    disagreeing_regions,
+    gallery_rows,
+    record_failures,
+)
+from pipeline.steps.served_model import stored_calibrators
+
+PAGE = "report.html"
+GALLERY_ROWS = 5
+"""Of each queue's picture."""
+PAGE_TILES = 8
+"""Of each gallery on the page, which bounds the size of the file."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The two questions about one round's model, on its held-out images."""
+
+    number: int
+    model: Model
+    split: str
+    before: Reliability | None
+    after: Reliability | None
+    risks: Risks | None
+
+
+@dataclass
+class _Galleries:
+    """What has been drawn so far, newest queue first, and what could not be read."""
+
+    queues: list[tuple[str, Gallery]] = field(default_factory=list)
+    disagreeing: Gallery | None = None
+    failures: Failures = field(default_factory=list)
+
+
+def report(project: Project, database: Database, *, folder: Path | None = None) -> Path:
+    """Draw what is known by now; drawn again, it replaces what is there.
+
+    Writes `report.html`, which needs no other file, and beside it `learning_curve.png`, for each model
+    `reliability_<model>.png` and `risk_coverage_<model>.png`, for each queue `gallery_<queue>.png`, and
+    `metrics.csv` with every number and its interval. An image or checkpoint that cannot be read any more is
+    left out, and recorded as a failure.
+
+    Args:
+        folder: `<workdir>/report` by default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: no model has been evaluated yet, or the folder cannot be written.
+    """
+    target = folder if folder is not None else project.workdir / "report"
+    sampler = project.config.scoring.sampler
+    with database.session(write=False) as session:
+        history = evaluated_rounds(session, project)
+        if not history:
+            raise UserError(
+                "There is nothing to draw: no model has been evaluated.", "Run `segcurate status`."
+            )
+        models = {row.number: model for row, model in round_models(session)}
+        points = round_points(session, project)
+        table = metrics_table(session, project)
+        judged = []
+        for row in history:
+            model, split = models[row.number], row.split or ""
+            before, after = read_reliability(session, model, split=split, sampler=sampler)
+            risks = read_risks(session, model, split=split, sampler=sampler)
+            judged.append(_Judged(row.number, model, split, before, after, risks))
+    writable_folder(target)
+    atomic_write_bytes(target / "metrics.csv", table.encode())
+    _draw_curves(project, points, judged, target)
+    galleries = _draw_galleries(project, database, list(models), target)
+    with database.session(write=False) as session:
+        contents = read_contents(session, project)
+    contents = replace(contents, galleries=galleries.queues, disagreeing=galleries.disagreeing)
+    atomic_write_bytes(target / PAGE, render_page(contents).encode())
+    with database.session() as session:
+        record_failures(session, galleries.failures)
+    return target
+
+
+def _draw_curves(
+    project: Project, points: Sequence[RoundPoint], judged: Sequence[_Judged], target: Path
+) -> None:
+    """The pictures of all rounds, and of each round's model."""
+    write_figure(
+        target / "learning_curve.png",
+        draw_learning_curve(
+            points,
+            class_names=project.config.data.class_names,
+            colors=palette(project.config.data),
+            title=f"{project.config.name}: what each round of labels brought",
+        ),
+    )
+    for one in judged:
+        what = f"Round {one.number}, {one.split} images"
+        first, second = (one.before, one.after) if one.before is not None else (one.after, None)
+        if first is not None:
+            title = f"{what}: is its confidence right?"
+            write_figure(
+                target / f"reliability_{one.model.name}.png", draw_reliability(first, second, title=title)
+            )
+        if one.risks is not None:
+            write_figure(
+                target / f"risk_coverage_{one.model.name}.png",
+                draw_risk_coverage(
+                    one.risks.curves,
+                    coverage=one.risks.coverage,
+                    title=f"{what}: are the uncertain pixels the wrong ones?",
+                ),
+            )
+
+
+def _draw_galleries(project: Project, database: Database, numbers: Sequence[int], target: Path) -> _Galleries:
+    """A picture of every queue; for the page the newest queue, before it the newest one with labels, and the
+    regions that are confident but disagreeing."""
+    drawn = _Galleries()
+    labels_shown = False
+    for number in sorted(numbers, reverse=True):
+        with database.session(write=False) as session:
+            asked = asked_regions(session, project, number)
+        if asked is None:
+            continue
+        on_page = not drawn.queues or (asked.labeled and not labels_shown)
+        most = PAGE_TILES if on_page else GALLERY_ROWS
+        rows = _rows(project, asked.model, asked.calibrators, asked.wanted[:most], drawn.failures)
+        if not rows:
+            continue
+        _draw_queue(project, asked, [row for _, row in rows][:GALLERY_ROWS], target)
+        if on_page:
+            words = f"Round {number}: {'labeled by now' if asked.labeled else 'waiting for labels'}"
+            drawn.queues.append((words, _gallery(project, asked.queue.name, rows)))
+            labels_shown = labels_shown or asked.labeled
+    drawn.disagreeing = _draw_disagreeing(project, database, drawn.failures)
+    return drawn
+
+
+def _draw_queue(project: Project, asked: Asked, rows: Sequence[GalleryRow], target: Path) -> None:
+    write_figure(
+        target / f"gallery_{asked.queue.name}.png",
+        draw_gallery(
+            rows,
+            class_names=project.config.data.class_names,
+            colors=palette(project.config.data),
+            title=f"Round {asked.number}: what the model asks to have labeled next",
+        ),
+    )
+
+
+def _draw_disagreeing(project: Project, database: Database, failures: Failures) -> Gallery | None:
+    """None where there are no scores with samples."""
+    try:
+        found = disagreements(project, database, limit=4 * PAGE_TILES)
+    except UserError:
+        return None
+    with database.session(write=False) as session:
+        wanted = disagreeing_regions(session, found.rows)[:PAGE_TILES]
+        model = session.query(Model).filter_by(name=found.model).one()
+        calibrators = stored_calibrators(session, model.id, sampler=project.config.scoring.sampler)
+    rows = _rows(project, model, calibrators, wanted, failures)
+    return _gallery(project, "disagreeing", rows) if rows else None
+
+
+def _rows(
+    project: Project, model: Model, calibrators: Calibrators, wanted: Sequence[Wanted], failures: Failures
+) -> list[tuple[Wanted, GalleryRow]]:
+    try:
+        rows, failed = gallery_rows(project, model, calibrators, wanted)
+    except CheckpointError as error:
+        rows, failed = [], [(model.checkpoint_uri, str(error))]
+    failures += [failure for failure in failed if failure not in failures]
+    return rows
+
+
+def _gallery(project: Project, name: str, rows: Sequence[tuple[Wanted, GalleryRow]]) -> Gallery:
+    tiles, scales = draw_tiles(
+        [row for _, row in rows],
+        tags=[wanted.tags for wanted, _ in rows],
+        colors=palette(project.config.data),
+    )
+    present = {layer.name for tile in tiles for layer in tile.layers}
+    return Gallery(
+        name=f"over-{name}",
+        tiles=tiles,
+        layers=[layer for layer in LAYERS if layer in present],
+        scales=scales,
+        classes=[(f"c{index}", name) for index, name in enumerate(project.config.data.class_names)],
+    )

@@ -1,0 +1,259 @@
+"""Scoring the pool with the serving model: what this scorer has not scored yet, a shard a transaction.
+
+`plan_scoring` cuts the work into shards, any number of workers score them (`pipeline.steps.score.worker`),
+in any number of processes and on any number of machines, and `finish_scoring` looks at the whole. `score`
+does all three on this machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import rounds as round_queries
+from db.queries import scores as queries
+from db.queries import shards
+from db.queries.leases import owners, store_time
+from pipeline import rounds
+from pipeline.config import RegionConfig
+from pipeline.data.images import ImageRef
+from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
+from pipeline.drawing.heatmaps import TWO_COLOUR
+from pipeline.files import sweep
+from pipeline.leases import alone, dead_owners
+from pipeline.progress import Progress, silent
+from pipeline.regions.sources import RegionFiles, region_source
+from pipeline.steps.score.drift import watch_drift
+from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.reordering import in_words as reordering_in_words
+from pipeline.steps.score.reordering import measure_reordering
+from pipeline.steps.score.scorer import Scorer, open_scorer
+from pipeline.steps.score.worker import Drained
+from pipeline.steps.score.writer import heatmap_folder, outlier_in_words, write_heatmaps
+from pipeline.uncertainty.scoring import ScoredImage, score_images
+
+MOST_SHOWN = 10
+ONLY_HERE = "`scale.engine: ray` is for the flows: this command has scored on this machine only."
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """What one call of `score` is about to do; small enough to be passed to another process.
+
+    Attributes:
+        images: still to be scored, by whoever.
+        shards: open now, those included that somebody is at.
+        began_at: by the store's clock.
+    """
+
+    run_id: int
+    scorer_hash: str
+    model: str
+    images: int
+    shards: int
+    began_at: datetime
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What one call of `score` did. `images` and `regions` are new; `failed` could not be read."""
+
+    images: int
+    regions: int
+    failed: int
+    seconds: float
+    run_id: int
+    drift: str | None = None
+    """A warning, where the new images differ from what was seen before."""
+    reordering: dict[str, Any] | None = None
+    """How far calibration reorders the queue, as `scoring_run.summary` has it."""
+    outliers: list[dict[str, Any]] = field(default_factory=list)
+    """Images whose pixels lie far outside of what the model has seen, as `scoring_run.summary` lists them."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know of how it went, such as a worker that has died."""
+
+    def lines(self) -> list[str]:
+        """The report in words."""
+        if self.images == 0 and self.failed == 0:
+            return [f"Run {self.run_id}: nothing is left to score.", *self.remarks]
+        rate = self.images / self.seconds if self.seconds else 0.0
+        said = [
+            f"Run {self.run_id}: scored {self.images} images, {self.regions} regions, "
+            f"in {self.seconds:.1f} s ({rate:.1f} images/s)."
+        ]
+        if self.failed:
+            said.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
+        if self.reordering is not None:
+            said.append(reordering_in_words(self.reordering))
+        if self.outliers:
+            said.append(
+                f"warning: the pixels of {len(self.outliers)} images lie far outside of what the model has "
+                "seen, and their scores mean little:"
+            )
+            said.extend(f"  {outlier_in_words(item)}" for item in self.outliers[:MOST_SHOWN])
+        if self.drift is not None:
+            said.append(f"warning: {self.drift}")
+        return [*said, *self.remarks]
+
+
+def score(
+    project: Project, database: Database, *, any_time: bool = False, progress: Progress = silent
+) -> ScoreReport:
+    """Score every pool image that this scorer has not scored yet; killed and run again, it goes on.
+
+    Images of other splits, duplicates, and images with a label that covers them whole are not scored. A file
+    that cannot be read is recorded with its reason, and tried again by the next call. An image whose region
+    map has changed since it was scored is scored again. Two at once share the work.
+
+    Args:
+        any_time: score whatever the round's next step is; the round goes on only if this is it.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        UserError: there is no serving model, or it cannot be loaded, or the disk is full, or some images end
+            every process that scores them.
+    """
+    if not any_time:
+        with database.session(write=False) as session:
+            rounds.require(session, "score")
+    scorer = open_scorer(project, database)
+    plan = plan_scoring(project, database, scorer=scorer)
+    drained = drain_everywhere(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
+    if project.config.scale.engine == "ray":
+        drained += Drained(remarks=(ONLY_HERE,))
+    return finish_scoring(project, database, plan=plan, drained=drained, any_time=any_time, scorer=scorer)
+
+
+def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None = None) -> ScoringPlan:
+    """Open the scorer's run, and cut what it is still to score into shards.
+
+    Args:
+        scorer: where it is open already.
+
+    Raises:
+        UserError: there is no serving model, or it cannot be loaded.
+    """
+    scorer = scorer or open_scorer(project, database)
+    scoring = project.config.scoring
+    source = region_source(project, scoring.regions)
+
+    def plan(session: Session) -> ScoringPlan:
+        run = queries.open_run(
+            session, model_id=scorer.model_id, scorer_hash=scorer.hash, scorer=scorer.document
+        )
+        if isinstance(source, RegionFiles):
+            redrawn = _redrawn_images(session, project, source, run_id=run.id)
+            queries.forget_scores(session, run_id=run.id, image_ids=redrawn)
+        opened = shards.plan_shards(
+            session, run_id=run.id, shard_images=scoring.shard_images, dead=dead_owners(owners(session))
+        )
+        return ScoringPlan(
+            run_id=run.id,
+            scorer_hash=scorer.hash,
+            model=scorer.model_name,
+            images=shards.count_to_score(session, run_id=run.id),
+            shards=opened.pending + opened.running,
+            began_at=store_time(session),
+        )
+
+    planned = database.transact(plan)
+    sweep(heatmap_folder(project, planned.run_id))
+    return planned
+
+
+def finish_scoring(
+    project: Project,
+    database: Database,
+    *,
+    plan: ScoringPlan,
+    drained: Drained,
+    any_time: bool = False,
+    scorer: Scorer | None = None,
+) -> ScoreReport:
+    """Look at the whole run: heat maps of the most uncertain images, drift, and what calibration reorders.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        UserError: the disk is full.
+    """
+    scorer = scorer or open_scorer(project, database)
+    predictor, card, run_id = scorer.predictor, scorer.card, plan.run_id
+    with alone(database, f"finish run {run_id}", wait=True):
+        heatmaps = _top_heatmaps(project, database, scorer, run_id=run_id)
+        drift = watch_drift(project, database, run_id=run_id, predictor=predictor, card=card)
+        reordering = measure_reordering(project, database, run_id=run_id, predictor=predictor, card=card)
+
+        def finish(session: Session) -> datetime:
+            queries.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
+            queries.finish_run(session, run_id=run_id)
+            current = round_queries.current_round(session)
+            if not any_time or (current is not None and current.state in rounds.ALLOWED["score"]):
+                rounds.advance(session, rounds.require(session, "score"), "score")
+            return store_time(session)
+
+        ended_at = database.transact(finish)
+    return ScoreReport(
+        images=drained.images,
+        regions=drained.regions,
+        failed=drained.failed,
+        seconds=(ended_at - plan.began_at).total_seconds(),
+        run_id=run_id,
+        drift=drift["warning"] if drift else None,
+        reordering=reordering,
+        outliers=drained.outliers,
+        remarks=drained.remarks,
+    )
+
+
+def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, run_id: int) -> list[int]:
+    """The images of a run whose region maps are newer than their scores."""
+    redrawn: list[int] = []
+    for image_id, uri, scored_at in queries.scoring_times(session, run_id=run_id):
+        path = source.path(project.image(uri))
+        if path.is_file() and path.stat().st_mtime > scored_at.timestamp():
+            redrawn.append(image_id)
+    return redrawn
+
+
+def _top_heatmaps(
+    project: Project, database: Database, scorer: Scorer, *, run_id: int
+) -> dict[int, dict[str, str]]:
+    """Heat maps of the most uncertain images that have none yet: URIs by name, by image id."""
+    scoring = project.config.scoring
+    if scoring.heatmaps.images != "top":
+        return {}
+    with database.session(write=False) as session:
+        top = queries.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
+    wanted: set[str] = set(scoring.heatmaps.maps)
+    if scoring.heatmaps.two_colour:
+        wanted.add(TWO_COLOUR)
+    if scoring.heatmaps.per_class:
+        prefix = scorer.predictor.calibrators.class_map
+        wanted |= {f"{prefix}_{index}" for index in range(len(scorer.card.class_names))}
+    refs = [
+        ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height)
+        for row, uris in top
+        if not wanted <= set(uris or {})
+        or not all(project.path(uri).is_file() for uri in (uris or {}).values())
+    ]
+    written: dict[int, dict[str, str]] = {}
+
+    def sink(item: ScoredImage | Unreadable) -> None:
+        if isinstance(item, ScoredImage):
+            written[item.id] = write_heatmaps(project, run_id, item)
+
+    score_images(
+        refs,
+        predictor=scorer.predictor,
+        card=scorer.card,
+        scoring=scoring.model_copy(update={"regions": RegionConfig(kind="image")}),
+        max_pixels=project.config.data.max_pixels,
+        sink=sink,
+        heatmaps=scoring.heatmaps,
+    )
+    return written

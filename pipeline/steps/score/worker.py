@@ -1,0 +1,200 @@
+"""Draining a scoring run: one worker claims shards, scores them and writes them, until all are done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import shards
+from db.queries.leases import owners
+from db.queries.scores import ImageFile
+from db.queries.shards import MOST_ATTEMPTS, PlannedShard
+from db.tables import Image, ScoringRun
+from pipeline.data.images import ImageRef
+from pipeline.data.project import Project
+from pipeline.errors import ConfigError, UserError
+from pipeline.leases import POLL_SECONDS, dead_owners, renewing
+from pipeline.processes import this_process
+from pipeline.progress import Progress, silent
+from pipeline.regions.sources import region_source
+from pipeline.steps.score.scorer import Scorer, open_scorer
+from pipeline.steps.score.writer import ShardWriter
+from pipeline.uncertainty.scoring import score_images
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What workers have scored. Sums: add those of all workers up.
+
+    Attributes:
+        workers: whose work this is, as `pipeline.leases.this_process` names processes.
+        remarks: what a person should know of how it went, such as a worker that has died.
+    """
+
+    images: int = 0
+    regions: int = 0
+    failed: int = 0
+    outliers: list[dict[str, Any]] = field(default_factory=list)
+    workers: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __add__(self, other: Drained) -> Drained:
+        return Drained(
+            images=self.images + other.images,
+            regions=self.regions + other.regions,
+            failed=self.failed + other.failed,
+            outliers=self.outliers + other.outliers,
+            workers=self.workers + other.workers,
+            remarks=self.remarks + other.remarks,
+        )
+
+
+def drain_shards(
+    project: Project,
+    database: Database,
+    *,
+    run_id: int,
+    scorer: Scorer | None = None,
+    progress: Progress = silent,
+) -> Drained:
+    """Claim shards, score them and write them, until every shard of the run is done, by whomever.
+
+    A shard whose worker has died is repeated by another one. What is begun and not written when this is
+    stopped is given back.
+
+    Raises:
+        ConfigError: the run is of another scorer: the settings, or the serving model, have changed since.
+        UserError: the disk is full, or the folder of the heat maps cannot be written; or all is done but for
+            shards that have ended each worker that began them.
+    """
+    scorer = scorer or open_scorer(project, database)
+    scoring = project.config.scoring
+    seconds = project.config.scale.lease_seconds
+    run, total = database.transact(
+        lambda session: (session.get_one(ScoringRun, run_id), shards.count_to_score(session, run_id=run_id))
+    )
+    if run.scorer_hash != scorer.hash:
+        raise ConfigError(
+            f"The settings of `scoring`, or the serving model, have changed since run {run_id} was planned.",
+            "Run the command again.",
+        )
+    owner = this_process()
+    writer = ShardWriter(
+        project=project, database=database, run_id=run_id, owner=owner, seen=scorer.card.input_range
+    )
+
+    def give_back(session: Session) -> None:
+        shards.release_shards(session, run_id=run_id, owner=owner)
+
+    with renewing(database, seconds=seconds):
+        try:
+            while True:
+                before = writer.images + writer.failed
+                score_images(
+                    _claimed_images(project, database, writer, seconds=seconds),
+                    predictor=scorer.predictor,
+                    card=scorer.card,
+                    scoring=scoring,
+                    max_pixels=project.config.data.max_pixels,
+                    sink=writer,
+                    regions=region_source(project, scoring.regions),
+                    heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
+                    total=total,
+                    progress=lambda title, done, total, before=before: progress(title, before + done, total),
+                )
+                database.transact(give_back)  # of a claim whose answer was lost with the connection
+                if database.transact(lambda session: _all_is_done(session, run_id=run_id)):
+                    break
+                if writer.images + writer.failed == before:
+                    time.sleep(POLL_SECONDS)  # others are at the rest; if one of them dies, its shard is free
+        except BaseException:
+            try:
+                database.transact(give_back)
+            except DBAPIError as refusal:  # a full disk, say: what has stopped the work is what counts
+                logger.warning("What was begun could not be given back: %s", refusal.orig)
+            raise
+    return Drained(
+        images=writer.images,
+        regions=writer.regions,
+        failed=writer.failed,
+        outliers=writer.outliers,
+        workers=(owner,),
+    )
+
+
+def _claimed_images(
+    project: Project, database: Database, writer: ShardWriter, *, seconds: float
+) -> Iterator[ImageRef]:
+    """The images of one free shard after another.
+
+    A shard that a worker died of comes when there is no other, and alone: whatever it ends, nothing that was
+    begun beside it is taken for the cause.
+    """
+    limit = project.config.scoring.shard_images
+
+    def claim(session: Session, *, unbegun: bool) -> tuple[PlannedShard, list[ImageFile]] | None:
+        shard = shards.claim_shard(
+            session,
+            run_id=writer.run_id,
+            owner=writer.owner,
+            seconds=seconds,
+            dead=dead_owners(owners(session)),
+            unbegun=unbegun,
+        )
+        if shard is None:
+            return None
+        return shard, shards.unscored_images(
+            session, run_id=writer.run_id, after_id=shard.first - 1, last_id=shard.last, limit=limit
+        )
+
+    def announce(shard: PlannedShard, found: list[ImageFile]) -> list[ImageRef]:
+        refs = [
+            ImageRef(row.id, project.image(row.uri), row.width, row.height, shard=shard.first)
+            for row in found
+        ]
+        writer.expect(shard, refs)
+        return refs
+
+    claimed = database.transact(lambda session: claim(session, unbegun=True))
+    if claimed is None:
+        claimed = database.transact(lambda session: claim(session, unbegun=False))
+        yield from announce(*claimed) if claimed is not None else ()
+        return
+    while claimed is not None:
+        yield from announce(*claimed)
+        claimed = database.transact(lambda session: claim(session, unbegun=True))
+
+
+def _all_is_done(session: Session, *, run_id: int) -> bool:
+    """Whether no shard is left.
+
+    Raises:
+        UserError: the only ones that are left have ended every worker that began them.
+    """
+    left = shards.open_shards(session, run_id=run_id)
+    if left.pending + left.running == 0:
+        return True
+    fatal = shards.fatal_shards(session, run_id=run_id, dead=dead_owners(owners(session)))
+    if len(fatal) == left.pending + left.running:
+        ranges = ", and ".join(
+            f"{session.get_one(Image, shard.first).uri} to {session.get_one(Image, shard.last).uri} "
+            f"(ids {shard.first} to {shard.last})"
+            for shard in fatal
+        )
+        raise UserError(
+            f"{MOST_ATTEMPTS} workers have died while they scored the images {ranges}. "
+            "All others are scored.",
+            "Most often the memory is too small for them: set a lower `scoring.batch_size`, "
+            "`scoring.workers` or `data.max_pixels`; or one of these files crashes its decoder: remove it. "
+            "Then run `segcurate score` again.",
+        )
+    return False

@@ -1,0 +1,221 @@
+"""From scored images to rows: a shard is written in one transaction when its last image has come."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy.orm import Session
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.queries import scores as queries
+from db.queries import shards
+from db.queries.shards import PlannedShard
+from db.tables import ScoringRun
+from pipeline.data.images import ImageRef
+from pipeline.data.input_range import InputRange
+from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
+from pipeline.drawing.heatmaps import TWO_COLOUR, information_span, write_heatmap, write_two_colour
+from pipeline.uncertainty.reduction import RegionColumns, keep_regions
+from pipeline.uncertainty.scoring import ScoredImage
+
+logger = logging.getLogger(__name__)
+
+FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
+"""Measures without bounds: their heat maps span the image's own values."""
+MOST_OUTLIERS = 1000
+"""Images outside of the input range that a run keeps the names of."""
+
+
+@dataclass
+class _OpenShard:
+    """A shard on its way: what it waits for, and what has come."""
+
+    shard: PlannedShard
+    refs: dict[int, ImageRef]
+    scored: list[ScoredImage] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+class ShardWriter:
+    """Collects scored images and commits each shard when its last image has come.
+
+    `expect` is called before any image of its shard is read; everything else happens in the writer's thread.
+    """
+
+    def __init__(
+        self, *, project: Project, database: Database, run_id: int, owner: str, seen: InputRange | None
+    ) -> None:
+        self.project = project
+        self.database = database
+        self.run_id = run_id
+        self.owner = owner
+        self.seen = seen
+        self.images = self.regions = self.failed = 0
+        self.outliers: list[dict[str, Any]] = []
+        self._shard_of: dict[int, _OpenShard] = {}
+
+    def expect(self, shard: PlannedShard, refs: Sequence[ImageRef]) -> None:
+        """Announce the images of a claimed shard; one of which nothing is left to score is done at once."""
+        opened = _OpenShard(shard=shard, refs={ref.id: ref for ref in refs})
+        self._shard_of.update(dict.fromkeys(opened.refs, opened))
+        if not refs:
+            self._commit(opened)
+
+    def __call__(self, item: ScoredImage | Unreadable) -> None:
+        opened = self._shard_of.pop(item.id)
+        if isinstance(item, Unreadable):
+            opened.unreadable.append(item)
+        else:
+            opened.scored.append(item)
+        if len(opened.scored) + len(opened.unreadable) == len(opened.refs):
+            self._commit(opened)
+
+    def _commit(self, opened: _OpenShard) -> None:
+        opened.scored.sort(key=lambda item: item.id)
+        keep = self.project.config.scoring.keep_regions
+        kept = [keep_regions(item.regions, keep) for item in opened.scored]
+        heatmaps = [write_heatmaps(self.project, self.run_id, item) or None for item in opened.scored]
+        images = _columns([(item.id, item.image) for item in opened.scored])
+        for region_only in ("region_index", "x", "y", "w", "h", "outline"):
+            images.pop(region_only, None)
+        images["regions"] = [len(item.regions.index) for item in opened.scored]
+        images["heatmaps"] = heatmaps
+        regions = _columns([(item.id, rows) for item, rows in zip(opened.scored, kept, strict=True)])
+        uris = {ref.id: self.project.uri(ref.path) for ref in opened.refs.values()}
+
+        def write(session: Session) -> list[dict[str, Any]] | None:
+            mine = shards.replace_shard(
+                session,
+                run_id=self.run_id,
+                shard=opened.shard,
+                owner=self.owner,
+                image_ids=list(opened.refs),
+                images=images,
+                regions=regions,
+            )
+            if not mine:
+                return None
+            image_queries.clear_failures(session, "score", list(uris.values()))
+            image_queries.record_failures(
+                session, "score", [(uris[item.id], item.reason) for item in opened.unreadable]
+            )
+            return self._report_outliers(session, opened.scored, uris)
+
+        outliers = self.database.transact(write)
+        if outliers is None:
+            logger.warning(
+                "Images %d to %d of run %d were taken over by another worker.", *opened.shard, self.run_id
+            )
+            return
+        self.outliers.extend(outliers)
+        self.images += len(opened.scored)
+        self.regions += sum(len(rows.index) for rows in kept)
+        self.failed += len(opened.unreadable)
+
+    def _report_outliers(
+        self, session: Session, scored: Sequence[ScoredImage], uris: Mapping[int, str]
+    ) -> list[dict[str, Any]]:
+        """Write down which images lie far outside of the input range: of all, the farthest."""
+        if self.seen is None or not scored:
+            return []
+        judged = self.seen.outliers(np.stack([item.pixels for item in scored]))
+        found = [
+            {"image_id": item.id, "uri": uris[item.id], **outlier}
+            for item, outlier in zip(scored, judged, strict=True)
+            if outlier is not None
+        ]
+        if found:
+            before = (session.get_one(ScoringRun, self.run_id).summary or {}).get("input_range", {})
+            ids = {item["image_id"] for item in found}
+            kept = [item for item in before.get("images", ()) if item["image_id"] not in ids]
+            images = sorted([*kept, *found], key=lambda item: -item["times"])[:MOST_OUTLIERS]
+            outside = before.get("outside", 0) - len(before.get("images", ())) + len(kept) + len(found)
+            warning = (
+                f"The pixels of {outside} image{'s lie' if outside > 1 else ' lies'} far outside of what "
+                f"the model has seen; farthest {outlier_in_words(images[0])}."
+            )
+            queries.update_summary(
+                session,
+                self.run_id,
+                input_range={"warning": warning, "outside": outside, "images": images},
+            )
+        return found
+
+
+def outlier_in_words(item: dict[str, Any]) -> str:
+    """Why an image lies far outside of the input range.
+
+    >>> outlier_in_words(
+    ...     {"uri": "a.tif", "statistic": "max", "channel": 1, "value": 15.0, "low": 0.5, "high": 1.0}
+    ... )
+    'a.tif: max of channel 1 is 15.00, of the training images 0.50 to 1.00'
+    """
+    return (
+        f"{item['uri']}: {item['statistic']} of channel {item['channel']} is {item['value']:.2f}, "
+        f"of the training images {item['low']:.2f} to {item['high']:.2f}"
+    )
+
+
+def heatmap_folder(project: Project, run_id: int) -> Path:
+    """Where the heat maps of a run are."""
+    return project.workdir / "heatmaps" / str(run_id)
+
+
+def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str, str]:
+    """Write an image's heat maps.
+
+    Returns:
+        Their URIs by name.
+    """
+    uris: dict[str, str] = {}
+    folder = heatmap_folder(project, run_id)
+    for name, values in item.heatmaps.items():
+        path = folder / f"{item.id}_{name}.png"
+        low, high = _span(name, values)
+        write_heatmap(path, values, measure=name, low=low, high=high)
+        uris[name] = project.uri(path)
+    if item.heatmaps and project.config.scoring.heatmaps.two_colour:
+        entropy, information = (item.heatmaps[name] for name in ("expected_entropy", "mutual_information"))
+        path = folder / f"{item.id}_{TWO_COLOUR}.png"
+        span = information_span(information)
+        write_two_colour(path, entropy, information, mutual_information_span=span)
+        uris[TWO_COLOUR] = project.uri(path)
+    return uris
+
+
+def _span(name: str, values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """The ends of a heat map's scale: 0 to 1, so that maps compare, but for what would then be lost."""
+    if name in FROM_LOGITS:
+        return float(values.min()), float(values.max())
+    if name == "mutual_information":
+        return 0.0, float(values.max())
+    return 0.0, 1.0
+
+
+def _columns(parts: list[tuple[int, RegionColumns]]) -> dict[str, npt.NDArray[Any] | Sequence[Any]]:
+    """The columns of a score table for the regions of several images, in their order."""
+    if not parts:
+        return {}
+    boxes = np.concatenate([rows.boxes for _, rows in parts])
+    columns: dict[str, npt.NDArray[Any] | Sequence[Any]] = {
+        "image_id": np.repeat([image_id for image_id, _ in parts], [len(rows.index) for _, rows in parts]),
+        "region_index": np.concatenate([rows.index for _, rows in parts]),
+        **dict(zip("xywh", boxes.T, strict=True)),
+    }
+    for name in ("pixels", "predicted_class", "class_share", "impurity", "entropy_top10"):
+        columns[name] = np.concatenate([getattr(rows, name) for _, rows in parts])
+    columns["outline"] = list(
+        chain.from_iterable(rows.outlines or repeat(None, len(rows.index)) for _, rows in parts)
+    )
+    for measure in parts[0][1].measures:
+        columns[measure] = np.concatenate([rows.measures[measure] for _, rows in parts])
+    return columns

@@ -1,0 +1,81 @@
+"""Training a network that never sees some classes: the labels in force, with those classes void.
+
+It is no model of the project: it has no row, belongs to no round and never scores. It lies below
+`<workdir>/novelty/<hash>`, so the same labels, settings and classes train once, and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from db.engine import Database
+from db.queries import models as queries
+from db.queries.models import TrainingImage, TrainingLabel
+from pipeline.config import IGNORE, content_hash
+from pipeline.data.images import read_pixels
+from pipeline.data.masks import store_mask
+from pipeline.data.project import Project
+from pipeline.errors import DataError, UserError
+from pipeline.model.checkpoints import CARD_FILE, forget_resume
+from pipeline.progress import Progress, silent
+from pipeline.steps.train import Survey, fit, hash_labels, survey_labels, what_counts
+
+
+def train_without(
+    project: Project, database: Database, classes: Sequence[int], *, progress: Progress = silent
+) -> Path:
+    """The folder of a network trained without some classes; trained now where there is none yet.
+
+    Args:
+        classes: indices of the classes that become void.
+
+    Raises:
+        UserError: no label is left, or training cannot be done as configured.
+    """
+    folder = project.workdir / "novelty"
+    with database.session(write=False) as session:
+        labeled = queries.training_labels(session)
+    survey = survey_labels(project, _voided(project, labeled, classes, folder / "masks"), progress=progress)
+    if not survey.usable:
+        raise UserError(
+            "Without these classes no label is left to train on.", "Name fewer classes, or label more."
+        )
+    return _trained(project, survey, folder, progress)
+
+
+def _trained(project: Project, survey: Survey, folder: Path, progress: Progress) -> Path:
+    config_hash, labels_hash = content_hash(what_counts(project, None)), hash_labels(project, survey)
+    mine = folder / content_hash([config_hash, labels_hash])[:16]
+    if not (mine / CARD_FILE).is_file():
+        fit(
+            project,
+            survey,
+            None,
+            config_hash=config_hash,
+            labels_hash=labels_hash,
+            folder=mine,
+            title="train without the classes",
+            progress=progress,
+        )
+        forget_resume(mine)
+    return mine
+
+
+def _voided(
+    project: Project, labeled: Sequence[TrainingImage], classes: Sequence[int], folder: Path
+) -> list[TrainingImage]:
+    """The labels with these classes void. A label that cannot be read stays, for the survey to report."""
+
+    def void(label: TrainingLabel) -> TrainingLabel:
+        try:
+            mask = read_pixels(project.path(label.mask_uri))[:, :, 0]
+        except DataError:
+            return label
+        known = np.where(np.isin(mask, classes), IGNORE, mask).astype(np.uint8)
+        path, digest = store_mask(folder, known)
+        return label._replace(mask_uri=project.uri(path), mask_sha256=digest)
+
+    return [image._replace(labels=tuple(void(label) for label in image.labels)) for image in labeled]

@@ -1,0 +1,122 @@
+"""What several samplers of one model say, and inputs made to be out of distribution for all of them.
+
+Legend: B batch, K image channels, h w size of the maps, M measures, E measure bins, b blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import SAMPLED_MEASURES, Measure, Sampler
+from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.detection import separation
+from pipeline.evaluation.gate import NoveltyRow
+from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
+from pipeline.model.checkpoints import ModelCard
+from pipeline.studies.corruptions import noise, shuffle_patches, to_normalised, to_unit
+from pipeline.studies.held_out import LabeledBatch
+from pipeline.uncertainty.measures import MEASURES
+from pipeline.uncertainty.predictor import Prediction, Predictor
+
+SHUFFLED = 8
+"""Patches along a side: nothing larger than an eighth of the image stays whole."""
+CONSTRUCTED = ("shuffled_patches", "noise")
+
+
+def measures_of(sampler: Sampler) -> tuple[Measure, ...]:
+    """The measures that a sampler gives."""
+    return tuple(name for name in MEASURES if sampler != "none" or name not in SAMPLED_MEASURES)
+
+
+def answers(
+    predictors: Mapping[Sampler, Predictor], wanted: Iterable[Sampler], image: Tensor
+) -> Iterator[tuple[Sampler, Predictor, Prediction, Prediction]]:
+    """Each sampler's prediction of images [B, K, h, w], before and after calibration."""
+    for place, (sampler, predictor) in enumerate(predictors.items()):
+        plain, calibrated = predictor.predict_each(image, [Calibrators(), predictor.calibrators])
+        yield sampler, predictor, plain, calibrated
+        if place == 0 and sampler != "none" and "none" in wanted:
+            yield "none", predictor, plain.without_samples(), calibrated.without_samples()
+
+
+class ConstructedInputs:
+    """Out-of-distribution inputs made of held-out images, and how each measure tells them from the images.
+
+    Args:
+        chosen: ids of the images that they are made of.
+    """
+
+    def __init__(
+        self, card: ModelCard, measures: Mapping[Sampler, Sequence[Measure]], *, chosen: set[int]
+    ) -> None:
+        self.card = card
+        self.measures = measures
+        self.chosen = chosen
+        self.sums: dict[tuple[Sampler, int], npt.NDArray[np.float64]] = {}
+        """[3, M, E] cells of a sampler and a block: of the images, and of each of `CONSTRUCTED`."""
+
+    def add_known(
+        self,
+        sampler: Sampler,
+        maps: Mapping[Measure, Tensor],
+        ids: Sequence[int],
+        block_of: Mapping[int, int],
+    ) -> None:
+        """Add the images themselves, from maps [B, h, w]."""
+        for place, image_id in enumerate(ids):
+            if image_id in self.chosen:
+                self._add(sampler, block_of[image_id], 0, maps, place)
+
+    def add_novel(
+        self, predictors: Mapping[Sampler, Predictor], batch: LabeledBatch, block_of: Mapping[int, int]
+    ) -> None:
+        """Add what is made of them: their patches shuffled, and noise of their size."""
+        mean, std = self.card.mean, self.card.std
+        for place, image_id in enumerate(batch.ids):
+            if image_id not in self.chosen:
+                continue
+            generator = torch.Generator().manual_seed(image_id)
+            unit = to_unit(batch.image[place : place + 1], mean=mean, std=std)
+            patches = min(SHUFFLED, *unit.shape[-2:])
+            novel = torch.cat(
+                [
+                    shuffle_patches(unit, patches, generator=generator),
+                    noise(unit, "uniform", generator=generator),
+                ]
+            )
+            image = to_normalised(novel, mean=mean, std=std)
+            for sampler, _, _, calibrated in answers(predictors, self.measures, image):
+                maps = calibrated.measures()
+                for source in range(len(CONSTRUCTED)):
+                    self._add(sampler, block_of[image_id], 1 + source, maps, source)
+
+    def rows(self, bootstrap_of: Callable[[int], BlockBootstrap]) -> list[NoveltyRow]:
+        """The AUROC of every sampler, measure and source."""
+        rows: list[NoveltyRow] = []
+        for sampler, measures in self.measures.items():
+            found = [sums for (of_sampler, _), sums in self.sums.items() if of_sampler == sampler]
+            if not found:
+                continue
+            sums = np.stack(found)
+            bootstrap = bootstrap_of(len(found))
+            for index, measure in enumerate(measures):
+                for place, source in enumerate(CONSTRUCTED, start=1):
+                    value = separation(sums[:, 0, index], sums[:, place, index], bootstrap=bootstrap)
+                    rows.append(NoveltyRow(sampler, measure, source, value.value, value.low, value.high))
+        return rows
+
+    def _add(
+        self, sampler: Sampler, block: int, source: int, maps: Mapping[Measure, Tensor], place: int
+    ) -> None:
+        measures = self.measures[sampler]
+        shape = (1 + len(CONSTRUCTED), len(measures), MEASURE_BINS)
+        sums = self.sums.setdefault((sampler, block), np.zeros(shape))
+        for index, name in enumerate(measures):
+            column = measure_bin(name, maps[name][place].flatten())
+            sums[source, index] += torch.bincount(column, minlength=MEASURE_BINS).cpu().numpy()

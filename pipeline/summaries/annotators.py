@@ -1,0 +1,236 @@
+"""Do annotators agree, and was the model in doubt where they do not? The rows of `segcurate annotators`.
+
+Where people differ, more labels do not help. A model that has learned as much is in doubt there in each of
+its samples: its expected entropy is high, and its mutual information need not be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from db.queries import agreement as queries
+from db.queries.agreement import SharedImage, SharedRegion
+from db.queries.labels import labels_in_force
+from db.queries.queues import list_queues, queue_by_name
+from pipeline.config import EvaluationConfig
+from pipeline.data.labels import compose_labels
+from pipeline.data.project import Project
+from pipeline.errors import DataError, UserError
+from pipeline.evaluation.agreement import pair_counts
+from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
+from pipeline.evaluation.ranks import rank_correlation
+from pipeline.progress import Progress, silent
+
+LEAST_REGIONS = 20
+"""Below this number a rank correlation is not worth saying."""
+LEAST_IMAGES = 5
+MOST_IMAGES = 500
+"""Images whose masks are compared, those of the newest queues first."""
+SEED = 0
+NAMELESS = "without a name"
+
+Measure = Literal["expected_entropy", "mutual_information"]
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation of vote entropy with a measure of the model, over regions.
+
+    Attributes:
+        regions, images: that have both.
+        value: None, with a `reason`, where there is too little to say it.
+        low, high: its bootstrap interval over blocks of images; None where it is not defined.
+    """
+
+    measure: Measure
+    regions: int
+    images: int
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two annotators of the same images, or one and all others together, where `other` is None.
+
+    Attributes:
+        images: that both have labeled.
+        pixels: that both have labeled; with others, each pair of masks counts its own.
+        agreement: the share of them with the same class; None without a pixel.
+    """
+
+    annotator: str
+    other: str | None
+    images: int
+    pixels: int
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class AnnotatorReport:
+    """How the annotators of a queue, or of all queues, agree.
+
+    Attributes:
+        regions, images: with labels in force of two or more annotators.
+        annotators: of the images that were looked at, which are at most `MOST_IMAGES`.
+        compared: images whose masks were compared.
+        unreadable: images that were left out of that, because a stored mask cannot be read.
+        correlations: of vote entropy with expected entropy and with mutual information.
+        against_others: how far each annotator's masks agree with all others', least first.
+        pairs: how far those of every two annotators do, least first.
+        rows: regions, most disputed first.
+    """
+
+    queue: str | None
+    regions: int
+    images: int
+    annotators: list[str]
+    compared: int
+    unreadable: int
+    correlations: list[RankCorrelation]
+    against_others: list[Pair]
+    pairs: list[Pair]
+    rows: list[SharedRegion]
+
+
+def annotator_report(
+    session: Session, project: Project, *, queue: str | None = None, progress: Progress = silent
+) -> AnnotatorReport:
+    """Read how the annotators agree. Reads masks of at most `MOST_IMAGES` images, and writes nothing.
+
+    Args:
+        queue: by name; None for all queues together.
+
+    Raises:
+        UserError: there is no such queue.
+    """
+    queue_id = _queue_id(session, queue)
+    rows = queries.shared_regions(session, queue_id=queue_id)
+    images = queries.shared_images(session, queue_id=queue_id)
+    compared = _Comparison()
+    for done, image in enumerate(images[:MOST_IMAGES], start=1):
+        compared.read(session, project, image)
+        progress("compare masks", done, min(len(images), MOST_IMAGES))
+    measures: tuple[Measure, ...] = ("expected_entropy", "mutual_information")
+    return AnnotatorReport(
+        queue=queue,
+        regions=len(rows),
+        images=len({image.image_id for image in images}),
+        annotators=sorted(compared.names),
+        compared=compared.images,
+        unreadable=compared.unreadable,
+        correlations=[correlation(rows, measure, project.config.evaluation) for measure in measures],
+        against_others=compared.against_others(),
+        pairs=compared.pairs(),
+        rows=rows,
+    )
+
+
+def correlation(
+    rows: Sequence[SharedRegion], measure: Measure, evaluation: EvaluationConfig
+) -> RankCorrelation:
+    """Vote entropy against a measure of the model, over the regions that have it."""
+    known = [(row, float(value)) for row in rows if (value := getattr(row, measure)) is not None]
+    places = {row.image_id: (row.group, row.position) for row, _ in known}
+
+    def without(reason: str) -> RankCorrelation:
+        return RankCorrelation(measure, len(known), len(places), None, None, None, reason)
+
+    if not rows:
+        return without("no region has two annotators")
+    if not known:
+        return without("the scores of these regions are pruned, or are without samples")
+    if len(known) < LEAST_REGIONS or len(places) < LEAST_IMAGES:
+        return without(
+            f"too few: {len(known)} regions of {len(places)} images, and it takes {LEAST_REGIONS} of "
+            f"{LEAST_IMAGES}"
+        )
+    votes = np.array([row.vote_entropy for row, _ in known])
+    score = np.array([value for _, value in known])
+    if np.ptp(votes) == 0:
+        return without("the annotators agree equally on every region")
+    if np.ptp(score) == 0:
+        return without("the model scored every region alike")
+    groups, positions = [group for group, _ in places.values()], [place for _, place in places.values()]
+    of_image = blocks(groups, positions, evaluation.block)
+    block_of = dict(zip(places, of_image.tolist(), strict=True))
+    block = np.array([block_of[row.image_id] for row, _ in known])
+    weights = bootstrap_weights(int(of_image.max()) + 1, resamples=evaluation.resamples, seed=SEED)
+    found = rank_correlation(score, votes, block, bootstrap=BlockBootstrap(weights, evaluation.confidence))
+    value, low, high = (
+        None if math.isnan(number) else number for number in (found.value, found.low, found.high)
+    )
+    return RankCorrelation(measure, len(known), len(places), value, low, high)
+
+
+def _queue_id(session: Session, name: str | None) -> int | None:
+    if name is None:
+        return None
+    found = queue_by_name(session, name)
+    if found is None:
+        known = ", ".join(row.name for row in list_queues(session)) or "none"
+        raise UserError(f"There is no queue {name!r}; there are: {known}.", "Run `segcurate queue --all`.")
+    return found.id
+
+
+class _Comparison:
+    """Sums over images, by pair of annotators: images, pixels, and pixels with the same class."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.images = 0
+        self.unreadable = 0
+        self._sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        self._images: dict[str, int] = defaultdict(int)
+
+    def read(self, session: Session, project: Project, image: SharedImage) -> None:
+        """Add an image of a queue."""
+        labels = labels_in_force(session, queue_id=image.queue_id, image_id=image.image_id)
+        names = [label.annotator or NAMELESS for label in labels]
+        self.names.update(names)
+        size = (image.width, image.height)
+        try:
+            masks = [compose_labels([project.path(label.mask_uri)], size) for label in labels]
+        except DataError:
+            self.unreadable += 1
+            return
+        self.images += 1
+        shared, same = pair_counts(np.stack(masks))
+        for one, name in enumerate(names):
+            for other in range(len(names)):
+                if one != other and shared[one, other]:
+                    sums = self._sums[name, names[other]]
+                    for place, count in enumerate((1, shared[one, other], same[one, other])):
+                        sums[place] += int(count)
+            self._images[name] += bool(shared[one].sum() > shared[one, one])
+
+    def pairs(self) -> list[Pair]:
+        """Every two annotators of a pixel once, least agreement first."""
+        found = [
+            Pair(one, other, images, pixels, same / pixels)
+            for (one, other), (images, pixels, same) in self._sums.items()
+            if one < other
+        ]
+        return sorted(found, key=_least_first)
+
+    def against_others(self) -> list[Pair]:
+        """Each annotator with all others together, least agreement first."""
+        found: list[Pair] = []
+        for name in sorted(self.names):
+            sums = [counts for (one, _), counts in self._sums.items() if one == name]
+            pixels, same = sum(counts[1] for counts in sums), sum(counts[2] for counts in sums)
+            found.append(Pair(name, None, self._images[name], pixels, same / pixels if pixels else None))
+        return sorted(found, key=_least_first)
+
+
+def _least_first(pair: Pair) -> tuple[float, str, str]:
+    return (2.0 if pair.agreement is None else pair.agreement, pair.annotator, pair.other or "")

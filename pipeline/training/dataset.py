@@ -1,0 +1,238 @@
+"""Training samples that can be drawn again: sample n depends on the seed and on n, and on nothing before it.
+
+Legend: H W image size as the network sees it, h w crop size, K channels, N annotators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.config import IGNORE, TrainingConfig
+from pipeline.data.images import ImageArray, read_image, unit_float
+from pipeline.data.labels import compose_labels, compose_votes, majority, resize_mask
+from pipeline.data.loading import network_size, resize_image
+from pipeline.data.remote import ImageFile
+from pipeline.data.transforms import Transforms
+from pipeline.errors import DataError
+from pipeline.regions.outlines import paint_regions
+
+CACHE_BYTES = 512 * 2**20
+"""Decoded images and masks that stay in memory, over all loader workers."""
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image to train on and its stored masks, oldest first.
+
+    `annotators` says who painted each mask; only `training.annotators` other than `latest` asks. `held_out`
+    are regions, a box and an outline each, whose labels are not trained on.
+    """
+
+    path: ImageFile
+    width: int
+    height: int
+    masks: tuple[Path, ...]
+    annotators: tuple[str | None, ...] = ()
+    held_out: tuple[tuple[tuple[int, int, int, int], str | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One crop.
+
+    Attributes:
+        image: float32 [K, h, w], normalised.
+        label: int64 [h, w], 255 where nothing is known; with `training.annotators: soft` uint8 [N, h, w],
+            what each annotator of this image says.
+        unreadable: images that were due and could not be read, with the reason.
+    """
+
+    image: Tensor
+    label: Tensor
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+class TrainingSet(Dataset[Sample]):
+    """Random crops of labeled images. Every image comes once an epoch, in an order of its own each epoch.
+
+    Args:
+        images: at least one.
+        config: crop, transforms and seed.
+        channels: K.
+        mean, std: a value a channel.
+        input_scale: factor between image and network pixels.
+        max_pixels: a larger image is not decoded.
+
+    Raises:
+        ConfigError: the transforms do not exist, or do not fit the crop.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[LabeledImage],
+        *,
+        config: TrainingConfig,
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_scale: float,
+        max_pixels: int,
+    ) -> None:
+        self._images = list(images)
+        self._config = config
+        self._seed = config.seed % 2**32
+        self._channels = channels
+        self._mean = np.asarray(mean, dtype=np.float32)
+        self._std = np.asarray(std, dtype=np.float32)
+        self._input_scale = input_scale
+        self._max_pixels = max_pixels
+        shape = (*config.crop, channels)
+        self._transforms = {
+            dtype: Transforms(config.transforms, shape=shape, dtype=dtype) for dtype in (np.uint8,)
+        }
+        self._shape = shape
+        self._cache: dict[int, tuple[npt.NDArray, npt.NDArray[np.uint8]]] = {}
+        self._room = CACHE_BYTES // max(1, config.workers)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, from 0 on without end.
+
+        Raises:
+            DataError: not one of the images can be read.
+        """
+        rng = np.random.default_rng([self._seed, 1, index])
+        unreadable: list[tuple[str, str]] = []
+        count = len(self._images)
+        for place in range(index, index + count):
+            order = _order(count, self._seed, place // count)
+            which = int(order[place % count])
+            try:
+                image, masks = self._read(which)
+            except DataError as error:
+                unreadable.append((str(self._images[which].path), str(error)))
+                continue
+            return self._sample(image, masks, rng, tuple(unreadable))
+        raise DataError(
+            f"None of the {count} labeled images can be read. The first: {unreadable[0][1]}",
+            "Put the files back, or import labels for others.",
+        )
+
+    def _sample(
+        self,
+        image: npt.NDArray,
+        masks: npt.NDArray[np.uint8],
+        rng: np.random.Generator,
+        unreadable: tuple[tuple[str, str], ...],
+    ) -> Sample:
+        top, left = self._corner(masks, rng)
+        image = _cut(image, top, left, self._config.crop, fill=0)
+        masks = np.stack([_cut(mask, top, left, self._config.crop, fill=IGNORE) for mask in masks])
+        transforms = self._transforms_for(image.dtype)
+        image, masks = transforms(image, masks, seed=int(rng.integers(2**31)))
+        pixels = unit_float(image) if image.dtype != np.float32 else image
+        normalised = (pixels - self._mean) / self._std
+        return Sample(
+            image=torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)),
+            label=torch.from_numpy(masks if self._config.annotators == "soft" else masks[0].astype(np.int64)),
+            unreadable=unreadable,
+        )
+
+    def _corner(self, masks: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int]:
+        """Top and left of a crop: around a labeled pixel, or anywhere; inside the image where it fits."""
+        size = masks.shape[1:]
+        labeled = np.flatnonzero((masks != IGNORE).any(axis=0)) if self._config.centre_on_labels else ()
+        if len(labeled):
+            centre = divmod(int(labeled[rng.integers(len(labeled))]), size[1])
+            corner = [place - side // 2 for place, side in zip(centre, self._config.crop, strict=True)]
+        else:
+            corner = [
+                int(rng.integers(max(0, length - side) + 1))
+                for length, side in zip(size, self._config.crop, strict=True)
+            ]
+        top, left = (
+            min(max(place, 0), max(0, length - side))
+            for place, length, side in zip(corner, size, self._config.crop, strict=True)
+        )
+        return top, left
+
+    def _transforms_for(self, dtype: np.dtype) -> Transforms:
+        if dtype.type not in self._transforms:
+            self._transforms[dtype.type] = Transforms(self._config.transforms, shape=self._shape, dtype=dtype)
+        return self._transforms[dtype.type]
+
+    def _read(self, which: int) -> tuple[npt.NDArray, npt.NDArray[np.uint8]]:
+        """Image [H, W, K], uint8 or (from 16 bits) float32 in 0 to 1, and masks [N, H, W]; only for soft
+        labels more than one."""
+        if which in self._cache:
+            return self._cache[which]
+        item = self._images[which]
+        pixels = read_image(item.path, channels=self._channels, max_pixels=self._max_pixels)
+        if pixels.shape[:2] != (item.height, item.width):
+            raise DataError(
+                f"{item.path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but had "
+                f"{item.width}×{item.height} when it was ingested.",
+                "Put the old file back, or give the new one another name.",
+            )
+        size = network_size(item.height, item.width, self._input_scale)
+        pair = (
+            _scaled(pixels, self._input_scale),
+            np.stack([resize_mask(mask, size) for mask in read_masks(item, self._config.annotators)]),
+        )
+        weight = sum(array.nbytes for array in pair)
+        if weight <= self._room:
+            self._room -= weight
+            self._cache[which] = pair
+        return pair
+
+
+def read_masks(
+    image: LabeledImage, annotators: Literal["latest", "majority", "soft"]
+) -> npt.NDArray[np.uint8]:
+    """What an image's labels say, uint8 [N, H, W]: all that it takes for `soft`, else one mask.
+
+    Raises:
+        DataError: a mask is missing, damaged, or of another size than the image.
+    """
+    size = image.width, image.height
+    if annotators == "latest":
+        masks = compose_labels(image.masks, size)[None]
+    else:
+        votes = compose_votes(image.masks, image.annotators, size)
+        masks = votes if annotators == "soft" else majority(votes)[None]
+    if image.held_out:
+        boxes, outlines = zip(*image.held_out, strict=True)
+        held_out = np.zeros(masks.shape[1:], dtype=bool)
+        paint_regions(held_out, np.array(boxes), outlines)
+        masks[:, held_out] = IGNORE
+    return masks
+
+
+def _scaled(pixels: ImageArray, input_scale: float) -> npt.NDArray:
+    """At the network's size. 8-bit images stay so, because many transforms take nothing else."""
+    scaled = resize_image(pixels, input_scale)
+    return scaled if scaled.dtype == np.uint8 else unit_float(scaled)
+
+
+def _cut(array: npt.NDArray, top: int, left: int, size: tuple[int, int], *, fill: int) -> npt.NDArray:
+    """A copy of a window; what lies outside below and to the right is filled."""
+    part = array[top : top + size[0], left : left + size[1]]
+    if part.shape[:2] == size:
+        return part.copy()
+    filled = np.full((*size, *array.shape[2:]), fill, dtype=array.dtype)
+    filled[: part.shape[0], : part.shape[1]] = part
+    return filled
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)

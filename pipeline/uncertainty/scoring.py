@@ -1,0 +1,222 @@
+"""The hot path: files → batches → predictions → regions → the writer, each ahead of the next.
+
+Threads decode, this thread feeds the device, and one thread takes what the device has finished to the sink.
+The device never waits for a file or for the database, unless they fall far behind; what is in flight is
+bounded, so memory does not grow with the number of images.
+
+Legend: B batch, C classes, H W image size, h w size of the maps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
+from pipeline.data.images import ImageArray, ImageRef
+from pipeline.data.input_range import pixel_statistics
+from pipeline.data.loading import Batch, Unreadable, load_batches, network_size
+from pipeline.model.checkpoints import ModelCard
+from pipeline.progress import Progress, silent
+from pipeline.regions.segments import segments
+from pipeline.regions.shapes import CellShares, cell_shares, map_regions
+from pipeline.regions.sources import RegionSource
+from pipeline.uncertainty.measures import predicted_class
+from pipeline.uncertainty.predictor import Prediction, Predictor
+from pipeline.uncertainty.reduction import (
+    Reduction,
+    RegionColumns,
+    reduce_regions,
+    reduce_shapes,
+    region_grid,
+)
+
+BATCHES_AHEAD = 4
+"""Finished batches that may wait for the sink."""
+HEATMAP_SHRINK = 4
+"""Image pixels a pixel of a heat map, along one side."""
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """What is kept of an image: a row a region, one for itself, the statistics of its pixels [S, K] as the
+    network saw them, and the heat maps that were asked for."""
+
+    id: int
+    regions: RegionColumns
+    image: RegionColumns
+    pixels: npt.NDArray[np.float32]
+    heatmaps: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+
+Sink = Callable[[ScoredImage | Unreadable], None]
+
+
+def score_images(
+    images: Iterable[ImageRef],
+    *,
+    predictor: Predictor,
+    card: ModelCard,
+    scoring: ScoringConfig,
+    max_pixels: int,
+    sink: Sink,
+    regions: RegionSource | None = None,
+    heatmaps: HeatmapConfig | None = None,
+    total: int | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Score images as they come and give each to the sink, in no particular order.
+
+    Args:
+        images: read lazily, in this thread.
+        predictor: of the serving model.
+        card: what the model wants to see: channels, mean, std, scale.
+        scoring: regions, batch size, workers, tile.
+        max_pixels: a larger image is not decoded.
+        sink: called in one other thread. What it raises is raised here.
+        regions: of kinds that have a map (see `region_source`), called in the decoding threads.
+        heatmaps: the maps to make for every image; None for none.
+        total: for the progress, where it is known.
+    """
+    batches = load_batches(
+        images,
+        channels=card.channels,
+        max_pixels=max_pixels,
+        input_scale=card.input_scale,
+        mean=card.mean,
+        std=card.std,
+        batch_size=predictor.batch_size,
+        workers=scoring.workers,
+        pin_memory=predictor.device.type == "cuda",
+        max_batch_pixels=predictor.batch_size * scoring.tile**2,
+        shapes=None
+        if regions is None
+        else partial(_shapes, regions, input_scale=card.input_scale, cell=predictor.cell),
+    )
+    writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+    waiting: deque[Future[None]] = deque()
+    done = 0
+    try:
+        for batch in batches:
+            if isinstance(batch, Unreadable):
+                waiting.append(writer.submit(sink, batch))
+                done += 1
+            else:
+                reduce, maps = _score_batch(batch, predictor, scoring, heatmaps)
+                waiting.append(writer.submit(_hand_over, sink, batch, reduce, maps))
+                done += len(batch.ids)
+            while len(waiting) > BATCHES_AHEAD or (waiting and waiting[0].done()):
+                waiting.popleft().result()
+            progress("score", done, total)
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        batches.close()
+        writer.shutdown(cancel_futures=True)
+
+
+def _shapes(
+    regions: RegionSource, image: ImageRef, pixels: ImageArray, *, input_scale: float, cell: int
+) -> CellShares:
+    """How the regions of a decoded image meet the cells of its maps."""
+    size = network_size(image.height, image.width, input_scale)
+    return cell_shares(regions(image, pixels), network_size=size, cell=cell)
+
+
+def _score_batch(
+    batch: Batch, predictor: Predictor, scoring: ScoringConfig, heatmaps: HeatmapConfig | None
+) -> tuple[Callable[[], Reduction], dict[str, Tensor]]:
+    """Everything that the device does for a batch; nothing here waits for it.
+
+    Segments are found on the host once the device is done, so they are left to the writer's thread.
+    """
+    prediction = predictor.predict(batch.image_BKHW)
+    maps: dict[str, Tensor] = {}
+    if heatmaps is not None:
+        class_map = predictor.calibrators.class_map
+        maps = _heatmaps(prediction, heatmaps, class_map=class_map, image_size=batch.sizes[0])
+    if scoring.regions.kind == "segment":
+        predicted = _predicted_classes(prediction, predictor, batch)
+        return partial(_reduce_segments, prediction, predicted, batch, scoring.regions), maps
+    if batch.shapes:
+        reduction = reduce_shapes(prediction, batch.shapes)
+    else:
+        grid = region_grid(
+            scoring.regions,
+            image_size=batch.sizes[0],
+            network_size=_network_size(batch),
+            cell=prediction.cell,
+            device=predictor.device,
+        )
+        reduction = reduce_regions(prediction, grid)
+    return lambda: reduction, maps
+
+
+@torch.inference_mode()
+def _predicted_classes(prediction: Prediction, predictor: Predictor, batch: Batch) -> Tensor:
+    """The predicted mask of each image at the image's own size: uint8 or int16 [B, H, W] on the device."""
+    kind = torch.uint8 if prediction.probability.shape[1] <= 256 else torch.int16
+    masks = [  # one by one: the probabilities of a whole batch at full size would fill the memory
+        predicted_class(
+            predictor.enlarge(probability, network_size=_network_size(batch), size=batch.sizes[0])
+        ).to(kind)
+        for probability in prediction.probability.split(1)
+    ]
+    return torch.cat(masks)
+
+
+def _reduce_segments(
+    prediction: Prediction, predicted: Tensor, batch: Batch, config: RegionConfig
+) -> Reduction:
+    """Wait for the predicted masks, and reduce over their segments."""
+    smallest = config.smallest * config.cell**2
+    shares = [
+        cell_shares(
+            map_regions(segments(mask, smallest=smallest)),
+            network_size=_network_size(batch),
+            cell=prediction.cell,
+        )
+        for mask in predicted.cpu().numpy()
+    ]
+    return reduce_shapes(prediction, shares)
+
+
+def _network_size(batch: Batch) -> tuple[int, int]:
+    return batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1]
+
+
+@torch.inference_mode()
+def _heatmaps(
+    prediction: Prediction, heatmaps: HeatmapConfig, *, class_map: str, image_size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Maps [B, H/4, W/4] by name: the wanted measures, then `<class_map>_<class>` where asked for."""
+    maps = prediction.measures()
+    wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.maps if name in maps}
+    if heatmaps.per_class:
+        for index, plane in enumerate(prediction.probability.unbind(dim=1)):
+            wanted[f"{class_map}_{index}"] = plane
+    size = [ceil(side / HEATMAP_SHRINK) for side in image_size]
+    return {
+        name: torch.nn.functional.interpolate(
+            plane[:, None], size=size, mode="area" if plane.shape[-1] > size[1] else "bilinear"
+        )[:, 0]
+        for name, plane in wanted.items()
+    }
+
+
+def _hand_over(sink: Sink, batch: Batch, reduce: Callable[[], Reduction], maps: dict[str, Tensor]) -> None:
+    """Wait for the device, in the writer's thread, and give the sink one image after another."""
+    planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
+    pixels = pixel_statistics(batch.image_BKHW)
+    for place, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduce().columns(), strict=True)):
+        heatmaps = {name: plane[place] for name, plane in planes.items()}
+        sink(ScoredImage(id=image_id, regions=regions, image=image, pixels=pixels[place], heatmaps=heatmaps))
