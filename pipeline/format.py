@@ -1,0 +1,102 @@
+"""How numbers are written for people: an estimate, a value, a share, a count and a duration; and what a
+softmax may be called. NaN and None are values that are not defined."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+
+
+def interval(
+    value: float | None, low: float | None, high: float | None, digits: int = 3, sign: str = ""
+) -> str:
+    """A value with its interval, in a sentence or a table; `sign="+"` writes the sign of positive values.
+
+    >>> interval(0.5, 0.41, 0.592), interval(0.5, None, None), interval(None, None, None)
+    ('0.500 [0.410, 0.592]', '0.500 (no interval)', 'not defined')
+    >>> interval(0.02, -0.01, 0.05, digits=2, sign="+")
+    '+0.02 [-0.01, +0.05]'
+    """
+    if undefined(value):
+        return "not defined"
+    if undefined(low) or undefined(high):
+        return f"{value:{sign}.{digits}f} (no interval)"
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A value without an interval.
+
+    >>> number(0.12345), number(12.0, digits=1), number(None), number(math.nan)
+    ('0.123', '12.0', '–', '–')
+    """
+    return MISSING if undefined(value) else f"{value:.{digits}f}"
+
+
+def percent(share: float | None, digits: int | None = None) -> str:
+    """A share in per cent: with so many digits after the point; else with two significant digits below ten
+    per cent and none after the point above.
+
+    >>> percent(0.00421), percent(0.25), percent(1.0), percent(1e-6), percent(0.9964, digits=1), percent(None)
+    ('0.42 %', '25 %', '100 %', '0.0001 %', '99.6 %', '–')
+    """
+    if share is None or math.isnan(share):
+        return MISSING
+    value = 100 * share
+    if digits is not None or value >= 9.95:
+        return f"{value:.{digits or 0}f} %"
+    return f"{float(f'{value:.2g}'):.10f}".rstrip("0").rstrip(".") + " %"
+
+
+def count(number: int) -> str:
+    """A whole number with a space between thousands.
+
+    >>> count(17616)
+    '17 616'
+    """
+    return f"{number:,}".replace(",", " ")
+
+
+def short_count(number: int) -> str:
+    """A large whole number in thousands, millions or billions, with a digit after the point.
+
+    >>> short_count(1_234_567), short_count(45_600), short_count(999)
+    ('1.2 M', '45.6 k', '999')
+    """
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if round(number / size, 4) >= 1:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def duration(seconds: float) -> str:
+    """A time span.
+
+    >>> duration(4.25), duration(200), duration(9000)
+    ('4.2 s', '3 min 20 s', '2 h 30 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def confidence_name(passed: bool) -> str:
+    """What a calibrated softmax may be called, with and without a passing report of its calibrator.
+
+    >>> confidence_name(False), confidence_name(True)
+    ('softmax score', 'probability')
+    """
+    return "probability" if passed else "softmax score"
+
+
+def undefined(value: float | None) -> bool:
+    """Whether a value is NaN or None.
+
+    >>> undefined(None), undefined(math.nan), undefined(0.0)
+    (True, True, False)
+    """
+    return value is None or math.isnan(value)

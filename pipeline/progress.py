@@ -1,8 +1,15 @@
-"""How a step tells its caller how far it is."""
+"""What every step has in common: it tells its caller how far it is, and returns a report."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
+
+
+class Report(Protocol):
+    """What a step returns: typed results, and the same as lines of text. Only `lines` makes text of them."""
+
+    def lines(self) -> Iterable[str]: ...
 
 
 class Progress(Protocol):
