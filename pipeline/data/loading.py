@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -21,31 +21,31 @@ from torch import Tensor
 from pipeline.data.images import ImageArray, ImageRef, read_image, unit_float
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
-from pipeline.regions.shapes import CellShares
 
 PIXELS_AHEAD = 64_000_000
 """Decoded pixels that may wait for the device, whatever the number of images."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Derived = TypeVar("Derived")
 Number = TypeVar("Number", np.uint8, np.uint16, np.float32, np.uint8 | np.uint16 | np.float32)
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[Derived]):
     """Images of one size.
 
     Attributes:
         ids: of the images.
         sizes: (height, width) of each image; all equal.
         image_BKHW: float32, normalised and resized, channels last in memory.
-        shapes: the regions of each image, where they were asked for; empty otherwise.
+        derived: what `derive` returned for each image; empty without it.
     """
 
     ids: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     image_BKHW: Tensor
-    shapes: tuple[CellShares, ...] = ()
+    derived: tuple[Derived, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class _Decoded(Generic[Derived]):
     ref: ImageRef
     pixels: ImageArray
-    shapes: CellShares | None
+    derived: tuple[Derived, ...]
 
 
 def load_batches(
@@ -76,8 +76,8 @@ def load_batches(
     workers: int,
     pin_memory: bool = False,
     max_batch_pixels: int | None = None,
-    shapes: Callable[[ImageRef, ImageArray], CellShares] | None = None,
-) -> Generator[Batch | Unreadable]:
+    derive: Callable[[ImageRef, ImageArray], Derived] | None = None,
+) -> Generator[Batch[Derived] | Unreadable]:
     """Read images as they are asked for, a little ahead, and batch those of one size.
 
     The order is that of `images`, except that an image may wait for others of its size, but never for more
@@ -94,10 +94,10 @@ def load_batches(
         workers: decoding threads; 0 decodes in this one.
         pin_memory: for a fast copy to a CUDA device.
         max_batch_pixels: at most so many pixels together, but at least one image.
-        shapes: finds the regions of a decoded image, in the decoding threads; an image that it refuses with
-            a DataError comes out as `Unreadable` too.
+        derive: computes something from each decoded image at its own size, such as its regions, in the
+            decoding threads; an image for which it raises a DataError comes out as `Unreadable`.
     """
-    read = partial(_read, channels=channels, max_pixels=max_pixels, input_scale=input_scale, shapes=shapes)
+    read = partial(_read, channels=channels, max_pixels=max_pixels, input_scale=input_scale, derive=derive)
     collate = partial(
         _collate,
         mean=np.asarray(mean, dtype=np.float32),
@@ -148,8 +148,8 @@ def _read(
     channels: int,
     max_pixels: int,
     input_scale: float,
-    shapes: Callable[[ImageRef, ImageArray], CellShares] | None,
-) -> _Decoded | Unreadable:
+    derive: Callable[[ImageRef, ImageArray], Derived] | None,
+) -> _Decoded[Derived] | Unreadable:
     try:
         pixels = read_image(ref.path, channels=channels, max_pixels=max_pixels)
     except DataError as error:
@@ -161,18 +161,18 @@ def _read(
         )
         return Unreadable(id=ref.id, path=ref.path, reason=reason)
     try:
-        found = shapes(ref, pixels) if shapes is not None else None
+        derived = () if derive is None else (derive(ref, pixels),)
     except DataError as error:
         return Unreadable(id=ref.id, path=ref.path, reason=str(error))
-    return _Decoded(ref=ref, pixels=resize_image(pixels, input_scale), shapes=found)
+    return _Decoded(ref=ref, pixels=resize_image(pixels, input_scale), derived=derived)
 
 
 def _group(
-    decoded: Iterable[_Decoded | Unreadable], *, batch_size: int, max_batch_pixels: int | None
-) -> Generator[list[_Decoded] | Unreadable]:
+    decoded: Iterable[_Decoded[Derived] | Unreadable], *, batch_size: int, max_batch_pixels: int | None
+) -> Generator[list[_Decoded[Derived]] | Unreadable]:
     """Lists of one size and type, of one shard. A list goes out unfilled when its first image has waited long
     enough, and at the end of its shard."""
-    waiting: dict[tuple[object, ...], list[_Decoded]] = {}
+    waiting: dict[tuple[object, ...], list[_Decoded[Derived]]] = {}
     since: dict[tuple[object, ...], int] = {}
     held = 0
     shard: int | None = None
@@ -203,12 +203,12 @@ def _group(
 
 
 def _collate(
-    group: list[_Decoded] | Unreadable,
+    group: list[_Decoded[Derived]] | Unreadable,
     *,
     mean: npt.NDArray[np.float32],
     std: npt.NDArray[np.float32],
     pin_memory: bool,
-) -> Batch | Unreadable:
+) -> Batch[Derived] | Unreadable:
     if isinstance(group, Unreadable):
         return group
     unit = unit_float(np.stack([item.pixels for item in group]))
@@ -219,7 +219,7 @@ def _collate(
         ids=tuple(item.ref.id for item in group),
         sizes=tuple((item.ref.height, item.ref.width) for item in group),
         image_BKHW=image.pin_memory() if pin_memory else image,
-        shapes=tuple(item.shapes for item in group if item.shapes is not None),
+        derived=tuple(derived for item in group for derived in item.derived),
     )
 
 

@@ -98,7 +98,7 @@ def score_images(
         workers=scoring.workers,
         pin_memory=predictor.device.type == "cuda",
         max_batch_pixels=predictor.batch_size * scoring.tile**2,
-        shapes=None
+        derive=None
         if regions is None
         else partial(_shapes, regions, input_scale=card.input_scale, cell=predictor.cell),
     )
@@ -133,7 +133,10 @@ def _shapes(
 
 
 def _score_batch(
-    batch: Batch, predictor: Predictor, scoring: ScoringConfig, heatmaps: HeatmapConfig | None
+    batch: Batch[CellShares],
+    predictor: Predictor,
+    scoring: ScoringConfig,
+    heatmaps: HeatmapConfig | None,
 ) -> tuple[Callable[[], Reduction], dict[str, Tensor]]:
     """Everything that the device does for a batch; nothing here waits for it.
 
@@ -147,8 +150,8 @@ def _score_batch(
     if scoring.regions.kind == "segment":
         predicted = _predicted_classes(prediction, predictor, batch)
         return partial(_reduce_segments, prediction, predicted, batch, scoring.regions), maps
-    if batch.shapes:
-        reduction = reduce_shapes(prediction, batch.shapes)
+    if batch.derived:
+        reduction = reduce_shapes(prediction, batch.derived)
     else:
         grid = region_grid(
             scoring.regions,
@@ -162,7 +165,7 @@ def _score_batch(
 
 
 @torch.inference_mode()
-def _predicted_classes(prediction: Prediction, predictor: Predictor, batch: Batch) -> Tensor:
+def _predicted_classes(prediction: Prediction, predictor: Predictor, batch: Batch[CellShares]) -> Tensor:
     """The predicted mask of each image at the image's own size: uint8 or int16 [B, H, W] on the device."""
     kind = torch.uint8 if prediction.probability.shape[1] <= 256 else torch.int16
     masks = [  # one by one: the probabilities of a whole batch at full size would fill the memory
@@ -175,7 +178,7 @@ def _predicted_classes(prediction: Prediction, predictor: Predictor, batch: Batc
 
 
 def _reduce_segments(
-    prediction: Prediction, predicted: Tensor, batch: Batch, config: RegionConfig
+    prediction: Prediction, predicted: Tensor, batch: Batch[CellShares], config: RegionConfig
 ) -> Reduction:
     """Wait for the predicted masks, and reduce over their segments."""
     smallest = config.smallest * config.cell**2
@@ -190,7 +193,7 @@ def _reduce_segments(
     return reduce_shapes(prediction, shares)
 
 
-def _network_size(batch: Batch) -> tuple[int, int]:
+def _network_size(batch: Batch[CellShares]) -> tuple[int, int]:
     return batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1]
 
 
@@ -213,7 +216,9 @@ def _heatmaps(
     }
 
 
-def _hand_over(sink: Sink, batch: Batch, reduce: Callable[[], Reduction], maps: dict[str, Tensor]) -> None:
+def _hand_over(
+    sink: Sink, batch: Batch[CellShares], reduce: Callable[[], Reduction], maps: dict[str, Tensor]
+) -> None:
     """Wait for the device, in the writer's thread, and give the sink one image after another."""
     planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
     pixels = pixel_statistics(batch.image_BKHW)
