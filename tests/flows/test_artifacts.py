@@ -27,7 +27,7 @@ from db.tables import Image as ImageRow
 from flows import artifacts
 from flows.markdown import code, harmless, picture, plain, prose, table
 from flows.round_report import round_report
-from tests.flows.conftest import opened
+from tests.conftest import opened
 
 HOSTILE = (
     "a|b `c` [x](http://evil.example).png",

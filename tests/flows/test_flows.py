@@ -31,7 +31,7 @@ from flows.retrain import retrain
 from pipeline.operation.simulation import loop
 from pipeline.steps import ingest
 from pipeline.steps.annotate import annotate
-from tests.flows.conftest import another_process, opened
+from tests.conftest import another_process, opened
 from tests.flows.test_loop import remembered
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select
 from db.tables import Failure, Image, ImageScore, Lease, QueueItem, RegionScore, ScoringRun, Shard, utc_now
 from flows import cli
 from pipeline.leases import this_process
-from tests.flows.conftest import opened
+from tests.conftest import opened
 
 
 class Console:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.flows.conftest import CLASSES, draw
+from tests.conftest import CLASSES, draw
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from flows.ray_cluster import drain_on_cluster, tasks_for
 from pipeline.config import ScaleConfig
 from pipeline.errors import ConfigError
 from pipeline.steps.score.step import plan_scoring
-from tests.pipeline.test_engine import pool_of
+from tests.pipeline.steps.score.test_workers import pool_of
 
 CPU_NODES = [{"CPU": 4.0}, {"CPU": 8.0}]
 

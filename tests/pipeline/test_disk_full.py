@@ -26,8 +26,8 @@ from pipeline.steps.export import export
 from pipeline.steps.score import score
 from pipeline.steps.train import train
 from tests.pipeline.labeling.exported_project import make_project as make_project_to_export
-from tests.pipeline.model.test_train_step import fill
-from tests.pipeline.model.test_train_step import make_project as make_training_project
+from tests.pipeline.steps.test_train import fill
+from tests.pipeline.steps.test_train import make_project as make_training_project
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 
 SCORING = ScoringConfig.model_validate(

@@ -22,7 +22,7 @@ from db.engine import Database
 from db.tables import Image, ImageScore, Queue, QueueItem, Shard
 from flows.prefect_server import SERVER_SETTINGS
 from pipeline.data.project import load_project
-from tests.flows.conftest import draw, write_config
+from tests.conftest import draw, write_config
 
 BIN = Path(sys.executable).parent
 BUDGET = 12

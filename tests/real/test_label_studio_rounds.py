@@ -21,7 +21,7 @@ from db.engine import Database
 from db.tables import Image, Label, Model, ModelLabel, QueueItem
 from pipeline.data.project import load_project
 from pipeline.labeling.label_studio.tasks import mask_results
-from tests.flows.conftest import CLASSES, QUICK, draw, write_config
+from tests.conftest import CLASSES, QUICK, draw, write_config
 from tests.real.label_studio_server import EMAIL, TOKEN, RunningLabelStudio, executable
 
 COMMAND = executable()

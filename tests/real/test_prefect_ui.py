@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from pipeline.steps.annotate import annotate
-from tests.flows.conftest import QUICK, draw, opened, write_config
+from tests.conftest import QUICK, draw, opened, write_config
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -40,7 +40,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.steps.score import score
 from pipeline.steps.score.step import ScoreReport, plan_scoring
 from tests.db.conftest import postgresql as server  # noqa: F401  (a fixture)
-from tests.pipeline.test_engine import COLUMNS, pool_of, rows_of
+from tests.pipeline.steps.score.test_workers import COLUMNS, pool_of, rows_of
 from tests.pipeline.uncertainty.pool import add_images, serve_random_model
 
 PASSWORD = "not-to-be-seen-4711"

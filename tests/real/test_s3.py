@@ -31,7 +31,7 @@ from PIL import Image as Picture
 
 from pipeline.data.project import load_project
 from pipeline.data.sources import find_images
-from tests.flows.conftest import draw, write_config
+from tests.conftest import draw, write_config
 
 pytestmark = pytest.mark.timeout(1200)  # two rounds of commands are the first test's set-up
 

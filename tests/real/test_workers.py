@@ -21,7 +21,7 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps.score.processes import drain_everywhere
 from pipeline.steps.score.step import plan_scoring
-from tests.pipeline.test_engine import pool_of, rows_of, shards_of
+from tests.pipeline.steps.score.test_workers import pool_of, rows_of, shards_of
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -16,7 +16,7 @@ from pipeline.model.segmenter import Segmenter
 from pipeline.training.dataset import TrainingSet
 from pipeline.training.loop import train_segmenter
 from tests.pipeline.model.test_segmenter import CLASSES, tiny
-from tests.pipeline.model.test_training import draw_images
+from tests.pipeline.training.test_loop import draw_images
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.flows.conftest import draw, write_config
+from tests.conftest import draw, write_config
 
 FIRST, LATER = 32, 14
 

@@ -14,7 +14,7 @@ from pipeline.config import IGNORE, RegionConfig
 from pipeline.data.project import Project
 from pipeline.regions.outlines import paint_regions
 from pipeline.steps.ingest import ingest
-from tests.pipeline.data.test_ingest import Folder
+from tests.pipeline.steps.ingest.test_step import Folder
 
 SHAPE = (QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline)
 

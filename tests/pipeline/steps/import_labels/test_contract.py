@@ -20,9 +20,9 @@ from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from tests.pipeline.labeling.annotators_tools import ANNOTATORS_TOOLS
-from tests.pipeline.labeling.conftest import copy_of
 from tests.pipeline.labeling.exported_project import Exported
 from tests.pipeline.labeling.photographs import ABSENT, make_photo_project
+from tests.pipeline.steps.conftest import copy_of
 
 Mask = npt.NDArray[np.uint8]
 ALL = sorted(TOOLS)

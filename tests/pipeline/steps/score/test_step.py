@@ -240,7 +240,7 @@ def test_a_killed_run_goes_on_where_it_was_and_equals_an_uninterrupted_one(tmp_p
     killed, database = pool_of(tmp_path / "killed", sizes, shard_images=2)
     config = killed.root / "segcurate.yaml"
     config.write_text(killed.config.model_dump_json())
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", SCORE_SLOWLY, str(config)],
         stdin=subprocess.PIPE,

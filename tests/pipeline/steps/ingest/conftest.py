@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.data.folder import Folder
+from tests.pipeline.steps.ingest.folder import Folder
 
 
 @pytest.fixture

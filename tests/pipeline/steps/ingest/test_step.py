@@ -16,7 +16,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import read_image
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import ConfigError, DataError
-from tests.pipeline.data.folder import HELD_OUT, Folder
+from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
 
 
 def test_the_first_ingest_registers_splits_labels_and_opens_round_one(five: Folder) -> None:

@@ -14,7 +14,7 @@ from db.queries import rounds as round_queries
 from db.tables import Image, Label, QueueItem
 from pipeline.errors import UserError
 from pipeline.steps.ingest import initial_labels, step
-from tests.pipeline.data.folder import HELD_OUT, Folder
+from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
 
 
 class Killed(BaseException):

@@ -233,7 +233,7 @@ class TestTheStoredQueue:
         child = subprocess.run(
             [sys.executable, "-c", code, str(store.project.root)],
             input=store.project.config.model_dump_json().encode(),
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
             check=False,
         )
         assert child.returncode == -signal.SIGKILL

@@ -14,8 +14,8 @@ from db.tables import Label, Model, Queue
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.promotion import Verdict
 from pipeline.operation.retrain import RetrainReport, decide, retraining
-from tests.flows.conftest import label_regions, opened, set_option
-from tests.flows.test_night import dies_at, everything, items
+from tests.conftest import label_regions, opened, set_option
+from tests.pipeline.operation.test_nightly import dies_at, everything, items
 
 
 def a_retraining(folder: Path, **options: Any) -> RetrainReport:

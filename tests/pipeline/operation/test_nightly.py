@@ -22,7 +22,7 @@ from pipeline.operation.retrain import close_round
 from pipeline.steps.annotate import annotate
 from pipeline.steps.import_labels import import_labels
 from pipeline.summaries.project import project_status
-from tests.flows.conftest import another_process, draw, label_regions, opened, set_option
+from tests.conftest import another_process, draw, label_regions, opened, set_option
 
 
 def everything(folder: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -14,7 +14,7 @@ import pytest
 from db.queries import images as image_queries
 from pipeline.errors import DataError
 from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
-from tests.pipeline.labeling.test_import import COLORS, deliver, mask_file, take
+from tests.pipeline.steps.import_labels.test_step import COLORS, deliver, mask_file, take
 
 GOOD = "right/frame 1.png"
 BAD = "left/frame 1.png"
