@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from db.engine import Database
-from db.queries import models as model_queries
+from db.queries import models
 from db.tables import Model
 from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators
 from pipeline.calibration.comparison import fit_calibrator, judge
@@ -84,8 +84,8 @@ def measure(project: Project, clip: tuple[Path, Path] | None, most: int) -> list
     """Rows of sampler, source and calibrator with their judgement on the test split."""
     database = Database(project.database_url)
     with database.session(write=False) as session:
-        model = model_queries.list_models(session)[-1]
-        seen = {label.image_id for label in model_queries.model_labels(session, model.id)}
+        model = models.list_models(session)[-1]
+        seen = {label.image_id for label in models.model_labels(session, model.id)}
         test, calibration, pool = (
             held_out_images(session, project, split) for split in ("test", "calibration", "pool")
         )

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from db.engine import Database
-from db.queries import rounds as queries
+from db.queries import models
 from flows.cli.display import interval
 from pipeline.data.project import Project, load_project
 from pipeline.operation.simulation import loop
@@ -68,7 +68,7 @@ def prepare(work: Path, *, data: Path, weights: Path) -> Project:
 def report(project: Project, database: Database, seconds: list[tuple[int, str, float]]) -> None:
     with database.session(write=False) as session:
         rounds = round_history(session, sampler=project.config.scoring.sampler)
-        promoted = queries.promoted_model(session)
+        promoted = models.promoted_model(session)
     print("round  labels  share  mIoU, ECE before, ECE after, AUROC of error detection")
     for row in rounds:
         if row.model is None:

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from db.bulk import Columns
 from db.engine import Database
-from db.queries import pruning, scores, shards
+from db.queries import pruning, runs, scores, shards
 from db.queries.candidates import eligible_images, last_eligible, region_candidates
 from db.queries.shards import PlannedShard
 from db.tables import Image, Model, RegionScore, Round
@@ -86,7 +86,7 @@ def _measure(database: Database, *, rows: int) -> dict[str, float]:
     found["written, rows/s"] = found["rows"] / seconds
     found["written, rows/s of this CPU"] = found["rows"] / cpu
     with database.session() as session:
-        found["finishing the run, s"] = _time(lambda: scores.finish_run(session, run_id=1))
+        found["finishing the run, s"] = _time(lambda: runs.finish_run(session, run_id=1))
     again = Database(database.engine.url.render_as_string(hide_password=False))
     found["top 1,000, first, ms"] = 1000 * _time(lambda: _top(again))
     found["top 1,000, median of 5, ms"] = 1000 * statistics.median(
@@ -127,7 +127,7 @@ def _fill(database: Database, *, images: int) -> None:
             session.execute(
                 insert(Image), [{"uri": f"{n}.png", "sha256": f"{n:064x}", "position": n} | row for n in part]
             )
-        scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
+        runs.open_run(session, model_id=1, scorer_hash="a", scorer={})
         shards.plan_shards(session, run_id=1, shard_images=SHARD_IMAGES)
 
 

@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any, cast
 
 from db.engine import Database
-from db.queries.assessments import assessment_of
+from db.queries.evaluations import assessment_of
 from pipeline.config import Sampler
 from pipeline.config.project import CONFIG_FILE
 from pipeline.data.project import Project, load_project

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from db.engine import Database
-from db.queries import models as queries
+from db.queries import models
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Temperature
 from pipeline.calibration.fit import Pixels, fit_temperature
@@ -113,7 +113,7 @@ def measure(project: Project) -> dict[str, Any]:
     database = Database(project.database_url)
     ingest(project, database)
     with database.session(write=False) as session:
-        trained = [row for row in queries.list_models(session) if row.status == "trained"]
+        trained = [row for row in models.list_models(session) if row.status == "trained"]
     model = trained[0] if trained else train(project, database)
     with database.session(write=False) as session:
         calibration, test = (held_out_images(session, project, split) for split in ("calibration", "test"))

@@ -30,9 +30,9 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
 from db.engine import Database
-from db.queries.contents import newest_queue
 from db.queries.leases import store_time
-from db.queries.runs import images_done
+from db.queries.queues import newest_queue
+from db.queries.shards import images_done
 from flows.markdown import code, harmless, plain
 from pipeline.data.project import Project
 from pipeline.progress import Progress, silent

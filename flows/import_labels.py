@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from pydantic import Field
 
-from db.queries.operation import count_new_labels
+from db.queries.models import count_new_labels
 from flows.automations import LABELS_IMPORTED
 from flows.tasks import as_task, ended, opened, rename_run, say
 from pipeline.data.project import Project

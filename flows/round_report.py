@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import rounds as queries
-from db.queries.contents import newest_queue
-from db.queries.images import list_failures
+from db.queries import models
+from db.queries import rounds as round_queries
+from db.queries.failures import list_failures
+from db.queries.queues import newest_queue
 from db.queries.runs import newest_run
 from flows.cli.display import interval
 from flows.markdown import code, picture, plain, prose, table
@@ -78,8 +79,8 @@ def _next(now: Status) -> str:
 def _decision(session: Session, rounds: Sequence[RoundSummary]) -> str | None:
     if not rounds:
         return None
-    row = next(row for row in queries.list_rounds(session) if row.number == rounds[-1].number)
-    model = queries.round_model(session, row.id)
+    row = next(row for row in round_queries.list_rounds(session) if row.number == rounds[-1].number)
+    model = models.round_model(session, row.id)
     return model.decision if model else None
 
 

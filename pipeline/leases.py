@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database
-from db.queries import leases as queries
+from db.queries import leases
 from db.queries.leases import Held
 from pipeline.data.project import Project
 from pipeline.errors import Busy
@@ -48,7 +48,7 @@ def renewing(database: Database, *, seconds: float = LEASE_SECONDS) -> Generator
         while not ended.wait(seconds / 4):
             try:
                 with database.session() as session:
-                    queries.renew_leases(session, owner=owner, seconds=seconds)
+                    leases.renew_leases(session, owner=owner, seconds=seconds)
             except DBAPIError as error:  # the next try may come in time; if not, somebody else takes over
                 logger.warning("The leases could not be renewed: %s", error.orig)
 
@@ -87,7 +87,7 @@ def alone(
             yield
     finally:
         try:
-            database.transact(lambda session: queries.give_lease_back(session, name=name, owner=owner))
+            database.transact(lambda session: leases.give_lease_back(session, name=name, owner=owner))
         except DBAPIError as error:  # it ends by itself; what the block did or raised is what counts
             logger.warning("The lease of `%s` could not be given back: %s", name, error.orig)
 
@@ -117,7 +117,7 @@ def one_at_a_time(
 
 def _take(database: Database, name: str, *, owner: str, seconds: float) -> Held | None:
     with database.session(write=False) as session:
-        dead = dead_owners(queries.owners(session))
+        dead = dead_owners(leases.owners(session))
     return database.transact(
-        lambda session: queries.take_lease(session, name=name, owner=owner, seconds=seconds, dead=dead)
+        lambda session: leases.take_lease(session, name=name, owner=owner, seconds=seconds, dead=dead)
     )

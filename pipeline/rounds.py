@@ -11,8 +11,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from db.queries import labels, queues
-from db.queries import rounds as queries
+from db.queries import queue_items, queues, rounds
 from db.tables import Round, utc_now
 from pipeline.errors import NotYourTurn
 
@@ -36,7 +35,7 @@ def require(session: Session, step: Step) -> Round:
     Raises:
         NotYourTurn: there is no round yet, or another step comes next.
     """
-    current = queries.current_round(session)
+    current = rounds.current_round(session)
     if current is None:
         raise NotYourTurn(
             f"`segcurate {step}` has nothing to work on: the project has no labeled images yet.",
@@ -56,7 +55,7 @@ def advance(session: Session, current: Round, step: Step) -> None:
     if step == "import":
         current.state = "closed"
         current.closed_at = utc_now()
-        queries.open_round(session, number=current.number + 1, state="train")
+        rounds.open_round(session, number=current.number + 1, state="train")
     else:
         current.state = STEPS[STEPS.index(step) + 1]
     session.flush()
@@ -83,7 +82,7 @@ def reopen(session: Session, current: Round) -> int:
         How many of its regions went back to the pool.
     """
     released = _release(session, require(session, "import"))
-    queue = queries.round_queue(session, current.id)
+    queue = queues.round_queue(session, current.id)
     if queue is not None:
         queue.round_id = None
     current.state = "select"
@@ -93,16 +92,16 @@ def reopen(session: Session, current: Round) -> int:
 
 def open_first(session: Session) -> Round | None:
     """Round 1, when there is none yet. Called by `ingest` once there are labels to train on."""
-    if queries.current_round(session) is not None:
+    if rounds.current_round(session) is not None:
         return None
-    return queries.open_round(session, number=1, state="train")
+    return rounds.open_round(session, number=1, state="train")
 
 
 def _release(session: Session, current: Round) -> int:
     """Let the regions go that wait for a label in the round's queue."""
-    queue = queries.round_queue(session, current.id)
+    queue = queues.round_queue(session, current.id)
     if queue is None:
         return 0
-    waiting = [item.id for item in queues.queue_items(session, queue.id, status="queued")]
-    labels.set_status(session, item_ids=waiting, status="released")
+    waiting = [item.id for item in queue_items.queue_items(session, queue.id, status="queued")]
+    queue_items.set_status(session, item_ids=waiting, status="released")
     return len(waiting)

@@ -1,18 +1,15 @@
-"""Regions that several annotators have labeled, and what the model had said of them."""
+"""Regions that several annotators have labeled, and the scores that the model gave them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
-from sqlalchemy import Select, and_, case, distinct, func, or_, select
+from sqlalchemy import and_, distinct, func, select, update
 from sqlalchemy.orm import Session
 
-from db.queries.in_force import is_version, newest_versions
-from db.tables import Image, Label, LabelRegion, Queue, QueueItem, RegionScore
-
-BATCH = 500
-"""Values in one `IN (…)`; SQLite's oldest limit is 999."""
+from db.queries.labels import is_version, newest_versions
+from db.tables import Image, Label, Queue, QueueItem, RegionScore
 
 
 class SharedRegion(NamedTuple):
@@ -40,24 +37,6 @@ class SharedRegion(NamedTuple):
     mutual_information: float | None
 
 
-class CoveredRegion(NamedTuple):
-    """A region that a label covers; `fills_box` says that it holds every pixel of its box."""
-
-    x: int
-    y: int
-    w: int
-    h: int
-    region_index: int
-    fills_box: bool
-
-
-class Covered(NamedTuple):
-    """Labeled queue items, and the estimated clicks of those that were exported; None where none was."""
-
-    items: int
-    clicks: float | None
-
-
 class SharedImage(NamedTuple):
     """An image of a queue with labels in force of two or more annotators."""
 
@@ -65,6 +44,17 @@ class SharedImage(NamedTuple):
     image_id: int
     width: int
     height: int
+
+
+class AgreementOfItem(Protocol):
+    """How annotators agree on a region, as `QueueItem` says."""
+
+    @property
+    def annotators(self) -> int: ...
+    @property
+    def disagreement(self) -> float: ...
+    @property
+    def vote_entropy(self) -> float: ...
 
 
 def shared_regions(session: Session, *, queue_id: int | None = None) -> list[SharedRegion]:
@@ -118,51 +108,16 @@ def shared_images(session: Session, *, queue_id: int | None = None) -> list[Shar
     return [SharedImage(*row) for row in session.execute(statement)]
 
 
-def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set[CoveredRegion]]:
-    """The regions that each label covers."""
-    table = LabelRegion
-    found: dict[int, set[CoveredRegion]] = {label_id: set() for label_id in label_ids}
-    for start in range(0, len(label_ids), BATCH):
-        part = label_ids[start : start + BATCH]
-        statement = select(
-            *(table.label_id, table.x, table.y, table.w, table.h, table.region_index),
-            table.outline.is_(None),
-        ).where(table.label_id.in_(part))
-        for label_id, *region in session.execute(statement):
-            found[label_id].add(CoveredRegion(*region))
-    return found
-
-
-def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
-    """What these labels cover: each labeled item once, however many of them do.
-
-    Args:
-        label_ids: a query for them.
-    """
-    item, region = QueueItem, LabelRegion
-    whole_image = and_(
-        region.x == 0,
-        region.y == 0,
-        region.w == Image.width,
-        region.h == Image.height,
-        region.outline.is_(None),
-    )
-    same = and_(
-        region.x == item.x,
-        region.y == item.y,
-        region.w == item.w,
-        region.h == item.h,
-        # A label counts a region that fills its box as 0
-        region.region_index == case((item.outline.is_(None), 0), else_=item.region_index),
-    )
-    statement = (
-        select(item.id, item.clicks)
-        .join(Label, and_(Label.queue_id == item.queue_id, Label.image_id == item.image_id))
-        .join(Image, Image.id == item.image_id)
-        .join(region, and_(region.label_id == Label.id, or_(whole_image, same)))
-        .where(item.status == "labeled", Label.id.in_(label_ids))
-        .distinct()
-        .subquery()
-    )
-    row = session.execute(select(func.count(), func.sum(statement.c.clicks)).select_from(statement)).one()
-    return Covered(*row)
+def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem | None]) -> None:
+    """Write down how annotators agree on queue items, by the items' ids; None where that is not known."""
+    rows = [
+        {
+            "id": item_id,
+            "annotators": None if found is None else found.annotators,
+            "disagreement": None if found is None else found.disagreement,
+            "vote_entropy": None if found is None else found.vote_entropy,
+        }
+        for item_id, found in agreement.items()
+    ]
+    if rows:
+        session.execute(update(QueueItem), rows)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from db.queries.in_force import is_version, newest_versions
+from db.queries.labels import is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel, QueueItem
 
 HELD_OUT = "held_out"

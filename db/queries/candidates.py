@@ -17,12 +17,14 @@ import numpy.typing as npt
 from sqlalchemy import ColumnElement, Select, exists, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
-from db.tables import Image, ImageScore, Model, RegionScore, ScoringRun
+from db.tables import Image, ImageScore, RegionScore
 
 NUMBERS = 12
 """Columns of a candidate, without those of its shape."""
+
 UNKNOWN = math.inf
 """Stands for NULL on its way from the database."""
+
 WHOLE_IMAGE = -1
 """The region index of a candidate that is a whole image rather than a region of the run's grid."""
 
@@ -66,18 +68,6 @@ class CandidateColumns:
     pixels: npt.NDArray[np.int64] | None
     """None, as `outline`, where every region fills its box."""
     outline: npt.NDArray[np.object_] | None
-
-
-def finished_run(session: Session) -> ScoringRun | None:
-    """The newest finished scoring run of the newest promoted model."""
-    serving = select(Model.id).where(Model.status == "promoted").order_by(Model.id.desc()).limit(1)
-    statement = (
-        select(ScoringRun)
-        .where(ScoringRun.model_id == serving.scalar_subquery(), ScoringRun.finished_at.is_not(None))
-        .order_by(ScoringRun.finished_at.desc(), ScoringRun.id.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).first()
 
 
 def last_eligible(session: Session, *, run_id: int) -> int:

@@ -1,17 +1,19 @@
-"""Calibrations, evaluations and their metrics, and a model's promotion."""
+"""What is known about a model: calibrations, evaluations with their metrics, and assessments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from db.tables import Calibration, Evaluation, Metric, Model, utc_now
+from db.tables import Assessment, Calibration, Evaluation, Metric, utc_now
 
 MetricKey = tuple[str, int]
 """Name and class index; −1 for a number over all classes."""
+
+Kind = Literal["quality", "stress", "novelty"]
 
 
 class Interval(NamedTuple):
@@ -148,12 +150,20 @@ def metrics_of(
     return {(row.name, row.class_index): row for row in session.scalars(statement)}
 
 
-def other_promoted_model(session: Session, model_id: int) -> Model | None:
-    """The newest promoted model besides this one: what a new model is compared with."""
-    statement = (
-        select(Model)
-        .where(Model.status == "promoted", Model.id != model_id)
-        .order_by(Model.id.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).first()
+def put_assessment(session: Session, *, model_id: int, kind: Kind, document: dict[str, Any]) -> Assessment:
+    """Store a document in the place of the one that is there."""
+    found = assessment_of(session, model_id=model_id, kind=kind)
+    if found is None:
+        found = Assessment(model_id=model_id, kind=kind, document=document)
+        session.add(found)
+    found.document = document
+    found.created_at = utc_now()
+    session.flush()
+    return found
+
+
+def assessment_of(session: Session, *, model_id: int, kind: Kind) -> Assessment | None:
+    """The document of one kind; None where nobody has asked yet."""
+    return session.scalars(
+        select(Assessment).where(Assessment.model_id == model_id, Assessment.kind == kind)
+    ).one_or_none()

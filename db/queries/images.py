@@ -1,21 +1,19 @@
-"""Images, their splits, and the files that could not be used."""
+"""Images: their splits, masks, duplicates and names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+import unicodedata
+from collections.abc import Collection, Sequence
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from db.tables import Failure, Image, Label, Project, Queue, QueueItem, utc_now
-
-BATCH = 500
-"""Values in one `IN (…)`; SQLite's oldest limit is 999."""
-PAGE = 10_000
+from db.queries.paging import BATCH, PAGE, in_parts
+from db.tables import Image, Label, Project
 
 SPLITS = ("pool", "calibration", "test", "guard")
 """The splits by their code in `SplitColumns`."""
@@ -50,6 +48,23 @@ class PoolSizes(NamedTuple):
     has_mask: npt.NDArray[np.bool_]
 
 
+class ImageFile(NamedTuple):
+    """An image as scoring wants to see it."""
+
+    id: int
+    uri: str
+    width: int
+    height: int
+
+
+class NamedImage(NamedTuple):
+    """What a name may mean; a duplicate means its original."""
+
+    id: int
+    uri: str
+    duplicate_of: int | None
+
+
 def project_row(session: Session) -> Project | None:
     """What must not change under a running project; None before the first ingest."""
     return session.scalars(select(Project).limit(1)).first()
@@ -79,15 +94,52 @@ def split_images(session: Session, split: str) -> Sequence[Image]:
 def images_by_uri(session: Session, uris: Sequence[str]) -> dict[str, Image]:
     """The known images among these URIs."""
     found: dict[str, Image] = {}
-    for part in _parts(uris):
+    for part in in_parts(uris):
         found.update((row.uri, row) for row in session.scalars(select(Image).where(Image.uri.in_(part))))
+    return found
+
+
+def images_by_id(session: Session, image_ids: Sequence[int]) -> list[Image]:
+    """Images, by id."""
+    found: list[Image] = []
+    for start in range(0, len(image_ids), BATCH):
+        part = image_ids[start : start + BATCH]
+        found.extend(session.scalars(select(Image).where(Image.id.in_(part)).order_by(Image.id)))
+    return found
+
+
+def image_files(session: Session, *, image_ids: Sequence[int]) -> list[ImageFile]:
+    """Images by id, as scoring wants to see them."""
+    found: list[ImageFile] = []
+    for start in range(0, len(image_ids), BATCH):
+        statement = select(Image.id, Image.uri, Image.width, Image.height).order_by(Image.id)
+        part = statement.where(Image.id.in_(image_ids[start : start + BATCH]))
+        found.extend(ImageFile(*row) for row in session.execute(part))
+    return found
+
+
+def images_named(session: Session, *, stems: Collection[str]) -> list[NamedImage]:
+    """The images of the project whose name without its ending is one of these. Reads every URI once."""
+    wanted = {unicodedata.normalize("NFC", stem) for stem in stems}
+    statement = select(Image.id, Image.uri, Image.duplicate_of).execution_options(yield_per=10_000)
+    rows = (NamedImage(*row) for row in session.execute(statement))
+    return [row for row in rows if unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in wanted]
+
+
+def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
+    """The URI of each image."""
+    found: dict[int, str] = {}
+    for start in range(0, len(image_ids), 500):
+        part = image_ids[start : start + 500]
+        rows = session.execute(select(Image.id, Image.uri).where(Image.id.in_(part)))
+        found.update((row[0], row[1]) for row in rows)
     return found
 
 
 def originals(session: Session, hashes: Sequence[str]) -> dict[str, int]:
     """For each known content hash, the id of the image that stands for it."""
     found: dict[str, int] = {}
-    for part in _parts(hashes):
+    for part in in_parts(hashes):
         statement = (
             select(Image.sha256, Image.id)
             .where(Image.sha256.in_(part), Image.duplicate_of.is_(None))
@@ -191,76 +243,18 @@ def pool_sizes(session: Session) -> PoolSizes:
     return sizes
 
 
-def images_to_label(session: Session, *, queue_id: int, after_id: int, limit: int) -> Sequence[Image]:
-    """A page of pool images that have a mask and no item in this queue."""
+def unlabeled_ids(session: Session) -> Sequence[int]:
+    """The images of the pool without any label, by id; no duplicates."""
     statement = (
-        select(Image)
+        select(Image.id)
         .where(
             Image.split == "pool",
             Image.duplicate_of.is_(None),
-            Image.mask_uri.is_not(None),
-            Image.id > after_id,
-            ~select(QueueItem.id)
-            .where(QueueItem.queue_id == queue_id, QueueItem.image_id == Image.id)
-            .exists(),
+            ~select(Label.id).where(Label.image_id == Image.id).exists(),
         )
         .order_by(Image.id)
-        .limit(limit)
     )
     return session.scalars(statement).all()
-
-
-def initial_queue(session: Session) -> Queue | None:
-    """The queue of the labels that the project started with."""
-    return session.scalars(select(Queue).where(Queue.kind == "initial")).first()
-
-
-def next_rank(session: Session, queue_id: int) -> int:
-    """The first free rank of a queue; ranks start at 1."""
-    return (session.scalar(select(func.max(QueueItem.rank)).where(QueueItem.queue_id == queue_id)) or 0) + 1
-
-
-def insert_items(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """New queue items, each a dict of the table's columns."""
-    if rows:
-        session.execute(insert(QueueItem), list(rows))
-
-
-def waiting_images(session: Session, queue_id: int, *, after_id: int, limit: int) -> Sequence[Image]:
-    """A page of the images that have items of this queue still waiting for their label, by id."""
-    waiting = select(QueueItem.id).where(
-        QueueItem.image_id == Image.id, QueueItem.queue_id == queue_id, QueueItem.status == "queued"
-    )
-    statement = select(Image).where(Image.id > after_id, waiting.exists()).order_by(Image.id).limit(limit)
-    return session.scalars(statement).all()
-
-
-def count_waiting(session: Session, queue_id: int) -> int:
-    """Items of a queue that wait for their label."""
-    statement = select(func.count()).where(QueueItem.queue_id == queue_id, QueueItem.status == "queued")
-    return session.scalar(statement) or 0
-
-
-def waiting_items(session: Session, queue_id: int, *, image_ids: Sequence[int]) -> Sequence[QueueItem]:
-    """The waiting items of these images, by rank."""
-    statement = (
-        select(QueueItem)
-        .where(
-            QueueItem.queue_id == queue_id, QueueItem.status == "queued", QueueItem.image_id.in_(image_ids)
-        )
-        .order_by(QueueItem.rank)
-    )
-    return session.scalars(statement).all()
-
-
-def images_in_queue(session: Session, queue_id: int) -> set[int]:
-    """The images that have an item in a queue."""
-    return set(session.scalars(select(QueueItem.image_id).where(QueueItem.queue_id == queue_id).distinct()))
-
-
-def has_labels(session: Session) -> bool:
-    """Whether any image has a label."""
-    return session.scalar(select(Label.id).limit(1)) is not None
 
 
 def count_splits(session: Session) -> dict[str, int]:
@@ -284,45 +278,3 @@ def count_unmasked(session: Session) -> dict[str, int]:
 def count_masks(session: Session) -> int:
     """Images with a mask."""
     return session.scalar(select(func.count()).select_from(Image).where(Image.mask_uri.is_not(None))) or 0
-
-
-def record_failures(session: Session, step: str, failures: Iterable[tuple[str, str]]) -> None:
-    """Write down files that a step could not use, as (subject, reason); a former reason is replaced."""
-    reasons = dict(failures)
-    clear_failures(session, step, list(reasons))
-    now = utc_now()
-    rows = [
-        {"step": step, "subject": subject, "reason": reason, "at": now} for subject, reason in reasons.items()
-    ]
-    if rows:
-        session.execute(insert(Failure), rows)
-
-
-def clear_failures(session: Session, step: str, subjects: Sequence[str] | None = None) -> None:
-    """Forget a step's failures: those of these subjects, or all."""
-    mine = delete(Failure).where(Failure.step == step)
-    if subjects is None:
-        session.execute(mine)
-        return
-    for part in _parts(subjects):
-        session.execute(mine.where(Failure.subject.in_(part)))
-
-
-def clear_failures_before(session: Session, step: str, moment: datetime) -> None:
-    """Forget a step's failures that it has not met again since a moment."""
-    session.execute(delete(Failure).where(Failure.step == step, Failure.at < moment))
-
-
-def list_failures(
-    session: Session, *, step: str | None = None, limit: int | None = None
-) -> Sequence[Failure]:
-    """Failures by step and subject; of one step only, or the first few, where these are given."""
-    statement = select(Failure).order_by(Failure.step, Failure.subject).limit(limit)
-    if step is not None:
-        statement = statement.where(Failure.step == step)
-    return session.scalars(statement).all()
-
-
-def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), BATCH):
-        yield values[start : start + BATCH]

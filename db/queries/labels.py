@@ -1,18 +1,19 @@
-"""Labels that came back: one version after another of each image of each queue."""
+"""Labels that came back: one version after another of each image of each queue.
+
+In force is the newest version of each annotator, for each image of each queue.
+"""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from db.queries.in_force import is_version, newest_versions
-from db.tables import Image, ImageScore, Label, LabelRegion, QueueItem
+from db.queries.paging import BATCH
+from db.tables import Image, Label, LabelRegion, QueueItem
 
 
 class LabeledRegion(NamedTuple):
@@ -27,46 +28,42 @@ class LabeledRegion(NamedTuple):
     outline: str | None = None
 
 
-BATCH = 500
-"""Values in one `IN (…)`; SQLite's oldest limit is 999."""
+class CoveredRegion(NamedTuple):
+    """A region that a label covers; `fills_box` says that it holds every pixel of its box."""
 
-
-class QueuedImage(NamedTuple):
-    """An image of a queue, as far as its labels are concerned."""
-
-    id: int
-    uri: str
-    sha256: str
-    width: int
-    height: int
-
-
-class QueuedBox(NamedTuple):
-    """A queue item, as far as its label is concerned."""
-
-    item_id: int
-    rank: int
     x: int
     y: int
     w: int
     h: int
     region_index: int
-    outline: str | None
+    fills_box: bool
 
 
-class NamedImage(NamedTuple):
-    """What a name may mean; a duplicate means its original."""
+class Covered(NamedTuple):
+    """Labeled queue items, and the estimated clicks of those that were exported; None where none was."""
 
-    id: int
-    uri: str
-    duplicate_of: int | None
+    items: int
+    clicks: float | None
 
 
-class QueuedRegion(NamedTuple):
-    """An item of a queue and the image that it lies in."""
+def newest_versions(*, each_annotator: bool = True) -> Subquery:
+    """`image_id`, `queue_id` and `version` of the labels in force; labels without a name are one annotator's.
 
-    item: QueueItem
-    image: Image
+    Args:
+        each_annotator: otherwise only the newest of all annotators.
+    """
+    of_one = (Label.image_id, Label.queue_id, *((Label.annotator,) if each_annotator else ()))
+    newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
+    return newest.group_by(*of_one).subquery()
+
+
+def is_version(newest: Subquery) -> ColumnElement[bool]:
+    """That a `Label` is one of these versions; to join on."""
+    return and_(
+        newest.c.image_id == Label.image_id,
+        newest.c.queue_id == Label.queue_id,
+        newest.c.version == Label.version,
+    )
 
 
 def record_label(
@@ -122,21 +119,6 @@ def record_label(
     return row
 
 
-def _earlier(session: Session, latest: Label, *, annotator: str | None, origin: str | None) -> list[Label]:
-    """The newest version of one annotation where there is one, else of one annotator."""
-    of_image = (
-        select(Label)
-        .where(Label.image_id == latest.image_id, Label.queue_id == latest.queue_id)
-        .order_by(Label.version.desc())
-        .limit(1)
-    )
-    if origin is not None:
-        known = session.scalars(of_image.where(Label.origin == origin)).all()
-        if known:
-            return list(known)
-    return list(session.scalars(of_image.where(Label.annotator.is_not_distinct_from(annotator))))
-
-
 def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | None:
     """The newest version of one image's label in one queue."""
     statement = (
@@ -180,54 +162,76 @@ def labeled_images(session: Session, *, queue_id: int) -> set[int]:
     return set(session.scalars(select(Label.image_id).where(Label.queue_id == queue_id).distinct()))
 
 
-def queued_boxes(session: Session, *, queue_id: int) -> Iterator[tuple[QueuedBox, QueuedImage]]:
-    """Every item of a queue with its image, best rank first; one at a time."""
-    of_item = (QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.region_index, QueueItem.outline)
-    statement = (
-        select(
-            *(QueueItem.id, QueueItem.rank, *of_item),
-            *(Image.id, Image.uri, Image.sha256, Image.width, Image.height),
-        )
-        .join(Image, Image.id == QueueItem.image_id)
-        .where(QueueItem.queue_id == queue_id)
-        .order_by(QueueItem.rank)
-    )
-    for row in session.execute(statement.execution_options(yield_per=1000)):
-        yield QueuedBox(*row[:8]), QueuedImage(*row[8:])
+def has_labels(session: Session) -> bool:
+    """Whether any image has a label."""
+    return session.scalar(select(Label.id).limit(1)) is not None
 
 
-def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
-    """Every item of a queue with its image, best rank first."""
-    statement = (
-        select(QueueItem, Image)
-        .join(Image, Image.id == QueueItem.image_id)
-        .where(QueueItem.queue_id == queue_id)
-        .order_by(QueueItem.rank)
-    )
-    return [QueuedRegion(item, image) for item, image in session.execute(statement)]
+def has_labels_of(session: Session, *, queue_id: int) -> bool:
+    """Whether any mask has come back for a queue."""
+    return session.scalar(select(Label.id).where(Label.queue_id == queue_id).limit(1)) is not None
 
 
-def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> None:
-    """Move queue items to `labeled`, `released` or back to `queued`."""
-    for start in range(0, len(item_ids), BATCH):
-        statement = update(QueueItem).where(QueueItem.id.in_(item_ids[start : start + BATCH]))
-        session.execute(statement.values(status=status))
-
-
-def images_named(session: Session, *, stems: Collection[str]) -> list[NamedImage]:
-    """The images of the project whose name without its ending is one of these. Reads every URI once."""
-    wanted = {unicodedata.normalize("NFC", stem) for stem in stems}
-    statement = select(Image.id, Image.uri, Image.duplicate_of).execution_options(yield_per=10_000)
-    rows = (NamedImage(*row) for row in session.execute(statement))
-    return [row for row in rows if unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in wanted]
-
-
-def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int]) -> dict[int, ImageScore]:
-    """The image scores of one run, by image id."""
-    found: dict[int, ImageScore] = {}
-    for start in range(0, len(image_ids), BATCH):
-        statement = select(ImageScore).where(
-            ImageScore.run_id == run_id, ImageScore.image_id.in_(image_ids[start : start + BATCH])
-        )
-        found.update((row.image_id, row) for row in session.scalars(statement))
+def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set[CoveredRegion]]:
+    """The regions that each label covers."""
+    table = LabelRegion
+    found: dict[int, set[CoveredRegion]] = {label_id: set() for label_id in label_ids}
+    for start in range(0, len(label_ids), BATCH):
+        part = label_ids[start : start + BATCH]
+        statement = select(
+            *(table.label_id, table.x, table.y, table.w, table.h, table.region_index),
+            table.outline.is_(None),
+        ).where(table.label_id.in_(part))
+        for label_id, *region in session.execute(statement):
+            found[label_id].add(CoveredRegion(*region))
     return found
+
+
+def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
+    """What these labels cover: each labeled item once, however many of them do.
+
+    Args:
+        label_ids: a query for them.
+    """
+    item, region = QueueItem, LabelRegion
+    whole_image = and_(
+        region.x == 0,
+        region.y == 0,
+        region.w == Image.width,
+        region.h == Image.height,
+        region.outline.is_(None),
+    )
+    same = and_(
+        region.x == item.x,
+        region.y == item.y,
+        region.w == item.w,
+        region.h == item.h,
+        # A label counts a region that fills its box as 0
+        region.region_index == case((item.outline.is_(None), 0), else_=item.region_index),
+    )
+    statement = (
+        select(item.id, item.clicks)
+        .join(Label, and_(Label.queue_id == item.queue_id, Label.image_id == item.image_id))
+        .join(Image, Image.id == item.image_id)
+        .join(region, and_(region.label_id == Label.id, or_(whole_image, same)))
+        .where(item.status == "labeled", Label.id.in_(label_ids))
+        .distinct()
+        .subquery()
+    )
+    row = session.execute(select(func.count(), func.sum(statement.c.clicks)).select_from(statement)).one()
+    return Covered(*row)
+
+
+def _earlier(session: Session, latest: Label, *, annotator: str | None, origin: str | None) -> list[Label]:
+    """The newest version of one annotation where there is one, else of one annotator."""
+    of_image = (
+        select(Label)
+        .where(Label.image_id == latest.image_id, Label.queue_id == latest.queue_id)
+        .order_by(Label.version.desc())
+        .limit(1)
+    )
+    if origin is not None:
+        known = session.scalars(of_image.where(Label.origin == origin)).all()
+        if known:
+            return list(known)
+    return list(session.scalars(of_image.where(Label.annotator.is_not_distinct_from(annotator))))

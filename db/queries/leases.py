@@ -85,3 +85,8 @@ def owners(session: Session) -> set[str]:
     found = set(session.scalars(select(Lease.owner)))
     running = select(Shard.owner).where(Shard.status == "running", Shard.owner.is_not(None)).distinct()
     return found | {owner for owner in session.scalars(running) if owner is not None}
+
+
+def list_leases(session: Session) -> list[Lease]:
+    """Who is at which piece of work, or died at it; longest first."""
+    return list(session.scalars(select(Lease).order_by(Lease.taken_at, Lease.name)))

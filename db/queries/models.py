@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from db.queries.audits import AuditRegion
-from db.queries.in_force import is_version, newest_versions
-from db.tables import Image, Label, Model, ModelLabel
+from db.queries.labels import is_version, newest_versions
+from db.tables import Image, Label, LabelRegion, Model, ModelLabel
 
 
 class TrainingLabel(NamedTuple):
@@ -32,6 +32,39 @@ class TrainingImage(NamedTuple):
     height: int
     labels: tuple[TrainingLabel, ...]
     held_out: tuple[AuditRegion, ...] = ()
+
+
+def list_models(session: Session) -> Sequence[Model]:
+    """All models, oldest first."""
+    return session.scalars(select(Model).order_by(Model.id)).all()
+
+
+def round_model(session: Session, round_id: int) -> Model | None:
+    """The model that was trained in a round."""
+    return session.scalars(select(Model).where(Model.round_id == round_id)).first()
+
+
+def promoted_model(session: Session) -> Model | None:
+    """The model that scores: the newest promoted one."""
+    statement = select(Model).where(Model.status == "promoted").order_by(Model.id.desc()).limit(1)
+    return session.scalars(statement).first()
+
+
+def other_promoted_model(session: Session, model_id: int) -> Model | None:
+    """The newest promoted model besides this one: what a new model is compared with."""
+    statement = (
+        select(Model)
+        .where(Model.status == "promoted", Model.id != model_id)
+        .order_by(Model.id.desc())
+        .limit(1)
+    )
+    return session.scalars(statement).first()
+
+
+def newest_trained(session: Session) -> Model | None:
+    """The newest model whose training has ended, promoted or not."""
+    statement = select(Model).where(Model.status != "training").order_by(Model.id.desc()).limit(1)
+    return session.scalars(statement).first()
 
 
 def training_labels(session: Session) -> list[TrainingImage]:
@@ -72,11 +105,6 @@ def training_labels(session: Session) -> list[TrainingImage]:
     return list(images.values())
 
 
-def list_models(session: Session) -> Sequence[Model]:
-    """All models, oldest first."""
-    return session.scalars(select(Model).order_by(Model.id)).all()
-
-
 def model_labels(session: Session, model_id: int) -> Sequence[Label]:
     """The labels that a model was trained on."""
     statement = (
@@ -86,6 +114,45 @@ def model_labels(session: Session, model_id: int) -> Sequence[Label]:
         .order_by(Label.image_id, Label.queue_id, Label.version)
     )
     return session.scalars(statement).all()
+
+
+def labeled_ids(session: Session, model_id: int) -> Sequence[int]:
+    """The images that a model was trained on, by id."""
+    statement = (
+        select(Label.image_id)
+        .join(ModelLabel, ModelLabel.label_id == Label.id)
+        .where(ModelLabel.model_id == model_id)
+        .distinct()
+        .order_by(Label.image_id)
+    )
+    return session.scalars(statement).all()
+
+
+def count_new_labels(session: Session) -> int:
+    """Labeled regions that have come since the newest model was begun, and that no model was trained on.
+
+    Only labels in force, of images that may be trained on. What a model left out, because it could not be
+    read or is held out, is not new again.
+    """
+    newest = newest_versions()
+    trained = (
+        select(ModelLabel.label_id)
+        .join(Model, Model.id == ModelLabel.model_id)
+        .where(ModelLabel.label_id == Label.id, Model.status != "training")
+    )
+    region = (LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h, LabelRegion.region_index)
+    new = (
+        select(Label.image_id, Label.queue_id, *region)
+        .join(Label, Label.id == LabelRegion.label_id)
+        .join(Image, Image.id == Label.image_id)
+        .join(newest, is_version(newest))
+        .where(Image.split == "pool", Image.duplicate_of.is_(None), ~trained.exists())
+    )
+    model = newest_trained(session)
+    if model is not None:
+        new = new.where(Label.created_at > model.created_at)
+    # A region that two annotators have labeled is one
+    return session.scalar(select(func.count()).select_from(new.distinct().subquery())) or 0
 
 
 def start_model(

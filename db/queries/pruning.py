@@ -13,9 +13,10 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.partitions import detach_partitions, drop_detached
-from db.queries.candidates import finished_run
 from db.queries.leases import store_time
-from db.queries.rounds import current_round, promoted_model
+from db.queries.models import promoted_model
+from db.queries.rounds import current_round
+from db.queries.runs import finished_run
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, ScoringRun, Shard, utc_now
 
 

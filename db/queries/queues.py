@@ -1,17 +1,16 @@
-"""Queues, their items, and the regions that are queued or labeled already."""
+"""Queues, and where each one lies: in exported folders (their `url` is empty) and on labeling servers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from string import ascii_lowercase
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from sqlalchemy import ColumnElement, delete, insert, select, union, update
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from db.queries.in_force import is_version, newest_versions
-from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+from db.tables import Queue, QueueItem, QueuePlace, utc_now
 
 
 def list_queues(session: Session) -> Sequence[Queue]:
@@ -24,112 +23,39 @@ def queue_by_name(session: Session, name: str) -> Queue | None:
     return session.scalars(select(Queue).where(Queue.name == name)).first()
 
 
-def queue_items(session: Session, queue_id: int, *, status: str | None = None) -> Sequence[QueueItem]:
-    """The items of a queue by rank; with `status`, only those."""
-    statement = select(QueueItem).where(QueueItem.queue_id == queue_id).order_by(QueueItem.rank)
-    if status is not None:
-        statement = statement.where(QueueItem.status == status)
-    return session.scalars(statement).all()
+def newest_queue(session: Session) -> Queue | None:
+    """The queue that was made last; what the project started with is none."""
+    statement = select(Queue).where(Queue.kind != "initial").order_by(Queue.id.desc()).limit(1)
+    return session.scalars(statement).one_or_none()
 
 
-def item_statuses(session: Session, queue_id: int) -> dict[int, str]:
-    """The status of each item of a queue, by its id."""
-    statement = select(QueueItem.id, QueueItem.status).where(QueueItem.queue_id == queue_id)
-    return dict(session.execute(statement).tuples().all())
+def initial_queue(session: Session) -> Queue | None:
+    """The queue of the labels that the project started with."""
+    return session.scalars(select(Queue).where(Queue.kind == "initial")).first()
 
 
-def skipped_images(session: Session, queue_id: int) -> set[int]:
-    """The ids of the images of a queue that hold a skipped item."""
-    statement = select(QueueItem.image_id).where(
-        QueueItem.queue_id == queue_id, QueueItem.status == "skipped"
-    )
-    return set(session.scalars(statement.distinct()))
+def round_queue(session: Session, round_id: int) -> Queue | None:
+    """The queue that was selected in a round."""
+    return session.scalars(select(Queue).where(Queue.round_id == round_id)).first()
 
 
-def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
-    """The URI of each image."""
-    found: dict[int, str] = {}
-    for start in range(0, len(image_ids), 500):
-        part = image_ids[start : start + 500]
-        rows = session.execute(select(Image.id, Image.uri).where(Image.id.in_(part)))
-        found.update((row[0], row[1]) for row in rows)
-    return found
+def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
+    """The name of a round's next queue: `round-03`, or `round-03-b` after one that was taken back.
 
-
-def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
-    """Write down the estimated effort of queue items, by their ids."""
-    if clicks:
-        session.execute(update(QueueItem), [{"id": id_, "clicks": count} for id_, count in clicks.items()])
-
-
-class AgreementOfItem(Protocol):
-    """How annotators agree on a region, as `QueueItem` says."""
-
-    @property
-    def annotators(self) -> int: ...
-    @property
-    def disagreement(self) -> float: ...
-    @property
-    def vote_entropy(self) -> float: ...
-
-
-def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem | None]) -> None:
-    """Write down how annotators agree on queue items, by the items' ids; None where that is not known."""
-    rows = [
-        {
-            "id": item_id,
-            "annotators": None if found is None else found.annotators,
-            "disagreement": None if found is None else found.disagreement,
-            "vote_entropy": None if found is None else found.vote_entropy,
-        }
-        for item_id, found in agreement.items()
-    ]
-    if rows:
-        session.execute(update(QueueItem), rows)
-
-
-class TakenRegions(NamedTuple):
-    """K regions: `image_id` [K], `box` [K, 4] as x, y, w, h, and `outline` [K], a text each, or None where
-    the region fills its box."""
-
-    image_id: npt.NDArray[np.int64]
-    box: npt.NDArray[np.int64]
-    outline: npt.NDArray[np.object_]
-
-
-def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
-    """The regions that must not be queued again, each once.
-
-    These are the items that wait for their label, have it, or were skipped by their annotator, and the
-    regions of the labels in force; released items do not count.
-
-    Args:
-        except_queue_id: a draft that is about to be replaced.
+    A draft that the round has keeps its name.
     """
-    waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled", "skipped"))]
-    if except_queue_id is not None:
-        waiting.append(QueueItem.queue_id != except_queue_id)
-    items = select(
-        QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline
-    ).where(*waiting)
-    newest = newest_versions()
-    labels = (
-        select(
-            Label.image_id,
-            LabelRegion.x,
-            LabelRegion.y,
-            LabelRegion.w,
-            LabelRegion.h,
-            LabelRegion.outline,
+    first = f"round-{number:02d}"
+    taken = set(
+        session.scalars(
+            select(Queue.name).where(
+                Queue.name.startswith(first, autoescape=True),
+                Queue.round_id.is_distinct_from(round_id) | Queue.exported_at.is_not(None),
+            )
         )
-        .join(LabelRegion, LabelRegion.label_id == Label.id)
-        .join(newest, is_version(newest))
     )
-    both = union(items, labels).subquery()
-    rows = session.execute(select(both).order_by(*both.c)).all()
-    places = np.array([tuple(row[:5]) for row in rows], dtype=np.int64).reshape(-1, 5)
-    outline = np.array([row[5] for row in rows], dtype=np.object_)
-    return TakenRegions(image_id=places[:, 0], box=places[:, 1:], outline=outline)
+    names = [first, *(f"{first}-{letter}" for letter in ascii_lowercase[1:])]
+    names += [f"{first}-{place}" for place in range(len(names) + 1, len(taken) + len(names) + 2)]
+    return next(name for name in names if name not in taken)
 
 
 def replace_draft(session: Session, queue: Queue, items: Sequence[dict[str, Any]]) -> Queue:
@@ -147,3 +73,78 @@ def replace_draft(session: Session, queue: Queue, items: Sequence[dict[str, Any]
     if items:
         session.execute(insert(QueueItem), [{**item, "queue_id": queue.id} for item in items])
     return queue
+
+
+def put_review(
+    session: Session,
+    *,
+    run_id: int | None,
+    strategy: str,
+    unit: str,
+    spec: dict[str, Any],
+    items: Sequence[dict[str, Any]],
+) -> Queue:
+    """Store a review, `review-01` for the first, in place of one that was never exported.
+
+    Args:
+        items: the columns of each `queue_item`, without `queue_id`.
+    """
+    draft = select(Queue.id).where(Queue.kind == "review", Queue.exported_at.is_(None))
+    session.execute(delete(QueueItem).where(QueueItem.queue_id.in_(draft)))
+    session.execute(delete(Queue).where(Queue.kind == "review", Queue.exported_at.is_(None)))
+    number = 1 + (session.scalar(select(func.count()).where(Queue.kind == "review")) or 0)
+    queue = Queue(
+        name=f"review-{number:02d}",
+        kind="review",
+        run_id=run_id,
+        strategy=strategy,
+        unit=unit,
+        seed=0,
+        spec=spec,
+    )
+    session.add(queue)
+    session.flush()
+    session.execute(insert(QueueItem), [{**item, "queue_id": queue.id} for item in items])
+    return queue
+
+
+def record_place(session: Session, *, queue_id: int, tool: str, url: str, place: str) -> None:
+    """Remember that a queue lies somewhere; if it is known, that it was sent there again."""
+    statement = select(QueuePlace).where(
+        QueuePlace.queue_id == queue_id,
+        QueuePlace.tool == tool,
+        QueuePlace.url == url,
+        QueuePlace.place == place,
+    )
+    known = session.scalars(statement).first()
+    if known is None:
+        session.add(QueuePlace(queue_id=queue_id, tool=tool, url=url, place=place))
+    else:
+        known.pushed_at = utc_now()
+    session.flush()
+
+
+def places_of(session: Session, queue_id: int) -> Sequence[QueuePlace]:
+    """Every place of a queue, oldest first."""
+    return session.scalars(
+        select(QueuePlace).where(QueuePlace.queue_id == queue_id).order_by(QueuePlace.id)
+    ).all()
+
+
+def places_on(session: Session, *, tool: str, url: str) -> Sequence[QueuePlace]:
+    """Every place on one server, newest first."""
+    statement = select(QueuePlace).where(QueuePlace.tool == tool, QueuePlace.url == url)
+    return session.scalars(statement.order_by(QueuePlace.id.desc())).all()
+
+
+def forget_places(session: Session, place_ids: Collection[int]) -> None:
+    """Forget places that the server does not have any more."""
+    session.execute(delete(QueuePlace).where(QueuePlace.id.in_(place_ids)))
+
+
+def mark_pulled(session: Session, *, queue_id: int, tool: str, url: str, until: datetime) -> None:
+    """Remember up to which time of the server a queue's work has been imported."""
+    for place in places_of(session, queue_id):
+        if (place.tool, place.url) == (tool, url):
+            place.pulled_until = until
+    session.flush()

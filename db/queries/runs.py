@@ -1,14 +1,16 @@
-"""What the scoring runs have come to, for people who look: nothing here is needed to score."""
+"""Scoring runs: opened, finished, and found again."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from db.tables import ImageScore, Lease, Model, ScoringRun, Shard
+from db.partitions import add_partitions, analyze_partitions
+from db.tables import Model, ScoringRun, utc_now
 
 
 class RunRow(NamedTuple):
@@ -18,26 +20,54 @@ class RunRow(NamedTuple):
     model: str
 
 
-class Scored(NamedTuple):
-    """Rows that a run has in the score tables."""
+def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[str, Any]) -> ScoringRun:
+    """The run of this scorer, made when there is none, or when the one that there was is pruned."""
+    alive = (ScoringRun.scorer_hash == scorer_hash, ScoringRun.pruned_at.is_(None))
+    statement = select(ScoringRun).where(*alive).with_for_update()
+    row = session.scalars(statement).one_or_none()
+    if row is None:
+        try:
+            with session.begin_nested():
+                row = ScoringRun(model_id=model_id, scorer_hash=scorer_hash, scorer=scorer)
+                session.add(row)
+        except IntegrityError:
+            row = session.scalars(statement).one_or_none()
+            if row is None:  # nobody else was first
+                raise
+    add_partitions(session, run_id=row.id)
+    return row
 
-    images: int
-    regions: int
-    heatmaps: int
-    """Images that have heat maps."""
+
+def finish_run(session: Session, *, run_id: int) -> None:
+    """Say that the run has scored all that it could."""
+    session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=utc_now()))
+    analyze_partitions(session, run_id=run_id)
 
 
-class ShardTime(NamedTuple):
-    """When a shard was done, and how many images it held; unreadable files count."""
+def update_summary(session: Session, run_id: int, **parts: Any) -> dict[str, Any]:
+    """Put parts of a run's summary in their places, by name; the other parts stay as they are.
 
-    finished_at: datetime
-    images: int
+    Returns:
+        The whole summary.
+    """
+    statement = select(ScoringRun).where(ScoringRun.id == run_id).with_for_update()
+    run = session.scalars(statement).one()
+    summary = {**(run.summary or {}), **parts}
+    run.summary = summary
+    session.flush()
+    return summary
 
 
 def list_runs(session: Session) -> list[RunRow]:
     """Every scoring run, oldest first."""
     statement = select(ScoringRun, Model.name).join(Model, Model.id == ScoringRun.model_id)
     return [RunRow(run, name) for run, name in session.execute(statement.order_by(ScoringRun.id))]
+
+
+def model_runs(session: Session, *, model_id: int) -> Sequence[ScoringRun]:
+    """The scoring runs of a model, newest first."""
+    statement = select(ScoringRun).where(ScoringRun.model_id == model_id).order_by(ScoringRun.id.desc())
+    return session.scalars(statement).all()
 
 
 def newest_run(session: Session) -> ScoringRun | None:
@@ -52,56 +82,24 @@ def newest_run(session: Session) -> ScoringRun | None:
     return session.scalars(statement).one_or_none()
 
 
-def scored_rows(session: Session) -> dict[int, Scored]:
-    """What each run has scored, by run; runs without a row are left out. Reads every image score."""
-    statement = select(
-        ImageScore.run_id, func.count(), func.sum(ImageScore.regions), func.count(ImageScore.heatmaps)
-    ).group_by(ImageScore.run_id)
-    return {
-        run_id: Scored(images, int(regions), heatmaps)
-        for run_id, images, regions, heatmaps in session.execute(statement)
-    }
-
-
-def shards_by_status(session: Session) -> dict[int, dict[str, int]]:
-    """How many shards of each run are pending, running and done, by run."""
-    statement = select(Shard.run_id, Shard.status, func.count()).group_by(Shard.run_id, Shard.status)
-    found: dict[int, dict[str, int]] = {}
-    for run_id, status, count in session.execute(statement):
-        found.setdefault(run_id, {})[status] = count
-    return found
-
-
-def shard_times(session: Session, *, run_id: int) -> list[ShardTime]:
-    """The shards of a run that are done, in the order in which they were."""
+def finished_run(session: Session) -> ScoringRun | None:
+    """The newest finished scoring run of the newest promoted model."""
+    serving = select(Model.id).where(Model.status == "promoted").order_by(Model.id.desc()).limit(1)
     statement = (
-        select(Shard.finished_at, Shard.scored + Shard.failed)
-        .where(Shard.run_id == run_id, Shard.status == "done", Shard.finished_at.is_not(None))
-        .order_by(Shard.finished_at)
+        select(ScoringRun)
+        .where(ScoringRun.model_id == serving.scalar_subquery(), ScoringRun.finished_at.is_not(None))
+        .order_by(ScoringRun.finished_at.desc(), ScoringRun.id.desc())
+        .limit(1)
     )
-    return [ShardTime(at, images) for at, images in session.execute(statement) if at is not None]
+    return session.scalars(statement).first()
 
 
-def images_done(session: Session, *, run_id: int, since: datetime) -> int:
-    """Images of the shards that were finished since then, by whomever; unreadable files count."""
-    statement = select(func.coalesce(func.sum(Shard.scored + Shard.failed), 0)).where(
-        Shard.run_id == run_id, Shard.status == "done", Shard.finished_at >= since
-    )
-    return int(session.execute(statement).scalar_one())
-
-
-def list_leases(session: Session) -> list[Lease]:
-    """Who is at which piece of work, or died at it; longest first."""
-    return list(session.scalars(select(Lease).order_by(Lease.taken_at, Lease.name)))
-
-
-def running_shards(session: Session) -> list[tuple[int, str, datetime]]:
-    """Who is at shards of which run, and until when the longest of their leases lasts."""
+def last_other_run(session: Session, run_id: int) -> ScoringRun | None:
+    """The run that was finished last, besides this one."""
     statement = (
-        select(Shard.run_id, Shard.owner, func.max(Shard.lease_until))
-        .where(Shard.status == "running", Shard.owner.is_not(None), Shard.lease_until.is_not(None))
-        .group_by(Shard.run_id, Shard.owner)
-        .order_by(Shard.run_id, Shard.owner)
+        select(ScoringRun)
+        .where(ScoringRun.id != run_id, ScoringRun.finished_at.is_not(None))
+        .order_by(ScoringRun.finished_at.desc(), ScoringRun.id.desc())
+        .limit(1)
     )
-    rows = session.execute(statement)
-    return [(run_id, str(owner), until) for run_id, owner, until in rows if until is not None]
+    return session.scalars(statement).one_or_none()

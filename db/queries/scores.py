@@ -1,4 +1,4 @@
-"""Scoring runs and the two score tables, which are written in bulk and read as columns."""
+"""The two score tables, which are written in bulk and read as rows or as columns."""
 
 from __future__ import annotations
 
@@ -9,26 +9,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Table, and_, delete, func, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.bulk import Columns, Values, insert_columns
-from db.partitions import add_partitions, analyze_partitions
-from db.tables import Image, ImageScore, RegionScore, ScoringRun, Shard, utc_now
+from db.queries.images import ImageFile
+from db.queries.paging import BATCH, PAGE
+from db.tables import Image, ImageScore, RegionScore, Shard
 
 _IMAGES, _REGIONS = cast(Table, ImageScore.__table__), cast(Table, RegionScore.__table__)
-PAGE = 10_000
-BATCH = 500
-"""Values in one `IN (…)`; SQLite's oldest limit is 999."""
-
-
-class ImageFile(NamedTuple):
-    """An image as scoring wants to see it."""
-
-    id: int
-    uri: str
-    width: int
-    height: int
 
 
 class FoundRegion(NamedTuple):
@@ -62,41 +50,26 @@ class ScoredRegion(NamedTuple):
     entropy: float
 
 
-def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[str, Any]) -> ScoringRun:
-    """The run of this scorer, made when there is none, or when the one that there was is pruned."""
-    alive = (ScoringRun.scorer_hash == scorer_hash, ScoringRun.pruned_at.is_(None))
-    statement = select(ScoringRun).where(*alive).with_for_update()
-    row = session.scalars(statement).one_or_none()
-    if row is None:
-        try:
-            with session.begin_nested():
-                row = ScoringRun(model_id=model_id, scorer_hash=scorer_hash, scorer=scorer)
-                session.add(row)
-        except IntegrityError:
-            row = session.scalars(statement).one_or_none()
-            if row is None:  # nobody else was first
-                raise
-    add_partitions(session, run_id=row.id)
-    return row
+class ScoredRow(NamedTuple):
+    """An image and its scores."""
+
+    id: int
+    uri: str
+    group: str
+    position: int
+    entropy: float
+    least_confidence: float
+    energy: float
+    max_logit: float
 
 
-def scoring_times(session: Session, *, run_id: int) -> list[tuple[int, str, datetime]]:
-    """Id and URI of each image that a run has scored, and when its shard was written."""
-    statement = (
-        select(ImageScore.image_id, Image.uri, func.max(Shard.finished_at))
-        .join(Image, Image.id == ImageScore.image_id)
-        .join(
-            Shard,
-            and_(
-                Shard.run_id == ImageScore.run_id,
-                Shard.first_image_id <= ImageScore.image_id,
-                Shard.last_image_id >= ImageScore.image_id,
-            ),
-        )
-        .where(ImageScore.run_id == run_id, Shard.finished_at.is_not(None))
-        .group_by(ImageScore.image_id, Image.uri)
-    )
-    return [(image_id, uri, at) for image_id, uri, at in session.execute(statement) if at is not None]
+class Scored(NamedTuple):
+    """Rows that a run has in the score tables."""
+
+    images: int
+    regions: int
+    heatmaps: int
+    """Images that have heat maps."""
 
 
 def insert_scores(session: Session, *, run_id: int, images: Columns, regions: Columns) -> None:
@@ -123,24 +96,11 @@ def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) ->
             session.execute(delete(table).where(table.run_id == run_id, table.image_id.in_(part)))
 
 
-def finish_run(session: Session, *, run_id: int) -> None:
-    """Say that the run has scored all that it could."""
-    session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=utc_now()))
-    analyze_partitions(session, run_id=run_id)
-
-
-def update_summary(session: Session, run_id: int, **parts: Any) -> dict[str, Any]:
-    """Put parts of a run's summary in their places, by name; the other parts stay as they are.
-
-    Returns:
-        The whole summary.
-    """
-    statement = select(ScoringRun).where(ScoringRun.id == run_id).with_for_update()
-    run = session.scalars(statement).one()
-    summary = {**(run.summary or {}), **parts}
-    run.summary = summary
-    session.flush()
-    return summary
+def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[str, str]]) -> None:
+    """Say where the heat maps of images are: URIs by measure, by image id."""
+    for image_id, uris in heatmaps.items():
+        mine = (ImageScore.run_id == run_id, ImageScore.image_id == image_id)
+        session.execute(update(ImageScore).where(*mine).values(heatmaps=uris))
 
 
 def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
@@ -148,6 +108,94 @@ def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
     images = session.scalar(select(func.count()).where(ImageScore.run_id == run_id)) or 0
     regions = session.scalar(select(func.count()).where(RegionScore.run_id == run_id)) or 0
     return images, regions
+
+
+def count_scored(session: Session, *, run_id: int) -> int:
+    """How many images have scores of this run."""
+    statement = select(func.count()).select_from(ImageScore).where(ImageScore.run_id == run_id)
+    return session.scalar(statement) or 0
+
+
+def rows_by_run(session: Session) -> dict[int, Scored]:
+    """What each run has scored, by run; runs without a row are left out. Reads every image score."""
+    statement = select(
+        ImageScore.run_id, func.count(), func.sum(ImageScore.regions), func.count(ImageScore.heatmaps)
+    ).group_by(ImageScore.run_id)
+    return {
+        run_id: Scored(images, int(regions), heatmaps)
+        for run_id, images, regions, heatmaps in session.execute(statement)
+    }
+
+
+def scoring_times(session: Session, *, run_id: int) -> list[tuple[int, str, datetime]]:
+    """Id and URI of each image that a run has scored, and when its shard was written."""
+    statement = (
+        select(ImageScore.image_id, Image.uri, func.max(Shard.finished_at))
+        .join(Image, Image.id == ImageScore.image_id)
+        .join(
+            Shard,
+            and_(
+                Shard.run_id == ImageScore.run_id,
+                Shard.first_image_id <= ImageScore.image_id,
+                Shard.last_image_id >= ImageScore.image_id,
+            ),
+        )
+        .where(ImageScore.run_id == run_id, Shard.finished_at.is_not(None))
+        .group_by(ImageScore.image_id, Image.uri)
+    )
+    return [(image_id, uri, at) for image_id, uri, at in session.execute(statement) if at is not None]
+
+
+def scored_ids(session: Session, run_id: int) -> npt.NDArray[np.int64]:
+    """The images that a run has scored, int64 [n], ascending."""
+    statement = select(ImageScore.image_id).where(ImageScore.run_id == run_id).order_by(ImageScore.image_id)
+    return np.fromiter(session.scalars(statement.execution_options(yield_per=10_000)), dtype=np.int64)
+
+
+def scored_rows(session: Session, run_id: int, image_ids: Sequence[int]) -> list[ScoredRow]:
+    """The scores of images, by id."""
+    rows: list[ScoredRow] = []
+    for start in range(0, len(image_ids), BATCH):
+        statement = (
+            select(
+                Image.id,
+                Image.uri,
+                Image.group_name,
+                Image.position,
+                ImageScore.entropy,
+                ImageScore.least_confidence,
+                ImageScore.energy,
+                ImageScore.max_logit,
+            )
+            .join(ImageScore, ImageScore.image_id == Image.id)
+            .where(ImageScore.run_id == run_id, Image.id.in_(image_ids[start : start + BATCH]))
+            .order_by(Image.id)
+        )
+        rows.extend(ScoredRow(*row) for row in session.execute(statement))
+    return rows
+
+
+def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int]) -> dict[int, ImageScore]:
+    """The image scores of one run, by image id."""
+    found: dict[int, ImageScore] = {}
+    for start in range(0, len(image_ids), BATCH):
+        statement = select(ImageScore).where(
+            ImageScore.run_id == run_id, ImageScore.image_id.in_(image_ids[start : start + BATCH])
+        )
+        found.update((row.image_id, row) for row in session.scalars(statement))
+    return found
+
+
+def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[ImageFile, dict[str, Any] | None]]:
+    """The images of a run with the highest entropy, highest first, with the heat maps that they have."""
+    statement = (
+        select(Image.id, Image.uri, Image.width, Image.height, ImageScore.heatmaps)
+        .join(ImageScore, ImageScore.image_id == Image.id)
+        .where(ImageScore.run_id == run_id)
+        .order_by(ImageScore.entropy.desc(), Image.id)
+        .limit(limit)
+    )
+    return [(ImageFile(*row[:4]), row[4]) for row in session.execute(statement)]
 
 
 def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> Sequence[RegionScore]:
@@ -205,28 +253,6 @@ def regions_at(
     return found
 
 
-def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[ImageFile, dict[str, Any] | None]]:
-    """The images of a run with the highest entropy, highest first, with the heat maps that they have."""
-    statement = (
-        select(Image.id, Image.uri, Image.width, Image.height, ImageScore.heatmaps)
-        .join(ImageScore, ImageScore.image_id == Image.id)
-        .where(ImageScore.run_id == run_id)
-        .order_by(ImageScore.entropy.desc(), Image.id)
-        .limit(limit)
-    )
-    return [(ImageFile(*row[:4]), row[4]) for row in session.execute(statement)]
-
-
-def images_by_id(session: Session, *, image_ids: Sequence[int]) -> list[ImageFile]:
-    """Images by id, as scoring wants to see them."""
-    found: list[ImageFile] = []
-    for start in range(0, len(image_ids), BATCH):
-        statement = select(Image.id, Image.uri, Image.width, Image.height).order_by(Image.id)
-        part = statement.where(Image.id.in_(image_ids[start : start + BATCH]))
-        found.extend(ImageFile(*row) for row in session.execute(part))
-    return found
-
-
 def scored_regions(session: Session, *, run_id: int, image_ids: Sequence[int]) -> list[ScoredRegion]:
     """The regions of a few images, by image and index."""
     found: list[ScoredRegion] = []
@@ -249,11 +275,21 @@ def scored_regions(session: Session, *, run_id: int, image_ids: Sequence[int]) -
     return found
 
 
-def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[str, str]]) -> None:
-    """Say where the heat maps of images are: URIs by measure, by image id."""
-    for image_id, uris in heatmaps.items():
-        mine = (ImageScore.run_id == run_id, ImageScore.image_id == image_id)
-        session.execute(update(ImageScore).where(*mine).values(heatmaps=uris))
+def class_pixels(
+    session: Session, run_id: int, image_ids: Sequence[int], *, num_classes: int
+) -> npt.NDArray[np.float64]:
+    """Pixels of the regions that each class is predicted on, [n, C], in the order of `image_ids`."""
+    place = {image_id: row for row, image_id in enumerate(image_ids)}
+    pixels = np.zeros((len(image_ids), num_classes))
+    for start in range(0, len(image_ids), BATCH):
+        statement = (
+            select(RegionScore.image_id, RegionScore.predicted_class, func.sum(RegionScore.pixels))
+            .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(image_ids[start : start + BATCH]))
+            .group_by(RegionScore.image_id, RegionScore.predicted_class)
+        )
+        for image_id, predicted, count in session.execute(statement):
+            pixels[place[image_id], predicted] = count
+    return pixels
 
 
 def region_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -15,11 +15,12 @@ from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, sel
 from sqlalchemy.orm import Session
 
 from db.bulk import Columns
+from db.queries.images import ImageFile
 from db.queries.leases import store_time
-from db.queries.scores import ImageFile, forget_scores, insert_scores
+from db.queries.paging import PAGE
+from db.queries.scores import forget_scores, insert_scores
 from db.tables import Image, ImageScore, Label, LabelRegion, ScoringRun, Shard
 
-PAGE = 10_000
 MOST_ATTEMPTS = 3
 """After so many workers have died of a shard, it is left alone."""
 
@@ -46,6 +47,13 @@ class Worker(NamedTuple):
     images: int
     regions: int
     failed: int
+
+
+class ShardTime(NamedTuple):
+    """When a shard was done, and how many images it held; unreadable files count."""
+
+    finished_at: datetime
+    images: int
 
 
 def plan_shards(
@@ -209,6 +217,45 @@ def workers(session: Session, *, run_id: int, since: datetime | None = None) -> 
     rows = session.execute(select(Shard.owner, *sums).where(*done).group_by(Shard.owner))
     found = [Worker(str(owner), *map(int, counts)) for owner, *counts in rows]
     return sorted(found, key=lambda worker: (-worker.images, worker.owner))
+
+
+def shards_by_status(session: Session) -> dict[int, dict[str, int]]:
+    """How many shards of each run are pending, running and done, by run."""
+    statement = select(Shard.run_id, Shard.status, func.count()).group_by(Shard.run_id, Shard.status)
+    found: dict[int, dict[str, int]] = {}
+    for run_id, status, count in session.execute(statement):
+        found.setdefault(run_id, {})[status] = count
+    return found
+
+
+def shard_times(session: Session, *, run_id: int) -> list[ShardTime]:
+    """The shards of a run that are done, in the order in which they were."""
+    statement = (
+        select(Shard.finished_at, Shard.scored + Shard.failed)
+        .where(Shard.run_id == run_id, Shard.status == "done", Shard.finished_at.is_not(None))
+        .order_by(Shard.finished_at)
+    )
+    return [ShardTime(at, images) for at, images in session.execute(statement) if at is not None]
+
+
+def images_done(session: Session, *, run_id: int, since: datetime) -> int:
+    """Images of the shards that were finished since then, by whomever; unreadable files count."""
+    statement = select(func.coalesce(func.sum(Shard.scored + Shard.failed), 0)).where(
+        Shard.run_id == run_id, Shard.status == "done", Shard.finished_at >= since
+    )
+    return int(session.execute(statement).scalar_one())
+
+
+def running_shards(session: Session) -> list[tuple[int, str, datetime]]:
+    """Who is at shards of which run, and until when the longest of their leases lasts."""
+    statement = (
+        select(Shard.run_id, Shard.owner, func.max(Shard.lease_until))
+        .where(Shard.status == "running", Shard.owner.is_not(None), Shard.lease_until.is_not(None))
+        .group_by(Shard.run_id, Shard.owner)
+        .order_by(Shard.run_id, Shard.owner)
+    )
+    rows = session.execute(statement)
+    return [(run_id, str(owner), until) for run_id, owner, until in rows if until is not None]
 
 
 def count_to_score(session: Session, *, run_id: int) -> int:

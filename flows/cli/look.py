@@ -31,7 +31,7 @@ def status(as_json: Json = False) -> None:
 @commands.command(rich_help_panel=LOOK)
 def failures(as_json: Json = False) -> None:
     """Files that could not be used, and why."""
-    from db.queries.images import list_failures
+    from db.queries.failures import list_failures
 
     with opened_project() as (_, database), database.session(write=False) as session:
         rows = [(row.step, row.subject, row.reason) for row in list_failures(session)]
@@ -92,8 +92,7 @@ def show_one_queue(
     as_json: Json = False,
 ) -> None:
     """What a queue asks for and why: counts by slice, class and status, and its first items."""
-    from db.queries.contents import newest_queue
-    from db.queries.queues import list_queues, queue_by_name
+    from db.queries.queues import list_queues, newest_queue, queue_by_name
     from pipeline.summaries.queues import queue_summary
 
     with opened_project() as (project, database), database.session(write=False) as session:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import operation, places
+from db.queries import labels, queues
 from db.queries import rounds as round_queries
 from db.tables import Queue
 from pipeline import rounds
@@ -43,7 +43,7 @@ def fetch(
     try:
         url = open_server(project, tool).url
         with database.session(write=False) as session:
-            if not places.places_on(session, tool=tool, url=url):
+            if not queues.places_on(session, tool=tool, url=url):
                 return ""
         for line in perform(pull, project, database, tool=tool, progress=progress).lines():
             say(line)
@@ -73,7 +73,7 @@ def send(
     tool = project.config.labeling.tool
     with database.session(write=False) as session:
         current = round_queries.current_round(session)
-        queue = None if current is None else round_queries.round_queue(session, current.id)
+        queue = None if current is None else queues.round_queue(session, current.id)
         if current is None or queue is None or current.state != "import":
             return ""
         folder = exported_folder(session, project, queue, tool)
@@ -99,11 +99,11 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
         UserError: a server cannot be asked.
     """
     with database.session(write=False) as session:
-        if operation.has_labels_of(session, queue_id=queue.id):
+        if labels.has_labels_of(session, queue_id=queue.id):
             return True
         servers = _servers_of(session, queue)
         folders = [
-            (place.tool, place.place) for place in places.places_of(session, queue.id) if not place.url
+            (place.tool, place.place) for place in queues.places_of(session, queue.id) if not place.url
         ]
     if not folders and queue.export_uri is not None:
         folders = [("folder", queue.export_uri)]  # exported before places were written down
@@ -138,7 +138,7 @@ def take_back(project: Project, database: Database, queue: Queue) -> int:
         for (tool, url), there in servers.items():
             open_server(project, tool, url).retire(queue=queue.name, places=there)
     with database.session() as session:
-        if operation.has_labels_of(session, queue_id=queue.id):
+        if labels.has_labels_of(session, queue_id=queue.id):
             raise UserError(f"Labels for {queue.name} have come meanwhile.")
         return rounds.reopen(session, rounds.require(session, "import"))
 
@@ -146,7 +146,7 @@ def take_back(project: Project, database: Database, queue: Queue) -> int:
 def _servers_of(session: Session, queue: Queue) -> dict[tuple[str, str], list[str]]:
     """The places of a queue on servers, by tool and address."""
     found: dict[tuple[str, str], list[str]] = {}
-    for place in places.places_of(session, queue.id):
+    for place in queues.places_of(session, queue.id):
         if place.url:
             found.setdefault((place.tool, place.url), []).append(place.place)
     return found

@@ -12,8 +12,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import operation, shards
-from db.queries import rounds as round_queries
+from db.queries import models, queue_items, queues, rounds, scores, shards
+from db.queries import runs as run_queries
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline.acquisition.reasons import grouped
 from pipeline.data.project import Project
@@ -95,7 +95,7 @@ def _night(
     for line in ingested.lines():
         say(line)
     with database.session(write=False) as session:
-        model = round_queries.promoted_model(session)
+        model = models.promoted_model(session)
         left = None if model is None else to_score(session, project, model)
     news = f"{grouped(ingested.added)} new images" if ingested.added else "no new images"
     if model is None:
@@ -133,7 +133,7 @@ def to_score(session: Session, project: Project, model: Model) -> int | None:
         0 when nothing is to be done; None when that takes a look at the model, or at region maps.
     """
     scoring = project.config.scoring
-    current = round_queries.current_round(session)
+    current = rounds.current_round(session)
     if scoring.sampler == "ensemble" or scoring.regions.kind == "file":
         return None  # other models, and files, tell whether the scores are those of now
     if current is None or current.state == "score":
@@ -153,10 +153,10 @@ def bring_queue_out(
     """Select and export when it is the turn of that, or when nobody has begun the queue and there is more to
     choose from; else say what is waited for."""
     with database.session() as session:
-        current = round_queries.current_round(session)
+        current = rounds.current_round(session)
         if current is None or current.state in ("train", "calibrate", "evaluate", "score"):
             return QueueNews(words=_waits_for_training(current))
-        queue = round_queries.round_queue(session, current.id)
+        queue = queues.round_queue(session, current.id)
         unseen = 0 if queue is None else unseen_images(session, project, queue)
         exports_only = current.state == "export" and not unseen
         waiting = None
@@ -180,9 +180,9 @@ def bring_queue_out(
     except NotYourTurn:
         return QueueNews(words=f"{taken_back}the round was closed meanwhile: a retraining is at work.")
     with database.session(write=False) as session:
-        current = round_queries.current_round(session)
-        queue = None if current is None else round_queries.round_queue(session, current.id)
-        items = {} if queue is None else round_queries.count_items(session, queue.id)
+        current = rounds.current_round(session)
+        queue = None if current is None else queues.round_queue(session, current.id)
+        items = {} if queue is None else queue_items.count_items(session, queue.id)
     name = folder.name if queue is None else queue.name
     say(f"Exported {name} to {folder}.")
     words = f"{taken_back}{name} is out: {grouped(sum(items.values()))} regions to label."
@@ -203,11 +203,11 @@ def _select_and_export(
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:
     """How many images have been scored since a queue was made, and could not be chosen for it."""
-    model = round_queries.promoted_model(session)
+    model = models.promoted_model(session)
     run = None if model is None else _finished_run(session, project, model)
     if run is None:
         return 0
-    scored = operation.count_scored(session, run_id=run.id)
+    scored = scores.count_scored(session, run_id=run.id)
     if run.id == queue.run_id:
         return max(0, scored - queue.spec.get("images", scored))
     return scored
@@ -215,7 +215,7 @@ def unseen_images(session: Session, project: Project, queue: Queue) -> int:
 
 def _finished_run(session: Session, project: Project, model: Model) -> ScoringRun | None:
     """The model's newest run, if it is finished and was made with the settings of now."""
-    runs = operation.model_runs(session, model_id=model.id)
+    runs = run_queries.model_runs(session, model_id=model.id)
     settings = project.config.scoring.provenance()
     if not runs or runs[0].finished_at is None:
         return None
@@ -223,7 +223,7 @@ def _finished_run(session: Session, project: Project, model: Model) -> ScoringRu
 
 
 def _waiting(session: Session, queue: Queue, unseen: int) -> str:
-    items = round_queries.count_items(session, queue.id)
+    items = queue_items.count_items(session, queue.id)
     words = (
         f"{queue.name} is out: {grouped(items.get('queued', 0))} of {grouped(sum(items.values()))} regions "
         "wait for labels"

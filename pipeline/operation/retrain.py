@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import operation
+from db.queries import models
 from db.queries import rounds as round_queries
 from pipeline import rounds
 from pipeline.acquisition.reasons import grouped
@@ -96,7 +96,7 @@ def decide(session: Session, project: Project, *, force: bool = False) -> Decisi
     when a training, calibration or evaluation was interrupted.
     """
     current = round_queries.current_round(session)
-    new, enough = operation.count_new_labels(session), project.config.retrain.min_new_labels
+    new, enough = models.count_new_labels(session), project.config.retrain.min_new_labels
     if current is None:
         return Decision(False, "There are no labels to train on yet: `segcurate ingest` finds them.", new)
     if current.state in ("calibrate", "evaluate"):

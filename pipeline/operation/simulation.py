@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from db.engine import Database
-from db.queries import rounds as queries
+from db.queries import queues
+from db.queries import rounds as round_queries
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.operation.runner import Perform, directly
@@ -47,8 +48,8 @@ def loop(
         raise UserError(f"Expected `--rounds` to be at least 1, but got {rounds}.")
     while True:
         with database.session(write=False) as session:
-            current = queries.current_round(session)
-            queue = queries.round_queue(session, current.id) if current else None
+            current = round_queries.current_round(session)
+            queue = queues.round_queue(session, current.id) if current else None
         if current is None:
             raise UserError("The project has no labeled images to start with.", "Run `segcurate ingest`.")
         if current.number > rounds or (current.number == rounds and current.state == "import"):

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from db.engine import Database
-from db.queries import images as image_queries
-from db.queries import labels as queries
-from db.queries import queues
+from db.queries import failures as failure_queries
+from db.queries import queue_items, queues
 from db.tables import QueueItem
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.data.project import Project
@@ -49,7 +48,7 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
         queue = queues.queue_by_name(session, entries[0].queue) if entries else None
         if queue is None:
             raise DataError(f"{folder} is of no queue of this project.", "Export the queue again.")
-        regions = queries.queued_regions(session, queue_id=queue.id)
+        regions = queue_items.queued_regions(session, queue_id=queue.id)
     images = {image.id: image for _, image in regions}
     for item, image in regions:
         items[image.id].append(item)
@@ -71,6 +70,6 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
         label_map.write(delivery.masks / f"{Path(entry.mask or '').stem}.png", mask)
         painted += len(asked)
     with database.session() as session:
-        image_queries.clear_failures(session, "annotate")
-        image_queries.record_failures(session, "annotate", failures)
+        failure_queries.clear_failures(session, "annotate")
+        failure_queries.record_failures(session, "annotate", failures)
     return painted

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from db.engine import Database
 from db.queries import images as image_queries
-from db.queries.assessments import assessment_of, put_assessment
+from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Measure, ProjectConfig, Sampler

@@ -12,9 +12,8 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import evaluations as queries
-from db.queries import images as image_queries
-from db.queries import rounds as round_queries
+from db.queries import evaluations, models
+from db.queries import failures as failure_queries
 from db.tables import Calibration, Model, Round
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from
@@ -108,7 +107,7 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
     with database.session() as session:
         current = rounds.require(session, "calibrate")
         rows = [
-            queries.put_calibration(
+            evaluations.put_calibration(
                 session,
                 model_id=model.id,
                 sampler=sampler,
@@ -116,8 +115,8 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
             )
             for sampler in samplers
         ]
-        image_queries.clear_failures(session, "calibrate")
-        image_queries.record_failures(session, "calibrate", list(failures.items()))
+        failure_queries.clear_failures(session, "calibrate")
+        failure_queries.record_failures(session, "calibrate", list(failures.items()))
         rounds.advance(session, current, "calibrate")
     return rows
 
@@ -147,7 +146,7 @@ def model_of_round(session: Session, current: Round) -> Model:
     Raises:
         UserError: there is none.
     """
-    model = round_queries.round_model(session, current.id)
+    model = models.round_model(session, current.id)
     if model is None or model.status == "training":
         raise UserError(f"Round {current.number} has no trained model.", "Run `segcurate train`.")
     return model

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from db.engine import Database
-from db.queries import candidates as scored
-from db.queries import scores as queries
+from db.queries import runs, scores
 from db.tables import Model
 from pipeline.acquisition.reasons import grouped, percent
 from pipeline.data.project import Project
@@ -80,16 +79,16 @@ def disagreements(project: Project, database: Database, *, limit: int = 20) -> D
         UserError: nothing has been scored yet, or the scores are without samples.
     """
     with database.session(write=False) as session:
-        run = scored.finished_run(session)
+        run = runs.finished_run(session)
         if run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
-        columns = queries.region_columns(session, run_id=run.id, columns=_COLUMNS)
+        columns = scores.region_columns(session, run_id=run.id, columns=_COLUMNS)
         found = _find(columns, run_id=run.id)
         rows = found.rows[:limit]
         places = list(
             zip(columns["image_id"][rows].tolist(), columns["region_index"][rows].tolist(), strict=True)
         )
-        at = queries.regions_at(session, run_id=run.id, places=places)
+        at = scores.regions_at(session, run_id=run.id, places=places)
         model = session.get_one(Model, run.model_id).name
     names = project.config.data.class_names
     return DisagreementReport(
@@ -118,7 +117,7 @@ def _find(columns: dict[str, npt.NDArray[np.floating]], *, run_id: int) -> Disag
     )
 
 
-def _described(row: queries.FoundRegion, class_names: list[str]) -> DisagreeingRegion:
+def _described(row: scores.FoundRegion, class_names: list[str]) -> DisagreeingRegion:
     return DisagreeingRegion(
         image_id=row.image_id,
         uri=row.uri,

@@ -15,8 +15,7 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import evaluations as queries
-from db.queries import images as image_queries
+from db.queries import evaluations, failures, models
 from db.queries.evaluations import Interval, MetricKey
 from db.tables import Model
 from pipeline import rounds
@@ -133,9 +132,9 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     with database.session() as session:
         current = rounds.require(session, "evaluate")
         promoted, decision = _decide(session, model, rows, project.config.evaluation)
-        queries.clear_evaluations(session, model.id)
+        evaluations.clear_evaluations(session, model.id)
         for row in rows:
-            queries.add_evaluation(
+            evaluations.add_evaluation(
                 session,
                 model_id=model.id,
                 split=row.split,
@@ -149,8 +148,8 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         stored = session.get_one(Model, model.id)
         stored.status = "promoted" if promoted else "refused"
         stored.decision = decision
-        image_queries.clear_failures(session, "evaluate")
-        image_queries.record_failures(session, "evaluate", failed)
+        failures.clear_failures(session, "evaluate")
+        failures.record_failures(session, "evaluate", failed)
         rounds.advance(session, current, "evaluate")
     return EvaluationReport(
         model=model.name, promoted=promoted, decision=decision, rows=rows, failed=failed, warnings=warnings
@@ -298,10 +297,10 @@ def _decide(
         return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
     found = row.metrics[("miou", -1)]
     measured = f"mIoU {in_words(found)} on {row.images} {row.split} images"
-    other = queries.other_promoted_model(session, model.id)
+    other = models.other_promoted_model(session, model.id)
     if other is None:
         return True, f"{model.name} is promoted, the first model: {measured}."
-    theirs = queries.evaluation_of(
+    theirs = evaluations.evaluation_of(
         session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
     )
     mine = Overlap.from_document(row.curves["overlap"])
@@ -317,7 +316,7 @@ def _decide(
         promoted = verdict.promoted
         against = f"{in_words(verdict.difference, sign='+')} against {other.name} on the same images"
     else:
-        former = queries.metrics_of(
+        former = evaluations.metrics_of(
             session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
         ).get(("miou", -1))
         if former is None or former.value is None:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import images as image_queries
-from db.queries import labels as queries
-from db.queries import places, queues
+from db.queries import failures as failure_queries
+from db.queries import labels as label_queries
+from db.queries import models, queue_items, queues
 from db.queries import rounds as round_queries
-from db.queries.labels import QueuedRegion
+from db.queries import scores as score_queries
+from db.queries.queue_items import QueuedRegion
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
@@ -172,16 +173,16 @@ def export(
 
 def _read_work(session: Session, project: Project, name: str | None) -> _Work:
     current, queue = _find_queue(session, name)
-    model = round_queries.promoted_model(session)
+    model = models.promoted_model(session)
     if model is None:
         raise UserError("No model has been promoted yet.", "Run `segcurate status`.")
-    regions = queries.queued_regions(session, queue_id=queue.id)
+    regions = queue_items.queued_regions(session, queue_id=queue.id)
     if not regions:
         raise UserError(f"Queue {queue.name} is empty.", "Run `segcurate select` again.")
     scores: dict[int, ImageScore] = {}
     if queue.run_id is not None:
         image_ids = sorted({region.image.id for region in regions})
-        scores = queries.scores_of_images(session, run_id=queue.run_id, image_ids=image_ids)
+        scores = score_queries.scores_of_images(session, run_id=queue.run_id, image_ids=image_ids)
     of_round = None if queue.round_id is None else session.get_one(Round, queue.round_id)
     return _Work(
         current=current,
@@ -204,7 +205,7 @@ def _find_queue(session: Session, name: str | None) -> tuple[Round | None, Queue
     if queue is not None and (current is None or queue.round_id != current.id):
         return None, queue
     current = rounds.require(session, "export")
-    queue = round_queries.round_queue(session, current.id)
+    queue = queues.round_queue(session, current.id)
     if queue is None:
         raise UserError(f"Round {current.number} has no queue.", "Run `segcurate status`.")
     return current, queue
@@ -216,7 +217,8 @@ def _labels_in_force(
     """Masks in the order in which they are painted, by image id."""
     return {
         image_id: [
-            project.path(label.mask_uri) for label in queries.labels_in_force(session, image_id=image_id)
+            project.path(label.mask_uri)
+            for label in label_queries.labels_in_force(session, image_id=image_id)
         ]
         for image_id in {region.image.id for region in regions}
     }
@@ -365,7 +367,7 @@ def _mark_exported(
     current = rounds.require(session, "export") if work.current is not None else None
     queue = queues.queue_by_name(session, work.queue.name)
     ids = {region.item.id for region in work.regions}
-    if queue is None or {item.id for item in queues.queue_items(session, queue.id)} != ids:
+    if queue is None or {item.id for item in queue_items.queue_items(session, queue.id)} != ids:
         raise UserError(
             f"Queue {work.queue.name} was made anew while it was exported.",
             "Run `segcurate export` again.",
@@ -373,9 +375,9 @@ def _mark_exported(
     if queue.export_uri is None or tool == project.config.labeling.tool:
         queue.export_uri = project.uri(target)
     queue.exported_at = utc_now()
-    places.record_place(session, queue_id=queue.id, tool=tool, url="", place=project.uri(target))
-    queues.set_clicks(session, clicks)
-    image_queries.clear_failures(session, "export")
-    image_queries.record_failures(session, "export", failures)
+    queues.record_place(session, queue_id=queue.id, tool=tool, url="", place=project.uri(target))
+    queue_items.set_clicks(session, clicks)
+    failure_queries.clear_failures(session, "export")
+    failure_queries.record_failures(session, "export", failures)
     if current is not None:
         rounds.advance(session, current, "export")

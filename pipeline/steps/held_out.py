@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from sqlalchemy.orm import Session
 
-from db.queries import audits as queries
+from db.queries import audits
 from db.queries import images as image_queries
 from db.queries.audits import AuditRegion
 from db.queries.models import TrainingImage
@@ -42,7 +42,7 @@ def calibration_source(session: Session, project: Project) -> Source:
 def without_audit(session: Session, images: Sequence[TrainingImage]) -> list[TrainingImage]:
     """What may be trained on where the audit slices calibrate: without the labels of their regions."""
     regions: dict[int, list[AuditRegion]] = {}
-    for region in queries.audit_regions(session):
+    for region in audits.audit_regions(session):
         regions.setdefault(region.image_id, []).append(region)
     return [image._replace(held_out=tuple(regions.get(image.id, ()))) for image in images]
 
@@ -79,7 +79,7 @@ def judging_images(session: Session, project: Project) -> tuple[str, list[HeldOu
 
 def audited_images(session: Session, project: Project, model_id: int) -> list[AuditedImage]:
     """The images with labeled audit regions, of all rounds, that this model has not learned from."""
-    regions = queries.unseen_audit_regions(session, model_id)
+    regions = audits.unseen_audit_regions(session, model_id)
     weights = horvitz_thompson([region.inclusion_probability for region in regions])
     by_image: dict[int, list[AuditedRegion]] = {}
     for region, weight in zip(regions, weights, strict=True):

@@ -16,9 +16,8 @@ import torch
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import assessments
+from db.queries import evaluations, models
 from db.queries import images as image_queries
-from db.queries import novelty as queries
 from db.tables import Image, Model
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import EvaluationConfig, Sampler
@@ -151,7 +150,7 @@ def novelty(
         )
     with database.session(write=False) as session:
         row = model_to_judge(session, model)
-        before = assessments.assessment_of(session, model_id=row.id, kind="novelty")
+        before = evaluations.assessment_of(session, model_id=row.id, kind="novelty")
         former = (before.document if before else {}).get("held_out_classes")
         images = _images(session, row, pool_images)
         calibrators = stored_calibrators(session, row.id, sampler=project.config.scoring.sampler)
@@ -172,7 +171,7 @@ def novelty(
         failed=list(dict(failed).items()),
     )
     with database.session() as session:
-        assessments.put_assessment(
+        evaluations.put_assessment(
             session, model_id=row.id, kind="novelty", document=_document(report, former)
         )
     return report
@@ -195,12 +194,12 @@ def _images(session: Session, model: Model, pool_images: int) -> _Images:
 
     def drawn(ids: Sequence[int], most: int) -> list[Image]:
         chosen = generator.permutation(np.array(ids, dtype=np.int64))[:most]
-        return queries.images_by_id(session, sorted(chosen.tolist()))
+        return image_queries.images_by_id(session, sorted(chosen.tolist()))
 
     return _Images(
         held_out=[held_out[place] for place in spread(len(held_out), MOST_IMAGES)],
-        pool=drawn(queries.unlabeled_ids(session), pool_images),
-        labeled=drawn(queries.labeled_ids(session, model.id), MOST_REFERENCES),
+        pool=drawn(image_queries.unlabeled_ids(session), pool_images),
+        labeled=drawn(models.labeled_ids(session, model.id), MOST_REFERENCES),
     )
 
 

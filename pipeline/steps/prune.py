@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.exc import OperationalError
 
 from db.engine import Database, lock_refused
-from db.queries import pruning as queries
+from db.queries import pruning
 from db.queries.pruning import RunSize
 from pipeline.data.project import Project
 from pipeline.errors import UserError
@@ -71,14 +71,14 @@ def prune(project: Project, database: Database, *, keep_runs: int) -> PruneRepor
         raise UserError(f"Expected to keep at least 1 run, but got {keep_runs}.", "Write `--keep-runs 1`.")
     with alone(database, "prune", wait=True):
         with database.session(write=False) as session:
-            old = queries.runs_by_age(session)[keep_runs:]
-            needed = queries.needed_runs(session)
+            old = pruning.runs_by_age(session)[keep_runs:]
+            needed = pruning.needed_runs(session)
         report = PruneReport(kept={run_id: needed[run_id] for run_id in old if run_id in needed})
         for run_id in old:
             if run_id not in needed:
                 _prune_run(database, run_id, report)
         with database.session(write=False) as session:
-            pruned = queries.pruned_runs(session)
+            pruned = pruning.pruned_runs(session)
         for run_id in pruned:
             _delete_rows(database, run_id)
         return PruneReport(report.pruned, report.kept, report.busy, folders=_delete_folders(project, pruned))
@@ -86,11 +86,11 @@ def prune(project: Project, database: Database, *, keep_runs: int) -> PruneRepor
 
 def _prune_run(database: Database, run_id: int, report: PruneReport) -> None:
     with database.session(write=False) as session:
-        size = queries.run_size(session, run_id=run_id)
+        size = pruning.run_size(session, run_id=run_id)
     for _ in range(TRIES):
         try:
             if database.transact(
-                lambda session: queries.prune_run(session, run_id=run_id, patience=PATIENCE)
+                lambda session: pruning.prune_run(session, run_id=run_id, patience=PATIENCE)
             ):
                 report.pruned.append(size)
             return
@@ -103,7 +103,7 @@ def _prune_run(database: Database, run_id: int, report: PruneReport) -> None:
 
 def _delete_rows(database: Database, run_id: int) -> None:
     while database.transact(
-        lambda session: queries.delete_pruned_rows(session, run_id=run_id, rows=ROWS_AT_ONCE)
+        lambda session: pruning.delete_pruned_rows(session, run_id=run_id, rows=ROWS_AT_ONCE)
     ):
         pass
 

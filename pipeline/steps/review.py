@@ -16,13 +16,9 @@ import torch
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import candidates as scored
-from db.queries import images as image_queries
-from db.queries import models as model_queries
-from db.queries import reviews as queries
-from db.queries import rounds as round_queries
+from db.queries import failures, models, queue_items, queues, runs
 from db.queries.models import TrainingImage
-from db.queries.reviews import ReviewedRegion
+from db.queries.queue_items import ReviewedRegion
 from pipeline.acquisition.reasons import grouped, percent
 from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import ImageRef, read_image
@@ -155,18 +151,18 @@ def review(
     if budget < 1:
         raise ValueError(f"Expected a budget of at least 1, but got {budget}.")
     with database.session(write=False) as session:
-        model = round_queries.promoted_model(session)
+        model = models.promoted_model(session)
         if model is None:
             raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
-        images = model_queries.training_labels(session)
+        images = models.training_labels(session)
         if not images:
             raise UserError("No image of the pool has a label.", "Import labels with `segcurate import`.")
-        learned = {label.id for label in model_queries.model_labels(session, model.id)}
-        run = scored.finished_run(session)
+        learned = {label.id for label in models.model_labels(session, model.id)}
+        run = runs.finished_run(session)
         sampler: Sampler = project.config.scoring.sampler
         sampler = "mc_dropout" if sampler == "none" else sampler
         calibrators = stored_calibrators(session, model.id, sampler=sampler)
-        reviewed = queries.reviewed_regions(session)
+        reviewed = queue_items.reviewed_regions(session)
     predictor, card = open_predictor(project, model, calibrators=calibrators, sampler=sampler)
     search = _Search(project, predictor, card, reviewed)
     thresholds = search.thresholds(images, progress)
@@ -175,7 +171,7 @@ def review(
     with database.session() as session:
         queue = None
         if best:
-            queue = queries.put_review(
+            queue = queues.put_review(
                 session,
                 run_id=run.id if run else None,
                 strategy=MEASURE,
@@ -185,8 +181,8 @@ def review(
                     _row(rank, item, project.config.data.class_names) for rank, item in enumerate(best, 1)
                 ],
             ).name
-        image_queries.clear_failures(session, "review")
-        image_queries.record_failures(session, "review", search.failed)
+        failures.clear_failures(session, "review")
+        failures.record_failures(session, "review", search.failed)
     return ReviewReport(
         model=model.name,
         sampler=sampler,

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from sqlalchemy.orm import Session
 
-from db.queries import evaluations as queries
-from db.queries import rounds as round_queries
+from db.queries import evaluations
+from db.queries import models as model_queries
 from db.queries.models import list_models
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
@@ -51,12 +51,12 @@ def model_to_judge(session: Session, name: str | None) -> Model:
             "No model has been trained yet." if name is None else f"There is no trained model `{name}`.",
             "Run `segcurate train`." if name is None else "`segcurate models` lists them.",
         )
-    return (round_queries.promoted_model(session) if name is None else None) or models[-1]
+    return (model_queries.promoted_model(session) if name is None else None) or models[-1]
 
 
 def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> Calibrators:
     """The calibrators of a model for one sampler; identities where none are stored."""
-    stored = queries.model_calibrations(session, model_id)
+    stored = evaluations.model_calibrations(session, model_id)
     deterministic, sampled = (
         calibrator_from(stored[name].calibrator, stored[name].parameters) if name in stored else Identity()
         for name in ("none", sampler)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import assessments
+from db.queries import evaluations
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.labels import resize_mask
 from pipeline.data.loading import Unreadable
@@ -152,7 +152,7 @@ def stress(
         failed=failed,
     )
     with database.session() as session:
-        assessments.put_assessment(
+        evaluations.put_assessment(
             session, model_id=row.id, kind="stress", document=_document(report, project)
         )
     return report

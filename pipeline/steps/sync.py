@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import places, queues
-from db.queries import rounds as round_queries
+from db.queries import queue_items, rounds
+from db.queries import queues as queue_queries
 from db.tables import Queue, QueuePlace
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
@@ -144,20 +144,22 @@ def push(
     with database.session(write=False) as session:
         found = _find_queue(session, queue)
         known = [
-            place.place for place in places.places_of(session, found.id) if _is_on(place, tool, server.url)
+            place.place
+            for place in queue_queries.places_of(session, found.id)
+            if _is_on(place, tool, server.url)
         ]
         if not known and tool == "label-studio":  # one project there holds all queues of a project here
-            known = [place.place for place in places.places_on(session, tool=tool, url=server.url)[:1]]
+            known = [place.place for place in queue_queries.places_on(session, tool=tool, url=server.url)[:1]]
     pushed = server.push(folder, places=known)
     with database.session() as session:
         gone = [
             place.id
-            for place in places.places_of(session, found.id)
+            for place in queue_queries.places_of(session, found.id)
             if _is_on(place, tool, server.url) and place.place not in pushed.places
         ]
-        places.forget_places(session, gone)
+        queue_queries.forget_places(session, gone)
         for place in pushed.places:
-            places.record_place(session, queue_id=found.id, tool=tool, url=server.url, place=place)
+            queue_queries.record_place(session, queue_id=found.id, tool=tool, url=server.url, place=place)
         older = _over(session, found, tool, server.url) if pushed.created else {}
     for name, there in older.items():  # or annotators would go on with what nobody waits for
         server.retire(queue=name, places=there)
@@ -191,14 +193,16 @@ def pull(
     """
     server = open_server(project, tool, url)
     with database.session(write=False) as session:
-        current = round_queries.current_round(session)
+        current = rounds.current_round(session)
         lying = [
             (row, there)
-            for row in queues.list_queues(session)
+            for row in queue_queries.list_queues(session)
             if queue in (None, row.name)
             and (
                 there := [
-                    place for place in places.places_of(session, row.id) if _is_on(place, tool, server.url)
+                    place
+                    for place in queue_queries.places_of(session, row.id)
+                    if _is_on(place, tool, server.url)
                 ]
             )
         ]
@@ -245,7 +249,9 @@ def _pull_queue(
         )
     if pulled.newest is not None:
         with database.session() as session:
-            places.mark_pulled(session, queue_id=queue.id, tool=tool, url=server.url, until=pulled.newest)
+            queue_queries.mark_pulled(
+                session, queue_id=queue.id, tool=tool, url=server.url, until=pulled.newest
+            )
     return report
 
 
@@ -281,13 +287,13 @@ def sync(
     """
     server = open_server(project, tool, url)
     with database.session(write=False) as session:
-        known = places.places_on(session, tool=tool, url=server.url)
+        known = queue_queries.places_on(session, tool=tool, url=server.url)
     pulled = None
     if known:
         pulled = pull(project, database, tool=tool, url=url, close=close, progress=progress)
     with database.session(write=False) as session:
-        current = round_queries.current_round(session)
-        queue = None if current is None else round_queries.round_queue(session, current.id)
+        current = rounds.current_round(session)
+        queue = None if current is None else queue_queries.round_queue(session, current.id)
         if current is None or queue is None or current.state not in ("export", "import"):
             return SyncReport(pulled=pulled, pushed=None)
         folder = exported_folder(session, project, queue, tool)
@@ -301,7 +307,7 @@ def sync(
 
 def exported_folder(session: Session, project: Project, queue: Queue, tool: str) -> Path | None:
     """The newest folder that a queue was exported to for a tool; None where there is none any more."""
-    written = [place.place for place in places.places_of(session, queue.id) if _is_on(place, tool, "")]
+    written = [place.place for place in queue_queries.places_of(session, queue.id) if _is_on(place, tool, "")]
     folder = project.path(written[-1]) if written else None
     return folder if folder is not None and folder.is_dir() else None
 
@@ -309,9 +315,15 @@ def exported_folder(session: Session, project: Project, queue: Queue, tool: str)
 def _over(session: Session, newest: Queue, tool: str, url: str) -> dict[str, list[str]]:
     """The queues on a server of which nothing is waited for any more, with their places."""
     found: dict[str, list[str]] = {}
-    for queue in queues.list_queues(session):
-        there = [place.place for place in places.places_of(session, queue.id) if _is_on(place, tool, url)]
-        if there and queue.id != newest.id and not queues.queue_items(session, queue.id, status="queued"):
+    for queue in queue_queries.list_queues(session):
+        there = [
+            place.place for place in queue_queries.places_of(session, queue.id) if _is_on(place, tool, url)
+        ]
+        if (
+            there
+            and queue.id != newest.id
+            and not queue_items.queue_items(session, queue.id, status="queued")
+        ):
             found[queue.name] = there
     return found
 
@@ -321,11 +333,11 @@ def _is_on(place: QueuePlace, tool: str, url: str) -> bool:
 
 
 def _find_queue(session: Session, name: str | None) -> Queue:
-    current = round_queries.current_round(session)
+    current = rounds.current_round(session)
     if name is not None:
-        found = queues.queue_by_name(session, name)
+        found = queue_queries.queue_by_name(session, name)
     else:
-        found = None if current is None else round_queries.round_queue(session, current.id)
+        found = None if current is None else queue_queries.round_queue(session, current.id)
     if found is None:
         raise UserError(
             "No queue is out." if name is None else f"There is no queue {name!r}.", "Run `segcurate status`."

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 
 from db.engine import Database
-from db.queries import images as image_queries
-from db.queries import models as queries
-from db.queries import rounds as round_queries
+from db.queries import failures as failure_queries
+from db.queries import models
 from db.queries.audits import HELD_OUT
 from db.queries.models import TrainingImage, TrainingLabel
 from db.tables import Model, utc_now
@@ -79,8 +78,8 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     """
     with database.session(write=False) as session:
         current = rounds.require(session, "train")
-        labeled = queries.training_labels(session)
-        parent = round_queries.promoted_model(session) if project.config.training.warm_start else None
+        labeled = models.training_labels(session)
+        parent = models.promoted_model(session) if project.config.training.warm_start else None
         source = calibration_source(session, project)
         if source == "audit":
             labeled = without_audit(session, labeled)
@@ -93,11 +92,11 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     folder = project.workdir / "models" / f"r{current.number:02d}"
     with database.session() as session:
         current = rounds.require(session, "train")
-        image_queries.clear_failures(session, "train")
-        image_queries.record_failures(session, "train", survey.failures)
+        failure_queries.clear_failures(session, "train")
+        failure_queries.record_failures(session, "train", survey.failures)
         model = None
         if survey.usable:
-            model = queries.start_model(
+            model = models.start_model(
                 session,
                 round_id=current.id,
                 name=f"r{current.number:02d}",
@@ -134,7 +133,7 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         model.status = "trained"
         model.checkpoint_sha256 = digest
         model.finished_at = utc_now()
-        image_queries.record_failures(
+        failure_queries.record_failures(
             session,
             "train",
             [(project.uri(project.image(path)), why) for path, why in trained.unreadable.items()],

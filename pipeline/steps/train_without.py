@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from db.engine import Database
-from db.queries import models as queries
+from db.queries import models
 from db.queries.models import TrainingImage, TrainingLabel
 from pipeline.config import IGNORE, content_hash
 from pipeline.data.images import read_pixels
@@ -37,7 +37,7 @@ def train_without(
     """
     folder = project.workdir / "novelty"
     with database.session(write=False) as session:
-        labeled = queries.training_labels(session)
+        labeled = models.training_labels(session)
     survey = survey_labels(project, _voided(project, labeled, classes, folder / "masks"), progress=progress)
     if not survey.usable:
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from sqlalchemy.orm import Session
 
-from db.queries import agreement as queries
+from db.queries import agreement as agreement_queries
 from db.queries.agreement import SharedImage, SharedRegion
 from db.queries.labels import labels_in_force
 from db.queries.queues import list_queues, queue_by_name
@@ -114,8 +114,8 @@ def annotator_report(
         UserError: there is no such queue.
     """
     queue_id = _queue_id(session, queue)
-    rows = queries.shared_regions(session, queue_id=queue_id)
-    images = queries.shared_images(session, queue_id=queue_id)
+    rows = agreement_queries.shared_regions(session, queue_id=queue_id)
+    images = agreement_queries.shared_images(session, queue_id=queue_id)
     compared = _Comparison()
     for done, image in enumerate(images[:MOST_IMAGES], start=1):
         compared.read(session, project, image)

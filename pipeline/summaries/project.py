@@ -8,10 +8,11 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db.queries import rounds as queries
-from db.queries import runs as run_queries
+from db.queries import leases, models, queues, rounds
+from db.queries import queue_items as item_queries
+from db.queries import shards as shard_queries
 from db.queries.leases import owners, store_time
-from db.queries.places import places_of
+from db.queries.queues import places_of
 from db.queries.shards import count_to_score, open_shards
 from db.tables import Failure, Image, Label, Model, Queue, ScoringRun
 from pipeline.leases import dead_owners
@@ -81,9 +82,9 @@ def at_work(session: Session) -> list[AtWork]:
     now, dead = store_time(session), dead_owners(owners(session))
     found = [
         AtWork(lease.name, lease.owner, lease.taken_at, lease.owner not in dead and lease.until > now)
-        for lease in run_queries.list_leases(session)
+        for lease in leases.list_leases(session)
     ]
-    shards = run_queries.running_shards(session)
+    shards = shard_queries.running_shards(session)
     return found + [
         AtWork(f"scoring run {run_id}", owner, None, owner not in dead and until > now)
         for run_id, owner, until in shards
@@ -92,7 +93,7 @@ def at_work(session: Session) -> list[AtWork]:
 
 def scoring_status(session: Session) -> Scoring | None:
     """How far the pool is scored; None before a model serves. Looks at every image of the pool."""
-    model = queries.promoted_model(session)
+    model = models.promoted_model(session)
     if model is None:
         return None
     statement = (
@@ -118,8 +119,8 @@ def project_status(session: Session) -> Status:
     images = _images_by_split(session)
     labeled = session.scalar(select(func.count(func.distinct(Label.image_id)))) or 0
     failures = session.scalar(select(func.count()).select_from(Failure)) or 0
-    promoted = queries.promoted_model(session)
-    current = queries.current_round(session)
+    promoted = models.promoted_model(session)
+    current = rounds.current_round(session)
     if current is None:
         reason = (
             "No image is known yet."
@@ -136,8 +137,8 @@ def project_status(session: Session) -> Status:
             queue=None,
             reason=reason,
         )
-    queue = queries.round_queue(session, current.id)
-    items = queries.count_items(session, queue.id) if queue else {}
+    queue = queues.round_queue(session, current.id)
+    items = item_queries.count_items(session, queue.id) if queue else {}
     next_command, reason = _next(
         session, state=current.state, number=current.number, queue=queue, items=items
     )

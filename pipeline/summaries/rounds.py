@@ -9,11 +9,10 @@ from datetime import datetime
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from db.queries import evaluations
+from db.queries import evaluations, rounds
 from db.queries import labels as label_queries
-from db.queries import rounds as queries
-from db.queries.agreement import CoveredRegion, count_covered, covered_regions
-from db.queries.in_force import is_version, newest_versions
+from db.queries import models as model_queries
+from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
 from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel
 from pipeline.calibration.naming import confidence_name
 
@@ -82,8 +81,8 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
     """Every round, oldest first. `sampler` names the predictions that are reported."""
     pool_pixels = _pool_pixels(session)
     rows: list[RoundSummary] = []
-    for row in queries.list_rounds(session):
-        model = queries.round_model(session, row.id)
+    for row in rounds.list_rounds(session):
+        model = model_queries.round_model(session, row.id)
         labels = _labels_of(session, model.id) if model else label_queries.labels_in_force(session)
         split = _split_of(session, model.id) if model else None
         pixels = _pixels_of(session, labels)
@@ -127,7 +126,7 @@ def model_history(session: Session) -> list[ModelSummary]:
     """Every model, oldest first."""
     models = session.scalars(select(Model).order_by(Model.id)).all()
     names = {model.id: model.name for model in models}
-    numbers = {row.id: row.number for row in queries.list_rounds(session)}
+    numbers = {row.id: row.number for row in rounds.list_rounds(session)}
     rows: list[ModelSummary] = []
     for model in models:
         split = _split_of(session, model.id)

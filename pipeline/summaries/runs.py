@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from db.queries import runs as queries
-from db.queries import shards
-from db.queries.runs import Scored, ShardTime
+from db.queries import runs, scores
+from db.queries import shards as shard_queries
+from db.queries.scores import Scored
+from db.queries.shards import ShardTime
 
 PAUSE = timedelta(minutes=15)
 """Nothing was scored between two shards that were done so long after each other."""
@@ -67,13 +68,13 @@ class RunSummary:
 
 def run_history(session: Session) -> list[RunSummary]:
     """Every scoring run, oldest first."""
-    scored = queries.scored_rows(session)
-    counted = queries.shards_by_status(session)
+    scored = scores.rows_by_run(session)
+    counted = shard_queries.shards_by_status(session)
     rows: list[RunSummary] = []
-    for run, model in queries.list_runs(session):
+    for run, model in runs.list_runs(session):
         scorer, summary = run.scorer, run.summary or {}
         there, by_status = scored.get(run.id, Scored(0, 0, 0)), counted.get(run.id, {})
-        workers = [WorkerShare(*row) for row in shards.workers(session, run_id=run.id)]
+        workers = [WorkerShare(*row) for row in shard_queries.workers(session, run_id=run.id)]
         rows.append(
             RunSummary(
                 id=run.id,
@@ -93,7 +94,7 @@ def run_history(session: Session) -> list[RunSummary]:
                 started_at=run.created_at,
                 finished_at=run.finished_at,
                 images_per_second=images_per_second(
-                    run.created_at, queries.shard_times(session, run_id=run.id)
+                    run.created_at, shard_queries.shard_times(session, run_id=run.id)
                 ),
                 pruned_at=run.pruned_at,
                 drift=(summary.get("drift") or {}).get("warning"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from db.bulk import Columns
 from db.engine import Database
-from db.queries import scores
+from db.queries import runs
 from db.tables import Image, Model, Round
 
 MEASURES = ("least_confidence", "margin", "entropy", "energy", "max_logit")
@@ -38,7 +38,7 @@ def open_store(url: str, *, images: int = 10) -> Database:
             for n in range(images)
         )
         session.flush()
-        scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
+        runs.open_run(session, model_id=1, scorer_hash="a", scorer={})
     return database
 
 

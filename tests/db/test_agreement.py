@@ -7,11 +7,10 @@ from datetime import UTC, datetime
 import numpy as np
 from sqlalchemy import select, update
 
-from db.queries import agreement as queries
-from db.queries import labels, scores
-from db.queries.contents import count_clicks
+from db.queries import agreement, labels, scores
+from db.queries.agreement import set_agreement
 from db.queries.labels import LabeledRegion
-from db.queries.queues import set_agreement, set_clicks
+from db.queries.queue_items import count_clicks, set_clicks
 from db.tables import Label, Queue, QueueItem, ScoringRun
 from pipeline.evaluation.agreement import Agreement
 from tests.db.small_store import open_store, rows_for
@@ -44,27 +43,27 @@ def test_a_shared_region_comes_with_its_scores_and_only_the_most_disputed_first(
                 )
             )
         session.flush()
-        assert (queries.shared_regions(session), count_clicks(session, 1)) == ([], None)
+        assert (agreement.shared_regions(session), count_clicks(session, 1)) == ([], None)
         set_agreement(
             session,
             {1: Agreement(2, 5, 0.2, 0.3), 2: Agreement(3, 5, 0.6, 0.7), 4: Agreement(2, 5, 0.1, 0.5)},
         )
         set_clicks(session, {1: 4.0, 2: 6.5})
     with database.session(write=False) as session:
-        found = queries.shared_regions(session)
+        found = agreement.shared_regions(session)
         assert [(row.queue, row.rank, row.annotators) for row in found] == [
             ("round-01", 2, 3),
             ("other", 1, 2),
             ("round-01", 1, 2),
         ]
         np.testing.assert_allclose([row.expected_entropy or -1 for row in found], [0.3, -1, 0.2], rtol=1e-6)
-        assert [row.uri for row in queries.shared_regions(session, queue_id=2)] == ["0.png"]
+        assert [row.uri for row in agreement.shared_regions(session, queue_id=2)] == ["0.png"]
         assert count_clicks(session, 1) == 10.5
     with database.session() as session:
         scores.forget_scores(session, run_id=1, image_ids=[1, 2])
         session.execute(update(ScoringRun).values(pruned_at=datetime.now(UTC)))
     with database.session(write=False) as session:
-        assert [row.expected_entropy for row in queries.shared_regions(session)] == [None] * 3
+        assert [row.expected_entropy for row in agreement.shared_regions(session)] == [None] * 3
     database.close()
 
 
@@ -94,10 +93,10 @@ def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annot
                 regions=[LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")],
             )
     with database.session(write=False) as session:
-        found = queries.shared_images(session)
+        found = agreement.shared_images(session)
         assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
-        assert [row.image_id for row in queries.shared_images(session, queue_id=1)] == [1]
-        assert queries.covered_regions(session, [2, 5]) == {
+        assert [row.image_id for row in agreement.shared_images(session, queue_id=1)] == [1]
+        assert labels.covered_regions(session, [2, 5]) == {
             2: {(1, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
             5: {(4, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
         }
@@ -142,8 +141,8 @@ def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
             )
     with database.session() as session:
 
-        def covered(*label_ids: int) -> queries.Covered:
-            return queries.count_covered(session, select(Label.id).where(Label.id.in_(label_ids)))
+        def covered(*label_ids: int) -> labels.Covered:
+            return labels.count_covered(session, select(Label.id).where(Label.id.in_(label_ids)))
 
         assert covered(1) == (2, 2.0**5 + 2.0**8)
         assert covered(2) == (2, 2.0**5)

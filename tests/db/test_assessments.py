@@ -7,7 +7,7 @@ from collections.abc import Generator
 import pytest
 
 from db.engine import Database
-from db.queries.assessments import assessment_of, put_assessment
+from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Model, Round
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator
 import pytest
 
 from db.engine import Database
-from db.queries import scores, shards
+from db.queries import runs, shards
 from db.queries.shards import MOST_ATTEMPTS, PlannedShard
 from db.tables import Image, Model, Round
 
@@ -26,7 +26,7 @@ def database(store_url: str) -> Generator[Database]:
             for n in range(4)
         )
         session.flush()
-        scores.open_run(session, model_id=1, scorer_hash="s", scorer={})
+        runs.open_run(session, model_id=1, scorer_hash="s", scorer={})
         shards.plan_shards(session, run_id=1, shard_images=2)
     yield database
     database.close()

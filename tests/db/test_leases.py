@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from db.engine import Database
-from db.queries import leases, scores, shards
+from db.queries import leases, runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Lease, Shard, utc_now
 from tests.db.small_store import open_store, rows_for
@@ -133,7 +133,7 @@ def test_many_that_claim_at_once_never_get_the_same_shard(store_url: str) -> Non
 def test_many_that_plan_at_once_make_one_plan(database: Database) -> None:
     def plan(_: int) -> None:
         with database.session() as session:
-            scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
+            runs.open_run(session, model_id=1, scorer_hash="a", scorer={})
             shards.plan_shards(session, run_id=1, shard_images=3)
 
     at_once(4, plan)

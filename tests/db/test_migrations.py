@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from db import migrations
 from db.engine import Database, connect
-from db.queries import scores
+from db.queries import runs, scores
 from db.tables import Base
 
 FILLED = """
@@ -187,8 +187,8 @@ def test_after_an_upgrade_a_run_that_was_there_and_a_new_one_take_scores(scored:
     migrations.upgrade(scored)
     database = Database(scored.url.render_as_string(hide_password=False))
     with database.session() as session:
-        old_run = scores.open_run(session, model_id=1, scorer_hash="h", scorer={})
-        new_run = scores.open_run(session, model_id=1, scorer_hash="new", scorer={})
+        old_run = runs.open_run(session, model_id=1, scorer_hash="h", scorer={})
+        new_run = runs.open_run(session, model_id=1, scorer_hash="new", scorer={})
         assert (old_run.id, new_run.id > 2) == (1, True)
         for run_id in (1, new_run.id):
             scores.insert_scores(session, run_id=run_id, images=IMAGE_ROW, regions={})

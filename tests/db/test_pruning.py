@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from db import migrations
 from db.engine import Database, lock_refused
-from db.queries import pruning, scores, shards
+from db.queries import pruning, runs, scores, shards
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun, Shard, utc_now
 from tests.db.small_store import open_store, rows_for
 
@@ -34,7 +34,7 @@ def database(store_url: str) -> Generator[Database]:
                 assert open_run(session, run_id) == run_id
             scores.insert_scores(session, run_id=run_id, images=images, regions=regions)
             session.add(Shard(run_id=run_id, first_image_id=1, last_image_id=3, status="done", scored=3))
-            scores.finish_run(session, run_id=run_id)
+            runs.finish_run(session, run_id=run_id)
             at = MORNING + timedelta(days=run_id)
             session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=at))
     yield database
@@ -52,7 +52,7 @@ def add_model(session: Session, number: int) -> None:
 
 def open_run(session: Session, number: int) -> int:
     hashed = "a" if number == 1 else f"hash {number}"
-    return scores.open_run(session, model_id=number, scorer_hash=hashed, scorer={"of": number}).id
+    return runs.open_run(session, model_id=number, scorer_hash=hashed, scorer={"of": number}).id
 
 
 def prune(database: Database, run_id: int) -> bool:
@@ -140,7 +140,7 @@ def test_the_serving_models_newest_scores_are_needed(database: Database) -> None
 
 def test_what_the_serving_model_still_scores_is_needed(database: Database) -> None:
     with database.session() as session:
-        scores.open_run(session, model_id=4, scorer_hash="another", scorer={})
+        runs.open_run(session, model_id=4, scorer_hash="another", scorer={})
         assert set(pruning.needed_runs(session)) == {4, 5}
     assert not prune(database, 5)
 
@@ -246,7 +246,7 @@ def test_a_run_can_be_opened_while_the_scores_of_another_are_written_and_read(on
         reader.scalars(select(ImageScore.image_id)).all()
         with on_server.session() as session:
             session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            assert scores.open_run(session, model_id=1, scorer_hash="another", scorer={}).id == 3
+            assert runs.open_run(session, model_id=1, scorer_hash="another", scorer={}).id == 3
     assert rows_of(on_server, 2) == (2, 4)
 
 
@@ -258,7 +258,7 @@ def test_two_that_open_the_same_run_at_once_get_the_same_one(store_url: str) -> 
     def open_it() -> None:
         both.wait()
         with database.session() as session:
-            found.append(scores.open_run(session, model_id=1, scorer_hash="new", scorer={}).id)
+            found.append(runs.open_run(session, model_id=1, scorer_hash="new", scorer={}).id)
 
     threads = [threading.Thread(target=open_it) for _ in range(4)]
     for thread in threads:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import scores, shards
+from db.queries import runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Shard, utc_now
 from tests.db.small_store import open_store, rows_for
@@ -156,8 +156,8 @@ def test_an_unknown_column_is_refused(database: Database, name: str) -> None:
 
 def test_an_open_run_is_found_again_by_its_hash(database: Database) -> None:
     with database.session() as session:
-        same = scores.open_run(session, model_id=1, scorer_hash="a", scorer={})
-        other = scores.open_run(session, model_id=1, scorer_hash="b", scorer={})
+        same = runs.open_run(session, model_id=1, scorer_hash="a", scorer={})
+        other = runs.open_run(session, model_id=1, scorer_hash="b", scorer={})
         assert (same.id, other.id) == (1, 2)
 
 

@@ -14,9 +14,9 @@ import yaml
 from sqlalchemy import insert
 
 from db.engine import Database
-from db.queries import labels as queries
+from db.queries import labels
+from db.queries.agreement import set_agreement
 from db.queries.labels import LabeledRegion
-from db.queries.queues import set_agreement
 from db.tables import Image, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline.config import IGNORE
 from pipeline.data.masks import store_mask
@@ -57,7 +57,7 @@ class SharedQueue:
         """What one annotator drew, as an import records it; by default in every region. Returns its id."""
         path, digest = store_mask(self.project.workdir / "labels", mask)
         with self.database.session() as session:
-            label = queries.record_label(
+            label = labels.record_label(
                 session,
                 image_id=image_id,
                 queue_id=self.queue_id,

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from db.engine import Database
-from db.queries import leases as queries
+from db.queries import leases as lease_queries
 from db.tables import Lease, utc_now
 from pipeline import leases
 from pipeline.errors import Busy
@@ -152,7 +152,7 @@ def test_who_waits_for_a_living_process_goes_on_when_that_is_through(
         polls += 1
         if polls == 3:
             with database.session() as session:
-                queries.give_lease_back(session, name="train", owner=name_process(other.pid))
+                lease_queries.give_lease_back(session, name="train", owner=name_process(other.pid))
 
     monkeypatch.setattr(leases.time, "sleep", let_go_at_the_third)
     with alone(database, "train", wait=True):
@@ -172,7 +172,7 @@ def test_a_lease_is_renewed_while_the_work_lasts_and_the_thread_ends_with_it(dat
 def test_a_renewal_that_fails_is_tried_again_and_the_work_goes_on(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    renew = queries.renew_leases
+    renew = lease_queries.renew_leases
     tries: list[None] = []
 
     def lost_once(*args: Any, **options: Any) -> None:
@@ -181,7 +181,7 @@ def test_a_renewal_that_fails_is_tried_again_and_the_work_goes_on(
             raise OperationalError("UPDATE lease", None, Exception("server closed the connection"))
         renew(*args, **options)
 
-    monkeypatch.setattr(queries, "renew_leases", lost_once)
+    monkeypatch.setattr(lease_queries, "renew_leases", lost_once)
     with renewing(database, seconds=0.2):
         time.sleep(0.5)
     assert len(tries) > 1
@@ -194,7 +194,7 @@ def test_a_lease_that_cannot_be_given_back_hides_no_error(
     def full(*_args: Any, **_options: Any) -> None:
         raise OperationalError("DELETE FROM lease", None, Exception("database or disk is full"))
 
-    monkeypatch.setattr(queries, "give_lease_back", full)
+    monkeypatch.setattr(lease_queries, "give_lease_back", full)
     with pytest.raises(ZeroDivisionError), alone(database, "train"):
         _ = 1 / 0
     assert "could not be given back: database or disk is full" in caplog.text

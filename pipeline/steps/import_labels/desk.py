@@ -163,7 +163,7 @@ def _find_queue(session: Session, name: str | None) -> Queue:
         found = queues.queue_by_name(session, name) if name == shown(name) else None
     else:
         current = rounds.require(session, "import")
-        found = round_queries.round_queue(session, current.id)
+        found = queues.round_queue(session, current.id)
     if found is None:
         raise DataError(
             f"It is of queue {shown(name)!r}, which this project does not have.",

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
-from db.queries import labels as queries
-from db.queries.labels import LabeledRegion, QueuedBox, QueuedImage
+from db.queries import images, queue_items
+from db.queries.labels import LabeledRegion
+from db.queries.queue_items import QueuedBox, QueuedImage
 from db.tables import Queue, utc_now
 from pipeline.config import IGNORE
 from pipeline.data.masks import Mask, store_mask
@@ -108,7 +109,7 @@ class Inbox:
     @classmethod
     def of(cls, session: Session, queue: Queue) -> Inbox:
         """An empty one."""
-        return cls(queue=queue, targets=_targets(queries.queued_boxes(session, queue_id=queue.id)))
+        return cls(queue=queue, targets=_targets(queue_items.queued_boxes(session, queue_id=queue.id)))
 
     def learn_names(self, session: Session, names: Collection[str]) -> None:
         """Find out what these names of a source may mean. A duplicate's name means its original."""
@@ -117,7 +118,7 @@ class Inbox:
             Wanted(image_id=image_id, uri=target.image.uri, name=target.name)
             for image_id, target in self.targets.items()
         ]
-        for image in queries.images_named(session, stems=stems):
+        for image in images.images_named(session, stems=stems):
             if image.id not in self.targets:
                 original = self.targets.get(image.duplicate_of or image.id)
                 wanted.append(

@@ -10,9 +10,9 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import images as image_queries
-from db.queries import labels as queries
-from db.queries import queues
+from db.queries import agreement as agreement_queries
+from db.queries import failures, queue_items
+from db.queries import labels as label_queries
 from db.queries import rounds as round_queries
 from db.tables import Queue
 from pipeline import rounds
@@ -88,8 +88,8 @@ def import_labels(
         for inbox in inboxes:
             _record(session, inbox, origin=origin, report=report)
             _close(session, inbox.queue, close=close, report=report)
-        image_queries.clear_failures(session, "import")
-        image_queries.record_failures(session, "import", _failures(project, sources, known_as, report))
+        failures.clear_failures(session, "import")
+        failures.record_failures(session, "import", _failures(project, sources, known_as, report))
     return report
 
 
@@ -121,7 +121,7 @@ def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> di
     found: dict[int, Agreement | None] = {}
     for image_id, of_image in touched.items():
         with database.session(write=False) as session:
-            known = queries.labels_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+            known = label_queries.labels_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
             masks = {label.annotator: label.mask_uri for label in known}
         masks.update((annotation.annotator, annotation.mask_uri) for annotation in of_image)
         if len(masks) < 2:
@@ -145,7 +145,7 @@ def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportRep
             looked_at.update(annotation.target.item_ids)
         if not annotation.labeled_pixels:
             continue
-        label = queries.record_label(
+        label = label_queries.record_label(
             session,
             image_id=annotation.target.image.id,
             queue_id=queue.id,
@@ -168,14 +168,14 @@ def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportRep
         if annotation.overlapping:
             report.overlapping.append((annotation.subject, annotation.overlapping))
     report.skipped += _settle(session, inbox, looked_at)
-    queues.set_agreement(session, inbox.agreement)
+    agreement_queries.set_agreement(session, inbox.agreement)
     report.missing += _unanswered(session, inbox)
 
 
 def _unanswered(session: Session, inbox: Inbox) -> list[str]:
     """The images of a queue without a label in force, that nobody has looked at or skipped."""
-    answered = queries.labeled_images(session, queue_id=inbox.queue.id) | inbox.skipped
-    answered |= queues.skipped_images(session, inbox.queue.id)
+    answered = label_queries.labeled_images(session, queue_id=inbox.queue.id) | inbox.skipped
+    answered |= queue_items.skipped_images(session, inbox.queue.id)
     answered |= {annotation.target.image.id for annotation in inbox.annotations}
     return [target.image.uri for image_id, target in inbox.targets.items() if image_id not in answered]
 
@@ -187,12 +187,12 @@ def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
     closed is released.
     """
     left = "queued" if _is_open(session, inbox.queue) else "released"
-    before = queues.item_statuses(session, inbox.queue.id)
+    before = queue_items.item_statuses(session, inbox.queue.id)
     chosen: dict[str, list[int]] = {"labeled": [], "skipped": [], left: []}
     skipped = 0
     for image_id in {annotation.target.image.id for annotation in inbox.annotations} | inbox.skipped:
         target = inbox.targets[image_id]
-        covered = queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+        covered = label_queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
         whole = target.whole_image() in covered
         statuses = Counter[str]()
         for item_id, region in zip(target.item_ids, target.regions(), strict=True):
@@ -206,7 +206,7 @@ def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
             statuses[status] += before[item_id] != status
         skipped += bool(statuses["skipped"])
     for status, ids in chosen.items():
-        queries.set_status(session, item_ids=ids, status=status)
+        queue_items.set_status(session, item_ids=ids, status=status)
     return skipped
 
 
@@ -214,7 +214,7 @@ def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport)
     """Close the queue's round when nothing in it waits for a label, or when the caller says so."""
     if not _is_open(session, queue):
         return
-    waiting = list(queues.item_statuses(session, queue.id).values()).count("queued")
+    waiting = list(queue_items.item_statuses(session, queue.id).values()).count("queued")
     if waiting and not close:
         report.open_items = waiting
         return

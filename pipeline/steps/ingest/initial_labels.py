@@ -17,8 +17,11 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import images as queries
-from db.queries.labels import LabeledRegion, record_label, set_status
+from db.queries import failures as failure_queries
+from db.queries import images as image_queries
+from db.queries import labels, paging, queue_items, queues
+from db.queries.labels import LabeledRegion, record_label
+from db.queries.queue_items import set_status
 from db.tables import Image, Queue, QueueItem, utc_now
 from pipeline import rounds
 from pipeline.config import IGNORE, InitialSplit
@@ -74,8 +77,8 @@ def label_initial(
         regions_of.prepare(_pages(project, database, named=named), threads, progress)
     with database.session() as session:
         queue, warnings = _plan(session, project, regions_of, named=named)
-        waiting = queries.count_waiting(session, queue.id) if queue is not None else 0
-        queries.record_failures(session, "ingest", list(regions_of.unusable.items()))
+        waiting = queue_items.count_waiting(session, queue.id) if queue is not None else 0
+        failure_queries.record_failures(session, "ingest", list(regions_of.unusable.items()))
     if queue is None:
         return InitialLabels(warnings=tuple(warnings))
     codec = MaskCodec.from_config(project.config.data)
@@ -95,7 +98,7 @@ def label_initial(
                     _record(session, queue.id, outcome)
                 for _, (_, items) in failed:
                     _settle(session, items, status="released")
-                queries.record_failures(
+                failure_queries.record_failures(
                     session,
                     "ingest",
                     [(image.mask_uri or image.uri, reason) for reason, (image, _) in failed],
@@ -105,7 +108,7 @@ def label_initial(
             failures += len(failed)
             progress("initial labels", regions, waiting)
     with database.session() as session:
-        if queries.has_labels(session):
+        if labels.has_labels(session):
             rounds.open_first(session)
     return InitialLabels(images=images, regions=regions, failures=failures, warnings=tuple(warnings))
 
@@ -118,11 +121,11 @@ def _pages(project: Project, database: Database, *, named: Sequence[str]) -> Cal
     def page() -> Sequence[Image]:
         nonlocal after_id
         with database.session(write=False) as session:
-            queue = queries.initial_queue(session)
+            queue = queues.initial_queue(session)
             if queue is not None and (spec.fraction is not None or spec.count is not None):
                 return []
             queue_id = queue.id if queue is not None else -1
-            found = queries.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE)
+            found = queue_items.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE)
         after_id = found[-1].id if found else after_id
         return found
 
@@ -144,7 +147,7 @@ def _plan(
 ) -> tuple[Queue | None, list[str]]:
     """The queue `initial` with an item for everything that is to be labeled. A draw is made once."""
     spec = project.config.splits.initial
-    queue = queries.initial_queue(session)
+    queue = queues.initial_queue(session)
     drawn = spec.fraction is not None or spec.count is not None
     if queue is not None and drawn:
         return queue, []
@@ -161,16 +164,16 @@ def _plan(
         if queue is None:
             queue = _new_queue(session, project)
         if ranks is None:
-            ranks = count(queries.next_rank(session, queue.id))
+            ranks = count(queue_items.next_rank(session, queue.id))
         place = dict(zip("xywh", of_image.boxes[row].tolist(), strict=True))
         outline = None if of_image.outlines is None else of_image.outlines[row]
         named_by = {"queue_id": queue.id, "rank": next(ranks), "image_id": image_id}
         shape = {"region_index": int(of_image.index[row]), "outline": outline, **place}
         rows.append({**named_by, **shape, "slice": "initial", "reason": REASON})
-        if len(rows) >= queries.PAGE:
-            queries.insert_items(session, rows)
+        if len(rows) >= paging.PAGE:
+            queue_items.insert_items(session, rows)
             rows = []
-    queries.insert_items(session, rows)
+    queue_items.insert_items(session, rows)
     if queue is None:
         warnings.append("No pool image that `splits.initial` means has a mask: there is nothing to train on.")
     return queue, warnings
@@ -195,7 +198,7 @@ def _draw(
     session: Session, spec: InitialSplit, regions: InitialRegions, *, seed: int, warnings: list[str]
 ) -> Iterator[tuple[int, Regions, int]]:
     """Regions drawn uniformly without replacement among those of the images that have a mask."""
-    pool = queries.pool_sizes(session)
+    pool = image_queries.pool_sizes(session)
     per_image = regions.counts(pool)
     total = int(per_image.sum())
     masked = np.flatnonzero(pool.has_mask)
@@ -217,8 +220,8 @@ def _draw(
 def _named(
     session: Session, regions: InitialRegions, *, queue: Queue | None, named: Sequence[str]
 ) -> Iterator[tuple[int, Regions, int]]:
-    known = queries.images_in_queue(session, queue.id) if queue is not None else set[int]()
-    for image in sorted(queries.images_by_uri(session, named).values(), key=lambda image: image.id):
+    known = queue_items.images_in_queue(session, queue.id) if queue is not None else set[int]()
+    for image in sorted(image_queries.images_by_uri(session, named).values(), key=lambda image: image.id):
         usable = image.split == "pool" and image.duplicate_of is None and image.mask_uri is not None
         if usable and image.id not in known:
             yield from _rows(image, regions)
@@ -229,7 +232,7 @@ def _every(
 ) -> Iterator[tuple[int, Regions, int]]:
     after_id = 0
     queue_id = queue.id if queue is not None else -1
-    while page := queries.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE):
+    while page := queue_items.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE):
         after_id = page[-1].id
         for image in page:
             yield from _rows(image, regions)
@@ -244,9 +247,9 @@ def _rows(image: Image, regions: InitialRegions) -> Iterator[tuple[int, Regions,
 
 def _waiting_page(database: Database, queue_id: int, *, after_id: int) -> list[tuple[Image, list[QueueItem]]]:
     with database.session(write=False) as session:
-        page = queries.waiting_images(session, queue_id, after_id=after_id, limit=PAGE)
+        page = queue_items.waiting_images(session, queue_id, after_id=after_id, limit=PAGE)
         items: dict[int, list[QueueItem]] = {image.id: [] for image in page}
-        for item in queries.waiting_items(session, queue_id, image_ids=list(items)):
+        for item in queue_items.waiting_items(session, queue_id, image_ids=list(items)):
             items[item.image_id].append(item)
         return [(image, items[image.id]) for image in page]
 

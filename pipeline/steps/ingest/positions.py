@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from db.engine import Database
-from db.queries import images as queries
+from db.queries import images
 from db.tables import Image
 from pipeline.data.listings import Named, Sequences
 from pipeline.data.project import Project
@@ -51,7 +51,7 @@ class Placement:
         self.locked = locked is not None
         if locked is not None:
             with locked.session(write=False) as session:
-                self._columns = queries.split_columns(session)
+                self._columns = images.split_columns(session)
             order = np.argsort(self._columns.groups, kind="stable")
             edges = np.searchsorted(self._columns.groups[order], np.arange(len(self._columns.names) + 1))
             self._members = {
@@ -103,7 +103,7 @@ class Placement:
                 positions=np.array([placed[row].lies_at for row in rows]),
             )
             for row, code in zip(rows, codes.tolist(), strict=True):
-                chosen[row] = queries.SPLITS[code]
+                chosen[row] = images.SPLITS[code]
         return chosen
 
     def warnings(self) -> Iterator[str]:

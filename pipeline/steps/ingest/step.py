@@ -18,7 +18,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import images as queries
+from db.queries import failures as failure_queries
+from db.queries import images
 from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
 from pipeline.config import IGNORE
@@ -128,10 +129,10 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             "Put PNG, JPEG, TIFF, WebP or BMP files there, or mend `data.images`.",
         )
     with database.session() as session:
-        queries.clear_failures_before(session, "ingest", started)
-        splits, masks = queries.count_splits(session), queries.count_masks(session)
+        failure_queries.clear_failures_before(session, "ingest", started)
+        splits, masks = images.count_splits(session), images.count_masks(session)
         if not splits:
-            reasons = queries.list_failures(session, step="ingest", limit=1)
+            reasons = failure_queries.list_failures(session, step="ingest", limit=1)
             session.commit()  # the reasons stay, although the command fails
             raise DataError(
                 f"None of the {report.found} files can be used as an image. The first: {reasons[0].reason}",
@@ -156,9 +157,9 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with database.session(write=False) as session:
         return replace(
             report,
-            splits=queries.count_splits(session),
+            splits=images.count_splits(session),
             masks=masks,
-            unmasked=queries.count_unmasked(session) if masks else {},
+            unmasked=images.count_unmasked(session) if masks else {},
             warnings=tuple(warnings),
         )
 
@@ -166,7 +167,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
 def _open_project(session: Session, project: Project) -> bool:
     """Write down, or compare, what must not change. Returns whether splits are locked."""
     config = project.config
-    row = queries.project_row(session)
+    row = images.project_row(session)
     if row is None:
         session.add(
             ProjectRow(name=config.name, class_names=config.data.class_names, channels=config.data.channels)
@@ -204,7 +205,7 @@ def _ingest_batch(
         if not _is_text(found.uri):
             failures.append((_as_text(found.uri), "Its name is not UTF-8. Rename the file."))
     with database.session(write=False) as session:
-        known = queries.images_by_uri(session, [found.uri for found in readable])
+        known = images.images_by_uri(session, [found.uri for found in readable])
     placed: list[Placed] = []
     for found in readable:
         try:
@@ -218,12 +219,12 @@ def _ingest_batch(
     with database.session() as session:
         added = _write_new(session, [entry for entry in examined if entry.info is not None], placement)
         old = [entry for entry in examined if entry.known is not None]
-        queries.set_masks(
+        images.set_masks(
             session, {entry.known.id: entry.mask_uri for entry in old if entry.known and entry.mask_uri}
         )
         if not placement.locked:
-            queries.move_images(session, list(_moved(old)))
-        queries.record_failures(session, "ingest", failures)
+            images.move_images(session, list(_moved(old)))
+        failure_queries.record_failures(session, "ingest", failures)
     return added, len(failures)
 
 
@@ -258,18 +259,18 @@ def _examine(project: Project, placed: Placed, known: Image | None, codec: MaskC
 
 def _write_new(session: Session, examined: Sequence[_Examined], placement: Placement) -> int:
     """Insert new images; one whose content is known is linked to the image that stands for it."""
-    present = queries.images_by_uri(session, [entry.placed.found.uri for entry in examined])
+    present = images.images_by_uri(session, [entry.placed.found.uri for entry in examined])
     fresh = [entry for entry in examined if entry.placed.found.uri not in present]
-    stands_for = queries.originals(session, [entry.sha256 for entry in fresh])
+    stands_for = images.originals(session, [entry.sha256 for entry in fresh])
     splits = placement.splits([entry.placed for entry in fresh])
     firsts: list[dict[str, Any]] = []
     copies: list[dict[str, Any]] = []
     for entry, split in zip(fresh, splits, strict=True):
         (copies if entry.sha256 in stands_for else firsts).append(_row(entry, split=split))
         stands_for.setdefault(entry.sha256, 0)
-    queries.insert_images(session, firsts)
-    stands_for = queries.originals(session, [row["sha256"] for row in copies])
-    queries.insert_images(session, [{**row, "duplicate_of": stands_for[row["sha256"]]} for row in copies])
+    images.insert_images(session, firsts)
+    stands_for = images.originals(session, [row["sha256"] for row in copies])
+    images.insert_images(session, [{**row, "duplicate_of": stands_for[row["sha256"]]} for row in copies])
     return len(fresh)
 
 
@@ -308,7 +309,7 @@ def _lock_splits(session: Session, project: Project, held_out: dict[str, Named])
         unmatched = listed.unmatched()
         if unmatched:
             raise ConfigError(f"`splits.{name}.list`: {unmatched}.", "Mend these lines, or take them out.")
-    columns = queries.split_columns(session)
+    columns = images.split_columns(session)
     splits = assign_splits(
         project.config.splits,
         groups=columns.groups,
@@ -317,9 +318,9 @@ def _lock_splits(session: Session, project: Project, held_out: dict[str, Named])
         listed={name: columns.splits == code for name, code in ORDER},
     )
     changed = splits != columns.splits
-    queries.set_splits(session, columns.ids[changed], splits[changed])
-    queries.link_duplicates(session)
-    row = queries.project_row(session)
+    images.set_splits(session, columns.ids[changed], splits[changed])
+    images.link_duplicates(session)
+    row = images.project_row(session)
     if row is not None:
         row.splits_config = project.config.splits.model_dump(mode="json")
         row.splits_locked_at = utc_now()

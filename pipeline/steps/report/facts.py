@@ -15,12 +15,9 @@ import numpy.typing as npt
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.queries import evaluations as queries
-from db.queries import labels as label_queries
-from db.queries import queues as queue_queries
-from db.queries import rounds as round_queries
-from db.queries.assessments import Kind, assessment_of
-from db.queries.evaluations import MetricKey
+from db.queries import evaluations, queue_items, queues, rounds
+from db.queries import models as model_queries
+from db.queries.evaluations import Kind, MetricKey, assessment_of
 from db.tables import Metric, Model, Queue, Round, ScoringRun, utc_now
 from pipeline.calibration.naming import confidence_name
 from pipeline.data.masks import palette
@@ -60,7 +57,7 @@ def read_contents(session: Session, project: Project) -> Contents:
     config = project.config
     sampler = config.scoring.sampler
     model = model_to_judge(session, None)
-    split = next((row.split for row in queries.model_evaluations(session, model.id)), "test")
+    split = next((row.split for row in evaluations.model_evaluations(session, model.id)), "test")
 
     def document(kind: Kind) -> Document | None:
         found = assessment_of(session, model_id=model.id, kind=kind)
@@ -96,8 +93,8 @@ def evaluated_rounds(session: Session, project: Project) -> list[RoundSummary]:
 
 def round_models(session: Session) -> Iterator[tuple[Round, Model]]:
     """Each round that has trained a model, oldest first."""
-    for row in round_queries.list_rounds(session):
-        model = round_queries.round_model(session, row.id)
+    for row in rounds.list_rounds(session):
+        model = model_queries.round_model(session, row.id)
         if model is not None:
             yield row, model
 
@@ -115,11 +112,11 @@ def read_reliability(
     found: list[Reliability | None] = []
     for calibrated in (False, True):
         chosen = {"model_id": model.id, "split": split, "sampler": sampler, "calibrated": calibrated}
-        evaluation = queries.evaluation_of(session, **chosen)
+        evaluation = evaluations.evaluation_of(session, **chosen)
         if evaluation is None:
             found.append(None)
             continue
-        ece = _of(queries.metrics_of(session, **chosen), ("ece", -1))
+        ece = _of(evaluations.metrics_of(session, **chosen), ("ece", -1))
         found.append(Reliability.from_document(evaluation.curves["reliability"], ece=ece))
     return found[0], found[1]
 
@@ -127,7 +124,7 @@ def read_reliability(
 def read_risks(session: Session, model: Model, *, split: str, sampler: str) -> Risks | None:
     """Error rate over coverage, after calibration where there is one."""
     for calibrated in (True, False):
-        evaluation = queries.evaluation_of(
+        evaluation = evaluations.evaluation_of(
             session, model_id=model.id, split=split, sampler=sampler, calibrated=calibrated
         )
         if evaluation is not None:
@@ -162,9 +159,9 @@ def metrics_table(session: Session, project: Project) -> str:
     )
     names = project.config.data.class_names
     for row, model in round_models(session):
-        for evaluation in queries.model_evaluations(session, model.id):
+        for evaluation in evaluations.model_evaluations(session, model.id):
             variant = (evaluation.split, evaluation.sampler, evaluation.calibrated)
-            metrics = queries.metrics_of(
+            metrics = evaluations.metrics_of(
                 session, model_id=model.id, split=variant[0], sampler=variant[1], calibrated=variant[2]
             )
             for (name, index), metric in sorted(metrics.items()):
@@ -193,7 +190,7 @@ def _standing(session: Session, *, sampler: str) -> Standing:
 
 
 def _point(session: Session, project: Project, row: RoundSummary, model: Model) -> RoundPoint:
-    metrics = queries.metrics_of(
+    metrics = evaluations.metrics_of(
         session,
         model_id=model.id,
         split=row.split or "",
@@ -216,7 +213,7 @@ def _point(session: Session, project: Project, row: RoundSummary, model: Model) 
 
 def _calibrated(session: Session, model: Model, *, split: str, sampler: str) -> list[Calibrated]:
     """The sampler of the scores first, then the single pass."""
-    stored = queries.model_calibrations(session, model.id)
+    stored = evaluations.model_calibrations(session, model.id)
     found: list[Calibrated] = []
     for name in dict.fromkeys((sampler, "none")):
         row = stored.get(name)
@@ -245,14 +242,12 @@ def _scoring(session: Session, model: Model) -> Document | None:
 
 
 def _queue(session: Session, class_names: Sequence[str]) -> QueueFacts | None:
-    queue = next(
-        (row for row in reversed(queue_queries.list_queues(session)) if row.kind == "selected"), None
-    )
+    queue = next((row for row in reversed(queues.list_queues(session)) if row.kind == "selected"), None)
     return None if queue is None else _queue_facts(session, queue, class_names)
 
 
 def _queue_facts(session: Session, queue: Queue, class_names: Sequence[str]) -> QueueFacts:
-    regions = label_queries.queued_regions(session, queue_id=queue.id)
+    regions = queue_items.queued_regions(session, queue_id=queue.id)
 
     def class_of(index: int | None) -> str:
         return "not predicted" if index is None else class_names[index]

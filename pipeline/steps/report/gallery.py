@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
-from db.queries import images as image_queries
-from db.queries import labels as label_queries
-from db.queries import rounds as round_queries
+from db.queries import failures as failure_queries
+from db.queries import labels, queue_items, queues, rounds
 from db.tables import Image, Model, Queue, ScoringRun
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import IGNORE
@@ -71,17 +70,15 @@ class _Maps:
 
 def asked_regions(session: Session, project: Project, number: int) -> Asked | None:
     """The best ranked region of each image of a round's queue; None for a round without a scored queue."""
-    current = next(row for row in round_queries.list_rounds(session) if row.number == number)
-    queue = round_queries.round_queue(session, current.id)
+    current = next(row for row in rounds.list_rounds(session) if row.number == number)
+    queue = queues.round_queue(session, current.id)
     run = session.get(ScoringRun, queue.run_id) if queue is not None and queue.run_id is not None else None
     if queue is None or run is None:
         return None
-    masks = {
-        label.image_id: label.mask_uri for label in label_queries.labels_in_force(session, queue_id=queue.id)
-    }
+    masks = {label.image_id: label.mask_uri for label in labels.labels_in_force(session, queue_id=queue.id)}
     names = project.config.data.class_names
     best: dict[int, Wanted] = {}
-    for item, image in label_queries.queued_regions(session, queue_id=queue.id):
+    for item, image in queue_items.queued_regions(session, queue_id=queue.id):
         if item.slice != "selected" or image.id in best:
             continue
         class_name = () if item.predicted_class is None else (f"mostly {names[item.predicted_class]}",)
@@ -145,8 +142,8 @@ def gallery_rows(
 
 def record_failures(session: Session, failures: Failures) -> None:
     """Store what could not be read in place of what the last report met."""
-    image_queries.clear_failures(session, "report")
-    image_queries.record_failures(session, "report", failures)
+    failure_queries.clear_failures(session, "report")
+    failure_queries.record_failures(session, "report", failures)
 
 
 def _predict(

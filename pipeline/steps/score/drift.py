@@ -14,9 +14,9 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import drift as queries
 from db.queries import images as image_queries
-from db.queries.scores import update_summary
+from db.queries import runs, scores
+from db.queries.runs import update_summary
 from db.tables import Image, ScoringRun
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
@@ -98,14 +98,14 @@ def watch_drift(
 
 
 def _sides(session: Session, run_id: int) -> _Sides:
-    scored = queries.scored_ids(session, run_id)
+    scored = scores.scored_ids(session, run_id)
     before = (session.get_one(ScoringRun, run_id).summary or {}).get("drift")
     if before is not None:
         is_new = scored > before["checked_through"]
         return _Sides(scored[~is_new], scored[is_new], run_id)
-    last = queries.last_other_run(session, run_id)
+    last = runs.last_other_run(session, run_id)
     if last is not None:
-        is_new = ~np.isin(scored, queries.scored_ids(session, last.id))
+        is_new = ~np.isin(scored, scores.scored_ids(session, last.id))
         if is_new.sum() >= FEWEST_IMAGES:
             return _Sides(scored[~is_new], scored[is_new], last.id)
     return _Sides(scored[:0], scored, None)
@@ -117,8 +117,8 @@ def _stored_profile(
     """Of images that the run has scored, or of a random sample of them; and their URIs."""
     if len(ids) > MOST_IMAGES:
         ids = np.sort(np.random.default_rng(SEED).choice(ids, MOST_IMAGES, replace=False))
-    rows = queries.scored_rows(session, run_id, ids.tolist())
-    pixels = queries.class_pixels(session, run_id, [row.id for row in rows], num_classes=classes)
+    rows = scores.scored_rows(session, run_id, ids.tolist())
+    pixels = scores.class_pixels(session, run_id, [row.id for row in rows], num_classes=classes)
     profile = Profile(
         ids=np.array([row.id for row in rows]),
         measures={name: np.array([getattr(row, name) for row in rows]) for name in DRIFT_MEASURES},

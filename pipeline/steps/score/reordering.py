@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from db.engine import Database
-from db.queries import scores as queries
-from db.queries.scores import ImageFile, ScoredRegion
+from db.queries import images as image_queries
+from db.queries import runs, scores
+from db.queries.images import ImageFile
+from db.queries.scores import ScoredRegion
 from db.tables import ScoringRun
 from pipeline.acquisition.budget import queue_budget
 from pipeline.calibration.calibrators import Calibrators, Identity
@@ -44,11 +46,11 @@ def measure_reordering(
         summary = session.get_one(ScoringRun, run_id).summary or {}
         if "reordering" in summary:
             return summary["reordering"]
-        scored = queries.image_columns(session, run_id=run_id, columns=("image_id", "regions"))
+        scored = scores.image_columns(session, run_id=run_id, columns=("image_id", "regions"))
         ids = scored["image_id"].astype(int)
         some = ids[:: max(1, -(-len(ids) // MOST_IMAGES))].tolist()
-        images = queries.images_by_id(session, image_ids=some)
-        stored = queries.scored_regions(session, run_id=run_id, image_ids=some)
+        images = image_queries.image_files(session, image_ids=some)
+        stored = scores.scored_regions(session, run_id=run_id, image_ids=some)
     before = _uncalibrated_entropies(project, predictor, card, images, stored)
     both = [
         (before[key], row.entropy) for row in stored if (key := (row.image_id, row.region_index)) in before
@@ -69,7 +71,7 @@ def measure_reordering(
         "images": len({image_id for image_id, _ in before}),
     }
     with database.session() as session:
-        queries.update_summary(session, run_id, reordering=reordering)
+        runs.update_summary(session, run_id, reordering=reordering)
     return reordering
 
 

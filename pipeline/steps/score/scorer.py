@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from db.engine import Database
-from db.queries import rounds as round_queries
+from db.queries import models
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import SAMPLED_MEASURES, ScoringConfig, content_hash
 from pipeline.data.project import Project
@@ -48,7 +48,7 @@ def open_scorer(project: Project, database: Database) -> Scorer:
     scoring = project.config.scoring
     _check_heatmaps(scoring)
     with database.session(write=False) as session:
-        model = round_queries.promoted_model(session)
+        model = models.promoted_model(session)
         if model is None:
             raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import rounds as round_queries
-from db.queries import scores as queries
-from db.queries import shards
+from db.queries import runs, scores
+from db.queries import shards as shard_queries
 from db.queries.leases import owners, store_time
 from pipeline import rounds
 from pipeline.config import RegionConfig
@@ -143,20 +143,20 @@ def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None 
     source = region_source(project, scoring.regions)
 
     def plan(session: Session) -> ScoringPlan:
-        run = queries.open_run(
+        run = runs.open_run(
             session, model_id=scorer.model_id, scorer_hash=scorer.hash, scorer=scorer.document
         )
         if isinstance(source, RegionFiles):
             redrawn = _redrawn_images(session, project, source, run_id=run.id)
-            queries.forget_scores(session, run_id=run.id, image_ids=redrawn)
-        opened = shards.plan_shards(
+            scores.forget_scores(session, run_id=run.id, image_ids=redrawn)
+        opened = shard_queries.plan_shards(
             session, run_id=run.id, shard_images=scoring.shard_images, dead=dead_owners(owners(session))
         )
         return ScoringPlan(
             run_id=run.id,
             scorer_hash=scorer.hash,
             model=scorer.model_name,
-            images=shards.count_to_score(session, run_id=run.id),
+            images=shard_queries.count_to_score(session, run_id=run.id),
             shards=opened.pending + opened.running,
             began_at=store_time(session),
         )
@@ -189,8 +189,8 @@ def finish_scoring(
         reordering = measure_reordering(project, database, run_id=run_id, predictor=predictor, card=card)
 
         def finish(session: Session) -> datetime:
-            queries.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
-            queries.finish_run(session, run_id=run_id)
+            scores.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
+            runs.finish_run(session, run_id=run_id)
             current = round_queries.current_round(session)
             if not any_time or (current is not None and current.state in rounds.ALLOWED["score"]):
                 rounds.advance(session, rounds.require(session, "score"), "score")
@@ -213,7 +213,7 @@ def finish_scoring(
 def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, run_id: int) -> list[int]:
     """The images of a run whose region maps are newer than their scores."""
     redrawn: list[int] = []
-    for image_id, uri, scored_at in queries.scoring_times(session, run_id=run_id):
+    for image_id, uri, scored_at in scores.scoring_times(session, run_id=run_id):
         path = source.path(project.image(uri))
         if path.is_file() and path.stat().st_mtime > scored_at.timestamp():
             redrawn.append(image_id)
@@ -228,7 +228,7 @@ def _top_heatmaps(
     if scoring.heatmaps.images != "top":
         return {}
     with database.session(write=False) as session:
-        top = queries.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
+        top = scores.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
     wanted: set[str] = set(scoring.heatmaps.maps)
     if scoring.heatmaps.two_colour:
         wanted.add(TWO_COLOUR)

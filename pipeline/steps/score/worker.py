@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import shards
+from db.queries.images import ImageFile
 from db.queries.leases import owners
-from db.queries.scores import ImageFile
 from db.queries.shards import MOST_ATTEMPTS, PlannedShard
 from db.tables import Image, ScoringRun
 from pipeline.data.images import ImageRef

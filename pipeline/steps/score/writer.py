@@ -14,9 +14,7 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import images as image_queries
-from db.queries import scores as queries
-from db.queries import shards
+from db.queries import failures, runs, shards
 from db.queries.shards import PlannedShard
 from db.tables import ScoringRun
 from pipeline.data.images import ImageRef
@@ -104,8 +102,8 @@ class ShardWriter:
             )
             if not mine:
                 return None
-            image_queries.clear_failures(session, "score", list(uris.values()))
-            image_queries.record_failures(
+            failures.clear_failures(session, "score", list(uris.values()))
+            failures.record_failures(
                 session, "score", [(uris[item.id], item.reason) for item in opened.unreadable]
             )
             return self._report_outliers(session, opened.scored, uris)
@@ -143,7 +141,7 @@ class ShardWriter:
                 f"The pixels of {outside} image{'s lie' if outside > 1 else ' lies'} far outside of what "
                 f"the model has seen; farthest {outlier_in_words(images[0])}."
             )
-            queries.update_summary(
+            runs.update_summary(
                 session,
                 self.run_id,
                 input_range={"warning": warning, "outside": outside, "images": images},

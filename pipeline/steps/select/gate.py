@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from db.queries.assessments import Kind, assessment_of
+from db.queries.evaluations import Kind, assessment_of
 from db.tables import ScoringRun
 from pipeline.config import EvaluationConfig
 from pipeline.errors import UserError

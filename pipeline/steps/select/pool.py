@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from db.engine import Database
-from db.queries import candidates as scored
-from db.queries.queues import TakenRegions
+from db.queries import candidates as candidate_queries
+from db.queries.queue_items import TakenRegions
 from db.tables import ScoringRun
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.exclusion import taken
@@ -44,7 +44,7 @@ class ScoredPool:
         self.scored = 0
         """Candidates of the last reading, those that are queued or labeled included."""
         with database.session(write=False) as session:
-            self._last_id = scored.last_eligible(session, run_id=run.id)
+            self._last_id = candidate_queries.last_eligible(session, run_id=run.id)
 
     @property
     def group_names(self) -> list[str]:
@@ -61,7 +61,7 @@ class ScoredPool:
         after_id = 0
         while True:
             with self._database.session(write=False) as session:
-                page = scored.eligible_images(
+                page = candidate_queries.eligible_images(
                     session,
                     run_id=self._run_id,
                     after_id=after_id,
@@ -75,10 +75,10 @@ class ScoredPool:
             for images in _blocks(page, BLOCK_REGIONS if self._config.unit == "region" else PAGE_IMAGES):
                 yield self._block(images)
 
-    def _block(self, images: scored.ImageColumns) -> Candidates:
+    def _block(self, images: candidate_queries.ImageColumns) -> Candidates:
         with self._database.session(write=False) as session:
             if self._config.unit == "region":
-                columns = scored.region_candidates(
+                columns = candidate_queries.region_candidates(
                     session,
                     run_id=self._run_id,
                     images=images,
@@ -86,7 +86,7 @@ class ScoredPool:
                     outlines=self._outlines,
                 )
             else:
-                columns = scored.image_candidates(
+                columns = candidate_queries.image_candidates(
                     session, run_id=self._run_id, images=images, measure=self._measure
                 )
         everything = Candidates(
@@ -136,7 +136,7 @@ class ScoredPool:
         )
 
 
-def _blocks(page: scored.ImageColumns, most: int) -> Iterator[scored.ImageColumns]:
+def _blocks(page: candidate_queries.ImageColumns, most: int) -> Iterator[candidate_queries.ImageColumns]:
     """Neighbouring images with at most so many regions together, or one with more."""
     ends = np.cumsum(page.regions)
     start = 0

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from db.engine import Database
-from db.queries import candidates as scored
-from db.queries import operation, queues
-from db.queries import rounds as round_queries
+from db.queries import images as image_queries
+from db.queries import queue_items, queues, runs
+from db.queries import scores as score_queries
 from db.tables import Queue, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.ranking import standing
@@ -111,13 +111,13 @@ def select(
     config = _overridden(project.config.selection, overrides or {})
     with database.session(write=False) as session:
         current = rounds.require(session, "select")
-        run = scored.finished_run(session)
+        run = runs.finished_run(session)
         if run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
-        draft = round_queries.round_queue(session, current.id)
-        name = operation.free_queue_name(session, number=current.number, round_id=current.id)
-        images = operation.count_scored(session, run_id=run.id)
-        closed = queues.taken_regions(session, except_queue_id=draft.id if draft else None)
+        draft = queues.round_queue(session, current.id)
+        name = queues.free_queue_name(session, number=current.number, round_id=current.id)
+        images = score_queries.count_scored(session, run_id=run.id)
+        closed = queue_items.taken_regions(session, except_queue_id=draft.id if draft else None)
         gate = gate_warnings(
             session,
             run,
@@ -149,7 +149,7 @@ def select(
         group_names=pool.group_names,
     )
     with database.session(write=False) as session:
-        uris = queues.image_uris(session, selection.items.image_id.tolist())
+        uris = image_queries.image_uris(session, selection.items.image_id.tolist())
     preview = _preview(
         name,
         selection,

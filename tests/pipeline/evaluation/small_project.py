@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import rounds as queries
+from db.queries import rounds
 from db.tables import Image, Model, utc_now
 from pipeline.config import ProjectConfig
 from pipeline.data.project import Project
@@ -92,7 +92,7 @@ def add_model(project: Project, database: Database, segmenter: Segmenter, *, num
     )
     digest = save_model(folder, segmenter, card)
     with database.session() as session:
-        current = queries.open_round(session, number=number, state="calibrate")
+        current = rounds.open_round(session, number=number, state="calibrate")
         row = Model(
             round_id=current.id,
             name=name,

@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import select
 
 from db.engine import Database
-from db.queries import rounds as round_queries
+from db.queries import rounds
 from db.tables import Image, ImageScore, Label, LabelRegion, Model, Queue, QueueItem, Round, ScoringRun
 from pipeline.config import ProjectConfig
 from pipeline.data.images import probe_image
@@ -80,7 +80,7 @@ class Exported:
 
     def state(self) -> tuple[int, str]:
         with self.database.session(write=False) as session:
-            current = round_queries.current_round(session)
+            current = rounds.current_round(session)
         return (0, "") if current is None else (current.number, current.state)
 
 

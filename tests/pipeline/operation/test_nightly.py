@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import select, text
 
 from db.engine import Database
-from db.queries import operation
-from db.queries.images import list_failures
+from db.queries import models
+from db.queries.failures import list_failures
 from db.tables import Base, Queue, QueueItem
 from pipeline.data.project import Project
 from pipeline.errors import Busy
@@ -112,7 +112,7 @@ def test_masks_of_a_queue_that_was_taken_back_are_still_taken(out: Path) -> None
         annotate(project, database, out / "queues" / "round-01")
         report = import_labels(project, database, source=out / "queues" / "round-01", origin="simulation")
         with database.session(write=False) as session:
-            assert operation.count_new_labels(session) == 6
+            assert models.count_new_labels(session) == 6
             assert project_status(session).queue == "round-01-b"
     assert (report.queue, report.closed, report.refused) == ("round-01", False, [])
     assert items(out, "round-01") == ["labeled"] * 6

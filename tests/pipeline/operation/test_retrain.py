@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from db.queries import operation
-from db.queries import rounds as queries
+from db.queries import models as model_queries
+from db.queries import rounds
 from db.tables import Label, Model, Queue
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.promotion import Verdict
@@ -26,7 +26,7 @@ def a_retraining(folder: Path, **options: Any) -> RetrainReport:
 def standing(folder: Path) -> tuple[int, str]:
     """The current round's number, and the step that comes next in it."""
     with opened(folder) as (_, database), database.session(write=False) as session:
-        current = queries.current_round(session)
+        current = rounds.current_round(session)
         assert current is not None
         return current.number, current.state
 
@@ -38,7 +38,7 @@ def models(folder: Path) -> dict[str, str]:
 
 def new_labels(folder: Path) -> int:
     with opened(folder) as (_, database), database.session(write=False) as session:
-        return operation.count_new_labels(session)
+        return model_queries.count_new_labels(session)
 
 
 def test_with_too_few_labels_nothing_is_done(out: Path) -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sqlalchemy import func, select
 
 from db.engine import Database
-from db.queries.assessments import assessment_of, put_assessment
+from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Assessment, Model
 from pipeline.config import ProjectConfig
 from pipeline.data.project import Project

@@ -13,9 +13,9 @@ from sklearn.metrics import jaccard_score, roc_auc_score
 from sqlalchemy import func, select
 
 from db.engine import Database
-from db.queries import evaluations as queries
-from db.queries import images as image_queries
-from db.queries import rounds as round_queries
+from db.queries import evaluations, rounds
+from db.queries import failures as failure_queries
+from db.queries import models as model_queries
 from db.tables import Calibration, Evaluation, Metric, Model
 from pipeline.calibration.calibrators import (
     KINDS,
@@ -57,7 +57,7 @@ def with_settings(project: Project, **sections: dict[str, object]) -> Project:
 
 def state(database: Database) -> str:
     with database.session(write=False) as session:
-        current = round_queries.current_round(session)
+        current = rounds.current_round(session)
         assert current is not None
         return current.state
 
@@ -123,7 +123,7 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Pro
     for calibrated, divisor in ((False, 1.0), (True, temperature)):
         probability, labels = direct(project, divisor, 9)
         with database.session(write=False) as session:
-            metrics = queries.metrics_of(
+            metrics = evaluations.metrics_of(
                 session, model_id=model.id, split="test", sampler="none", calibrated=calibrated
             )
         predicted = probability.argmax(axis=1)
@@ -188,7 +188,7 @@ def test_a_model_that_is_worse_beyond_its_interval_is_refused(small: tuple[Proje
         models = session.scalars(select(Model).order_by(Model.id)).all()
         assert [row.status for row in models] == ["promoted", "refused"]
         assert models[1].decision == report.decision
-        promoted = round_queries.promoted_model(session)
+        promoted = model_queries.promoted_model(session)
         assert promoted is not None
         assert promoted.name == "r01"
     assert state(database) == "score"
@@ -246,7 +246,7 @@ def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: tuple[Project, Da
     report = evaluate(project, database)
     assert {row.images for row in report.rows if row.split == "test"} == {3}
     with database.session(write=False) as session:
-        failures = {(row.step, row.subject): row.reason for row in image_queries.list_failures(session)}
+        failures = {(row.step, row.subject): row.reason for row in failure_queries.list_failures(session)}
     assert ("calibrate", "masks/calibration_0.png") in failures
     assert ("evaluate", "masks/calibration_0.png") in failures
     assert "images/test_1.png" in failures[("evaluate", "images/test_1.png")]
@@ -360,7 +360,7 @@ def test_the_report_compares_all_calibrators_and_says_which_one_is_stored(tmp_pa
         if row.sampler == "none":
             assert {items[name]["labels_changed"] for name in kept} == {0.0}
         with database.session(write=False) as session:
-            stored = queries.model_calibrations(session, model.id)[row.sampler]
+            stored = evaluations.model_calibrations(session, model.id)[row.sampler]
         assert stored.passed == (items[row.calibrator]["ece"]["high"] < 0.05)
     evaluated = {row.sampler for row in evaluate(project, database).rows}
     assert evaluated == {"none", "mc_dropout", "tta"}
@@ -390,13 +390,13 @@ def test_steps_wait_for_their_turn_and_for_a_model(small: tuple[Project, Databas
     with pytest.raises(NotYourTurn, match="segcurate ingest"):
         calibrate(project, database)
     with database.session() as session:
-        round_queries.open_round(session, number=1, state="train")
+        rounds.open_round(session, number=1, state="train")
     with pytest.raises(NotYourTurn, match="segcurate train"):
         calibrate(project, database)
     with pytest.raises(NotYourTurn, match="segcurate train"):
         evaluate(project, database)
     with database.session() as session:
-        current = round_queries.current_round(session)
+        current = rounds.current_round(session)
         assert current is not None
         current.state = "calibrate"
     with pytest.raises(UserError, match="no trained model"):
@@ -408,7 +408,7 @@ def test_stored_calibrators_come_back_for_their_own_sampler(small: tuple[Project
     model = add_model(project, database, make_segmenter(project, overconfident=5))
     with database.session() as session:
         for sampler, temperature in (("none", 2.0), ("mc_dropout", 1.5)):
-            queries.put_calibration(
+            evaluations.put_calibration(
                 session,
                 model_id=model.id,
                 sampler=sampler,

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from db.queries import images as image_queries
-from db.queries import rounds as round_queries
+from db.queries import failures, rounds
 from pipeline.errors import NotYourTurn, UserError
 from pipeline.labeling.folder import FolderWriter
 from pipeline.labeling.manifest import ManifestImage, read_manifest
@@ -115,7 +114,7 @@ def test_an_unreadable_image_is_left_out_and_recorded(selected: Exported) -> Non
     folder = export(selected.project, selected.database)
     assert set(manifest_of(folder)) == set(NAMES) - {"tiny.png"}
     with selected.database.session(write=False) as session:
-        (failure,) = image_queries.list_failures(session, step="export")
+        (failure,) = failures.list_failures(session, step="export")
     assert failure.subject == "images/tiny.png"
 
 
@@ -204,7 +203,7 @@ def test_a_killed_export_leaves_no_half_folder_and_can_be_run_again(selected: Ex
 
 def test_export_refuses_politely_when_it_is_not_its_turn(selected: Exported) -> None:
     with selected.database.session() as session:
-        current = round_queries.current_round(session)
+        current = rounds.current_round(session)
         assert current is not None
         current.state = "score"
     with pytest.raises(NotYourTurn, match="`segcurate score` comes next"):

@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from db.engine import Database
-from db.queries.assessments import assessment_of
+from db.queries.evaluations import assessment_of
 from db.tables import Label, LabelRegion, Model, ModelLabel, Queue, utc_now
 from pipeline.data.masks import store_mask
 from pipeline.data.project import Project

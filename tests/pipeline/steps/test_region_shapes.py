@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import select as query
 
 from db.engine import Database
-from db.queries import images as image_queries
+from db.queries import failures
 from db.tables import Image, Label, LabelRegion, QueueItem, RegionScore, Round
 from pipeline.config import IGNORE, ScoringConfig
 from pipeline.data.masks import write_mask
@@ -102,7 +102,7 @@ def test_an_image_without_its_region_map_is_recorded_and_the_others_are_scored(t
     report = score(project, database)
     assert (report.images, report.failed) == (1, 2)
     with database.session(write=False) as session:
-        reasons = {row.subject: row.reason for row in image_queries.list_failures(session, step="score")}
+        reasons = {row.subject: row.reason for row in failures.list_failures(session, step="score")}
     missing, small = (reasons[f"images/00{number}.png"] for number in (0, 1))
     assert "no region map" in missing
     assert "000.png" in missing

@@ -15,9 +15,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import select, update
 
 from db.engine import Database
-from db.queries import models as model_queries
-from db.queries import queues
-from db.queries import rounds as round_queries
+from db.queries import models, queue_items, queues, rounds
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Image, Model, Queue, QueueItem, Round, utc_now
 from pipeline.config import ProjectConfig
@@ -60,7 +58,7 @@ class Labeled:
     def in_force(self) -> list[npt.NDArray[np.uint8]]:
         """The labels as training would see them."""
         with self.database.session(write=False) as session:
-            images = model_queries.training_labels(session)
+            images = models.training_labels(session)
         return [
             compose_labels([self.project.path(label.mask_uri) for label in image.labels], (WIDTH, HEIGHT))
             for image in images
@@ -68,15 +66,15 @@ class Labeled:
 
     def state(self) -> tuple[str, int]:
         with self.database.session(write=False) as session:
-            current = round_queries.current_round(session)
+            current = rounds.current_round(session)
             assert current is not None
-            return current.state, len(round_queries.list_rounds(session))
+            return current.state, len(rounds.list_rounds(session))
 
     def items(self, name: str) -> list[QueueItem]:
         with self.database.session(write=False) as session:
             queue = queues.queue_by_name(session, name)
             assert queue is not None
-            return list(queues.queue_items(session, queue.id))
+            return list(queue_items.queue_items(session, queue.id))
 
 
 def part(cell: int) -> tuple[slice, slice]:
@@ -236,7 +234,7 @@ def test_where_nothing_is_worth_a_look_there_is_no_queue(
 
 def test_a_damaged_label_is_told_and_the_rest_goes_on(labeled: Labeled) -> None:
     with labeled.database.session() as session:
-        images = model_queries.training_labels(session)
+        images = models.training_labels(session)
     labeled.project.path(images[0].labels[0].mask_uri).write_bytes(b"no mask")
     report = review(labeled.project, labeled.database, budget=4)
     assert [subject for subject, _ in report.failed] == [images[0].uri]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from db.queries.assessments import assessment_of
+from db.queries.evaluations import assessment_of
 from pipeline.data.input_range import InputRange
 from pipeline.errors import UserError
 from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from db.queries import images as image_queries
-from db.queries import places, queues
+from db.queries import failures, queues
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
@@ -95,7 +94,7 @@ def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Export
     assert any(f"{URL}/projects/7" in line for line in report.lines())
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
-        lying = [(place.tool, place.url, place.place) for place in places.places_of(session, queue.id)]
+        lying = [(place.tool, place.url, place.place) for place in queues.places_of(session, queue.id)]
     assert lying == [
         ("label-studio", "", "queues/round-01-label-studio"),
         ("label-studio", URL, "7"),
@@ -162,7 +161,7 @@ def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
     report = pull(selected.project, selected.database, tool="label-studio")
     assert [(one.imported, len(one.refused)) for one in report.imported] == [(1, 1)]
     with selected.database.session(write=False) as session:
-        (failure,) = image_queries.list_failures(session, step="import")
+        (failure,) = failures.list_failures(session, step="import")
     assert failure.subject.startswith(f"{URL}, round-01: page-1.json")
     assert "nothing of ours" in failure.reason
 

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import select
 
 from db.engine import Database
-from db.queries import models as queries
+from db.queries import models
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Failure, Image, Model, Queue, Round
 from pipeline import rounds
@@ -153,7 +153,7 @@ def test_a_model_is_trained_saved_and_on_record(tmp_path: Path, database: Databa
         assert row.finished_at is not None
         assert row.checkpoint_sha256 == card.weights_sha256 == weights
         assert (card.config_hash, card.labels_hash) == (row.config_hash, row.labels_hash)
-        assert [label.image_id for label in queries.model_labels(session, row.id)] == [1, 2]
+        assert [label.image_id for label in models.model_labels(session, row.id)] == [1, 2]
         assert session.scalars(select(Round)).one().state == "calibrate"
     assert not (folder / "resume.safetensors").exists()
     with pytest.raises(NotYourTurn, match="segcurate calibrate"):
@@ -186,8 +186,8 @@ def test_held_out_images_are_never_trained_on_even_when_they_have_labels(
     train(project, database)
     assert read == {"a", "b"}
     with database.session(write=False) as session:
-        assert {image.uri for image in queries.training_labels(session)} == {"images/a.png", "images/b.png"}
-        assert {label.image_id for label in queries.model_labels(session, 1)} == {1, 2}
+        assert {image.uri for image in models.training_labels(session)} == {"images/a.png", "images/b.png"}
+        assert {label.image_id for label in models.model_labels(session, 1)} == {1, 2}
 
 
 def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
@@ -201,7 +201,7 @@ def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
         add_label(session, project, image, first, value=1)
         corrected = add_label(session, project, image, first, value=0, rows=10)
     with database.session(write=False) as session:
-        (found,) = queries.training_labels(session)
+        (found,) = models.training_labels(session)
     assert [label.id for label in found.labels] == [corrected, later]
 
 
@@ -217,7 +217,7 @@ def test_the_newest_label_of_every_annotator_is_in_force_in_the_order_of_their_v
         corrected = add_label(session, project, image, queue, annotator="Ann", rows=10)
         elsewhere = add_label(session, project, image, later, annotator="Ann", value=0, rows=4)
     with database.session(write=False) as session:
-        (found,) = queries.training_labels(session)
+        (found,) = models.training_labels(session)
     assert first != corrected
     assert [label.id for label in found.labels] == [agreeing, corrected, elsewhere]
     assert [label.annotator for label in found.labels] == ["Bo", "Ann", "Ann"]
@@ -258,7 +258,7 @@ def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
     values = sorted({round(float(value), 3) for target in seen for value in target.unique()})
     assert values == ([0.0, 0.333, 0.667, 1.0] if annotators == "soft" else [0, 1])
     with database.session(write=False) as session:
-        votes = [(label.image_id, label.annotator) for label in queries.model_labels(session, model.id)]
+        votes = [(label.image_id, label.annotator) for label in models.model_labels(session, model.id)]
     assert votes == [(1, None), (1, "Bo"), (1, "Cy"), (2, None)]
 
 
@@ -316,7 +316,7 @@ def test_a_killed_training_starts_again_when_labels_have_changed(tmp_path: Path,
     train(project, database, progress=lambda title, done, total: _note(seen, title, done))
     assert seen == [1, 2, 3, 4]
     with database.session(write=False) as session:
-        assert corrected in {label.id for label in queries.model_labels(session, 1)}
+        assert corrected in {label.id for label in models.model_labels(session, 1)}
 
 
 def test_files_that_cannot_be_read_are_recorded_and_the_rest_is_trained_on(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from db.queries import labels as queries
+from db.queries import labels as label_queries
 from db.queries import models
-from db.queries.operation import count_new_labels
-from db.queries.queues import taken_regions
+from db.queries.models import count_new_labels
+from db.queries.queue_items import taken_regions
 from pipeline.config import IGNORE
 from pipeline.data.images import read_pixels
 from pipeline.steps.import_labels import import_labels
@@ -132,7 +132,7 @@ def test_a_changed_annotation_is_the_next_version_of_its_own_annotator(
     report = take(exported, submitted(exported, file, again))
     assert (report.imported, report.unchanged) == (1, 1)
     with exported.database.session(write=False) as session:
-        in_force = queries.labels_in_force(session, image_id=exported.images()[NAME].id)
+        in_force = label_queries.labels_in_force(session, image_id=exported.images()[NAME].id)
         assert [(label.annotator, label.version) for label in in_force] == [
             ("bo@example.org", 2),
             ("ann@example.org", 3),

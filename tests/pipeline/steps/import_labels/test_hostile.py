@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from db.queries import images as image_queries
+from db.queries import failures
 from pipeline.errors import DataError
 from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
 from tests.pipeline.steps.import_labels.test_step import COLORS, deliver, mask_file, take
@@ -34,7 +34,7 @@ def refusal(exported: Exported, folder: Path) -> tuple[str, str]:
     assert [label.image_id for label in exported.labels()] == [exported.images()[GOOD].id]
     assert len(report.refused) == 1
     with exported.database.session(write=False) as session:
-        (failure,) = image_queries.list_failures(session, step="import")
+        (failure,) = failures.list_failures(session, step="import")
     assert failure.reason == report.refused[0][1]
     return report.refused[0]
 

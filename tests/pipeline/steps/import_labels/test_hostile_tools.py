@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from db.queries import images as image_queries
+from db.queries import failures
 from pipeline.errors import DataError
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
@@ -90,7 +90,7 @@ def refusal_of(attack: Attack, report: ImportReport, stem: str) -> str:
     """The one line that says why an image was refused; it is on record as well."""
     ((subject, reason),) = [line for line in report.refused if stem in line[0]]
     with attack.exported.database.session(write=False) as session:
-        assert reason in [failure.reason for failure in image_queries.list_failures(session, step="import")]
+        assert reason in [failure.reason for failure in failures.list_failures(session, step="import")]
     assert all(character.isprintable() for character in subject + reason)
     return f"{subject}: {reason}"
 

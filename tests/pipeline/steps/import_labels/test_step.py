@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as PillowImage
 
-from db.queries import labels as queries
+from db.queries import labels
 from db.tables import Label
 from pipeline.config import IGNORE
 from pipeline.data.masks import MaskCodec, read_mask
@@ -119,8 +119,8 @@ def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(
     image = exported.images()["left/frame 1.png"]
     with exported.database.session(write=False) as session:
         queue_id = exported.items()[0].queue_id
-        latest = queries.latest_label(session, image_id=image.id, queue_id=queue_id)
-        newest = queries.labels_in_force(session, queue_id=queue_id)
+        latest = labels.latest_label(session, image_id=image.id, queue_id=queue_id)
+        newest = labels.labels_in_force(session, queue_id=queue_id)
     assert latest is not None
     assert latest.version == 2
     np.testing.assert_array_equal(stored_mask(exported, latest), corrected)

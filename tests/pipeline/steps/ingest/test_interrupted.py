@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from db.engine import Database
-from db.queries import rounds as round_queries
+from db.queries import rounds
 from db.tables import Image, Label, QueueItem
 from pipeline.errors import UserError
 from pipeline.steps.ingest import initial_labels, step
@@ -83,5 +83,5 @@ def test_labels_that_cannot_be_written_end_the_run_and_a_second_run_completes_it
     assert str(five.root / ".segcurate" / "labels") in caught.value.problem
     with five.database.session(write=False) as session:
         assert session.scalar(select(func.count()).select_from(Label)) == 0
-        assert round_queries.current_round(session) is None
+        assert rounds.current_round(session) is None
     assert five.ingest(splits=HELD_OUT).labeled_images == 6

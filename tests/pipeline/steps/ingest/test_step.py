@@ -8,8 +8,8 @@ import pytest
 from PIL import Image as Picture
 from sqlalchemy import select
 
-from db.queries import images as queries
-from db.queries import rounds as round_queries
+from db.queries import images as image_queries
+from db.queries import queues, rounds
 from db.tables import Failure, Image, Label, LabelRegion, Queue, QueueItem
 from db.tables import Project as ProjectRow
 from pipeline.config import IGNORE
@@ -30,10 +30,10 @@ def test_the_first_ingest_registers_splits_labels_and_opens_round_one(five: Fold
     )[1]
     assert row == (24, 16, 3, "images/a", 1, "masks/a/f1.png")
     with five.database.session(write=False) as session:
-        current = round_queries.current_round(session)
+        current = rounds.current_round(session)
         assert current is not None
         assert (current.number, current.state) == (1, "train")
-        queue = queries.initial_queue(session)
+        queue = queues.initial_queue(session)
         assert queue is not None
         assert (queue.name, queue.round_id) == ("initial", None)
         label = session.scalars(select(Label)).first()
@@ -151,7 +151,7 @@ def test_without_masks_splits_stay_open_and_no_round_opens(folder: Folder) -> No
     assert report.splits == {"pool": 8}
     assert "`data.masks` is not set" in report.warnings[0]
     with folder.database.session(write=False) as session:
-        assert round_queries.current_round(session) is None
+        assert rounds.current_round(session) is None
     for group in "abc":
         folder.mask(f"{group}/f0.png")
     report = folder.ingest()
@@ -205,9 +205,9 @@ def test_a_pool_copy_of_a_held_out_image_is_never_used(five: Folder) -> None:
     assert links["images/e/held.png"] is None
     assert links["images/c/copy.png"] == ids["images/e/held.png"]
     with five.database.session(write=False) as session:
-        pool = {image.uri for image in queries.pool_images(session, limit=100)}
+        pool = {image.uri for image in image_queries.pool_images(session, limit=100)}
         assert "images/c/copy.png" not in pool
-        assert [image.uri for image in queries.split_images(session, "test")] == ["images/e/held.png"]
+        assert [image.uri for image in image_queries.split_images(session, "test")] == ["images/e/held.png"]
         labeled = session.scalars(select(Image.uri).join(Label, Label.image_id == Image.id)).all()
     assert "images/c/copy.png" not in labeled
     five.image("d/late_copy.png", seed=8)
@@ -285,10 +285,10 @@ def test_a_list_with_a_typing_error_locks_nothing(five: Folder) -> None:
     with pytest.raises(ConfigError, match=r"1 lines of test.txt name no image: a/f1.pgn"):
         five.ingest(splits=HELD_OUT)
     with five.database.session(write=False) as session:
-        row = queries.project_row(session)
+        row = image_queries.project_row(session)
         assert row is not None
         assert row.splits_locked_at is None
-        assert round_queries.current_round(session) is None
+        assert rounds.current_round(session) is None
     five.write("test.txt", "a/f0.png", "a/f1.png")
     assert five.ingest(splits=HELD_OUT).splits == {"pool": 6, "test": 2, "calibration": 2}
 

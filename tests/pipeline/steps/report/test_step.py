@@ -11,8 +11,8 @@ import pytest
 
 from db.engine import Database
 from db.queries import evaluations
-from db.queries.assessments import put_assessment
-from db.queries.images import list_failures
+from db.queries.evaluations import put_assessment
+from db.queries.failures import list_failures
 from db.tables import Assessment, Model, Queue, QueueItem, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import UserError

@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import select
 
 from db.engine import Database
-from db.queries.images import list_failures
+from db.queries.failures import list_failures
 from db.tables import ImageScore, Round, ScoringRun
 from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
 from pipeline.data.input_range import InputRange, pixel_statistics

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 from sqlalchemy import select
 
-from db.queries import scores as queries
+from db.queries import runs
+from db.queries import scores as score_queries
 from db.tables import Calibration, ScoringRun
 from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig, ScoringConfig
@@ -57,8 +58,8 @@ def test_a_run_says_once_how_far_its_calibration_reorders_the_queue(
     calibrated, database = make_pool(tmp_path / "hot", images, scoring=scoring, temperatures=(8.0, 8.0))
     report = score(calibrated, database)
     with database.session() as session:
-        after = queries.scored_regions(session, run_id=report.run_id, image_ids=[1, 2, 3, 4, 5])
-        queries.update_summary(session, report.run_id, other={"kept": True})
+        after = score_queries.scored_regions(session, run_id=report.run_id, image_ids=[1, 2, 3, 4, 5])
+        runs.update_summary(session, report.run_id, other={"kept": True})
     found = report.reordering
     assert found is not None
     assert (found["images"], found["regions"]) == (5, len(after))
@@ -67,7 +68,7 @@ def test_a_run_says_once_how_far_its_calibration_reorders_the_queue(
         plain, other = make_pool(tmp_path / "plain", images, scoring=scoring, temperatures=(1.0, 1.0))
         run_id = score(plain, other).run_id
         with other.session(write=False) as session:
-            before = queries.scored_regions(session, run_id=run_id, image_ids=[1, 2, 3, 4, 5])
+            before = score_queries.scored_regions(session, run_id=run_id, image_ids=[1, 2, 3, 4, 5])
         expected, _ = spearmanr([row.entropy for row in before], [row.entropy for row in after])
         assert found["spearman"] == pytest.approx(expected, abs=1e-6)
         other.close()

@@ -17,8 +17,9 @@ from PIL import Image as PillowImage
 from sqlalchemy import func, select, update
 
 from db.engine import Database
-from db.queries import labels, scores, shards
-from db.queries.images import list_failures
+from db.queries import labels, scores
+from db.queries import shards as shards
+from db.queries.failures import list_failures
 from db.queries.rounds import current_round
 from db.tables import Image, ImageScore, Model, Queue, RegionScore, Round, ScoringRun, Shard, utc_now
 from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig

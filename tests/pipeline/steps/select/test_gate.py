@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from db.queries.assessments import Kind, put_assessment
+from db.queries.evaluations import Kind, put_assessment
 from db.tables import ScoringRun
 from pipeline.errors import UserError
 from pipeline.evaluation.gate import NoveltyRow, judge

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from db.queries import queues
+from db.queries import queue_items, queues
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline import rounds
 from pipeline.errors import ConfigError, NotYourTurn, UserError
@@ -35,7 +35,7 @@ def chosen(preview: step.QueuePreview) -> list[tuple[int, tuple[int, int, int, i
 def stored(store: Store) -> list[tuple[object, ...]]:
     with store.database.session(write=False) as session:
         queue = session.scalars(select(Queue).where(Queue.kind == "selected")).one()
-        items = queues.queue_items(session, queue.id)
+        items = queue_items.queue_items(session, queue.id)
         return [(i.rank, i.image_id, i.x, i.y, i.w, i.h, i.slice, i.score, i.reason, i.status) for i in items]
 
 
@@ -164,7 +164,7 @@ class TestTheStoredQueue:
             queue = queues.list_queues(session)[0]
             assert (queue.name, queue.kind, queue.strategy) == ("round-01", "selected", "stratified")
             assert (queue.unit, queue.seed, queue.run_id) == ("region", 7, store.run_id)
-            audit = [i for i in queues.queue_items(session, queue.id) if i.slice == "audit"]
+            audit = [i for i in queue_items.queue_items(session, queue.id) if i.slice == "audit"]
             current = rounds.require(session, "export")
         assert [item.inclusion_probability for item in audit] == [3 / 180] * 3
         assert preview.by_slice == {"selected": 27, "audit": 3}

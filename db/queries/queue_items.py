@@ -1,0 +1,293 @@
+"""Queue items: the regions to label, their status and their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import ColumnElement, func, insert, select, union, update
+from sqlalchemy.orm import Session
+
+from db.queries.labels import is_version, newest_versions
+from db.queries.paging import BATCH
+from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+
+
+class QueuedImage(NamedTuple):
+    """An image of a queue, as far as its labels are concerned."""
+
+    id: int
+    uri: str
+    sha256: str
+    width: int
+    height: int
+
+
+class QueuedBox(NamedTuple):
+    """A queue item, as far as its label is concerned."""
+
+    item_id: int
+    rank: int
+    x: int
+    y: int
+    w: int
+    h: int
+    region_index: int
+    outline: str | None
+
+
+class QueuedRegion(NamedTuple):
+    """An item of a queue and the image that it lies in."""
+
+    item: QueueItem
+    image: Image
+
+
+class TakenRegions(NamedTuple):
+    """K regions: `image_id` [K], `box` [K, 4] as x, y, w, h, and `outline` [K], a text each, or None where
+    the region fills its box."""
+
+    image_id: npt.NDArray[np.int64]
+    box: npt.NDArray[np.int64]
+    outline: npt.NDArray[np.object_]
+
+
+class ReviewedRegion(NamedTuple):
+    """A region whose label somebody looks at, or has looked at."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+    outline: str | None
+
+
+def queue_items(session: Session, queue_id: int, *, status: str | None = None) -> Sequence[QueueItem]:
+    """The items of a queue by rank; with `status`, only those."""
+    statement = select(QueueItem).where(QueueItem.queue_id == queue_id).order_by(QueueItem.rank)
+    if status is not None:
+        statement = statement.where(QueueItem.status == status)
+    return session.scalars(statement).all()
+
+
+def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
+    """Every item of a queue with its image, best rank first."""
+    statement = (
+        select(QueueItem, Image)
+        .join(Image, Image.id == QueueItem.image_id)
+        .where(QueueItem.queue_id == queue_id)
+        .order_by(QueueItem.rank)
+    )
+    return [QueuedRegion(item, image) for item, image in session.execute(statement)]
+
+
+def queue_head(session: Session, queue_id: int, *, limit: int) -> list[QueuedRegion]:
+    """The first items of a queue with their images, by rank."""
+    statement = (
+        select(QueueItem, Image)
+        .join(Image, Image.id == QueueItem.image_id)
+        .where(QueueItem.queue_id == queue_id)
+        .order_by(QueueItem.rank)
+        .limit(limit)
+    )
+    return [QueuedRegion(item, image) for item, image in session.execute(statement)]
+
+
+def queued_boxes(session: Session, *, queue_id: int) -> Iterator[tuple[QueuedBox, QueuedImage]]:
+    """Every item of a queue with its image, best rank first; one at a time."""
+    of_item = (QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.region_index, QueueItem.outline)
+    statement = (
+        select(
+            *(QueueItem.id, QueueItem.rank, *of_item),
+            *(Image.id, Image.uri, Image.sha256, Image.width, Image.height),
+        )
+        .join(Image, Image.id == QueueItem.image_id)
+        .where(QueueItem.queue_id == queue_id)
+        .order_by(QueueItem.rank)
+    )
+    for row in session.execute(statement.execution_options(yield_per=1000)):
+        yield QueuedBox(*row[:8]), QueuedImage(*row[8:])
+
+
+def images_to_label(session: Session, *, queue_id: int, after_id: int, limit: int) -> Sequence[Image]:
+    """A page of pool images that have a mask and no item in this queue."""
+    statement = (
+        select(Image)
+        .where(
+            Image.split == "pool",
+            Image.duplicate_of.is_(None),
+            Image.mask_uri.is_not(None),
+            Image.id > after_id,
+            ~select(QueueItem.id)
+            .where(QueueItem.queue_id == queue_id, QueueItem.image_id == Image.id)
+            .exists(),
+        )
+        .order_by(Image.id)
+        .limit(limit)
+    )
+    return session.scalars(statement).all()
+
+
+def waiting_images(session: Session, queue_id: int, *, after_id: int, limit: int) -> Sequence[Image]:
+    """A page of the images that have items of this queue still waiting for their label, by id."""
+    waiting = select(QueueItem.id).where(
+        QueueItem.image_id == Image.id, QueueItem.queue_id == queue_id, QueueItem.status == "queued"
+    )
+    statement = select(Image).where(Image.id > after_id, waiting.exists()).order_by(Image.id).limit(limit)
+    return session.scalars(statement).all()
+
+
+def waiting_items(session: Session, queue_id: int, *, image_ids: Sequence[int]) -> Sequence[QueueItem]:
+    """The waiting items of these images, by rank."""
+    statement = (
+        select(QueueItem)
+        .where(
+            QueueItem.queue_id == queue_id, QueueItem.status == "queued", QueueItem.image_id.in_(image_ids)
+        )
+        .order_by(QueueItem.rank)
+    )
+    return session.scalars(statement).all()
+
+
+def count_waiting(session: Session, queue_id: int) -> int:
+    """Items of a queue that wait for their label."""
+    statement = select(func.count()).where(QueueItem.queue_id == queue_id, QueueItem.status == "queued")
+    return session.scalar(statement) or 0
+
+
+def images_in_queue(session: Session, queue_id: int) -> set[int]:
+    """The images that have an item in a queue."""
+    return set(session.scalars(select(QueueItem.image_id).where(QueueItem.queue_id == queue_id).distinct()))
+
+
+def skipped_images(session: Session, queue_id: int) -> set[int]:
+    """The ids of the images of a queue that hold a skipped item."""
+    statement = select(QueueItem.image_id).where(
+        QueueItem.queue_id == queue_id, QueueItem.status == "skipped"
+    )
+    return set(session.scalars(statement.distinct()))
+
+
+def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
+    """The regions that must not be queued again, each once.
+
+    These are the items that wait for their label, have it, or were skipped by their annotator, and the
+    regions of the labels in force; released items do not count.
+
+    Args:
+        except_queue_id: a draft that is about to be replaced.
+    """
+    waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled", "skipped"))]
+    if except_queue_id is not None:
+        waiting.append(QueueItem.queue_id != except_queue_id)
+    items = select(
+        QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline
+    ).where(*waiting)
+    newest = newest_versions()
+    labels = (
+        select(
+            Label.image_id,
+            LabelRegion.x,
+            LabelRegion.y,
+            LabelRegion.w,
+            LabelRegion.h,
+            LabelRegion.outline,
+        )
+        .join(LabelRegion, LabelRegion.label_id == Label.id)
+        .join(newest, is_version(newest))
+    )
+    both = union(items, labels).subquery()
+    rows = session.execute(select(both).order_by(*both.c)).all()
+    places = np.array([tuple(row[:5]) for row in rows], dtype=np.int64).reshape(-1, 5)
+    outline = np.array([row[5] for row in rows], dtype=np.object_)
+    return TakenRegions(image_id=places[:, 0], box=places[:, 1:], outline=outline)
+
+
+def reviewed_regions(session: Session) -> dict[int, list[ReviewedRegion]]:
+    """The regions of exported reviews that wait for their answer or have it, by image id.
+
+    Released ones do not count, nor do those of a review that was never exported.
+    """
+    statement = (
+        select(QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline)
+        .join(Queue, Queue.id == QueueItem.queue_id)
+        .where(
+            Queue.kind == "review",
+            Queue.exported_at.is_not(None),
+            QueueItem.status.in_(("queued", "labeled")),
+        )
+        .order_by(QueueItem.id)
+    )
+    found: dict[int, list[ReviewedRegion]] = {}
+    for image_id, x, y, w, h, outline in session.execute(statement):
+        found.setdefault(image_id, []).append(ReviewedRegion(x, y, w, h, outline))
+    return found
+
+
+def item_statuses(session: Session, queue_id: int) -> dict[int, str]:
+    """The status of each item of a queue, by its id."""
+    statement = select(QueueItem.id, QueueItem.status).where(QueueItem.queue_id == queue_id)
+    return dict(session.execute(statement).tuples().all())
+
+
+def count_items(session: Session, queue_id: int) -> dict[str, int]:
+    """Queue items by status."""
+    statement = (
+        select(QueueItem.status, func.count())
+        .where(QueueItem.queue_id == queue_id)
+        .group_by(QueueItem.status)
+    )
+    return dict(session.execute(statement).tuples().all())
+
+
+def count_by_slice(session: Session, queue_id: int) -> dict[str, int]:
+    """Items of a queue by slice, most first."""
+    statement = (
+        select(QueueItem.slice, func.count())
+        .where(QueueItem.queue_id == queue_id)
+        .group_by(QueueItem.slice)
+        .order_by(func.count().desc(), QueueItem.slice)
+    )
+    return dict(session.execute(statement).tuples().all())
+
+
+def count_by_class(session: Session, queue_id: int) -> dict[int | None, int]:
+    """Items of a queue by predicted class, most first; None where nothing was predicted."""
+    statement = (
+        select(QueueItem.predicted_class, func.count())
+        .where(QueueItem.queue_id == queue_id)
+        .group_by(QueueItem.predicted_class)
+        .order_by(func.count().desc(), QueueItem.predicted_class)
+    )
+    return dict(session.execute(statement).tuples().all())
+
+
+def count_clicks(session: Session, queue_id: int) -> float | None:
+    """Estimated clicks of a queue's items together; None where none is known."""
+    return session.scalar(select(func.sum(QueueItem.clicks)).where(QueueItem.queue_id == queue_id))
+
+
+def next_rank(session: Session, queue_id: int) -> int:
+    """The first free rank of a queue; ranks start at 1."""
+    return (session.scalar(select(func.max(QueueItem.rank)).where(QueueItem.queue_id == queue_id)) or 0) + 1
+
+
+def insert_items(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """New queue items, each a dict of the table's columns."""
+    if rows:
+        session.execute(insert(QueueItem), list(rows))
+
+
+def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> None:
+    """Move queue items to `labeled`, `released` or back to `queued`."""
+    for start in range(0, len(item_ids), BATCH):
+        statement = update(QueueItem).where(QueueItem.id.in_(item_ids[start : start + BATCH]))
+        session.execute(statement.values(status=status))
+
+
+def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
+    """Write down the estimated effort of queue items, by their ids."""
+    if clicks:
+        session.execute(update(QueueItem), [{"id": id_, "clicks": count} for id_, count in clicks.items()])
