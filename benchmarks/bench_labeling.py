@@ -132,8 +132,8 @@ def _import(folder: Path, tool: str, tasks: int, side: int, overlays: bool) -> d
     report = import_labels(project, database, source=source, tool=tool, queue="round-01")
     seconds = time.process_time() - begun
     database.close()
-    if report.imported != tasks or report.refused:
-        raise SystemExit(f"{tool}: {report.imported} of {tasks} imported, {report.refused[:3]}")
+    if report.imported != tasks or report.rejected:
+        raise SystemExit(f"{tool}: {report.imported} of {tasks} imported, {report.rejected[:3]}")
     return {"seconds": seconds, "peak": _resident("VmHWM"), "before": before, "size": 0.0}
 
 

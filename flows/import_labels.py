@@ -80,7 +80,7 @@ def import_labels_flow(
                 reports, lines = [report], report.lines()
             for line in lines:
                 say(line)
-            refused = sum(len(report.refused) + report.refused_more for report in reports)
+            refused = sum(len(report.rejected) + report.rejected_more for report in reports)
             if refused and not any(report.imported or report.unchanged for report in reports):
                 raise UserError(
                     f"Nothing could be imported from {folder or 'the server'}.",

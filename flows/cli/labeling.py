@@ -100,7 +100,7 @@ def import_(
                 progress=progress,
             )
             say(report)
-            if report.refused and not report.imported and not report.unchanged:
+            if report.rejected and not report.imported and not report.unchanged:
                 named = ", ".join(map(str, sources))
                 raise UserError(f"Nothing could be imported from {named}.", "Mend what is listed above.")
     say_next()

@@ -35,15 +35,15 @@ from pipeline.labeling.coco_document import (
 )
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import (
-    Answer,
+    Annotation,
+    DecodedMask,
     OutgoingImage,
     OutgoingQueue,
-    Painted,
-    Refusal,
+    Rejected,
     Tool,
     shown,
 )
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
 from pipeline.labeling.unchanged import ProposalList
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
@@ -76,7 +76,7 @@ class CocoWriter:
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its annotations, and its line of the manifest."""
-        placed = place_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
+        placed = write_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
         id_ = self._document.add_image(image, self._queue, file_name=placed)
         self._document.add_annotations(instances(image.mask, image_id=id_), numbered=True)
         self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}"))
@@ -127,8 +127,8 @@ def _run_lengths(parts: cv2.typing.MatLike, count: int) -> Iterator[list[int]]:
         yield counts if counts[-1] else counts[:-1]
 
 
-def read_coco(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """The masks of a file of COCO instances, or of those of a folder or zip archive: one answer an image that
+def read_coco(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
+    """The masks of a file of COCO instances, or of those of a folder or zip archive: one for each image that
     has annotations. It can be read until the next one is asked for.
 
     Raises:
@@ -148,7 +148,7 @@ def coco_names(source: Path) -> Iterator[str]:
         yield from document_names(documents(files, wanted=_is_instances))
 
 
-def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> Painted:
+def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> DecodedMask:
     canvas = Canvas(width=width, height=height)
     for annotation in index.annotations(image):
         try:

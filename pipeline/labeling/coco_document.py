@@ -14,15 +14,15 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import DataError
 from pipeline.files import writing
-from pipeline.labeling.exchange import Answer, OutgoingImage, OutgoingQueue, Painted, Refusal, shown
+from pipeline.labeling.exchange import Annotation, DecodedMask, OutgoingImage, OutgoingQueue, Rejected, shown
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
-from pipeline.labeling.unchanged import PROPOSALS, untouched
+from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex, image_names
 
 ANNOTATIONS = "annotations"
 
-Paint = Callable[[CocoIndex, CocoImage, int, int], Painted]
+Paint = Callable[[CocoIndex, CocoImage, int, int], DecodedMask]
 """Makes an image's mask of its annotations, given its width and height."""
 
 LONGEST_DOCUMENT = 4 << 30
@@ -114,15 +114,15 @@ def readme(queue: OutgoingQueue, written: ManifestWriter, *, file: str, text: st
     )
 
 
-def read_documents(paths: list[Path], paint: Paint) -> Iterator[Answer | Refusal]:
-    """The answers of COCO files. Of several files, one that cannot be read is a refusal."""
+def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rejected]:
+    """The annotations of COCO files. Of several files, one that cannot be read is a rejection."""
     for path in paths:
         try:
-            yield from _answers(path, paint)
+            yield from _annotations(path, paint)
         except DataError as error:
             if len(paths) == 1:
                 raise DataError(f"{path}: {error.problem}", error.remedy) from error
-            yield Refusal(shown(path.name), str(error))
+            yield Rejected(shown(path.name), str(error))
 
 
 def document_names(paths: list[Path]) -> Iterator[str]:
@@ -148,7 +148,7 @@ def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:
     found = list(coco_files(source, wanted=wanted))
     if not found:
         raise DataError(f"There is no COCO file in {source}.", "Name the exported JSON file.")
-    proposed = untouched(source if source.is_dir() else source.absolute().parent.parent)
+    proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent.parent)
     changed = [path for path in found if path.resolve() not in proposed]
     if not changed:
         raise DataError(
@@ -223,14 +223,14 @@ def is_panoptic(path: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink()
 
 
-def _answers(path: Path, paint: Paint) -> Iterator[Answer | Refusal]:
+def _annotations(path: Path, paint: Paint) -> Iterator[Annotation | Rejected]:
     index = CocoIndex(path)
     yield from index.scan()
     for image in index.images():
-        if isinstance(image, Refusal):
+        if isinstance(image, Rejected):
             yield image
         else:
-            yield Answer(
+            yield Annotation(
                 subject=f"{shown(path.name)}: {shown(image.key)}",
                 image=image.key,
                 read=partial(_read, index, image, paint),
@@ -239,7 +239,7 @@ def _answers(path: Path, paint: Paint) -> Iterator[Answer | Refusal]:
             )
 
 
-def _read(index: CocoIndex, image: CocoImage, paint: Paint, width: int, height: int) -> Painted:
+def _read(index: CocoIndex, image: CocoImage, paint: Paint, width: int, height: int) -> DecodedMask:
     if (image.width, image.height) != (width, height):
         raise DataError(
             f"It says {image.width}×{image.height} pixels, and the image has {width}×{height}.",

@@ -32,15 +32,15 @@ from pipeline.labeling.coco_document import (
 )
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import (
-    Answer,
+    Annotation,
+    DecodedMask,
     OutgoingImage,
     OutgoingQueue,
-    Painted,
-    Refusal,
+    Rejected,
     Tool,
     shown,
 )
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
 from pipeline.labeling.pictures import png
 from pipeline.labeling.unchanged import ProposalList
@@ -76,7 +76,7 @@ class PanopticWriter:
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its PNG of segments, and its line of the manifest."""
-        placed = place_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
+        placed = write_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
         file = self._folder / ANNOTATIONS / PANOPTIC / f"{image.name}.png"
         segments = np.zeros((*image.mask.shape, 3), dtype=np.uint8)
         segments[:, :, 0] = np.where(image.mask == IGNORE, 0, image.mask + 1)
@@ -98,7 +98,7 @@ class PanopticWriter:
         )
 
 
-def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
     """The masks of a panoptic JSON file with its PNGs beside it, or of those of a folder.
 
     Raises:
@@ -135,7 +135,7 @@ def _box(chosen: npt.NDArray[np.bool_]) -> list[int]:
     return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
 
 
-def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> Painted:
+def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> DecodedMask:
     annotations = list(index.annotations(image))
     if len(annotations) > 1:
         raise DataError("It has more than one PNG of segments.", "Leave one.")
@@ -157,7 +157,7 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
         raise DataError(
             f"Its PNG has a segment {unknown} that the JSON file does not list.", "Export it again."
         )
-    return Painted(found.astype(np.uint8))
+    return DecodedMask(found.astype(np.uint8))
 
 
 def _class_of_segment(segments: Any, index: CocoIndex, labels: LabelMap) -> npt.NDArray[np.int16]:

@@ -1,9 +1,9 @@
 """What goes out to a labeling tool, and what comes back from it: the same for every tool.
 
 A tool is a module with a writer and a reader. The writer gets the images of a queue one by one, in the order
-of their ranks, and holds none of them. The reader gets what a stranger has sent: it yields one answer an
-image and annotator, or a refusal, and whatever is in the source costs bounded time and memory. Neither knows
-the store; the steps do.
+of their ranks, and keeps none of them. The reader gets untrusted files: it yields annotations, one for each
+image and annotator, or what it rejects, in bounded time and memory whatever the source contains. Neither knows
+the database; the steps do.
 
 Legend: H height, W width. A mask is uint8 [H, W] of the upright image: class index, or 255 where it says
 nothing.
@@ -128,7 +128,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Painted:
+class DecodedMask:
     """A mask that came back; `overlapping` counts the pixels that shapes of different classes claimed: the
     later shape got them."""
 
@@ -137,7 +137,7 @@ class Painted:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Annotation:
     """What one annotator says of one image.
 
     Attributes:
@@ -156,7 +156,7 @@ class Answer:
 
     subject: str
     image: int | str
-    read: Callable[[int, int], Painted]
+    read: Callable[[int, int], DecodedMask]
     queue: str | None = None
     sha256: str | None = None
     annotator: str | None = None
@@ -167,7 +167,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejected:
     """Something that was not taken, and why. Both are text that a stranger may have chosen parts of."""
 
     subject: str
@@ -182,16 +182,16 @@ class Tool:
         name: as it is written after `--to` and `--from`.
         title: as people call it.
         writer: opens a writer for an empty folder.
-        read: the answers of a file or folder; it is read once, and nothing of it is kept.
-        names: what a source calls its images, read before `read`: names tell which image an answer is of, and
-            a name that means two images means none. Empty where answers carry ids.
+        read: the annotations of a file or folder; it is read once, and nothing of it is kept.
+        names: the image names of a source, read before `read`: they tell which image an annotation is of, and
+            a name that matches two images matches none. Empty where annotations carry image ids.
         recognises: whether a file or folder looks like one that `read` reads. Looks at its first bytes only.
     """
 
     name: str
     title: str
     writer: Callable[[Path, OutgoingQueue], Writer]
-    read: Callable[[Path, LabelMap], Iterator[Answer | Refusal]]
+    read: Callable[[Path, LabelMap], Iterator[Annotation | Rejected]]
     names: Callable[[Path], Iterable[str]]
     recognises: Callable[[Path], bool]
 

@@ -17,15 +17,15 @@ from pathlib import Path
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import MASK_ENDINGS, LabelMap
 from pipeline.labeling.exchange import (
-    Answer,
+    Annotation,
+    DecodedMask,
     OutgoingImage,
     OutgoingQueue,
-    Painted,
-    Refusal,
+    Rejected,
     Tool,
     shown,
 )
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import (
     HEATMAPS,
     IMAGES,
@@ -73,7 +73,7 @@ class FolderWriter:
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its premask, its heat map and overlay, and its line of the manifest."""
-        placed = place_image(image.source, self.folder / IMAGES, name=image.name, how=self._queue.how)
+        placed = write_image(image.source, self.folder / IMAGES, name=image.name, how=self._queue.how)
         file = f"{image.name}.png"
         self._queue.labels.write(self.folder / PREMASKS / file, image.mask)
         write_look(self.folder / HEATMAPS / file, image)
@@ -95,17 +95,17 @@ class FolderWriter:
         self._manifest.finish(label_map=document, readme=_readme(self._queue, self._manifest))
 
 
-def read_folder(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
+def read_folder(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
     """The masks of a folder, each of the image that its name means.
 
     Raises:
         DataError: there is no such folder, or it is one that holds no labels.
     """
     delivery = locate(source)
-    paths, refused = find_masks(delivery)
-    yield from refused
+    paths, rejected = find_masks(delivery)
+    yield from rejected
     for path in paths:
-        yield Answer(
+        yield Annotation(
             subject=readable_name(path.relative_to(delivery.folder)),
             image=str(path.relative_to(delivery.masks)),
             read=partial(_read, path, labels),
@@ -149,14 +149,14 @@ def locate(folder: Path) -> Delivery:
     return Delivery(folder=root, masks=masks, manifest=root / MANIFEST)
 
 
-def find_masks(delivery: Delivery) -> tuple[list[Path], list[Refusal]]:
+def find_masks(delivery: Delivery) -> tuple[list[Path], list[Rejected]]:
     """The files that may be masks, sorted, and those that may not be opened.
 
     Hidden files are passed over. A folder of predictions is never looked into.
     """
     root = delivery.masks
     found: list[Path] = []
-    refused: list[Refusal] = []
+    rejected: list[Rejected] = []
     waiting = [root] if root.is_dir() else []
     while waiting:
         with os.scandir(waiting.pop()) as entries:
@@ -167,13 +167,13 @@ def find_masks(delivery: Delivery) -> tuple[list[Path], list[Refusal]]:
                 if entry.is_dir(follow_symlinks=False) and entry.name not in _PREDICTIONS:
                     waiting.append(path)
                     continue
-                reason = _why_not(entry, root)
+                reason = _why_rejected(entry, root)
                 if reason is None:
                     found.append(path)
                 else:
                     name = readable_name(path.relative_to(delivery.folder))
-                    refused.append(Refusal(subject=name, reason=reason))
-    return sorted(found), sorted(refused, key=lambda refusal: refusal.subject)
+                    rejected.append(Rejected(subject=name, reason=reason))
+    return sorted(found), sorted(rejected, key=lambda rejection: rejection.subject)
 
 
 def readable_name(path: Path) -> str:
@@ -181,11 +181,11 @@ def readable_name(path: Path) -> str:
     return shown(os.fsencode(path).decode("utf-8", errors="backslashreplace"))
 
 
-def _read(path: Path, labels: LabelMap, width: int, height: int) -> Painted:
-    return Painted(labels.read(path, size=(width, height)))
+def _read(path: Path, labels: LabelMap, width: int, height: int) -> DecodedMask:
+    return DecodedMask(labels.read(path, size=(width, height)))
 
 
-def _why_not(entry: os.DirEntry[str], root: Path) -> str | None:
+def _why_rejected(entry: os.DirEntry[str], root: Path) -> str | None:
     if entry.name in _PREDICTIONS and entry.is_dir(follow_symlinks=False):
         return "These are the model's predictions, not labels."
     try:

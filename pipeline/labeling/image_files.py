@@ -17,7 +17,7 @@ from pipeline.data.remote import ImageFile, opened
 from pipeline.files import writing
 
 
-def place_image(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
+def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
     """Put an image into an export: linked or copied; one of an object store is copied. It is turned upright
     where its file lies on its side, so that a tool which overlooks EXIF orientation shows what the mask's
     pixels mean.

@@ -35,7 +35,7 @@ class ProposalList:
             stream.write(f"{_hash(file)}  {file.relative_to(self._folder).as_posix()}\n")
 
 
-def untouched(folder: Path) -> set[Path]:
+def unchanged_proposals(folder: Path) -> set[Path]:
     """The files of a folder that hold proposals, resolved, where every one of them is as it was exported;
     none where anybody has changed one."""
     root = folder.resolve()

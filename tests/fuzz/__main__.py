@@ -45,7 +45,7 @@ class Tally:
 
     @property
     def cases(self) -> int:
-        return self.read + self.refused + self.findings.total()
+        return self.read + self.rejected + self.findings.total()
 
 
 def run_case(target: Target, number: int, *, seed: int, tally: Tally, keep: Path | None) -> None:

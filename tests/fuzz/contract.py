@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config import IGNORE
 from pipeline.errors import UserError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Painted, Refusal, Tool
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool
 
 LONGEST_LINE = 5000
 """Of a report: some texts of a stranger, each cut short, and ours around them."""
@@ -41,12 +41,12 @@ def check_tool(
     masks = 0
     try:
         for found in tool.read(source, labels):
-            if isinstance(found, Refusal):
+            if isinstance(found, Rejected):
                 _check_line(found.subject)
                 _check_line(found.reason)
             else:
-                expect(isinstance(found, Answer), f"`read` gives {type(found)}")
-                masks += _check_answer(found, labels, sizes)
+                expect(isinstance(found, Annotation), f"`read` gives {type(found)}")
+                masks += _check_annotation(found, labels, sizes)
     except UserError as error:
         problem = error
     if problem is not None:
@@ -72,29 +72,34 @@ def storable(value: str) -> bool:
 
 def check_mask(painted: Any, *, classes: int, size: tuple[int, int]) -> None:
     """A mask is uint8 [H, W] of known classes."""
-    expect(isinstance(painted, Painted), f"`read` of an answer gives {type(painted)}")
+    expect(isinstance(painted, DecodedMask), f"`read` of an annotation gives {type(painted)}")
     mask = painted.mask
     expect(mask.dtype == np.uint8 and mask.shape == size[::-1], f"a mask is {mask.dtype} {mask.shape}")
     expect(bool(((mask < classes) | (mask == IGNORE)).all()), f"a mask has {np.unique(mask)}")
     expect(0 <= painted.overlapping <= mask.size, f"{painted.overlapping} pixels overlap")
 
 
-def _check_answer(answer: Answer, labels: LabelMap, sizes: Callable[[int | str], tuple[int, int]]) -> int:
-    _check_line(answer.subject)
-    image = answer.image
+def _check_annotation(
+    annotation: Annotation, labels: LabelMap, sizes: Callable[[int | str], tuple[int, int]]
+) -> int:
+    _check_line(annotation.subject)
+    image = annotation.image
     expect(type(image) in (int, str), f"an image is {image!r}")
     expect(-(2**63) <= image < 2**63 if isinstance(image, int) else storable(image), f"an image is {image!r}")
-    for text in _said(answer.queue, answer.sha256, answer.annotator, answer.origin):
-        expect(storable(text) and len(text) <= LONGEST_LINE, f"an answer says {text[:200]!r}")
-    if answer.labeled_at is not None:
-        expect(answer.labeled_at.utcoffset() is not None, "a time has no time zone")
-    if answer.seconds is not None:
-        expect(math.isfinite(answer.seconds) and answer.seconds >= 0, f"it took {answer.seconds} seconds")
-    if answer.skipped:
+    for text in _said(annotation.queue, annotation.sha256, annotation.annotator, annotation.origin):
+        expect(storable(text) and len(text) <= LONGEST_LINE, f"an annotation says {text[:200]!r}")
+    if annotation.labeled_at is not None:
+        expect(annotation.labeled_at.utcoffset() is not None, "a time has no time zone")
+    if annotation.seconds is not None:
+        expect(
+            math.isfinite(annotation.seconds) and annotation.seconds >= 0,
+            f"it took {annotation.seconds} seconds",
+        )
+    if annotation.skipped:
         return 0
     size = sizes(image)
     try:
-        check_mask(answer.read(*size), classes=len(labels.names), size=size)
+        check_mask(annotation.read(*size), classes=len(labels.names), size=size)
     except UserError as error:
         _check_line(str(error))
         return 0

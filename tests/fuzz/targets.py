@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.coco_panoptic import COCO_PANOPTIC
 from pipeline.labeling.cvat import CVAT
-from pipeline.labeling.exchange import Painted, Tool
+from pipeline.labeling.exchange import DecodedMask, Tool
 from pipeline.labeling.folder import FOLDER
 from pipeline.labeling.label_studio import LABEL_STUDIO, TasksWriter, brush
 from pipeline.labeling.manifest import MASKS, PREMASKS
@@ -185,7 +185,7 @@ def _read_brush(source: Path) -> int:
     width, height = SIZES[1000]
     painted = brush.decode(_loaded(source), width=width, height=height)
     expect(painted.dtype == np.bool_, f"a brush mask is {painted.dtype}")
-    check_mask(Painted(np.where(painted, 0, 255).astype(np.uint8)), classes=1, size=(width, height))
+    check_mask(DecodedMask(np.where(painted, 0, 255).astype(np.uint8)), classes=1, size=(width, height))
     return 1
 
 
@@ -213,8 +213,8 @@ def _read_json_items(source: Path) -> int:
 def _read_archive(source: Path) -> int:
     with open_files(source) as files:
         expect(files.names == sorted(set(files.names)), "names are not sorted, or twice there")
-        for refusal in files.refused:
-            expect(refusal.subject.isprintable() and refusal.reason.isprintable(), f"{refusal!r}")
+        for rejection in files.rejected:
+            expect(rejection.subject.isprintable() and rejection.reason.isprintable(), f"{rejection!r}")
         for name in files.names:
             expect(not name.startswith("/") and ".." not in name.split("/"), f"a name is {name!r}")
             expect(len(read_file(files, name, longest=LONGEST)) <= LONGEST, "a file is longer than it may be")

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Painted, Refusal
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz.contract import check_tool
 from tests.fuzz.targets import LABELS, Seed, Target, size_of, targets
@@ -30,9 +30,9 @@ def test_a_reader_keeps_its_promises_whatever_it_reads(target: Target) -> None:
     assert tally.refused > 0 or target.name in ("folder", "voc")  # a folder is hardly ever refused whole
 
 
-def answer(**changes: Any) -> Answer:
-    mask = Painted(np.zeros((10, 12), np.uint8))
-    return replace(Answer(subject="s", image=1000, read=lambda width, height: mask), **changes)
+def annotation(**changes: Any) -> Annotation:
+    mask = DecodedMask(np.zeros((10, 12), np.uint8))
+    return replace(Annotation(subject="s", image=1000, read=lambda width, height: mask), **changes)
 
 
 def _raise(error: Exception) -> Any:
@@ -45,23 +45,29 @@ def _raise(error: Exception) -> Any:
         (lambda: _raise(KeyError("a")), "KeyError"),
         (lambda: _raise(MemoryError()), "MemoryError"),
         (lambda: _raise(DataError("a\x1b[31m")), "not printable"),
-        (lambda: Refusal("a\nb", "r"), "not printable"),
-        (lambda: Refusal("s", "a" * 10_000), "10000 characters"),
-        (lambda: answer(image="\ud800"), "an image is"),
-        (lambda: answer(image=2**63), "an image is"),
-        (lambda: answer(queue="a\0"), "an answer says"),
-        (lambda: answer(seconds=float("nan")), "seconds"),
-        (lambda: answer(read=lambda width, height: Painted(np.zeros((12, 10), np.uint8))), "(12, 10)"),
-        (lambda: answer(read=lambda width, height: Painted(np.zeros((10, 12), bool))), "bool"),  # pyright: ignore
-        (lambda: answer(read=lambda width, height: Painted(np.full((10, 12), 3, np.uint8))), "a mask has"),
-        (lambda: answer(read=lambda width, height: _raise(ZeroDivisionError())), "ZeroDivisionError"),
+        (lambda: Rejected("a\nb", "r"), "not printable"),
+        (lambda: Rejected("s", "a" * 10_000), "10000 characters"),
+        (lambda: annotation(image="\ud800"), "an image is"),
+        (lambda: annotation(image=2**63), "an image is"),
+        (lambda: annotation(queue="a\0"), "an annotation says"),
+        (lambda: annotation(seconds=float("nan")), "seconds"),
+        (
+            lambda: annotation(read=lambda width, height: DecodedMask(np.zeros((12, 10), np.uint8))),
+            "(12, 10)",
+        ),
+        (lambda: annotation(read=lambda width, height: DecodedMask(np.zeros((10, 12), bool))), "bool"),  # pyright: ignore
+        (
+            lambda: annotation(read=lambda width, height: DecodedMask(np.full((10, 12), 3, np.uint8))),
+            "a mask has",
+        ),
+        (lambda: annotation(read=lambda width, height: _raise(ZeroDivisionError())), "ZeroDivisionError"),
     ],
 )
 def test_a_reader_that_breaks_a_promise_is_found(
-    tmp_path: Path, found: Callable[[], Answer | Refusal], kind: str
+    tmp_path: Path, found: Callable[[], Annotation | Rejected], kind: str
 ) -> None:
-    def read(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-        yield answer()
+    def read(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
+        yield annotation()
         yield found()
 
     broken = replace(COCO, read=read, names=lambda source: (), recognises=Path.is_file)

@@ -21,7 +21,7 @@ from pipeline.labeling.coco import COCO
 from pipeline.labeling.coco_panoptic import COCO_PANOPTIC
 from pipeline.labeling.cvat import CVAT
 from pipeline.labeling.cvat.labels import label_names
-from pipeline.labeling.exchange import Answer, Tool
+from pipeline.labeling.exchange import Annotation, Tool
 from pipeline.labeling.voc import CVAT_MASKS, VOC
 from tests.pipeline.labeling.small_queue import NAMES, label_map, outgoing_queue, shapes, write_queue
 
@@ -112,7 +112,7 @@ def test_what_datumaro_writes_comes_in(tool: Tool, kind: str, tmp_path: Path) ->
     assert tool.recognises(tmp_path / "written")
     found: dict[str, Mask] = {}
     for answer in tool.read(tmp_path / "written", label_map(SPOKEN)):
-        assert isinstance(answer, Answer), answer
+        assert isinstance(answer, Annotation), answer
         name = Path(str(answer.image)).stem
         found[name] = answer.read(*masks[name].shape[::-1]).mask
     assert found.keys() == masks.keys()

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.labeling.exchange import Answer, OutgoingImage
+from pipeline.labeling.exchange import Annotation, OutgoingImage
 from pipeline.labeling.label_studio import LABEL_STUDIO
 from pipeline.labeling.label_studio.tasks import CONFIG, mask_results
 from pipeline.labeling.servers import label_studio as label_studio_module
@@ -80,15 +80,15 @@ class Job:
         body = {"result": result, "lead_time": 12.5, **more}
         return self.running.post(f"/api/tasks/{task['id']}/annotations/", body)
 
-    def pull(self, since: datetime | None = None) -> tuple[list[Answer], datetime | None]:
+    def pull(self, since: datetime | None = None) -> tuple[list[Annotation], datetime | None]:
         into = self.folder.parent / "pulled"
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir()
         pulled = self.tool.pull(queue=QUEUE, places=self.pushed.places, into=into, since=since)
         answers = [answer for file in pulled.files for answer in LABEL_STUDIO.read(file, label_map())]
-        assert all(isinstance(answer, Answer) for answer in answers)
+        assert all(isinstance(answer, Annotation) for answer in answers)
         assert all(LABEL_STUDIO.recognises(file) for file in pulled.files)
-        return [answer for answer in answers if isinstance(answer, Answer)], pulled.newest
+        return [answer for answer in answers if isinstance(answer, Annotation)], pulled.newest
 
 
 @pytest.fixture
@@ -235,7 +235,9 @@ def test_what_people_export_by_hand_is_the_same_as_what_is_pulled(job: Job) -> N
     file.write_bytes(job.running.client.get(f"/api/projects/{job.project}/export?exportType=JSON").content)
     assert LABEL_STUDIO.recognises(file)
     assert LABEL_STUDIO.recognises(job.folder)
-    by_hand = [answer for answer in LABEL_STUDIO.read(job.folder, label_map()) if isinstance(answer, Answer)]
+    by_hand = [
+        answer for answer in LABEL_STUDIO.read(job.folder, label_map()) if isinstance(answer, Annotation)
+    ]
     pulled, _ = job.pull()
     for one, other in zip(by_hand, pulled, strict=True):
         assert (one.image, one.origin, one.labeled_at) == (other.image, other.origin, other.labeled_at)

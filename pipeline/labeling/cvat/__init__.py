@@ -1,6 +1,6 @@
 """CVAT: images with the model's masks go out as "CVAT for images 1.1", and come back so."""
 
-from pipeline.labeling.cvat.answers import image_names, read_answers, recognises
+from pipeline.labeling.cvat.annotations import image_names, read_annotations, recognises
 from pipeline.labeling.cvat.document import CvatWriter
 from pipeline.labeling.exchange import Tool
 
@@ -8,7 +8,7 @@ CVAT = Tool(
     name="cvat",
     title="CVAT",
     writer=CvatWriter,
-    read=read_answers,
+    read=read_annotations,
     names=image_names,
     recognises=recognises,
 )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.config import IGNORE
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import Painted
+from pipeline.labeling.exchange import DecodedMask
 from pipeline.labeling.untrusted.coco_shapes import LONGEST_BORDER, read_shape
 
 MOST_LAYERS = 64
@@ -30,9 +30,9 @@ class Canvas:
         self._contested = np.zeros((height, width), dtype=bool)
         self._left = MOST_LAYERS * width * height + LONGEST_BORDER
 
-    def painted(self) -> Painted:
+    def painted(self) -> DecodedMask:
         """What has been painted."""
-        return Painted(mask=self._mask, overlapping=int(self._contested.sum()))
+        return DecodedMask(mask=self._mask, overlapping=int(self._contested.sum()))
 
     def check_box(self, *, left: int, top: int, width: int, height: int) -> None:
         """Make sure that a box is inside the image.

@@ -11,7 +11,7 @@ from pipeline.labeling.cvat.labels import LOOK_HERE, hexadecimal, label_colors, 
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
 from pipeline.labeling.pictures import write_overlay
 from pipeline.labeling.unchanged import PROPOSALS, ProposalList
@@ -38,7 +38,7 @@ class CvatWriter:
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its shapes, and its line of the manifest."""
-        placed = place_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
+        placed = write_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
         overlay = None
         if self._queue.overlays:
             overlay = f"{OVERLAYS}/{image.name}.png"

@@ -1,14 +1,14 @@
 """Label Studio: tasks with the model's masks go out, its JSON export comes back."""
 
 from pipeline.labeling.exchange import Tool
-from pipeline.labeling.label_studio.answers import read_answers, recognises
+from pipeline.labeling.label_studio.annotations import read_annotations, recognises
 from pipeline.labeling.label_studio.tasks import TasksWriter
 
 LABEL_STUDIO = Tool(
     name="label-studio",
     title="Label Studio",
     writer=TasksWriter,
-    read=read_answers,
+    read=read_annotations,
     names=lambda source: (),
     recognises=recognises,
 )

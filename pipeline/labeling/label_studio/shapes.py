@@ -18,7 +18,7 @@ from pipeline.config import IGNORE
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Painted, shown
+from pipeline.labeling.exchange import DecodedMask, shown
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
 
@@ -31,7 +31,7 @@ _DRAWN = re.compile("(polygon|rectangle|ellipse|keypoint|vector|brush|bitmask)(l
 _AGAIN = "Export it from Label Studio again."
 
 
-def paint(result: object, proposal: object, labels: LabelMap, width: int, height: int) -> Painted:
+def paint(result: object, proposal: object, labels: LabelMap, width: int, height: int) -> DecodedMask:
     """The mask of an annotation.
 
     Where shapes of different classes overlap, what the annotator has painted goes before what was proposed:
@@ -59,7 +59,7 @@ def paint(result: object, proposal: object, labels: LabelMap, width: int, height
         contested |= new & (drawn != IGNORE) & (drawn != index)
         drawn[new] = index
     mask = np.where(drawn == IGNORE, kept, drawn)
-    return Painted(mask=mask, overlapping=int(contested.sum()))
+    return DecodedMask(mask=mask, overlapping=int(contested.sum()))
 
 
 def _proposed(result: object, values: dict[str, int], *, width: int, height: int) -> Mask:

@@ -16,7 +16,7 @@ from pipeline.data.images import as_rgb, probe_image, read_pixels
 from pipeline.data.masks import Mask
 from pipeline.files import atomic_write_bytes, writing
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import (
     HEATMAPS as HEATMAPS_KEY,
@@ -97,7 +97,7 @@ class TasksWriter:
         folder = self._folder / IMAGES
         info = probe_image(image.source, max_pixels=sys.maxsize)
         if image.source.suffix.lower() in _SHOWN_BY_BROWSERS and info.bits == 8:
-            return place_image(image.source, folder, name=image.name, how=self._queue.how)
+            return write_image(image.source, folder, name=image.name, how=self._queue.how)
         file = f"{image.name}.png"
         atomic_write_bytes(folder / file, png(as_rgb(read_pixels(image.source, floats=True))))
         return file

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol
 
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import Refusal, shown
+from pipeline.labeling.exchange import Rejected, shown
 
 MOST_MEMBERS = 100_000
 """Of an archive, and files of a folder."""
@@ -48,11 +48,11 @@ class Files(Protocol):
 
     Attributes:
         names: their paths, with `/`, relative to it; sorted.
-        refused: what is there and will not be read.
+        rejected: what is there and will not be read.
     """
 
     names: list[str]
-    refused: list[Refusal]
+    rejected: list[Rejected]
 
     def open(self, name: str, *, longest: int) -> BinaryIO:
         """One of `names`, as a stream that raises a DataError when it is damaged, or has more bytes."""
@@ -111,20 +111,20 @@ class _Archive:
         self.left = ALWAYS_BYTES + BYTES_PER_BYTE * source.stat().st_size
         """Bytes that may still come out."""
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self.refused: list[Refusal] = []
+        self.rejected: list[Rejected] = []
         members = [
             info for info in archive.infolist() if not info.filename.endswith("/") and not _passed_over(info)
         ]
         times = Counter(info.filename for info in members)
         for info in members:
-            reason = _why_not(info)
+            reason = _why_rejected(info)
             if times[info.filename] > 1:
                 reason = "The archive has more than one file of this name."
             if reason is None:
                 self._members[info.filename] = info
             else:
-                self.refused.append(Refusal(shown(info.orig_filename), reason))
-        self.refused = list(dict.fromkeys(self.refused))
+                self.rejected.append(Rejected(shown(info.orig_filename), reason))
+        self.rejected = list(dict.fromkeys(self.rejected))
         self.names = sorted(self._members)
 
     def open(self, name: str, *, longest: int) -> BinaryIO:
@@ -173,7 +173,7 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.names: list[str] = []
-        self.refused: list[Refusal] = []
+        self.rejected: list[Rejected] = []
         waiting = [root]
         while waiting:
             for path in sorted(waiting.pop().iterdir()):
@@ -181,14 +181,14 @@ class _Folder:
                 if path.name.startswith("."):
                     continue
                 if not name.isascii() and name.encode(errors="ignore").decode() != name:
-                    self.refused.append(Refusal(shown(name), "Its name is no text."))
+                    self.rejected.append(Rejected(shown(name), "Its name is no text."))
                 elif path.is_symlink():
-                    self.refused.append(Refusal(shown(name), "It is a link."))
+                    self.rejected.append(Rejected(shown(name), "It is a link."))
                 elif path.is_dir():
                     waiting.append(path)
                 elif path.is_file():
                     self.names.append(name)
-                if len(self.names) + len(self.refused) > MOST_MEMBERS:
+                if len(self.names) + len(self.rejected) > MOST_MEMBERS:
                     raise DataError(f"{root} has more than {MOST_MEMBERS} files.", "Import it in parts.")
         self.names.sort()
 
@@ -213,7 +213,7 @@ def _passed_over(info: zipfile.ZipInfo) -> bool:
     return any(part in _PASSED_OVER for part in PurePosixPath(info.filename).parts)
 
 
-def _why_not(info: zipfile.ZipInfo) -> str | None:
+def _why_rejected(info: zipfile.ZipInfo) -> str | None:
     name = info.orig_filename
     path = PurePosixPath(name)
     if not name:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import Refusal, shown
+from pipeline.labeling.exchange import Rejected, shown
 from pipeline.labeling.untrusted.json_items import Item, iter_items, load_item
 
 MOST_IMAGES = 1_000_000
@@ -83,7 +83,7 @@ class CocoIndex:
         self._annotations = np.zeros((0, 3), dtype=np.int64)
         """Columns: the image's id, offset, length; sorted by id, in the file's order for one id."""
 
-    def scan(self) -> Iterator[Refusal]:
+    def scan(self) -> Iterator[Rejected]:
         """Find everything; yields what cannot be used.
 
         Raises:
@@ -101,14 +101,14 @@ class CocoIndex:
                     id_ = _id(_fields(item, longest=LONGEST_ITEM), "image_id")
                     annotations.add(id_, item.offset, item.length)
             except _Unusable as error:
-                yield Refusal(f"{item.key}, byte {item.offset}", str(error))
+                yield Rejected(f"{item.key}, byte {item.offset}", str(error))
         self._images = images.table()
         if not len(self._images):
             raise DataError("It lists no images.", _MEND)
         found = annotations.table()
         self._annotations = found[np.argsort(found[:, 0], kind="stable")]
 
-    def images(self) -> Iterator[CocoImage | Refusal]:
+    def images(self) -> Iterator[CocoImage | Rejected]:
         """The images that have annotations, in the order of the file; and why others are left out: an id, or
         a name, that two images have is nobody's."""
         twice_by_id, twice_by_key = _repeated(self._images[:, 0]), _repeated(self._images[:, 3])
@@ -119,11 +119,11 @@ class CocoIndex:
                 try:
                     image = _image(_read(stream, offset, length), index)
                 except DataError as error:
-                    yield Refusal(f"images, byte {offset}", str(error))
+                    yield Rejected(f"images, byte {offset}", str(error))
                     continue
                 if twice_by_id[index] or twice_by_key[index]:
                     reason = "Another image of the file has the same id, or the same name."
-                    yield Refusal(shown(image.key), reason)
+                    yield Rejected(shown(image.key), reason)
                     continue
                 yield image
         yield from self._strays()
@@ -157,10 +157,10 @@ class CocoIndex:
         sorted_ids = self._annotations[:, 0]
         return np.searchsorted(sorted_ids, ids, "left"), np.searchsorted(sorted_ids, ids, "right")
 
-    def _strays(self) -> Iterator[Refusal]:
+    def _strays(self) -> Iterator[Rejected]:
         known = np.isin(self._annotations[:, 0], self._images[:, 0])
         for id_, count in zip(*np.unique(self._annotations[~known, 0], return_counts=True), strict=True):
-            yield Refusal(f"annotations of image {id_}", f"There is no image {id_} for {count} of them.")
+            yield Rejected(f"annotations of image {id_}", f"There is no image {id_} for {count} of them.")
 
     def _note_image(self, item: Item, images: _Places) -> None:
         fields = _fields(item, longest=LONGEST_ENTRY)

@@ -18,7 +18,7 @@ from pycocotools import mask as coco
 
 from pipeline.config import IGNORE
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import Painted
+from pipeline.labeling.exchange import DecodedMask
 
 MOST_CORNERS = 1_000_000
 """Of an annotation's polygons."""
@@ -132,10 +132,10 @@ class Canvas:
             self._dispute(first + (np.flatnonzero(chosen) if chosen.dtype == bool else chosen)[other])
         window[chosen] = value
 
-    def painted(self) -> Painted:
+    def painted(self) -> DecodedMask:
         """What has been painted: uint8 [H, W], and how many pixels shapes of different classes claimed."""
         mask = np.ascontiguousarray(self._classes.reshape(self._size).T)
-        return Painted(mask=mask, overlapping=int(np.count_nonzero(self._disputed)))
+        return DecodedMask(mask=mask, overlapping=int(np.count_nonzero(self._disputed)))
 
     def _dispute(self, pixels: npt.NDArray[np.int64]) -> None:
         if not len(self._disputed):

@@ -1,14 +1,14 @@
 """Pascal VOC's segmentations, and CVAT's "Segmentation mask 1.1", which is the same as a zip archive."""
 
 from pipeline.labeling.exchange import Tool
-from pipeline.labeling.voc.answers import mask_names, read_answers, recognises
+from pipeline.labeling.voc.annotations import mask_names, read_annotations, recognises
 from pipeline.labeling.voc.layout import CvatMasksWriter, VocWriter
 
 VOC = Tool(
     name="voc",
     title="Pascal VOC",
     writer=VocWriter,
-    read=read_answers,
+    read=read_annotations,
     names=mask_names,
     recognises=recognises,
 )
@@ -16,7 +16,7 @@ CVAT_MASKS = Tool(
     name="cvat-masks",
     title="CVAT, as segmentation masks",
     writer=CvatMasksWriter,
-    read=read_answers,
+    read=read_annotations,
     names=mask_names,
     recognises=recognises,
 )

@@ -17,7 +17,7 @@ from pipeline.files import atomic_write_bytes, writing
 from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
 from pipeline.labeling.cvat.pieces import number_pieces
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
 from pipeline.labeling.pictures import write_overlay
 from pipeline.labeling.unchanged import PROPOSALS, ProposalList
@@ -55,7 +55,7 @@ class VocWriter:
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its masks, and its line of the manifest."""
-        placed = place_image(image.source, self._folder / self.images, name=image.name, how=self._queue.how)
+        placed = write_image(image.source, self._folder / self.images, name=image.name, how=self._queue.how)
         overlay = None
         if self._queue.overlays:
             overlay = f"{OVERLAYS}/{image.name}.png"

@@ -1,4 +1,4 @@
-"""The inboxes of one import, opened as answers for their queues come."""
+"""The inboxes of one import, opened as annotations for their queues come."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from db.tables import Queue
 from pipeline import rounds
 from pipeline.data.project import Project
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import Answer, Refusal, shown
+from pipeline.labeling.exchange import Annotation, Rejected, shown
 from pipeline.labeling.manifest import ManifestImage, manifest_of, read_manifest
 from pipeline.steps.import_labels.incoming import Inbox
 from pipeline.steps.import_labels.report import ImportReport
@@ -26,12 +26,12 @@ _LISTED = 8
 
 
 class Desk:
-    """Takes answers, opens the inboxes of their queues, and reports what it could not take.
+    """Takes annotations, opens the inboxes of their queues, and reports what it could not take.
 
     Args:
         sources: that are read; a manifest beside the first tells the queue, and what its images are.
-        queue: the queue of answers that do not say theirs; without one and a manifest, the current round's.
-        annotator: of answers that do not say theirs.
+        queue: of annotations that name none; without one and a manifest, the current round's.
+        annotator: of annotations that do not say theirs.
         origin: `simulation` where what is not painted has no class, and counts as labeled all the same.
     """
 
@@ -76,32 +76,32 @@ class Desk:
                 reason = f"One image has several masks: {files}. Leave the one that counts."
                 self._ambiguous.update(dict.fromkeys(several, reason))
 
-    def take(self, answer: Answer | Refusal) -> None:
-        """Put an answer into its queue's inbox, or what is wrong with it into the report.
+    def take(self, annotation: Annotation | Rejected) -> None:
+        """Put an annotation into its queue's inbox, or what is wrong with it into the report.
 
         Raises:
             DataError: the sources are of no queue of this project.
             NotYourTurn: the queue has not been exported yet.
             UserError: the work folder cannot be written.
         """
-        if isinstance(answer, Refusal):
-            self._report.refuse(answer)
+        if isinstance(annotation, Rejected):
+            self._report.reject(annotation)
             return
-        inbox = self._default_inbox() if answer.queue is None else None
+        inbox = self._default_inbox() if annotation.queue is None else None
         try:
-            inbox = inbox or self._inbox_named(str(answer.queue))
-            target = inbox.target_of(answer)
-            if answer.image in self._ambiguous:
-                raise DataError(self._ambiguous[str(answer.image)])
+            inbox = inbox or self._inbox_named(str(annotation.queue))
+            target = inbox.target_of(annotation)
+            if annotation.image in self._ambiguous:
+                raise DataError(self._ambiguous[str(annotation.image)])
             inbox.take(
                 self._project,
-                answer,
+                annotation,
                 target,
                 annotator=self._annotator,
                 looked_at_all=self._origin == "simulation",
             )
         except DataError as error:
-            self._report.refuse(Refusal(subject=answer.subject, reason=str(error)))
+            self._report.reject(Rejected(subject=annotation.subject, reason=str(error)))
 
     def close(self) -> tuple[list[Inbox], ImportReport]:
         """The inboxes, at least one of them, and the report so far."""
@@ -115,8 +115,8 @@ class Desk:
         if self._default is None:
             inbox = self._open(_named_queue(self._manifest, self._queue))
             if self._manifest is not None:
-                for refusal in inbox.check_manifest(read_manifest(self._manifest)):
-                    self._report.refuse(refusal)
+                for rejection in inbox.check_manifest(read_manifest(self._manifest)):
+                    self._report.reject(rejection)
             self._default = inbox.queue.name
         return self._inboxes[self._default]
 

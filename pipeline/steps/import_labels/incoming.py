@@ -1,4 +1,4 @@
-"""What an import is about to write down: the answers for one queue, matched with its images and regions."""
+"""The annotations that came for one queue, matched with its images and regions: the labels to record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.evaluation.agreement import Agreement
 from pipeline.labeling.encoding import COVERED, is_whole_image, painted_shares
-from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
 from pipeline.labeling.manifest import MANIFEST, BadLine, ManifestImage, export_name
 from pipeline.labeling.names import NameIndex, Wanted
 
@@ -54,7 +54,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Annotation:
+class NewLabel:
     """A mask that was read and kept, ready to be written down.
 
     Attributes:
@@ -90,11 +90,11 @@ class Annotation:
 
 @dataclass
 class Inbox:
-    """The answers for one queue.
+    """The annotations for one queue.
 
     Attributes:
         targets: its images by id, best rank first.
-        annotations: masks, in the order in which they came.
+        labels: of the masks, in the order in which they came.
         skipped: the images that an annotator would not label.
         agreement: by queue item; of images that several annotators have labeled.
     """
@@ -102,7 +102,7 @@ class Inbox:
     queue: Queue
     targets: dict[int, Target]
     names: NameIndex | None = None
-    annotations: list[Annotation] = field(default_factory=list)
+    labels: list[NewLabel] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
     agreement: dict[int, Agreement | None] = field(default_factory=dict)
 
@@ -138,7 +138,7 @@ class Inbox:
             raise DataError(f"It is of no image of {self.queue.name}.")
         return self.names.image_of(PurePosixPath(name))
 
-    def check_manifest(self, entries: Iterable[ManifestImage | BadLine]) -> Iterator[Refusal]:
+    def check_manifest(self, entries: Iterable[ManifestImage | BadLine]) -> Iterator[Rejected]:
         """The lines that contradict the store; an image whose content is another one's is no target any more.
 
         Raises:
@@ -148,13 +148,13 @@ class Inbox:
         for entry in entries:
             lines += 1
             if isinstance(entry, BadLine):
-                yield Refusal(subject=f"{MANIFEST} line {entry.number}", reason=shown(entry.reason))
+                yield Rejected(subject=f"{MANIFEST} line {entry.number}", reason=shown(entry.reason))
                 continue
             target = self.targets.get(entry.image_id)
             if target is None or target.image.sha256 != entry.sha256:
                 self.targets.pop(entry.image_id, None)
                 reason = "The store's image of this id has another content, or is not in this queue."
-                yield Refusal(subject=f"{MANIFEST} image {entry.image_id}", reason=reason)
+                yield Rejected(subject=f"{MANIFEST} image {entry.image_id}", reason=reason)
             else:
                 agreeing += 1
         if lines and not agreeing:
@@ -163,20 +163,22 @@ class Inbox:
                 "Import it into the project that it was exported from.",
             )
 
-    def target_of(self, answer: Answer) -> Target:
-        """The image that an answer is of.
+    def target_of(self, annotation: Annotation) -> Target:
+        """The image that an annotation is of.
 
         Raises:
             DataError: it is of none in this queue, its name could mean several, or its content is another's.
         """
-        image_id = answer.image if isinstance(answer.image, int) else self.image_named(answer.image)
+        image_id = (
+            annotation.image if isinstance(annotation.image, int) else self.image_named(annotation.image)
+        )
         target = self.targets.get(image_id)
         if target is None:
             raise DataError(
                 f"It is of no image of {self.queue.name}.",
                 "Import it into the project that it was exported from.",
             )
-        if answer.sha256 is not None and answer.sha256 != target.image.sha256:
+        if annotation.sha256 is not None and annotation.sha256 != target.image.sha256:
             raise DataError(
                 "The store's image of this id has another content.",
                 "Import it into the project that it was exported from.",
@@ -186,61 +188,68 @@ class Inbox:
     def take(
         self,
         project: Project,
-        answer: Answer,
+        annotation: Annotation,
         target: Target,
         *,
         annotator: str | None,
         looked_at_all: bool = False,
     ) -> None:
-        """Decode an answer and keep its mask under its content.
+        """Decode an annotation and keep its mask under its content.
 
         Args:
-            annotator: who drew it, where the answer does not say.
+            annotator: who drew it, where the annotation does not say.
             looked_at_all: what is not painted has no class, and counts as labeled all the same.
 
         Raises:
             DataError: it is no mask of this image, or nothing in it is painted.
             UserError: the work folder cannot be written.
         """
-        if answer.skipped:
+        if annotation.skipped:
             self.skipped.add(target.image.id)
             return
-        painted = answer.read(target.image.width, target.image.height)
+        painted = annotation.read(target.image.width, target.image.height)
         labeled_pixels = int(np.count_nonzero(painted.mask != IGNORE))
         if not labeled_pixels and not looked_at_all:
             raise DataError("Nothing in it is painted.")
         stored, sha256 = store_mask(project.workdir / LABELS_FOLDER, painted.mask)
-        self.annotations.append(
+        self.labels.append(
             self._annotation(
-                answer, target, painted, project.uri(stored), sha256, labeled_pixels, annotator, looked_at_all
+                annotation,
+                target,
+                painted,
+                project.uri(stored),
+                sha256,
+                labeled_pixels,
+                annotator,
+                looked_at_all,
             )
         )
 
     def _annotation(
         self,
-        answer: Answer,
+        annotation: Annotation,
         target: Target,
-        painted: Painted,
+        painted: DecodedMask,
         uri: str,
         sha256: str,
         labeled_pixels: int,
         annotator: str | None,
         looked_at_all: bool,
-    ) -> Annotation:
+    ) -> NewLabel:
         mask: Mask = painted.mask
         shares = painted_shares(mask, target.boxes, target.outlines)
-        return Annotation(
+        return NewLabel(
             target=target,
-            subject=answer.subject,
+            subject=annotation.subject,
             mask_uri=uri,
             mask_sha256=sha256,
             labeled_pixels=labeled_pixels,
-            labeled_at=_believable(answer.labeled_at, self.queue),
+            labeled_at=_believable(annotation.labeled_at, self.queue),
             covered=(shares >= COVERED) | looked_at_all,
             whole_image=is_whole_image(mask, target.boxes, target.outlines),
-            annotator=shown(answer.annotator) if answer.annotator else annotator,
-            seconds=answer.seconds,
-            origin=answer.origin,
+            annotator=shown(annotation.annotator) if annotation.annotator else annotator,
+            seconds=annotation.seconds,
+            origin=annotation.origin,
             overlapping=painted.overlapping,
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.labeling.exchange import Refusal
+from pipeline.labeling.exchange import Rejected
 
 MOST_LINES = 1000
-"""Refusals that a report lists; it counts the rest."""
+"""Rejected parts that a report lists; it counts the rest."""
 
 
 @dataclass
@@ -22,9 +22,9 @@ class ImportReport:
     """Of the imported masks."""
     skipped: int = 0
     """Images that an annotator would not label: their regions are not asked for again."""
-    refused: list[tuple[str, str]] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
     """Files, tasks or lines that were not taken, each with its reason; the first thousand of them."""
-    refused_more: int = 0
+    rejected_more: int = 0
     overlapping: list[tuple[str, int]] = field(default_factory=list)
     """Masks in which shapes of different classes overlap, and by how many pixels: the later shape won."""
     missing: list[str] = field(default_factory=list)
@@ -38,19 +38,19 @@ class ImportReport:
     closed: bool = False
     """Whether the round is closed, and the next one open."""
 
-    def refuse(self, refusal: Refusal) -> None:
+    def reject(self, rejected: Rejected) -> None:
         """Note what was not taken."""
-        if len(self.refused) < MOST_LINES:
-            self.refused.append((refusal.subject, refusal.reason))
+        if len(self.rejected) < MOST_LINES:
+            self.rejected.append((rejected.subject, rejected.reason))
         else:
-            self.refused_more += 1
+            self.rejected_more += 1
 
     def lines(self) -> list[str]:
         """The report in words; every file that was not taken has a line."""
         said = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
-        said += [f"refused: {subject}: {reason}" for subject, reason in self.refused]
-        if self.refused_more:
-            said.append(f"refused: {self.refused_more} more.")
+        said += [f"rejected: {subject}: {reason}" for subject, reason in self.rejected]
+        if self.rejected_more:
+            said.append(f"rejected: {self.rejected_more} more.")
         said += [
             f"overlapping: {subject}: {pixels} pixels of several classes; the later shape has them."
             for subject, pixels in self.overlapping

@@ -21,12 +21,12 @@ from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.evaluation.agreement import Agreement, region_agreement
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Refusal, Tool
+from pipeline.labeling.exchange import Annotation, Rejected, Tool
 from pipeline.labeling.tools import recognise, tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels.desk import Desk, Origin
-from pipeline.steps.import_labels.incoming import Annotation, Inbox
+from pipeline.steps.import_labels.incoming import Inbox, NewLabel
 from pipeline.steps.import_labels.report import ImportReport
 
 __all__ = ["ImportReport", "import_labels"]
@@ -49,7 +49,7 @@ def import_labels(
     """Take masks back into the queue that they were exported from.
 
     The same masks again change nothing; another mask of an image is the next version of its label, also in a
-    round that is closed. What cannot be taken is refused with its reason, and the rest goes in.
+    round that is closed. What cannot be taken is rejected with its reason, and the rest goes in.
 
     Args:
         source: an exported folder, a folder of masks that are named after the export or the images, or what a
@@ -73,9 +73,9 @@ def import_labels(
     if names or close or any(reader.name == "folder" for reader, _ in readers):
         desk.learn_names(names)
     done = 0
-    for done, answer in enumerate(_answers(readers, LabelMap(project.config.data)), start=1):
+    for done, annotation in enumerate(_annotations(readers, LabelMap(project.config.data)), start=1):
         progress("import", done, max(done, len(names)))
-        desk.take(answer)
+        desk.take(annotation)
     if not (done or close):
         raise DataError(
             f"There is no mask in {', '.join(map(str, sources))}.",
@@ -93,7 +93,7 @@ def import_labels(
     return report
 
 
-def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator[Answer | Refusal]:
+def _annotations(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator[Annotation | Rejected]:
     """What the sources hold; where one breaks off, what came before counts.
 
     Raises:
@@ -102,20 +102,20 @@ def _answers(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator
     begun = False
     for reader, source in readers:
         try:
-            for answer in reader.read(source, labels):
+            for annotation in reader.read(source, labels):
                 begun = True
-                yield answer
+                yield annotation
         except DataError as error:
             if not begun and len(readers) == 1:
                 raise
-            yield Refusal(subject=source.name, reason=str(error))
+            yield Rejected(subject=source.name, reason=str(error))
 
 
 def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement | None]:
-    """How the annotators agree on the regions of the images that answers came for, by queue item; None where
-    no two of them have labeled a pixel of it, or not any more."""
-    touched: dict[int, list[Annotation]] = {}
-    for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
+    """The agreement of annotators, by queue item, on the images that annotations came for; None where no two
+    of them label a pixel of the item any more."""
+    touched: dict[int, list[NewLabel]] = {}
+    for annotation in sorted(inbox.labels, key=lambda annotation: annotation.labeled_at):
         if annotation.labeled_pixels:
             touched.setdefault(annotation.target.image.id, []).append(annotation)
     found: dict[int, Agreement | None] = {}
@@ -137,10 +137,10 @@ def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> di
 
 
 def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportReport) -> None:
-    """Write the answers for one queue down: labels, the regions that they cover, what became of its items."""
+    """Record the labels of one queue, the regions that they cover, and the new status of its items."""
     queue = inbox.queue
     looked_at: set[int] = set()
-    for annotation in sorted(inbox.annotations, key=lambda annotation: annotation.labeled_at):
+    for annotation in sorted(inbox.labels, key=lambda annotation: annotation.labeled_at):
         if origin == "simulation":
             looked_at.update(annotation.target.item_ids)
         if not annotation.labeled_pixels:
@@ -176,7 +176,7 @@ def _unanswered(session: Session, inbox: Inbox) -> list[str]:
     """The images of a queue without a label in force, that nobody has looked at or skipped."""
     answered = label_queries.labeled_images(session, queue_id=inbox.queue.id) | inbox.skipped
     answered |= queue_items.skipped_images(session, inbox.queue.id)
-    answered |= {annotation.target.image.id for annotation in inbox.annotations}
+    answered |= {annotation.target.image.id for annotation in inbox.labels}
     return [target.image.uri for image_id, target in inbox.targets.items() if image_id not in answered]
 
 
@@ -190,7 +190,7 @@ def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
     before = queue_items.item_statuses(session, inbox.queue.id)
     chosen: dict[str, list[int]] = {"labeled": [], "skipped": [], left: []}
     skipped = 0
-    for image_id in {annotation.target.image.id for annotation in inbox.annotations} | inbox.skipped:
+    for image_id in {annotation.target.image.id for annotation in inbox.labels} | inbox.skipped:
         target = inbox.targets[image_id]
         covered = label_queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
         whole = target.whole_image() in covered
@@ -230,8 +230,8 @@ def _is_open(session: Session, queue: Queue) -> bool:
 def _failures(
     project: Project, sources: Sequence[Path], known_as: str | None, report: ImportReport
 ) -> list[tuple[str, str]]:
-    """What was refused, as the store lists files: a file of a folder, or a part of a file."""
+    """What was rejected, as the store lists files: a file of a folder, or a part of a file."""
     if known_as is None and len(sources) == 1 and sources[0].is_dir():
-        return [(project.uri(sources[0] / subject), reason) for subject, reason in report.refused]
+        return [(project.uri(sources[0] / subject), reason) for subject, reason in report.rejected]
     where = known_as or ", ".join(map(project.uri, sources))
-    return [(f"{where}: {subject}", reason) for subject, reason in report.refused]
+    return [(f"{where}: {subject}", reason) for subject, reason in report.rejected]

@@ -20,7 +20,7 @@ def write(folder: Path, document: object) -> Path:
     return path
 
 
-def refusal(folder: Path, **changes: object) -> str:
+def rejection(folder: Path, **changes: object) -> str:
     with pytest.raises(ConfigError) as error:
         load_project(write(folder, {**MINIMAL, **changes}))
     return str(error.value)
@@ -35,11 +35,11 @@ def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
-    message = refusal(tmp_path, scoring={"sampels": 8})
+    message = rejection(tmp_path, scoring={"sampels": 8})
     assert "scoring.sampels" in message
     assert "`samples`" in message
-    assert "`training`" in refusal(tmp_path, trainning={})
-    assert "`cell`" in refusal(tmp_path, scoring={"regions": {"cel": 8}})
+    assert "`training`" in rejection(tmp_path, trainning={})
+    assert "`cell`" in rejection(tmp_path, scoring={"regions": {"cel": 8}})
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_an_absolute_database_path_stays_as_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_refused_in_words(tmp_path: Path, changes: dict[str, object], words: str) -> None:
-    assert words in refusal(tmp_path, **changes)
+    assert words in rejection(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_wrong_value_is_refused_in_words(tmp_path: Path, changes: dict[str, ob
 def test_training_options_that_do_not_go_together_are_refused_in_words(
     tmp_path: Path, training: dict[str, object], words: str
 ) -> None:
-    assert words in refusal(tmp_path, training=training)
+    assert words in rejection(tmp_path, training=training)
 
 
 def test_training_options_that_do_go_together_are_taken(tmp_path: Path) -> None:

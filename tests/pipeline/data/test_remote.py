@@ -30,7 +30,7 @@ from pipeline.data.project import Project
 from pipeline.data.remote import ImageCache, RemoteFile, opened
 from pipeline.data.sources import FoldersAbove, find_images, mask_path
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.labeling.image_files import place_image
+from pipeline.labeling.image_files import write_image
 from pipeline.steps.ingest import ingest
 
 ODD = ("a b.png", "Straße 東京.png", "#1?x=2&y.png", "100%25.png", 'it\'s+"so".png', "[x]*.png", "a..b.png")
@@ -340,7 +340,7 @@ def test_lists_folders_of_splits_templates_and_exports_know_uris(
     assert FoldersAbove(with_masks).parent(by_name["b.png"].path) == "train"
     table = PathTable([("memory:///b/frames/val/a.png", "whole"), ("train/b.png", "below")])
     assert [table.get(by_name[name]) for name in ("a.png", "b.png")] == ["whole", "below"]
-    placed = place_image(by_name["a.png"].path, tmp_path, name="0001", how="link")
+    placed = write_image(by_name["a.png"].path, tmp_path, name="0001", how="link")
     shutil.rmtree(tmp_path / ".segcurate")
     assert (tmp_path / placed).read_bytes() == content
     assert not (tmp_path / placed).is_symlink()

@@ -16,7 +16,7 @@ from pipeline.config import DataConfig
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, OutgoingImage, OutgoingQueue, Painted, Refusal, Tool
+from pipeline.labeling.exchange import Annotation, DecodedMask, OutgoingImage, OutgoingQueue, Rejected, Tool
 from pipeline.labeling.manifest import ManifestRegion, export_name
 
 NAMES = ("road", 'a "quoted" name', "<script>alert(1)</script>", "日本", "a,b;c", "it's\tone", "background")
@@ -102,11 +102,11 @@ def write_queue(tool: Tool, root: Path, masks: Iterable[Mask], *, queue: Outgoin
 
 
 def read_masks(
-    found: Iterable[Answer | Refusal], sizes: dict[int | str, tuple[int, int]]
-) -> Iterator[tuple[int | str, Painted | str]]:
-    """The image and mask of each answer, or why there is none; of a refusal, the subject and the reason."""
+    found: Iterable[Annotation | Rejected], sizes: dict[int | str, tuple[int, int]]
+) -> Iterator[tuple[int | str, DecodedMask | str]]:
+    """The image and mask of each answer, or why there is none; of a rejection, the subject and the reason."""
     for answer in found:
-        if isinstance(answer, Refusal):
+        if isinstance(answer, Rejected):
             yield answer.subject, answer.reason
             continue
         try:

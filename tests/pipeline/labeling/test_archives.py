@@ -35,7 +35,7 @@ def names(path: Path) -> list[str]:
 
 def refusals(path: Path) -> dict[str, str]:
     with open_files(path) as files:
-        return {refusal.subject: refusal.reason for refusal in files.refused}
+        return {rejection.subject: rejection.reason for rejection in files.rejected}
 
 
 def content(path: Path, name: str, *, longest: int = MIB) -> bytes:

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO as Reference
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
-from pipeline.labeling.exchange import Answer, Painted, Refusal
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected
 from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.untrusted import archives, coco_index, coco_shapes
 from pipeline.labeling.untrusted.coco_shapes import Canvas, decode_counts, read_shape
@@ -66,15 +66,15 @@ def annotation(**fields: Any) -> dict[str, Any]:
     return {"id": 1, "image_id": 1, "category_id": 3, **fields}
 
 
-def read(path: Path, *, size: tuple[int, int] = (8, 6)) -> list[tuple[int | str, Painted | str]]:
+def read(path: Path, *, size: tuple[int, int] = (8, 6)) -> list[tuple[int | str, DecodedMask | str]]:
     answers = list(COCO.read(path, LABELS))
-    sizes = {answer.image: size for answer in answers if isinstance(answer, Answer)}
+    sizes = {answer.image: size for answer in answers if isinstance(answer, Annotation)}
     return list(read_masks(answers, sizes))
 
 
 def the_mask(path: Path) -> Mask:
     ((_, painted),) = read(path)
-    assert isinstance(painted, Painted), painted
+    assert isinstance(painted, DecodedMask), painted
     return painted.mask
 
 
@@ -92,7 +92,7 @@ def test_masks_come_back_as_they_went_out(masks: list[Mask]) -> None:
         found = dict(read_masks(COCO.read(path, LABELS), sizes_of(masks)))
     assert found.keys() == {1000 + place for place, mask in enumerate(masks) if (mask != 255).any()}
     for image_id, painted in found.items():
-        assert isinstance(painted, Painted)
+        assert isinstance(painted, DecodedMask)
         assert painted.overlapping == 0
         assert np.array_equal(painted.mask, masks[int(image_id) - 1000])
 
@@ -128,7 +128,7 @@ def test_images_stand_in_the_order_of_their_ranks_with_what_tells_whose_they_are
         content = (folder / "images" / image["file_name"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == image["sha256"]
     (answer, *_) = COCO.read(reopened(folder), LABELS)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Annotation)
     assert (answer.image, answer.queue, answer.sha256) == (1000, "round-03", document["images"][0]["sha256"])
     assert list(COCO.names(folder)) == []
 
@@ -158,7 +158,7 @@ def test_what_a_tool_exports_into_the_folder_is_read_and_the_proposals_beside_it
     folder = write_queue(COCO, tmp_path, [np.zeros((4, 4), np.uint8)])
     write(folder / "corrected.json")
     (answer,) = COCO.read(folder, LABELS)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Annotation)
     assert answer.image == "a.png"
 
 
@@ -173,7 +173,7 @@ def test_a_later_shape_has_the_pixels_and_those_that_two_classes_claim_are_count
         ],
     )
     ((_, painted),) = read(path)
-    assert isinstance(painted, Painted)
+    assert isinstance(painted, DecodedMask)
     expected = np.full((6, 8), 255)
     expected[1:4, 1:5] = 0
     expected[1:4, 3:8] = 3
@@ -328,7 +328,7 @@ def test_an_image_without_a_name_an_id_or_a_size_is_refused_and_the_others_go_in
         annotations=[annotation(segmentation=[SQUARE]), annotation(segmentation=[SQUARE], image_id=2)],
     )
     found = read(path)
-    assert [subject for subject, said in found if isinstance(said, Painted)] == ["b.png"]
+    assert [subject for subject, said in found if isinstance(said, DecodedMask)] == ["b.png"]
     assert len(found) == 3  # the entry, and the annotation that has no image now
 
 
@@ -365,9 +365,9 @@ def test_of_several_files_a_broken_one_is_refused_and_the_others_go_in(tmp_path:
     broken = write(tmp_path / "annotations" / "a.json")
     broken.write_bytes(broken.read_bytes()[:-4])
     (tmp_path / "annotations" / "c.json").symlink_to(broken)
-    refusal, answer = COCO.read(tmp_path, LABELS)
-    assert isinstance(refusal, Refusal)
-    assert (refusal.subject, isinstance(answer, Answer)) == ("a.json", True)
+    rejection, answer = COCO.read(tmp_path, LABELS)
+    assert isinstance(rejection, Rejected)
+    assert (rejection.subject, isinstance(answer, Annotation)) == ("a.json", True)
     assert set(COCO.names(tmp_path)) == {"a.png"}
 
 
@@ -382,7 +382,7 @@ def test_a_zip_archive_is_read_like_the_files_in_it(tmp_path: Path) -> None:
     assert list(COCO.names(archive)) == ["a.png"]
     with contextlib.closing(COCO.read(archive, LABELS)) as answers:  # pyright: ignore
         (answer,) = [next(answers)]
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Annotation)
         assert np.array_equal(answer.read(8, 6).mask, the_mask(path))
         assert next(answers, None) is None
 
@@ -411,7 +411,7 @@ def test_numbers_of_megabytes_and_deep_nesting_are_refused_and_the_rest_goes_in(
     inf = '{"image_id": 1, "segmentation": [[1e999, 1, 2, 3, 4, 5]]}'
     path.write_text(path.read_text().replace(good, ",".join([deep, huge, good, nan, inf])))
     found = read(path)
-    assert [type(said) for _, said in found] == [str, str, str, str, Painted]
+    assert [type(said) for _, said in found] == [str, str, str, str, DecodedMask]
     assert "nested too deeply" in str(found[0][1])
 
 
@@ -459,5 +459,5 @@ def test_an_export_of_many_specks_takes_no_time_that_grows_with_their_number_tim
     path = reopened(write_queue(COCO, tmp_path, [mask]))
     ((_, painted),) = read_masks(COCO.read(path, LABELS), sizes_of([mask]))
     assert time.perf_counter() - start < 15
-    assert isinstance(painted, Painted)
+    assert isinstance(painted, DecodedMask)
     assert np.array_equal(painted.mask, mask)

@@ -19,7 +19,7 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.coco import COCO
 from pipeline.labeling.coco_panoptic import COCO_PANOPTIC
-from pipeline.labeling.exchange import Answer, Painted
+from pipeline.labeling.exchange import Annotation, DecodedMask
 from pipeline.labeling.unchanged import PROPOSALS
 from tests.pipeline.labeling.small_queue import MASKS, NAMES, label_map, read_masks, sizes_of, write_queue
 
@@ -61,7 +61,7 @@ def test_masks_come_back_as_they_went_out_and_as_the_format_says(masks: list[Mas
         found = dict(read_masks(COCO_PANOPTIC.read(folder, LABELS), sizes_of(masks)))
     for place, mask in enumerate(masks):
         painted = found[1000 + place]
-        assert isinstance(painted, Painted)
+        assert isinstance(painted, DecodedMask)
         assert np.array_equal(painted.mask, mask)
 
 
@@ -92,16 +92,16 @@ def annotation(**changes: Any) -> dict[str, Any]:
     return {"image_id": 1, "file_name": "a.png", "segments_info": segments, **changes}
 
 
-def read(path: Path) -> Painted | str:
+def read(path: Path) -> DecodedMask | str:
     answers = list(COCO_PANOPTIC.read(path, LABELS))
-    sizes = {answer.image: (8, 6) for answer in answers if isinstance(answer, Answer)}
+    sizes = {answer.image: (8, 6) for answer in answers if isinstance(answer, Annotation)}
     ((_, said),) = read_masks(answers, sizes)
     return said
 
 
 def test_any_number_of_segments_of_a_class_are_that_class(tmp_path: Path) -> None:
     painted = read(write(tmp_path))
-    assert isinstance(painted, Painted)
+    assert isinstance(painted, DecodedMask)
     assert painted.mask[:, 0].tolist() == [255, 0, 0, 255, 0, 0]
 
 
@@ -197,7 +197,7 @@ def test_an_exported_folder_holds_labels_once_a_png_is_corrected(tmp_path: Path)
     save(corrected, np.zeros((4, 5), np.int64))
     found = dict(read_masks(COCO_PANOPTIC.read(folder, LABELS), sizes_of(masks)))
     painted = found[1000]
-    assert isinstance(painted, Painted)
+    assert isinstance(painted, DecodedMask)
     assert (painted.mask == 255).all()
 
 

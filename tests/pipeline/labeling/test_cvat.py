@@ -30,7 +30,7 @@ from pipeline.labeling.cvat.canvas import Canvas
 from pipeline.labeling.cvat.labels import LOOK_HERE, label_colors, label_names, meanings
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Painted, Refusal
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected
 from pipeline.labeling.unchanged import PROPOSALS
 from tests.pipeline.labeling.small_queue import (
     MASKS,
@@ -47,12 +47,12 @@ META = """<meta><task><id>7</id><name>streets</name>
 <owner><username>boss</username></owner><assignee><username>ann</username></assignee></task></meta>"""
 
 
-def painted(source: Path, *sizes: tuple[int, int], labels: LabelMap = LABELS) -> list[Painted | str]:
+def painted(source: Path, *sizes: tuple[int, int], labels: LabelMap = LABELS) -> list[DecodedMask | str]:
     """What the answers of a source paint, or why not, given the widths and heights of its images."""
-    said: list[Painted | str] = []
+    said: list[DecodedMask | str] = []
     found = list(CVAT.read(source, labels))
     for answer, size in zip(found, sizes * len(found), strict=False):
-        if isinstance(answer, Refusal):
+        if isinstance(answer, Rejected):
             said.append(answer.reason)
             continue
         try:
@@ -80,7 +80,7 @@ def polygon(points: str, label: str = "road", **changes: Any) -> str:
     return f'<polygon label={quoteattr(label)} points="{points}" {said}/>'
 
 
-def read_one(path: Path, *inside: str, **how: Any) -> Painted | str:
+def read_one(path: Path, *inside: str, **how: Any) -> DecodedMask | str:
     (said,) = painted(document(path, *inside, **how), (8, 6))
     return said
 
@@ -112,7 +112,7 @@ def test_masks_come_back_as_they_went_out_and_as_cvat_decodes_them(masks: list[M
         for mask, seen in zip(masks, reference(folder), strict=True):
             assert np.array_equal(mask, seen)
         (folder / PROPOSALS).unlink()
-        found = [answer for answer in CVAT.read(folder, LABELS) if isinstance(answer, Answer)]
+        found = [answer for answer in CVAT.read(folder, LABELS) if isinstance(answer, Annotation)]
         assert [answer.image for answer in found] == list(CVAT.names(folder))
         for answer, mask in zip(found, masks, strict=True):
             said = answer.read(*mask.shape[::-1])
@@ -209,7 +209,7 @@ def test_no_class_has_the_colour_of_the_background_or_of_another() -> None:
 
 def test_an_answer_says_who_labeled_it_and_when(tmp_path: Path) -> None:
     (answer,) = CVAT.read(document(tmp_path / "a.xml", mask_element()), LABELS)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Annotation)
     assert answer.annotator == "ann"
     assert answer.labeled_at == datetime(2026, 11, 2, 8, 0, 0, 250_000, tzinfo=UTC)
     assert answer.origin == "a.png of task 7 of 2026-11-01 09:00:00.5+00:00"
@@ -229,7 +229,7 @@ def test_a_projects_images_are_of_their_own_tasks(tmp_path: Path) -> None:
     path.write_text(
         f"<annotations><meta><project><id>5</id><tasks>{tasks}</tasks></project></meta>{images}</annotations>"
     )
-    found = [answer for answer in CVAT.read(path, LABELS) if isinstance(answer, Answer)]
+    found = [answer for answer in CVAT.read(path, LABELS) if isinstance(answer, Annotation)]
     assert [answer.annotator for answer in found] == ["bob", "ann", None]
     assert list(CVAT.names(path)) == ["sub/2.png", "sub/1.png", "sub/3.png"]
 
@@ -244,9 +244,9 @@ def test_an_archive_with_images_is_read_whatever_its_folders_are_called(tmp_path
         archive.writestr("../annotations.xml", xml)
     assert CVAT.recognises(tmp_path / "task.zip")
     slipped, other, answer = CVAT.read(tmp_path / "task.zip", LABELS)
-    assert isinstance(slipped, Refusal)
+    assert isinstance(slipped, Rejected)
     assert slipped.subject == "../annotations.xml"
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Annotation)
     assert other.subject == "task.zip, default.xml, image b.png"
     assert answer.subject == "task.zip, task_1/annotations.xml, image a.png"
     assert answer.read(8, 6).mask[2, 2] == 0
@@ -264,7 +264,7 @@ def test_the_upper_shape_wins_and_the_contested_pixels_are_counted(tmp_path: Pat
     below, above = mask_element("road", **whole, z_order=0), mask_element("日本", **whole, z_order=3)
     for inside in ((below, above), (above, below)):
         said = read_one(tmp_path / "a.xml", *inside)
-        assert isinstance(said, Painted)
+        assert isinstance(said, DecodedMask)
         assert said.mask[1:3, 1:3].tolist() == [[3, 3], [3, 3]]
         assert said.overlapping == 4
     said = read_one(
@@ -273,7 +273,7 @@ def test_the_upper_shape_wins_and_the_contested_pixels_are_counted(tmp_path: Pat
         mask_element("road", **whole),
         mask_element(**whole),
     )
-    assert isinstance(said, Painted)
+    assert isinstance(said, DecodedMask)
     assert said.mask[1, 1] == 0
     assert said.overlapping == 4
 
@@ -281,7 +281,7 @@ def test_the_upper_shape_wins_and_the_contested_pixels_are_counted(tmp_path: Pat
 def test_boxes_where_to_look_and_tags_are_passed_over(tmp_path: Path) -> None:
     look = f'<box label="{LOOK_HERE}" xtl="0" ytl="0" xbr="8" ybr="6"/>'
     said = read_one(tmp_path / "a.xml", look, '<tag label="road"/>', mask_element())
-    assert isinstance(said, Painted)
+    assert isinstance(said, DecodedMask)
     assert (said.mask != 255).sum() == 2
 
 
@@ -300,7 +300,7 @@ def test_polygons_and_masks_mix(tmp_path: Path) -> None:
     said = read_one(
         tmp_path / "a.xml", polygon("0,0;4,0;4,3;0,3"), mask_element("日本", "0, 4", left=3, top=2)
     )
-    assert isinstance(said, Painted)
+    assert isinstance(said, DecodedMask)
     assert said.mask[:3, :4].tolist() == [[0] * 4, [0] * 4, [0] * 3 + [3]]
     assert said.overlapping == 1
 
@@ -356,7 +356,7 @@ def test_a_shape_that_cannot_be_refuses_its_image_alone(tmp_path: Path, shape: s
     assert isinstance(refused, str)
     assert reason in refused
     assert len(refused) < 600
-    assert isinstance(said, Painted)
+    assert isinstance(said, DecodedMask)
     assert (said.mask == 0).sum() == 2
 
 
@@ -374,9 +374,9 @@ def test_tracks_and_images_without_names_are_refused_by_line(tmp_path: Path) -> 
     path = tmp_path / "a.xml"
     path.write_text(f'<annotations>\n{track}{track}\n<image id="0" width="8" height="6"/></annotations>')
     found = list(CVAT.read(path, LABELS))
-    assert [(refusal.subject, type(refusal)) for refusal in found] == [
-        ("a.xml, line 2", Refusal),
-        ("a.xml, line 3", Refusal),
+    assert [(rejection.subject, type(rejection)) for rejection in found] == [
+        ("a.xml, line 2", Rejected),
+        ("a.xml, line 3", Rejected),
     ]
 
 
@@ -384,7 +384,7 @@ def test_what_came_before_damage_goes_in(tmp_path: Path) -> None:
     xml = document(tmp_path / "a.xml", mask_element()).read_text()
     (tmp_path / "a.xml").write_text(xml.replace("</annotations>", "<image name='b'>"))
     found = CVAT.read(tmp_path / "a.xml", LABELS)
-    assert isinstance(next(found), Answer)
+    assert isinstance(next(found), Annotation)
     with pytest.raises(DataError, match="cannot be read as XML from its line 3"):
         next(found)
     assert list(CVAT.names(tmp_path / "a.xml")) == ["a.png"]
@@ -411,7 +411,7 @@ def test_shapes_that_cover_an_image_again_and_again_cost_bounded_time(tmp_path: 
         assert isinstance(said, str)
         assert any(part in said for part in reason.split("|"))
     (said,) = painted(document(tmp_path / "a.xml", *[sparse] * 20_000, size=(side, side)), (side, side))
-    assert isinstance(said, Painted)
+    assert isinstance(said, DecodedMask)
     assert (said.mask == 0).sum() == 1
     assert time.monotonic() - started < 20
 
@@ -422,7 +422,7 @@ def test_a_photograph_full_of_pieces_is_written_and_read_fast(tmp_path: Path) ->
     folder = write_queue(CVAT, tmp_path, [mask])
     (folder / PROPOSALS).unlink()
     (said,) = painted(folder, (1024, 1024))
-    assert isinstance(said, Painted)
+    assert isinstance(said, DecodedMask)
     assert np.array_equal(said.mask, mask)
     assert time.monotonic() - started < 10
 
@@ -437,7 +437,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         stream.write("</annotations>")
     tracemalloc.start()
     for answer in CVAT.read(tmp_path / "a.xml", LABELS):
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Annotation)
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.labeling.cvat import CVAT
-from pipeline.labeling.exchange import Answer
+from pipeline.labeling.exchange import Annotation
 from pipeline.labeling.servers import cvat_client
 from pipeline.labeling.servers.base import Pushed, ServerError
 from pipeline.labeling.servers.cvat import CvatServer
@@ -192,7 +192,7 @@ def test_completed_tasks_are_pulled_as_files_that_the_reader_reads(
     pulled = server(cvat).pull(queue="round-03", places=[*places, "99"], into=tmp_path)
     assert [path.name for path in pulled.files] == ["task_1.zip"]
     assert pulled.newest == datetime(2026, 11, 5, 10, tzinfo=UTC)
-    found = [answer for answer in CVAT.read(pulled.files[0], label_map()) if isinstance(answer, Answer)]
+    found = [answer for answer in CVAT.read(pulled.files[0], label_map()) if isinstance(answer, Annotation)]
     assert [answer.image for answer in found] == names(folder)[:2]
     for answer, mask in zip(found, MASKS, strict=False):
         assert np.array_equal(answer.read(*mask.shape[::-1]).mask, mask)

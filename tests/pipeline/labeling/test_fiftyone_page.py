@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.labeling.exchange import Answer
+from pipeline.labeling.exchange import Annotation
 from pipeline.labeling.folder import FOLDER
 from tests.pipeline.labeling.small_queue import label_map, shapes, write_queue
 
@@ -87,7 +87,7 @@ def test_the_page_loads_an_exported_folder_and_brings_masks_back(
     dataset.samples[2]["corrected"] = SimpleNamespace(mask=None, mask_path=str(path))
     exec(back, names)
     first, third = FOLDER.read(folder, labels)
-    assert isinstance(first, Answer)
-    assert isinstance(third, Answer)
+    assert isinstance(first, Annotation)
+    assert isinstance(third, Annotation)
     assert (first.read(30, 20).mask == 3).all()
     assert (third.read(30, 20).mask == 4).all()

@@ -24,7 +24,7 @@ from scipy import ndimage
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.cvat.labels import label_names
-from pipeline.labeling.exchange import Answer, Painted, Refusal, Tool
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool
 from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.voc import CVAT_MASKS, VOC
 from pipeline.labeling.voc.label_map import write_label_map
@@ -61,25 +61,25 @@ def source(root: Path, masks: dict[str, bytes], *, colors: str | None = LABEL_MA
     return root
 
 
-def said_of(path: Path, size: tuple[int, int], *, names: tuple[str, ...] = PLAIN) -> list[Painted | str]:
+def said_of(path: Path, size: tuple[int, int], *, names: tuple[str, ...] = PLAIN) -> list[DecodedMask | str]:
     """What the answers of a source paint, or why not."""
-    said: list[Painted | str] = []
+    said: list[DecodedMask | str] = []
     for answer in VOC.read(path, label_map(names)):
         try:
-            said.append(answer.reason if isinstance(answer, Refusal) else answer.read(*size))
+            said.append(answer.reason if isinstance(answer, Rejected) else answer.read(*size))
         except DataError as error:
             said.append(str(error))
     return said
 
 
-def said_of_one(root: Path, mask: bytes, *, size: tuple[int, int] = (3, 1), **how: Any) -> Painted | str:
+def said_of_one(root: Path, mask: bytes, *, size: tuple[int, int] = (3, 1), **how: Any) -> DecodedMask | str:
     names = how.pop("names", PLAIN)
     (said,) = said_of(source(root, {"a.png": mask}, **how), size, names=names)
     return said
 
 
-def mask_of(said: Painted | str) -> list[list[int]]:
-    assert isinstance(said, Painted), said
+def mask_of(said: DecodedMask | str) -> list[list[int]]:
+    assert isinstance(said, DecodedMask), said
     return said.mask.tolist()
 
 
@@ -113,7 +113,7 @@ def test_masks_come_back_as_they_went_out_and_as_their_colours_say(tool: Tool, m
         names = [name for one in sources for name in tool.names(one)]
         assert names == [f"{name}.png" for name in reference(folder)]
         for answer, name, mask in zip(found, names, masks, strict=True):
-            assert isinstance(answer, Answer)
+            assert isinstance(answer, Annotation)
             assert answer.image == name
             assert np.array_equal(answer.read(*mask.shape[::-1]).mask, mask)
 
@@ -131,7 +131,7 @@ def test_an_archive_of_the_folder_is_the_folder(tool: Tool, masks: list[Mask]) -
                 archive.write(file, Path("my folder") / file.relative_to(folder))
         assert tool.recognises(path)
         for answer, mask in zip(tool.read(path, LABELS), masks, strict=True):
-            assert isinstance(answer, Answer)
+            assert isinstance(answer, Annotation)
             assert np.array_equal(answer.read(*mask.shape[::-1]).mask, mask)
 
 
@@ -188,7 +188,7 @@ def test_what_was_exported_is_not_taken_for_labels(tool: Tool, tmp_path: Path) -
     corrected = Image.fromarray(np.full((6, 8), 3, np.uint8))  # the palette's index 3 is the third class
     corrected.putpalette(Image.open(path).getpalette() or [])
     corrected.save(path)
-    found = [answer for answer in tool.read(folder, LABELS) if isinstance(answer, Answer)]
+    found = [answer for answer in tool.read(folder, LABELS) if isinstance(answer, Annotation)]
     said = {answer.image: answer.read(8, 6).mask[0, 0] for answer in found if ".zip" not in answer.subject}
     assert list(said.values()) == [0, 2]
 
@@ -200,7 +200,7 @@ def test_cvats_export_is_read_from_the_exported_folder(tmp_path: Path) -> None:
         archive.writestr("SegmentationClass/sub/a.png", colored([ROAD, (0, 0, 0), JAPAN]))
     found = CVAT_MASKS.read(folder, label_map(PLAIN))
     answer = next(found)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Annotation)
     assert (answer.subject, answer.image) == ("task_7.zip, SegmentationClass/sub/a.png", "sub/a.png")
     assert answer.read(3, 1).mask.tolist() == [[0, 255, 3]]
     assert answer.labeled_at is None
@@ -351,11 +351,13 @@ def test_links_and_other_files_are_refused_and_the_images_beside_are_not_looked_
     (root / "JPEGImages").mkdir()
     (root / "JPEGImages" / "a.jpg").symlink_to(root / "labelmap.txt")
     found = list(VOC.read(root, LABELS))
-    assert [(refusal.subject, refusal.reason) for refusal in found if isinstance(refusal, Refusal)] == [
+    assert [
+        (rejection.subject, rejection.reason) for rejection in found if isinstance(rejection, Rejected)
+    ] == [
         ("SegmentationClass/c.png", "It is a link."),
         ("SegmentationClass/b.jpg", "It is no PNG."),
     ]
-    (answer,) = [answer for answer in found if isinstance(answer, Answer)]
+    (answer,) = [answer for answer in found if isinstance(answer, Annotation)]
     written = datetime.fromtimestamp((root / "SegmentationClass" / "a.png").stat().st_mtime, tz=UTC)
     assert answer.labeled_at == written
 

@@ -114,7 +114,7 @@ def test_masks_of_a_queue_that_was_taken_back_are_still_taken(out: Path) -> None
         with database.session(write=False) as session:
             assert models.count_new_labels(session) == 6
             assert project_status(session).queue == "round-01-b"
-    assert (report.queue, report.closed, report.refused) == ("round-01", False, [])
+    assert (report.queue, report.closed, report.rejected) == ("round-01", False, [])
     assert items(out, "round-01") == ["labeled"] * 6
     assert items(out, "round-01-b") == ["queued"] * 6
 

@@ -159,7 +159,7 @@ def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
     answers[0]["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
     report = pull(selected.project, selected.database, tool="label-studio")
-    assert [(one.imported, len(one.refused)) for one in report.imported] == [(1, 1)]
+    assert [(one.imported, len(one.rejected)) for one in report.imported] == [(1, 1)]
     with selected.database.session(write=False) as session:
         (failure,) = failures.list_failures(session, step="import")
     assert failure.subject.startswith(f"{URL}, round-01: page-1.json")

@@ -92,7 +92,9 @@ def test_the_rank_correlation_is_spearmans_and_lies_in_its_interval(shared: Shar
     assert (information.value or 0) < -0.9
 
 
-def test_without_scores_the_regions_are_listed_and_the_correlation_says_why_not(shared: SharedQueue) -> None:
+def test_without_scores_the_regions_are_listed_and_the_correlation_says_why_rejected(
+    shared: SharedQueue,
+) -> None:
     with shared.database.session() as session:
         session.execute(delete(RegionScore))
     found = report(shared)

@@ -106,7 +106,7 @@ class Victims:
 
 
 def serve() -> None:
-    """Answer orders until there are no more."""
+    """Annotation orders until there are no more."""
     from tests.real.kill import works  # everything is imported here, once
 
     answers = os.fdopen(os.dup(1), "w")

@@ -37,7 +37,7 @@ def test_two_masks_of_one_image_are_both_kept_and_both_in_force(exported: Export
         annotation(exported, NAME, second, number=2, by="bo@example.org", seconds=12.5),
     ]
     report = take(exported, submitted(exported, tmp_path / "export.json", answers))
-    assert (report.imported, report.refused) == (2, [])
+    assert (report.imported, report.rejected) == (2, [])
     labels = exported.labels()
     assert [(label.annotator, label.version, label.seconds) for label in labels] == [
         ("ann@example.org", 1, 30.0),
@@ -191,7 +191,7 @@ def test_a_queue_that_the_project_does_not_have_is_named(exported: Exported, tmp
     file.write_text(text[:place] + "round-77" + text[place + len("round-01") :])
     report = take(exported, file)
     assert report.imported == 1
-    ((subject, reason),) = report.refused
+    ((subject, reason),) = report.rejected
     assert "annotation 2" in subject
     assert "'round-77', which this project does not have" in reason
 
@@ -202,8 +202,8 @@ def test_an_image_of_another_content_is_refused(exported: Exported, tmp_path: Pa
     )
     file.write_text(file.read_text().replace(exported.images()[NAME].sha256, "0" * 64))
     report = take(exported, file)
-    assert (report.imported, len(report.refused)) == (0, 1)
-    assert "another content" in report.refused[0][1]
+    assert (report.imported, len(report.rejected)) == (0, 1)
+    assert "another content" in report.rejected[0][1]
 
 
 def test_a_file_that_breaks_off_is_imported_up_to_there(exported: Exported, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_file_that_breaks_off_is_imported_up_to_there(exported: Exported, tmp_
     file.write_bytes(file.read_bytes()[:-200])
     report = take(exported, file)
     assert report.imported == 1
-    assert len(report.refused) == 1
+    assert len(report.rejected) == 1
 
 
 def test_agreement_is_forgotten_where_a_correction_leaves_no_second_vote(

@@ -129,7 +129,7 @@ def test_masks_of_the_queued_regions_come_back_pixel_for_pixel(
     painted = {stem: inside_regions(photos, name) for stem, name in stems.items()}
     source = ANNOTATORS_TOOLS[tool].exports(out, painted, tmp_path)
     report = import_labels(photos.project, photos.database, source=source)
-    assert (report.refused, report.overlapping, report.unpainted, report.missing) == ([], [], [], [])
+    assert (report.rejected, report.overlapping, report.unpainted, report.missing) == ([], [], [], [])
     assert report.imported == len(photos.truth)
     came = stored(photos)
     for stem, name in stems.items():
@@ -151,7 +151,7 @@ def test_masks_of_whole_images_come_back_pixel_for_pixel(
     assert not any((mask == ABSENT).any() for mask in painted.values())
     source = ANNOTATORS_TOOLS[tool].exports(out, painted, tmp_path)
     report = import_labels(photos.project, photos.database, source=source, tool=tool)
-    assert (report.refused, report.overlapping) == ([], [])
+    assert (report.rejected, report.overlapping) == ([], [])
     came = stored(photos)
     for name, mask in photos.truth.items():
         np.testing.assert_array_equal(came[name], mask, err_msg=name)

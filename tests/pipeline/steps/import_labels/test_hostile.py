@@ -27,21 +27,21 @@ def folder(exported: Exported, folder: Path) -> Path:
     return folder
 
 
-def refusal(exported: Exported, folder: Path) -> tuple[str, str]:
+def rejection(exported: Exported, folder: Path) -> tuple[str, str]:
     """Import; the good mask must go in, and exactly one file is refused: its name and the reason."""
     report = take(exported, folder)
     assert report.imported == 1
     assert [label.image_id for label in exported.labels()] == [exported.images()[GOOD].id]
-    assert len(report.refused) == 1
+    assert len(report.rejected) == 1
     with exported.database.session(write=False) as session:
         (failure,) = failures.list_failures(session, step="import")
-    assert failure.reason == report.refused[0][1]
-    return report.refused[0]
+    assert failure.reason == report.rejected[0][1]
+    return report.rejected[0]
 
 
 def test_a_mask_of_the_wrong_size(exported: Exported, folder: Path) -> None:
     write_png(mask_file(folder, BAD), ids(exported.truth[BAD].T))
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "64×96 pixels, its image 96×64" in reason
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_class_id(exported: Exported, folder: Path) -> None:
     mask = ids(exported.truth[BAD])
     mask[3, 4:6] = 99
     write_png(mask_file(folder, BAD), mask)
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "99 (2 px)" in reason
 
 
@@ -57,7 +57,7 @@ def test_an_unknown_colour(exported: Exported, folder: Path) -> None:
     mask = COLORS[exported.truth[BAD]]
     mask[0, 0] = (1, 1, 2)
     write_png(mask_file(folder, BAD), mask)
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "(1, 1, 2)" in reason
 
 
@@ -65,13 +65,13 @@ def test_a_transparent_mask(exported: Exported, folder: Path) -> None:
     pixels = np.dstack([COLORS[exported.truth[BAD]], np.full(exported.truth[BAD].shape, 255, np.uint8)])
     pixels[:5, :5, 3] = 0
     write_png(mask_file(folder, BAD), pixels)
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "transparent" in reason
 
 
 def test_a_mask_in_which_nothing_is_painted(exported: Exported, folder: Path) -> None:
     write_png(mask_file(folder, BAD), np.full_like(exported.truth[BAD], UNPAINTED))
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert reason == "Nothing in it is painted."
 
 
@@ -91,21 +91,21 @@ def test_a_file_that_belongs_to_nothing(
     path = path.rename(path.with_name(name))
     if content is not None:
         path.write_bytes(content)
-    file, reason = refusal(exported, folder)
+    file, reason = rejection(exported, folder)
     assert file == f"masks/{name}"
     assert reason
 
 
 def test_a_text_file_named_png(exported: Exported, folder: Path) -> None:
     mask_file(folder, BAD).write_text("not a mask")
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "is not a readable image" in reason
 
 
 def test_a_truncated_png(exported: Exported, folder: Path) -> None:
     path = write_png(mask_file(folder, BAD), ids(exported.truth[BAD]))
     path.write_bytes(path.read_bytes()[:-60])
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "is not a readable image" in reason
 
 
@@ -120,14 +120,14 @@ def test_a_decompression_bomb_is_not_decoded(exported: Exported, folder: Path) -
             for kind, data in chunks
         )
     )
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "100000×100000" in reason
 
 
 def test_a_link_that_leads_out_of_the_folder(exported: Exported, folder: Path, tmp_path: Path) -> None:
     secret = write_png(tmp_path / "secret.png", ids(exported.truth[BAD]))
     mask_file(folder, BAD).symlink_to(secret)
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "link that leads out" in reason
 
 
@@ -135,7 +135,7 @@ def test_a_linked_folder_is_not_entered(exported: Exported, folder: Path, tmp_pa
     name = mask_file(folder, BAD).name
     write_png(tmp_path / "elsewhere" / name, ids(exported.truth[BAD]))
     (folder / "masks" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert "link that leads out" in reason
 
 
@@ -148,7 +148,7 @@ def test_a_masks_folder_that_is_a_link(exported: Exported, folder: Path, tmp_pat
 
 def test_a_pipe_is_not_opened(exported: Exported, folder: Path) -> None:
     os.mkfifo(mask_file(folder, BAD))
-    _, reason = refusal(exported, folder)
+    _, reason = rejection(exported, folder)
     assert reason == "It is not a plain file."
 
 
@@ -156,7 +156,7 @@ def test_a_name_that_is_no_text_is_shown_and_refused(exported: Exported, folder:
     path = os.fsencode(folder / "masks") + b"/\xff\xfe.png"
     with open(path, "wb") as stream:
         stream.write(b"?")
-    file, _ = refusal(exported, folder)
+    file, _ = rejection(exported, folder)
     assert file == "masks/\\xff\\xfe.png"
 
 
@@ -165,8 +165,8 @@ def test_two_masks_of_one_image(exported: Exported, folder: Path) -> None:
     write_png(folder / "masks" / f"{exported.images()[BAD].id}.png", ids(exported.truth[BAD]))
     report = take(exported, folder)
     assert report.imported == 1
-    assert len(report.refused) == 2
-    assert all("several masks" in reason for _, reason in report.refused)
+    assert len(report.rejected) == 2
+    assert all("several masks" in reason for _, reason in report.rejected)
 
 
 def test_predictions_are_never_taken_as_labels(exported: Exported, folder: Path) -> None:
@@ -178,7 +178,7 @@ def test_predictions_are_never_taken_as_labels(exported: Exported, folder: Path)
             path.unlink()
     report = take(exported, folder)
     assert report.imported == 1
-    assert dict(report.refused)["premasks"] == "These are the model's predictions, not labels."
+    assert dict(report.rejected)["premasks"] == "These are the model's predictions, not labels."
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "..\\secret.png", "C:\\secret.png"])
@@ -187,7 +187,7 @@ def test_a_manifest_line_that_points_out_of_the_folder(exported: Exported, folde
     document = json.loads(lines[0])
     document["mask"] = path
     (folder / "manifest.jsonl").write_text("\n".join([json.dumps(document), *lines[1:]]))
-    file, reason = refusal(exported, folder)
+    file, reason = rejection(exported, folder)
     assert file == "manifest.jsonl line 1"
     assert reason == "mask: a path leaves the folder"
 
@@ -195,7 +195,7 @@ def test_a_manifest_line_that_points_out_of_the_folder(exported: Exported, folde
 def test_a_damaged_manifest_line_is_named_without_being_repeated(exported: Exported, folder: Path) -> None:
     with (folder / "manifest.jsonl").open("ab") as stream:
         stream.write(b'{"password": "hunter2\xff\n')
-    file, reason = refusal(exported, folder)
+    file, reason = rejection(exported, folder)
     assert file == f"manifest.jsonl line {len(NAMES) + 1}"
     assert "hunter2" not in reason
 

@@ -88,7 +88,7 @@ def attack(exported: Exported, tmp_path: Path) -> Attack:
 
 def refusal_of(attack: Attack, report: ImportReport, stem: str) -> str:
     """The one line that says why an image was refused; it is on record as well."""
-    ((subject, reason),) = [line for line in report.refused if stem in line[0]]
+    ((subject, reason),) = [line for line in report.rejected if stem in line[0]]
     with attack.exported.database.session(write=False) as session:
         assert reason in [failure.reason for failure in failures.list_failures(session, step="import")]
     assert all(character.isprintable() for character in subject + reason)
@@ -169,7 +169,7 @@ def set_class(name: Any) -> Callable[[dict[str, Any]], None]:
 )
 def test_a_label_studio_annotation(attack: Attack, change: Callable[[dict[str, Any]], None]) -> None:
     report = attack.take(label_studio(attack, change))
-    refused = [f"{subject}: {reason}" for subject, reason in report.refused]
+    refused = [f"{subject}: {reason}" for subject, reason in report.rejected]
     if refused:  # NaN makes the whole task no JSON
         assert report.unchanged + report.imported <= 1
         assert all(len(line) < 1000 and line.isprintable() for line in refused)
@@ -254,7 +254,7 @@ def test_a_zip_bomb(attack: Attack) -> None:
                 member.write(bytes(1 << 20))  # two GiB of nothing
     assert bomb.stat().st_size < 1 << 22
     report = attack.take(bomb)
-    assert any(stems[BAD] in subject for subject, _ in report.refused)
+    assert any(stems[BAD] in subject for subject, _ in report.rejected)
     assert report.imported + report.unchanged == 1
 
 
@@ -275,7 +275,7 @@ def test_zip_slip(attack: Attack) -> None:
         archive.writestr(link, "/etc/passwd")
     report = attack.take(source)
     assert report.imported + report.unchanged == 1
-    assert report.refused
+    assert report.rejected
     assert not list(attack.folder.parent.rglob("slipped.png"))
     assert not Path("/tmp/slipped.png").exists()
 
@@ -295,7 +295,7 @@ def test_a_png_that_claims_a_million_pixels_square(attack: Attack, tool: str) ->
         folder = source / "masks" if source.is_dir() else source.with_suffix("")
         (folder / f"{stems[BAD]}.png").write_bytes(claim)
     report = attack.take(source)
-    assert len([reason for _, reason in report.refused if "1000000×1000000" in reason]) == 1
+    assert len([reason for _, reason in report.rejected if "1000000×1000000" in reason]) == 1
     assert report.imported + report.unchanged == 1
 
 
@@ -323,7 +323,7 @@ def test_a_coco_run_length_that_cannot_be(attack: Attack, counts: Any) -> None:
     shape["segmentation"]["counts"] = counts
     source.write_text(json.dumps(document))
     with suppress(DataError):  # Infinity is no JSON: nothing of the file is taken
-        assert attack.take(source, tool="coco").refused
+        assert attack.take(source, tool="coco").rejected
     attack.unharmed()
 
 
@@ -336,7 +336,7 @@ def test_a_coco_size_that_cannot_be(attack: Attack, size: Any) -> None:
     shape["segmentation"]["size"] = size
     source.write_text(json.dumps(document))
     with suppress(DataError):  # NaN is no JSON
-        assert attack.take(source, tool="coco").refused
+        assert attack.take(source, tool="coco").rejected
     attack.unharmed()
 
 
@@ -352,8 +352,8 @@ def test_a_category_that_the_project_does_not_have(attack: Attack, tool: str, na
     source.write_text(json.dumps(document))
     report = attack.take(source, tool=tool)
     assert report.imported == 0
-    assert report.refused
-    assert all(len(reason) < 1000 and reason.isprintable() for _, reason in report.refused)
+    assert report.rejected
+    assert all(len(reason) < 1000 and reason.isprintable() for _, reason in report.rejected)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../secret.png", "..\\..\\secret.png"])
@@ -364,7 +364,7 @@ def test_a_panoptic_file_out_of_the_folder(attack: Attack, path: str) -> None:
     bad["file_name"] = path
     source.write_text(json.dumps(document))
     report = attack.take(source)
-    assert report.refused
+    assert report.rejected
     assert report.imported + report.unchanged == 1
 
 
@@ -382,7 +382,7 @@ def test_a_link_out_of_the_folder(attack: Attack, tool: str) -> None:
     target.unlink(missing_ok=True)
     target.symlink_to(secret)
     report = attack.take(out, tool=tool)
-    assert any("link" in reason for _, reason in report.refused)
+    assert any("link" in reason for _, reason in report.rejected)
     assert attack.exported.images()[BAD].id not in _labeled(attack)
 
 

@@ -63,7 +63,7 @@ def statuses(exported: Exported, name: str | None = None) -> set[str]:
 def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Exported, folder: Path) -> None:
     deliver(exported, folder)
     report = import_labels(exported.project, exported.database, source=folder, annotator="Ada")
-    assert (report.imported, report.unchanged, report.refused, report.missing) == (len(NAMES), 0, [], [])
+    assert (report.imported, report.unchanged, report.rejected, report.missing) == (len(NAMES), 0, [], [])
     assert report.labeled_pixels == sum(mask.size for mask in exported.truth.values())
     by_image = {label.image_id: label for label in exported.labels()}
     for name, image in exported.images().items():
@@ -202,7 +202,7 @@ def test_masks_of_every_encoding_mean_the_same(exported: Exported, folder: Path,
         indexed.putpalette(palette.ravel().tolist())
         indexed.save(path)
     report = take(exported, folder)
-    assert (report.imported, report.refused) == (1, [])
+    assert (report.imported, report.rejected) == (1, [])
     (label,) = exported.labels()
     np.testing.assert_array_equal(stored_mask(exported, label), truth)
 
@@ -218,7 +218,7 @@ def test_a_palette_whose_colours_contradict_its_values_is_refused(exported: Expo
     indexed.save(mask_file(folder, name))
     report = take(exported, folder)
     assert report.imported == 0
-    assert "other classes than its colours" in report.refused[0][1]
+    assert "other classes than its colours" in report.rejected[0][1]
 
 
 def test_any_folder_of_masks_is_matched_by_export_name_id_and_image_name(
@@ -238,7 +238,7 @@ def test_any_folder_of_masks_is_matched_by_export_name_id_and_image_name(
     for name, as_file in named.items():
         write_png(loose / as_file, ids(exported.truth[name]))
     report = take(exported, loose)
-    assert (report.imported, report.refused) == (len(NAMES), [])
+    assert (report.imported, report.rejected) == (len(NAMES), [])
     by_image = {label.image_id: label for label in exported.labels()}
     for name, image in images.items():
         np.testing.assert_array_equal(stored_mask(exported, by_image[image.id]), exported.truth[name])
@@ -250,7 +250,7 @@ def test_a_name_that_two_images_have_is_refused(exported: Exported) -> None:
     write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
     report = take(exported, loose)
     assert report.imported == 1
-    ((file, reason),) = report.refused
+    ((file, reason),) = report.rejected
     assert file == "frame 1.png"
     assert "ambiguous" in reason
     assert "left/frame 1.png" in reason
@@ -269,8 +269,8 @@ def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(sele
     write_png(loose / "right" / "frame 1.png", ids(selected.truth["right/frame 1.png"]))
     report = take(selected, loose)
     assert report.imported == 0
-    assert sorted(file for file, _ in report.refused) == ["frame 1.png", "right/frame 1.png"]
-    assert "not in this queue" in dict(report.refused)["right/frame 1.png"]
+    assert sorted(file for file, _ in report.rejected) == ["frame 1.png", "right/frame 1.png"]
+    assert "not in this queue" in dict(report.rejected)["right/frame 1.png"]
     assert right not in {label.image_id for label in selected.labels()}
 
 

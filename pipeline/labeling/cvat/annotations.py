@@ -23,8 +23,8 @@ from pipeline.labeling.cvat.document import ANNOTATIONS
 from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
-from pipeline.labeling.unchanged import PROPOSALS, untouched
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
+from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_elements
 
@@ -56,8 +56,8 @@ def recognises(source: Path) -> bool:
     return _is_document(source)
 
 
-def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """One answer for each image.
+def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
+    """One annotation for each image.
 
     Args:
         source: a file; or an exported folder into which CVAT's files were put. What it held already is passed
@@ -68,15 +68,15 @@ def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
     """
     found = False
     for subject, stream in _documents(source):
-        if isinstance(stream, Refusal):
+        if isinstance(stream, Rejected):
             yield stream
             continue
         document = _Document(subject)
         for element in iter_elements(stream, _WANTED):
             found = True
-            answer = document.answer(element, labels)
-            if answer is not None:
-                yield answer
+            annotation = document.annotation(element, labels)
+            if annotation is not None:
+                yield annotation
     if not found:
         raise DataError(f"{source} holds no annotations.", _NO_ANNOTATIONS)
 
@@ -88,7 +88,7 @@ def image_names(source: Path) -> Iterator[str]:
         DataError: it cannot be opened.
     """
     for _, stream in _documents(source):
-        if isinstance(stream, Refusal):
+        if isinstance(stream, Rejected):
             continue
         try:
             for element in iter_elements(stream, _WANTED):
@@ -117,7 +117,7 @@ class _Document:
         self._only: _Task | None = None
         self._tracks = False
 
-    def answer(self, element: Element | TooLarge, labels: LabelMap) -> Answer | Refusal | None:
+    def annotation(self, element: Element | TooLarge, labels: LabelMap) -> Annotation | Rejected | None:
         """What an element says of an image; None where it is about the tasks."""
         if element.tag == "meta" and isinstance(element, Element):
             self._tasks |= {task.identifier: task for task in _tasks(element)}
@@ -126,16 +126,16 @@ class _Document:
         if element.tag == "track":
             first, self._tracks = not self._tracks, True
             why = 'It has tracks of a video. Export it in the format "CVAT for images 1.1".'
-            return Refusal(f"{self._subject}, line {element.line}", why) if first else None
+            return Rejected(f"{self._subject}, line {element.line}", why) if first else None
         if element.tag != "image":
             return None
         subject = f"{self._subject}, image {shown(name)}" if name else f"{self._subject}, line {element.line}"
         if isinstance(element, TooLarge):
-            return Refusal(subject, element.reason)
+            return Rejected(subject, element.reason)
         if not name:
-            return Refusal(subject, "It is of an image without a name.")
+            return Rejected(subject, "It is of an image without a name.")
         task = self._tasks.get(element.attributes.get("task_id", ""), self._only)
-        return Answer(
+        return Annotation(
             subject=subject,
             image=name,
             read=partial(_paint, element, labels),
@@ -146,7 +146,7 @@ class _Document:
 
 
 @contextmanager
-def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Refusal]]]:
+def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Rejected]]]:
     """The documents of a file: itself, or those in the archive that it is."""
     subject = shown(file.name)
     if not is_zip(file):
@@ -155,11 +155,13 @@ def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Refusal]]]:
         return
     with open_files(file) as files:
         names = list(_members(files))
-        refused = [(subject, refusal) for refusal in files.refused if refusal.subject.endswith(".xml")]
+        rejected = [
+            (subject, rejection) for rejection in files.rejected if rejection.subject.endswith(".xml")
+        ]
         streams = [
             (f"{subject}, {shown(name)}", files.open(name, longest=LARGEST_DOCUMENT)) for name in names
         ]
-        yield [*refused, *streams]
+        yield [*rejected, *streams]
 
 
 def _members(files: Files) -> Iterator[str]:
@@ -173,7 +175,7 @@ def _members(files: Files) -> Iterator[str]:
                     yield name
 
 
-def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Refusal]]:
+def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Rejected]]:
     for file in _files(source):
         try:
             with _opened(file) as documents:
@@ -190,7 +192,7 @@ def _files(source: Path) -> list[Path]:
             for path in source.iterdir()
             if path.suffix.lower() in (".xml", ".zip") and path.is_file() and not path.is_symlink()
         )
-    proposed = untouched(source if source.is_dir() else source.absolute().parent)
+    proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent)
     changed = [path for path in found if path.resolve() not in proposed]
     if found and not changed:
         raise DataError(
@@ -223,7 +225,7 @@ def _tasks(meta: Element) -> Iterator[_Task]:
                 )
 
 
-def _paint(image: Element, labels: LabelMap, width: int, height: int) -> Painted:
+def _paint(image: Element, labels: LabelMap, width: int, height: int) -> DecodedMask:
     """The mask [H, W] of an image, given its width and height."""
     said = image.attributes.get("width"), image.attributes.get("height")
     if said != (str(width), str(height)):

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import Answer, Refusal
-from pipeline.labeling.label_studio import LABEL_STUDIO, answers, bitmask
+from pipeline.labeling.exchange import Annotation, Rejected
+from pipeline.labeling.label_studio import LABEL_STUDIO, annotations, bitmask
 from pipeline.labeling.label_studio.config import Masks
 from pipeline.labeling.label_studio.shapes import MOST_SHAPES, paint
 from pipeline.labeling.label_studio.tasks import mask_results
@@ -56,15 +56,15 @@ def shapes(mask: Any = MASK, masks: Masks = "bitmask") -> list[dict[str, Any]]:
     return mask_results(mask, CLASSES, image_id=40, masks=masks)
 
 
-def read(folder: Path, content: Any) -> list[Answer | Refusal]:
+def read(folder: Path, content: Any) -> list[Annotation | Rejected]:
     path = folder / "project-1.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return list(LABEL_STUDIO.read(path, label_map()))
 
 
-def one(folder: Path, content: Any) -> Answer:
+def one(folder: Path, content: Any) -> Annotation:
     (answer,) = read(folder, content)
-    assert isinstance(answer, Answer), answer
+    assert isinstance(answer, Annotation), answer
     return answer
 
 
@@ -232,8 +232,8 @@ def test_an_annotation_that_cannot_be_is_refused_with_the_reason(
     tmp_path: Path, result: Any, message: str
 ) -> None:
     refused, fine = read(tmp_path, [task(annotation(result)), task(annotation())])
-    assert isinstance(refused, Answer)
-    assert isinstance(fine, Answer)
+    assert isinstance(refused, Annotation)
+    assert isinstance(fine, Annotation)
     with pytest.raises(DataError, match=message) as caught:
         refused.read(WIDTH, HEIGHT)
     assert caught.value.remedy
@@ -257,23 +257,23 @@ def test_an_annotation_that_cannot_be_is_refused_with_the_reason(
 def test_a_task_that_cannot_be_is_refused_and_the_next_one_read(
     tmp_path: Path, bad: Any, reason: str
 ) -> None:
-    refusal, answer = read(tmp_path, [bad, task(annotation())])
-    assert isinstance(refusal, Refusal)
-    assert reason in refusal.reason
-    assert isinstance(answer, Answer)
+    rejection, answer = read(tmp_path, [bad, task(annotation())])
+    assert isinstance(rejection, Rejected)
+    assert reason in rejection.reason
+    assert isinstance(answer, Annotation)
 
 
 def test_a_task_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "LONGEST_TASK", 5000)
-    refusal, answer = read(tmp_path, [task(annotation(), padding="x" * 10**6), task(annotation())])
-    assert isinstance(refusal, Refusal)
-    assert "MiB" in refusal.reason
-    assert isinstance(answer, Answer)
+    monkeypatch.setattr(annotations, "LONGEST_TASK", 5000)
+    rejection, answer = read(tmp_path, [task(annotation(), padding="x" * 10**6), task(annotation())])
+    assert isinstance(rejection, Rejected)
+    assert "MiB" in rejection.reason
+    assert isinstance(answer, Annotation)
 
 
 def test_deep_nesting_and_a_file_that_ends_too_early_are_errors_in_words(tmp_path: Path) -> None:
-    (refusal,) = read(tmp_path, b'[{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}]")
-    assert isinstance(refusal, Refusal)
+    (rejection,) = read(tmp_path, b'[{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}]")
+    assert isinstance(rejection, Rejected)
     with pytest.raises(DataError, match="no JSON"):
         read(tmp_path, json.dumps([task(annotation())]).encode()[:-40])
 
@@ -307,7 +307,7 @@ def test_an_exported_folder_is_read_where_label_studios_files_were_put_into_it(t
         list(LABEL_STUDIO.read(tmp_path, label_map()))
     assert len(read(tmp_path, [task(annotation())])) == 1
     (answer,) = LABEL_STUDIO.read(tmp_path, label_map())
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Annotation)
 
 
 def test_shapes_of_a_huge_image_are_fewer_because_each_is_as_large_as_the_image() -> None:

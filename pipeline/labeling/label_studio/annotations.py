@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Refusal, shown
+from pipeline.labeling.exchange import Annotation, Rejected, shown
 from pipeline.labeling.label_studio.shapes import paint
 from pipeline.labeling.label_studio.tasks import TASKS
 from pipeline.labeling.manifest import LABEL_MAP, MANIFEST
@@ -41,8 +41,8 @@ def recognises(source: Path) -> bool:
     return b'"annotations"' in begin and _OF_A_TASK.search(begin) is not None
 
 
-def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """One answer for each annotation that is submitted or skipped. Drafts and predictions are passed over.
+def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
+    """The annotations that are submitted or skipped. Drafts and predictions are left out.
 
     Args:
         source: a file, or an exported folder into which Label Studio's files were put.
@@ -54,7 +54,7 @@ def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
         with file.open("rb") as stream:
             for number, item in enumerate(iter_items(stream, longest=LONGEST_TASK), start=1):
                 subject = f"{shown(file.name)}, task {number}"
-                yield from _answers(item, labels, subject)
+                yield from _annotations(item, labels, subject)
 
 
 def _files(source: Path) -> list[Path]:
@@ -76,11 +76,11 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _answers(item: Item, labels: LabelMap, subject: str) -> Iterator[Answer | Refusal]:
+def _annotations(item: Item, labels: LabelMap, subject: str) -> Iterator[Annotation | Rejected]:
     """What one task says."""
     if item.content is None:
         limit = LONGEST_TASK >> 20
-        yield Refusal(subject, f"It has {item.length >> 20} MiB, more than the {limit} MiB that a task may.")
+        yield Rejected(subject, f"It has {item.length >> 20} MiB, more than the {limit} MiB that a task may.")
         return
     try:
         task = load_item(item.content)
@@ -92,13 +92,13 @@ def _answers(item: Item, labels: LabelMap, subject: str) -> Iterator[Answer | Re
             raise DataError("Its annotations are no list.", "Export as JSON, not as JSON-MIN.")
         origin = _Task.of(task) if annotations else None
     except DataError as error:
-        yield Refusal(subject, str(error))
+        yield Rejected(subject, str(error))
         return
     for annotation in annotations:
         if origin is None or not isinstance(annotation, dict):
-            yield Refusal(subject, "It has an annotation that is none.")
+            yield Rejected(subject, "It has an annotation that is none.")
         else:
-            yield _answer(annotation, origin, labels, subject)
+            yield _annotation(annotation, origin, labels, subject)
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class _Task:
         )
 
 
-def _answer(annotation: dict[str, Any], task: _Task, labels: LabelMap, subject: str) -> Answer:
+def _annotation(annotation: dict[str, Any], task: _Task, labels: LabelMap, subject: str) -> Annotation:
     identifier, created = annotation.get("id"), _time(annotation.get("created_at"))
-    return Answer(
+    return Annotation(
         subject=_named(subject, identifier, "annotation"),
         image=task.image_id,
         read=partial(paint, annotation.get("result"), _proposal(annotation, task), labels),

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Answer, Painted, Refusal, shown
-from pipeline.labeling.unchanged import PROPOSALS, untouched
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
+from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files, read_file
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap
 from pipeline.labeling.voc.layout import CLASS_MASKS
@@ -46,8 +46,8 @@ def recognises(source: Path) -> bool:
         return False
 
 
-def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
-    """One answer for each mask; an archive stays open for it until the next one is asked for.
+def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
+    """One annotation for each mask; an archive stays open for it until the next one is asked for.
 
     Args:
         source: a folder or a zip archive; archives that lie in a folder are read too. What was exported is
@@ -58,19 +58,19 @@ def read_answers(source: Path, labels: LabelMap) -> Iterator[Answer | Refusal]:
     """
     for path, files, masks in _opened(source):
         subject = "" if path.is_dir() else f"{shown(path.name)}, "
-        for refusal in files.refused:
-            if _below(refusal.subject) is not None:
-                yield Refusal(subject + refusal.subject, refusal.reason)
+        for rejection in files.rejected:
+            if _below(rejection.subject) is not None:
+                yield Rejected(subject + rejection.subject, rejection.reason)
         colors: dict[str, ColorMap | DataError] = {}
         for name in masks:
-            yield _answer(files, name, subject, colors, labels)
+            yield _annotation(files, name, subject, colors, labels)
 
 
 def mask_names(source: Path) -> Iterator[str]:
     """The paths of the masks below `SegmentationClass`.
 
     Raises:
-        DataError: as `read_answers`.
+        DataError: as `read_annotations`.
     """
     for _, _, masks in _opened(source):
         yield from (_below(name) or name for name in masks)
@@ -83,7 +83,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
     Raises:
         DataError: one of them is damaged; there are no masks; or nobody has touched them.
     """
-    proposed = untouched(source if source.is_dir() else source.absolute().parent)
+    proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent)
     paths = [source]
     if source.is_dir():
         paths += sorted(path for path in source.glob("*.zip") if is_zip(path) and not path.is_symlink())
@@ -95,7 +95,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
             masks = [name for name in files.names if _below(name) is not None]
             if path.is_dir() and proposed:
                 masks = [name for name in masks if (path / name).resolve() not in proposed]
-            if masks or any(_below(refusal.subject) is not None for refusal in files.refused):
+            if masks or any(_below(rejection.subject) is not None for rejection in files.rejected):
                 found = True
                 yield path, files, masks
     if not found and proposed:
@@ -118,16 +118,16 @@ def _below(name: str) -> str | None:
     return "/".join(parts[parts.index(CLASS_MASKS) + 1 :])
 
 
-def _answer(
+def _annotation(
     files: Files, name: str, subject: str, colors: dict[str, ColorMap | DataError], labels: LabelMap
-) -> Answer | Refusal:
+) -> Annotation | Rejected:
     below = _below(name) or name
     if PurePosixPath(name).suffix.lower() != ".png":
-        return Refusal(subject + shown(name), "It is no PNG.")
+        return Rejected(subject + shown(name), "It is no PNG.")
     root = name[: len(name) - len(below) - len(CLASS_MASKS) - 1]
     if root not in colors:
         colors[root] = _colors(files, root + LABEL_MAP_FILE, labels)
-    return Answer(
+    return Annotation(
         subject=subject + shown(name),
         image=below,
         read=partial(_read, files, name, colors[root]),
@@ -145,12 +145,12 @@ def _colors(files: Files, name: str, labels: LabelMap) -> ColorMap | DataError:
         return error
 
 
-def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, height: int) -> Painted:
+def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, height: int) -> DecodedMask:
     """The mask [H, W], given the width and height of the image."""
     if isinstance(colors, DataError):
         raise colors
     content = read_file(files, name, longest=LONGEST_MASK)
-    return Painted(colors.read(_packed_colors(content, width=width, height=height)))
+    return DecodedMask(colors.read(_packed_colors(content, width=width, height=height)))
 
 
 def _packed_colors(content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
