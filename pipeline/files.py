@@ -1,7 +1,7 @@
 """Writing files so that a kill, a full disk or a read-only folder leaves nothing half-written.
 
-A file appears whole or not at all: it is written beside its place and then renamed. What the operating
-system refuses becomes a `UserError` that names the folder.
+A file appears whole or not at all: it is written under another name in the same folder, then renamed. What
+the operating system reports becomes a `UserError` that names the folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pipeline.errors import UserError
 from pipeline.processes import is_here, this_process
 
 PARTIAL = ".partial"
-"""The ending of whatever is not finished yet."""
+"""The ending of files and folders that are not finished yet."""
+REPLACED = ".replaced"
+"""The ending of the place where a finished folder waits until the new one has its name."""
 
-UNHEARD_SECONDS = 3600.0
-"""After so long, an unfinished file of a process that cannot be looked at is taken for left behind."""
+ABANDONED_SECONDS = 3600.0
+"""Age at which the unfinished file of another machine's process counts as abandoned."""
 
-_REFUSALS = {
+_ERRORS = {
     errno.ENOSPC: ("the disk is full", "Free some space, then run the command again."),
     errno.EDQUOT: ("the disk quota is used up", "Free some space, then run the command again."),
     errno.EROFS: ("it is on a read-only file system", "Choose a folder that can be written."),
@@ -38,7 +40,7 @@ _REFUSALS = {
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turn what the operating system refuses while `path` is written into a `UserError`.
+    """Turn an error of the operating system while `path` is written into a `UserError`.
 
     Raises:
         UserError: the disk is full, or the folder is read-only, not permitted, or not a folder.
@@ -46,10 +48,9 @@ def writing(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        refusal = _REFUSALS.get(error.errno or 0)
-        if refusal is None:
+        if error.errno not in _ERRORS:
             raise
-        why, remedy = refusal
+        why, remedy = _ERRORS[error.errno]
         raise UserError(f"Cannot write {path.name!r} in {path.parent}: {why}.", remedy) from error
 
 
@@ -77,15 +78,20 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
-    """A new folder to fill, which takes the place of `path` when the block ends.
+    """A new folder to fill, which replaces `path` when the block ends.
 
-    Where the block raises, or is killed, `path` is as it was. What a killed attempt left behind is removed.
+    Where the block raises, `path` is as it was. What a killed attempt left is removed first; where the kill
+    came between the two renames of the replacement, the old folder is put back.
 
     Raises:
         UserError: as `writing`.
     """
+    aside = path.with_name(f".{path.name}{REPLACED}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if (aside / path.name).exists() and not path.exists():
+            os.replace(aside / path.name, path)
+        shutil.rmtree(aside, ignore_errors=True)
         for stale in path.parent.glob(f".{_escaped(path.name)}.*{PARTIAL}"):
             shutil.rmtree(stale, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
@@ -94,12 +100,10 @@ def atomic_folder(path: Path) -> Generator[Path]:
             os.chmod(fresh, 0o777 & ~_UMASK)
             yield fresh
             if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
-                os.replace(path, old / path.name)
-                os.replace(fresh, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(fresh, path)
+                aside.mkdir()
+                os.replace(path, aside / path.name)
+            os.replace(fresh, path)
+            shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -107,7 +111,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
 def sweep(folder: Path) -> None:
     """Remove the unfinished files of `atomic_write_bytes` in a folder whose writers were killed.
 
-    Those of a process that may be at it still stay: of another machine's, for an hour.
+    Files of a running process stay; files of another machine stay for an hour.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -117,7 +121,7 @@ def sweep(folder: Path) -> None:
                 writer = entry.name[1:].removesuffix(PARTIAL).rpartition(".")[0]
                 alive = is_here(writer)
                 if alive is None:
-                    alive = time.time() - entry.stat().st_mtime < UNHEARD_SECONDS
+                    alive = time.time() - entry.stat().st_mtime < ABANDONED_SECONDS
                 if not alive:
                     os.unlink(entry.path)
 

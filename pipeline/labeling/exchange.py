@@ -1,9 +1,9 @@
 """What goes out to a labeling tool, and what comes back from it: the same for every tool.
 
 A tool is a module with a writer and a reader. The writer gets the images of a queue one by one, in the order
-of their ranks, and keeps none of them. The reader gets untrusted files: it yields annotations, one for each
-image and annotator, or what it rejects, in bounded time and memory whatever the source contains. Neither knows
-the database; the steps do.
+of their ranks, and keeps none of them. The reader gets untrusted files: it yields an annotation for every
+image and annotator, or what it rejects. Time and memory are bounded whatever the source contains. Neither
+of the two knows the database; the steps do.
 
 Legend: H height, W width. A mask is uint8 [H, W] of the upright image: class index, or 255 where it says
 nothing.

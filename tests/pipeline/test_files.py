@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -117,3 +120,36 @@ def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
         (folder / "a").write_text("1")
     assert not left.exists()
     assert other.exists()
+
+
+KILLED_BETWEEN_THE_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.files import atomic_folder
+
+replace = os.replace
+
+def replace_and_die(source, target):
+    replace(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "new").write_text("2")
+    os.replace = replace_and_die
+"""
+
+
+def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path: Path) -> None:
+    target = tmp_path / "queue"
+    with atomic_folder(target) as folder:
+        (folder / "old").write_text("1")
+    ended = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_THE_RENAMES, str(target)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not target.exists()
+    with pytest.raises(KeyError), atomic_folder(target):
+        raise KeyError
+    assert [path.name for path in target.iterdir()] == ["old"]
+    with atomic_folder(target) as folder:
+        (folder / "new").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["queue"]
