@@ -1,8 +1,8 @@
-"""Draining a scoring run on a Ray cluster: a task a GPU, through Prefect's Ray task runner.
+"""Score a run on a Ray cluster, with one task for each GPU, through Prefect's Ray task runner.
 
-A task is told the path of the configuration and the run's id, no more: the machine that it runs on reads the
-rest itself, so that no secret travels. Ray starts a task again whose worker has died; whatever a dead worker
-had begun is taken over by the others, as on one machine.
+A task gets the path of the configuration and the run's id. Its machine reads everything else itself, so that
+no secret is sent. Ray starts a task again when its worker has died; the other workers score the shard that it
+had begun, as on one machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from flows.tasks import of_step, opened, say
 from pipeline.config import ScaleConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
-from pipeline.steps.score.processes import drain_everywhere
-from pipeline.steps.score.worker import Drained
+from pipeline.steps.score.local_workers import score_on_devices
+from pipeline.steps.score.worker import ScoringTotals
 
 if TYPE_CHECKING:
     from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
@@ -31,44 +31,48 @@ RESTARTS = 3
 WAIT_SECONDS = 1.0
 
 
-def _drain(config: Path, run_id: int) -> Drained:
-    """Drain a run on the devices that Ray has given to this task."""
+def _score(config: Path, run_id: int) -> ScoringTotals:
+    """Score a run on the devices that Ray has given to this task."""
     with opened(config) as (project, database):
-        return drain_everywhere(project, database, run_id=run_id)
+        return score_on_devices(project, database, run_id=run_id)
 
 
-drain = of_step(_drain, "drain")
+score_task = of_step(_score, "drain")
 
 
-def drain_on_cluster(project: Project, database: Database, *, run_id: int, began_at: datetime) -> Drained:
-    """Drain a run on the cluster that `scale.ray_address` names, and say who did how much.
+def score_on_cluster(
+    project: Project, database: Database, *, run_id: int, began_at: datetime
+) -> ScoringTotals:
+    """Score a run on the cluster at `scale.ray_address`, and log how much each worker did.
 
     Args:
         began_at: when the run was planned, by the store's clock.
 
     Raises:
         ConfigError: Ray is not installed, no cluster answers, or it has no GPU and one was asked for.
-        UserError: as `drain_shards` does, in any task, which ends all; or the workers died again and again.
+        UserError: as `score_shards` does, in any task, which ends all; or the workers died again and again.
     """
     if project.file is None:
         raise ConfigError("With `scale.engine: ray`, the project must have been read from a file.")
-    if _left(database, run_id) == 0:
-        return Drained()
+    if _open_shards(database, run_id) == 0:
+        return ScoringTotals()
     with _cluster(project.config.scale) as runner:
         import ray
         from prefect_ray.context import remote_options
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         count, options = tasks_for(project.config.scale, nodes)
-        say(f"{count} workers on the Ray cluster, each with {_in_words(options)}.")
+        say(f"{count} workers on the Ray cluster, each with {_resources(options)}.")
         with remote_options(**options):
-            futures = [runner.submit(drain, {"config": project.file, "run_id": run_id}) for _ in range(count)]
-        drained = _gather(futures)
-    return _with_lost_work(database, drained, run_id=run_id, began_at=began_at)
+            futures = [
+                runner.submit(score_task, {"config": project.file, "run_id": run_id}) for _ in range(count)
+            ]
+        totals = _gather(futures)
+    return _add_dead_workers(database, totals, run_id=run_id, began_at=began_at)
 
 
 def tasks_for(scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
-    """How many tasks drain, and what each asks Ray for.
+    """The number of tasks, and the resources that each requests from Ray.
 
     Args:
         nodes: the resources of each living node, by Ray's names.
@@ -83,7 +87,7 @@ def tasks_for(scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> tuple
     >>> tasks_for(ScaleConfig(gpus_per_worker=0), nodes)[0]
     2
     """
-    nodes = [node for node in nodes if node.get("CPU")]  # a head may be told to work at nothing
+    nodes = [node for node in nodes if node.get("CPU")]  # a head node may have no CPUs for tasks
     gpus = sum(node.get("GPU", 0) for node in nodes)
     if scale.gpus_per_worker and gpus < scale.gpus_per_worker and scale.workers is None:
         raise ConfigError(
@@ -93,8 +97,8 @@ def tasks_for(scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> tuple
         )
     fitting = int(gpus // scale.gpus_per_worker) if scale.gpus_per_worker else len(nodes)
     count = scale.workers or fitting
-    # Ray lets a task's numeric libraries have as many threads as it has CPUs, so they share a node's; that
-    # is asked for which the smallest node can give
+    # Ray lets a task's numeric libraries have as many threads as it has CPUs, so the tasks of a node
+    # share its CPUs; every task requests what the smallest node can give
     smallest = min((int(node["CPU"]) for node in nodes), default=1)
     cpus = max(1, smallest // -(-count // max(1, len(nodes))))
     return count, {
@@ -122,20 +126,20 @@ def _cluster(scale: ScaleConfig) -> Generator[RayTaskRunner[Any]]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"No Ray cluster answers at `scale.ray_address: {scale.ray_address}`: {error}",
-                "Start one with `ray start`, or mend the address.",
+                "Start one with `ray start`, or correct the address.",
             ) from error
         yield runner
 
 
-def _in_words(options: dict[str, Any]) -> str:
+def _resources(options: dict[str, Any]) -> str:
     return f"{options['num_gpus']:g} GPUs and {options['num_cpus']} CPUs"
 
 
-def _gather(futures: list[PrefectRayFuture[Drained]]) -> Drained:
-    """What all tasks have done; one that failed ends the others, one whose workers died does not."""
+def _gather(futures: list[PrefectRayFuture[ScoringTotals]]) -> ScoringTotals:
+    """The totals of all tasks. A task that fails ends the others; a task whose workers died does not."""
     import ray
 
-    drained = Drained()
+    totals = ScoringTotals()
     waiting = {future.wrapped_future: future for future in futures}
     try:
         while waiting:
@@ -144,38 +148,44 @@ def _gather(futures: list[PrefectRayFuture[Drained]]) -> Drained:
                 future = waiting.pop(reference)
                 future.wait()
                 if future.state.is_crashed():
-                    drained += Drained(remarks=(f"warning: a worker on the cluster: {future.state.message}",))
+                    totals += ScoringTotals(
+                        remarks=(f"warning: a worker on the cluster: {future.state.message}",)
+                    )
                 else:
-                    drained += future.result()
+                    totals += future.result()
     finally:
         for reference in waiting:
             ray.cancel(reference)
-    return drained
+    return totals
 
 
-def _with_lost_work(database: Database, drained: Drained, *, run_id: int, began_at: datetime) -> Drained:
-    """Add what workers have written that did not live to say so.
+def _add_dead_workers(
+    database: Database, totals: ScoringTotals, *, run_id: int, began_at: datetime
+) -> ScoringTotals:
+    """Add the shards that workers had written before they died.
 
     Raises:
-        UserError: not all is done.
+        UserError: shards are left.
     """
     workers = database.transact(lambda session: shards.workers(session, run_id=run_id, since=began_at))
     for worker in workers:
         say(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
-        if worker.owner not in drained.workers:
-            remark = f"warning: {worker.owner} has died. What it had begun is scored again."
-            drained += Drained(worker.images, worker.regions, worker.failed, [], (worker.owner,), (remark,))
-    left = _left(database, run_id)
+        if worker.owner not in totals.workers:
+            remark = f"warning: {worker.owner} has died. The shard that it had begun is scored again."
+            totals += ScoringTotals(
+                worker.images, worker.regions, worker.failed, [], (worker.owner,), (remark,)
+            )
+    left = _open_shards(database, run_id)
     if left:
         raise UserError(
             f"The workers on the Ray cluster have ended, and {left} shards are left. "
-            + " ".join(drained.remarks),
+            + " ".join(totals.remarks),
             "Look into Ray's logs; the same version of segcurate must be installed on every node, and the "
             "project's folder be reachable by the same path. What is scored is kept; run it again to go on.",
         )
-    return drained
+    return totals
 
 
-def _left(database: Database, run_id: int) -> int:
-    """How many shards are not done."""
+def _open_shards(database: Database, run_id: int) -> int:
+    """The number of shards that are not done."""
     return sum(database.transact(lambda session: shards.open_shards(session, run_id=run_id)))

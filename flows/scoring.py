@@ -1,4 +1,4 @@
-"""Scoring the pool as tasks of a flow: plan the shards, drain them, look at the whole."""
+"""Scoring the pool as tasks of a flow: plan shards, score them, finish the run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from db.engine import Database
 from flows.artifacts import scoring_progress
-from flows.tasks import as_task
+from flows.tasks import as_task, of_step
 from pipeline.data.project import Project
 from pipeline.progress import Progress, silent
-from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.scorer import open_scorer
 from pipeline.steps.score.step import ScoreReport, ScoringPlan, finish_scoring, plan_scoring
 
@@ -22,15 +22,15 @@ def score_pool(
     planned: Callable[[ScoringPlan], None] = lambda plan: None,
     progress: Progress = silent,
 ) -> ScoreReport:
-    """What `pipeline.steps.score.step.score` does, in tasks, with its progress as an artifact.
+    """As `pipeline.steps.score.score`, in tasks, with the progress as an artifact.
 
-    With `scale.engine: ray`, the shards are drained by tasks on the cluster; all else is done here.
+    With `scale.engine: ray`, tasks on the cluster score the shards; the rest is done here.
 
     Args:
-        planned: told what is about to be scored.
+        planned: called with the plan before scoring starts.
 
     Raises:
-        ConfigError: with `scale.engine: ray`, where the cluster is not as the configuration says.
+        ConfigError: with `scale.engine: ray`, the cluster does not match the configuration.
         UserError: as `score` does.
     """
     scorer = as_task(open_scorer, project, database)
@@ -38,11 +38,12 @@ def score_pool(
     planned(plan)
     with scoring_progress(plan.run_id, plan.images, database=database) as shown:
         if project.config.scale.engine == "ray":
-            from flows.ray_cluster import drain_on_cluster
+            from flows.ray_cluster import score_on_cluster
 
-            drained = drain_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
+            totals = score_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
         else:
             options = {"run_id": plan.run_id, "scorer": scorer, "progress": shown}
-            drained = as_task(drain_everywhere, project, database, **options)
-    options = {"plan": plan, "drained": drained, "any_time": any_time, "scorer": scorer}
+            work = of_step(lambda: score_on_devices(project, database, **options), "drain-everywhere")
+            totals = work()
+    options = {"plan": plan, "totals": totals, "any_time": any_time, "scorer": scorer}
     return as_task(finish_scoring, project, database, **options)

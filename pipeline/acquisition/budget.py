@@ -1,4 +1,9 @@
-"""Budgets: how many candidates a queue holds, and how they are shared out."""
+"""Budgets: how many candidates a queue holds, and how they are divided.
+
+The audit slice of a queue is a simple random sample of the pool, without replacement: the candidates with the
+smallest random keys. The strategy, the cap and the gap do not affect it, so every candidate is in it with the
+same known probability, and it gives unbiased estimates of the pool.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,18 @@ STRATIFIED_SHARE = 2 / 3
 class Budget:
     """A queue's length in candidates, and its two slices."""
 
-    asked: int
-    """What the configuration asks for."""
+    requested: int
+    """As the configuration asks for."""
     total: int
-    """The same, but no more than there is."""
+    """`requested`, but no more than the candidates available."""
     audit: int
     selected: int
 
 
-def asked_for(config: SelectionConfig, mean_regions: float) -> int:
-    """The candidates that a configuration asks for, where an image has that many regions on average.
+def requested_size(config: SelectionConfig, mean_regions: float) -> int:
+    """The candidates that a configuration asks for, with `mean_regions` regions an image.
 
-    >>> asked_for(SelectionConfig(budget=2, budget_unit="images"), 49)
+    >>> requested_size(SelectionConfig(budget=2, budget_unit="images"), 49)
     98
     """
     if config.unit == "region" and config.budget_unit == "images":
@@ -38,20 +43,20 @@ def queue_budget(config: SelectionConfig, mean_regions: float, available: int) -
 
     Args:
         config: `budget`, `budget_unit`, `unit` and `audit_fraction` are read.
-        mean_regions: of an image, for a budget of regions that is counted in images.
-        available: candidates that there are.
+        mean_regions: regions an image, for a budget that is counted in images.
+        available: candidates in the pool.
 
     >>> queue_budget(SelectionConfig(budget=2, budget_unit="images"), 49, 90)
-    Budget(asked=98, total=90, audit=9, selected=81)
+    Budget(requested=98, total=90, audit=9, selected=81)
     """
-    asked = asked_for(config, mean_regions)
-    total = min(asked, available)
+    requested = requested_size(config, mean_regions)
+    total = min(requested, available)
     audit = audit_size(total, config.audit_fraction)
-    return Budget(asked=asked, total=total, audit=audit, selected=total - audit)
+    return Budget(requested=requested, total=total, audit=audit, selected=total - audit)
 
 
 def audit_size(total: int, fraction: float) -> int:
-    """Candidates of the audit slice: the nearest whole number, but one at least in a queue of two or more.
+    """Candidates of the audit slice, rounded, but at least one in a queue of two or more.
 
     >>> [audit_size(total, 0.1) for total in (1, 2, 14, 16, 100)]
     [0, 1, 1, 2, 10]
@@ -60,9 +65,18 @@ def audit_size(total: int, fraction: float) -> int:
     return 1 if nearest == 0 and fraction > 0 and total > 1 else nearest
 
 
+def inclusion_probability(size: int, available: int) -> float | None:
+    """The probability of each candidate to be in a sample of `size` from `available`; None without a sample.
+
+    >>> inclusion_probability(5, 20)
+    0.25
+    """
+    return size / available if size else None
+
+
 def class_quotas(counts: Mapping[int, int], selected: int) -> dict[int, int]:
-    """Two thirds of a budget split evenly over the classes that are predicted; what is over goes to the
-    rarest ones. Classes are listed from the rarest on.
+    """The budget of each predicted class, rarest class first: two thirds of the whole, split evenly; the
+    remainder goes to the rarest classes.
 
     Args:
         counts: candidates of each predicted class.

@@ -2,7 +2,7 @@
 
 Legend: N candidates. A number depends on the seed, the round, what it is for, the image and the region, and
 on nothing else: not on the other candidates, nor on the order or the blocks in which they are read. So a pool
-that does not fit into memory draws as one that does, and a region keeps its luck when the pool grows.
+that does not fit into memory draws as one that does, and a region keeps its random key when the pool grows.
 """
 
 from __future__ import annotations

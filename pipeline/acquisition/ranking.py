@@ -16,7 +16,7 @@ from pipeline.acquisition.selection import NO_STRATUM, Selection
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranks:
     """Places of the items [K] among all candidates.
 
     Attributes:
@@ -30,31 +30,31 @@ class Standing:
     limits: Limits | None
 
 
-def standing(read: Reading, selection: Selection) -> Standing:
+def rank_items(read: Reading, selection: Selection) -> Ranks:
     """Count, over the whole pool, what stands above each item."""
-    items, survey = selection.items, selection.survey
+    items, shortlist = selection.items, selection.shortlist
     scores = None if items.score is None else _Counts(items.score)
     strata = {
         int(stratum): _Counts(_weighted(items)[selection.stratum == stratum])
         for stratum in np.unique(selection.stratum[selection.stratum != NO_STRATUM])
         if items.score is not None
     }
-    if scores is not None or survey.information.total:
+    if scores is not None or shortlist.information.total:
         for block in read():
             if scores is not None and block.score is not None:
                 scores.add(block.score)
             if block.expected_entropy is not None and block.mutual_information is not None:
-                survey.entropy.refine(block.expected_entropy)
-                survey.information.refine(block.mutual_information)
+                shortlist.entropy.refine(block.expected_entropy)
+                shortlist.information.refine(block.mutual_information)
             for stratum, counts in strata.items():
                 counts.add(_weighted(block)[block.predicted_class == stratum])
     rank = np.zeros(len(items), dtype=np.int64)
     for stratum, counts in strata.items():
         rank[selection.stratum == stratum] = counts.above() + 1
-    return Standing(
+    return Ranks(
         above=np.zeros(len(items), dtype=np.int64) if scores is None else scores.at_least(),
         rank=rank,
-        limits=Limits.of(survey.information, survey.entropy),
+        limits=Limits.of(shortlist.information, shortlist.entropy),
     )
 
 

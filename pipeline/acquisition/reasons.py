@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pipeline.acquisition.candidates import Candidates
-from pipeline.acquisition.ranking import Standing
+from pipeline.acquisition.ranking import Ranks
 from pipeline.acquisition.routing import WORDS, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
 from pipeline.acquisition.strategies import STRATEGIES
@@ -18,7 +18,7 @@ BOUNDARY_NATS = 0.5
 
 def reasons(
     selection: Selection,
-    standing: Standing,
+    ranks: Ranks,
     config: SelectionConfig,
     *,
     class_names: Sequence[str],
@@ -27,10 +27,10 @@ def reasons(
     """A line for each item of a selection: how it was chosen, where it stands, what the model sees there,
     and what kind of doubt that is."""
     measure = STRATEGIES[config.strategy].measure
-    items, survey = selection.items, selection.survey
-    everything = f"{grouped(survey.available)} {config.unit}s"
+    items, shortlist = selection.items, selection.shortlist
+    everything = f"{grouped(shortlist.available)} {config.unit}s"
     noise = "" if config.noise_beta is None else f", power noise β = {config.noise_beta:g}"
-    route = routes(items, standing.limits)
+    route = routes(items, ranks.limits)
     lines: list[str] = []
     for item in range(len(items)):
         stratum = int(selection.stratum[item])
@@ -46,12 +46,12 @@ def reasons(
             parts.append(f"random draw from {drawn_from}")
         elif stratum != NO_STRATUM:
             parts.append(
-                f"no. {grouped(int(standing.rank[item]))} of {grouped(survey.classes[stratum])} "
+                f"no. {grouped(int(ranks.rank[item]))} of {grouped(shortlist.classes[stratum])} "
                 f"{config.unit}s of {class_names[stratum]} by {measure} × class share{noise}"
             )
         if measure is not None and items.score is not None:
             name = measure.replace("_", " ")
-            place = f"top {percent(int(standing.above[item]) / survey.available)} of {everything}"
+            place = f"top {percent(int(ranks.above[item]) / shortlist.available)} of {everything}"
             drawn = noise if stratum == NO_STRATUM and not selection.audit[item] else ""
             parts.append(f"{name} {items.score[item]:.2f}, {place}{drawn}")
         parts.append(_content(items, item, class_names, unit=config.unit))

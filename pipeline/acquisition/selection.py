@@ -11,19 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.acquisition.audit import inclusion_probability
-from pipeline.acquisition.budget import Budget, asked_for, class_quotas, queue_budget
+from pipeline.acquisition.budget import (
+    Budget,
+    class_quotas,
+    inclusion_probability,
+    queue_budget,
+    requested_size,
+)
 from pipeline.acquisition.candidates import Candidates, Reading
 from pipeline.acquisition.draws import Draws
 from pipeline.acquisition.redundancy import Occupancy
+from pipeline.acquisition.shortlist import AUDIT, OVERALL, KeepLimits, Shortlist
 from pipeline.acquisition.strategies import STRATEGIES, Stride, with_power_noise
-from pipeline.acquisition.survey import AUDIT, OVERALL, Depths, Survey
 from pipeline.config import SelectionConfig
 
 NO_STRATUM = -1
-SLACK = 4
+OVERSAMPLING = 4
 """Candidates kept for each one to be chosen, at first."""
-MORE_SLACK = 8
+OVERSAMPLING_GROWTH = 8
 """Times as many, each time that redundancy control has used them up."""
 
 
@@ -42,7 +47,7 @@ class Selection:
     inclusion_probability: float | None
     """Of each audit item."""
     budget: Budget
-    survey: Survey
+    shortlist: Shortlist
     """What they were chosen from."""
 
 
@@ -63,26 +68,26 @@ def choose(read: Reading, config: SelectionConfig, *, round_number: int) -> Sele
     """
     draws = Draws(seed=config.seed, round_number=round_number)
     stride = _stride(read(), config) if STRATEGIES[config.strategy].strides else None
-    asked, slack = None, SLACK
+    requested, oversampling = None, OVERSAMPLING
     while True:
-        survey = _survey(read(), config, draws, stride, asked=asked, slack=slack)
-        budget = queue_budget(config, survey.regions / max(1, survey.images), survey.available)
-        asked = budget.asked
-        if asked > survey.depths.asked:
+        shortlist = _shortlist(read(), config, draws, stride, requested=requested, oversampling=oversampling)
+        budget = queue_budget(config, shortlist.regions / max(1, shortlist.images), shortlist.available)
+        requested = budget.requested
+        if requested > shortlist.limits.requested:
             continue  # the first block had smaller images than the others
         try:
-            return _choose_from(survey, config, budget)
+            return _choose_from(shortlist, config, budget)
         except _TooFewKept:
-            slack *= MORE_SLACK
+            oversampling *= OVERSAMPLING_GROWTH
 
 
-def _choose_from(survey: Survey, config: SelectionConfig, budget: Budget) -> Selection:
-    kept = survey.kept
+def _choose_from(shortlist: Shortlist, config: SelectionConfig, budget: Budget) -> Selection:
+    kept = shortlist.kept
     occupancy = Occupancy(kept, config)
-    audit = survey.orders[AUDIT][: budget.audit]
+    audit = shortlist.orders[AUDIT][: budget.audit]
     for index in audit.tolist():
         occupancy.accept(index)
-    chosen = list(_fill(survey, budget.selected, occupancy))
+    chosen = list(_fill(shortlist, budget.selected, occupancy))
 
     turns = np.concatenate([_spread(len(audit)), _spread(len(chosen))])
     order = np.argsort(turns, kind="stable")
@@ -90,44 +95,48 @@ def _choose_from(survey: Survey, config: SelectionConfig, budget: Budget) -> Sel
     strata = [NO_STRATUM] * len(audit) + [stratum for _, stratum in chosen]
     return Selection(
         items=kept.only(rows),
-        index=survey.place[rows],
+        index=shortlist.place[rows],
         audit=(np.arange(len(turns)) < len(audit))[order],
         stratum=np.array(strata, dtype=np.int16)[order],
-        inclusion_probability=inclusion_probability(budget.audit, survey.available),
+        inclusion_probability=inclusion_probability(budget.audit, shortlist.available),
         budget=budget,
-        survey=survey,
+        shortlist=shortlist,
     )
 
 
-def _survey(
+def _shortlist(
     blocks: Iterable[Candidates],
     config: SelectionConfig,
     draws: Draws,
     stride: Stride | None,
     *,
-    asked: int | None,
-    slack: int,
-) -> Survey:
-    """One reading. Without `asked`, the first block says how many regions an image has."""
+    requested: int | None,
+    oversampling: int,
+) -> Shortlist:
+    """One reading. Without `requested`, the first block says how many regions an image has."""
     strategy = STRATEGIES[config.strategy]
-    survey = None
+    shortlist = None
     for block in blocks:
         priority = strategy.rank(block, draws, stride)
         if config.noise_beta is not None and strategy.takes_noise:
             priority = with_power_noise(priority, block, draws, beta=config.noise_beta)
-        if survey is None:
-            if asked is None:
-                asked = asked_for(config, float(np.mean(block.regions)) if len(block.regions) else 1.0)
-            survey = Survey(
+        if shortlist is None:
+            if requested is None:
+                requested = requested_size(
+                    config, float(np.mean(block.regions)) if len(block.regions) else 1.0
+                )
+            shortlist = Shortlist(
                 draws=draws,
-                depths=Depths(asked=asked, slack=slack, audit_fraction=config.audit_fraction),
+                limits=KeepLimits(
+                    requested=requested, oversampling=oversampling, audit_fraction=config.audit_fraction
+                ),
                 stratified=priority.within_class is not None,
             )
-        survey.add(block, priority)
-    if survey is None:
+        shortlist.add(block, priority)
+    if shortlist is None:
         raise LookupError("Expected at least one block of candidates, but got none.")
-    survey.close()
-    return survey
+    shortlist.close()
+    return shortlist
 
 
 def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
@@ -144,23 +153,23 @@ def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
     return Stride.over(image_id, group, position, budget.selected)
 
 
-def _fill(survey: Survey, wanted: int, occupancy: Occupancy) -> Iterator[tuple[int, int]]:
+def _fill(shortlist: Shortlist, wanted: int, occupancy: Occupancy) -> Iterator[tuple[int, int]]:
     """Kept candidates and the strata that they were chosen for. What a stratum cannot fill goes to all.
 
     Raises:
         _TooFewKept: see there.
     """
-    quotas = class_quotas(survey.classes, wanted) if survey.stratified else {}
+    quotas = class_quotas(shortlist.classes, wanted) if shortlist.stratified else {}
     sources = {
-        NO_STRATUM: occupancy.open_ones(survey.orders[OVERALL]),
-        **{name: occupancy.open_ones(survey.orders[name]) for name in quotas},
+        NO_STRATUM: occupancy.open_ones(shortlist.orders[OVERALL]),
+        **{name: occupancy.open_ones(shortlist.orders[name]) for name in quotas},
     }
 
     def take(stratum: int) -> int | None:
         index = next(sources[stratum], None)
         if index is not None:
             occupancy.accept(index)
-        elif not survey.is_whole(OVERALL if stratum == NO_STRATUM else stratum):
+        elif not shortlist.is_whole(OVERALL if stratum == NO_STRATUM else stratum):
             raise _TooFewKept
         return index
 

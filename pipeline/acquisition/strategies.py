@@ -87,8 +87,8 @@ def strided(candidates: Candidates, draws: Draws, stride: Stride | None) -> Prio
     """
     if stride is None:
         raise ValueError("Expected a stride, but got None.")
-    luck = draws.integers("turns", candidates.owner, candidates.region_index)
-    shuffled = np.lexsort((luck, candidates.image))
+    random_key = draws.integers("turns", candidates.owner, candidates.region_index)
+    shuffled = np.lexsort((random_key, candidates.image))
     turn = np.empty(len(candidates), dtype=np.int64)
     turn[shuffled] = np.arange(len(candidates)) - candidates.starts[candidates.image]
     last_turn_strided = (turn == stride.turns) & np.isin(candidates.owner, stride.image_id)

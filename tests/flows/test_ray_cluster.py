@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.ray_cluster import drain_on_cluster, tasks_for
+from flows.ray_cluster import score_on_cluster, tasks_for
 from pipeline.config import ScaleConfig
 from pipeline.errors import ConfigError
 from pipeline.steps.score.step import plan_scoring
@@ -46,4 +46,4 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     plan = plan_scoring(project, database)
     project = replace(project, file=tmp_path / "segcurate.yaml")
     with pytest.raises(ConfigError, match=r"pip install 'segcurate\[ray\]'"):
-        drain_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
+        score_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)

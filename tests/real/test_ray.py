@@ -32,7 +32,7 @@ from sqlalchemy import URL, create_engine, select, text
 from db.engine import Database
 from db.queries import shards
 from db.tables import Round, Shard
-from flows.ray_cluster import drain_on_cluster
+from flows.ray_cluster import score_on_cluster
 from flows.scoring import score_pool
 from flows.tasks import opened
 from pipeline.data.project import Project, load_project
@@ -220,4 +220,4 @@ def test_a_cluster_without_gpus_is_an_error_where_they_are_asked_for(
     )
     plan = plan_scoring(project, database)
     with disable_run_logger(), pytest.raises(ConfigError, match=r"has 0 GPUs.*gpus_per_worker: 0"):
-        drain_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
+        score_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)

@@ -19,7 +19,7 @@ from db.engine import Database
 from db.queries.shards import MOST_ATTEMPTS
 from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.step import plan_scoring
 from tests.pipeline.steps.score.test_workers import pool_of, rows_of, shards_of
 
@@ -42,7 +42,7 @@ import signal
 import sys
 from pathlib import Path
 from db.engine import Database
-from pipeline.config import load_project
+from pipeline.data.project import load_project
 from pipeline.steps.score import score
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts with &
@@ -61,7 +61,7 @@ def test_an_image_that_kills_whoever_reads_it_is_named_and_all_others_are_scored
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), root]))
     plan = plan_scoring(project, database)
     with pytest.raises(UserError, match=r"images/004.png to images/005.png \(ids 5 to 6\)"):
-        drain_everywhere(project, database, run_id=plan.run_id)
+        score_on_devices(project, database, run_id=plan.run_id)
     assert sorted(set(rows_of(database)["image_id"].tolist())) == [1, 2, 3, 4, *range(7, 13)]
     attempts = {shard.first_image_id: shard.attempts for shard in shards_of(database)}
     assert attempts[5] == MOST_ATTEMPTS
@@ -74,7 +74,7 @@ def test_what_the_user_must_mend_ends_all_processes(tmp_path: Path) -> None:
     plan = plan_scoring(project, database)
     (project.workdir / "heatmaps").write_text("a file where a folder must be")
     with pytest.raises(UserError, match="heatmaps"):
-        drain_everywhere(project, database, run_id=plan.run_id)
+        score_on_devices(project, database, run_id=plan.run_id)
     assert multiprocessing.active_children() == []
     assert {shard.status for shard in shards_of(database)} == {"pending"}
 

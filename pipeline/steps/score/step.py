@@ -29,11 +29,11 @@ from pipeline.leases import alone, dead_owners
 from pipeline.progress import Progress, silent
 from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.drift import watch_drift
-from pipeline.steps.score.processes import drain_everywhere
+from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.reordering import in_words as reordering_in_words
 from pipeline.steps.score.reordering import measure_reordering
 from pipeline.steps.score.scorer import Scorer, open_scorer
-from pipeline.steps.score.worker import Drained
+from pipeline.steps.score.worker import ScoringTotals
 from pipeline.steps.score.writer import heatmap_folder, outlier_in_words, write_heatmaps
 from pipeline.uncertainty.scoring import ScoredImage, score_images
 
@@ -123,10 +123,10 @@ def score(
             rounds.require(session, "score")
     scorer = open_scorer(project, database)
     plan = plan_scoring(project, database, scorer=scorer)
-    drained = drain_everywhere(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
+    totals = score_on_devices(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
     if project.config.scale.engine == "ray":
-        drained += Drained(remarks=(ONLY_HERE,))
-    return finish_scoring(project, database, plan=plan, drained=drained, any_time=any_time, scorer=scorer)
+        totals += ScoringTotals(remarks=(ONLY_HERE,))
+    return finish_scoring(project, database, plan=plan, totals=totals, any_time=any_time, scorer=scorer)
 
 
 def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None = None) -> ScoringPlan:
@@ -171,7 +171,7 @@ def finish_scoring(
     database: Database,
     *,
     plan: ScoringPlan,
-    drained: Drained,
+    totals: ScoringTotals,
     any_time: bool = False,
     scorer: Scorer | None = None,
 ) -> ScoreReport:
@@ -198,15 +198,15 @@ def finish_scoring(
 
         ended_at = database.transact(finish)
     return ScoreReport(
-        images=drained.images,
-        regions=drained.regions,
-        failed=drained.failed,
+        images=totals.images,
+        regions=totals.regions,
+        failed=totals.failed,
         seconds=(ended_at - plan.began_at).total_seconds(),
         run_id=run_id,
         drift=drift["warning"] if drift else None,
         reordering=reordering,
-        outliers=drained.outliers,
-        remarks=drained.remarks,
+        outliers=totals.outliers,
+        remarks=totals.remarks,
     )
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Drained:
+class ScoringTotals:
     """What workers have scored. Sums: add those of all workers up.
 
     Attributes:
@@ -47,8 +47,8 @@ class Drained:
     workers: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
-    def __add__(self, other: Drained) -> Drained:
-        return Drained(
+    def __add__(self, other: ScoringTotals) -> ScoringTotals:
+        return ScoringTotals(
             images=self.images + other.images,
             regions=self.regions + other.regions,
             failed=self.failed + other.failed,
@@ -58,14 +58,14 @@ class Drained:
         )
 
 
-def drain_shards(
+def score_shards(
     project: Project,
     database: Database,
     *,
     run_id: int,
     scorer: Scorer | None = None,
     progress: Progress = silent,
-) -> Drained:
+) -> ScoringTotals:
     """Claim shards, score them and write them, until every shard of the run is done, by whomever.
 
     A shard whose worker has died is repeated by another one. What is begun and not written when this is
@@ -122,7 +122,7 @@ def drain_shards(
             except DBAPIError as refusal:  # a full disk, say: what has stopped the work is what counts
                 logger.warning("What was begun could not be given back: %s", refusal.orig)
             raise
-    return Drained(
+    return ScoringTotals(
         images=writer.images,
         regions=writer.regions,
         failed=writer.failed,

@@ -15,7 +15,7 @@ from db.queries import queue_items, queues, runs
 from db.queries import scores as score_queries
 from db.tables import Queue, ScoringRun
 from pipeline import rounds
-from pipeline.acquisition.ranking import standing
+from pipeline.acquisition.ranking import rank_items
 from pipeline.acquisition.reasons import grouped, reasons
 from pipeline.acquisition.selection import Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES
@@ -143,7 +143,7 @@ def select(
         )
     lines = reasons(
         selection,
-        standing(pool.read, selection),
+        rank_items(pool.read, selection),
         config,
         class_names=project.config.data.class_names,
         group_names=pool.group_names,
@@ -188,25 +188,25 @@ def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> Select
 def _warnings(
     selection: Selection, config: SelectionConfig, *, class_names: list[str], kept: int
 ) -> list[str]:
-    budget, survey, unit = selection.budget, selection.survey, f"{config.unit}s"
+    budget, shortlist, unit = selection.budget, selection.shortlist, f"{config.unit}s"
     found: list[str] = []
-    if budget.asked > survey.available:
+    if budget.requested > shortlist.available:
         found.append(
-            f"The budget of {grouped(budget.asked)} is more than the {grouped(survey.available)} {unit} "
-            "that are left."
+            f"The budget of {grouped(budget.requested)} is more than the "
+            f"{grouped(shortlist.available)} {unit} that are left."
         )
     if len(selection.index) < budget.total:
         found.append(
             f"Only {grouped(len(selection.index))} of {grouped(budget.total)} {unit} were chosen: "
             "`per_image_cap`, `no_touching` and `min_gap` forbid the rest."
         )
-    missing = [name for index, name in enumerate(class_names) if index not in survey.classes]
+    missing = [name for index, name in enumerate(class_names) if index not in shortlist.classes]
     if missing and config.strategy in ("stratified", "class_random"):
         found.append(
             f"No {config.unit} is predicted to be mostly {', '.join(missing)}: the budget of these classes "
             "went to the others, and only chance finds them."
         )
-    if config.unit == "region" and kept < survey.regions and budget.audit:
+    if config.unit == "region" and kept < shortlist.regions and budget.audit:
         found.append(
             "`scoring.keep_regions` dropped regions: the audit draws from those that were kept, and says "
             "nothing about the others."
@@ -257,7 +257,7 @@ def _preview(
         strategy=config.strategy,
         unit=config.unit,
         items=items,
-        candidates=selection.survey.available,
+        candidates=selection.shortlist.available,
         by_class=dict(Counter(item.class_name for item in items).most_common()),
         by_group=dict(Counter(item.group for item in items).most_common()),
         by_slice=dict(Counter(item.slice for item in items).most_common()),

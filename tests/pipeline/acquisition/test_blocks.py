@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.acquisition import selection as selection_module
-from pipeline.acquisition import survey as survey_module
+from pipeline.acquisition import shortlist as shortlist_module
 from pipeline.acquisition.budget import class_quotas, queue_budget
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.draws import Draws
 from pipeline.acquisition.quantiles import Quantiles
-from pipeline.acquisition.ranking import standing
+from pipeline.acquisition.ranking import rank_items
 from pipeline.acquisition.reasons import reasons
 from pipeline.acquisition.redundancy import Occupancy
 from pipeline.acquisition.selection import choose
@@ -32,10 +32,10 @@ from tests.pipeline.acquisition.synthetic import blocks, make_candidates, whole
 def _little_memory() -> Generator[None]:
     """So little is kept that rules use it up, and so little may wait that every block is thinned."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection_module, "SLACK", 1)
-        patch.setattr(selection_module, "MORE_SLACK", 2)
-        patch.setattr(survey_module, "SPARE", 0)
-        patch.setattr(survey_module, "ROOM", 0)
+        patch.setattr(selection_module, "OVERSAMPLING", 1)
+        patch.setattr(selection_module, "OVERSAMPLING_GROWTH", 2)
+        patch.setattr(shortlist_module, "SPARE", 0)
+        patch.setattr(shortlist_module, "ROOM", 0)
         yield
 
 
@@ -122,8 +122,8 @@ def test_blocks_give_the_queue_of_the_whole(
         assert getattr(found, name).tolist() == getattr(at_once, name).tolist()
     assert found.inclusion_probability == at_once.inclusion_probability
     words: dict[str, Any] = {"class_names": ["a", "b", "c"], "group_names": ["g", "h", "i"]}
-    assert reasons(found, standing(read, found), config, **words) == reasons(
-        at_once, standing(whole(candidates), at_once), config, **words
+    assert reasons(found, rank_items(read, found), config, **words) == reasons(
+        at_once, rank_items(whole(candidates), at_once), config, **words
     )
     held = zip(found.index.tolist(), found.audit.tolist(), found.stratum.tolist(), strict=True)
     assert set(held) == from_all(candidates, config)
@@ -138,14 +138,14 @@ def test_items_are_the_candidates_that_they_name(little_memory: None) -> None:
 
 
 def test_what_is_kept_follows_the_budget_and_not_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey_module, "SPARE", 10)
-    monkeypatch.setattr(survey_module, "ROOM", 100)
+    monkeypatch.setattr(shortlist_module, "SPARE", 10)
+    monkeypatch.setattr(shortlist_module, "ROOM", 100)
     most: list[int] = []
     for images in (200, 2000):
         candidates = random_pool(np.random.default_rng(1), images=images, groups=3, ties=True)
         found = choose(blocks(candidates, 10), SelectionConfig(budget=20), round_number=1)
-        assert found.survey.available == len(candidates)
-        most.append(len(found.survey.kept))
+        assert found.shortlist.available == len(candidates)
+        most.append(len(found.shortlist.kept))
     assert max(most) <= 4 * 20 + 10 + 3 * (4 * 6 + 10) + 3
 
 

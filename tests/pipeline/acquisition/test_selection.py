@@ -302,12 +302,12 @@ class TestBudget:
     def test_images_with_unit_region_are_as_many_regions_as_average_images_have(self):
         config = SelectionConfig(budget=4, budget_unit="images")
         budget = queue_budget(config, 20, 1000)
-        assert (budget.asked, budget.total, budget.audit, budget.selected) == (80, 80, 8, 72)
+        assert (budget.requested, budget.total, budget.audit, budget.selected) == (80, 80, 8, 72)
 
     @pytest.mark.parametrize("config", [{}, {"budget_unit": "regions"}, {"unit": "image"}])
     def test_otherwise_the_budget_counts_candidates(self, config):
         budget = queue_budget(SelectionConfig(budget=50, **config), 15, 30)
-        assert (budget.asked, budget.total, budget.audit, budget.selected) == (50, 30, 3, 27)
+        assert (budget.requested, budget.total, budget.audit, budget.selected) == (50, 30, 3, 27)
 
     @given(st.lists(st.integers(0, 6), min_size=1, max_size=50), st.integers(0, 100))
     def test_quotas_add_up_to_two_thirds_and_differ_by_one_at_most(self, classes, selected):

@@ -166,7 +166,8 @@ import os, signal, sys
 from pathlib import Path
 from typing import Any
 from db.engine import Database
-from pipeline.config import Project, ProjectConfig
+from pipeline.config import ProjectConfig
+from pipeline.data.project import Project
 from pipeline.labeling.folder import FolderWriter
 from pipeline.steps.export import export
 

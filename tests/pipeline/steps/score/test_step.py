@@ -219,9 +219,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from db.engine import Database
-from pipeline.config import load_project
-from pipeline.steps import score as step
-from pipeline.steps.shard_writer import ShardWriter
+from pipeline.data.project import load_project
+from pipeline.steps.score import step
+from pipeline.steps.score.writer import ShardWriter
 commit = ShardWriter._commit
 def say(self, opened):
     commit(self, opened)

@@ -24,9 +24,9 @@ from pipeline.data.project import Project
 from pipeline.errors import Busy, UserError
 from pipeline.processes import this_process
 from pipeline.steps.score import score
-from pipeline.steps.score.processes import drain_everywhere, visible_devices
+from pipeline.steps.score.local_workers import score_on_devices, visible_devices
 from pipeline.steps.score.step import plan_scoring
-from pipeline.steps.score.worker import drain_shards
+from pipeline.steps.score.worker import score_shards
 from pipeline.uncertainty.measures import MEASURES
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 
@@ -116,8 +116,8 @@ def test_a_process_that_is_killed_costs_only_what_it_had_begun(tmp_path: Path, o
 def test_one_process_scores_right_here(tmp_path: Path) -> None:
     project, database = pool_of(tmp_path, [(32, 32)] * 3)
     plan = plan_scoring(project, database)
-    drained = drain_everywhere(project, database, run_id=plan.run_id)
-    assert (drained.images, drained.workers, drained.remarks) == (3, (this_process(),), ())
+    totals = score_on_devices(project, database, run_id=plan.run_id)
+    assert (totals.images, totals.workers, totals.remarks) == (3, (this_process(),), ())
     assert {shard.owner for shard in shards_of(database)} == {this_process()}
 
 
@@ -137,7 +137,7 @@ def test_images_that_end_every_worker_are_named_and_all_others_are_scored(tmp_pa
             )
         )
     with pytest.raises(UserError, match=r"images/002.png to images/003.png \(ids 3 to 4\).*memory"):
-        drain_shards(project, database, run_id=plan.run_id)
+        score_shards(project, database, run_id=plan.run_id)
     assert sorted(set(rows_of(database)["image_id"].tolist())) == [1, 2, 5]
     assert score(project, database).images == 2  # another run tries again
 
@@ -158,7 +158,7 @@ def test_a_shard_that_a_worker_died_of_is_scored_with_no_other_one_begun(
         return replace(session, **arguments)
 
     monkeypatch.setattr(shards, "replace_shard", spy)
-    drain_shards(project, database, run_id=plan.run_id)
+    score_shards(project, database, run_id=plan.run_id)
     assert list(begun_together)[-2:] == [1, 4]
     assert (begun_together[1], begun_together[4]) == (1, 1)
     assert max(begun_together.values()) > 1  # the others are read ahead

@@ -223,7 +223,7 @@ class TestTheStoredQueue:
         code = (
             "import os, signal, sys; from pathlib import Path\n"
             "from db.engine import Database; from pipeline import rounds\n"
-            "from pipeline.config import Project, ProjectConfig\n"
+            "from pipeline.config import ProjectConfig\nfrom pipeline.data.project import Project\n"
             "from pipeline.steps.select import step\n"
             "config = ProjectConfig.model_validate_json(sys.stdin.read())\n"
             "project = Project(config=config, root=Path(sys.argv[1]))\n"

@@ -30,24 +30,24 @@ ROOM = 50_000
 
 
 @dataclass(frozen=True)
-class Depths:
+class KeepLimits:
     """How many candidates of each order are kept.
 
     Attributes:
-        asked: the budget that the audit's order is long enough for.
-        slack: candidates kept for each one that may be chosen: redundancy control passes some over.
+        requested: the budget that the audit's order is long enough for.
+        oversampling: candidates kept for each one that may be chosen: redundancy control passes some over.
     """
 
-    asked: int
-    slack: int
+    requested: int
+    oversampling: int
     audit_fraction: float
 
     def of(self, order: int, *, classes: int) -> int:
         """Of one order, when so many classes are predicted: the more there are, the less each may choose."""
         if order == AUDIT:
-            return audit_size(self.asked, self.audit_fraction) + 1
-        wanted = self.asked if order == OVERALL else ceil(self.asked * STRATIFIED_SHARE / classes) + 1
-        return self.slack * wanted + SPARE
+            return audit_size(self.requested, self.audit_fraction) + 1
+        wanted = self.requested if order == OVERALL else ceil(self.requested * STRATIFIED_SHARE / classes) + 1
+        return self.oversampling * wanted + SPARE
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Rows:
 
 
 @dataclass
-class Survey:
+class Shortlist:
     """What one reading has found; `add` each block, then `close`.
 
     Attributes:
@@ -102,7 +102,7 @@ class Survey:
     """
 
     draws: Draws
-    depths: Depths
+    limits: KeepLimits
     stratified: bool
     available: int = 0
     images: int = 0
@@ -167,7 +167,7 @@ class Survey:
         keep = np.zeros(len(rows), dtype=bool)
         for order in (AUDIT, OVERALL, *(self.classes if self.stratified else ())):
             members, value, tie = rows.of(order)
-            depth = self.depths.of(order, classes=len(self.classes))
+            depth = self.limits.of(order, classes=len(self.classes))
             best = _best(value, tie, depth)
             self.orders[order] = members[best]
             keep[members[best]] = True

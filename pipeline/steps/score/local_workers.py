@@ -1,7 +1,7 @@
-"""Draining a scoring run on every device of this machine: a process a device, none of which is irreplaceable.
+"""Score a run on this machine, with one worker process for each device.
 
-The parent scores nothing. It starts the workers, hears how far they are, and starts another one where one has
-died; whose shard that was is known from the store alone. Workers end with their parent, whatever ends it.
+The parent process scores nothing. It starts the workers, reads their progress, and replaces a worker that has
+died; the store says which shard that worker had begun. Workers end when their parent ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from pipeline.model.device import pick_device
 from pipeline.processes import this_process
 from pipeline.progress import Progress, silent
 from pipeline.steps.score.scorer import Scorer
-from pipeline.steps.score.worker import Drained, drain_shards
+from pipeline.steps.score.worker import ScoringTotals, score_shards
 
 logger = logging.getLogger(__name__)
 
 MOST_RESTARTS = 3
-"""How often a worker that has died is replaced, for each place."""
+"""How often the worker of one device is replaced after it has died."""
 GRACE_SECONDS = 10.0
-"""For how long a worker that is stopped may give its shard back."""
+"""How long a stopped worker may take to release its shard."""
 REPORT_SECONDS = 0.25
 
 
@@ -53,43 +53,42 @@ def visible_devices(config: ProjectConfig) -> list[str]:
     return [f"cuda:{index}" for index in range(count)] or ["cpu"]
 
 
-def drain_everywhere(
+def score_on_devices(
     project: Project,
     database: Database,
     *,
     run_id: int,
     scorer: Scorer | None = None,
     progress: Progress = silent,
-) -> Drained:
-    """Drain a run on every visible device, or in as many processes as `scale.workers` says.
+) -> ScoringTotals:
+    """Score a run with one worker for each visible device, or with `scale.workers` workers.
 
-    One process scores right here; several are started, and share the devices and the CPU's threads. One that
-    is killed costs a repeat of what it had begun: the others go on, and another one takes its place.
+    A single worker runs in this process; several are processes, which share the devices and the CPU's
+    threads. If one is killed, the others go on, a new one replaces it, and its shard is scored again.
 
     Args:
-        scorer: for the scoring in this process, where it is open already.
+        scorer: for a worker in this process; opened here if None.
 
     Raises:
-        UserError: as `drain_shards` does, in any of them, which ends all; or they die again and again.
+        UserError: as `score_shards`, in any worker, which stops all; or workers die again and again.
     """
     devices = visible_devices(project.config)
     workers = project.config.scale.workers if project.config.scale.engine == "local" else None
-    places = [devices[number % len(devices)] for number in range(workers or len(devices))]
-    if len(places) == 1:
-        return drain_shards(project, database, run_id=run_id, scorer=scorer, progress=progress)
-    crew = _Crew(project=project, database=database, run_id=run_id, places=places)
-    return crew.drain(progress)
+    of_workers = [devices[number % len(devices)] for number in range(workers or len(devices))]
+    if len(of_workers) == 1:
+        return score_shards(project, database, run_id=run_id, scorer=scorer, progress=progress)
+    return _Workers(project=project, database=database, run_id=run_id, devices=of_workers).run(progress)
 
 
 @dataclass
 class _Worker:
-    """A process that drains, as its parent sees it.
+    """The parent's record of a worker process.
 
     Attributes:
-        restarts: how many have died in this place before.
-        name: as shards know it; empty while it starts.
-        images: how many it has scored or failed to read.
-        drained: what it has done, once it is through.
+        restarts: workers that this one replaces, one after the other.
+        name: the owner of its shards; empty while it starts.
+        images: images that it has scored or failed to read.
+        totals: its result; None until it has finished.
     """
 
     device: str
@@ -98,34 +97,37 @@ class _Worker:
     restarts: int
     name: str = ""
     images: int = 0
-    drained: Drained | None = None
+    totals: ScoringTotals | None = None
 
 
 @dataclass
-class _Crew:
-    """The workers of one call, and what has become of those that ended."""
+class _Workers:
+    """The worker processes of one call, and the totals of those that have ended."""
 
     project: Project
     database: Database
     run_id: int
-    places: Sequence[str]
-    workers: list[_Worker] = field(default_factory=list)
-    done: Drained = field(default_factory=Drained)
+    devices: Sequence[str]
+    """One for each worker."""
+    running: list[_Worker] = field(default_factory=list)
+    totals: ScoringTotals = field(default_factory=ScoringTotals)
 
-    def drain(self, progress: Progress) -> Drained:
+    def run(self, progress: Progress) -> ScoringTotals:
         total = self.database.transact(lambda session: shards.count_to_score(session, run_id=self.run_id))
         try:
-            for device in self.places[: self.left()]:
+            for device in self.devices[: self.open_shards()]:
                 self.start(device)
-            while self.workers:
-                for pipe in connection.wait([worker.pipe for worker in self.workers]):
-                    (worker,) = (worker for worker in self.workers if worker.pipe is pipe)
-                    self.hear(worker)
-                images = self.done.images + self.done.failed + sum(worker.images for worker in self.workers)
+            while self.running:
+                for pipe in connection.wait([worker.pipe for worker in self.running]):
+                    (worker,) = (worker for worker in self.running if worker.pipe is pipe)
+                    self.receive(worker)
+                images = (
+                    self.totals.images + self.totals.failed + sum(worker.images for worker in self.running)
+                )
                 progress("score", min(images, total), total)
         finally:
             self.stop()
-        return self.done
+        return self.totals
 
     def start(self, device: str, *, restarts: int = 0) -> None:
         config = self.project.config.model_copy(update={"device": device})
@@ -137,7 +139,7 @@ class _Crew:
                 "project": replace(self.project, config=config),
                 "url": self.database.engine.url.render_as_string(hide_password=False),
                 "run_id": self.run_id,
-                "threads": max(1, torch.get_num_threads() // len(self.places)),
+                "threads": max(1, torch.get_num_threads() // len(self.devices)),
                 "log_level": logging.getLogger("pipeline").getEffectiveLevel(),
                 "pipe": theirs,
             },
@@ -145,65 +147,67 @@ class _Crew:
             daemon=True,
         )
         process.start()
-        theirs.close()  # so that its death closes the pipe
-        self.workers.append(_Worker(device, process, ours, restarts))
+        theirs.close()  # so that the pipe closes when the worker dies
+        self.running.append(_Worker(device, process, ours, restarts))
 
-    def hear(self, worker: _Worker) -> None:
-        """Take in a message of a worker, or its end."""
+    def receive(self, worker: _Worker) -> None:
+        """Read one message of a worker, or notice that it has ended."""
         try:
-            message: str | int | Drained | logging.LogRecord | Exception = worker.pipe.recv()
+            message: str | int | ScoringTotals | logging.LogRecord | Exception = worker.pipe.recv()
         except (EOFError, OSError):
-            self.part(worker)
+            self.end(worker)
             return
         if isinstance(message, str):
             worker.name = message
         elif isinstance(message, int):
             worker.images = message
-        elif isinstance(message, Drained):
-            worker.drained = message
+        elif isinstance(message, ScoringTotals):
+            worker.totals = message
         elif isinstance(message, logging.LogRecord):
             logging.getLogger(message.name).handle(message)
         else:
             raise message
 
-    def part(self, worker: _Worker) -> None:
-        """See off a worker that has ended, and replace it if it has died."""
-        self.workers.remove(worker)
+    def end(self, worker: _Worker) -> None:
+        """Remove a worker that has ended; replace it if it has died."""
+        self.running.remove(worker)
         worker.pipe.close()
         worker.process.join()
-        if worker.drained is not None:  # so all is done, and who has not begun need not
-            self.done += worker.drained
-            for late in (other for other in self.workers if not other.name):
-                late.drained = Drained()
-                late.process.terminate()
+        if worker.totals is not None:  # every shard is done, so workers that still start are not needed
+            self.totals += worker.totals
+            for starting in (other for other in self.running if not other.name):
+                starting.totals = ScoringTotals()
+                starting.process.terminate()
             return
-        found = self.database.transact(lambda session: shards.workers(session, run_id=self.run_id))
+        written = self.database.transact(lambda session: shards.workers(session, run_id=self.run_id))
         death = _death(worker)
         logger.warning("%s", death)
-        self.done += Drained(remarks=(f"warning: {death} What it had begun is scored again.",))
-        for it in (other for other in found if other.owner == worker.name):
-            self.done += Drained(it.images, it.regions, it.failed, workers=(it.owner,))
-        if self.left() == 0:
+        self.totals += ScoringTotals(
+            remarks=(f"warning: {death} The shard that it had begun is scored again.",)
+        )
+        for row in (row for row in written if row.owner == worker.name):
+            self.totals += ScoringTotals(row.images, row.regions, row.failed, workers=(row.owner,))
+        if self.open_shards() == 0:
             return
         if worker.restarts < MOST_RESTARTS:
             self.start(worker.device, restarts=worker.restarts + 1)
-        elif not self.workers:
+        elif not self.running:
             raise UserError(
                 f"The processes that score die again and again; the last: {death}",
                 "Most often the memory is too small: set a lower `scale.workers`, `scoring.batch_size` or "
                 "`scoring.workers`. What is scored is kept; run the command again to go on.",
             )
 
-    def left(self) -> int:
-        """How many shards are not done."""
+    def open_shards(self) -> int:
+        """The number of shards that are not done."""
         return sum(self.database.transact(lambda session: shards.open_shards(session, run_id=self.run_id)))
 
     def stop(self) -> None:
-        """End every worker that is left, after it has given its shard back."""
-        for worker in self.workers:
+        """Stop every worker that still runs; it releases its shard first."""
+        for worker in self.running:
             worker.process.terminate()
         give_up_at = monotonic() + GRACE_SECONDS
-        for worker in self.workers:
+        for worker in self.running:
             worker.process.join(max(0.0, give_up_at - monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
@@ -223,45 +227,45 @@ def _death(worker: _Worker) -> str:
 
 
 def _work(*, project: Project, url: str, run_id: int, threads: int, log_level: int, pipe: Connection) -> None:
-    """A worker's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers in order
+    """Score shards in a worker process; send progress, log records and totals to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its workers
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     lock = threading.Lock()
 
-    def tell(message: Any) -> None:
+    def send(message: Any) -> None:
         with lock:
             pipe.send(message)
 
-    logging.basicConfig(level=log_level, handlers=[_Forward(tell)])
+    logging.basicConfig(level=log_level, handlers=[_Forward(send)])
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     device = pick_device(project.config.device)
     if device.index is not None:
-        torch.cuda.set_device(device)  # else this process would take memory of the first one too
-    told_at = 0.0
+        torch.cuda.set_device(device)  # else this process would also take memory on the first device
+    sent_at = 0.0
 
     def progress(title: str, done: int, total: int | None) -> None:
-        nonlocal told_at
-        if monotonic() - told_at > REPORT_SECONDS:
-            tell(done)
-            told_at = monotonic()
+        nonlocal sent_at
+        if monotonic() - sent_at > REPORT_SECONDS:
+            send(done)
+            sent_at = monotonic()
 
-    tell(this_process())
+    send(this_process())
     try:
-        tell(drain_shards(project, Database(url), run_id=run_id, progress=progress))
+        send(score_shards(project, Database(url), run_id=run_id, progress=progress))
     except Exception as error:
-        tell(_portable(error))
+        send(_portable(error))
 
 
 def _portable(error: Exception) -> Exception:
-    """An error as it can cross a pipe, with the place where it was raised unless that is the user's."""
+    """An error that can be pickled, with the worker's traceback as a note unless it is a UserError."""
     if isinstance(error, UserError):
         return error
     trace = traceback.format_exc()
     try:
         error = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its class has made of pickling
+    except Exception:  # a class may fail in any way when it is pickled
         error = RuntimeError(str(error))
     error.add_note(f"In a worker:\n{trace}")
     return error
@@ -271,15 +275,15 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        os._exit(1)  # its shards are seen to be nobody's, as after any other death
+        os._exit(1)  # its shards are free again, as after any other death
 
 
 class _Forward(QueueHandler):
     """Sends log records to the parent, which has the handlers."""
 
-    def __init__(self, tell: Callable[[logging.LogRecord], None]) -> None:
-        super().__init__(tell)  # pyright: ignore[reportArgumentType]  (its `enqueue` alone uses it)
-        self.tell = tell
+    def __init__(self, send: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(send)  # pyright: ignore[reportArgumentType]  (its `enqueue` alone uses it)
+        self.send = send
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.tell(record)
+        self.send(record)
