@@ -10,17 +10,19 @@ import argparse
 import os
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from db.engine import Database
 from db.queries import models
 from flows.cli.display import interval
 from pipeline.data.project import Project, load_project
-from pipeline.operation.simulation import loop
+from pipeline.operation.runner import Runner
+from pipeline.operation.simulation import run_simulation
 from pipeline.steps.ingest import ingest
 from pipeline.summaries.rounds import round_history
 
-CONFIG = Path(__file__).parents[2] / "configs" / "camvid.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
 
 
 def main() -> None:
@@ -35,21 +37,15 @@ def main() -> None:
     database = Database(project.database_url)
     for line in ingest(project, database).lines():
         print(line)
-    seconds: list[tuple[int, str, float]] = []
-    started = time.perf_counter()
+    begun: list[tuple[str, float]] = []
 
-    def announce(number: int, step: str) -> None:
-        nonlocal started
-        now = time.perf_counter()
-        if seconds:
-            seconds[-1] = (*seconds[-1][:2], now - started)
-        started = now
-        seconds.append((number, step, 0.0))
-        print(f"round {number}: {step}", flush=True)
+    def log(line: str) -> None:
+        begun.append((line, time.perf_counter()))
+        print(line, flush=True)
 
-    loop(project, database, rounds=given.rounds, announce=announce)
-    if seconds:
-        seconds[-1] = (*seconds[-1][:2], time.perf_counter() - started)
+    run_simulation(Runner(project, database, log=log), rounds=given.rounds)
+    log("end")
+    seconds = [(line, end - start) for (line, start), (_, end) in pairwise(begun)]
     report(project, database, seconds)
     database.close()
 
@@ -65,7 +61,7 @@ def prepare(work: Path, *, data: Path, weights: Path) -> Project:
     return load_project(work / "segcurate.yaml")
 
 
-def report(project: Project, database: Database, seconds: list[tuple[int, str, float]]) -> None:
+def report(project: Project, database: Database, seconds: list[tuple[str, float]]) -> None:
     with database.session(write=False) as session:
         rounds = round_history(session, sampler=project.config.scoring.sampler)
         promoted = models.promoted_model(session)
@@ -77,8 +73,8 @@ def report(project: Project, database: Database, seconds: list[tuple[int, str, f
         cells = "  ".join(interval(*figure, digits=4) for figure in figures)
         print(f"{row.number:5d}  {row.labeled_regions:6d}  {row.labeled_share:.3f}  {cells}")
     print("promoted:", promoted.name if promoted else "none")
-    for number, step, elapsed in seconds:
-        print(f"round {number} {step}: {elapsed:.1f} s")
+    for line, elapsed in seconds:
+        print(f"{line}: {elapsed:.1f} s")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from pipeline.data.project import Project
 from pipeline.model.checkpoints import load_model, save_model
 from tests.pipeline.uncertainty.pool import make_pool
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, CLASSES = 480, 360, 11
 PEERS = ("hand", "baal", "baal-loop", "baal-cached", "uncertainty", "uncertainty-loop")
 

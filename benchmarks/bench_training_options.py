@@ -40,7 +40,7 @@ from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.predictor import Predictor
 
-CONFIG = Path(__file__).parents[2] / "configs" / "camvid.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "label smoothing 0.05": {"loss": {"label_smoothing": 0.05}},

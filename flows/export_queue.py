@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.artifacts import link_export, show_queue
-from flows.tasks import as_task, ended, opened, rename_run
+from flows.runner import Done, FlowRunner, rename_run, run_flow
 from pipeline.steps.export import export
-
-
-@dataclass(frozen=True)
-class ExportSummary:
-    """Where a queue lies now."""
-
-    summary: str
-    folder: Path
 
 
 @flow(name="export-queue", flow_run_name="export {queue}", persist_result=False)
@@ -37,13 +28,12 @@ def export_queue(
             says where it is empty.
     """
 
-    def work() -> ExportSummary:
-        with opened(config) as (project, database):
-            target = None if folder is None else project.root / folder
-            written = as_task(export, project, database, queue=queue or None, folder=target, to=to or None)
-            link_export(project, written)
-            show_queue(project, database)
-            rename_run(f"export {queue or written.name}")
-            return ExportSummary(summary=f"Exported to {written}.", folder=written)
+    def work(runner: FlowRunner) -> Done:
+        target = None if folder is None else runner.project.root / folder
+        written = runner.call(export, queue=queue or None, folder=target, to=to or None)
+        link_export(runner.project, written)
+        show_queue(runner.project, runner.database)
+        rename_run(f"export {queue or written.name}")
+        return Done(f"Exported to {written}.")
 
-    return ended(work)
+    return run_flow(config, work, title="export")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,25 +12,12 @@ from pydantic import Field
 
 from db.queries.models import count_new_labels
 from flows.automations import LABELS_IMPORTED
-from flows.tasks import as_task, ended, opened, rename_run, say
+from flows.runner import Done, FlowRunner, rename_run, run_flow
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
 from pipeline.steps.sync import pull
-
-
-@dataclass(frozen=True)
-class ImportSummary:
-    """What has come back. `new_labels` counts all labeled regions that no model was trained on yet."""
-
-    summary: str
-    queue: str
-    imported: int
-    refused: int
-    open_items: int
-    closed: bool
-    new_labels: int
 
 
 def resource_id(project_name: str) -> str:
@@ -61,60 +46,37 @@ def import_labels_flow(
         tool: Whose format or server it is; found out, or what `labeling.tool` says, where it is empty.
     """
 
-    def work() -> ImportSummary:
-        with opened(config) as (project, database):
-            if folder is None:
-                named = tool or project.config.labeling.tool
-                pulled = as_task(pull, project, database, tool=named, close=close)
-                reports, lines = pulled.imported, pulled.lines()
-            else:
-                report = as_task(
-                    import_labels,
-                    project,
-                    database,
-                    source=project.root / folder,
-                    tool=tool or None,
-                    annotator=annotator,
-                    close=close,
-                )
-                reports, lines = [report], report.lines()
-            for line in lines:
-                say(line)
-            refused = sum(len(report.rejected) + report.rejected_more for report in reports)
-            if refused and not any(report.imported or report.unchanged for report in reports):
-                raise UserError(
-                    f"Nothing could be imported from {folder or 'the server'}.",
-                    "Mend what the log names.",
-                )
-            with database.session(write=False) as session:
-                new_labels = count_new_labels(session)
-            summary = _summary(reports, refused, new_labels)
-            rename_run(f"import {summary.queue or 'nothing new'}", f"{summary.imported} masks")
-            for report in reports:
-                if report.imported or report.closed:
-                    _tell(project, report, new_labels)
-            return summary
+    def work(runner: FlowRunner) -> Done:
+        project = runner.project
+        if folder is None:
+            pulled = runner.run(pull, tool=tool or project.config.labeling.tool, close=close)
+            reports = pulled.imported
+        else:
+            source = project.root / folder
+            reports = [
+                runner.run(import_labels, source=source, tool=tool or None, annotator=annotator, close=close)
+            ]
+        imported = sum(report.imported for report in reports)
+        unchanged = sum(report.unchanged for report in reports)
+        rejected = sum(len(report.rejected) + report.rejected_more for report in reports)
+        if rejected and not (imported or unchanged):
+            raise UserError(
+                f"Nothing could be imported from {folder or 'the server'}.", "Mend what the log names."
+            )
+        with runner.database.session(write=False) as session:
+            new_labels = count_new_labels(session)
+        names = ", ".join(report.queue for report in reports)
+        rename_run(f"import {names or 'nothing new'}", f"{imported} masks")
+        for report in reports:
+            if report.imported or report.closed:
+                _emit_labels_imported(project, report, new_labels)
+        what = f"{names}: {imported} masks imported, {unchanged} unchanged, {rejected} rejected"
+        return Done(f"{what if reports else 'Nothing new'}; {new_labels} labeled regions wait for a model.")
 
-    return ended(work)
+    return run_flow(config, work, title="import")
 
 
-def _summary(reports: Sequence[ImportReport], refused: int, new_labels: int) -> ImportSummary:
-    names = ", ".join(report.queue for report in reports)
-    imported = sum(report.imported for report in reports)
-    unchanged = sum(report.unchanged for report in reports)
-    words = f"{names}: {imported} masks imported, {unchanged} unchanged, {refused} refused"
-    return ImportSummary(
-        summary=f"{words if reports else 'Nothing new'}; {new_labels} labeled regions wait for a model.",
-        queue=names,
-        imported=imported,
-        refused=refused,
-        open_items=sum(report.open_items for report in reports),
-        closed=any(report.closed for report in reports),
-        new_labels=new_labels,
-    )
-
-
-def _tell(project: Project, report: ImportReport, new_labels: int) -> None:
+def _emit_labels_imported(project: Project, report: ImportReport, new_labels: int) -> None:
     name = project.config.name
     emit_event(
         LABELS_IMPORTED,

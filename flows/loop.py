@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +10,8 @@ from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from flows.artifacts import show_round
-from flows.nightly import perform_night
-from flows.tasks import ended, opened, say
-from pipeline.operation.simulation import loop
-
-
-@dataclass(frozen=True)
-class LoopSummary:
-    """How far the loop has come."""
-
-    summary: str
-    rounds: int
+from flows.runner import Done, FlowRunner, run_flow
+from pipeline.operation.simulation import run_simulation
 
 
 @flow(name="loop", flow_run_name="loop to round {rounds}", persist_result=False)
@@ -33,16 +23,9 @@ def loop_flow(config: Path, rounds: Annotated[int, Field(ge=1)] = 3) -> State[An
         rounds: The number of the last round.
     """
 
-    def work() -> LoopSummary:
-        with opened(config) as (project, database):
-            loop(
-                project,
-                database,
-                rounds=rounds,
-                announce=lambda number, step: say(f"round {number}: {step}"),
-                perform=perform_night("loop"),
-            )
-            show_round(project, database)
-        return LoopSummary(summary=f"Round {rounds} is evaluated, and its queue exported.", rounds=rounds)
+    def work(runner: FlowRunner) -> Done:
+        run_simulation(runner, rounds=rounds)
+        show_round(runner.project, runner.database)
+        return Done(f"Round {rounds} is evaluated, and its queue exported.")
 
-    return ended(work)
+    return run_flow(config, work, title="loop")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -19,14 +18,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed
 
-from db.engine import Database
 from flows.artifacts import link_export, show_queue, show_round
-from flows.tasks import as_task, ended, opened, rename_run, say, this_run
-from pipeline.acquisition.reasons import grouped
-from pipeline.data.project import Project
-from pipeline.operation.nightly import NightReport, night
-
-Result = TypeVar("Result")
+from flows.runner import FlowRunner, run_flow, this_run, today
+from pipeline.format import count
+from pipeline.operation.nightly import NightlyReport, run_nightly
 
 LATE = timedelta(hours=1)
 """A run that begins so long after its time gives way to a newer one that is due."""
@@ -47,54 +42,24 @@ def nightly(config: Path) -> State[Any]:
     if newer:
         return Completed(name="Skipped", message=newer)
 
-    def work() -> NightReport:
-        with opened(config) as (project, database):
-            report = night(project, database, perform=perform_night("nightly"), say=say)
-            show_night(project, database, report)
-            rename_night("nightly", report)
-            return report
+    def work(runner: FlowRunner) -> NightlyReport:
+        report = run_nightly(runner)
+        show_nightly(runner, report)
+        if report.model is not None:
+            images = f"{count(report.scored)} images" if report.scored else "nothing new"
+            runner.name_run(f"model {report.model}", images)
+        return report
 
-    return ended(work)
-
-
-def perform_night(title: str) -> Callable[..., Any]:
-    """How a flow performs the steps of a night: as tasks, and scoring as several.
-
-    Args:
-        title: of the flow run, which is named after what is scored.
-    """
-
-    def perform(step: Callable[..., Result], project: Project, database: Database, **options: Any) -> Result:
-        from pipeline.steps.score import score
-        from pipeline.steps.score.step import ScoringPlan
-
-        if step is not score:
-            return as_task(step, project, database, **options)
-        from flows.scoring import score_pool
-
-        def planned(plan: ScoringPlan) -> None:
-            rename_run(f"{title} {today()}", f"model {plan.model}", f"{grouped(plan.images)} images")
-            say(f"{grouped(plan.images)} images in {grouped(plan.shards)} shards wait for {plan.model}.")
-
-        return score_pool(project, database, planned=planned, **options)  # type: ignore[return-value]
-
-    return perform
+    return run_flow(config, work, title="nightly")
 
 
-def rename_night(title: str, report: NightReport) -> None:
-    """Name the flow run after what it has done."""
-    if report.model is not None:
-        images = f"{grouped(report.scored)} images" if report.scored else "nothing new"
-        rename_run(f"{title} {today()}", f"model {report.model}", images)
-
-
-def show_night(project: Project, database: Database, report: NightReport) -> None:
-    """The artifacts of a night: the queue, the round, and where it was exported."""
+def show_nightly(runner: FlowRunner, report: NightlyReport) -> None:
+    """The artifacts of a nightly run: the queue, the exported folder, and the round."""
     if report.folder is not None:
-        show_queue(project, database)
-        link_export(project, report.folder)
+        show_queue(runner.project, runner.database)
+        link_export(runner.project, report.folder)
     if report.changed:
-        show_round(project, database)
+        show_round(runner.project, runner.database)
 
 
 def newer_run_is_due() -> str:
@@ -122,8 +87,3 @@ def newer_run_is_due() -> str:
     return (
         f"This run was due at {expected:%Y-%m-%d %H:%M} UTC; {newer[0].name}, which is newer, does its work."
     )
-
-
-def today() -> str:
-    """The date here, as run names have it."""
-    return f"{datetime.now().astimezone():%Y-%m-%d}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from db.engine import Database
 from db.queries import shards
-from flows.tasks import of_step, opened, say
+from flows.tasks import log_line, of_step, opened
 from pipeline.config import ScaleConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
@@ -62,7 +62,7 @@ def score_on_cluster(
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         count, options = tasks_for(project.config.scale, nodes)
-        say(f"{count} workers on the Ray cluster, each with {_resources(options)}.")
+        log_line(f"{count} workers on the Ray cluster, each with {_resources(options)}.")
         with remote_options(**options):
             futures = [
                 runner.submit(score_task, {"config": project.file, "run_id": run_id}) for _ in range(count)
@@ -169,7 +169,7 @@ def _add_dead_workers(
     """
     workers = database.transact(lambda session: shards.workers(session, run_id=run_id, since=began_at))
     for worker in workers:
-        say(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
+        log_line(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
         if worker.owner not in totals.workers:
             remark = f"warning: {worker.owner} has died. The shard that it had begun is scored again."
             totals += ScoringTotals(

@@ -13,9 +13,9 @@ from db.queries import rounds as round_queries
 from db.queries.failures import list_failures
 from db.queries.queues import newest_queue
 from db.queries.runs import newest_run
-from flows.cli.display import interval
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
+from pipeline.format import interval
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
 from pipeline.summaries.rounds import Interval, RoundSummary, round_history

@@ -8,7 +8,6 @@ from db.engine import Database
 from flows.artifacts import scoring_progress
 from flows.tasks import as_task, of_step
 from pipeline.data.project import Project
-from pipeline.progress import Progress, silent
 from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.scorer import open_scorer
 from pipeline.steps.score.step import ScoreReport, ScoringPlan, finish_scoring, plan_scoring
@@ -20,7 +19,6 @@ def score_pool(
     *,
     any_time: bool = False,
     planned: Callable[[ScoringPlan], None] = lambda plan: None,
-    progress: Progress = silent,
 ) -> ScoreReport:
     """As `pipeline.steps.score.score`, in tasks, with the progress as an artifact.
 

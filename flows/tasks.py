@@ -1,4 +1,4 @@
-"""What every flow is made of: steps as tasks, their words in the run's log, an end that says what came."""
+"""Steps as Prefect tasks, and a project whose log lines are shown in the flow run."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State, TaskRun
-from prefect.context import FlowRunContext
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database, connection_lost
-from db.errors import StoreError
 from pipeline.data.project import Project, load_project
-from pipeline.errors import Busy, UserError
 
 Result = TypeVar("Result")
 
 LOGGED = ("pipeline", "db")
-"""The packages whose log lines a run shows."""
+"""The packages whose log lines a flow run shows."""
 FIRST_DELAY = 2.0
 """Seconds before a step is tried again when the connection was lost; then twice and four times as many."""
 
 
 @contextmanager
 def opened(config: Path) -> Generator[tuple[Project, Database]]:
-    """The project and its database, which is closed again; what the steps log is shown in the run."""
+    """The project and its database, which is closed at the end; the flow run shows what the steps log."""
     project = load_project(config)
     database = Database(project.database_url)
     handler = _ToRun()
@@ -51,37 +46,15 @@ def opened(config: Path) -> Generator[tuple[Project, Database]]:
         database.close()
 
 
-def ended(work: Callable[[], Any]) -> State[Any]:
-    """Do a flow's work; the state that it ends in says in words what came of it.
-
-    What the user can mend fails the run with problem and remedy, and no traceback. Where another process is
-    at the same work, the run ends well, as `Skipped`.
-
-    Args:
-        work: returns a report with a `summary`.
-    """
-    logger = get_run_logger()
-    try:
-        report = work()
-    except Busy as busy:
-        logger.warning("%s", busy)
-        return Completed(name="Skipped", message=str(busy))
-    except (UserError, StoreError) as error:
-        logger.error("%s", error)
-        return Failed(message=str(error), data=error)
-    logger.info("%s", report.summary)
-    return Completed(message=report.summary, data=report)
-
-
 def as_task(step: Callable[..., Result], project: Project, database: Database, **options: Any) -> Result:
-    """Perform a step as a task of the flow that runs now. Nothing is cached or stored, and it is tried again
-    only when a connection was lost."""
+    """Run a step as a task of the current flow run. Nothing is cached or stored; the task is retried only
+    when a connection was lost."""
     name = step.__name__.replace("_", "-")
     return of_step(_run, name)(lambda: step(project, database, **options))
 
 
 def of_step(work: Callable[..., Result], name: str) -> Task[..., Result]:
-    """A function as a task with the settings that all have."""
+    """A function as a task with the settings of all our tasks."""
     return task(
         name=name,
         task_run_name=name,
@@ -94,23 +67,9 @@ def of_step(work: Callable[..., Result], name: str) -> Task[..., Result]:
     )(work)
 
 
-def say(line: str) -> None:
-    """Write a line into the run's log."""
+def log_line(line: str) -> None:
+    """Write a line into the flow run's log."""
     get_run_logger().info("%s", line)
-
-
-def rename_run(*parts: str) -> None:
-    """Call the flow run what it turned out to be: `nightly 2026-11-21 · model r07 · 1 240 images`."""
-    run = this_run()
-    if run is not None:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(run.id, name=" · ".join(parts))
-
-
-def this_run() -> FlowRun | None:
-    """The flow run that this is in."""
-    context = FlowRunContext.get()
-    return None if context is None else context.flow_run
 
 
 def _run(work: Callable[[], Result]) -> Result:
@@ -118,7 +77,7 @@ def _run(work: Callable[[], Result]) -> Result:
 
 
 def _may_work_again(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a connection was lost; what is wrong otherwise stays wrong."""
+    """Whether a connection was lost; any other error would come again."""
     try:
         state.result()
     except ConnectionError:
@@ -131,7 +90,7 @@ def _may_work_again(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
 
 
 class _ToRun(logging.Handler):
-    """Shows a log line in the run, from whatever thread it comes."""
+    """Shows a log line in the flow run, whichever thread it comes from."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

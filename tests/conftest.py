@@ -123,7 +123,8 @@ def prefect_server() -> Generator[str]:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.operation.retrain import retraining
+    from pipeline.operation.retrain import run_retrain
+    from pipeline.operation.runner import Runner
     from pipeline.steps.ingest import ingest
 
     folder = tmp_path_factory.mktemp("trained")
@@ -132,18 +133,19 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(folder, **QUICK)
     with opened(folder) as (project, database):
         ingest(project, database)
-        retraining(project, database, then_nightly=False)
+        run_retrain(Runner(project, database), then_nightly=False)
     return folder
 
 
 @pytest.fixture(scope="session")
 def out_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.operation.nightly import night
+    from pipeline.operation.nightly import run_nightly
+    from pipeline.operation.runner import Runner
 
     folder = tmp_path_factory.mktemp("out") / "project"
     shutil.copytree(trained_once, folder)
     with opened(folder) as (project, database):
-        night(project, database)
+        run_nightly(Runner(project, database))
     return folder
 
 

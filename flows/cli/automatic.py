@@ -28,10 +28,11 @@ def nightly(prefect: AsFlow = False) -> None:
         require_server()
         flow(config=_config())
         return
-    from pipeline.operation.nightly import night
+    from pipeline.operation.nightly import run_nightly
+    from pipeline.operation.runner import Runner
 
     with opened_project() as (project, database), progress_bar() as progress:
-        report = night(project, database, say=_say, progress=progress)
+        report = run_nightly(Runner(project, database, log=_say, progress=progress))
     _say(report.summary)
 
 
@@ -56,12 +57,12 @@ def retrain(
         require_server()
         flow(config=_config(), force=force, then_nightly=then_nightly)
         return
-    from pipeline.operation.retrain import retraining
+    from pipeline.operation.retrain import run_retrain
+    from pipeline.operation.runner import Runner
 
     with opened_project() as (project, database), progress_bar() as progress:
-        report = retraining(
-            project, database, force=force, then_nightly=then_nightly, say=_say, progress=progress
-        )
+        runner = Runner(project, database, log=_say, progress=progress)
+        report = run_retrain(runner, force=force, then_nightly=then_nightly)
     _say(report.summary)
 
 
@@ -71,18 +72,13 @@ def loop(
     annotator: Annotated[str, typer.Option(help="`masks`: existing masks play the annotator.")] = "masks",
 ) -> None:
     """Run whole rounds without a person. A killed loop that is started again goes on from there."""
-    from pipeline.operation.simulation import loop as run
+    from pipeline.operation.runner import Runner
+    from pipeline.operation.simulation import run_simulation
 
     if annotator != "masks":
         raise UserError(f"There is no annotator {annotator!r}.", "Write `--annotator masks`.")
     with opened_project() as (project, database), progress_bar() as progress:
-        run(
-            project,
-            database,
-            rounds=rounds,
-            announce=lambda number, step: console.print(f"round {number}: {step}"),
-            progress=progress,
-        )
+        run_simulation(Runner(project, database, log=_say, progress=progress), rounds=rounds)
     list_rounds()
 
 

@@ -1,12 +1,10 @@
-"""A queue that is out: in the folders that it was exported to, and on labeling servers.
+"""Delivery of the active queue: to the folders that it is exported to, and to labeling servers.
 
-A night fetches labels before it looks, and sends the queue after; a server that cannot be reached tonight is
-asked tomorrow, and the night goes on.
+A nightly run pulls labels first and pushes the queue last. Where the server cannot be reached, the run goes
+on, and the next one tries again.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -18,82 +16,66 @@ from pipeline import rounds
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.labeling.manifest import MASKS
-from pipeline.operation.runner import Perform, Say, directly, unheard
-from pipeline.progress import Progress, silent
+from pipeline.operation.runner import Runner
 
 
-def fetch(
-    project: Project,
-    database: Database,
-    *,
-    perform: Perform = directly,
-    say: Say = unheard,
-    progress: Progress = silent,
-) -> str:
-    """Import what is finished on the labeling server, where `labeling.sync` says so.
+def pull_labels(runner: Runner) -> str:
+    """Import what is finished on the labeling server, where `labeling.sync` is on.
 
     Returns:
-        Why nothing could be fetched; empty otherwise.
+        Why nothing could be pulled; empty otherwise.
     """
-    if not project.config.labeling.sync:
+    if not runner.project.config.labeling.sync:
         return ""
     from pipeline.steps.sync import open_server, pull
 
-    tool = project.config.labeling.tool
+    tool = runner.project.config.labeling.tool
     try:
-        url = open_server(project, tool).url
-        with database.session(write=False) as session:
+        url = open_server(runner.project, tool).url
+        with runner.database.session(write=False) as session:
             if not queues.places_on(session, tool=tool, url=url):
                 return ""
-        for line in perform(pull, project, database, tool=tool, progress=progress).lines():
-            say(line)
+        runner.run(pull, tool=tool)
     except UserError as error:
-        say(str(error))
-        return f"No labels were fetched: {error.problem}"
+        runner.log(str(error))
+        return f"No labels were pulled: {error.problem}"
     return ""
 
 
-def send(
-    project: Project,
-    database: Database,
-    *,
-    perform: Perform = directly,
-    say: Say = unheard,
-    progress: Progress = silent,
-) -> str:
-    """Bring the queue that is out onto the labeling server, where `labeling.sync` says so.
+def push_queue(runner: Runner) -> str:
+    """Push the active queue to the labeling server, where `labeling.sync` is on.
 
     Returns:
-        Why it could not be sent; empty otherwise.
+        Why it could not be pushed; empty otherwise.
     """
-    if not project.config.labeling.sync:
+    if not runner.project.config.labeling.sync:
         return ""
     from pipeline.steps.sync import exported_folder, push
 
-    tool = project.config.labeling.tool
-    with database.session(write=False) as session:
+    tool = runner.project.config.labeling.tool
+    with runner.database.session(write=False) as session:
         current = round_queries.current_round(session)
         queue = None if current is None else queues.round_queue(session, current.id)
         if current is None or queue is None or current.state != "import":
             return ""
-        folder = exported_folder(session, project, queue, tool)
+        folder = exported_folder(session, runner.project, queue, tool)
     try:
-        if folder is None:  # it went out before the server was configured
+        if folder is None:  # it was exported before the server was configured
             from pipeline.steps.export import export
 
-            folder = perform(export, project, database, progress=progress)
-        for line in perform(push, project, database, folder=folder, tool=tool, progress=progress).lines():
-            say(line)
+            folder = runner.call(export)
+        runner.run(push, folder=folder, tool=tool)
     except UserError as error:
-        say(str(error))
-        return f"{queue.name} was not sent: {error.problem}"
+        runner.log(str(error))
+        return f"{queue.name} was not pushed: {error.problem}"
     return ""
 
 
 def is_begun(project: Project, database: Database, queue: Queue) -> bool:
-    """Whether anybody has begun a queue: a label has come, or lies in the folder of its masks; or a server
-    that it lies on says so, drafts included. Of a folder for a labeling tool that cannot be told: it counts
-    as begun.
+    """Whether anybody has begun to label a queue.
+
+    So it is when a label was imported, when a file is in the folder of its masks, or when a server has work
+    on it, drafts included. A folder for a labeling tool does not tell: its queue counts as begun.
 
     Raises:
         UserError: a server cannot be asked.
@@ -106,37 +88,40 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
             (place.tool, place.place) for place in queues.places_of(session, queue.id) if not place.url
         ]
     if not folders and queue.export_uri is not None:
-        folders = [("folder", queue.export_uri)]  # exported before places were written down
+        folders = [("folder", queue.export_uri)]  # exported before deliveries were recorded
     asked = {tool for tool, _ in servers}
     for tool, folder in folders:
-        if _holds_masks(project.path(folder)) if tool == "folder" else tool not in asked:
+        if tool == "folder":
+            if any(path.is_file() for path in (project.path(folder) / MASKS).rglob("*")):
+                return True
+        elif tool not in asked:
             return True
     if not servers:
         return False
     from pipeline.steps.sync import open_server
 
     return any(
-        open_server(project, tool, url).is_begun(queue=queue.name, places=there)
-        for (tool, url), there in servers.items()
+        open_server(project, tool, url).is_begun(queue=queue.name, places=names)
+        for (tool, url), names in servers.items()
     )
 
 
-def take_back(project: Project, database: Database, queue: Queue) -> int:
-    """Take a queue that nobody has begun back, here and on the servers that it lies on.
+def withdraw(project: Project, database: Database, queue: Queue) -> int:
+    """Withdraw an active queue that nobody has begun, in the database and on its servers.
 
     Returns:
         How many of its regions went back to the pool.
 
     Raises:
-        UserError: a server cannot be asked; nothing is taken back then.
+        UserError: a server cannot be asked, and nothing is withdrawn; or labels have come meanwhile.
     """
     with database.session(write=False) as session:
         servers = _servers_of(session, queue)
     if servers:
         from pipeline.steps.sync import open_server
 
-        for (tool, url), there in servers.items():
-            open_server(project, tool, url).retire(queue=queue.name, places=there)
+        for (tool, url), names in servers.items():
+            open_server(project, tool, url).retire(queue=queue.name, places=names)
     with database.session() as session:
         if labels.has_labels_of(session, queue_id=queue.id):
             raise UserError(f"Labels for {queue.name} have come meanwhile.")
@@ -144,13 +129,9 @@ def take_back(project: Project, database: Database, queue: Queue) -> int:
 
 
 def _servers_of(session: Session, queue: Queue) -> dict[tuple[str, str], list[str]]:
-    """The places of a queue on servers, by tool and address."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """A queue's projects or tasks on servers, by tool and address."""
+    servers: dict[tuple[str, str], list[str]] = {}
     for place in queues.places_of(session, queue.id):
         if place.url:
-            found.setdefault((place.tool, place.url), []).append(place.place)
-    return found
-
-
-def _holds_masks(folder: Path) -> bool:
-    return any(path.is_file() for path in (folder / MASKS).rglob("*"))
+            servers.setdefault((place.tool, place.url), []).append(place.place)
+    return servers

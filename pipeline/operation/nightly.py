@@ -1,7 +1,7 @@
-"""One night: what is new is ingested and scored, and the queue that people label from is brought up to date.
+"""A nightly run: ingests and scores what is new, and updates the queue that people label from.
 
-A night is a function of the store's state, not of the time: one that was killed is taken up by the next, and
-one with nothing to do only looks. The command and the flow walk these same steps.
+What it does follows from the database alone, not from the time: a run that was killed is finished by the next
+one, and a run with nothing to do writes nothing.
 """
 
 from __future__ import annotations
@@ -11,29 +11,27 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from db.engine import Database
 from db.queries import models, queue_items, queues, rounds, scores, shards
 from db.queries import runs as run_queries
 from db.tables import Model, Queue, Round, ScoringRun
-from pipeline.acquisition.reasons import grouped
 from pipeline.data.project import Project
 from pipeline.errors import NothingLeft, NotYourTurn, UserError
+from pipeline.format import count
 from pipeline.leases import alone
 from pipeline.operation import delivery
-from pipeline.operation.runner import Perform, Say, directly, unheard
-from pipeline.progress import Progress, silent
+from pipeline.operation.runner import Runner
 
 
 @dataclass(frozen=True)
-class NightReport:
-    """What a night has done.
+class NightlyReport:
+    """What a nightly run has done.
 
     Attributes:
-        summary: all of it in a sentence or two.
+        summary: one or two sentences.
         model: the name of the model that scores; None where there is none yet.
-        added, scored: images that are new, and that were scored.
-        queue: the round's queue that is out after the night.
-        folder: where it was exported to, if it was this night.
+        added, scored: new images, and scored images.
+        queue: the name of the active queue afterwards.
+        folder: where this run has exported it; None where it has exported nothing.
     """
 
     summary: str
@@ -50,74 +48,52 @@ class NightReport:
 
 
 @dataclass(frozen=True)
-class QueueNews:
-    """What became of the queue, in words, and its name and folder if it was exported."""
+class QueueUpdate:
+    """The state of the queue as text, its name, and the folder if it was exported."""
 
-    words: str
+    text: str
     name: str | None = None
     folder: Path | None = None
 
 
-def night(
-    project: Project,
-    database: Database,
-    *,
-    perform: Perform = directly,
-    say: Say = unheard,
-    progress: Progress = silent,
-) -> NightReport:
-    """Ingest what is new, score what the serving model has not scored, and refresh and export the queue.
+def run_nightly(runner: Runner) -> NightlyReport:
+    """Ingest what is new, score what the serving model has not scored, and update and export the queue.
 
-    Files that cannot be used are recorded, and the night goes on. At the end old runs are pruned, where
+    Files that cannot be used are recorded, and the run goes on. At the end old scoring runs are pruned, where
     `nightly.keep_runs` says so.
 
-    Args:
-        perform: how each step is run.
-        say: told what each step has done, a line a time.
-
     Raises:
-        Busy: another night is at work.
-        UserError: a step cannot be done; what came before it is kept.
+        Busy: another nightly run is active.
+        UserError: a step cannot be done; the results of the steps before it are kept.
     """
-    with alone(database, "nightly"):
-        fetched = delivery.fetch(project, database, perform=perform, say=say, progress=progress)
-        report = _night(project, database, perform, say, progress)
-        sent = delivery.send(project, database, perform=perform, say=say, progress=progress)
-        return replace(report, summary=" ".join(filter(None, (report.summary, fetched, sent))))
+    with alone(runner.database, "nightly"):
+        pulled = delivery.pull_labels(runner)
+        report = _ingest_score_and_select(runner)
+        pushed = delivery.push_queue(runner)
+        return replace(report, summary=" ".join(filter(None, (report.summary, pulled, pushed))))
 
 
-def _night(
-    project: Project, database: Database, perform: Perform, say: Say, progress: Progress
-) -> NightReport:
+def _ingest_score_and_select(runner: Runner) -> NightlyReport:
     from pipeline.steps.ingest import ingest
 
-    ingested = perform(ingest, project, database, progress=progress)
-    for line in ingested.lines():
-        say(line)
-    with database.session(write=False) as session:
+    ingested = runner.run(ingest)
+    with runner.database.session(write=False) as session:
         model = models.promoted_model(session)
-        left = None if model is None else to_score(session, project, model)
-    news = f"{grouped(ingested.added)} new images" if ingested.added else "no new images"
+        left = None if model is None else images_to_score(session, runner.project, model)
+    new = f"{count(ingested.added)} new images" if ingested.added else "No new images"
     if model is None:
-        summary = f"{news}; there is no model yet: `segcurate retrain` trains one."
-        return NightReport(summary=summary[0].upper() + summary[1:], added=ingested.added)
-    scored = 0
-    if left != 0:
-        from pipeline.steps.score import score
-
-        report = perform(score, project, database, any_time=True, progress=progress)
-        scored = report.images
-        for line in report.lines():
-            say(line)
-    queue = bring_queue_out(project, database, perform=perform, say=say, progress=progress)
-    if project.config.nightly.keep_runs is not None:
+        return NightlyReport(
+            summary=f"{new}; there is no model yet: `segcurate retrain` trains one.", added=ingested.added
+        )
+    scored = 0 if left == 0 else runner.score(any_time=True).images
+    queue = update_queue(runner)
+    keep_runs = runner.project.config.nightly.keep_runs
+    if keep_runs is not None:
         from pipeline.steps.prune import prune
 
-        for line in perform(prune, project, database, keep_runs=project.config.nightly.keep_runs).lines():
-            say(line)
-    summary = f"{news}, {grouped(scored) if scored else 'none'} scored by {model.name}; {queue.words}"
-    return NightReport(
-        summary=summary[0].upper() + summary[1:],
+        runner.run(prune, keep_runs=keep_runs)
+    return NightlyReport(
+        summary=f"{new}, {count(scored) if scored else 'none'} scored by {model.name}; {queue.text}",
         model=model.name,
         added=ingested.added,
         scored=scored,
@@ -126,79 +102,70 @@ def _night(
     )
 
 
-def to_score(session: Session, project: Project, model: Model) -> int | None:
-    """How many images wait for the scores of the serving model, as far as the store alone can say.
+def images_to_score(session: Session, project: Project, model: Model) -> int | None:
+    """How many images the serving model has still to score, as far as the database alone tells.
 
     Returns:
-        0 when nothing is to be done; None when that takes a look at the model, or at region maps.
+        0 when nothing is to be done; None when only the model's files, or region maps, tell.
     """
     scoring = project.config.scoring
     current = rounds.current_round(session)
     if scoring.sampler == "ensemble" or scoring.regions.kind == "file":
-        return None  # other models, and files, tell whether the scores are those of now
+        return None
     if current is None or current.state == "score":
         return None
     run = _finished_run(session, project, model)
     return None if run is None else shards.count_to_score(session, run_id=run.id)
 
 
-def bring_queue_out(
-    project: Project,
-    database: Database,
-    *,
-    perform: Perform = directly,
-    say: Say = unheard,
-    progress: Progress = silent,
-) -> QueueNews:
-    """Select and export when it is the turn of that, or when nobody has begun the queue and there is more to
-    choose from; else say what is waited for."""
-    with database.session() as session:
+def update_queue(runner: Runner) -> QueueUpdate:
+    """Select and export when the round has come to it, or when nobody has begun the active queue and there
+    are new images to choose from; otherwise report what the round waits for."""
+    project, database = runner.project, runner.database
+    with database.session(write=False) as session:
         current = rounds.current_round(session)
         if current is None or current.state in ("train", "calibrate", "evaluate", "score"):
-            return QueueNews(words=_waits_for_training(current))
+            return QueueUpdate(_waits_for_training(current))
         queue = queues.round_queue(session, current.id)
         unseen = 0 if queue is None else unseen_images(session, project, queue)
-        exports_only = current.state == "export" and not unseen
-        waiting = None
-        if queue is not None and current.state == "import":
-            waiting = _waiting(session, queue, unseen)
-            if not unseen or project.config.nightly.refresh == "never":
-                return QueueNews(words=waiting, name=queue.name)
-    taken_back = ""
+        waiting = None if queue is None or current.state != "import" else _waiting(session, queue, unseen)
+    withdrawn = ""
     if queue is not None and waiting is not None:
+        if not unseen or project.config.nightly.refresh == "never":
+            return QueueUpdate(waiting, name=queue.name)
         try:
             if delivery.is_begun(project, database, queue):
-                return QueueNews(words=waiting, name=queue.name)
-            released = delivery.take_back(project, database, queue)
+                return QueueUpdate(waiting, name=queue.name)
+            released = delivery.withdraw(project, database, queue)
         except UserError as error:
-            return QueueNews(words=f"{waiting} {error.problem}", name=queue.name)
-        taken_back = f"{queue.name} was taken back untouched, {grouped(released)} regions; "
+            return QueueUpdate(f"{waiting} {error.problem}", name=queue.name)
+        withdrawn = f"{queue.name} was withdrawn unlabeled, {count(released)} regions; "
     try:
-        folder = _select_and_export(project, database, exports_only, perform, say, progress)
+        folder = _select_and_export(runner, select_again=current.state != "export" or unseen > 0)
     except NothingLeft as error:
-        return QueueNews(words=f"{taken_back}{error.problem[0].lower()}{error.problem[1:]}")
+        return QueueUpdate(f"{withdrawn}{error.problem[0].lower()}{error.problem[1:]}")
     except NotYourTurn:
-        return QueueNews(words=f"{taken_back}the round was closed meanwhile: a retraining is at work.")
+        return QueueUpdate(f"{withdrawn}a retraining has closed the round meanwhile.")
     with database.session(write=False) as session:
         current = rounds.current_round(session)
         queue = None if current is None else queues.round_queue(session, current.id)
         items = {} if queue is None else queue_items.count_items(session, queue.id)
     name = folder.name if queue is None else queue.name
-    say(f"Exported {name} to {folder}.")
-    words = f"{taken_back}{name} is out: {grouped(sum(items.values()))} regions to label."
-    return QueueNews(words=words, name=name, folder=folder)
+    runner.log(f"Exported {name} to {folder}.")
+    return QueueUpdate(
+        f"{withdrawn}{name} is active: {count(sum(items.values()))} regions to label.",
+        name=name,
+        folder=folder,
+    )
 
 
-def _select_and_export(
-    project: Project, database: Database, exports_only: bool, perform: Perform, say: Say, progress: Progress
-) -> Path:
+def _select_and_export(runner: Runner, *, select_again: bool) -> Path:
     from pipeline.steps.export import export
     from pipeline.steps.select import select
 
-    if not exports_only:
-        for line in perform(select, project, database, progress=progress).lines():
-            say(line)
-    return perform(export, project, database, progress=progress)
+    if select_again:
+        runner.run(select)
+    return runner.call(export)
 
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:
@@ -214,7 +181,7 @@ def unseen_images(session: Session, project: Project, queue: Queue) -> int:
 
 
 def _finished_run(session: Session, project: Project, model: Model) -> ScoringRun | None:
-    """The model's newest run, if it is finished and was made with the settings of now."""
+    """The model's newest run, if it is finished and was made with the current settings."""
     runs = run_queries.model_runs(session, model_id=model.id)
     settings = project.config.scoring.provenance()
     if not runs or runs[0].finished_at is None:
@@ -224,13 +191,13 @@ def _finished_run(session: Session, project: Project, model: Model) -> ScoringRu
 
 def _waiting(session: Session, queue: Queue, unseen: int) -> str:
     items = queue_items.count_items(session, queue.id)
-    words = (
-        f"{queue.name} is out: {grouped(items.get('queued', 0))} of {grouped(sum(items.values()))} regions "
+    text = (
+        f"{queue.name} is active: {count(items.get('queued', 0))} of {count(sum(items.values()))} regions "
         "wait for labels"
     )
     if unseen:
-        words += f"; {grouped(unseen)} new images are scored and wait for the next queue"
-    return f"{words}."
+        text += f"; {count(unseen)} new images are scored and wait for the next queue"
+    return f"{text}."
 
 
 def _waits_for_training(current: Round | None) -> str:

@@ -1,11 +1,11 @@
-"""A new model once enough labels have come: train, calibrate, evaluate, promote or refuse.
+"""A retraining: a new model once enough labels have come, calibrated, evaluated, and promoted or refused.
 
-Like a night, a retraining is a function of the store's state: one that was killed is taken up by the next.
+What it does follows from the database alone: a retraining that was killed is finished by the next one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.orm import Session
 
@@ -13,31 +13,31 @@ from db.engine import Database
 from db.queries import models
 from db.queries import rounds as round_queries
 from pipeline import rounds
-from pipeline.acquisition.reasons import grouped
 from pipeline.data.project import Project
+from pipeline.format import count
 from pipeline.leases import alone, one_at_a_time
-from pipeline.operation.nightly import NightReport, night
-from pipeline.operation.runner import Perform, Say, directly, unheard
+from pipeline.operation.nightly import NightlyReport, run_nightly
+from pipeline.operation.runner import Runner
 from pipeline.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class RetrainReport:
-    """What a retraining has come to.
+    """What a retraining has done.
 
     Attributes:
-        summary: all of it in a sentence or two.
+        summary: one or two sentences.
         new_labels: labeled regions that no model had been trained on.
         model: the name of the model that was trained; None where it was too early for one.
-        promoted: whether that one scores from now on.
-        night: what was done with it at once.
+        promoted: whether this model scores from now on.
+        nightly: what the nightly run after it has done.
     """
 
     summary: str
     new_labels: int
     model: str | None = None
     promoted: bool = False
-    night: NightReport | None = None
+    nightly: NightlyReport | None = None
 
 
 @dataclass(frozen=True)
@@ -45,48 +45,29 @@ class Decision:
     """Whether a model is trained now, and why."""
 
     train: bool
-    words: str
+    reason: str
     new_labels: int
 
 
-def retraining(
-    project: Project,
-    database: Database,
-    *,
-    force: bool = False,
-    then_nightly: bool = True,
-    perform: Perform = directly,
-    say: Say = unheard,
-    progress: Progress = silent,
-) -> RetrainReport:
-    """Train, calibrate and evaluate a model if it is time for one; it is promoted or refused.
+def run_retrain(runner: Runner, *, force: bool = False, then_nightly: bool = True) -> RetrainReport:
+    """Train, calibrate and evaluate a model if it is time for one; the model is promoted or refused.
 
-    What is left of a queue that is out goes back to the pool, and the next round begins with the training.
+    The unlabeled regions of an active queue go back to the pool, and the next round begins with the training.
 
     Args:
         force: train even if fewer labels than `retrain.min_new_labels` have come.
-        then_nightly: score with the model, and bring the next queue out, at once and not in the next night.
-        perform: how each step is run.
-        say: told what each step has done, a line a time.
+        then_nightly: run `run_nightly` afterwards, which scores with the model and exports the next queue.
 
     Raises:
-        Busy: another retraining, or then a night, is at work.
-        UserError: a step cannot be done; what came before it is kept.
+        Busy: another retraining, or then a nightly run, is active.
+        UserError: a step cannot be done; the results of the steps before it are kept.
     """
-    with alone(database, "retrain"):
-        report = _retrain(project, database, force, perform, say, progress)
-    with database.session(write=False) as session:
-        current = round_queries.current_round(session)
-    if not then_nightly or current is None or current.state not in ("score", "select", "export"):
+    with alone(runner.database, "retrain"):
+        report = _train_and_evaluate(runner, force=force)
+    if not then_nightly or _state(runner.database) not in ("score", "select", "export"):
         return report
-    after = night(project, database, perform=perform, say=say, progress=progress)
-    return RetrainReport(
-        summary=f"{report.summary} {after.summary}",
-        new_labels=report.new_labels,
-        model=report.model,
-        promoted=report.promoted,
-        night=after,
-    )
+    nightly = run_nightly(runner)
+    return replace(report, summary=f"{report.summary} {nightly.summary}", nightly=nightly)
 
 
 def decide(session: Session, project: Project, *, force: bool = False) -> Decision:
@@ -102,10 +83,10 @@ def decide(session: Session, project: Project, *, force: bool = False) -> Decisi
     if current.state in ("calibrate", "evaluate"):
         return Decision(True, f"Round {current.number} goes on: its model is trained.", new)
     if current.state == "train":
-        return Decision(True, f"Round {current.number} waits for its model: {grouped(new)} new labels.", new)
+        return Decision(True, f"Round {current.number} waits for its model: {count(new)} new labels.", new)
     if force or new >= enough:
-        return Decision(True, f"{grouped(new)} new labels, {grouped(enough)} are enough.", new)
-    return Decision(False, f"{grouped(new)} of {grouped(enough)} new labels.", new)
+        return Decision(True, f"{count(new)} new labels, {count(enough)} are enough.", new)
+    return Decision(False, f"{count(new)} of {count(enough)} new labels.", new)
 
 
 @one_at_a_time("import")
@@ -122,37 +103,32 @@ def close_round(project: Project, database: Database, *, progress: Progress = si
         return rounds.close(session, current)
 
 
-def _retrain(
-    project: Project, database: Database, force: bool, perform: Perform, say: Say, progress: Progress
-) -> RetrainReport:
-    with database.session(write=False) as session:
-        decision = decide(session, project, force=force)
+def _train_and_evaluate(runner: Runner, *, force: bool) -> RetrainReport:
+    with runner.database.session(write=False) as session:
+        decision = decide(session, runner.project, force=force)
     if not decision.train:
-        return RetrainReport(summary=decision.words, new_labels=decision.new_labels)
-    say(decision.words)
+        return RetrainReport(summary=decision.reason, new_labels=decision.new_labels)
+    runner.log(decision.reason)
     from pipeline.steps.calibrate import calibrate, in_words
     from pipeline.steps.evaluate import evaluate
     from pipeline.steps.train import train
 
-    released = perform(close_round, project, database, progress=progress)
+    released = runner.call(close_round)
     if released:
-        say(f"The round was closed; {grouped(released)} regions went back to the pool without a label.")
-    state = _state(database)
+        runner.log(f"The round was closed; {count(released)} regions went back to the pool without a label.")
+    state = _state(runner.database)
     if state == "train":
-        model = perform(train, project, database, progress=progress)
-        say(f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}.")
-        state = "calibrate"
-    if state == "calibrate":
-        for row in perform(calibrate, project, database, progress=progress):
-            say(in_words(row))
-    judged = perform(evaluate, project, database, progress=progress)
-    for line in judged.lines():
-        say(line)
+        model = runner.call(train)
+        runner.log(f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}.")
+    if state in ("train", "calibrate"):
+        for row in runner.call(calibrate):
+            runner.log(in_words(row))
+    evaluated = runner.run(evaluate)
     return RetrainReport(
-        summary=judged.decision,
+        summary=evaluated.decision,
         new_labels=decision.new_labels,
-        model=judged.model,
-        promoted=judged.promoted,
+        model=evaluated.model,
+        promoted=evaluated.promoted,
     )
 
 

@@ -1,29 +1,61 @@
-"""How the steps of a night, of a retraining or of a loop are run: at once, or each as a task of a flow."""
+"""A runner runs the steps of an operation one after another and logs what each reports.
+
+The operations (`nightly`, `retrain`, `simulation`) are written once: a command runs their steps in its own
+process, and a flow overrides `Runner.call` to run each as a Prefect task.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from db.engine import Database
 from pipeline.data.project import Project
+from pipeline.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from pipeline.steps.score.step import ScoreReport
 
 Result = TypeVar("Result")
-Say = Callable[[str], None]
+StepReport = TypeVar("StepReport", bound=Report)
 
 
-class Perform(Protocol):
-    """Runs a step of the pipeline and returns what it returns; its errors come through unchanged."""
-
-    def __call__(
-        self, step: Callable[..., Result], project: Project, database: Database, **options: Any
-    ) -> Result: ...
+def no_log(line: str) -> None:
+    """A log that drops its lines."""
 
 
-def directly(step: Callable[..., Result], project: Project, database: Database, **options: Any) -> Result:
-    """Run the step here and now."""
-    return step(project, database, **options)
+@dataclass(frozen=True)
+class Runner:
+    """Runs steps on one project.
 
+    Attributes:
+        log: called with each log line.
+        progress: told how far a step is.
+    """
 
-def unheard(line: str) -> None:
-    """Nobody listens to what is done."""
+    project: Project
+    database: Database
+    log: Callable[[str], None] = no_log
+    progress: Progress = silent
+
+    def call(self, step: Callable[..., Result], **options: Any) -> Result:
+        """Run a step and return its result; its errors are passed on unchanged."""
+        return step(self.project, self.database, progress=self.progress, **options)
+
+    def run(self, step: Callable[..., StepReport], **options: Any) -> StepReport:
+        """Run a step, log each line of its report, and return the report."""
+        report = self.call(step, **options)
+        for line in report.lines():
+            self.log(line)
+        return report
+
+    def score(self, *, any_time: bool) -> ScoreReport:
+        """Score what the serving model has not scored yet, as `run` does.
+
+        Args:
+            any_time: whatever the round's next step is.
+        """
+        from pipeline.steps.score import score
+
+        return self.run(score, any_time=any_time)

@@ -17,9 +17,10 @@ from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap, only_inside
 from pipeline.labeling.folder import locate
 from pipeline.labeling.manifest import ManifestImage, read_manifest
+from pipeline.progress import Progress, silent
 
 
-def annotate(project: Project, database: Database, folder: Path) -> int:
+def annotate(project: Project, database: Database, folder: Path, *, progress: Progress = silent) -> int:
     """Paint the queued regions of an exported folder with the known masks, and nothing else.
 
     An image without a known mask, or with one that cannot be read, is passed over; the latter is recorded
@@ -55,7 +56,8 @@ def annotate(project: Project, database: Database, folder: Path) -> int:
     codec, label_map = MaskCodec.from_config(project.config.data), LabelMap(project.config.data)
     failures: list[tuple[str, str]] = []
     painted = 0
-    for entry in entries:
+    for done, entry in enumerate(entries, start=1):
+        progress("annotate", done, len(entries))
         image = images.get(entry.image_id)
         if image is None or image.mask_uri is None:
             continue

@@ -16,6 +16,7 @@ from db.queries.pruning import RunSize
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.leases import alone
+from pipeline.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ class PruneReport:
         return said or ["There is nothing to prune."]
 
 
-def prune(project: Project, database: Database, *, keep_runs: int) -> PruneReport:
+def prune(
+    project: Project, database: Database, *, keep_runs: int, progress: Progress = silent
+) -> PruneReport:
     """Delete the scores, shards and heat maps of all but the newest runs; killed and repeated, it goes on.
 
     A run's row stays, as the provenance of the queues that were selected from it. What its scorer scores from
@@ -74,9 +77,10 @@ def prune(project: Project, database: Database, *, keep_runs: int) -> PruneRepor
             old = pruning.runs_by_age(session)[keep_runs:]
             needed = pruning.needed_runs(session)
         report = PruneReport(kept={run_id: needed[run_id] for run_id in old if run_id in needed})
-        for run_id in old:
+        for done, run_id in enumerate(old, start=1):
             if run_id not in needed:
                 _prune_run(database, run_id, report)
+            progress("prune", done, len(old))
         with database.session(write=False) as session:
             pruned = pruning.pruned_runs(session)
         for run_id in pruned:

@@ -28,7 +28,8 @@ from flows.import_labels import import_labels_flow, resource_id
 from flows.loop import loop_flow
 from flows.nightly import nightly
 from flows.retrain import retrain
-from pipeline.operation.simulation import loop
+from pipeline.operation.runner import Runner
+from pipeline.operation.simulation import run_simulation
 from pipeline.steps import ingest
 from pipeline.steps.annotate import annotate
 from tests.conftest import another_process, opened
@@ -51,7 +52,7 @@ def run_of(client: SyncPrefectClient, state: State[Any]) -> FlowRun:
 
 def test_a_night_reads_in_the_ui_like_what_it_has_done(trained: Path) -> None:
     state = ran(nightly, trained)
-    assert state.message == "No new images, 8 scored by r01; round-01 is out: 6 regions to label."
+    assert state.message == "No new images, 8 scored by r01; round-01 is active: 6 regions to label."
     with get_client(sync_client=True) as client:
         run = run_of(client, state)
         steps = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
@@ -67,7 +68,8 @@ def test_a_night_reads_in_the_ui_like_what_it_has_done(trained: Path) -> None:
     assert "images/s" in log
     again = ran(nightly, trained)
     assert (
-        again.message == "No new images, none scored by r01; round-01 is out: 6 of 6 regions wait for labels."
+        again.message
+        == "No new images, none scored by r01; round-01 is active: 6 of 6 regions wait for labels."
     )
     with get_client(sync_client=True) as client:
         assert run_of(client, again).name.endswith("· model r01 · nothing new")
@@ -141,7 +143,7 @@ def test_a_queue_is_exported_again_to_another_folder(out: Path) -> None:
 def test_the_loop_as_a_flow_ends_where_the_command_does(out: Path, tmp_path: Path) -> None:
     twin = Path(shutil.copytree(out, tmp_path / "twin"))
     with opened(twin) as (project, database):
-        loop(project, database, rounds=2)
+        run_simulation(Runner(project, database), rounds=2)
     assert ran(loop_flow, out, rounds=2).is_completed()
     assert remembered(out) == remembered(twin)
     assert len(remembered(out)["models"]) == 2

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from db.engine import Database
 from db.queries import models
 from db.queries.failures import list_failures
 from db.tables import Base, Queue, QueueItem
-from pipeline.data.project import Project
 from pipeline.errors import Busy
-from pipeline.operation.nightly import NightReport, night
+from pipeline.operation.nightly import NightlyReport, run_nightly
 from pipeline.operation.retrain import close_round
+from pipeline.operation.runner import Runner
 from pipeline.steps.annotate import annotate
 from pipeline.steps.import_labels import import_labels
 from pipeline.summaries.project import project_status
@@ -35,9 +34,9 @@ def everything(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-def a_night(folder: Path, **options: Any) -> NightReport:
+def nightly(folder: Path, *, runner: type[Runner] = Runner, **options: Any) -> NightlyReport:
     with opened(folder) as (project, database):
-        return night(project, database, **options)
+        return run_nightly(runner(project, database, **options))
 
 
 def add_images(folder: Path, *seeds: int) -> None:
@@ -54,27 +53,28 @@ def items(folder: Path, queue: str) -> list[str]:
         return list(session.scalars(found.order_by(QueueItem.rank)))
 
 
-def dies_at(step_name: str) -> Callable[..., Any]:
-    """Performs steps until the one of this name comes, before which it is killed."""
+def killed_before(step_name: str) -> type[Runner]:
+    """A runner that is killed before the step of this name."""
 
-    def perform(step: Callable[..., Any], project: Project, database: Database, **options: Any) -> Any:
-        if step.__name__ == step_name:
-            raise KeyboardInterrupt
-        return step(project, database, **options)
+    class Killed(Runner):
+        def call(self, step: Callable[..., Any], **options: Any) -> Any:
+            if step.__name__ == step_name:
+                raise KeyboardInterrupt
+            return super().call(step, **options)
 
-    return perform
+    return Killed
 
 
-def test_the_first_night_after_a_training_scores_the_pool_and_brings_the_queue_out(trained: Path) -> None:
-    said: list[str] = []
-    report = a_night(trained, say=said.append)
+def test_the_first_night_after_a_training_scores_the_pool_and_exports_the_queue(trained: Path) -> None:
+    lines: list[str] = []
+    report = nightly(trained, log=lines.append)
     assert (report.model, report.added, report.queue) == ("r01", 0, "round-01")
     assert report.scored == 8
     assert report.folder is not None
     assert report.folder == trained / "queues" / "round-01"
     assert (report.folder / "manifest.jsonl").is_file()
-    assert "round-01 is out: 6 regions to label." in report.summary
-    assert any("scored 8 images" in line for line in said)
+    assert "round-01 is active: 6 regions to label." in report.summary
+    assert any("scored 8 images" in line for line in lines)
 
 
 def test_a_night_with_nothing_new_writes_nothing_and_loads_no_model(out: Path) -> None:
@@ -93,21 +93,21 @@ def test_a_night_with_nothing_new_writes_nothing_and_loads_no_model(out: Path) -
     assert everything(out) == before
 
 
-def test_an_untouched_queue_gives_way_to_a_new_one_when_new_images_are_scored(out: Path) -> None:
+def test_an_unlabeled_queue_gives_way_to_a_new_one_when_new_images_are_scored(out: Path) -> None:
     add_images(out, 50, 51)
-    report = a_night(out)
+    report = nightly(out)
     assert (report.added, report.scored, report.queue) == (2, 2, "round-01-b")
-    assert "round-01 was taken back untouched, 6 regions; round-01-b is out: 6 regions" in report.summary
+    assert "round-01 was withdrawn unlabeled, 6 regions; round-01-b is active: 6 regions" in report.summary
     assert (out / "queues" / "round-01" / "manifest.jsonl").is_file()
     assert items(out, "round-01") == ["released"] * 6
     assert items(out, "round-01-b") == ["queued"] * 6
-    report = a_night(out)
+    report = nightly(out)
     assert (report.scored, report.queue, report.folder) == (0, "round-01-b", None)
 
 
-def test_masks_of_a_queue_that_was_taken_back_are_still_taken(out: Path) -> None:
+def test_masks_of_a_queue_that_was_withdrawn_are_still_taken(out: Path) -> None:
     add_images(out, 50)
-    assert a_night(out).queue == "round-01-b"
+    assert nightly(out).queue == "round-01-b"
     with opened(out) as (project, database):
         annotate(project, database, out / "queues" / "round-01")
         report = import_labels(project, database, source=out / "queues" / "round-01", origin="simulation")
@@ -131,19 +131,19 @@ def test_a_queue_that_somebody_has_begun_or_that_shall_stay_stays(out: Path, beg
     if begun == "never":
         set_option(out, "nightly", "refresh", "never")
     add_images(out, 50, 51)
-    report = a_night(out)
+    report = nightly(out)
     waiting = items(out, "round-01").count("queued")
     assert (report.scored, report.queue, report.folder) == (2, "round-01", None)
     assert (
-        f"round-01 is out: {waiting} of 6 regions wait for labels; 2 new images are scored and wait for the "
-        "next queue." in report.summary
+        f"round-01 is active: {waiting} of 6 regions wait for labels; 2 new images are scored and wait for "
+        "the next queue." in report.summary
     )
     assert waiting < 6 if begun == "a label" else waiting == 6
 
 
-def test_a_change_of_the_scorer_scores_the_pool_anew_and_renews_an_untouched_queue(out: Path) -> None:
+def test_a_change_of_the_scorer_scores_the_pool_anew_and_renews_an_unlabeled_queue(out: Path) -> None:
     set_option(out, "scoring", "regions", {"kind": "grid", "cell": 12})
-    report = a_night(out)
+    report = nightly(out)
     assert (report.scored, report.queue) == (8, "round-01-b")
 
 
@@ -152,8 +152,8 @@ def test_nights_that_are_killed_before_each_step_end_where_an_undisturbed_one_do
 ) -> None:
     for step in ("score", "select", "export"):
         with pytest.raises(KeyboardInterrupt):
-            a_night(trained, perform=dies_at(step))
-    report = a_night(trained)
+            nightly(trained, runner=killed_before(step))
+    report = nightly(trained)
     assert (report.queue, report.folder) == ("round-01", trained / "queues" / "round-01")
     wanted = ("rank", "image_id", "x", "y", "slice", "score", "status", "reason")
     columns = [QueueItem.__table__.c[name] for name in wanted]
@@ -164,19 +164,19 @@ def test_nights_that_are_killed_before_each_step_end_where_an_undisturbed_one_do
     assert found[0] == found[1]
 
 
-def test_a_night_that_was_killed_after_it_took_a_queue_back_selects_the_next_one(out: Path) -> None:
+def test_a_night_that_was_killed_after_it_withdrew_a_queue_selects_the_next_one(out: Path) -> None:
     add_images(out, 50)
     with pytest.raises(KeyboardInterrupt):
-        a_night(out, perform=dies_at("select"))
+        nightly(out, runner=killed_before("select"))
     assert items(out, "round-01") == ["released"] * 6
-    assert a_night(out).queue == "round-01-b"
+    assert nightly(out).queue == "round-01-b"
 
 
 def test_a_draft_from_before_new_images_is_selected_again(trained: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        a_night(trained, perform=dies_at("export"))
+        nightly(trained, runner=killed_before("export"))
     add_images(trained, 50)
-    report = a_night(trained)
+    report = nightly(trained)
     assert report.queue == "round-01"
     with opened(trained) as (_, database), database.session(write=False) as session:
         (queue,) = session.scalars(select(Queue).where(Queue.kind == "selected"))
@@ -186,7 +186,7 @@ def test_a_draft_from_before_new_images_is_selected_again(trained: Path) -> None
 def test_a_new_file_that_cannot_be_read_is_recorded_and_the_night_goes_on(out: Path) -> None:
     add_images(out, 50)
     (out / "images" / "broken.png").write_bytes(b"no image")
-    report = a_night(out)
+    report = nightly(out)
     assert (report.added, report.scored) == (1, 1)
     with opened(out) as (_, database), database.session(write=False) as session:
         assert [row.subject for row in list_failures(session)] == ["images/broken.png"]
@@ -195,12 +195,12 @@ def test_a_new_file_that_cannot_be_read_is_recorded_and_the_night_goes_on(out: P
 def test_a_pool_without_anything_left_to_choose_is_no_failure(out: Path) -> None:
     for key, value in (("budget", 1000), ("per_image_cap", 1000), ("no_touching", False)):
         set_option(out, "selection", key, value)
-    takes_back = ("UPDATE round SET state = 'select'", "UPDATE queue SET round_id = NULL")
+    withdraws = ("UPDATE round SET state = 'select'", "UPDATE queue SET round_id = NULL")
     for night_of in ("all that is left", "nothing"):
         with opened(out) as (_, database), database.session() as session:
-            for statement in takes_back:
+            for statement in withdraws:
                 session.execute(text(statement))
-        report = a_night(out)
+        report = nightly(out)
         assert (report.queue is None) == (night_of == "nothing")
     assert "nothing is left to choose from" in report.summary
     assert report.queue is None
@@ -212,22 +212,23 @@ def test_the_second_of_two_nights_at_once_ends_with_a_clear_word(out: Path) -> N
             another_process(database, at="nightly") as process,
             pytest.raises(Busy, match=f"`nightly` already: process {process} on"),
         ):
-            night(project, database)
-        assert night(project, database).queue == "round-01"
+            run_nightly(Runner(project, database))
+        assert run_nightly(Runner(project, database)).queue == "round-01"
 
 
 def test_a_round_that_a_retraining_closes_meanwhile_is_no_failure(trained: Path) -> None:
-    def perform(step: Callable[..., Any], project: Project, database: Database, **options: Any) -> Any:
-        if step.__name__ == "select":
-            close_round(project, database)
-        return step(project, database, **options)
+    class Closing(Runner):
+        def call(self, step: Callable[..., Any], **options: Any) -> Any:
+            if step.__name__ == "select":
+                close_round(self.project, self.database)
+            return super().call(step, **options)
 
-    report = a_night(trained, perform=perform)
+    report = nightly(trained, runner=Closing)
     assert (report.scored, report.queue) == (8, None)
-    assert "the round was closed meanwhile" in report.summary
+    assert "a retraining has closed the round meanwhile" in report.summary
 
 
 def test_a_project_without_a_model_says_what_comes_next(squares: Path) -> None:
-    report = a_night(squares)
+    report = nightly(squares)
     assert (report.added, report.model) == (24, None)
     assert "`segcurate retrain`" in report.summary

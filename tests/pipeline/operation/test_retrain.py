@@ -13,14 +13,15 @@ from db.queries import rounds
 from db.tables import Label, Model, Queue
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.promotion import Verdict
-from pipeline.operation.retrain import RetrainReport, decide, retraining
+from pipeline.operation.retrain import RetrainReport, decide, run_retrain
+from pipeline.operation.runner import Runner
 from tests.conftest import label_regions, opened, set_option
-from tests.pipeline.operation.test_nightly import dies_at, everything, items
+from tests.pipeline.operation.test_nightly import everything, items, killed_before
 
 
-def a_retraining(folder: Path, **options: Any) -> RetrainReport:
+def retrain(folder: Path, *, runner: type[Runner] = Runner, **options: Any) -> RetrainReport:
     with opened(folder) as (project, database):
-        return retraining(project, database, **options)
+        return run_retrain(runner(project, database), **options)
 
 
 def standing(folder: Path) -> tuple[int, str]:
@@ -45,7 +46,7 @@ def test_with_too_few_labels_nothing_is_done(out: Path) -> None:
     labeled = label_regions(out, at_least=1)
     set_option(out, "retrain", "min_new_labels", labeled + 1)
     before = everything(out)
-    report = a_retraining(out)
+    report = retrain(out)
     assert report.summary == f"{labeled} of {labeled + 1} new labels."
     assert report.model is None
     assert everything(out) == before
@@ -54,11 +55,11 @@ def test_with_too_few_labels_nothing_is_done(out: Path) -> None:
 def test_enough_labels_close_the_round_and_bring_a_model_and_the_next_queue(out: Path) -> None:
     labeled = label_regions(out, at_least=4)
     assert labeled < 6
-    report = a_retraining(out)
+    report = retrain(out)
     assert (report.new_labels, report.model) == (labeled, "r02")
     assert items(out, "round-01").count("released") == 6 - labeled
-    assert report.night is not None
-    assert report.night.queue == "round-02"
+    assert report.nightly is not None
+    assert report.nightly.queue == "round-02"
     assert standing(out) == (2, "import")
     assert new_labels(out) == 0
 
@@ -69,9 +70,9 @@ def test_force_trains_with_few_labels_and_a_lost_mask_is_not_new_for_ever(out: P
         label = session.scalars(select(Label).order_by(Label.id.desc())).first()
         assert label is not None
         project.path(label.mask_uri).unlink()
-    report = a_retraining(out, force=True, then_nightly=False)
+    report = retrain(out, force=True, then_nightly=False)
     assert report.model == "r02"
-    assert report.night is None
+    assert report.nightly is None
     assert standing(out) == (2, "score")
     assert new_labels(out) == 0
 
@@ -92,25 +93,25 @@ def test_a_refused_model_leaves_the_old_one_to_score_and_the_next_queue_comes(
 
     monkeypatch.setattr("pipeline.steps.evaluate.compare", worse)
     label_regions(out, at_least=6)
-    report = a_retraining(out)
+    report = retrain(out)
     assert (report.model, report.promoted) == ("r02", False)
     assert "r02 is refused, r01 stays" in report.summary
     assert models(out) == {"r01": "promoted", "r02": "refused"}
-    assert report.night is not None
-    assert (report.night.model, report.night.queue) == ("r01", "round-02")
+    assert report.nightly is not None
+    assert (report.nightly.model, report.nightly.queue) == ("r01", "round-02")
     assert set(items(out, "round-02")) == {"queued"}
-    assert a_retraining(out).summary == "0 of 4 new labels."
+    assert retrain(out).summary == "0 of 4 new labels."
 
 
 def test_retrainings_that_are_killed_before_each_step_still_bring_one_model_and_one_queue(out: Path) -> None:
     label_regions(out, at_least=4)
     for step in ("close_round", "train", "calibrate", "evaluate", "select"):
         with pytest.raises(KeyboardInterrupt):
-            a_retraining(out, perform=dies_at(step))
-    report = a_retraining(out)
+            retrain(out, runner=killed_before(step))
+    report = retrain(out)
     assert list(models(out)) == ["r01", "r02"]
     assert standing(out) == (2, "import")
-    assert report.night is not None
+    assert report.nightly is not None
     with opened(out) as (_, database), database.session(write=False) as session:
         names = session.scalars(select(Queue.name).where(Queue.kind == "selected").order_by(Queue.id)).all()
     assert names == ["round-01", "round-02"]

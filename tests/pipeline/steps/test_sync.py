@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
 from pipeline.operation import delivery
+from pipeline.operation.runner import Runner
 from pipeline.steps import sync as step
 from pipeline.steps.export import export
 from pipeline.steps.sync import open_server, pull, push, sync
@@ -203,49 +204,55 @@ def test_a_queue_by_name_is_pushed_from_its_folder(selected: Exported, server: S
         push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-99")
 
 
-def test_a_night_fetches_before_it_looks_and_sends_after(
+def test_a_nightly_run_pulls_first_and_pushes_last(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
     project = synced(selected)
-    said: list[str] = []
+    lines: list[str] = []
     export(project, selected.database)
-    assert delivery.fetch(project, selected.database, say=said.append) == ""
-    assert said == []
-    assert delivery.send(project, selected.database, say=said.append) == ""
-    assert said[0] == f"round-01: {len(NAMES)} images sent to {URL}, 0 were there already."
+    assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
+    assert lines == []
+    assert delivery.push_queue(Runner(project, selected.database, log=lines.append)) == ""
+    assert lines[0] == f"round-01: {len(NAMES)} images sent to {URL}, 0 were there already."
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    assert delivery.fetch(project, selected.database, say=said.append) == ""
-    assert "round-01: 1 masks imported, 0 unchanged." in said
+    assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
+    assert "round-01: 1 masks imported, 0 unchanged." in lines
 
 
-def test_a_queue_that_went_out_before_the_server_was_configured_is_sent_by_the_next_night(
+def test_a_queue_that_was_exported_before_the_server_was_configured_is_pushed_by_the_next_nightly_run(
     selected: Exported, server: Server
 ) -> None:
     export(selected.project, selected.database)
     project = synced(selected)
-    assert delivery.send(project, selected.database) == ""
+    assert delivery.push_queue(Runner(project, selected.database)) == ""
     assert [one["push"] for one in server.asked] == ["round-01-label-studio"]
     assert len(server.images["round-01"]) == len(NAMES)
 
 
-def test_a_night_goes_on_while_the_server_is_away(selected: Exported, server: Server) -> None:
+def test_a_nightly_run_goes_on_while_the_server_is_away(selected: Exported, server: Server) -> None:
     project = synced(selected)
     export(project, selected.database)
-    delivery.send(project, selected.database)
+    delivery.push_queue(Runner(project, selected.database))
     server.down = True
-    assert delivery.fetch(project, selected.database) == f"No labels were fetched: {URL} cannot be reached."
-    assert delivery.send(project, selected.database) == f"round-01 was not sent: {URL} cannot be reached."
+    assert (
+        delivery.pull_labels(Runner(project, selected.database))
+        == f"No labels were pulled: {URL} cannot be reached."
+    )
+    assert (
+        delivery.push_queue(Runner(project, selected.database))
+        == f"round-01 was not pushed: {URL} cannot be reached."
+    )
 
 
-def test_without_sync_a_night_asks_no_server(selected: Exported, server: Server) -> None:
+def test_without_sync_a_nightly_run_asks_no_server(selected: Exported, server: Server) -> None:
     export(selected.project, selected.database)
     server.down = True
-    assert delivery.fetch(selected.project, selected.database) == ""
-    assert delivery.send(selected.project, selected.database) == ""
+    assert delivery.pull_labels(Runner(selected.project, selected.database)) == ""
+    assert delivery.push_queue(Runner(selected.project, selected.database)) == ""
 
 
-def test_a_queue_that_somebody_has_begun_there_is_not_taken_back(selected: Exported, server: Server) -> None:
+def test_a_queue_that_somebody_has_begun_there_is_not_withdrawn(selected: Exported, server: Server) -> None:
     sync(selected.project, selected.database, tool="label-studio")
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
@@ -254,11 +261,11 @@ def test_a_queue_that_somebody_has_begun_there_is_not_taken_back(selected: Expor
     assert delivery.is_begun(selected.project, selected.database, queue)
 
 
-def test_a_queue_that_is_taken_back_leaves_the_server(selected: Exported, server: Server) -> None:
+def test_a_queue_that_is_withdrawn_leaves_the_server(selected: Exported, server: Server) -> None:
     sync(selected.project, selected.database, tool="label-studio")
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
-    assert delivery.take_back(selected.project, selected.database, queue) == len(selected.items())
+    assert delivery.withdraw(selected.project, selected.database, queue) == len(selected.items())
     assert server.images == {}
     assert selected.state() == (1, "select")
 

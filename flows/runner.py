@@ -1,0 +1,108 @@
+"""The runner of a flow: steps run as Prefect tasks, and the report becomes the state of the flow run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from db.errors import StoreError
+from flows.tasks import as_task, log_line, opened
+from pipeline.errors import Busy, UserError
+from pipeline.format import count
+from pipeline.operation.runner import Runner
+
+Result = TypeVar("Result")
+
+
+class Summarised(Protocol):
+    """What a flow has done."""
+
+    @property
+    def summary(self) -> str:
+        """One or two sentences, which the flow's state shows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a flow has done whose result is in the database."""
+
+    summary: str
+
+
+@dataclass(frozen=True)
+class FlowRunner(Runner):
+    """Runs each step as a task of the current flow run, and scoring as several.
+
+    Attributes:
+        title: how the flow run is called, before the date.
+    """
+
+    title: str = ""
+
+    def call(self, step: Callable[..., Result], **options: Any) -> Result:
+        """Run a step as a task."""
+        from pipeline.steps.score import score
+
+        if step is not score:
+            return as_task(step, self.project, self.database, **options)
+        from flows.scoring import score_pool
+        from pipeline.steps.score.step import ScoringPlan
+
+        def planned(plan: ScoringPlan) -> None:
+            self.name_run(f"model {plan.model}", f"{count(plan.images)} images")
+            log_line(f"{count(plan.images)} images in {count(plan.shards)} shards wait for {plan.model}.")
+
+        return score_pool(self.project, self.database, planned=planned, **options)  # type: ignore[return-value]
+
+    def name_run(self, *parts: str) -> None:
+        """Name the flow run after what it does: `nightly 2026-11-21 · model r07 · 1 240 images`."""
+        rename_run(f"{self.title} {today()}", *parts)
+
+
+def run_flow(config: Path, work: Callable[[FlowRunner], Summarised], *, title: str) -> State[Any]:
+    """Run a flow's work on a project, and return the state that the flow ends in.
+
+    An error that the user can mend fails the run with its problem and remedy, and without a traceback. Where
+    another process does the same work, the run ends as `Skipped`, which is no failure.
+    """
+    logger = get_run_logger()
+    try:
+        with opened(config) as (project, database):
+            report = work(FlowRunner(project, database, log=log_line, title=title))
+    except Busy as busy:
+        logger.warning("%s", busy)
+        return Completed(name="Skipped", message=str(busy))
+    except (UserError, StoreError) as error:
+        logger.error("%s", error)
+        return Failed(message=str(error), data=error)
+    logger.info("%s", report.summary)
+    return Completed(message=report.summary, data=report)
+
+
+def rename_run(*parts: str) -> None:
+    """Name the flow run by these parts."""
+    run = this_run()
+    if run is not None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, name=" · ".join(parts))
+
+
+def this_run() -> FlowRun | None:
+    """The current flow run."""
+    context = FlowRunContext.get()
+    return None if context is None else context.flow_run
+
+
+def today() -> str:
+    """The local date, as the names of flow runs show it."""
+    return f"{datetime.now().astimezone():%Y-%m-%d}"
