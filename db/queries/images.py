@@ -48,8 +48,8 @@ class PoolSizes(NamedTuple):
     has_mask: npt.NDArray[np.bool_]
 
 
-class ImageFile(NamedTuple):
-    """An image as scoring wants to see it."""
+class ImageRow(NamedTuple):
+    """What is needed to read an image."""
 
     id: int
     uri: str
@@ -105,16 +105,6 @@ def images_by_id(session: Session, image_ids: Sequence[int]) -> list[Image]:
     for start in range(0, len(image_ids), BATCH):
         part = image_ids[start : start + BATCH]
         found.extend(session.scalars(select(Image).where(Image.id.in_(part)).order_by(Image.id)))
-    return found
-
-
-def image_files(session: Session, *, image_ids: Sequence[int]) -> list[ImageFile]:
-    """Images by id, as scoring wants to see them."""
-    found: list[ImageFile] = []
-    for start in range(0, len(image_ids), BATCH):
-        statement = select(Image.id, Image.uri, Image.width, Image.height).order_by(Image.id)
-        part = statement.where(Image.id.in_(image_ids[start : start + BATCH]))
-        found.extend(ImageFile(*row) for row in session.execute(part))
     return found
 
 

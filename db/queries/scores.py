@@ -12,7 +12,7 @@ from sqlalchemy import Table, and_, delete, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.bulk import Columns, Values, insert_columns
-from db.queries.images import ImageFile
+from db.queries.images import ImageRow
 from db.queries.paging import BATCH, PAGE
 from db.tables import Image, ImageScore, RegionScore, Shard
 
@@ -186,7 +186,7 @@ def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int])
     return found
 
 
-def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[ImageFile, dict[str, Any] | None]]:
+def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[ImageRow, dict[str, Any] | None]]:
     """The images of a run with the highest entropy, highest first, with the heat maps that they have."""
     statement = (
         select(Image.id, Image.uri, Image.width, Image.height, ImageScore.heatmaps)
@@ -195,7 +195,7 @@ def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Image
         .order_by(ImageScore.entropy.desc(), Image.id)
         .limit(limit)
     )
-    return [(ImageFile(*row[:4]), row[4]) for row in session.execute(statement)]
+    return [(ImageRow(*row[:4]), row[4]) for row in session.execute(statement)]
 
 
 def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> Sequence[RegionScore]:

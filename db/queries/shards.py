@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, sel
 from sqlalchemy.orm import Session
 
 from db.bulk import Columns
-from db.queries.images import ImageFile
+from db.queries.images import ImageRow
 from db.queries.leases import store_time
 from db.queries.paging import PAGE
 from db.queries.scores import forget_scores, insert_scores
@@ -265,7 +265,7 @@ def count_to_score(session: Session, *, run_id: int) -> int:
 
 def unscored_images(
     session: Session, *, run_id: int, after_id: int = 0, last_id: int | None = None, limit: int
-) -> list[ImageFile]:
+) -> list[ImageRow]:
     """A page, by id, of the images that this run is still to score.
 
     They are in the pool, are no duplicates, and have no label that covers them whole.
@@ -279,7 +279,7 @@ def unscored_images(
         .order_by(Image.id)
         .limit(limit)
     )
-    return [ImageFile(*row) for row in session.execute(statement)]
+    return [ImageRow(*row) for row in session.execute(statement)]
 
 
 def _is_free(now: datetime, dead: Collection[str]) -> ColumnElement[bool]:

@@ -5,14 +5,32 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import yaml
 from pydantic import ValidationError
 
 from pipeline.config import ProjectConfig
 from pipeline.config.errors import explain, explain_yaml
+from pipeline.data.images import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
+
+
+class StoredImage(Protocol):
+    """An image as the store describes it: a row of `image`, or as much of one as reading needs.
+
+    `id`, `width` and `height` are int, `uri` is str; a checker sees a column of a table as another type.
+    """
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def uri(self) -> Any: ...
+    @property
+    def width(self) -> Any: ...
+    @property
+    def height(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,14 @@ class Project:
         data = self.config.data
         limit = int(data.cache_gib * 2**30)
         return RemoteFile(canonical(uri), ImageCache(self.workdir / "cache", limit, data.storage_options))
+
+    def ref(self, row: StoredImage, *, shard: int | None = None) -> ImageRef:
+        """What is needed to read an image of the store.
+
+        Args:
+            shard: the first image id of the shard that it is scored in.
+        """
+        return ImageRef(row.id, self.image(row.uri), row.width, row.height, shard)
 
     def uri(self, file: ImageFile) -> str:
         """A file as the store calls it: relative to the project's folder where it lies inside it."""

@@ -150,10 +150,7 @@ def _subject(
         wanted = _wanted(project.config, card, samplers)
         split, items = judging_images(session, project)
         other_split = "calibration" if split == "test" else "pool"
-        others = [
-            ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height)
-            for row in image_queries.split_images(session, other_split)
-        ]
+        others = [project.ref(row) for row in image_queries.split_images(session, other_split)]
         calibrators: dict[Sampler, Calibrators] = {
             sampler: stored_calibrators(session, model.id, sampler=sampler) for sampler in wanted
         }

@@ -23,7 +23,6 @@ from db.queries.queue_items import QueuedRegion
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.data.images import ImageRef
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
@@ -137,7 +136,7 @@ def export(
         writer = tool.writer(fresh, _outgoing_queue(project, work))
         predictor, card = open_predictor(project, work.model, calibrators=work.calibrators)
         proposals = propose(
-            [_reference(project, entry.image) for entry in entries.values()],
+            [project.ref(entry.image) for entry in entries.values()],
             predictor=predictor,
             card=card,
             config=project.config,
@@ -277,10 +276,6 @@ def _entries(regions: Sequence[QueuedRegion]) -> dict[int, _Entry]:
         )
         for place, (image_id, of_image) in enumerate(items.items())
     }
-
-
-def _reference(project: Project, image: Image) -> ImageRef:
-    return ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
 
 
 def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:

@@ -19,7 +19,6 @@ from db.queries import images as image_queries
 from db.queries.audits import AuditRegion
 from db.queries.models import TrainingImage
 from db.tables import Image
-from pipeline.data.images import ImageRef
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut
@@ -51,7 +50,7 @@ def held_out_images(session: Session, project: Project, split: str) -> list[Held
     """The images of a locked split that have a mask."""
     return [
         HeldOut(
-            ref=ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height),
+            ref=project.ref(row),
             mask=project.path(row.mask_uri),
             group=row.group_name,
             position=row.position,
@@ -87,7 +86,7 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
     images = [session.get_one(Image, image_id) for image_id in by_image]
     return [
         AuditedImage(
-            ref=ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height),
+            ref=project.ref(row),
             mask=by_image[row.id][0].mask,
             group=row.group_name,
             position=row.position,

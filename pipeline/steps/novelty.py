@@ -21,7 +21,6 @@ from db.queries import images as image_queries
 from db.tables import Image, Model
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import EvaluationConfig, Sampler
-from pipeline.data.images import ImageRef
 from pipeline.data.loading import Batch, Unreadable, load_batches
 from pipeline.data.project import Project
 from pipeline.errors import UserError
@@ -295,7 +294,7 @@ def _look(
     by_id = {image.id: image for image in images}
     seen: dict[int, tuple[Array, float, Array]] = {}
     for batch in load_batches(
-        [ImageRef(one.id, project.image(one.uri), one.width, one.height) for one in images],
+        [project.ref(image) for image in images],
         channels=card.channels,
         max_pixels=project.config.data.max_pixels,
         input_scale=card.input_scale,

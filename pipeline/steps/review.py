@@ -21,7 +21,7 @@ from db.queries.models import TrainingImage
 from db.queries.queue_items import ReviewedRegion
 from pipeline.acquisition.reasons import grouped, percent
 from pipeline.config import IGNORE, Sampler
-from pipeline.data.images import ImageRef, read_image
+from pipeline.data.images import read_image
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask
@@ -286,7 +286,7 @@ class _Search:
         regions = config.scoring.regions
         if self.source is not None:
             data = config.data
-            ref = self._reference(image)
+            ref = self.project.ref(image)
             pixels = read_image(ref.path, channels=data.channels, max_pixels=data.max_pixels)
             return self.source(ref, pixels)
         if regions.kind == "segment":
@@ -301,7 +301,7 @@ class _Search:
         by_id = {image.id: image for image in images}
         data, card = self.project.config.data, self.card
         for batch in load_batches(
-            [self._reference(image) for image in images],
+            [self.project.ref(image) for image in images],
             channels=card.channels,
             max_pixels=data.max_pixels,
             input_scale=card.input_scale,
@@ -327,11 +327,6 @@ class _Search:
     def _label(self, image: TrainingImage) -> Mask:
         masks = [self.project.path(label.mask_uri) for label in image.labels]
         return compose_labels(masks, (image.width, image.height))
-
-    def _reference(self, image: TrainingImage) -> ImageRef:
-        return ImageRef(
-            id=image.id, path=self.project.image(image.uri), width=image.width, height=image.height
-        )
 
 
 def _described(image: TrainingImage, shapes: RegionMap, found: RegionDoubts, place: int) -> DoubtedRegion:

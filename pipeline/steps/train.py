@@ -20,7 +20,7 @@ from db.queries.models import TrainingImage, TrainingLabel
 from db.tables import Model, utc_now
 from pipeline import rounds
 from pipeline.config import content_hash
-from pipeline.data.images import ImageRef, probe_image
+from pipeline.data.images import probe_image
 from pipeline.data.input_range import InputRange, pixel_statistics
 from pipeline.data.labels import count_votes
 from pipeline.data.loading import Unreadable, load_batches
@@ -311,7 +311,7 @@ def _input_range(project: Project, survey: Survey, card: ModelCard) -> InputRang
     found = [
         pixel_statistics(batch.image_BKHW)
         for batch in load_batches(
-            [ImageRef(one.id, project.image(one.uri), one.width, one.height) for one in images],
+            [project.ref(image) for image in images],
             channels=card.channels,
             max_pixels=project.config.data.max_pixels,
             input_scale=card.input_scale,

@@ -39,7 +39,7 @@ class InitialRegions:
         self._source = region_source(project, self._config)
         self._counts: dict[int, int] = {}
         self.unusable: dict[str, str] = {}
-        self.regions_of: Callable[[int, str, int, int], Regions] = lru_cache(maxsize=4)(self._regions_of)
+        self.regions_of: Callable[[ImageRef], Regions] = lru_cache(maxsize=4)(self._regions_of)
 
     def prepare(self, pages: Callable[[], Sequence[Image]], threads: Executor, progress: Progress) -> None:
         """Find the regions of images, page by page until there is none. Superpixels take long, so
@@ -56,7 +56,7 @@ class InitialRegions:
         """The regions of an image; None where it has none, for the reason in `unusable`."""
         if self._source is not None and image.id not in self._counts:
             return None
-        return self.regions_of(image.id, image.uri, image.width, image.height)
+        return self.regions_of(self._project.ref(image))
 
     def counts(self, pool: PoolSizes) -> npt.NDArray[np.int64]:
         """How many regions each image of the pool has. Only those with a mask have been looked at: where
@@ -74,14 +74,13 @@ class InitialRegions:
 
     def _count(self, image: Image) -> int | str:
         try:
-            return len(self._regions_of(image.id, image.uri, image.width, image.height))
+            return len(self._regions_of(self._project.ref(image)))
         except DataError as error:
             return str(error)
 
-    def _regions_of(self, image_id: int, uri: str, width: int, height: int) -> Regions:
+    def _regions_of(self, ref: ImageRef) -> Regions:
         if self._source is None:
-            return box_regions(self._config, width, height)
-        ref = ImageRef(id=image_id, path=self._project.image(uri), width=width, height=height)
+            return box_regions(self._config, ref.width, ref.height)
         data = self._project.config.data
         pixels = read_image(ref.path, channels=data.channels, max_pixels=data.max_pixels)
         return self._source(ref, pixels).regions

@@ -18,7 +18,7 @@ from db.queries import labels, queue_items, queues, rounds
 from db.tables import Image, Model, Queue, ScoringRun
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import IGNORE
-from pipeline.data.images import ImageRef, as_rgb, read_image
+from pipeline.data.images import as_rgb, read_image
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.masks import Mask
@@ -159,10 +159,7 @@ def _predict(
     predictor, card = open_predictor(project, model, calibrators=calibrators)
     found: dict[int, _Maps] = {}
     for batch in load_batches(
-        [
-            ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
-            for image in images
-        ],
+        [project.ref(image) for image in images],
         channels=card.channels,
         max_pixels=project.config.data.max_pixels,
         input_scale=card.input_scale,

@@ -18,7 +18,6 @@ from db.queries import images as image_queries
 from db.queries import runs, scores
 from db.queries.runs import update_summary
 from db.tables import Image, ScoringRun
-from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.evaluation.drift import (
@@ -140,10 +139,7 @@ def _score_apart(project: Project, images: Sequence[Image], predictor: Predictor
 
     scoring = project.config.scoring
     score_images(
-        [
-            ImageRef(id=image.id, path=project.image(image.uri), width=image.width, height=image.height)
-            for image in chosen.values()
-        ],
+        [project.ref(image) for image in chosen.values()],
         predictor=predictor,
         card=card,
         scoring=scoring,

@@ -12,16 +12,14 @@ import numpy as np
 from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import runs, scores
-from db.queries.images import ImageFile
 from db.queries.scores import ScoredRegion
 from db.tables import ScoringRun
 from pipeline.acquisition.budget import queue_budget
 from pipeline.calibration.calibrators import Calibrators, Identity
 from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig
-from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
-from pipeline.data.project import Project
+from pipeline.data.project import Project, StoredImage
 from pipeline.model.checkpoints import ModelCard
 from pipeline.regions.outlines import decode_outline
 from pipeline.regions.shapes import RegionMap, map_regions
@@ -49,7 +47,7 @@ def measure_reordering(
         scored = scores.image_columns(session, run_id=run_id, columns=("image_id", "regions"))
         ids = scored["image_id"].astype(int)
         some = ids[:: max(1, -(-len(ids) // MOST_IMAGES))].tolist()
-        images = image_queries.image_files(session, image_ids=some)
+        images = image_queries.images_by_id(session, some)
         stored = scores.scored_regions(session, run_id=run_id, image_ids=some)
     before = _uncalibrated_entropies(project, predictor, card, images, stored)
     both = [
@@ -79,7 +77,7 @@ def _uncalibrated_entropies(
     project: Project,
     predictor: Predictor,
     card: ModelCard,
-    images: Sequence[ImageFile],
+    images: Sequence[StoredImage],
     stored: Sequence[ScoredRegion],
 ) -> dict[tuple[int, int], float]:
     """The entropy of each stored region without calibrators, by image id and region index."""
@@ -97,11 +95,7 @@ def _uncalibrated_entropies(
                 found[(item.id, index)] = entropy
 
     score_images(
-        [
-            ImageRef(row.id, project.image(row.uri), row.width, row.height)
-            for row in images
-            if row.id in regions
-        ],
+        [project.ref(row) for row in images if row.id in regions],
         predictor=uncalibrated,
         card=card,
         scoring=project.config.scoring.model_copy(update={"regions": RegionConfig(kind="superpixel")}),

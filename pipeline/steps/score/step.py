@@ -20,7 +20,6 @@ from db.queries import shards as shard_queries
 from db.queries.leases import owners, store_time
 from pipeline import rounds
 from pipeline.config import RegionConfig
-from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.drawing.heatmaps import TWO_COLOUR
@@ -236,7 +235,7 @@ def _top_heatmaps(
         prefix = scorer.predictor.calibrators.class_map
         wanted |= {f"{prefix}_{index}" for index in range(len(scorer.card.class_names))}
     refs = [
-        ImageRef(id=row.id, path=project.image(row.uri), width=row.width, height=row.height)
+        project.ref(row)
         for row, uris in top
         if not wanted <= set(uris or {})
         or not all(project.path(uri).is_file() for uri in (uris or {}).values())

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import shards
-from db.queries.images import ImageFile
+from db.queries.images import ImageRow
 from db.queries.leases import owners
 from db.queries.shards import MOST_ATTEMPTS, PlannedShard
 from db.tables import Image, ScoringRun
@@ -141,7 +141,7 @@ def _claimed_images(
     """
     limit = project.config.scoring.shard_images
 
-    def claim(session: Session, *, unbegun: bool) -> tuple[PlannedShard, list[ImageFile]] | None:
+    def claim(session: Session, *, unbegun: bool) -> tuple[PlannedShard, list[ImageRow]] | None:
         shard = shards.claim_shard(
             session,
             run_id=writer.run_id,
@@ -156,11 +156,8 @@ def _claimed_images(
             session, run_id=writer.run_id, after_id=shard.first - 1, last_id=shard.last, limit=limit
         )
 
-    def announce(shard: PlannedShard, found: list[ImageFile]) -> list[ImageRef]:
-        refs = [
-            ImageRef(row.id, project.image(row.uri), row.width, row.height, shard=shard.first)
-            for row in found
-        ]
+    def announce(shard: PlannedShard, found: list[ImageRow]) -> list[ImageRef]:
+        refs = [project.ref(row, shard=shard.first) for row in found]
         writer.expect(shard, refs)
         return refs
 
