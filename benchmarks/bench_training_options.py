@@ -28,7 +28,8 @@ from pipeline.config import Measure
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.metrics import Estimate, summarise
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.files import atomic_write_bytes
 from pipeline.model.checkpoints import ModelCard

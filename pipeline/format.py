@@ -20,9 +20,16 @@ def interval(
     """
     if undefined(value):
         return "not defined"
-    if undefined(low) or undefined(high):
-        return f"{value:{sign}.{digits}f} (no interval)"
-    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return f"{value:{sign}.{digits}f} {bounds(low, high, digits, sign) or '(no interval)'}"
+
+
+def bounds(low: float | None, high: float | None, digits: int = 3, sign: str = "") -> str:
+    """The two ends of an interval; empty where there is none.
+
+    >>> bounds(0.41, 0.592), bounds(None, None)
+    ('[0.410, 0.592]', '')
+    """
+    return "" if undefined(low) or undefined(high) else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -11,6 +11,7 @@ from pipeline.acquisition.routing import WORDS, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
+from pipeline.format import count, percent
 
 BOUNDARY_NATS = 0.5
 """Entropy of a mix of 80 % and 20 %: from there on a region is said to lie on a boundary."""
@@ -28,7 +29,7 @@ def reasons(
     and what kind of doubt that is."""
     measure = STRATEGIES[config.strategy].measure
     items, shortlist = selection.items, selection.shortlist
-    everything = f"{grouped(shortlist.available)} {config.unit}s"
+    everything = f"{count(shortlist.available)} {config.unit}s"
     noise = "" if config.noise_beta is None else f", power noise β = {config.noise_beta:g}"
     route = routes(items, ranks.limits)
     lines: list[str] = []
@@ -46,7 +47,7 @@ def reasons(
             parts.append(f"random draw from {drawn_from}")
         elif stratum != NO_STRATUM:
             parts.append(
-                f"no. {grouped(int(ranks.rank[item]))} of {grouped(shortlist.classes[stratum])} "
+                f"no. {count(int(ranks.rank[item]))} of {count(shortlist.classes[stratum])} "
                 f"{config.unit}s of {class_names[stratum]} by {measure} × class share{noise}"
             )
         if measure is not None and items.score is not None:
@@ -59,26 +60,6 @@ def reasons(
             parts.append(WORDS[kind])
         lines.append("; ".join(parts))
     return lines
-
-
-def grouped(number: int) -> str:
-    """
-    >>> grouped(17616)
-    '17 616'
-    """
-    return f"{number:,}".replace(",", " ")
-
-
-def percent(share: float) -> str:
-    """A share in per cent, with two significant digits below ten per cent.
-
-    >>> percent(0.00421), percent(0.25), percent(1.0), percent(1e-6)
-    ('0.42 %', '25 %', '100 %', '0.0001 %')
-    """
-    value = 100 * share
-    return (
-        f"{value:.0f} %" if value >= 9.95 else f"{float(f'{value:.2g}'):.10f}".rstrip("0").rstrip(".") + " %"
-    )
 
 
 def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pipeline.calibration.histogram import HistogramBinning
-from pipeline.calibration.naming import confidence_name
 from pipeline.calibration.scaling import ClasswiseTemperature, Temperature, VectorScaling
 from pipeline.calibration.selective import SelectiveScaling
+from pipeline.format import confidence_name
 
 
 class Calibrator(Protocol):

@@ -25,7 +25,8 @@ from pipeline.calibration.histogram import fit_histogram
 from pipeline.calibration.scaling import fit_classwise, fit_vector
 from pipeline.calibration.selective import fit_selective
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
-from pipeline.evaluation.metrics import Estimate, calibration_error, calibration_noise
+from pipeline.evaluation.estimate import Estimate, to_json
+from pipeline.evaluation.metrics import calibration_error, calibration_noise
 
 FIT_VALUES = {"temperature": 4_000_000, "histogram": 2_000_000}
 """Logits that a calibrator is fitted on: more say no more about these few parameters."""
@@ -75,11 +76,11 @@ class Judged:
         """As it is stored."""
         return {
             "name": self.name,
-            "nll": number(self.nll),
-            "nll_change": number(self.nll_change),
-            "ece": number(self.ece),
-            "brier": number(self.brier),
-            "ece_noise": None if math.isnan(self.ece_noise) else self.ece_noise,
+            "nll": self.nll.document(digits=None),
+            "nll_change": self.nll_change.document(digits=None),
+            "ece": self.ece.document(digits=None),
+            "brier": self.brier.document(digits=None),
+            "ece_noise": to_json(self.ece_noise, None),
             "labels_changed": self.labels_changed,
             "parameters": self.calibrator.parameters,
         }
@@ -114,12 +115,6 @@ class Judgement:
         """
         item = self.judged[name]
         return self.cross_fitted and not item.worse and item.ece.high < PASSING_ECE
-
-
-def number(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate as JSON; null where it is not defined."""
-    values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: None if math.isnan(value) else float(value) for name, value in values.items()}
 
 
 def fit_calibrator(name: str, pixels: Pixels) -> Calibrator:
@@ -274,7 +269,7 @@ class _Sums:
         def estimate(of: Callable[[Array], Array]) -> Estimate:
             value = float(of(np.ones((1, count)))[0])
             if count < 2:
-                return Estimate(value, math.nan, math.nan)
+                return Estimate(value)
             low, high = percentile_interval(of(drawn), confidence, count=count)
             return Estimate(value, float(low), float(high))
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.bootstrap import BlockBootstrap
-from pipeline.evaluation.metrics import Estimate, area_under_risk_coverage, auroc, average_precision
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.metrics import area_under_risk_coverage, auroc, average_precision
 from pipeline.evaluation.parts import Parts, with_whole
 from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
 

@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Measure, Sampler
+from pipeline.evaluation.estimate import Estimate
 
 GATED: Measure = "mutual_information"
 
 
 @dataclass(frozen=True)
 class NoveltyRow:
-    """The AUROC of one measure on one source of novelty; NaN ends where there is no interval."""
+    """The AUROC of one measure on one source of novelty."""
 
     sampler: str
     measure: str
     source: str
     """`held_out_classes`, `shuffled_patches` or `noise`."""
-    value: float
-    low: float
-    high: float
+    auroc: Estimate
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Gate:
     @property
     def passed(self) -> bool:
         """An AUROC without an interval proves nothing."""
-        return self.row.low >= self.threshold
+        return self.row.auroc.low >= self.threshold
 
 
 def judge(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: float) -> Gate | None:
@@ -54,4 +53,4 @@ def judge(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: float) -> 
 
 
 def _strength(row: NoveltyRow) -> float:
-    return row.low if row.low == row.low else float("-inf")
+    return row.auroc.low if row.auroc.low == row.auroc.low else float("-inf")

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.config import IGNORE
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.detection import coarse, error_metrics
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
 
 Array = npt.NDArray[np.float64]

@@ -10,13 +10,13 @@ its sums. Nothing here sees a pixel.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.proportions import clustered_interval
 from pipeline.evaluation.statistics import LINEAR_BINS, Statistics
 
@@ -26,15 +26,6 @@ Key = tuple[str, int]
 
 RESAMPLES_AT_ONCE = 250
 COVERAGE_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its bootstrap interval; each is NaN where it is not defined."""
-
-    value: float
-    low: float
-    high: float
 
 
 def summarise(
@@ -260,4 +251,4 @@ def _in_chunks(weights: Array) -> Iterator[Array]:
 
 
 def _json(values: Array) -> list[float | None]:
-    return [None if np.isnan(value) else round(float(value), 6) for value in values]
+    return [to_json(value) for value in values]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def mean_difference(
     value = float(second.mean() - first.mean())
     counts = [len(np.unique(block)) for block in (first_block, second_block)]
     if min(counts) < 2:
-        return Estimate(value, np.nan, np.nan)
+        return Estimate(value)
     drawn = [
         _drawn_means(values, block, resamples=resamples, seed=seed + side)
         for side, (values, block) in enumerate(((first, first_block), (second, second_block)))

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
-from pipeline.evaluation.metrics import Estimate, intersection_over_union, mean_defined
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.metrics import intersection_over_union, mean_defined
 from pipeline.evaluation.statistics import Statistics
 
 Array = npt.NDArray[np.float64]
@@ -91,7 +92,7 @@ def compare(
     ones = np.ones((1, count))
     difference = float((new.mean_iou(ones) - current.mean_iou(ones))[0])
     if count < 2:
-        return Verdict(difference >= -tolerance, Estimate(difference, np.nan, np.nan))
+        return Verdict(difference >= -tolerance, Estimate(difference))
     weights = bootstrap_weights(count, resamples=resamples, seed=seed)
     drawn = new.mean_iou(weights) - current.mean_iou(weights)
     low, high = percentile_interval(drawn, confidence, count=count)

@@ -26,8 +26,8 @@ from pipeline.evaluation.detection import (
     find_patches,
     patch_sums,
 )
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.frequency import frequency_sums
-from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.parts import Parts, boundary_band
 from pipeline.evaluation.ranks import rank_correlation
 from pipeline.evaluation.reliability import reliability_table

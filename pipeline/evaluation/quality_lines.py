@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import GATED
+from pipeline.format import number
 
 Row = Mapping[str, Any]
 
@@ -40,21 +41,8 @@ def gate_line(gate: Row | None) -> str:
     verdict = "passed" if gate["passed"] else "NOT passed"
     return (
         f"gate: {verdict}: mutual information ({gate['sampler']}) tells {WORDS[gate['source']]} from known "
-        f"pixels with AUROC {interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
+        f"pixels with AUROC {_interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
     )
-
-
-def interval(row: Row, digits: int = 3) -> str:
-    """A value with its interval.
-
-    >>> interval({"value": 0.5, "low": 0.412, "high": 0.6}, digits=2), interval({"value": None})
-    ('0.50 [0.41, 0.60]', 'not defined')
-    """
-    if row["value"] is None:
-        return "not defined"
-    if row["low"] is None or row["high"] is None:
-        return f"{row['value']:.{digits}f} (no interval)"
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -91,7 +79,7 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
             [
                 sampler,
                 measure,
-                interval(found.get((sampler, measure, "all", "auroc"), {"value": None})),
+                _interval(found.get((sampler, measure, "all", "auroc"))),
                 cell("auroc", "boundary"),
                 cell("auroc", "interior"),
                 *(cell(metric) for metric, _ in SHOWN),
@@ -112,7 +100,10 @@ def _classes(document: Mapping[str, Any]) -> Iterator[str]:
             and row["part"].startswith("class:")
         ]
         worst = sorted(rows, key=lambda row: row["value"])[:WORST_CLASSES]
-        said = ", ".join(f"{row['part'].removeprefix('class:')} {interval(row, 2)}" for row in worst)
+        said = ", ".join(
+            f"{row['part'].removeprefix('class:')} {Estimate.from_document(row).text(digits=2)}"
+            for row in worst
+        )
         yield f"Classes whose errors entropy finds worst ({sampler}): {said}"
 
 
@@ -127,9 +118,9 @@ def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
         rows.append(
             [
                 sampler,
-                interval(found[sampler, False, "all"]["ece"]),
-                interval(after["ece"]),
-                "–" if after["ece_noise"] is None else f"{after['ece_noise']:.3f}",
+                _interval(found[sampler, False, "all"]["ece"]),
+                _interval(after["ece"]),
+                number(after["ece_noise"]),
                 *(
                     _short(found[sampler, True, part]["ece"]) if (sampler, True, part) in found else "–"
                     for part in ("boundary", "interior")
@@ -147,7 +138,7 @@ def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "Does it notice what the model has not seen? Out-of-distribution AUROC."
     rows = [
-        [sampler, measure, *(_interval_of(found.get((sampler, measure, source))) for source in sources)]
+        [sampler, measure, *(_interval(found.get((sampler, measure, source))) for source in sources)]
         for sampler, measure in dict.fromkeys(key[:2] for key in found)
         if measure in (GATED, "entropy", "energy", "max_logit", "variation_ratio")
     ]
@@ -155,9 +146,8 @@ def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _short(row: Row | None) -> str:
-    value = None if row is None else row["value"]
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+    return number(None if row is None else row["value"])
 
 
-def _interval_of(row: Row | None) -> str:
-    return "–" if row is None else interval(row)
+def _interval(row: Row | None) -> str:
+    return "–" if row is None else Estimate.from_document(row).text()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.frequency import FrequencyGroup, covered
 from pipeline.evaluation.gate import Gate, NoveltyRow
-from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.reliability import Reliability
 
 Row = dict[str, Any]
-
-DIGITS = 6
 
 
 def detection_rows(
@@ -21,11 +18,11 @@ def detection_rows(
 ) -> list[Row]:
     """A row a measure, part and metric; none where the value is not defined (a class that is not there)."""
     return [
-        {"sampler": sampler, "measure": measure, "part": part, "metric": metric, **number(estimate)}
+        {"sampler": sampler, "measure": measure, "part": part, "metric": metric, **estimate.document()}
         for measure, metrics in found.items()
         for metric, estimates in metrics.items()
         for part, estimate in zip(parts, estimates, strict=True)
-        if not math.isnan(estimate.value)
+        if estimate.defined
     ]
 
 
@@ -37,7 +34,7 @@ def region_rows(sampler: str, found: Mapping[str, tuple[int, Mapping[str, Estima
             "measure": measure,
             "kind": kind,
             "metric": "spearman",
-            **number(estimate),
+            **estimate.document(),
             "n": count,
         }
         for kind, (count, estimates) in found.items()
@@ -56,17 +53,17 @@ def reliability_rows(
             "part": part,
             "bins": [
                 {
-                    name: plain(getattr(diagram, name)[place])
+                    name: to_json(getattr(diagram, name)[place])
                     for name in ("confidence", "accuracy", "low", "high", "share")
                 }
                 for place in range(len(diagram.share))
                 if diagram.share[place] > 0
             ],
-            "ece": number(diagram.ece),
-            "ece_noise": plain(diagram.ece_noise),
+            "ece": diagram.ece.document(),
+            "ece_noise": to_json(diagram.ece_noise),
         }
         for part, diagram in zip(parts, found, strict=True)
-        if not math.isnan(diagram.ece.value)
+        if diagram.ece.defined
     ]
 
 
@@ -76,16 +73,16 @@ def frequency_row(sampler: str, groups: list[FrequencyGroup]) -> Row:
         "sampler": sampler,
         "groups": [
             {
-                "share": plain(group.share),
+                "share": to_json(group.share),
                 **{
-                    name: [plain(value) for value in getattr(group, name)]
+                    name: [to_json(value) for value in getattr(group, name)]
                     for name in ("predicted", "empirical", "low", "high")
                 },
                 "inside": bool(group.held[group.tested].all()),
             }
             for group in groups
         ],
-        "covered": number(Estimate(covered(groups), math.nan, math.nan)),
+        "covered": Estimate(covered(groups)).document(),
     }
 
 
@@ -95,7 +92,7 @@ def novelty_row(row: NoveltyRow) -> Row:
         "sampler": row.sampler,
         "measure": row.measure,
         "source": row.source,
-        **number(Estimate(row.value, row.low, row.high)),
+        **row.auroc.document(),
     }
 
 
@@ -119,27 +116,7 @@ def novelty_rows(quality: Mapping[str, Any] | None, novelty: Mapping[str, Any] |
             sampler=row["sampler"],
             measure=row["measure"],
             source=row["source"],
-            value=_number(row["value"]),
-            low=_number(row["low"]),
-            high=_number(row["high"]),
+            auroc=Estimate.from_document(row),
         )
         for row in rows
     ]
-
-
-def number(estimate: Estimate) -> Row:
-    """A value with its interval.
-
-    >>> number(Estimate(0.25, float("nan"), 0.5))
-    {'value': 0.25, 'low': None, 'high': 0.5}
-    """
-    return {"value": plain(estimate.value), "low": plain(estimate.low), "high": plain(estimate.high)}
-
-
-def plain(value: float) -> float | None:
-    """A number as JSON takes it: null for NaN."""
-    return None if math.isnan(value) else round(float(value), DIGITS)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from pipeline.evaluation.bootstrap import BlockBootstrap
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
 
@@ -30,7 +30,7 @@ def rank_correlation(
         block: [n], the block of each region, below the bootstrap's number of blocks.
     """
     if len(score) < 2:
-        return Estimate(np.nan, np.nan, np.nan)
+        return Estimate(np.nan)
     count = bootstrap.weights.shape[1]
     columns, rows = _quantile_bin(score), _quantile_bin(error)
     table = np.zeros((count, columns.max() + 1, rows.max() + 1))

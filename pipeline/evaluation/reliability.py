@@ -15,7 +15,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pipeline.evaluation.bootstrap import BlockBootstrap
-from pipeline.evaluation.metrics import Estimate, calibration_error, calibration_noise
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.metrics import calibration_error, calibration_noise
 from pipeline.evaluation.parts import Parts, with_whole
 from pipeline.evaluation.proportions import clustered_interval
 

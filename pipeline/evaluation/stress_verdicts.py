@@ -9,7 +9,6 @@ common is not counted as uncertainty.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
 
@@ -143,15 +142,10 @@ def verdicts(results: Results, sample: Sample, *, guarded: str) -> list[Verdict]
     return said
 
 
-def number(value: float) -> float | None:
-    """For a JSON document: NaN is null."""
-    return None if math.isnan(value) else round(value, 6)
-
-
 def _magnified(results: Results, base: Condition, most: Condition, sample: Sample, guarded: str) -> Verdict:
     before, after = (_means(results[condition], sample) for condition in (base, most))
     change = sample.mean(results[most]["confidence"] - results[base]["confidence"])
-    raised = change.low > 0 if not math.isnan(change.low) else change.value > 0
+    raised = change.lowest > 0
     what = (
         f"{most.label} takes confidence from {before['confidence']:.2f} to {after['confidence']:.2f} and "
         f"accuracy from {before['accuracy']:.2f} to {after['accuracy']:.2f}"
@@ -175,9 +169,9 @@ def _degraded(results: Results, base: Condition, stressed: Sequence[Condition], 
         f"{worst.label}: accuracy {before['accuracy']:.2f} to {after['accuracy']:.2f}, "
         f"confidence {before['confidence']:.2f} to {after['confidence']:.2f}"
     )
-    if not _falls(accuracy):
+    if accuracy.highest >= 0:
         return Verdict(kind, True, f"Accuracy holds under {name} ({what}).")
-    if not _falls(confidence):
+    if confidence.highest >= 0:
         return Verdict(kind, False, f"Confidence does not fall with {name}, accuracy does ({what}).")
     share = confidence.value / accuracy.value
     lag = "" if share >= 0.5 else f", but by only {share:.0%} of what accuracy loses"
@@ -191,22 +185,17 @@ def _unrecognisable(results: Results, base: Condition, condition: Condition, sam
         if not np.isnan(results[condition][measure]).any()
     }
     energy = aurocs.pop("energy")
-    ok = (energy.value if math.isnan(energy.low) else energy.low) >= RANKS_HIGH
+    ok = energy.lowest >= RANKS_HIGH
     before, after = (_means(results[one], sample)["confidence"] for one in (base, condition))
     subject = f"{IN_WORDS[condition.kind]} ({condition.label})"
     others = "".join(f", {name.replace('_', ' ')} {found.value:.2f}" for name, found in aurocs.items())
-    interval = "no interval" if math.isnan(energy.low) else f"{energy.low:.2f} to {energy.high:.2f}"
     return Verdict(
         condition.kind,
         ok,
         f"Images of {subject} {'rank' if ok else 'do not rank'} in the top of the energy score: AUROC "
-        f"{energy.value:.2f} ({interval}){others}; confidence {before:.2f} to {after:.2f}.",
+        f"{energy.text(digits=2)}{others}; confidence {before:.2f} to {after:.2f}.",
     )
 
 
 def _means(values: Mapping[str, Array], sample: Sample) -> dict[str, float]:
     return {metric: sample.mean(values[metric]).value for metric in ("accuracy", "confidence")}
-
-
-def _falls(difference: Estimate) -> bool:
-    return (difference.value if math.isnan(difference.high) else difference.high) < 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import bounds, number
 from pipeline.report.svg import Chart
 
 
@@ -152,24 +152,12 @@ class Section:
     fresh: bool = False
 
 
-def estimate(document: Mapping[str, Any] | None) -> Estimate:
-    """A number of a stored document, with NaN for null."""
-    found = document or {}
-    return Estimate(*(number(found.get(key)) for key in ("value", "low", "high")))
-
-
-def number(value: float | None) -> float:
-    """NaN for null."""
-    return math.nan if value is None else float(value)
-
-
 def figure(value: Estimate, *, digits: int = 3, strong: bool = False) -> Cell:
     """A number and its interval as a cell.
 
     >>> figure(Estimate(0.8561, 0.8349, 0.8770))
     Cell(text='0.856', detail='[0.835, 0.877]', color='', strong=False)
     """
-    if math.isnan(value.value):
-        return Cell("–")
-    interval = "" if math.isnan(value.low) else f"[{value.low:.{digits}f}, {value.high:.{digits}f}]"
-    return Cell(f"{value.value:.{digits}f}", interval, strong=strong)
+    return Cell(
+        number(value.value, digits), bounds(value.low, value.high, digits), strong=strong and value.defined
+    )

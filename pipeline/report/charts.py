@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.metrics import Estimate
-from pipeline.report.figures import in_short
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.svg import LETTER, WIDTH, Axis, Chart, Plot, named_axis, number_axis
 
 SERIES = tuple(f"s{index}" for index in range(10))
@@ -100,7 +99,7 @@ def line_chart(
                     place,
                     value.value,
                     line.color,
-                    title=f"{line.name}: {in_short(value)}",
+                    title=f"{line.name}: {value.text()}",
                     hollow=bool(line.hollow and line.hollow[index]),
                 )
     names = tuple((line.color, line.name) for line in lines) if legend else ()
@@ -145,7 +144,7 @@ def dot_chart(
             at = middle - (order - (len(present) - 1) / 2) * gap / step
             estimate = row.values[name]
             plot.whisker(at, estimate.low, estimate.high, colors[name], across=True)
-            said = f"{row.name}, {spoken(name)}: {in_short(estimate)}"
+            said = f"{row.name}, {spoken(name)}: {estimate.text()}"
             plot.dot(estimate.value, at, colors[name], title=said)
     names = tuple((colors[name], spoken(name)) for name in used)
     return Chart(title, plot.drawn(title), names if len(names) > 1 else (), note)
@@ -240,9 +239,7 @@ def scatter_chart(
     for predicted, found, inside, name in points:
         color = "s0" if inside else "bad"
         plot.whisker(predicted, found.low, found.high, color)
-        plot.dot(
-            predicted, found.value, color, title=f"{name}: said {predicted:.3f}, found {in_short(found)}"
-        )
+        plot.dot(predicted, found.value, color, title=f"{name}: said {predicted:.3f}, found {found.text()}")
     legend = (("s0", "interval holds what was said"), ("bad", "does not"))
     return Chart(title, plot.drawn(title), legend, note)
 
@@ -257,9 +254,9 @@ def spark_chart(values: Sequence[Estimate], names: Sequence[str], *, title: str,
     plot.line(line.x, [v.value for v in values], color)
     for index, value in enumerate(values):
         plot.whisker(index, value.low, value.high, color)
-        plot.dot(index, value.value, color, title=f"{names[index]}: {in_short(value)}", radius=3)
+        plot.dot(index, value.value, color, title=f"{names[index]}: {value.text()}", radius=3)
     last = next((v for v in reversed(values) if not math.isnan(v.value)), None)
-    return Chart(title, plot.drawn(f"{title} over rounds"), (), in_short(last) if last else "not defined")
+    return Chart(title, plot.drawn(f"{title} over rounds"), (), last.text() if last else "not defined")
 
 
 def _reliability_marks(plot: Plot, bins: Sequence[Bin], color: str) -> None:
@@ -271,7 +268,7 @@ def _reliability_marks(plot: Plot, bins: Sequence[Bin], color: str) -> None:
     for one in shown:
         plot.whisker(one.confidence, one.accuracy.low, one.accuracy.high, color)
         pixels = f"{100 * one.share:.2g} % of pixels"
-        said = f"said {100 * one.confidence:.1f} %, right {in_short(one.accuracy)}, {pixels}"
+        said = f"said {100 * one.confidence:.1f} %, right {one.accuracy.text()}, {pixels}"
         plot.dot(one.confidence, one.accuracy.value, color, title=said, radius=3.2)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.blocks import Gallery
 from pipeline.report.curves import RiskCurve, RoundPoint
 from pipeline.report.reliability import Reliability

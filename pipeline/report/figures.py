@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.files import atomic_write_bytes
 
 INK, MUTED, RULE = "#1f2937", "#6b7280", "#e5e7eb"
@@ -102,19 +102,6 @@ def draw_interval(axes: Axes, x: float, estimate: Estimate, *, color: str, width
     """A vertical line from the interval's one end to the other; nothing where there is no interval."""
     if not math.isnan(estimate.low):
         axes.plot([x, x], [estimate.low, estimate.high], color=color, linewidth=width, alpha=0.55, zorder=2)
-
-
-def in_short(estimate: Estimate, *, digits: int = 3) -> str:
-    """A value with its interval.
-
-    >>> in_short(Estimate(0.8123, 0.79, 0.84)), in_short(Estimate(0.5, math.nan, math.nan), digits=2)
-    ('0.812 [0.790, 0.840]', '0.50')
-    """
-    if math.isnan(estimate.value):
-        return "not defined"
-    if math.isnan(estimate.low):
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def line_color(color: npt.NDArray[np.uint8]) -> str:

@@ -30,6 +30,7 @@ def render_page(contents: Contents) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=unbroken,
     )
     environment.filters["coded"] = coded
     script = _asset("page.js")
@@ -71,6 +72,15 @@ def class_colors(colors: npt.NDArray[np.uint8]) -> str:
         )
     dark = "".join(f".c{index}{{color:var(--dark)}}" for index in range(len(colors)))
     return "\n" + "\n".join(rules) + f"\n@media screen and (prefers-color-scheme:dark){{{dark}}}\n"
+
+
+def unbroken(value: object) -> object:
+    """Text in which a number stays on one line with its per cent sign.
+
+    >>> unbroken("12 % of 3")
+    '12\xa0% of 3'
+    """
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value
 
 
 def coded(words: str) -> Markup:

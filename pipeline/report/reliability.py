@@ -14,9 +14,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.calibration.naming import confidence_name
-from pipeline.evaluation.metrics import Estimate
-from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_short, in_style, new_figure, percentages
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import confidence_name
+from pipeline.report.figures import AFTER, BEFORE, INK, MUTED, in_style, new_figure, percentages
 
 Array = npt.NDArray[np.float64]
 
@@ -82,7 +82,7 @@ def draw_reliability(
     grid = figure.subplots(2, len(panels), height_ratios=(3.4, 1), sharex=True, sharey="row", squeeze=False)
     for column, (name, reliability, color, confidence) in enumerate(panels):
         _draw_diagram(grid[0, column], reliability, color=color)
-        grid[0, column].set_title(f"{name}: ECE {in_short(reliability.ece)}")
+        grid[0, column].set_title(f"{name}: ECE {reliability.ece.text()}")
         _draw_counts(grid[1, column], reliability, color=color)
         grid[1, column].set_xlabel(f"{confidence} of the prediction")
     grid[0, 0].set_ylabel("accuracy of these pixels")

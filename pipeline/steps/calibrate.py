@@ -19,12 +19,12 @@ from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from
 from pipeline.calibration.comparison import Judgement, cross_fit
 from pipeline.calibration.fit import Pixels, at_bound
-from pipeline.calibration.naming import confidence_name
 from pipeline.config import Sampler
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import blocks
+from pipeline.format import confidence_name
 from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, silent

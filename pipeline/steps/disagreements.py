@@ -11,9 +11,9 @@ import numpy.typing as npt
 from db.engine import Database
 from db.queries import runs, scores
 from db.tables import Model
-from pipeline.acquisition.reasons import grouped, percent
 from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.format import count, percent
 from pipeline.uncertainty.disagreement import Disagreement, confident_but_disagreeing
 
 
@@ -62,7 +62,7 @@ class DisagreementReport:
     def lines(self) -> Iterator[str]:
         """The list in words."""
         yield (
-            f"Run {self.run_id} of {self.model}: {grouped(self.found)} of {grouped(self.regions)} regions "
+            f"Run {self.run_id} of {self.model}: {count(self.found)} of {count(self.regions)} regions "
             f"are confident but disagreeing (expected entropy up to {self.most_entropy:.3f}, mutual "
             f"information from {self.least_information:.3f}, the medians of the run)."
         )

@@ -5,7 +5,6 @@ Legend: B batch, C classes, H W image size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from db.engine import Database
 from db.queries import evaluations, failures, models
-from db.queries.evaluations import Interval, MetricKey
+from db.queries.evaluations import Interval
 from db.tables import Model
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
@@ -24,7 +23,8 @@ from pipeline.config import EvaluationConfig, Measure, Sampler
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.metrics import Estimate, Key, curves, summarise
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.metrics import Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.leases import one_at_a_time
@@ -87,7 +87,7 @@ class EvaluationReport:
         for row in self.rows:
             what = "calibrated" if row.calibrated else "uncalibrated"
             figures = ", ".join(
-                f"{label} {in_words(row.metrics[(name, -1)])}"
+                f"{label} {row.metrics[(name, -1)].text()}"
                 for label, name in (
                     ("mIoU", "miou"),
                     ("ECE", "ece"),
@@ -143,7 +143,7 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
                 images=row.images,
                 blocks=row.blocks,
                 curves=row.curves,
-                metrics=_stored(row.metrics),
+                metrics={key: Interval(**item.document(digits=None)) for key, item in row.metrics.items()},
             )
         stored = session.get_one(Model, model.id)
         stored.status = "promoted" if promoted else "refused"
@@ -154,19 +154,6 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     return EvaluationReport(
         model=model.name, promoted=promoted, decision=decision, rows=rows, failed=failed, warnings=warnings
     )
-
-
-def in_words(estimate: Estimate, *, sign: str = "") -> str:
-    """A value with its interval.
-
-    >>> in_words(Estimate(0.5, 0.41, 0.592)), in_words(Estimate(0.5, float("nan"), float("nan")))
-    ('0.500 [0.410, 0.592]', '0.500 (no interval)')
-    """
-    if math.isnan(estimate.value):
-        return "not defined"
-    if math.isnan(estimate.low):
-        return f"{estimate.value:{sign}.3f} (no interval)"
-    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 def _measure(
@@ -296,7 +283,7 @@ def _decide(
     if row is None:
         return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
     found = row.metrics[("miou", -1)]
-    measured = f"mIoU {in_words(found)} on {row.images} {row.split} images"
+    measured = f"mIoU {found.text()} on {row.images} {row.split} images"
     other = models.other_promoted_model(session, model.id)
     if other is None:
         return True, f"{model.name} is promoted, the first model: {measured}."
@@ -314,15 +301,14 @@ def _decide(
             seed=SEED,
         )
         promoted = verdict.promoted
-        against = f"{in_words(verdict.difference, sign='+')} against {other.name} on the same images"
+        against = f"{verdict.difference.text(sign='+')} against {other.name} on the same images"
     else:
         former = evaluations.metrics_of(
             session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
         ).get(("miou", -1))
         if former is None or former.value is None:
             return True, f"{model.name} is promoted: {measured}; {other.name} was never measured there."
-        reach = found.value if math.isnan(found.high) else found.high
-        promoted = reach >= former.value - config.promote_tolerance
+        promoted = found.highest >= former.value - config.promote_tolerance
         against = f"{other.name} had {former.value:.3f} on other images"
     if promoted:
         return True, f"{model.name} is promoted: {measured}, {against}."
@@ -345,13 +331,3 @@ def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:
     if "calibration" in sizes and "test" not in sizes:
         warnings.append("The calibrators were fitted on the images that judge them here: ECE is optimistic.")
     return warnings
-
-
-def _stored(metrics: Mapping[Key, Estimate]) -> dict[MetricKey, Interval]:
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    return {
-        key: Interval(number(item.value), number(item.low), number(item.high))
-        for key, item in metrics.items()
-    }

@@ -25,10 +25,9 @@ from pipeline.data.loading import Batch, Unreadable, load_batches
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric
-from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
-from pipeline.evaluation.stress_verdicts import number
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
@@ -97,7 +96,7 @@ class NoveltyReport:
             ):
                 yield (
                     f"{name}: held-out {found.means[0]:.3f}, pool {found.means[1]:.3f}, "
-                    f"difference {_in_words(found.difference)}"
+                    f"difference {found.difference.text()}"
                 )
             for _, uri, distance, percentile in self.farthest[:3]:
                 yield f"far from everything labeled: {uri} ({distance:.3f}, {percentile:.0f}th percentile)"
@@ -108,7 +107,7 @@ class NoveltyReport:
             )
             for row in self.unseen.rows:
                 if row.metric == "auroc":
-                    yield f"  {row.sampler:<14}{row.measure:<20}AUROC {_in_words(row.estimate)}"
+                    yield f"  {row.sampler:<14}{row.measure:<20}AUROC {row.estimate.text()}"
         for subject, reason in self.failed:
             yield f"not used: {subject}: {reason}"
 
@@ -437,7 +436,7 @@ def _document(report: NoveltyReport, former: dict[str, Any] | None) -> dict[str,
                     "sampler": row.sampler,
                     "measure": row.measure,
                     "metric": row.metric,
-                    **_number(row.estimate),
+                    **row.estimate.document(),
                 }
                 for row in unseen.rows
             ],
@@ -452,14 +451,5 @@ def _compared(found: Compared | None) -> dict[str, Any] | None:
         "edges": found.edges,
         "held_out": found.held_out,
         "pool": found.pool,
-        "difference": _number(found.difference),
+        "difference": found.difference.document(),
     }
-
-
-def _number(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": number(estimate.value), "low": number(estimate.low), "high": number(estimate.high)}
-
-
-def _in_words(estimate: Estimate) -> str:
-    interval = "no interval" if np.isnan(estimate.low) else f"{estimate.low:.3f} to {estimate.high:.3f}"
-    return f"{estimate.value:.3f} ({interval})"

@@ -19,7 +19,6 @@ from db.engine import Database
 from db.queries import failures, models, queue_items, queues, runs
 from db.queries.models import TrainingImage
 from db.queries.queue_items import ReviewedRegion
-from pipeline.acquisition.reasons import grouped, percent
 from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import read_image
 from pipeline.data.labels import compose_labels
@@ -36,6 +35,7 @@ from pipeline.evaluation.label_errors import (
     self_confidence,
 )
 from pipeline.evaluation.parts import boundary_band
+from pipeline.format import count, percent
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.regions.outlines import paint_regions
@@ -108,18 +108,18 @@ class ReviewReport:
     def lines(self) -> Iterator[str]:
         """The report in words."""
         yield (
-            f"{self.model} ({self.sampler}) doubts the labels of {grouped(self.doubted)} regions in "
-            f"{grouped(self.images)} labeled images."
+            f"{self.model} ({self.sampler}) doubts the labels of {count(self.doubted)} regions in "
+            f"{count(self.images)} labeled images."
         )
         if self.queue is not None:
-            yield f"{self.queue}: the first {grouped(len(self.items))} of them, in {self.folder}"
+            yield f"{self.queue}: the first {count(len(self.items))} of them, in {self.folder}"
         for rank, item in enumerate(self.items[:10], start=1):
             yield f"  {rank:4d}  {item.uri}  {item.reason(self.class_names)}"
         if len(self.items) > 10:
-            yield f"  … and {grouped(len(self.items) - 10)} more"
+            yield f"  … and {count(len(self.items) - 10)} more"
         if self.seen:
             yield (
-                f"note: {self.model} was trained on the labels of {grouped(self.seen)} of these images and "
+                f"note: {self.model} was trained on the labels of {count(self.seen)} of these images and "
                 "has partly learned their errors; a model that had not seen them would find more."
             )
         for subject, reason in self.failed:

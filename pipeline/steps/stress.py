@@ -22,7 +22,7 @@ from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.stress_verdicts import (
     BASES,
     METRICS,
@@ -32,9 +32,9 @@ from pipeline.evaluation.stress_verdicts import (
     Results,
     Sample,
     Verdict,
-    number,
     verdicts,
 )
+from pipeline.format import number
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
@@ -83,7 +83,7 @@ class StressReport:
         for condition, values in table.items():
             first = "" if condition.kind == kind else condition.kind.replace("_", " ")
             kind = condition.kind
-            cells = (first, condition.label, *(_cell(values.get(metric, np.nan)) for metric in METRICS))
+            cells = (first, condition.label, *(number(values.get(metric)) for metric in METRICS))
             yield "".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
         for verdict in self.verdicts:
             yield f"{'passed' if verdict.ok else 'FAILED'}: {verdict.text}"
@@ -314,9 +314,7 @@ def _document(report: StressReport, project: Project) -> dict[str, Any]:
                 "strength": row.condition.strength,
                 "label": row.condition.label,
                 "metric": row.metric,
-                "value": number(row.estimate.value),
-                "low": number(row.estimate.low),
-                "high": number(row.estimate.high),
+                **row.estimate.document(),
             }
             for row in report.rows
         ],
@@ -324,7 +322,3 @@ def _document(report: StressReport, project: Project) -> dict[str, Any]:
             {"kind": verdict.kind, "ok": verdict.ok, "text": verdict.text} for verdict in report.verdicts
         ],
     }
-
-
-def _cell(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}"

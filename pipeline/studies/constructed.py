@@ -108,7 +108,7 @@ class ConstructedInputs:
             for index, measure in enumerate(measures):
                 for place, source in enumerate(CONSTRUCTED, start=1):
                     value = separation(sums[:, 0, index], sums[:, place, index], bootstrap=bootstrap)
-                    rows.append(NoveltyRow(sampler, measure, source, value.value, value.low, value.high))
+                    rows.append(NoveltyRow(sampler, measure, source, value))
         return rows
 
     def _add(

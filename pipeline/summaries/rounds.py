@@ -14,7 +14,7 @@ from db.queries import labels as label_queries
 from db.queries import models as model_queries
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
 from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel
-from pipeline.calibration.naming import confidence_name
+from pipeline.format import confidence_name
 
 Interval = tuple[float | None, float | None, float | None]
 """A value, its lower and its upper bound; None where it is not defined."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import number, percent
 from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text
 from pipeline.report.charts import MEASURE_COLORS, Line, line_chart, spoken
 from pipeline.report.contents import Contents, SharedFacts
-from pipeline.report.figures import in_short
 from pipeline.report.svg import Chart, number_axis
 
 MOST_POINTS = 500
@@ -41,7 +41,7 @@ def annotators(contents: Contents) -> list[Section]:
 
 def _relation(measure: str, found: Estimate, reason: str) -> str:
     what = f"Rank correlation of the annotators’ vote entropy with the model’s {spoken(measure)}"
-    return f"{what}: not known, {reason}." if reason else f"{what}: {in_short(found)}."
+    return f"{what}: not known, {reason}." if reason else f"{what}: {found.text()}."
 
 
 def _entropies(facts: SharedFacts) -> Chart | None:
@@ -49,7 +49,7 @@ def _entropies(facts: SharedFacts) -> Chart | None:
     if not known:
         return None
     expected = [row.expected_entropy for row in known]
-    votes = [Estimate(row.vote_entropy, math.nan, math.nan) for row in known]
+    votes = [Estimate(row.vote_entropy) for row in known]
     every = len(known) == len(facts.rows)
     return line_chart(
         [Line("region", MEASURE_COLORS["expected_entropy"], expected, votes, kind="points")],
@@ -63,7 +63,7 @@ def _entropies(facts: SharedFacts) -> Chart | None:
 
 def _people(facts: SharedFacts) -> Table:
     rows = [
-        [Cell(one.name), Cell(_percent(one.agreement)), Cell(str(one.images)), Cell(str(one.pixels))]
+        [Cell(one.name), Cell(percent(one.agreement, 1)), Cell(str(one.images)), Cell(str(one.pixels))]
         for one in facts.people
     ]
     head = ("annotator", "agreement with all others", "images", "pixels that both have labeled")
@@ -75,20 +75,12 @@ def _disputed(facts: SharedFacts) -> Table:
     rows = [
         [
             Cell(row.name, f"{row.queue}, {row.rank}: {row.annotators} annotators"),
-            Cell(_percent(row.disagreement)),
-            Cell(f"{row.vote_entropy:.3f}"),
-            Cell(_number(row.expected_entropy)),
-            Cell(_number(row.mutual_information)),
+            Cell(percent(row.disagreement, 1)),
+            Cell(number(row.vote_entropy)),
+            Cell(number(row.expected_entropy)),
+            Cell(number(row.mutual_information)),
         ]
         for row in shown
     ]
     head = ("region", "disagreement", "vote entropy", "expected entropy", "mutual information")
     return Table(head, rows, f"The {len(shown)} most disputed of {len(facts.rows)} regions")
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate, from_json
+from pipeline.format import number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -16,9 +17,7 @@ from pipeline.report.blocks import (
     Section,
     Table,
     Text,
-    estimate,
     figure,
-    number,
 )
 from pipeline.report.charts import (
     AFTER,
@@ -30,7 +29,6 @@ from pipeline.report.charts import (
     spoken,
 )
 from pipeline.report.contents import Calibrated, Contents, Document
-from pipeline.report.figures import in_short
 from pipeline.report.reliability import Reliability
 
 
@@ -83,7 +81,7 @@ def _of_sampler(one: Calibrated) -> list[Block]:
     charts = [
         reliability_chart(
             reliability_bins(diagram),
-            title=f"{name}: ECE {in_short(diagram.ece)}",
+            title=f"{name}: ECE {diagram.ece.text()}",
             color=color,
             axis=axis,
         )
@@ -106,7 +104,7 @@ def _calibrators(one: Calibrated) -> list[Block]:
     if not one.report:
         return [Missing("The calibrators of this model have not been compared.", "segcurate calibrate")]
     compared: list[dict[str, Any]] = list(one.report["calibrators"])
-    best = min((number(row["nll"]["value"]) for row in compared), default=math.nan)
+    best = min((from_json(row["nll"]["value"]) for row in compared), default=math.nan)
     chosen, auto = one.report.get("chosen"), one.report.get("auto")
     rows = []
     for row in compared:
@@ -114,10 +112,10 @@ def _calibrators(one: Calibrated) -> list[Block]:
         rows.append(
             [
                 Cell(spoken(row["name"]), ", ".join(marks), strong=row["name"] == chosen),
-                figure(estimate(row["nll"]), strong=row["nll"]["value"] == best),
-                figure(estimate(row["ece"])),
-                figure(estimate(row["brier"])),
-                Cell(_percent(number(row["labels_changed"]))),
+                figure(Estimate.from_document(row["nll"]), strong=row["nll"]["value"] == best),
+                figure(Estimate.from_document(row["ece"])),
+                figure(Estimate.from_document(row["brier"])),
+                Cell(percent(row["labels_changed"])),
             ]
         )
     source = {"audit": "the audit slices, weighted by inclusion probability"}.get(
@@ -146,7 +144,7 @@ def _parts(contents: Contents) -> list[Block]:
             next((row for row in mine if row["part"] == part and row["calibrated"] is kind), None)
             for kind in (False, True)
         )
-        values = [f"{number(row['ece']['value']):.3f}" if row is not None else "–" for row in (before, after)]
+        values = [number(row["ece"]["value"] if row else None) for row in (before, after)]
         charts.append(
             small_reliability(
                 _bins(before),
@@ -185,15 +183,15 @@ def _frequency(contents: Contents) -> list[Block]:
             group["high"],
             strict=True,
         ):
-            share = Estimate(number(seen), number(low), number(high))
+            share = Estimate(*map(from_json, (seen, low, high)))
             inside = math.isnan(share.low) or share.low <= said <= share.high
             if max(said, share.value) >= 0.005:
                 points.append((said, share, inside, f"{name}, group {index + 1}"))
-    covered = number(found["covered"]["value"])
-    level = 100 * number((contents.quality or {}).get("confidence"))
+    covered = found["covered"]["value"]
+    level = (contents.quality or {}).get("confidence")
     note = (
         "Pixels are grouped by their predicted vector; a point is one class of one of "
-        f"{len(found['groups'])} groups. {_percent(covered)} of the {level:.0f}\u00a0% intervals hold what "
+        f"{len(found['groups'])} groups. {percent(covered)} of the {percent(level)} intervals hold what "
         "was said."
     )
     chart = scatter_chart(
@@ -217,19 +215,9 @@ def part_name(part: str) -> str:
 def _bins(row: Document | None) -> list[Bin]:
     return [
         Bin(
-            number(one["confidence"]),
-            Estimate(number(one["accuracy"]), number(one["low"]), number(one["high"])),
-            number(one["share"]),
+            from_json(one["confidence"]),
+            Estimate(*(from_json(one[name]) for name in ("accuracy", "low", "high"))),
+            from_json(one["share"]),
         )
         for one in (row or {}).get("bins", [])
     ]
-
-
-def _percent(share: float) -> str:
-    return (
-        "–"
-        if math.isnan(share)
-        else f"{100 * share:.2g}\u00a0%"
-        if share < 0.1
-        else f"{100 * share:.0f}\u00a0%"
-    )

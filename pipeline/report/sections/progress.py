@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from pipeline.evaluation.metrics import Estimate
+from pipeline.format import number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -20,7 +18,6 @@ from pipeline.report.blocks import (
 )
 from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_chart, line_chart, spark_chart
 from pipeline.report.contents import Contents, QueueFacts
-from pipeline.report.figures import in_short
 from pipeline.report.svg import Axis, number_axis
 
 SHORT_HASH = 12
@@ -38,19 +35,19 @@ def standing(contents: Contents) -> Section:
         ("Round", str(now.round_number or 0), f"{now.state} comes next" if now.state else ""),
         (
             "Labeled",
-            _share(now.labeled_share),
+            percent(now.labeled_share),
             f"{now.labeled_regions} regions in {now.labeled_images} images",
         ),
         ("Images", str(images), splits),
     ]
     if promoted is not None:
         name = f"mIoU of {now.promoted}" if now.promoted else "mIoU"
-        mean = promoted.mean_iou
-        tiles.insert(0, (name, _value(mean), _interval(mean)))
-        ece = promoted.ece_after
-        tiles.insert(
-            1, ("Calibration error", _value(ece), f"{_interval(ece)}, before {_value(promoted.ece_before)}")
-        )
+        mean, ece = figure(promoted.mean_iou), figure(promoted.ece_after)
+        before = f"before {number(promoted.ece_before.value)}"
+        tiles[:0] = [
+            (name, mean.text, mean.detail),
+            ("Calibration error", ece.text, f"{ece.detail}, {before}" if ece.detail else before),
+        ]
     blocks: list[Block] = [Tiles(tiles), Text(f"Next: `{now.next_command}`. {now.reason}", tone="next")]
     if now.failures:
         blocks.append(
@@ -79,7 +76,7 @@ def learning(contents: Contents) -> Section:
         0,
         last * 1.08,
         tuple(
-            (point.labeled_share, f"{100 * point.labeled_share:.{digits}f} %\nround {point.number}")
+            (point.labeled_share, f"{percent(point.labeled_share, digits)}\nround {point.number}")
             for point in points
         ),
         "labeled share of the pool's pixels",
@@ -136,7 +133,7 @@ def queue(contents: Contents) -> Section:
             Cell(item.name),
             Cell(item.class_name, color=colors.get(item.class_name, "")),
             Cell(item.reason),
-            Cell("–" if item.score is None else f"{item.score:.3f}"),
+            Cell(number(item.score)),
             Cell(item.status),
         ]
         for item in facts.first
@@ -199,10 +196,10 @@ def _rounds_table(contents: Contents) -> Table:
         [
             Cell(f"round {point.number}"),
             Cell("promoted" if point.promoted else "refused"),
-            Cell(_share(point.labeled_share)),
+            Cell(percent(point.labeled_share)),
             Cell(str(point.labeled_regions)),
-            *([Cell("–" if point.clicks is None else f"{point.clicks:.0f}")] if clicks else []),
-            *([Cell("–" if point.hours is None else f"{point.hours:.1f}")] if hours else []),
+            *([Cell(number(point.clicks, 0))] if clicks else []),
+            *([Cell(number(point.hours, 1))] if hours else []),
             figure(point.mean_iou),
             figure(point.ece_before),
             figure(point.ece_after),
@@ -247,17 +244,3 @@ def _largest(facts: QueueFacts) -> dict[str, int]:
     if rest:
         shown[f"{len(rest)} others"] = sum(count for _, count in rest)
     return shown
-
-
-def _share(share: float) -> str:
-    percent = 100 * share
-    digits = 0 if percent >= 10 else 1 if percent >= 1 else 2
-    return f"{percent:.{digits}f} %"
-
-
-def _value(value: Estimate) -> str:
-    return "–" if math.isnan(value.value) else f"{value.value:.3f}"
-
-
-def _interval(value: Estimate) -> str:
-    return "" if math.isnan(value.low) else in_short(value).split(" ", 1)[1]

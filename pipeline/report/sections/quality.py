@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -15,13 +15,10 @@ from pipeline.report.blocks import (
     Section,
     Table,
     Text,
-    estimate,
     figure,
-    number,
 )
 from pipeline.report.charts import MEASURE_COLORS, SAMPLER_COLORS, DotRow, Line, dot_chart, line_chart, spoken
 from pipeline.report.contents import Contents, Document, Risks
-from pipeline.report.figures import in_short
 from pipeline.report.sections.calibration import part_name
 from pipeline.report.svg import Chart, number_axis
 
@@ -67,7 +64,7 @@ def quality(contents: Contents) -> Section:
 
 def auroc_axis(values: Sequence[Estimate], label: str) -> tuple[float, float, str]:
     """Ends of an axis for AUROCs: from 0.5, or from below it where one lies there."""
-    lowest = min([v.low if not math.isnan(v.low) else v.value for v in values] + [0.5])
+    lowest = min([v.lowest for v in values if v.defined] + [0.5])
     return math.floor(lowest * 10) / 10, 1.0, label
 
 
@@ -75,7 +72,7 @@ def _gate(document: Document) -> list[Block]:
     gate = document.get("gate")
     if gate is None:
         return []
-    found = in_short(estimate(gate))
+    found = Estimate.from_document(gate).text()
     what = f"{spoken(gate['measure'])} of {spoken(gate['sampler'])}"
     source = spoken(gate["source"])
     if gate["passed"]:
@@ -96,7 +93,8 @@ def _detection(document: Document, contents: Contents) -> list[Block]:
     table: dict[tuple[str, str], dict[str, Estimate]] = {}
     for row in rows:
         if row["part"] == "all":
-            table.setdefault((row["sampler"], row["measure"]), {})[row["metric"]] = estimate(row)
+            metrics = table.setdefault((row["sampler"], row["measure"]), {})
+            metrics[row["metric"]] = Estimate.from_document(row)
     blocks: list[Block] = [Heading("Finding errors")]
     charts = [_auroc_chart(table)]
     if contents.risks is not None:
@@ -133,9 +131,9 @@ def _parts_chart(rows: Sequence[Document], contents: Contents) -> Chart | None:
             row["sampler"] == contents.sampler
             and row["metric"] == "auroc"
             and row["measure"] in measures
-            and not math.isnan(number(row["value"]))
+            and row["value"] is not None
         ):
-            found.setdefault(row["part"], {})[row["measure"]] = estimate(row)
+            found.setdefault(row["part"], {})[row["measure"]] = Estimate.from_document(row)
     if len(found) < 2:
         return None
     low, high, label = auroc_axis(
@@ -183,13 +181,13 @@ def _regions(document: Document) -> list[Block]:
         return [*blocks, Missing("No region scores have been compared with errors.", "segcurate assess")]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     charts = []
-    values = [estimate(row) for row in rows]
-    lowest = min([v.low for v in values if not math.isnan(v.low)] + [v.value for v in values] + [0.0])
+    values = [Estimate.from_document(row) for row in rows]
+    lowest = min([v.lowest for v in values if v.defined] + [0.0])
     for sampler in samplers:
         by_measure: dict[str, dict[str, Estimate]] = {}
         for row in rows:
             if row["sampler"] == sampler:
-                by_measure.setdefault(row["measure"], {})[row["kind"]] = estimate(row)
+                by_measure.setdefault(row["measure"], {})[row["kind"]] = Estimate.from_document(row)
         charts.append(
             dot_chart(
                 [DotRow(spoken(measure), found) for measure, found in by_measure.items()],

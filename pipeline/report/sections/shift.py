@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -16,9 +16,7 @@ from pipeline.report.blocks import (
     Table,
     Text,
     Verdicts,
-    estimate,
     figure,
-    number,
 )
 from pipeline.report.charts import (
     MEASURE_COLORS,
@@ -31,7 +29,6 @@ from pipeline.report.charts import (
     spoken,
 )
 from pipeline.report.contents import Contents, Document
-from pipeline.report.figures import in_short
 from pipeline.report.sections.quality import auroc_axis
 from pipeline.report.svg import Chart, named_axis, number_axis
 
@@ -94,7 +91,7 @@ def drift(contents: Contents) -> Section:
         blocks.append(
             Text(
                 f"Calibration reorders the queue by this much: Spearman’s rank correlation "
-                f"{_short(number(reordering['spearman']))}, {_percent(number(reordering['top_overlap']))} "
+                f"{number(reordering['spearman'])}, {percent(reordering['top_overlap'])} "
                 f"of the top regions in common, over {reordering['regions']} regions of "
                 f"{reordering['images']} images.",
                 tone="note",
@@ -122,7 +119,7 @@ def _by_kind(document: Document) -> dict[str, dict[str, dict[float, tuple[str, E
     found: dict[str, dict[str, dict[float, tuple[str, Estimate]]]] = {}
     for row in sorted(document["rows"], key=lambda row: row["strength"]):
         metrics = found.setdefault(row["kind"], {})
-        metrics.setdefault(row["metric"], {})[row["strength"]] = (row["label"], estimate(row))
+        metrics.setdefault(row["metric"], {})[row["strength"]] = (row["label"], Estimate.from_document(row))
     ordered = [
         *(kind for kind in STRESS_NAMES if kind in found),
         *(k for k in found if k not in STRESS_NAMES),
@@ -240,8 +237,12 @@ def _novelty(contents: Contents) -> list[Block]:
     blocks.append(Text(words, tone="note"))
     by_source: dict[str, dict[str, dict[str, Estimate]]] = {}
     for row, source in rows:
-        by_source.setdefault(source, {}).setdefault(row["measure"], {})[row["sampler"]] = estimate(row)
-    low, high, label = auroc_axis([estimate(row) for row, _ in rows], "out-of-distribution AUROC")
+        by_source.setdefault(source, {}).setdefault(row["measure"], {})[row["sampler"]] = (
+            Estimate.from_document(row)
+        )
+    low, high, label = auroc_axis(
+        [Estimate.from_document(row) for row, _ in rows], "out-of-distribution AUROC"
+    )
     charts = [
         dot_chart(
             [DotRow(spoken(measure), values) for measure, values in found.items()],
@@ -258,8 +259,8 @@ def _farthest(document: Document) -> list[Block]:
     rows = [
         [
             Cell(row["uri"]),
-            Cell(_short(number(row["distance"]))),
-            Cell(_percentile(number(row["percentile"]))),
+            Cell(number(row["distance"])),
+            Cell(number(row["percentile"], 1)),
         ]
         for row in document.get("farthest", [])[:MOST_IMAGES]
     ]
@@ -270,13 +271,13 @@ def _farthest(document: Document) -> list[Block]:
 def _comparisons(document: Document, contents: Contents) -> list[Chart]:
     name = next((one.confidence_name for one in contents.calibrated), "softmax score")
     charts = []
-    for key, title, label, percent in (
+    for key, title, label, shares in (
         ("confidence", "Confidence of pixels", f"{name} of the prediction", True),
         ("neighbours", "Distance to the nearest labeled image", "distance in encoder features", False),
     ):
         part = document.get(key)
         if part:
-            difference = in_short(estimate(part["difference"]))
+            difference = Estimate.from_document(part["difference"]).text()
             charts.append(
                 histogram_chart(
                     part["edges"],
@@ -284,7 +285,7 @@ def _comparisons(document: Document, contents: Contents) -> list[Chart]:
                     title=title,
                     label=label,
                     colors={HELD_OUT: "s5", POOL: "s0"},
-                    percent=percent,
+                    percent=shares,
                     note=f"Mean of the pool minus that of the held-out images: {difference}",
                 )
             )
@@ -297,8 +298,8 @@ def _drift_tables(found: Document) -> list[Block]:
         [
             Cell(_against(reference) if index == 0 else ""),
             Cell(spoken(row["measure"]), color=""),
-            Cell(_short(number(row["distance"]))),
-            Cell(_p_value(number(row["p"]))),
+            Cell(number(row["distance"])),
+            Cell(_p_value(row["p"])),
             Cell("drifted" if row["drifted"] else "–", strong=bool(row["drifted"])),
         ]
         for reference in found["references"]
@@ -311,8 +312,8 @@ def _drift_tables(found: Document) -> list[Block]:
         [
             Cell(row["uri"]),
             Cell(spoken(row["measure"])),
-            Cell(_short(number(row["value"]))),
-            Cell(_percentile(number(row["percentile"]))),
+            Cell(number(row["value"])),
+            Cell(number(row["percentile"], 1)),
         ]
         for row in found["images"]
     ]
@@ -327,8 +328,8 @@ def _outside(images: Sequence[Document]) -> Table:
         [
             Cell(row["uri"]),
             Cell(f"{row['statistic']} of channel {row['channel']}"),
-            Cell(f"{number(row['value']):.3g}"),
-            Cell(f"{number(row['low']):.3g} to {number(row['high']):.3g}"),
+            Cell(f"{row['value']:.3g}"),
+            Cell(f"{row['low']:.3g} to {row['high']:.3g}"),
         ]
         for row in images[:MOST_IMAGES]
     ]
@@ -343,17 +344,5 @@ def _against(reference: Document) -> str:
     return f"{reference['images']} {what}"
 
 
-def _short(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
 def _p_value(value: float) -> str:
-    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _percentile(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1f}"
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.0f}\u00a0%"
+    return "< 0.001" if value < 0.001 else number(value)

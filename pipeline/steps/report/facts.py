@@ -19,11 +19,10 @@ from db.queries import evaluations, queue_items, queues, rounds
 from db.queries import models as model_queries
 from db.queries.evaluations import Kind, MetricKey, assessment_of
 from db.tables import Metric, Model, Queue, Round, ScoringRun, utc_now
-from pipeline.calibration.naming import confidence_name
 from pipeline.data.masks import palette
 from pipeline.data.project import Project
-from pipeline.evaluation.metrics import Estimate
-from pipeline.report.blocks import number
+from pipeline.evaluation.estimate import Estimate, from_json
+from pipeline.format import confidence_name
 from pipeline.report.contents import (
     Ancestor,
     Annotator,
@@ -283,7 +282,7 @@ def _shared(session: Session, project: Project) -> SharedFacts | None:
     return SharedFacts(
         images=found.images,
         people=[
-            Annotator(one.annotator, one.images, one.pixels, number(one.agreement))
+            Annotator(one.annotator, one.images, one.pixels, from_json(one.agreement))
             for one in found.against_others
         ],
         correlations=[
@@ -298,8 +297,8 @@ def _shared(session: Session, project: Project) -> SharedFacts | None:
                 annotators=row.annotators,
                 disagreement=row.disagreement,
                 vote_entropy=row.vote_entropy,
-                expected_entropy=number(row.expected_entropy),
-                mutual_information=number(row.mutual_information),
+                expected_entropy=from_json(row.expected_entropy),
+                mutual_information=from_json(row.mutual_information),
             )
             for row in found.rows
         ],

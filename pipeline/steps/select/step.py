@@ -16,12 +16,13 @@ from db.queries import scores as score_queries
 from db.tables import Queue, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.ranking import rank_items
-from pipeline.acquisition.reasons import grouped, reasons
+from pipeline.acquisition.reasons import reasons
 from pipeline.acquisition.selection import Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
+from pipeline.format import count
 from pipeline.progress import Progress, silent
 from pipeline.steps.select.gate import gate_warnings
 from pipeline.steps.select.pool import ScoredPool
@@ -72,7 +73,7 @@ class QueuePreview:
     def lines(self) -> list[str]:
         """The queue in words: what it is made of, and its first items."""
         said = [
-            f"{self.name}: {len(self.items)} of {grouped(self.candidates)} {self.unit}s by {self.strategy}.",
+            f"{self.name}: {len(self.items)} of {count(self.candidates)} {self.unit}s by {self.strategy}.",
             f"  slices   {_counts(self.by_slice)}",
             f"  classes  {_counts(self.by_class)}",
             f"  groups   {_counts(self.by_group)}",
@@ -82,7 +83,7 @@ class QueuePreview:
             said.append(f"  scores   {low:.3f} to {high:.3f}")
         said += [f"  {item.rank:4d}  {item.uri}  {item.reason}" for item in self.items[:SHOWN_ITEMS]]
         if len(self.items) > SHOWN_ITEMS:
-            said.append(f"  … and {grouped(len(self.items) - SHOWN_ITEMS)} more")
+            said.append(f"  … and {count(len(self.items) - SHOWN_ITEMS)} more")
         return said + [f"warning: {warning}" for warning in self.warnings]
 
 
@@ -192,12 +193,12 @@ def _warnings(
     found: list[str] = []
     if budget.requested > shortlist.available:
         found.append(
-            f"The budget of {grouped(budget.requested)} is more than the "
-            f"{grouped(shortlist.available)} {unit} that are left."
+            f"The budget of {count(budget.requested)} is more than the "
+            f"{count(shortlist.available)} {unit} that are left."
         )
     if len(selection.index) < budget.total:
         found.append(
-            f"Only {grouped(len(selection.index))} of {grouped(budget.total)} {unit} were chosen: "
+            f"Only {count(len(selection.index))} of {count(budget.total)} {unit} were chosen: "
             "`per_image_cap`, `no_touching` and `min_gap` forbid the rest."
         )
     missing = [name for index, name in enumerate(class_names) if index not in shortlist.classes]

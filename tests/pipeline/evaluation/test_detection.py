@@ -19,7 +19,7 @@ from pipeline.evaluation.detection import (
     patch_sums,
     separation,
 )
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.parts import Parts, boundary_band, part_names, with_whole
 from pipeline.evaluation.ranks import rank_correlation
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from db.queries import models as model_queries
 from db.queries import rounds
 from db.tables import Label, Model, Queue
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.promotion import Verdict
 from pipeline.operation.retrain import RetrainReport, decide, run_retrain
 from pipeline.operation.runner import Runner

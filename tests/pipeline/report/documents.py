@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.blocks import Gallery
 from pipeline.report.contents import (
     Ancestor,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.charts import (
     Bin,
     DotRow,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.config import IGNORE
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.curves import RiskCurve, RoundPoint, draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import line_color, write_figure
 from pipeline.report.gallery import GalleryRow, crop_around, draw_gallery, painted

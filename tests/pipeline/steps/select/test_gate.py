@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from db.queries.evaluations import Kind, put_assessment
 from db.tables import ScoringRun
 from pipeline.errors import UserError
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import NoveltyRow, judge
 from pipeline.evaluation.quality_rows import novelty_row, novelty_rows
 from pipeline.steps.select import select
@@ -22,7 +22,7 @@ RANKED: dict[str, Any] = {"strategy": "mutual_information", "budget": 10}
 def row(
     source: str, low: float, *, sampler: str = "mc_dropout", measure: str = "mutual_information"
 ) -> NoveltyRow:
-    return NoveltyRow(sampler, measure, source, low + 0.05, low, low + 0.1)
+    return NoveltyRow(sampler, measure, source, Estimate(low + 0.05, low, low + 0.1))
 
 
 def quality(*rows: NoveltyRow) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class TestWhatDecides:
         assert not gate.passed
 
     def test_an_auroc_without_an_interval_does_not_pass(self):
-        single = NoveltyRow("mc_dropout", "mutual_information", "noise", 0.99, math.nan, math.nan)
+        single = NoveltyRow("mc_dropout", "mutual_information", "noise", Estimate(0.99))
         gate = judge([single], sampler="mc_dropout", threshold=0.6)
         assert gate is not None
         assert not gate.passed
@@ -71,7 +71,9 @@ class TestWhatDecides:
 
     def test_a_former_copy_of_held_out_classes_gives_way_to_the_stored_ones(self):
         old = quality(row("held_out_classes", 0.9))
-        assert [found.low for found in novelty_rows(old, novelty(row("held_out_classes", 0.5)))] == [0.5]
+        assert [found.auroc.low for found in novelty_rows(old, novelty(row("held_out_classes", 0.5)))] == [
+            0.5
+        ]
 
 
 class TestWhatTheSelectionDoes:
