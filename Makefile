@@ -51,7 +51,7 @@ test-prefect: $(READY)  ## a Prefect server and a worker, killed and started aga
 	$(REAL) tests/real/test_prefect_server.py
 
 test-prefect-ui: $(READY)  ## what a person sees, in headless Chromium
-	$(REAL) tests/real/test_prefect_ui.py
+	$(REAL) tests/real/test_prefect_ui.py tests/real/test_private_server.py
 
 test-kill: $(READY)  ## nights and retrainings killed at 25 moments each
 	$(REAL) tests/real/kill

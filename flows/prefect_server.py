@@ -1,9 +1,16 @@
-"""The Prefect server: the one that is configured, or one of our own on this machine."""
+"""The Prefect server: the one that is configured, or a private one of a project on this machine.
+
+Whoever reaches the API of a Prefect server may run any command as the user of its worker, and every page in a
+browser can send requests to this machine. A private server therefore asks for a password that only the
+project's owner can read, and answers no page but its own.
+"""
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -12,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline.errors import UserError
 
@@ -69,6 +77,23 @@ def require_server() -> str:
     return url
 
 
+def private_password(file: Path) -> str:
+    """User and password of a project's private server, `segcurate:…`; the first call draws them.
+
+    Args:
+        file: where they are kept, readable by its owner only.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        file.chmod(0o600)
+        return file.read_text(encoding="ascii").strip()
+    with os.fdopen(descriptor, "w", encoding="ascii") as opened:
+        opened.write(f"segcurate:{secrets.token_urlsafe(32)}")
+    return file.read_text(encoding="ascii")
+
+
 def answers(url: str, *, timeout: float = 2.0) -> bool:
     """Whether a healthy Prefect server is at this API address."""
     try:
@@ -79,25 +104,31 @@ def answers(url: str, *, timeout: float = 2.0) -> bool:
 
 
 @contextmanager
-def own_server(port: int) -> Generator[str]:
+def private_server(port: int, *, password: str) -> Generator[str]:
     """A Prefect server on this machine's loopback, until the context ends. It is started again if it dies.
 
-    A healthy one that is there already is used, and left alone. Its data lie in PREFECT_HOME.
+    One of an earlier call with this password is used, and left running. Its data are in PREFECT_HOME.
 
     Args:
-        port: where the API and the UI are.
+        port: of the API and the UI.
+        password: `user:password`, which every request needs.
 
     Yields:
         The API's address.
 
     Raises:
-        UserError: it does not come up.
+        UserError: another server has this port, or the server does not start.
     """
     url = f"http://{HOST}:{port}/api"
     if answers(url):
+        if _status(url) != 401 or _status(url, password) != 200:
+            raise UserError(
+                f"Another Prefect server is running at {url}.",
+                f"To use it, set PREFECT_API_URL={url}; else choose another port with `--port`.",
+            )
         yield url
         return
-    server = _Server(port)
+    server = _Server(port, password)
     try:
         server.wait_until_healthy(url)
         yield url
@@ -105,21 +136,29 @@ def own_server(port: int) -> Generator[str]:
         server.stop()
 
 
-def use_server(url: str, environment: Mapping[str, str]) -> None:
-    """Make `url` the server of this process and of the runs that it starts, and set these variables."""
+def use_server(url: str, environment: Mapping[str, str], *, password: str | None = None) -> None:
+    """Make `url` the server of this process and of the runs that it starts, and set these variables.
+
+    Args:
+        environment: variables that are set where they are not.
+        password: `user:password` of the server; None leaves it to the environment.
+    """
     from prefect.context import refresh_global_settings_context
 
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     os.environ["PREFECT_API_URL"] = url
+    if password is not None:
+        os.environ["PREFECT_API_AUTH_STRING"] = password
     refresh_global_settings_context()
 
 
 class _Server:
     """The child process. A thread waits for it, and starts it again when it has died by itself."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, password: str) -> None:
         self._port = port
+        self._password = password
         self._stopping = threading.Event()
         self._process = self._start()
         self._keeper = threading.Thread(target=self._keep, name="prefect-server-keeper", daemon=True)
@@ -148,7 +187,14 @@ class _Server:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "prefect", "server", "start"]
         command += ["--host", HOST, "--port", str(self._port)]
-        environment = {**SERVER_SETTINGS, **os.environ}
+        origin = f"http://{HOST}:{self._port}"
+        environment = {
+            **SERVER_SETTINGS,
+            **os.environ,
+            "PREFECT_SERVER_API_AUTH_STRING": self._password,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+            "PREFECT_UI_API_URL": f"{origin}/api",
+        }
         # its own session: Ctrl-C reaches us first, and the runs end before the server does
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
@@ -159,3 +205,18 @@ class _Server:
                 return
             logger.warning("The Prefect server ended (%s) and is started again.", code)
             self._process = self._start()
+
+
+def _status(url: str, password: str | None = None) -> int:
+    """The HTTP status with which the API answers a request, 0 without an answer."""
+    request = urllib.request.Request(f"{url}/admin/version")
+    if password is not None:
+        token = base64.b64encode(password.encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (urllib.error.URLError, OSError):
+        return 0

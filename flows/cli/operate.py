@@ -16,6 +16,9 @@ from pipeline.data.project import load_project
 if TYPE_CHECKING:
     from flows.deployments import Deployment, Deployments
 
+PASSWORD_FILE = "prefect-password"
+"""In the workdir: what the private Prefect server of `serve` asks for."""
+
 commands = typer.Typer()
 prefect_app = typer.Typer(help="Prepare a Prefect server.", no_args_is_help=True)
 
@@ -32,17 +35,28 @@ def serve(
 ) -> None:
     """Run every schedule on this machine, until stopped. Brings a Prefect server if none is configured."""
     deployments = _deployments(file)
-    from flows.prefect_server import configured_server, own_server, require_server, use_server
+    from flows.prefect_server import (
+        configured_server,
+        private_password,
+        private_server,
+        require_server,
+        use_server,
+    )
     from flows.serving import serve_until_stopped
 
     if configured_server() is not None:
         use_server(require_server(), deployments.environment)
         serve_until_stopped(deployments, limit=limit, ready=_show)
         return
-    with own_server(port) as url:
-        use_server(url, deployments.environment)
+    secret = load_project(state.config_file).workdir / PASSWORD_FILE
+    password = private_password(secret)
+    with private_server(port, password=password) as url:
+        use_server(url, deployments.environment, password=password)
         console.print(
-            f"Prefect: [bold]{url.removesuffix('/api')}[/]. For other commands: PREFECT_API_URL={url}"
+            f"Prefect: [bold]{url.removesuffix('/api')}[/]; the password is in {literal(str(secret))}."
+        )
+        console.print(
+            literal(f'Other commands: PREFECT_API_URL={url} PREFECT_API_AUTH_STRING="$(cat {secret})"')
         )
         serve_until_stopped(deployments, limit=limit, ready=_show)
 
