@@ -77,6 +77,22 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Closes what a test has opened."""
+    opened: list[Database] = []
+    whole = Database.__init__
+
+    def noted(database: Database, url: str) -> None:
+        whole(database, url)
+        opened.append(database)
+
+    monkeypatch.setattr(Database, "__init__", noted)
+    yield
+    for database in opened:
+        database.close()
+
+
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     """A project folder with 24 images of two sizes, their masks, and a configuration."""

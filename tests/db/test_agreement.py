@@ -14,6 +14,7 @@ from db.queries.queue_items import count_clicks, set_clicks
 from db.tables import Label, Queue, QueueItem, ScoringRun
 from pipeline.evaluation.agreement import Agreement
 from tests.db.small_store import open_store, rows_for
+from tests.factories import ask
 
 BOX = (0, 0, 0, 0)
 """Of every region of `rows_for`."""
@@ -49,22 +50,19 @@ def test_a_shared_region_comes_with_its_scores_and_only_the_most_disputed_first(
             {1: Agreement(2, 5, 0.2, 0.3), 2: Agreement(3, 5, 0.6, 0.7), 4: Agreement(2, 5, 0.1, 0.5)},
         )
         set_clicks(session, {1: 4.0, 2: 6.5})
-    with database.session(write=False) as session:
-        found = agreement.shared_regions(session)
-        assert [(row.queue, row.rank, row.annotators) for row in found] == [
-            ("round-01", 2, 3),
-            ("other", 1, 2),
-            ("round-01", 1, 2),
-        ]
-        np.testing.assert_allclose([row.expected_entropy or -1 for row in found], [0.3, -1, 0.2], rtol=1e-6)
-        assert [row.uri for row in agreement.shared_regions(session, queue_id=2)] == ["0.png"]
-        assert count_clicks(session, 1) == 10.5
+    found = ask(database, agreement.shared_regions)
+    assert [(row.queue, row.rank, row.annotators) for row in found] == [
+        ("round-01", 2, 3),
+        ("other", 1, 2),
+        ("round-01", 1, 2),
+    ]
+    np.testing.assert_allclose([row.expected_entropy or -1 for row in found], [0.3, -1, 0.2], rtol=1e-6)
+    assert [row.uri for row in ask(database, agreement.shared_regions, queue_id=2)] == ["0.png"]
+    assert ask(database, count_clicks, 1) == 10.5
     with database.session() as session:
         scores.forget_scores(session, run_id=1, image_ids=[1, 2])
         session.execute(update(ScoringRun).values(pruned_at=datetime.now(UTC)))
-    with database.session(write=False) as session:
-        assert [row.expected_entropy for row in agreement.shared_regions(session)] == [None] * 3
-    database.close()
+    assert [row.expected_entropy for row in ask(database, agreement.shared_regions)] == [None] * 3
 
 
 def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annotator(store_url: str) -> None:
@@ -92,15 +90,13 @@ def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annot
                 labeled_at=datetime.now(UTC),
                 regions=[LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")],
             )
-    with database.session(write=False) as session:
-        found = agreement.shared_images(session)
-        assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
-        assert [row.image_id for row in agreement.shared_images(session, queue_id=1)] == [1]
-        assert labels.covered_regions(session, [2, 5]) == {
-            2: {(1, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
-            5: {(4, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
-        }
-    database.close()
+    found = ask(database, agreement.shared_images)
+    assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
+    assert [row.image_id for row in ask(database, agreement.shared_images, queue_id=1)] == [1]
+    assert ask(database, labels.covered_regions, [2, 5]) == {
+        2: {(1, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
+        5: {(4, 0, 2, 2, 0, True), (0, 0, 8, 8, 3, False)},
+    }
 
 
 def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
@@ -151,4 +147,3 @@ def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
         assert covered(4) == (5, 2.0**5 + 2.0**7 + 2.0**8 + 2.0**9)
         session.execute(update(QueueItem).where(QueueItem.region_index == 5).values(status="released"))
         assert covered(1, 2) == (2, 2.0**8)
-    database.close()

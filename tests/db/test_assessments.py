@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import pytest
 
 from db.engine import Database
 from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Model, Round
+from tests.factories import ask
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
+def database(store_url: str) -> Database:
     opened = Database(store_url)
     with opened.session() as session:
         session.add(Round(id=1, number=1, state="score"))
@@ -31,8 +30,7 @@ def database(store_url: str) -> Generator[Database]:
                 iterations=1,
             )
         )
-    yield opened
-    opened.close()
+    return opened
 
 
 def test_a_document_replaces_the_former_one_of_its_kind_only(database: Database) -> None:
@@ -40,10 +38,9 @@ def test_a_document_replaces_the_former_one_of_its_kind_only(database: Database)
         put_assessment(session, model_id=1, kind="stress", document={"images": 3})
         put_assessment(session, model_id=1, kind="quality", document={"images": 1})
         put_assessment(session, model_id=1, kind="quality", document={"images": 2})
-    with database.session(write=False) as session:
-        found = {
-            kind: assessment_of(session, model_id=1, kind=kind) for kind in ("quality", "stress", "novelty")
-        }
+    found = {
+        kind: ask(database, assessment_of, model_id=1, kind=kind) for kind in ("quality", "stress", "novelty")
+    }
     assert {kind: row and row.document for kind, row in found.items()} == {
         "quality": {"images": 2},
         "stress": {"images": 3},

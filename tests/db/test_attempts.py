@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection
 
 import pytest
 
@@ -10,10 +10,11 @@ from db.engine import Database
 from db.queries import runs, shards
 from db.queries.shards import MOST_ATTEMPTS, PlannedShard
 from db.tables import Image, Model, Round
+from tests.factories import ask
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
+def database(store_url: str) -> Database:
     """Four images of the pool in two shards of run 1."""
     database = Database(store_url)
     with database.session() as session:
@@ -28,15 +29,13 @@ def database(store_url: str) -> Generator[Database]:
         session.flush()
         runs.open_run(session, model_id=1, scorer_hash="s", scorer={})
         shards.plan_shards(session, run_id=1, shard_images=2)
-    yield database
-    database.close()
+    return database
 
 
 def claim(
     database: Database, owner: str, *, dead: Collection[str] = (), unbegun: bool = False
 ) -> PlannedShard | None:
-    with database.session() as session:
-        return shards.claim_shard(session, run_id=1, owner=owner, seconds=60, dead=dead, unbegun=unbegun)
+    return ask(database, shards.claim_shard, run_id=1, owner=owner, seconds=60, dead=dead, unbegun=unbegun)
 
 
 FIRST, SECOND = PlannedShard(1, 2), PlannedShard(3, 4)
@@ -57,8 +56,7 @@ def test_a_shard_is_left_alone_after_its_last_attempt(database: Database) -> Non
         )
     dead: set[str] = set()
     for attempt in range(MOST_ATTEMPTS):
-        with database.session() as session:
-            assert shards.fatal_shards(session, run_id=1, dead=dead) == []
+        assert ask(database, shards.fatal_shards, run_id=1, dead=dead) == []
         assert claim(database, f"victim {attempt}", dead=dead) == SECOND
         dead.add(f"victim {attempt}")
     assert claim(database, "next", dead=dead) is None
@@ -71,8 +69,7 @@ def test_a_shard_is_left_alone_after_its_last_attempt(database: Database) -> Non
 def test_a_shard_that_is_given_back_was_not_to_blame(database: Database) -> None:
     for _ in range(MOST_ATTEMPTS + 1):
         assert claim(database, "a", unbegun=True) == FIRST
-        with database.session() as session:
-            shards.release_shards(session, run_id=1, owner="a")
+        ask(database, shards.release_shards, run_id=1, owner="a")
 
 
 def test_a_new_plan_tries_again_what_was_left_alone(database: Database) -> None:

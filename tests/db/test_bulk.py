@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from db import bulk
 from db.base import Document
 from db.bulk import insert_columns
 from db.engine import Database, connection_lost
+from tests.factories import ask
 
 TABLE = Table(
     "everything",
@@ -56,11 +56,10 @@ FULL: dict[str, list[Any]] = {
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
+def database(store_url: str) -> Database:
     database = Database(store_url)
     TABLE.create(database.engine)
-    yield database
-    database.close()
+    return database
 
 
 def rows(database: Database) -> list[dict[str, Any]]:
@@ -69,8 +68,7 @@ def rows(database: Database) -> list[dict[str, Any]]:
 
 
 def write(database: Database, **columns: Any) -> int:
-    with database.session() as session:
-        return insert_columns(session, TABLE, columns)
+    return ask(database, insert_columns, TABLE, columns)
 
 
 def test_every_type_comes_back_as_it_went_in(database: Database) -> None:
@@ -173,11 +171,10 @@ def test_a_session_whose_insert_failed_can_be_rolled_back_and_used_again(databas
 
 
 @pytest.fixture
-def on_server(postgresql_url: str) -> Generator[Database]:
+def on_server(postgresql_url: str) -> Database:
     database = Database(postgresql_url)
     TABLE.create(database.engine)
-    yield database
-    database.close()
+    return database
 
 
 def test_a_text_that_the_server_refuses_is_a_data_error(on_server: Database) -> None:

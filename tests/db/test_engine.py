@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from db import migrations
 from db.engine import Database, connect
 from db.errors import StoreError
 from db.tables import Base, Failure, Image, Round
+from tests.factories import add_rows, fetch, fetch_one
 
 
 def failure(subject: str) -> Failure:
@@ -32,10 +32,8 @@ def image(uri: str, split: str = "pool") -> Image:
 
 
 @pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    database = Database(url)
-    yield database
-    database.close()
+def database(url: str) -> Database:
+    return Database(url)
 
 
 def test_a_block_that_raises_writes_nothing(database: Database) -> None:
@@ -47,13 +45,11 @@ def test_a_block_that_raises_writes_nothing(database: Database) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_then_fail()
-    with database.session(write=False) as session:
-        assert session.scalars(select(Failure)).all() == []
+    assert fetch(database, Failure) == []
 
 
 def test_natural_keys_make_a_repeated_insert_fail(database: Database) -> None:
-    with database.session() as session:
-        session.add(image("a.png"))
+    add_rows(database, image("a.png"))
     with pytest.raises(IntegrityError), database.session() as session:
         session.add(image("a.png"))
 
@@ -72,10 +68,8 @@ def test_foreign_keys_are_enforced(database: Database) -> None:
 
 def test_times_come_back_aware_and_in_utc(database: Database) -> None:
     moment = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
-    with database.session() as session:
-        session.add(Round(number=1, state="train", started_at=moment))
-    with database.session(write=False) as session:
-        row = session.scalars(select(Round)).one()
+    add_rows(database, Round(number=1, state="train", started_at=moment))
+    row = fetch_one(database, Round)
     assert row.started_at == moment
     assert row.started_at.tzinfo is not None
 
@@ -84,8 +78,7 @@ def test_a_reader_is_not_blocked_by_an_open_writer(database: Database) -> None:
     with database.session() as writer:
         writer.add(failure("a.png"))
         writer.flush()
-        with database.session(write=False) as reader:
-            assert reader.scalars(select(Failure)).all() == []
+        assert fetch(database, Failure) == []
 
 
 def test_two_writers_wait_for_each_other(database: Database) -> None:
@@ -100,8 +93,7 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    with database.session(write=False) as session:
-        assert len(session.scalars(select(Failure)).all()) == 60
+    assert len(fetch(database, Failure)) == 60
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(database: Database) -> None:

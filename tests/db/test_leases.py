@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import update
 
 from db.engine import Database
 from db.queries import leases, runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Lease, Shard, utc_now
 from tests.db.small_store import open_store, rows_for
+from tests.factories import ask, count_rows
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
+def database(store_url: str) -> Database:
     database = open_store(store_url)
-    with database.session() as session:
-        shards.plan_shards(session, run_id=1, shard_images=2)
-    yield database
-    database.close()
+    ask(database, shards.plan_shards, run_id=1, shard_images=2)
+    return database
 
 
 def claim(database: Database, owner: str, *, dead: set[str] | None = None) -> PlannedShard | None:
-    with database.session() as session:
-        return shards.claim_shard(session, run_id=1, owner=owner, seconds=60, dead=dead or set())
+    return ask(database, shards.claim_shard, run_id=1, owner=owner, seconds=60, dead=dead or set())
 
 
 def write(database: Database, owner: str, shard: PlannedShard) -> bool:
@@ -82,16 +80,14 @@ def test_a_shard_whose_lease_has_run_out_is_another_ones_and_its_first_owner_wri
     assert claim(database, "b") == shard  # after those that nobody had begun
     assert not write(database, "a", shard)
     assert write(database, "b", shard)
-    with database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=1) == (2, 4)
+    assert ask(database, scores.count_scores, run_id=1) == (2, 4)
 
 
 def test_a_lease_that_is_renewed_is_kept(database: Database) -> None:
     shard = claim(database, "a")
     assert shard is not None
     let_leases_end(database)
-    with database.session() as session:
-        leases.renew_leases(session, owner="a", seconds=60)
+    ask(database, leases.renew_leases, owner="a", seconds=60)
     assert [claim(database, "b") for _ in range(5)][-1] is None
     assert write(database, "a", shard)
 
@@ -114,8 +110,7 @@ def test_what_a_dead_owner_had_is_planned_anew(database: Database) -> None:
 
 def test_many_that_claim_at_once_never_get_the_same_shard(store_url: str) -> None:
     database = open_store(store_url, images=40)
-    with database.session() as session:
-        shards.plan_shards(session, run_id=1, shard_images=1)
+    ask(database, shards.plan_shards, run_id=1, shard_images=1)
     found: list[PlannedShard] = []
 
     def drain(number: int) -> None:
@@ -125,9 +120,7 @@ def test_many_that_claim_at_once_never_get_the_same_shard(store_url: str) -> Non
 
     at_once(4, drain)
     assert sorted(found) == [(n, n) for n in range(1, 41)]
-    with database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=1) == (40, 80)
-    database.close()
+    assert ask(database, scores.count_scores, run_id=1) == (40, 80)
 
 
 def test_many_that_plan_at_once_make_one_plan(database: Database) -> None:
@@ -137,9 +130,8 @@ def test_many_that_plan_at_once_make_one_plan(database: Database) -> None:
             shards.plan_shards(session, run_id=1, shard_images=3)
 
     at_once(4, plan)
-    with database.session(write=False) as session:
-        assert shards.pending_shards(session, run_id=1) == [(1, 3), (4, 6), (7, 9), (10, 10)]
-        assert session.scalar(select(func.count()).select_from(Shard)) == 4
+    assert ask(database, shards.pending_shards, run_id=1) == [(1, 3), (4, 6), (7, 9), (10, 10)]
+    assert count_rows(database, Shard) == 4
 
 
 def test_a_lease_is_one_ones_until_it_ends_or_is_given_back(database: Database) -> None:
@@ -163,8 +155,7 @@ def test_of_many_that_take_a_free_lease_at_once_one_has_it(database: Database) -
     taken: list[bool] = []
 
     def take(number: int) -> None:
-        with database.session() as session:
-            held = leases.take_lease(session, name="train", owner=f"worker {number}", seconds=60)
+        held = ask(database, leases.take_lease, name="train", owner=f"worker {number}", seconds=60)
         taken.append(held is None)
 
     at_once(4, take)

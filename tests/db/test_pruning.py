@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,12 +17,13 @@ from db.engine import Database, lock_refused
 from db.queries import pruning, runs, scores, shards
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun, Shard, utc_now
 from tests.db.small_store import open_store, rows_for
+from tests.factories import ask, change, fetch, fetch_one
 
 MORNING = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
+def database(store_url: str) -> Database:
     """Runs 1 to 4 of models 1 to 4, all finished; model 4 serves, round 4 goes on."""
     database = open_store(store_url)
     for run_id in range(1, 5):
@@ -37,8 +37,7 @@ def database(store_url: str) -> Generator[Database]:
             runs.finish_run(session, run_id=run_id)
             at = MORNING + timedelta(days=run_id)
             session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=at))
-    yield database
-    database.close()
+    return database
 
 
 def add_model(session: Session, number: int) -> None:
@@ -56,13 +55,11 @@ def open_run(session: Session, number: int) -> int:
 
 
 def prune(database: Database, run_id: int) -> bool:
-    with database.session() as session:
-        return pruning.prune_run(session, run_id=run_id, patience=1)
+    return ask(database, pruning.prune_run, run_id=run_id, patience=1)
 
 
 def rows_of(database: Database, run_id: int) -> tuple[int, int]:
-    with database.session(write=False) as session:
-        return scores.count_scores(session, run_id=run_id)
+    return ask(database, scores.count_scores, run_id=run_id)
 
 
 def delete_rows(database: Database, run_id: int, rows: int) -> int:
@@ -95,12 +92,11 @@ def test_a_pruned_run_has_no_rows_and_the_others_have_theirs(database: Database)
     assert prune(database, 2)
     delete_rows(database, 2, rows=2)
     assert [rows_of(database, run_id) for run_id in (1, 2, 3, 4)] == [(3, 6), (0, 0), (3, 6), (3, 6)]
-    with database.session(write=False) as session:
-        row = session.get_one(ScoringRun, 2)
-        assert (row.scorer, row.finished_at, row.pruned_at is not None) == ({"of": 2}, None, True)
-        assert session.scalars(select(Shard.run_id).order_by(Shard.run_id)).all() == [1, 3, 4]
-        assert pruning.runs_by_age(session) == [4, 3, 1]
-        assert pruning.pruned_runs(session) == [2]
+    row = fetch_one(database, select(ScoringRun).where(ScoringRun.id == 2))
+    assert (row.scorer, row.finished_at, row.pruned_at is not None) == ({"of": 2}, None, True)
+    assert fetch(database, select(Shard.run_id).order_by(Shard.run_id)) == [1, 3, 4]
+    assert ask(database, pruning.runs_by_age) == [4, 3, 1]
+    assert ask(database, pruning.pruned_runs) == [2]
 
 
 def test_a_run_is_pruned_once(database: Database) -> None:
@@ -111,11 +107,9 @@ def test_a_run_is_pruned_once(database: Database) -> None:
 def test_rows_are_deleted_some_at_a_time_on_sqlite(tmp_path: Path) -> None:
     database = open_store(f"sqlite:///{tmp_path}/store.db", images=60)
     images, regions = rows_for(range(1, 61))
-    with database.session() as session:
-        scores.insert_scores(session, run_id=1, images=images, regions=regions)
+    ask(database, scores.insert_scores, run_id=1, images=images, regions=regions)
     assert delete_rows(database, 1, rows=20) == 6 + 3  # 120 regions, 60 images
     assert rows_of(database, 1) == (0, 0)
-    database.close()
 
 
 def test_what_a_pruned_scorer_scores_then_is_another_run_from_the_start(database: Database) -> None:
@@ -132,8 +126,7 @@ def test_what_a_pruned_scorer_scores_then_is_another_run_from_the_start(database
 
 
 def test_the_serving_models_newest_scores_are_needed(database: Database) -> None:
-    with database.session(write=False) as session:
-        assert pruning.needed_runs(session) == {4: "the scores of r04, which serves"}
+    assert ask(database, pruning.needed_runs) == {4: "the scores of r04, which serves"}
     assert not prune(database, 4)
     assert rows_of(database, 4) == (3, 6)
 
@@ -152,10 +145,8 @@ def test_what_the_current_rounds_queue_was_selected_from_is_needed(database: Dat
         assert set(pruning.needed_runs(session)) == {2, 4}
         assert "round-04" in pruning.needed_runs(session)[2]
     assert prune(database, 1)
-    with database.session(write=False) as session:
-        found = session.scalars(select(Queue).order_by(Queue.id)).first()
-        assert found is not None
-        assert (found.name, found.run_id) == ("round-03", 1)
+    found, _ = fetch(database, select(Queue).order_by(Queue.id))
+    assert (found.name, found.run_id) == ("round-03", 1)
 
 
 def test_an_open_review_needs_its_run_until_it_is_labeled(database: Database) -> None:
@@ -177,8 +168,7 @@ def test_a_run_that_somebody_is_scoring_is_needed_until_the_lease_is_over(databa
         values = {"status": "running", "owner": "a", "lease_until": utc_now() + timedelta(minutes=1)}
         session.execute(update(Shard).where(Shard.run_id == 1).values(**values))
     assert not prune(database, 1)
-    with database.session() as session:
-        session.execute(update(Shard).where(Shard.run_id == 1).values(lease_until=MORNING))
+    change(database, Shard, Shard.run_id == 1, lease_until=MORNING)
     assert prune(database, 1)
 
 
@@ -204,15 +194,14 @@ def queue(name: str, *, round_id: int | None, run_id: int) -> Queue:
 
 
 @pytest.fixture
-def on_server(postgresql_url: str) -> Generator[Database]:
+def on_server(postgresql_url: str) -> Database:
     database = open_store(postgresql_url)
     images, regions = rows_for([1, 2, 3])
     with database.session() as session:
         add_model(session, 2)
         open_run(session, 2)
         scores.insert_scores(session, run_id=1, images=images, regions=regions)
-    yield database
-    database.close()
+    return database
 
 
 def tables(database: Database) -> set[str]:
@@ -234,8 +223,7 @@ def test_pruning_gives_up_where_scores_are_being_read_and_can_be_tried_again(on_
             pruning.prune_run(session, run_id=1, patience=0.1)
         assert lock_refused(refused.value)
         assert rows_of(on_server, 1) == (3, 6)
-        with on_server.session(write=False) as session:
-            assert session.get_one(ScoringRun, 1).pruned_at is None
+        assert fetch_one(on_server, select(ScoringRun).where(ScoringRun.id == 1)).pruned_at is None
     assert prune(on_server, 1)
 
 
@@ -257,8 +245,7 @@ def test_two_that_open_the_same_run_at_once_get_the_same_one(store_url: str) -> 
 
     def open_it() -> None:
         both.wait()
-        with database.session() as session:
-            found.append(runs.open_run(session, model_id=1, scorer_hash="new", scorer={}).id)
+        found.append(ask(database, runs.open_run, model_id=1, scorer_hash="new", scorer={}).id)
 
     threads = [threading.Thread(target=open_it) for _ in range(4)]
     for thread in threads:
@@ -268,6 +255,4 @@ def test_two_that_open_the_same_run_at_once_get_the_same_one(store_url: str) -> 
     assert len(found) == 4
     assert len(set(found)) == 1
     images, regions = rows_for([1])
-    with database.session() as session:
-        scores.insert_scores(session, run_id=found[0], images=images, regions=regions)
-    database.close()
+    ask(database, scores.insert_scores, run_id=found[0], images=images, regions=regions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -16,16 +16,15 @@ from db.queries import runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Shard, utc_now
 from tests.db.small_store import open_store, rows_for
+from tests.factories import ask, fetch
 
 OWNER = "here:1:0"
 LATER = utc_now() + timedelta(hours=1)
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
-    database = open_store(store_url)
-    yield database
-    database.close()
+def database(store_url: str) -> Database:
+    return open_store(store_url)
 
 
 def write(database: Database, shard: PlannedShard, ids: Sequence[int], *, tried: Sequence[int] = ()) -> None:
@@ -69,16 +68,14 @@ def test_a_shard_that_is_done_is_not_planned_again(database: Database) -> None:
     first, *_ = plan(database, 4)
     write(database, first, [1, 2, 3, 4])
     assert plan(database, 4) == [(5, 8), (9, 10)]
-    with database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=1) == (4, 8)
+    assert ask(database, scores.count_scores, run_id=1) == (4, 8)
 
 
 def test_writing_a_shard_twice_leaves_its_rows_once(database: Database) -> None:
     first, *_ = plan(database, 4)
     write(database, first, [1, 2, 3, 4])
     write(database, first, [1, 2, 3, 4])
-    with database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=1) == (4, 8)
+    assert ask(database, scores.count_scores, run_id=1) == (4, 8)
 
 
 def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(database: Database) -> None:
@@ -86,14 +83,12 @@ def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(da
     write(database, first, [2, 3, 4, 6, 7, 8, 9], tried=[1, 5, 10])
     again = plan(database, 10)
     assert again == [(1, 10)]
-    with database.session(write=False) as session:
-        found = shards.unscored_images(session, run_id=1, after_id=0, last_id=10, limit=10)
-        assert [image.id for image in found] == [1, 5, 10]
+    found = ask(database, shards.unscored_images, run_id=1, after_id=0, last_id=10, limit=10)
+    assert [image.id for image in found] == [1, 5, 10]
     write(database, again[0], [1, 5], tried=[10])
-    with database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=1) == (9, 18)
-        (shard,) = session.scalars(select(Shard)).all()
-        assert (shard.status, shard.scored, shard.failed) == ("done", 2, 1)
+    assert ask(database, scores.count_scores, run_id=1) == (9, 18)
+    (shard,) = fetch(database, Shard)
+    assert (shard.status, shard.scored, shard.failed) == ("done", 2, 1)
 
 
 def test_a_transaction_that_fails_leaves_neither_rows_nor_a_done_shard(database: Database) -> None:
@@ -105,19 +100,17 @@ def test_a_transaction_that_fails_leaves_neither_rows_nor_a_done_shard(database:
         shards.replace_shard(
             session, run_id=1, shard=first, owner=OWNER, image_ids=[1, 2], images=images, regions=broken
         )
-    with database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=1) == (0, 0)
-        assert shards.pending_shards(session, run_id=1)[0] == first
+    assert ask(database, scores.count_scores, run_id=1) == (0, 0)
+    assert ask(database, shards.pending_shards, run_id=1)[0] == first
 
 
 def test_columns_come_back_in_order_with_nan_for_what_was_not_measured(database: Database) -> None:
     write(database, PlannedShard(5, 6), [5, 6])
     write(database, PlannedShard(1, 2), [1, 2])
-    with database.session(write=False) as session:
-        found = scores.region_columns(
-            session, run_id=1, columns=["image_id", "region_index", "mutual_information"]
-        )
-        nothing = scores.image_columns(session, run_id=2, columns=["entropy"])
+    found = ask(
+        database, scores.region_columns, run_id=1, columns=["image_id", "region_index", "mutual_information"]
+    )
+    nothing = ask(database, scores.image_columns, run_id=2, columns=["entropy"])
     assert found["image_id"].tolist() == [1, 1, 2, 2, 5, 5, 6, 6]
     assert found["region_index"].tolist() == [0, 1] * 4
     assert np.isnan(found["mutual_information"]).all()
@@ -139,13 +132,11 @@ def test_the_top_is_ordered_by_score(database: Database) -> None:
                 images=images,
                 regions=regions,
             )
-    with database.session() as session:
-        scores.set_heatmaps(session, run_id=1, heatmaps={4: {"entropy": "map.png"}})
-    with database.session(write=False) as session:
-        top = scores.top_images(session, run_id=1, limit=2)
-        assert [(image.id, uris) for image, uris in top] == [(4, {"entropy": "map.png"}), (5, None)]
-        regions = scores.top_regions(session, run_id=1, measure="entropy", limit=3)
-        assert [(row.image_id, row.region_index) for row in regions] == [(4, 0), (4, 1), (5, 0)]
+    ask(database, scores.set_heatmaps, run_id=1, heatmaps={4: {"entropy": "map.png"}})
+    top = ask(database, scores.top_images, run_id=1, limit=2)
+    assert [(image.id, uris) for image, uris in top] == [(4, {"entropy": "map.png"}), (5, None)]
+    regions = ask(database, scores.top_regions, run_id=1, measure="entropy", limit=3)
+    assert [(row.image_id, row.region_index) for row in regions] == [(4, 0), (4, 1), (5, 0)]
 
 
 @pytest.mark.parametrize("name", ["surprise", "__table__", "metadata"])

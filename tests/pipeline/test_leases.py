@@ -21,15 +21,14 @@ from pipeline import leases
 from pipeline.errors import Busy
 from pipeline.leases import alone, one_at_a_time, renewing
 from pipeline.processes import is_here, name_process, this_process
+from tests.factories import ask
 
 ELSEWHERE = "another-machine:4711:99"
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Generator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
-    yield database
-    database.close()
+def database(tmp_path: Path) -> Database:
+    return Database(f"sqlite:///{tmp_path / 'store.db'}")
 
 
 @pytest.fixture
@@ -151,8 +150,7 @@ def test_who_waits_for_a_living_process_goes_on_when_that_is_through(
         nonlocal polls
         polls += 1
         if polls == 3:
-            with database.session() as session:
-                lease_queries.give_lease_back(session, name="train", owner=name_process(other.pid))
+            ask(database, lease_queries.give_lease_back, name="train", owner=name_process(other.pid))
 
     monkeypatch.setattr(leases.time, "sleep", let_go_at_the_third)
     with alone(database, "train", wait=True):

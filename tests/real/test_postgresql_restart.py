@@ -18,6 +18,7 @@ from pipeline.config import ScoringConfig
 from pipeline.steps.score import score
 from pipeline.uncertainty.measures import MEASURES
 from tests.db.private_server import Server, empty_database, private_server
+from tests.factories import ask, fetch
 from tests.pipeline.uncertainty import pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
@@ -74,12 +75,11 @@ def score_pool(
 
 
 def rows_of(database: Database) -> dict[str, np.ndarray]:
-    with database.session(write=False) as session:
-        (run,) = session.scalars(select(ScoringRun)).all()
-        assert run.finished_at is not None
-        assert session.scalars(select(Failure.reason)).all() == []
-        assert set(session.scalars(select(Shard.status))) == {"done"}
-        columns = scores.region_columns(session, run_id=run.id, columns=COLUMNS)
+    (run,) = fetch(database, ScoringRun)
+    assert run.finished_at is not None
+    assert fetch(database, Failure.reason) == []
+    assert set(fetch(database, Shard.status)) == {"done"}
+    columns = ask(database, scores.region_columns, run_id=run.id, columns=COLUMNS)
     # PostgreSQL writes a REAL with as few digits as tell it from its neighbours
     return {
         name: values.astype(np.float32) if name in MEASURES else values for name, values in columns.items()

@@ -40,6 +40,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.steps.score import score
 from pipeline.steps.score.step import ScoreReport, plan_scoring
 from tests.db.conftest import postgresql as server  # noqa: F401  (a fixture)
+from tests.factories import add_rows, ask, fetch
 from tests.pipeline.steps.score.test_workers import COLUMNS, pool_of, rows_of
 from tests.pipeline.uncertainty.pool import add_images, serve_random_model
 
@@ -107,8 +108,7 @@ def on_the_cluster(calm: Project, root: Path, *, url: str, **scale: Any) -> tupl
     (root / "segcurate.yaml").write_text(yaml.safe_dump(document))
     project = load_project(root / "segcurate.yaml")
     database = Database(project.database_url)
-    with database.session() as session:
-        session.add(Round(number=1, state="score"))
+    add_rows(database, Round(number=1, state="score"))
     serve_random_model(project, database)
     add_images(project, database, sorted((calm.root / "images").iterdir()))
     return project, database
@@ -122,10 +122,7 @@ def watching(database: Database, *, kill: bool) -> Iterator[dict[str, Any]]:
 
     def watch() -> None:
         while not ended.wait(0.05):
-            with database.session(write=False) as session:
-                rows = [
-                    (s.first_image_id, s.owner, s.status) for s in session.scalars(select(Shard)) if s.owner
-                ]
+            rows = [(s.first_image_id, s.owner, s.status) for s in fetch(database, Shard) if s.owner]
             for _, owner, status in rows:
                 pid = int(owner.split(":")[-2])
                 if status == "running" and owner not in seen["raylets"] and psutil.pid_exists(pid):
@@ -135,9 +132,8 @@ def watching(database: Database, *, kill: bool) -> Iterator[dict[str, Any]]:
             if kill and seen["victim"] is None and len(amid) == 2:
                 seen["victim"] = sorted(amid)[0]
                 os.kill(int(seen["victim"].split(":")[-2]), signal.SIGKILL)
-                with database.session(write=False) as session:
-                    mine = select(Shard).where(Shard.owner == seen["victim"])
-                    seen["begun"] = [s.first_image_id for s in session.scalars(mine) if s.status == "running"]
+                mine = select(Shard).where(Shard.owner == seen["victim"])
+                seen["begun"] = [s.first_image_id for s in fetch(database, mine) if s.status == "running"]
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -166,9 +162,8 @@ def test_two_nodes_score_as_one_machine_does_and_a_killed_worker_costs_its_shard
         columns = (np.asarray(rows[name], dtype=np.float32) for rows in (found, expected))
         np.testing.assert_array_equal(*columns, err_msg=name)
     assert (report.images, report.regions) == (len(SIZES), len(expected["image_id"]))
-    with database.session(write=False) as session:
-        workers = shards.workers(session, run_id=report.run_id)
-        done = list(session.scalars(select(Shard).order_by(Shard.first_image_id)))
+    workers = ask(database, shards.workers, run_id=report.run_id)
+    done = list(fetch(database, select(Shard).order_by(Shard.first_image_id)))
     victim = seen["victim"]
     assert victim is not None
     assert any(victim in line and "has died" in line for line in report.lines())
@@ -206,8 +201,7 @@ def test_what_the_user_must_mend_ends_all_workers_with_its_own_words(
     assert project.file is not None
     with pytest.raises(UserError, match="heatmaps"):
         scoring(project.file)
-    with database.session(write=False) as session:
-        assert set(session.scalars(select(Shard.status))) == {"pending"}  # all is given back
+    assert set(fetch(database, Shard.status)) == {"pending"}  # all is given back
 
 
 @pytest.mark.timeout(600)

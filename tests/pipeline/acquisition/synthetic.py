@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import insert, update
+from sqlalchemy import insert
 
 from db.engine import Database
 from db.tables import (
@@ -28,6 +28,7 @@ from pipeline.acquisition.candidates import Candidates, Reading
 from pipeline.config import ProjectConfig, RegionConfig
 from pipeline.data.project import Project
 from pipeline.regions.shapes import region_boxes
+from tests.factories import change
 
 CLASS_NAMES = ["road", "pole", "sky"]
 SIDE = 96
@@ -53,8 +54,7 @@ class Store:
         return Project(config=ProjectConfig(**document), root=self.project.root)
 
     def change_image(self, image_id: int, **values: Any) -> None:
-        with self.database.session() as session:
-            session.execute(update(Image).where(Image.id == image_id).values(**values))
+        change(self.database, Image, Image.id == image_id, **values)
 
     def queue_earlier(self, items: Sequence[tuple[int, tuple[int, int, int, int], str]]) -> int:
         """A queue of an earlier round with items of (image id, box, status)."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select, update
 
 from db.tables import QueueItem, RegionScore
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.quantiles import Quantiles
 from pipeline.acquisition.routing import INFORMATION_SHARES, UNSURE_SHARES, WORDS, Limits, Route, routes
 from pipeline.steps.select import step
+from tests.factories import change, fetch
 from tests.pipeline.acquisition.synthetic import make_candidates, make_store
 
 
@@ -90,14 +90,11 @@ def test_scores_without_samples_route_nothing() -> None:
 def test_the_queue_says_what_kind_of_doubt_it_is(tmp_path: Path) -> None:
     store = make_store(tmp_path, budget=180, per_image_cap=None, no_touching=False)
     step.select(store.project, store.database)
-    with store.database.session(write=False) as session:
-        reasons = {
-            (item.image_id, item.region_index): item.reason for item in session.scalars(select(QueueItem))
-        }
-        scores = {
-            (row.image_id, row.region_index): (row.expected_entropy or 0, row.mutual_information or 0)
-            for row in session.scalars(select(RegionScore))
-        }
+    reasons = {(item.image_id, item.region_index): item.reason for item in fetch(store.database, QueueItem)}
+    scores = {
+        (row.image_id, row.region_index): (row.expected_entropy or 0, row.mutual_information or 0)
+        for row in fetch(store.database, RegionScore)
+    }
     entropy, information = np.array(list(scores.values())).T
     high, low, unsure = *np.quantile(information, (0.9, 0.75)), np.quantile(entropy, 0.75)
     for place, reason in reasons.items():
@@ -110,7 +107,6 @@ def test_the_queue_says_what_kind_of_doubt_it_is(tmp_path: Path) -> None:
 
 def test_a_run_without_samples_gives_reasons_without_a_kind(tmp_path: Path) -> None:
     store = make_store(tmp_path, strategy="entropy", budget=50)
-    with store.database.session() as session:
-        session.execute(update(RegionScore).values(expected_entropy=None, mutual_information=None))
+    change(store.database, RegionScore, expected_entropy=None, mutual_information=None)
     preview = step.select(store.project, store.database, dry_run=True)
     assert not any(words in item.reason for item in preview.items for words in WORDS.values())

@@ -17,6 +17,7 @@ from pipeline.data.project import Project
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import ModelCard, save_model
 from pipeline.model.segmenter import Segmenter
+from tests.factories import add_rows
 
 CLASSES = ["ground", "water", "tree"]
 WIDTH, HEIGHT = 96, 64
@@ -69,8 +70,7 @@ def add_images(project: Project, database: Database, split: str, count: int, *, 
                 mask_uri=f"masks/{name}" if masks else None,
             )
         )
-    with database.session() as session:
-        session.add_all(rows)
+    add_rows(database, *rows)
 
 
 def add_model(project: Project, database: Database, segmenter: Segmenter, *, number: int = 1) -> Model:

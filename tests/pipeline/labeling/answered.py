@@ -13,6 +13,7 @@ import numpy.typing as npt
 from db.queries.queues import list_queues
 from pipeline.config import IGNORE
 from pipeline.labeling.label_studio.tasks import mask_results
+from tests.factories import ask
 from tests.pipeline.labeling.exported_project import Exported
 
 
@@ -43,8 +44,7 @@ def annotation(
 
 def submitted(exported: Exported, file: Path, annotations: Sequence[dict[str, Any]]) -> Path:
     """The file that Label Studio exports, with a task for each image."""
-    with exported.database.session(write=False) as session:
-        queue = list_queues(session)[-1].name
+    queue = ask(exported.database, list_queues)[-1].name
     images = exported.images()
     tasks: dict[str, dict[str, Any]] = {}
     for given in annotations:

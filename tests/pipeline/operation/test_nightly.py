@@ -22,6 +22,7 @@ from pipeline.steps.annotate import annotate
 from pipeline.steps.import_labels import import_labels
 from pipeline.summaries.project import project_status
 from tests.conftest import another_process, draw, label_regions, opened, set_option
+from tests.factories import ask
 
 
 def everything(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -111,9 +112,8 @@ def test_masks_of_a_queue_that_was_withdrawn_are_still_taken(out: Path) -> None:
     with opened(out) as (project, database):
         annotate(project, database, out / "queues" / "round-01")
         report = import_labels(project, database, source=out / "queues" / "round-01", origin="simulation")
-        with database.session(write=False) as session:
-            assert models.count_new_labels(session) == 6
-            assert project_status(session).queue == "round-01-b"
+        assert ask(database, models.count_new_labels) == 6
+        assert ask(database, project_status).queue == "round-01-b"
     assert (report.queue, report.closed, report.rejected) == ("round-01", False, [])
     assert items(out, "round-01") == ["labeled"] * 6
     assert items(out, "round-01-b") == ["queued"] * 6

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,19 +27,15 @@ def exported_once(selected_once: Exported, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def selected(selected_once: Exported, tmp_path: Path) -> Iterator[Exported]:
+def selected(selected_once: Exported, tmp_path: Path) -> Exported:
     """A project whose queue is selected and not exported yet."""
-    made = copy_of(selected_once, tmp_path / "project")
-    yield made
-    made.database.close()
+    return copy_of(selected_once, tmp_path / "project")
 
 
 @pytest.fixture
-def exported(exported_once: Exported, tmp_path: Path) -> Iterator[Exported]:
+def exported(exported_once: Exported, tmp_path: Path) -> Exported:
     """A project whose queue is exported: masks can come back."""
-    made = copy_of(exported_once, tmp_path / "project")
-    yield made
-    made.database.close()
+    return copy_of(exported_once, tmp_path / "project")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 from sklearn.metrics import roc_auc_score
-from sqlalchemy import func, select
 
 from db.engine import Database
 from db.queries.evaluations import assessment_of, put_assessment
@@ -20,6 +19,7 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess
+from tests.factories import ask, count_rows, fetch_one
 from tests.pipeline.evaluation.small_project import (
     add_images,
     add_model,
@@ -55,8 +55,7 @@ def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
     judged: tuple[Project, Database, AssessReport],
 ) -> None:
     project, database, report = judged
-    with database.session(write=False) as session:
-        model = session.scalars(select(Model)).one()
+    model = fetch_one(database, Model)
     segmenter, _ = load_model(
         project.path(model.checkpoint_uri),
         device=torch.device("cpu"),
@@ -91,10 +90,9 @@ def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
 
 def test_the_document_is_stored_whole(judged: tuple[Project, Database, AssessReport]) -> None:
     _, database, report = judged
-    with database.session(write=False) as session:
-        stored = assessment_of(session, model_id=1, kind="quality")
-        assert stored is not None
-        assert stored.document == report.document
+    stored = ask(database, assessment_of, model_id=1, kind="quality")
+    assert stored is not None
+    assert stored.document == report.document
     document = report.document
     assert (document["split"], document["images"], document["blocks"]) == ("test", IMAGES, 4)
     assert {row["metric"] for row in document["detection"]} == {
@@ -152,17 +150,12 @@ def test_assessed_again_it_replaces_what_it_wrote_and_held_out_classes_are_taken
     row = {"sampler": "mc_dropout", "measure": "mutual_information", "metric": "auroc"}
     held_out = {"rows": [row | {"value": 0.7, "low": 0.65, "high": 0.75}]}
     assess(project, database, samplers=["none"], most_images=1)
-    with database.session() as session:
-        put_assessment(session, model_id=1, kind="novelty", document={"held_out_classes": held_out})
+    ask(database, put_assessment, model_id=1, kind="novelty", document={"held_out_classes": held_out})
     found = assess(project, database, samplers=["mc_dropout"], most_images=3).document
     assert found["images"] == 3
     assert found["gate"]["source"] == "held_out_classes"
     assert found["gate"]["passed"]
-    with database.session(write=False) as session:
-        assert (
-            session.scalar(select(func.count()).select_from(Assessment).where(Assessment.kind == "quality"))
-            == 1
-        )
+    assert count_rows(database, Assessment, Assessment.kind == "quality") == 1
 
 
 def test_masks_that_cannot_be_read_are_named_and_a_block_without_any_other_does_not_count(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries.audits import audit_regions, unseen_audit_regions
 from db.queries.labels import LabeledRegion, record_label
-from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem
+from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem, Round
 from pipeline import rounds
 from pipeline.data.masks import store_mask
 from pipeline.data.project import Project
@@ -24,6 +23,7 @@ from pipeline.steps.calibrate import calibrate
 from pipeline.steps.held_out import audited_images, calibration_source, horvitz_thompson
 from pipeline.steps.train import train
 from pipeline.training.dataset import LabeledImage, read_masks
+from tests.factories import ask, change, fetch_one
 from tests.pipeline.evaluation.small_project import (
     HEIGHT,
     WIDTH,
@@ -40,12 +40,11 @@ OTHER: Box = (WIDTH // 2, 0, WIDTH // 2, HEIGHT)
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[tuple[Project, Database]]:
+def pool(tmp_path: Path) -> tuple[Project, Database]:
     """Eight pool images and no calibration split."""
     project, database = make_project(tmp_path)
     add_images(project, database, "pool", 8)
-    yield project, database
-    database.close()
+    return project, database
 
 
 def add_audit(
@@ -123,8 +122,7 @@ def test_the_source_is_the_split_where_it_has_masks_unless_another_one_is_asked_
     project, database = pool
 
     def source(configured: str) -> str:
-        with database.session(write=False) as session:
-            return calibration_source(session, with_settings(project, calibration={"source": configured}))
+        return ask(database, calibration_source, with_settings(project, calibration={"source": configured}))
 
     assert [source(name) for name in ("auto", "split", "audit")] == ["audit", "calibration", "audit"]
     add_images(project, database, "calibration", 2)
@@ -143,14 +141,10 @@ def test_the_labels_of_audit_regions_change_nothing_in_training_where_they_calib
     project = with_settings(project, training=training)
     for image_id in (1, 2):
         add_audit(project, database, image_id)
-    with database.session() as session:
-        rounds.open_first(session)
+    ask(database, rounds.open_first)
 
     def digest(source: str) -> tuple[str | None, str | None]:
-        with database.session() as session:
-            current = rounds.queries.current_round(session)
-            assert current is not None
-            current.state = "train"
+        change(database, Round, state="train")
         model = train(with_settings(project, calibration={"source": source}), database)
         return model.checkpoint_sha256, model.config.get("held_out")
 
@@ -214,8 +208,7 @@ def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
         assert row.warning is not None
         assert "no audit region that the model has not seen" in row.warning
 
-    with database.session() as session:
-        session.get_one(Model, model.id).config = {"held_out": "audit"}
+    fetch_one(database, select(Model).where(Model.id == model.id)).config = {"held_out": "audit"}
     assert [row.parameters for row in calibrate(project, database)] == [row.parameters for row in rows]
 
 
@@ -231,9 +224,8 @@ def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(
         session.add(ModelLabel(model_id=parent.id, label_id=seen))
         row = session.get_one(Model, child.id)
         row.parent_id, row.config = parent.id, {"held_out": "audit"}
-    with database.session(write=False) as session:
-        assert [region.image_id for region in audit_regions(session)] == [1, 2]
-        assert [region.image_id for region in unseen_audit_regions(session, child.id)] == [2]
+    assert [region.image_id for region in ask(database, audit_regions)] == [1, 2]
+    assert [region.image_id for region in ask(database, unseen_audit_regions, child.id)] == [2]
 
 
 def test_only_labeled_audit_regions_with_a_known_probability_count(pool: tuple[Project, Database]) -> None:
@@ -245,10 +237,9 @@ def test_only_labeled_audit_regions_with_a_known_probability_count(pool: tuple[P
         items[1].status = "released"
         items[2].inclusion_probability = None
         session.get_one(Image, 3).split = "guard"
-    with database.session(write=False) as session:
-        assert [(region.image_id, region.x, region.w) for region in audit_regions(session)] == [
-            (4, 0, WIDTH // 2)
-        ]
+    assert [(region.image_id, region.x, region.w) for region in ask(database, audit_regions)] == [
+        (4, 0, WIDTH // 2)
+    ]
 
 
 def test_pixels_weigh_by_the_probability_of_their_round_and_one_region_cannot_outweigh_all(
@@ -260,8 +251,7 @@ def test_pixels_weigh_by_the_probability_of_their_round_and_one_region_cannot_ou
     add_audit(project, database, 4, name="round-02", probability=0.1)
     add_audit(project, database, 5, name="round-02", probability=0.0001)
     add_audit(project, database, 1, (0, 8, 16, 16), name="round-03", probability=0.2)
-    with database.session(write=False) as session:
-        images = {item.ref.id: item for item in audited_images(session, project, 1)}
+    images = {item.ref.id: item for item in ask(database, audited_images, project, 1)}
     one = images[1].weights()
     assert set(np.unique(one)) == {0.0, 2.0, 5.0}
     assert (one == 5.0).sum() == 16 * 16

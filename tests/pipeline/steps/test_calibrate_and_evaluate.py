@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import jaccard_score, roc_auc_score
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from db.engine import Database
 from db.queries import evaluations, rounds
@@ -32,6 +31,7 @@ from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Normalisation
+from tests.factories import ask, count_rows, fetch
 from tests.pipeline.evaluation.small_project import (
     add_images,
     add_model,
@@ -42,10 +42,9 @@ from tests.pipeline.evaluation.small_project import (
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[tuple[Project, Database]]:
+def small(tmp_path: Path) -> tuple[Project, Database]:
     project, database = make_project(tmp_path)
-    yield project, database
-    database.close()
+    return project, database
 
 
 def with_settings(project: Project, **sections: dict[str, object]) -> Project:
@@ -56,10 +55,9 @@ def with_settings(project: Project, **sections: dict[str, object]) -> Project:
 
 
 def state(database: Database) -> str:
-    with database.session(write=False) as session:
-        current = rounds.current_round(session)
-        assert current is not None
-        return current.state
+    current = ask(database, rounds.current_round)
+    assert current is not None
+    return current.state
 
 
 def direct(project: Project, temperature: float, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,10 +163,9 @@ def test_running_again_replaces_and_gives_the_same_numbers(small: tuple[Project,
     repeated = evaluate(project, database)
     np.testing.assert_equal([row.metrics for row in repeated.rows], [row.metrics for row in report.rows])
     assert repeated.decision == report.decision
-    with database.session(write=False) as session:
-        assert session.scalar(select(func.count()).select_from(Calibration)) == 2
-        assert session.scalar(select(func.count()).select_from(Evaluation)) == 8
-        metrics = session.scalar(select(func.count()).select_from(Metric))
+    assert count_rows(database, Calibration) == 2
+    assert count_rows(database, Evaluation) == 8
+    metrics = count_rows(database, Metric)
     assert metrics == sum(len(row.metrics) for row in report.rows)
 
 
@@ -184,13 +181,12 @@ def test_a_model_that_is_worse_beyond_its_interval_is_refused(small: tuple[Proje
     report = evaluate(project, database)
     assert not report.promoted
     assert "r02 is refused, r01 stays" in report.decision
-    with database.session(write=False) as session:
-        models = session.scalars(select(Model).order_by(Model.id)).all()
-        assert [row.status for row in models] == ["promoted", "refused"]
-        assert models[1].decision == report.decision
-        promoted = model_queries.promoted_model(session)
-        assert promoted is not None
-        assert promoted.name == "r01"
+    models = fetch(database, select(Model).order_by(Model.id))
+    assert [row.status for row in models] == ["promoted", "refused"]
+    assert models[1].decision == report.decision
+    promoted = ask(database, model_queries.promoted_model)
+    assert promoted is not None
+    assert promoted.name == "r01"
     assert state(database) == "score"
 
 
@@ -216,10 +212,9 @@ def test_without_calibration_masks_scores_stay_scores_and_say_so(small: tuple[Pr
         assert row.warning is not None
         assert "stay uncalibrated" in row.warning
         assert in_words(row) == f"{row.sampler}: nothing to fit on; its scores stay softmax scores."
-    with database.session(write=False) as session:
-        assert stored_calibrators(session, model.id, sampler="mc_dropout") == Calibrators(
-            Identity(), Identity()
-        )
+    assert ask(database, stored_calibrators, model.id, sampler="mc_dropout") == Calibrators(
+        Identity(), Identity()
+    )
     assert state(database) == "evaluate"
 
 
@@ -245,8 +240,7 @@ def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: tuple[Project, Da
     assert [row.images for row in rows] == [2, 2]
     report = evaluate(project, database)
     assert {row.images for row in report.rows if row.split == "test"} == {3}
-    with database.session(write=False) as session:
-        failures = {(row.step, row.subject): row.reason for row in failure_queries.list_failures(session)}
+    failures = {(row.step, row.subject): row.reason for row in ask(database, failure_queries.list_failures)}
     assert ("calibrate", "masks/calibration_0.png") in failures
     assert ("evaluate", "masks/calibration_0.png") in failures
     assert "images/test_1.png" in failures[("evaluate", "images/test_1.png")]
@@ -263,7 +257,6 @@ def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path:
     test = next(row for row in report.rows if row.split == "test")
     assert 0 < test.metrics[("miou", -1)].value < 1
     assert any("rough" in warning for warning in report.warnings)
-    database.close()
 
 
 @pytest.mark.parametrize("sampler", ["mc_dropout", "tta", "none"])
@@ -304,7 +297,6 @@ def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(
     at_cells = mask[np.ix_(rows, columns)].ravel()
     assert drawn.labels.tolist() == at_cells[nearest.numpy()].tolist()
     assert len(drawn.labels) == (at_cells != 255).sum()
-    database.close()
 
 
 def test_weights_stand_for_the_pixels_that_were_not_drawn(small: tuple[Project, Database]) -> None:
@@ -359,12 +351,10 @@ def test_the_report_compares_all_calibrators_and_says_which_one_is_stored(tmp_pa
         assert calibrator.name == row.calibrator
         if row.sampler == "none":
             assert {items[name]["labels_changed"] for name in kept} == {0.0}
-        with database.session(write=False) as session:
-            stored = evaluations.model_calibrations(session, model.id)[row.sampler]
+        stored = ask(database, evaluations.model_calibrations, model.id)[row.sampler]
         assert stored.passed == (items[row.calibrator]["ece"]["high"] < 0.05)
     evaluated = {row.sampler for row in evaluate(project, database).rows}
     assert evaluated == {"none", "mc_dropout", "tta"}
-    database.close()
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "temperature"])
@@ -376,21 +366,18 @@ def test_the_configured_calibrator_is_stored_and_applied(tmp_path: Path, name: s
     for row in calibrate(project, database):
         assert row.report is not None
         assert (row.calibrator, row.report["chosen"]) == (name, name)
-    with database.session(write=False) as session:
-        calibrators = stored_calibrators(session, model.id, sampler="mc_dropout")
+    calibrators = ask(database, stored_calibrators, model.id, sampler="mc_dropout")
     assert calibrators.deterministic.name == calibrators.sampled.name == name
     calibration = [row for row in evaluate(project, database).rows if row.sampler == "mc_dropout"]
     before, after = (row.metrics[("nll", -1)].value for row in calibration)
     assert after == pytest.approx(before) if name == "identity" else after < before - 0.05
-    database.close()
 
 
 def test_steps_wait_for_their_turn_and_for_a_model(small: tuple[Project, Database]) -> None:
     project, database = small
     with pytest.raises(NotYourTurn, match="segcurate ingest"):
         calibrate(project, database)
-    with database.session() as session:
-        rounds.open_round(session, number=1, state="train")
+    ask(database, rounds.open_round, number=1, state="train")
     with pytest.raises(NotYourTurn, match="segcurate train"):
         calibrate(project, database)
     with pytest.raises(NotYourTurn, match="segcurate train"):
@@ -420,6 +407,5 @@ def test_stored_calibrators_come_back_for_their_own_sampler(small: tuple[Project
                 pixels=1,
                 warning=None,
             )
-    with database.session(write=False) as session:
-        calibrators = stored_calibrators(session, model.id, sampler="mc_dropout")
+    calibrators = ask(database, stored_calibrators, model.id, sampler="mc_dropout")
     assert calibrators == Calibrators(deterministic=Temperature(2.0), sampled=Temperature(1.5))

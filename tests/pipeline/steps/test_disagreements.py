@@ -13,6 +13,7 @@ from db.tables import RegionScore, ScoringRun
 from pipeline.errors import UserError
 from pipeline.steps.disagreements import disagreements
 from pipeline.uncertainty.disagreement import confident_but_disagreeing
+from tests.factories import change
 from tests.pipeline.acquisition.synthetic import Store, make_store
 
 
@@ -103,8 +104,7 @@ def test_scores_without_votes_are_ranked_by_mutual_information(store: Store) -> 
 
 
 def test_without_samples_or_without_a_run_it_says_what_to_do(store: Store) -> None:
-    with store.database.session() as session:
-        session.execute(update(RegionScore).values(expected_entropy=None, mutual_information=None))
+    change(store.database, RegionScore, expected_entropy=None, mutual_information=None)
     with pytest.raises(UserError, match="sampler: mc_dropout"):
         disagreements(store.project, store.database)
     with store.database.session() as session:

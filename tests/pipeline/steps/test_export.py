@@ -19,6 +19,7 @@ from pipeline.errors import NotYourTurn, UserError
 from pipeline.labeling.folder import FolderWriter
 from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.steps.export import export
+from tests.factories import ask
 from tests.pipeline.labeling.exported_project import CLASS_IDS, NAMES, ROTATED, UNPAINTED, Exported
 
 
@@ -113,8 +114,7 @@ def test_an_unreadable_image_is_left_out_and_recorded(selected: Exported) -> Non
     (selected.project.root / "images" / "tiny.png").write_bytes(b"not an image")
     folder = export(selected.project, selected.database)
     assert set(manifest_of(folder)) == set(NAMES) - {"tiny.png"}
-    with selected.database.session(write=False) as session:
-        (failure,) = failures.list_failures(session, step="export")
+    (failure,) = ask(selected.database, failures.list_failures, step="export")
     assert failure.subject == "images/tiny.png"
 
 

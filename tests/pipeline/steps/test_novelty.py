@@ -23,6 +23,7 @@ from pipeline.evaluation.populations import mean_difference, nearest_distances, 
 from pipeline.model.checkpoints import read_card
 from pipeline.steps.novelty import novelty
 from pipeline.steps.train_without import train_without
+from tests.factories import ask
 from tests.pipeline.evaluation.small_project import (
     HEIGHT,
     WIDTH,
@@ -149,8 +150,7 @@ def test_the_pool_is_compared_and_classes_are_held_out_in_one_look(tmp_path: Pat
         row.estimate.value for row in report.unseen.rows
     ]
     novelty(project, database, pool_images=2)
-    with database.session(write=False) as session:
-        kept = assessment_of(session, model_id=model.id, kind="novelty")
+    kept = ask(database, assessment_of, model_id=model.id, kind="novelty")
     assert kept is not None
     assert kept.document["held_out_classes"] == document["held_out_classes"]
 

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.steps import prune as step
 from pipeline.steps.prune import prune
 from pipeline.steps.score import score
+from tests.factories import fetch
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 
 
@@ -45,8 +46,7 @@ def scored(tmp_path: Path) -> tuple[Project, Database]:
 
 
 def runs_with_rows(database: Database) -> set[int]:
-    with database.session(write=False) as session:
-        return set(session.scalars(select(ImageScore.run_id)))
+    return set(fetch(database, ImageScore.run_id))
 
 
 def folders(project: Project) -> set[str]:
@@ -90,9 +90,8 @@ def test_a_prune_that_is_killed_goes_on(
         with pytest.raises(KeyboardInterrupt):
             prune(project, database, keep_runs=1)
     assert folders(project) == {"1", "2", "3"}
-    with database.session(write=False) as session:
-        alive = select(ScoringRun.id).where(ScoringRun.pruned_at.is_(None))
-        assert session.scalars(alive).all() == [3]
+    alive = select(ScoringRun.id).where(ScoringRun.pruned_at.is_(None))
+    assert fetch(database, alive) == [3]
     prune(project, database, keep_runs=1)
     assert (runs_with_rows(database), folders(project)) == ({3}, {"3"})
 

@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.review import review
+from tests.factories import ask, change
 from tests.pipeline.evaluation.small_project import (
     CLASSES,
     HEIGHT,
@@ -57,24 +58,21 @@ class Labeled:
 
     def in_force(self) -> list[npt.NDArray[np.uint8]]:
         """The labels as training would see them."""
-        with self.database.session(write=False) as session:
-            images = models.training_labels(session)
+        images = ask(self.database, models.training_labels)
         return [
             compose_labels([self.project.path(label.mask_uri) for label in image.labels], (WIDTH, HEIGHT))
             for image in images
         ]
 
     def state(self) -> tuple[str, int]:
-        with self.database.session(write=False) as session:
-            current = rounds.current_round(session)
-            assert current is not None
-            return current.state, len(rounds.list_rounds(session))
+        current = ask(self.database, rounds.current_round)
+        assert current is not None
+        return current.state, len(ask(self.database, rounds.list_rounds))
 
     def items(self, name: str) -> list[QueueItem]:
-        with self.database.session(write=False) as session:
-            queue = queues.queue_by_name(session, name)
-            assert queue is not None
-            return list(queue_items.queue_items(session, queue.id))
+        queue = ask(self.database, queues.queue_by_name, name)
+        assert queue is not None
+        return list(ask(self.database, queue_items.queue_items, queue.id))
 
 
 def part(cell: int) -> tuple[slice, slice]:
@@ -190,8 +188,7 @@ def test_what_was_reviewed_is_not_asked_again_until_it_is_released(labeled: Labe
     assert (first.queue, second.queue) == ("review-01", "review-02")
     places = [{(item.image_id, item.region_index) for item in report.items} for report in (first, second)]
     assert not places[0] & places[1]
-    with labeled.database.session() as session:
-        session.execute(update(QueueItem).values(status="released"))
+    change(labeled.database, QueueItem, status="released")
     third = review(labeled.project, labeled.database, budget=6)
     assert {(item.image_id, item.region_index) for item in third.items} == places[0]
 
@@ -228,13 +225,11 @@ def test_where_nothing_is_worth_a_look_there_is_no_queue(
     monkeypatch.setattr("pipeline.steps.review.LEAST_SHARE", 1.1)
     report = review(labeled.project, labeled.database)
     assert (report.queue, report.folder, report.doubted, report.items) == (None, None, 0, [])
-    with labeled.database.session(write=False) as session:
-        assert [queue.name for queue in queues.list_queues(session)] == ["initial"]
+    assert [queue.name for queue in ask(labeled.database, queues.list_queues)] == ["initial"]
 
 
 def test_a_damaged_label_is_told_and_the_rest_goes_on(labeled: Labeled) -> None:
-    with labeled.database.session() as session:
-        images = models.training_labels(session)
+    images = ask(labeled.database, models.training_labels)
     labeled.project.path(images[0].labels[0].mask_uri).write_bytes(b"no mask")
     report = review(labeled.project, labeled.database, budget=4)
     assert [subject for subject, _ in report.failed] == [images[0].uri]
@@ -242,11 +237,9 @@ def test_a_damaged_label_is_told_and_the_rest_goes_on(labeled: Labeled) -> None:
 
 
 def test_without_a_model_or_labels_it_says_what_to_do(labeled: Labeled) -> None:
-    with labeled.database.session() as session:
-        session.execute(update(Image).values(split="test"))
+    change(labeled.database, Image, split="test")
     with pytest.raises(UserError, match="segcurate import"):
         review(labeled.project, labeled.database)
-    with labeled.database.session() as session:
-        session.execute(update(Model).values(status="refused"))
+    change(labeled.database, Model, status="refused")
     with pytest.raises(UserError, match="segcurate evaluate"):
         review(labeled.project, labeled.database)

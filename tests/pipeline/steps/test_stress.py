@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
 from pipeline.model.checkpoints import read_card, save_model
 from pipeline.steps.stress import stress
+from tests.factories import ask
 from tests.pipeline.evaluation.small_project import add_images, add_model, make_project, make_segmenter
 
 IMAGES, BLOCKS = 24, 8
@@ -120,10 +121,9 @@ def test_a_stress_test_is_stored_with_a_row_for_each_strength_and_replaced_by_th
     )
     assert (report.model, report.split, report.images) == ("r01", "test", 3)
     assert calls[-1] == (3 * (len(STRESSES) + 1),) * 2
-    with database.session(write=False) as session:
-        stored = assessment_of(session, model_id=model.id, kind="stress")
-        assert stored is not None
-        document = stored.document
+    stored = ask(database, assessment_of, model_id=model.id, kind="stress")
+    assert stored is not None
+    document = stored.document
     rows = {(row["kind"], row["strength"], row["metric"]): row["value"] for row in document["rows"]}
     assert {(one.kind, one.strength) for one in (*STRESSES, *BASES.values())} == {key[:2] for key in rows}
     assert rows["blur", 0.0, "accuracy"] == rows["magnify", 1.0, "accuracy"]

@@ -21,6 +21,7 @@ from pipeline.operation.runner import Runner
 from pipeline.steps import sync as step
 from pipeline.steps.export import export
 from pipeline.steps.sync import open_server, pull, push, sync
+from tests.factories import ask
 from tests.pipeline.labeling.answered import annotation, submitted
 from tests.pipeline.labeling.exported_project import NAMES, Exported
 
@@ -161,8 +162,7 @@ def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
     report = pull(selected.project, selected.database, tool="label-studio")
     assert [(one.imported, len(one.rejected)) for one in report.imported] == [(1, 1)]
-    with selected.database.session(write=False) as session:
-        (failure,) = failures.list_failures(session, step="import")
+    (failure,) = ask(selected.database, failures.list_failures, step="import")
     assert failure.subject.startswith(f"{URL}, round-01: page-1.json")
     assert "nothing of ours" in failure.reason
 
@@ -254,8 +254,7 @@ def test_without_sync_a_nightly_run_asks_no_server(selected: Exported, server: S
 
 def test_a_queue_that_somebody_has_begun_there_is_not_withdrawn(selected: Exported, server: Server) -> None:
     sync(selected.project, selected.database, tool="label-studio")
-    with selected.database.session(write=False) as session:
-        (queue,) = queues.list_queues(session)
+    (queue,) = ask(selected.database, queues.list_queues)
     assert not delivery.is_begun(selected.project, selected.database, queue)
     server.begun = True
     assert delivery.is_begun(selected.project, selected.database, queue)
@@ -263,8 +262,7 @@ def test_a_queue_that_somebody_has_begun_there_is_not_withdrawn(selected: Export
 
 def test_a_queue_that_is_withdrawn_leaves_the_server(selected: Exported, server: Server) -> None:
     sync(selected.project, selected.database, tool="label-studio")
-    with selected.database.session(write=False) as session:
-        (queue,) = queues.list_queues(session)
+    (queue,) = ask(selected.database, queues.list_queues)
     assert delivery.withdraw(selected.project, selected.database, queue) == len(selected.items())
     assert server.images == {}
     assert selected.state() == (1, "select")
@@ -272,8 +270,7 @@ def test_a_queue_that_is_withdrawn_leaves_the_server(selected: Exported, server:
 
 def test_a_queue_in_files_of_a_tool_counts_as_begun(selected: Exported, server: Server) -> None:
     export(selected.project, selected.database, to="label-studio")
-    with selected.database.session(write=False) as session:
-        (queue,) = queues.list_queues(session)
+    (queue,) = ask(selected.database, queues.list_queues)
     assert delivery.is_begun(selected.project, selected.database, queue)
 
 

@@ -28,6 +28,7 @@ from pipeline.model.checkpoints import load_model
 from pipeline.steps import train as step
 from pipeline.steps.train import train
 from pipeline.training import loop
+from tests.factories import ask, fetch, fetch_one
 
 CPU = torch.device("cpu")
 SIZE = 36
@@ -42,10 +43,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/store.db")
-    yield database
-    database.close()
+def database(tmp_path: Path) -> Database:
+    return Database(f"sqlite:///{tmp_path}/store.db")
 
 
 def make_project(root: Path, *, model: dict[str, Any] | None = None, **training: Any) -> Project:
@@ -147,14 +146,13 @@ def test_a_model_is_trained_saved_and_on_record(tmp_path: Path, database: Databa
     folder = project.path(model.checkpoint_uri)
     _, card = load_model(folder, device=CPU, class_names=["ground", "thing"])
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    with database.session(write=False) as session:
-        row = session.scalars(select(Model)).one()
-        assert row.status == "trained"
-        assert row.finished_at is not None
-        assert row.checkpoint_sha256 == card.weights_sha256 == weights
-        assert (card.config_hash, card.labels_hash) == (row.config_hash, row.labels_hash)
-        assert [label.image_id for label in models.model_labels(session, row.id)] == [1, 2]
-        assert session.scalars(select(Round)).one().state == "calibrate"
+    row = fetch_one(database, Model)
+    assert row.status == "trained"
+    assert row.finished_at is not None
+    assert row.checkpoint_sha256 == card.weights_sha256 == weights
+    assert (card.config_hash, card.labels_hash) == (row.config_hash, row.labels_hash)
+    assert [label.image_id for label in ask(database, models.model_labels, row.id)] == [1, 2]
+    assert fetch_one(database, Round).state == "calibrate"
     assert not (folder / "resume.safetensors").exists()
     with pytest.raises(NotYourTurn, match="segcurate calibrate"):
         train(project, database)
@@ -185,9 +183,8 @@ def test_held_out_images_are_never_trained_on_even_when_they_have_labels(
     monkeypatch.setattr(step, "LabeledImage", watch)
     train(project, database)
     assert read == {"a", "b"}
-    with database.session(write=False) as session:
-        assert {image.uri for image in models.training_labels(session)} == {"images/a.png", "images/b.png"}
-        assert {label.image_id for label in models.model_labels(session, 1)} == {1, 2}
+    assert {image.uri for image in ask(database, models.training_labels)} == {"images/a.png", "images/b.png"}
+    assert {label.image_id for label in ask(database, models.model_labels, 1)} == {1, 2}
 
 
 def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
@@ -200,8 +197,7 @@ def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
         later = add_label(session, project, image, second, value=0)
         add_label(session, project, image, first, value=1)
         corrected = add_label(session, project, image, first, value=0, rows=10)
-    with database.session(write=False) as session:
-        (found,) = models.training_labels(session)
+    (found,) = ask(database, models.training_labels)
     assert [label.id for label in found.labels] == [corrected, later]
 
 
@@ -216,8 +212,7 @@ def test_the_newest_label_of_every_annotator_is_in_force_in_the_order_of_their_v
         agreeing = add_label(session, project, image, queue, annotator="Bo")
         corrected = add_label(session, project, image, queue, annotator="Ann", rows=10)
         elsewhere = add_label(session, project, image, later, annotator="Ann", value=0, rows=4)
-    with database.session(write=False) as session:
-        (found,) = models.training_labels(session)
+    (found,) = ask(database, models.training_labels)
     assert first != corrected
     assert [label.id for label in found.labels] == [agreeing, corrected, elsewhere]
     assert [label.annotator for label in found.labels] == ["Bo", "Ann", "Ann"]
@@ -257,8 +252,7 @@ def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
     model = train(project, database)
     values = sorted({round(float(value), 3) for target in seen for value in target.unique()})
     assert values == ([0.0, 0.333, 0.667, 1.0] if annotators == "soft" else [0, 1])
-    with database.session(write=False) as session:
-        votes = [(label.image_id, label.annotator) for label in models.model_labels(session, model.id)]
+    votes = [(label.image_id, label.annotator) for label in ask(database, models.model_labels, model.id)]
     assert votes == [(1, None), (1, "Bo"), (1, "Cy"), (2, None)]
 
 
@@ -278,9 +272,8 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: D
 
     with pytest.raises(Killed):
         train(project, database, progress=kill)
-    with database.session(write=False) as session:
-        assert session.scalars(select(Model)).one().status == "training"
-        assert session.scalars(select(Round)).one().state == "train"
+    assert fetch_one(database, Model).status == "training"
+    assert fetch_one(database, Round).state == "train"
     seen: list[int] = []
     resumed = train(project, database, progress=lambda title, done, total: _note(seen, title, done))
     assert seen == [3, 4, 5]
@@ -288,7 +281,6 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: D
     second = Database(f"sqlite:///{tmp_path}/two/store.db")
     fill(other, second)
     assert train(other, second).checkpoint_sha256 == resumed.checkpoint_sha256
-    second.close()
 
 
 def _note(seen: list[int], title: str, done: int) -> None:
@@ -315,8 +307,7 @@ def test_a_killed_training_starts_again_when_labels_have_changed(tmp_path: Path,
     seen: list[int] = []
     train(project, database, progress=lambda title, done, total: _note(seen, title, done))
     assert seen == [1, 2, 3, 4]
-    with database.session(write=False) as session:
-        assert corrected in {label.id for label in models.model_labels(session, 1)}
+    assert corrected in {label.id for label in ask(database, models.model_labels, 1)}
 
 
 def test_files_that_cannot_be_read_are_recorded_and_the_rest_is_trained_on(
@@ -332,20 +323,17 @@ def test_files_that_cannot_be_read_are_recorded_and_the_rest_is_trained_on(
     cut = tmp_path / "images" / "cut.png"
     cut.write_bytes(cut.read_bytes()[:2000])
     train(project, database)
-    with database.session(write=False) as session:
-        failures = {row.subject: row.reason for row in session.scalars(select(Failure))}
+    failures = {row.subject: row.reason for row in fetch(database, Failure)}
     assert failures.keys() == {"images/gone.png", "images/cut.png"}
     assert all(subject.split("/")[1] in reason for subject, reason in failures.items())
 
 
 def test_without_labels_there_is_nothing_to_train_on(tmp_path: Path, database: Database) -> None:
     project = make_project(tmp_path)
-    with database.session() as session:
-        rounds.open_first(session)
+    ask(database, rounds.open_first)
     with pytest.raises(UserError, match="no label to train on"):
         train(project, database)
-    with database.session(write=False) as session:
-        assert session.scalars(select(Model)).all() == []
+    assert fetch(database, Model) == []
 
 
 def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Database) -> None:

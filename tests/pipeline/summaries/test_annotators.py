@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from db.tables import Label, Queue, QueueItem, RegionScore
 from pipeline.config import IGNORE
@@ -20,6 +19,7 @@ from pipeline.summaries.annotators import (
     AnnotatorReport,
     annotator_report,
 )
+from tests.factories import ask, fetch_one
 from tests.pipeline.shared_queue import CELL, SIDE, SharedQueue, disputing, filled, make_shared_queue
 
 IMAGES = 8
@@ -48,15 +48,12 @@ def shared_once(tmp_path_factory: pytest.TempPathFactory) -> SharedQueue:
 
 
 @pytest.fixture
-def shared(shared_once: SharedQueue, tmp_path: Path) -> Iterator[SharedQueue]:
-    made = shared_once.copied_to(tmp_path / "project")
-    yield made
-    made.database.close()
+def shared(shared_once: SharedQueue, tmp_path: Path) -> SharedQueue:
+    return shared_once.copied_to(tmp_path / "project")
 
 
 def report(shared: SharedQueue, *, queue: str | None = None) -> AnnotatorReport:
-    with shared.database.session(write=False) as session:
-        return annotator_report(session, shared.project, queue=queue)
+    return ask(shared.database, annotator_report, shared.project, queue=queue)
 
 
 def test_regions_come_most_disputed_first_with_what_the_model_said_of_them(shared: SharedQueue) -> None:
@@ -180,8 +177,7 @@ def test_only_pixels_that_both_have_labeled_count_and_a_correction_counts_in_pla
 
 def test_a_mask_that_cannot_be_read_is_counted_and_the_rest_compared(shared: SharedQueue) -> None:
     lost = shared.label(1, filled(2), by="cy")
-    with shared.database.session(write=False) as session:
-        shared.project.path(session.get_one(Label, lost).mask_uri).unlink()
+    shared.project.path(fetch_one(shared.database, select(Label).where(Label.id == lost)).mask_uri).unlink()
     found = report(shared)
     assert (found.compared, found.unreadable) == (IMAGES - 1, 1)
     assert found.regions == 4 * IMAGES

@@ -13,6 +13,7 @@ from pipeline.config import IGNORE
 from pipeline.regions.outlines import encode_outline
 from pipeline.summaries.queues import queue_summary
 from pipeline.summaries.rounds import RoundSummary, round_history
+from tests.factories import add_rows, ask
 from tests.pipeline.shared_queue import (
     CELL,
     CELLS,
@@ -31,14 +32,12 @@ def shared(tmp_path: Path) -> SharedQueue:
 
 
 def last_round(shared: SharedQueue) -> RoundSummary:
-    with shared.database.session(write=False) as session:
-        return round_history(session, sampler="none")[-1]
+    return ask(shared.database, round_history, sampler="none")[-1]
 
 
 def use_for_training(shared: SharedQueue, *label_ids: int) -> None:
     """Say that the round's model was trained on these."""
-    with shared.database.session() as session:
-        session.add_all(ModelLabel(model_id=1, label_id=label_id) for label_id in label_ids)
+    add_rows(shared.database, *(ModelLabel(model_id=1, label_id=label_id) for label_id in label_ids))
 
 
 def within(cells: slice) -> Mask:

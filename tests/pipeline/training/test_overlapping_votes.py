@@ -15,6 +15,7 @@ from pipeline.data.project import Project
 from pipeline.steps.train import Survey, hash_labels
 from pipeline.training.dataset import LabeledImage, read_masks
 from pipeline.training.losses import shares
+from tests.factories import ask
 from tests.pipeline.shared_queue import CELLS, CLASSES, SIDE, Mask, SharedQueue, make_shared_queue
 
 Annotators = Literal["latest", "majority", "soft"]
@@ -37,8 +38,7 @@ def painted(cells: slice, value: int) -> Mask:
 
 
 def in_force(shared: SharedQueue) -> models.TrainingImage:
-    with shared.database.session(write=False) as session:
-        (image,) = models.training_labels(session)
+    (image,) = ask(shared.database, models.training_labels)
     return image
 
 

@@ -19,6 +19,7 @@ from pipeline.data.images import probe_image
 from pipeline.data.project import Project
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import ModelCard, save_model
+from tests.factories import add_rows
 
 TINY = ModelConfig(
     architecture="fpn",
@@ -66,8 +67,7 @@ def make_pool(
     root.mkdir(parents=True, exist_ok=True)
     project = Project(config=ProjectConfig.model_validate(document), root=root)
     database = Database(project.database_url)
-    with database.session() as session:
-        session.add(Round(number=1, state="score"))
+    add_rows(database, Round(number=1, state="score"))
     serve_random_model(project, database, encoder_weights=encoder_weights, temperatures=temperatures)
     add_images(project, database, images)
     return project, database

@@ -14,6 +14,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import read_pixels
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
+from tests.factories import ask
 from tests.pipeline.labeling.answered import annotation, inside, submitted
 from tests.pipeline.labeling.exported_project import NAMES, Exported
 
@@ -43,9 +44,8 @@ def test_two_masks_of_one_image_are_both_kept_and_both_in_force(exported: Export
         ("ann@example.org", 1, 30.0),
         ("bo@example.org", 2, 12.5),
     ]
-    with exported.database.session(write=False) as session:
-        (image,) = models.training_labels(session)
-        assert [label.annotator for label in image.labels] == ["ann@example.org", "bo@example.org"]
+    (image,) = ask(exported.database, models.training_labels)
+    assert [label.annotator for label in image.labels] == ["ann@example.org", "bo@example.org"]
     for label, mask in zip(labels, (first, second), strict=True):
         np.testing.assert_array_equal(read_pixels(exported.project.path(label.mask_uri))[:, :, 0], mask)
 
@@ -82,8 +82,7 @@ def test_a_second_annotator_of_other_regions_takes_nothing_away(exported: Export
     other = annotation(exported, NAME, second, number=2, by="bo@example.org")
     take(exported, submitted(exported, file, [one, other]))
     assert set(statuses(exported, NAME)) == {"labeled"}
-    with exported.database.session(write=False) as session:
-        assert count_new_labels(session) == len(exported.items(NAME))
+    assert ask(exported.database, count_new_labels) == len(exported.items(NAME))
 
 
 def test_a_region_that_two_have_labeled_is_one_new_label(exported: Exported, tmp_path: Path) -> None:
@@ -94,8 +93,7 @@ def test_a_region_that_two_have_labeled_is_one_new_label(exported: Exported, tmp
     ]
     take(exported, submitted(exported, tmp_path / "export.json", answers))
     assert len(exported.labels()) == 2  # the same mask, and two votes
-    with exported.database.session(write=False) as session:
-        assert count_new_labels(session) == len(exported.items(NAME))
+    assert ask(exported.database, count_new_labels) == len(exported.items(NAME))
 
 
 def test_importing_several_annotators_twice_changes_nothing(exported: Exported, tmp_path: Path) -> None:
@@ -131,12 +129,11 @@ def test_a_changed_annotation_is_the_next_version_of_its_own_annotator(
     ]
     report = take(exported, submitted(exported, file, again))
     assert (report.imported, report.unchanged) == (1, 1)
-    with exported.database.session(write=False) as session:
-        in_force = label_queries.labels_in_force(session, image_id=exported.images()[NAME].id)
-        assert [(label.annotator, label.version) for label in in_force] == [
-            ("bo@example.org", 2),
-            ("ann@example.org", 3),
-        ]
+    in_force = ask(exported.database, label_queries.labels_in_force, image_id=exported.images()[NAME].id)
+    assert [(label.annotator, label.version) for label in in_force] == [
+        ("bo@example.org", 2),
+        ("ann@example.org", 3),
+    ]
     assert all(item.disagreement for item in exported.items(NAME))
 
 
@@ -156,8 +153,7 @@ def test_a_skipped_image_is_recorded_as_skipped_and_not_asked_for_again(
     assert take(exported, tmp_path / "export.json").skipped == 0
     take(exported, tmp_path / "export.json", close=True)
     assert set(statuses(exported, NAME)) == {"skipped"}
-    with exported.database.session(write=False) as session:
-        taken = taken_regions(session)
+    taken = ask(exported.database, taken_regions)
     skipped = exported.images()[NAME].id
     assert (taken.image_id == skipped).sum() == len(exported.items(NAME))
 

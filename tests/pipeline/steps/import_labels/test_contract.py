@@ -3,7 +3,7 @@ mask is what it was, of the image, the region and the queue item that it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -52,11 +52,9 @@ def exported_once(
 
 
 @pytest.fixture
-def photos(tool: str, exported_once: Callable[[str], Exported], tmp_path: Path) -> Iterator[Exported]:
+def photos(tool: str, exported_once: Callable[[str], Exported], tmp_path: Path) -> Exported:
     """A project of its own, with its queue exported to the tool."""
-    made = copy_of(exported_once(tool), tmp_path / "project")
-    yield made
-    made.database.close()
+    return copy_of(exported_once(tool), tmp_path / "project")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from db.queries import failures
 from pipeline.errors import DataError
+from tests.factories import ask
 from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
 from tests.pipeline.steps.import_labels.test_step import COLORS, deliver, mask_file, take
 
@@ -33,8 +34,7 @@ def rejection(exported: Exported, folder: Path) -> tuple[str, str]:
     assert report.imported == 1
     assert [label.image_id for label in exported.labels()] == [exported.images()[GOOD].id]
     assert len(report.rejected) == 1
-    with exported.database.session(write=False) as session:
-        (failure,) = failures.list_failures(session, step="import")
+    (failure,) = ask(exported.database, failures.list_failures, step="import")
     assert failure.reason == report.rejected[0][1]
     return report.rejected[0]
 

@@ -21,6 +21,7 @@ from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
+from tests.factories import ask
 from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, ids, write_png
 
 COLORS = np.array([[230, 25, 75], [60, 180, 75], [255, 225, 25]], dtype=np.uint8)
@@ -117,10 +118,9 @@ def test_a_corrected_mask_is_version_two_also_when_the_round_is_closed(
     report = take(exported, folder)
     assert (report.imported, report.unchanged) == (1, len(NAMES) - 1)
     image = exported.images()["left/frame 1.png"]
-    with exported.database.session(write=False) as session:
-        queue_id = exported.items()[0].queue_id
-        latest = labels.latest_label(session, image_id=image.id, queue_id=queue_id)
-        newest = labels.labels_in_force(session, queue_id=queue_id)
+    queue_id = exported.items()[0].queue_id
+    latest = ask(exported.database, labels.latest_label, image_id=image.id, queue_id=queue_id)
+    newest = ask(exported.database, labels.labels_in_force, queue_id=queue_id)
     assert latest is not None
     assert latest.version == 2
     np.testing.assert_array_equal(stored_mask(exported, latest), corrected)

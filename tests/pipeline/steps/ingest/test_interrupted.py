@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
 
 from db.engine import Database
 from db.queries import rounds
 from db.tables import Image, Label, QueueItem
 from pipeline.errors import UserError
 from pipeline.steps.ingest import initial_labels, step
+from tests.factories import ask, count_rows
 from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
 
 
@@ -81,7 +81,6 @@ def test_labels_that_cannot_be_written_end_the_run_and_a_second_run_completes_it
         with pytest.raises(UserError, match=words) as caught:
             five.ingest(splits=HELD_OUT)
     assert str(five.root / ".segcurate" / "labels") in caught.value.problem
-    with five.database.session(write=False) as session:
-        assert session.scalar(select(func.count()).select_from(Label)) == 0
-        assert rounds.current_round(session) is None
+    assert count_rows(five.database, Label) == 0
+    assert ask(five.database, rounds.current_round) is None
     assert five.ingest(splits=HELD_OUT).labeled_images == 6

@@ -16,6 +16,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import read_image
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import ConfigError, DataError
+from tests.factories import ask, fetch
 from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
 
 
@@ -29,16 +30,14 @@ def test_the_first_ingest_registers_splits_labels_and_opens_round_one(five: Fold
         Image.width, Image.height, Image.channels, Image.group_name, Image.position, Image.mask_uri
     )[1]
     assert row == (24, 16, 3, "images/a", 1, "masks/a/f1.png")
-    with five.database.session(write=False) as session:
-        current = rounds.current_round(session)
-        assert current is not None
-        assert (current.number, current.state) == (1, "train")
-        queue = queues.initial_queue(session)
-        assert queue is not None
-        assert (queue.name, queue.round_id) == ("initial", None)
-        label = session.scalars(select(Label)).first()
-        assert label is not None
-        assert (label.source, label.labeled_pixels, label.version) == ("initial", 24 * 16, 1)
+    current = ask(five.database, rounds.current_round)
+    assert current is not None
+    assert (current.number, current.state) == (1, "train")
+    queue = ask(five.database, queues.initial_queue)
+    assert queue is not None
+    assert (queue.name, queue.round_id) == ("initial", None)
+    label, *_ = fetch(five.database, Label)
+    assert (label.source, label.labeled_pixels, label.version) == ("initial", 24 * 16, 1)
     mask = read_mask(
         five.root / label.mask_uri, MaskCodec.from_config(five.project().config.data), size=(24, 16)
     )
@@ -150,8 +149,7 @@ def test_without_masks_splits_stay_open_and_no_round_opens(folder: Folder) -> No
     report = folder.ingest()
     assert report.splits == {"pool": 8}
     assert "`data.masks` is not set" in report.warnings[0]
-    with folder.database.session(write=False) as session:
-        assert rounds.current_round(session) is None
+    assert ask(folder.database, rounds.current_round) is None
     for group in "abc":
         folder.mask(f"{group}/f0.png")
     report = folder.ingest()
@@ -284,11 +282,10 @@ def test_a_list_with_a_typing_error_locks_nothing(five: Folder) -> None:
     five.write("test.txt", "a/f0.png", "a/f1.pgn")
     with pytest.raises(ConfigError, match=r"1 lines of test.txt name no image: a/f1.pgn"):
         five.ingest(splits=HELD_OUT)
-    with five.database.session(write=False) as session:
-        row = image_queries.project_row(session)
-        assert row is not None
-        assert row.splits_locked_at is None
-        assert rounds.current_round(session) is None
+    row = ask(five.database, image_queries.project_row)
+    assert row is not None
+    assert row.splits_locked_at is None
+    assert ask(five.database, rounds.current_round) is None
     five.write("test.txt", "a/f0.png", "a/f1.png")
     assert five.ingest(splits=HELD_OUT).splits == {"pool": 6, "test": 2, "calibration": 2}
 
@@ -339,8 +336,7 @@ def test_named_initial_images_are_labeled_and_held_out_ones_never(
     splits = {**HELD_OUT, "initial": initial}
     assert five.ingest(splits=splits).labeled_images == 2
     assert five.ingest(splits=splits).labeled_images == 0
-    with five.database.session(write=False) as session:
-        uris = session.scalars(select(Image.uri).join(Label, Label.image_id == Image.id)).all()
+    uris = fetch(five.database, select(Image.uri).join(Label, Label.image_id == Image.id))
     assert sorted(uris) == ["images/c/f0.png", "images/c/f1.png"]
 
 
@@ -377,4 +373,3 @@ def test_images_outside_the_projects_folder_keep_their_whole_path(tmp_path: Path
     assert report.added == 4
     assert set(here.splits()) == {f"{tmp_path}/data/images/{group}/f0.png" for group in "abcd"}
     here.database.close()
-    store.database.close()

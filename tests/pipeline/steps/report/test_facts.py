@@ -8,19 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.steps.report.facts import read_contents
+from tests.factories import ask
 from tests.pipeline.shared_queue import SIDE, disputing, filled, make_shared_queue
 
 
 def test_the_page_knows_who_differs_where_and_what_the_model_expected(tmp_path: Path) -> None:
     shared = make_shared_queue(tmp_path, images=1, expected_entropy=np.array([[0.4, 0.3, 0.2, 0.1]]))
-    with shared.database.session(write=False) as session:
-        assert read_contents(session, shared.project).shared is None
+    assert ask(shared.database, read_contents, shared.project).shared is None
     masks = [filled(0), disputing(np.array([0.5, 0.25, 0, 0]))]
     for name, mask in zip(("ann", "bo"), masks, strict=True):
         shared.label(1, mask, by=name)
     shared.settle(1, masks)
-    with shared.database.session(write=False) as session:
-        facts = read_contents(session, shared.project).shared
+    facts = ask(shared.database, read_contents, shared.project).shared
     assert facts is not None
     assert facts.images == 1
     pixels = SIDE * SIDE

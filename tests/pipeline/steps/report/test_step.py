@@ -22,6 +22,7 @@ from pipeline.steps.report import report
 from pipeline.steps.report.step import PAGE_TILES
 from pipeline.steps.score import score
 from pipeline.steps.select import select
+from tests.factories import ask
 from tests.pipeline.evaluation.small_project import (
     CLASSES,
     add_images,
@@ -155,8 +156,7 @@ def test_an_image_that_is_gone_is_recorded_and_the_rest_is_drawn(
         folder = report(project, database, folder=tmp_path / "out")
     finally:
         shutil.move(aside, missing)
-    with database.session(write=False) as session:
-        failures = [row for row in list_failures(session) if row.step == "report"]
+    failures = [row for row in ask(database, list_failures) if row.step == "report"]
     assert [row.subject for row in failures] == ["images/pool_0.png"]
     assert "gallery_round-01.png" in names(folder)
 
@@ -173,8 +173,7 @@ def test_a_checkpoint_that_is_gone_costs_only_its_gallery(
         shutil.move(tmp_path / "aside", checkpoint)
     assert "learning_curve.png" in names(folder)
     assert "gallery_round-01.png" not in names(folder)
-    with database.session(write=False) as session:
-        failures = [row for row in list_failures(session) if row.step == "report"]
+    failures = [row for row in ask(database, list_failures) if row.step == "report"]
     assert [row.subject for row in failures] == [".segcurate/models/r01"]
 
 

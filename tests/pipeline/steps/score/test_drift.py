@@ -20,6 +20,7 @@ from pipeline.data.project import Project
 from pipeline.model.checkpoints import load_model, save_model
 from pipeline.model.device import pick_device
 from pipeline.steps.score import score
+from tests.factories import ask, fetch, fetch_one
 from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
 
 SCORING = ScoringConfig(
@@ -43,13 +44,11 @@ def darkened(paths: list[Path], folder: Path) -> list[Path]:
 
 def turn_back(database: Database) -> None:
     """The round, as it is before `score`."""
-    with database.session() as session:
-        session.scalars(select(Round)).one().state = "score"
+    fetch_one(database, Round).state = "score"
 
 
 def summary(database: Database, run_id: int) -> dict:
-    with database.session(write=False) as session:
-        return session.get_one(ScoringRun, run_id).summary or {}
+    return fetch_one(database, select(ScoringRun).where(ScoringRun.id == run_id)).summary or {}
 
 
 def remember(project: Project, low: float, high: float) -> None:
@@ -93,8 +92,7 @@ def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not
     assert stored["warning"] == third.drift
     assert {image["image_id"] for image in stored["images"]} <= set(night)
     assert any(row["drifted"] for one in stored["references"] for row in one["measures"])
-    with database.session(write=False) as session:
-        scored = set(session.scalars(select(ImageScore.image_id)))
+    scored = set(fetch(database, ImageScore.image_id))
     assert scored == set(range(1, 21)) | set(range(33, 45)) | set(night)  # no calibration image among them
 
 
@@ -122,8 +120,7 @@ def test_an_image_of_another_scale_is_scored_and_reported_and_one_without_number
     text = "\n".join(report.lines())
     assert "images/magnified.tif: " in text
     assert "far outside of what the model has seen" in text
-    with database.session(write=False) as session:
-        (failure,) = list_failures(session, step="score")
+    (failure,) = ask(database, list_failures, step="score")
     assert failure.subject == "images/broken.tif"
     assert "no finite numbers" in failure.reason
 

@@ -16,6 +16,7 @@ from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig, ScoringConfig
 from pipeline.steps.score import reordering as step
 from pipeline.steps.score import score
+from tests.factories import ask, fetch_one
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 
 SCORING = ScoringConfig(samples=3, workers=0, regions=RegionConfig(cell=32), batch_size=2)
@@ -67,8 +68,7 @@ def test_a_run_says_once_how_far_its_calibration_reorders_the_queue(
     if kind == "grid":  # the same regions with and without calibration: a plain run has them all
         plain, other = make_pool(tmp_path / "plain", images, scoring=scoring, temperatures=(1.0, 1.0))
         run_id = score(plain, other).run_id
-        with other.session(write=False) as session:
-            before = score_queries.scored_regions(session, run_id=run_id, image_ids=[1, 2, 3, 4, 5])
+        before = ask(other, score_queries.scored_regions, run_id=run_id, image_ids=[1, 2, 3, 4, 5])
         expected, _ = spearmanr([row.entropy for row in before], [row.entropy for row in after])
         assert found["spearman"] == pytest.approx(expected, abs=1e-6)
         other.close()
@@ -76,11 +76,9 @@ def test_a_run_says_once_how_far_its_calibration_reorders_the_queue(
 
     monkeypatch.setattr(step, "score_images", lambda *_, **__: pytest.fail("measured again"))
     assert score(calibrated, database).reordering == found
-    with database.session(write=False) as session:
-        summary = session.get_one(ScoringRun, report.run_id).summary or {}
+    summary = fetch_one(database, select(ScoringRun).where(ScoringRun.id == report.run_id)).summary or {}
     assert summary["reordering"] == found
     assert summary["other"] == {"kept": True}
-    database.close()
 
 
 def test_where_nothing_is_calibrated_nothing_is_reordered(tmp_path: Path) -> None:
@@ -92,4 +90,3 @@ def test_where_nothing_is_calibrated_nothing_is_reordered(tmp_path: Path) -> Non
     report = score(project, database)
     assert report.reordering is None
     assert not any("reorders" in line for line in report.lines())
-    database.close()

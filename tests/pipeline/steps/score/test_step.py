@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from db.engine import Database
 from db.queries import labels, scores
@@ -29,6 +29,7 @@ from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.score import score
 from pipeline.uncertainty.measures import MEASURES
+from tests.factories import ask, change, count_rows, fetch, fetch_one
 from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
@@ -51,9 +52,8 @@ def pool_of(root: Path, sizes: Sequence[tuple[int, int]], **changes: Any) -> tup
 
 def rows_of(database: Database) -> dict[str, np.ndarray]:
     """Every region row of the only run, by image and region."""
-    with database.session(write=False) as session:
-        (run_id,) = session.scalars(select(ScoringRun.id)).all()
-        return scores.region_columns(session, run_id=run_id, columns=COLUMNS)
+    (run_id,) = fetch(database, ScoringRun.id)
+    return ask(database, scores.region_columns, run_id=run_id, columns=COLUMNS)
 
 
 def assert_same_rows(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -77,17 +77,16 @@ def test_every_region_of_every_pool_image_is_scored_once(tmp_path: Path) -> None
     assert ((rows["entropy"] > 0) & (rows["entropy"] <= 1)).all()
     assert (rows["mutual_information"] > 1e-5).any()
     assert (report.images, report.regions, report.failed) == (7, len(expected), 0)
-    with database.session(write=False) as session:
-        run = session.scalars(select(ScoringRun)).one()
-        assert run.finished_at is not None
-        assert run.scorer["samples"] == 3
-        assert [row.status for row in session.scalars(select(Shard))] == ["done"] * 3
-        images = session.scalars(select(ImageScore).order_by(ImageScore.image_id)).all()
-        assert [row.regions for row in images] == [6, 4, 6, 1, 6, 1, 4]
-        assert images[0].pixels == 96 * 64
-        current = current_round(session)
-        assert current is not None
-        assert current.state == "select"
+    run = fetch_one(database, ScoringRun)
+    assert run.finished_at is not None
+    assert run.scorer["samples"] == 3
+    assert [row.status for row in fetch(database, Shard)] == ["done"] * 3
+    images = fetch(database, select(ImageScore).order_by(ImageScore.image_id))
+    assert [row.regions for row in images] == [6, 4, 6, 1, 6, 1, 4]
+    assert images[0].pixels == 96 * 64
+    current = ask(database, current_round)
+    assert current is not None
+    assert current.state == "select"
 
 
 def test_a_second_score_of_the_same_scorer_scores_nothing(tmp_path: Path) -> None:
@@ -121,8 +120,7 @@ def test_another_scorer_makes_a_run_of_its_own(tmp_path: Path) -> None:
         update={"scoring": scoring_of(seed=1, batch_size=1, workers=0, shard_images=1)}
     )
     assert score(Project(config=faster, root=project.root), database).images == 0
-    with database.session(write=False) as session:
-        assert session.scalar(select(func.count()).select_from(ScoringRun)) == 2
+    assert count_rows(database, ScoringRun) == 2
 
 
 def test_held_out_guarded_duplicate_and_labeled_images_are_never_scored(tmp_path: Path) -> None:
@@ -158,11 +156,10 @@ def test_an_unreadable_image_is_recorded_and_the_rest_is_scored(tmp_path: Path) 
     (tmp_path / "images" / "000.png").write_bytes(whole[:80])
     report = score(project, database)
     assert (report.images, report.failed) == (4, 1)
-    with database.session(write=False) as session:
-        (failure,) = list_failures(session, step="score")
-        assert failure.subject == "images/000.png"
-        assert "000.png" in failure.reason
-        assert [row.failed for row in session.scalars(select(Shard).order_by(Shard.id))] == [1, 0]
+    (failure,) = ask(database, list_failures, step="score")
+    assert failure.subject == "images/000.png"
+    assert "000.png" in failure.reason
+    assert [row.failed for row in fetch(database, select(Shard).order_by(Shard.id))] == [1, 0]
 
     (tmp_path / "images" / "000.png").write_bytes(whole)
     report = score(project, database)
@@ -170,8 +167,7 @@ def test_an_unreadable_image_is_recorded_and_the_rest_is_scored(tmp_path: Path) 
     rows = rows_of(database)
     assert sorted(set(rows["image_id"].tolist())) == [1, 2, 3, 4, 5]
     assert len(rows["image_id"]) == 5 * 4
-    with database.session(write=False) as session:
-        assert list_failures(session, step="score") == []
+    assert ask(database, list_failures, step="score") == []
 
 
 def test_scores_do_not_depend_on_batches_workers_or_shards(tmp_path: Path) -> None:
@@ -186,13 +182,11 @@ def test_scores_do_not_depend_on_batches_workers_or_shards(tmp_path: Path) -> No
 def test_without_samples_the_columns_of_samples_are_empty(tmp_path: Path) -> None:
     project, database = pool_of(tmp_path, [(64, 64)], sampler="none")
     score(project, database)
-    with database.session(write=False) as session:
-        row = session.scalars(select(RegionScore)).first()
-        assert row is not None
-        assert (row.expected_entropy, row.mutual_information) == (None, None)
-        assert row.entropy > 0
-        run = session.scalars(select(ScoringRun)).one()
-        assert "samples" not in run.scorer
+    row, *_ = fetch(database, RegionScore)
+    assert (row.expected_entropy, row.mutual_information) == (None, None)
+    assert row.entropy > 0
+    run = fetch_one(database, ScoringRun)
+    assert "samples" not in run.scorer
 
 
 def test_kept_regions_are_the_most_uncertain_of_each_class(tmp_path: Path) -> None:
@@ -253,16 +247,14 @@ def test_a_killed_run_goes_on_where_it_was_and_equals_an_uninterrupted_one(tmp_p
         assert process.stdout.readline() == "committed\n"
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    with database.session(write=False) as session:
-        assert session.scalars(select(ScoringRun.finished_at)).all() == [None]
-        assert session.scalars(select(Round.state)).all() == ["score"]
-        assert session.scalar(select(func.count()).select_from(ImageScore)) == 2
+    assert fetch(database, ScoringRun.finished_at) == [None]
+    assert fetch(database, Round.state) == ["score"]
+    assert count_rows(database, ImageScore) == 2
 
     report = score(killed, database)
     assert report.images == 5
     assert_same_rows(rows_of(database), rows_of(calm_database))
-    with database.session(write=False) as session:
-        assert set(session.scalars(select(Shard.status))) == {"done"}
+    assert set(fetch(database, Shard.status)) == {"done"}
 
 
 def test_a_writer_that_fails_stops_the_run_with_its_own_error(
@@ -304,8 +296,7 @@ def test_the_most_uncertain_images_have_heat_maps_and_lost_ones_come_back(tmp_pa
     heatmaps = HeatmapConfig(images="top", top=2)
     project, database = pool_of(tmp_path, [(64, 64)] * 5, heatmaps=heatmaps.model_dump())
     report = score(project, database)
-    with database.session(write=False) as session:
-        ranked = scores.top_images(session, run_id=report.run_id, limit=5)
+    ranked = ask(database, scores.top_images, run_id=report.run_id, limit=5)
     assert [uris is not None for _, uris in ranked] == [True, True, False, False, False]
     uri = (ranked[0][1] or {})["entropy"]
     before = project.path(uri).read_bytes()
@@ -325,8 +316,7 @@ def test_scoring_writes_the_picture_and_its_two_maps_of_the_most_uncertain_image
     heatmaps = HeatmapConfig(images="top", top=1, two_colour=True)
     project, database = pool_of(tmp_path, [(64, 48)] * 2, heatmaps=heatmaps.model_dump())
     report = score(project, database)
-    with database.session(write=False) as session:
-        (_, first), (_, second) = scores.top_images(session, run_id=report.run_id, limit=2)
+    (_, first), (_, second) = ask(database, scores.top_images, run_id=report.run_id, limit=2)
     assert second is None
     assert first is not None
     assert set(first) == {"entropy", "expected_entropy", "mutual_information", "two_colour"}
@@ -349,12 +339,10 @@ def test_without_samples_there_is_no_second_colour(tmp_path: Path) -> None:
 
 def test_score_waits_for_its_turn_and_for_a_promoted_model(tmp_path: Path) -> None:
     project, database = pool_of(tmp_path, [(64, 64)])
-    with database.session() as session:
-        session.execute(update(Model).values(status="trained"))
+    change(database, Model, status="trained")
     with pytest.raises(UserError, match="segcurate evaluate"):
         score(project, database)
-    with database.session() as session:
-        session.execute(update(Round).values(state="train"))
+    change(database, Round, state="train")
     with pytest.raises(NotYourTurn, match="segcurate train"):
         score(project, database)
 

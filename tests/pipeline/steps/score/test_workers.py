@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from db.engine import Database
 from db.queries import scores, shards
@@ -28,6 +28,7 @@ from pipeline.steps.score.local_workers import score_on_devices, visible_devices
 from pipeline.steps.score.step import plan_scoring
 from pipeline.steps.score.worker import score_shards
 from pipeline.uncertainty.measures import MEASURES
+from tests.factories import ask, change, fetch
 from tests.pipeline.uncertainty.pool import draw_images, make_pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
@@ -51,14 +52,12 @@ def with_scale(project: Project, *, device: str = "cpu", **scale: Any) -> Projec
 
 def rows_of(database: Database) -> dict[str, np.ndarray]:
     """Every region row of the only run, by image and region."""
-    with database.session(write=False) as session:
-        (run_id,) = session.scalars(select(ScoringRun.id)).all()
-        return scores.region_columns(session, run_id=run_id, columns=COLUMNS)
+    (run_id,) = fetch(database, ScoringRun.id)
+    return ask(database, scores.region_columns, run_id=run_id, columns=COLUMNS)
 
 
 def shards_of(database: Database) -> list[Shard]:
-    with database.session(write=False) as session:
-        return list(session.scalars(select(Shard).order_by(Shard.first_image_id)))
+    return list(fetch(database, select(Shard).order_by(Shard.first_image_id)))
 
 
 def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,17 +124,15 @@ def test_images_that_end_every_worker_are_named_and_all_others_are_scored(tmp_pa
     project, database = pool_of(tmp_path, [(32, 32)] * 5, shard_images=2)
     plan = plan_scoring(project, database)
     gone = f"{this_process().rpartition(':')[0]}:0.00"
-    with database.session() as session:
-        session.execute(
-            update(Shard)
-            .where(Shard.first_image_id == 3)
-            .values(
-                status="running",
-                owner=gone,
-                attempts=MOST_ATTEMPTS,
-                lease_until=utc_now() + timedelta(hours=1),
-            )
-        )
+    change(
+        database,
+        Shard,
+        Shard.first_image_id == 3,
+        status="running",
+        owner=gone,
+        attempts=MOST_ATTEMPTS,
+        lease_until=utc_now() + timedelta(hours=1),
+    )
     with pytest.raises(UserError, match=r"images/002.png to images/003.png \(ids 3 to 4\).*memory"):
         score_shards(project, database, run_id=plan.run_id)
     assert sorted(set(rows_of(database)["image_id"].tolist())) == [1, 2, 5]
@@ -147,8 +144,7 @@ def test_a_shard_that_a_worker_died_of_is_scored_with_no_other_one_begun(
 ) -> None:
     project, database = pool_of(tmp_path, [(32, 32)] * 6, batch_size=4)
     plan = plan_scoring(project, database)
-    with database.session() as session:
-        session.execute(update(Shard).where(Shard.first_image_id.in_([1, 4])).values(attempts=1))
+    change(database, Shard, Shard.first_image_id.in_([1, 4]), attempts=1)
     begun_together: dict[int, int] = {}
     replace = shards.replace_shard
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from db.queries import queue_items, queues
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline import rounds
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.steps.select import step
+from tests.factories import add_rows, ask, change, count_rows, fetch, fetch_one
 from tests.pipeline.acquisition.synthetic import CELLS, SIDE, Store, make_store
 
 EVERYTHING: dict[str, Any] = {"budget": 10_000, "per_image_cap": None, "no_touching": False}
@@ -33,10 +34,9 @@ def chosen(preview: step.QueuePreview) -> list[tuple[int, tuple[int, int, int, i
 
 
 def stored(store: Store) -> list[tuple[object, ...]]:
-    with store.database.session(write=False) as session:
-        queue = session.scalars(select(Queue).where(Queue.kind == "selected")).one()
-        items = queue_items.queue_items(session, queue.id)
-        return [(i.rank, i.image_id, i.x, i.y, i.w, i.h, i.slice, i.score, i.reason, i.status) for i in items]
+    queue = fetch_one(store.database, select(Queue).where(Queue.kind == "selected"))
+    items = ask(store.database, queue_items.queue_items, queue.id)
+    return [(i.rank, i.image_id, i.x, i.y, i.w, i.h, i.slice, i.score, i.reason, i.status) for i in items]
 
 
 class TestWhatMayBeQueued:
@@ -107,8 +107,7 @@ class TestWhatMayBeQueued:
         assert {item.box for item in preview.items} == {(0, 0, SIDE, SIDE)}
 
     def test_scores_of_another_model_or_of_an_unfinished_run_are_not_used(self, store: Store):
-        with store.database.session() as session:
-            session.add(ScoringRun(model_id=1, scorer_hash="b" * 64, scorer={}, finished_at=None))
+        add_rows(store.database, ScoringRun(model_id=1, scorer_hash="b" * 64, scorer={}, finished_at=None))
         preview = step.select(store.configured(budget=3), store.database)
         assert len(preview.items) == 3
         with store.database.session() as session:
@@ -135,10 +134,7 @@ class TestUnits:
             "audit_fraction": 0.0,
         }
         preview = step.select(store.configured(**settings), store.database)
-        with store.database.session(write=False) as session:
-            best = session.scalars(
-                select(ImageScore.image_id).order_by(ImageScore.entropy.desc()).limit(5)
-            ).all()
+        best = fetch(store.database, select(ImageScore.image_id).order_by(ImageScore.entropy.desc()).limit(5))
         assert [item.image_id for item in preview.items] == list(best)
         assert {item.region_index for item in preview.items} == {-1}
         assert "top 5 % of 20 images" in preview.items[0].reason
@@ -160,12 +156,11 @@ class TestTheStoredQueue:
         assert [row[:2] for row in rows] == [(item.rank, item.image_id) for item in preview.items]
         assert [row[0] for row in rows] == list(range(1, 31))
         assert {row[-1] for row in rows} == {"queued"}
-        with store.database.session(write=False) as session:
-            queue = queues.list_queues(session)[0]
-            assert (queue.name, queue.kind, queue.strategy) == ("round-01", "selected", "stratified")
-            assert (queue.unit, queue.seed, queue.run_id) == ("region", 7, store.run_id)
-            audit = [i for i in queue_items.queue_items(session, queue.id) if i.slice == "audit"]
-            current = rounds.require(session, "export")
+        queue = ask(store.database, queues.list_queues)[0]
+        assert (queue.name, queue.kind, queue.strategy) == ("round-01", "selected", "stratified")
+        assert (queue.unit, queue.seed, queue.run_id) == ("region", 7, store.run_id)
+        audit = [i for i in ask(store.database, queue_items.queue_items, queue.id) if i.slice == "audit"]
+        current = ask(store.database, rounds.require, "export")
         assert [item.inclusion_probability for item in audit] == [3 / 180] * 3
         assert preview.by_slice == {"selected": 27, "audit": 3}
         assert sum(preview.by_class.values()) == sum(preview.by_group.values()) == 30
@@ -186,10 +181,9 @@ class TestTheStoredQueue:
     def test_a_dry_run_writes_nothing(self, store: Store):
         preview = step.select(store.configured(budget=30), store.database, dry_run=True)
         assert len(preview.items) == 30
-        with store.database.session(write=False) as session:
-            assert session.scalar(select(func.count()).select_from(Queue)) == 0
-            assert session.scalar(select(func.count()).select_from(QueueItem)) == 0
-            assert rounds.require(session, "select").state == "select"
+        assert count_rows(store.database, Queue) == 0
+        assert count_rows(store.database, QueueItem) == 0
+        assert ask(store.database, rounds.require, "select").state == "select"
         assert step.select(store.configured(budget=30), store.database).items == preview.items
 
     def test_selecting_again_replaces_the_draft(self, store: Store):
@@ -237,16 +231,14 @@ class TestTheStoredQueue:
             check=False,
         )
         assert child.returncode == -signal.SIGKILL
-        with store.database.session(write=False) as session:
-            assert session.scalar(select(func.count()).select_from(Queue)) == 0
+        assert count_rows(store.database, Queue) == 0
         assert step.select(store.project, store.database).items == planned.items
         assert len(stored(store)) == len(planned.items)
 
 
 class TestRefusals:
     def test_it_is_not_its_turn(self, store: Store):
-        with store.database.session() as session:
-            session.execute(update(Round).values(state="train"))
+        change(store.database, Round, state="train")
         with pytest.raises(NotYourTurn, match="segcurate train"):
             step.select(store.project, store.database)
 
@@ -290,17 +282,13 @@ class TestWords:
         assert preview.warnings == ["The budget of 10 000 is more than the 180 regions that are left."]
 
     def test_a_class_that_is_never_predicted_is_named(self, store: Store):
-        with store.database.session() as session:
-            session.execute(
-                update(RegionScore).where(RegionScore.predicted_class == 1).values(predicted_class=0)
-            )
+        change(store.database, RegionScore, RegionScore.predicted_class == 1, predicted_class=0)
         preview = step.select(store.configured(budget=20), store.database)
         assert any("pole" in warning for warning in preview.warnings)
         assert len(preview.items) == 20
 
     def test_an_audit_of_kept_regions_only_is_not_sold_as_one_of_the_pool(self, store: Store):
-        with store.database.session() as session:
-            session.execute(update(ImageScore).values(regions=12))
+        change(store.database, ImageScore, regions=12)
         preview = step.select(store.configured(budget=20), store.database)
         assert any("keep_regions" in warning for warning in preview.warnings)
 
