@@ -36,9 +36,9 @@ from pipeline.evaluation.bootstrap import blocks
 from pipeline.files import atomic_write_bytes
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.held_out import held_out_images
-from pipeline.steps.served_model import open_predictor
 from pipeline.studies.held_out import HeldOut, read_held_out
 from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.uncertainty.served_model import open_model
 
 SAMPLERS: tuple[Sampler, ...] = ("none", "mc_dropout")
 AUDIT_SHARE = 0.1
@@ -112,17 +112,15 @@ def measure(project: Project, clip: tuple[Path, Path] | None, most: int) -> list
 
 def _draw(project: Project, model: Model, images: Sequence[HeldOut], sampler: Sampler) -> Pixels:
     """Pixels of the images, which are rows in their order."""
-    predictor, card = open_predictor(project, model, calibrators=Calibrators(), sampler=sampler)
+    served = open_model(project, model.checkpoint_uri, calibrators=Calibrators(), sampler=sampler)
     row_of = {item.ref.id: row for row, item in enumerate(images)}
     drawn: dict[int, DrawnPixels] = {}
-    for batch in read_held_out(
-        images, data=project.config.data, card=card, batch_size=predictor.batch_size, workers=1
-    ):
+    for batch in read_held_out(images, model=served, data=project.config.data):
         if isinstance(batch, Unreadable):
             raise SystemExit(f"{batch.path}: {batch.reason}")
         for place, image_id in enumerate(batch.ids):
             drawn[row_of[image_id]] = draw_pixels(
-                predictor,
+                served.predictor,
                 batch.image[place : place + 1],
                 batch.label[place],
                 pixels=PIXELS,

@@ -21,7 +21,7 @@ from pipeline.config.project import CONFIG_FILE
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.quality_lines import table
 from pipeline.steps.assess import assess
-from pipeline.steps.served_model import model_to_judge
+from pipeline.steps.served_model import chosen_model
 
 Key = tuple[str, ...]
 
@@ -98,7 +98,7 @@ def summary(projects: Sequence[Mapping[Key, float]]) -> Iterator[str]:
 
 def _stored(database: Database) -> dict[str, Any] | None:
     with database.session(write=False) as session:
-        model = model_to_judge(session, None)
+        model = chosen_model(session, None)
         found = assessment_of(session, model_id=model.id, kind="quality")
         return None if found is None else found.document
 

@@ -32,14 +32,12 @@ from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.files import atomic_write_bytes
-from pipeline.model.checkpoints import ModelCard
 from pipeline.steps.held_out import held_out_images
 from pipeline.steps.ingest import ingest
-from pipeline.steps.served_model import open_predictor
 from pipeline.steps.train import train
 from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.uncertainty.drawn_pixels import draw_pixels
-from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -121,25 +119,25 @@ def measure(project: Project) -> dict[str, Any]:
     database.close()
     temperature = fit(project, model, calibration)
     calibrators = Calibrators(deterministic=Temperature(temperature))
-    predictor, card = open_predictor(project, model, calibrators=calibrators)
-    before, after = evaluate(project, predictor, card, test)
+    served = open_model(project, model.checkpoint_uri, calibrators=calibrators)
+    before, after = evaluate(project, served, test)
     figures = {name: asdict(before[(name, -1)]) for name in COLUMNS.values() if (name, -1) in before}
     figures |= {f"{name} calibrated": asdict(after[(name, -1)]) for name in ("ece", "nll")}
     return {"temperature": temperature, "images": len(test), "figures": figures}
 
 
 def fit(project: Project, model: Model, images: list[HeldOut]) -> float:
-    predictor, card = open_predictor(project, model, calibrators=Calibrators())
+    served = open_model(project, model.checkpoint_uri, calibrators=Calibrators())
     generator = np.random.default_rng(0)
     drawn = [
         draw_pixels(
-            predictor,
+            served.predictor,
             batch.image[row : row + 1],
             batch.label[row],
             pixels=project.config.calibration.pixels_per_image,
             generator=generator,
         )
-        for batch in batches(project, card, images)
+        for batch in batches(project, served, images)
         for row in range(len(batch.ids))
     ]
     rows = [torch.full((len(part.labels),), index) for index, part in enumerate(drawn)]
@@ -153,16 +151,16 @@ def fit(project: Project, model: Model, images: list[HeldOut]) -> float:
 
 
 def evaluate(
-    project: Project, predictor: Predictor, card: ModelCard, images: list[HeldOut]
+    project: Project, served: ServedModel, images: list[HeldOut]
 ) -> list[dict[tuple[str, int], Estimate]]:
     """Every metric over blocks of the test frames, before and after calibration."""
     config = project.config.evaluation
+    predictor = served.predictor
     index = blocks([item.group for item in images], [item.position for item in images], config.block)
     block_of = {item.ref.id: int(block) for item, block in zip(images, index, strict=True)}
     sums: tuple[dict[int, Statistics], dict[int, Statistics]] = ({}, {})
-    for batch in batches(project, card, images):
+    for batch in batches(project, served, images):
         size = batch.label.shape[-2], batch.label.shape[-1]
-        network_size = batch.image.shape[-2], batch.image.shape[-1]
         predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
         for prediction, by_block in zip(predictions, sums, strict=True):
             maps = prediction.measures()
@@ -170,7 +168,7 @@ def evaluate(
                 [prediction.probability, *(maps[name][:, None] for name in MEASURES)],
                 dim=1,
             )
-            large = predictor.enlarge(planes, network_size=network_size, size=size)
+            large = prediction.at(planes, size)
             for row, image_id in enumerate(batch.ids):
                 probability, measured = large[row, : -len(MEASURES)], large[row, -len(MEASURES) :]
                 record = image_statistics(
@@ -193,8 +191,8 @@ def evaluate(
     ]
 
 
-def batches(project: Project, card: ModelCard, images: list[HeldOut]) -> Iterator[LabeledBatch]:
-    for batch in read_held_out(images, data=project.config.data, card=card, batch_size=4, workers=0):
+def batches(project: Project, served: ServedModel, images: list[HeldOut]) -> Iterator[LabeledBatch]:
+    for batch in read_held_out(images, model=served, data=project.config.data):
         if isinstance(batch, Unreadable):
             raise SystemExit(f"{batch.path}: {batch.reason}")
         yield batch

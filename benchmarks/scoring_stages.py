@@ -22,7 +22,7 @@ STAGES: dict[str, str] = {
     "trunk and plain logits": "pipeline.uncertainty.network.ScoringNetwork.run",
     "samples and their sums": "pipeline.uncertainty.predictor.sum_bands",
     "measures and regions": "pipeline.uncertainty.scoring.reduce_regions",
-    "checkpoint": "pipeline.steps.score.scorer.open_predictor",
+    "checkpoint": "pipeline.steps.score.scorer.open_model",
     "rows into the database": "pipeline.steps.score.writer.ShardWriter._commit",
 }
 

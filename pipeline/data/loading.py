@@ -47,6 +47,11 @@ class Batch(Generic[Derived]):
     image_BKHW: Tensor
     derived: tuple[Derived, ...] = ()
 
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Height and width that the network sees."""
+        return self.image_BKHW.shape[-2], self.image_BKHW.shape[-1]
+
 
 @dataclass(frozen=True)
 class Unreadable:

@@ -14,14 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import IGNORE, ProjectConfig
+from pipeline.config import IGNORE
 from pipeline.data.images import ImageRef
-from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
-from pipeline.model.checkpoints import ModelCard
 from pipeline.uncertainty.measures import entropy
-from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Proposal:
 def propose(
     images: Sequence[ImageRef],
     *,
-    predictor: Predictor,
-    card: ModelCard,
-    config: ProjectConfig,
+    model: ServedModel,
     label_of: Callable[[int], Mask] | None = None,
 ) -> Iterator[Proposal | Unreadable]:
     """Predict images one by one at their own size, as they are scored.
@@ -54,24 +51,14 @@ def propose(
     Raises:
         UserError: an image does not fit into the device's memory.
     """
-    batches = load_batches(
-        images,
-        channels=card.channels,
-        max_pixels=config.data.max_pixels,
-        input_scale=card.input_scale,
-        mean=card.mean,
-        std=card.std,
-        batch_size=1,
-        workers=config.scoring.workers,
-        pin_memory=predictor.device.type == "cuda",
-    )
     paths = {image.id: image.path for image in images}
-    for batch in batches:
+    for batch in model.batches(images, batch_size=1):
         if isinstance(batch, Unreadable):
             yield batch
             continue
         image_id = batch.ids[0]
-        probability_CHW = predictor.predict_probability(batch.image_BKHW, batch.sizes[0])
+        prediction = model.predictor.predict(batch.image_BKHW)
+        probability_CHW = prediction.at(prediction.probability, batch.sizes[0])[0]
         if label_of is None:
             yield _of_model(image_id, probability_CHW)
             continue

@@ -22,7 +22,7 @@ from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Measure, ProjectConfig, Sampler
 from pipeline.data.images import ImageRef
-from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
@@ -44,11 +44,12 @@ from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.held_out import judging_images
-from pipeline.steps.served_model import model_to_judge, offered_samplers, open_predictor, stored_calibrators
+from pipeline.steps.served_model import chosen_model, offered_samplers, stored_calibrators
 from pipeline.studies.constructed import ConstructedInputs, answers, measures_of
 from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.studies.judged_regions import JudgedRegions
 from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 SEED = 0
 """Of the bootstrap, the shuffles and the noise, so that all models face the same inputs."""
@@ -145,7 +146,7 @@ def _subject(
     most_images: int | None,
 ) -> _Subject:
     with database.session(write=False) as session:
-        model = model_to_judge(session, name)
+        model = chosen_model(session, name)
         card = read_card(project.path(model.checkpoint_uri))
         wanted = _wanted(project.config, card, samplers)
         split, items = judging_images(session, project)
@@ -198,7 +199,10 @@ class _Study:
         self.config = project.config
         self.subject = subject
         self.failed: list[tuple[str, str]] = []
-        self.predictors = _open_predictors(project, subject)
+        self.models = _open_models(project, subject)
+        self.predictors: dict[Sampler, Predictor] = {
+            sampler: served.predictor for sampler, served in self.models.items()
+        }
         self.measures: dict[Sampler, tuple[Measure, ...]] = {
             sampler: measures_of(sampler) for sampler in subject.calibrators
         }
@@ -236,13 +240,8 @@ class _Study:
             )
         total = len(self.subject.items)
         done = 0
-        for batch in read_held_out(
-            self.subject.items,
-            data=self.config.data,
-            card=self.subject.card,
-            batch_size=self.config.scoring.batch_size,
-            workers=self.config.scoring.workers,
-        ):
+        served = next(iter(self.models.values()))
+        for batch in read_held_out(self.subject.items, model=served, data=self.config.data):
             if isinstance(batch, Unreadable):
                 self.failed.append((self.project.uri(batch.path), batch.reason))
                 done += 1
@@ -296,7 +295,6 @@ class _Study:
     def _add(self, batch: LabeledBatch) -> None:
         device = next(iter(self.predictors.values())).device
         size = (batch.label.shape[-2], batch.label.shape[-1])
-        network_size = (batch.image.shape[-2], batch.image.shape[-1])
         labels = batch.label.to(device)
         pixels: dict[int, LabeledPixels] = {}
         rows: dict[int, dict[str, Tensor]] = {}
@@ -313,13 +311,13 @@ class _Study:
                 boundary=self.config.evaluation.boundary,
             )
             self.images[self.block_of[image_id]] += 1
-        for sampler, predictor, plain, calibrated in answers(self.predictors, self.measures, batch.image):
+        for sampler, _, plain, calibrated in answers(self.predictors, self.measures, batch.image):
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
             for place, of_image in pixels.items():
                 part = slice(place, place + 1)
                 values_MHW, probability, uncalibrated = (
-                    predictor.enlarge(tensor[part], network_size=network_size, size=size)[0]
+                    calibrated.at(tensor[part], size)[0]
                     for tensor in (stacked, calibrated.probability, plain.probability)
                 )
                 measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MHW, strict=True))
@@ -350,17 +348,7 @@ class _Study:
     def _centroids(self) -> dict[Sampler, Tensor]:
         """Of each sampler, from predictions on images that are not judged; empty without such images."""
         drawn: dict[Sampler, list[npt.NDArray[np.float64]]] = {}
-        card, data = self.subject.card, self.config.data
-        for batch in load_batches(
-            self.subject.others,
-            channels=data.channels,
-            max_pixels=data.max_pixels,
-            input_scale=card.input_scale,
-            mean=card.mean,
-            std=card.std,
-            batch_size=self.config.scoring.batch_size,
-            workers=self.config.scoring.workers,
-        ):
+        for batch in next(iter(self.models.values())).batches(self.subject.others):
             if isinstance(batch, Unreadable):
                 continue
             for sampler, _, _, calibrated in answers(self.predictors, self.measures, batch.image_BKHW):
@@ -388,16 +376,19 @@ class _Study:
         return scoring if scoring in sampled or not sampled else sampled[0]
 
 
-def _open_predictors(project: Project, subject: _Subject) -> dict[Sampler, Predictor]:
+def _open_models(project: Project, subject: _Subject) -> dict[Sampler, ServedModel]:
     """A predictor a sampler; `none` is a by-product of any other one."""
     wanted: list[Sampler] = [sampler for sampler in subject.calibrators if sampler != "none"]
-    predictors: dict[Sampler, Predictor] = {
-        sampler: open_predictor(
-            project, subject.model, calibrators=subject.calibrators[sampler], sampler=sampler
-        )[0]
+    models: dict[Sampler, ServedModel] = {
+        sampler: open_model(
+            project,
+            subject.model.checkpoint_uri,
+            calibrators=subject.calibrators[sampler],
+            sampler=sampler,
+        )
         for sampler in wanted or ("none",)
     }
-    return predictors
+    return models
 
 
 def _spread_over_blocks(block_of: Mapping[int, int], most: int) -> set[int]:

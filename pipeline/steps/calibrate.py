@@ -29,9 +29,10 @@ from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, silent
 from pipeline.steps.held_out import Source, audited_images, calibration_source, held_out_images
-from pipeline.steps.served_model import judged_samplers, open_predictor
+from pipeline.steps.served_model import evaluated_samplers
 from pipeline.studies.held_out import AuditedImage, HeldOut, read_held_out
 from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.uncertainty.served_model import open_model
 
 FEWEST_IMAGES = 10
 """Below this number of images, a fit comes with a warning."""
@@ -90,7 +91,7 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
     forget_resume(project.path(model.checkpoint_uri))  # where the training was killed before it did so itself
     fits: dict[Sampler, _Fit] = {}
     failures: dict[str, str] = {}
-    samplers = judged_samplers(project.config)
+    samplers = evaluated_samplers(project.config)
     for sampler in samplers:
         if sampler == "none" or not images:
             continue
@@ -157,21 +158,15 @@ def _draw(
 ) -> _Drawn:
     """One pass over the images."""
     config = project.config
-    predictor, card = open_predictor(
-        project, model, calibrators=Calibrators(), sampler=sampler, for_scores=True
+    served = open_model(
+        project, model.checkpoint_uri, calibrators=Calibrators(), sampler=sampler, for_scores=True
     )
     by_id = {item.ref.id: item for item in images}
     drawn = _Drawn(pixels={}, failures={})
     room = MOST_VALUES // (config.scoring.samples * config.data.num_classes * len(images))
     pixels = max(1, min(config.calibration.pixels_per_image, room))
     done = 0
-    for batch in read_held_out(
-        images,
-        data=config.data,
-        card=card,
-        batch_size=predictor.batch_size,
-        workers=config.scoring.workers,
-    ):
+    for batch in read_held_out(images, model=served, data=config.data):
         if isinstance(batch, Unreadable):
             drawn.failures[project.uri(batch.path)] = batch.reason
             done += 1
@@ -179,7 +174,7 @@ def _draw(
             for row, image_id in enumerate(batch.ids):
                 item = by_id[image_id]
                 found = draw_pixels(
-                    predictor,
+                    served.predictor,
                     batch.image[row : row + 1],
                     batch.label[row],
                     pixels=pixels,

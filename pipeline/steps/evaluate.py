@@ -28,13 +28,13 @@ from pipeline.evaluation.metrics import Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.leases import one_at_a_time
-from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.calibrate import model_of_round
 from pipeline.steps.held_out import held_out_images
-from pipeline.steps.served_model import judged_samplers, open_predictor, stored_calibrators
+from pipeline.steps.served_model import evaluated_samplers, stored_calibrators
 from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.uncertainty.predictor import Prediction, Predictor
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 SPLITS = ("test", "calibration")
 DETECTORS: tuple[Measure, ...] = (
@@ -121,7 +121,7 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         model = model_of_round(session, current)
         calibrators: dict[Sampler, Calibrators] = {
             sampler: stored_calibrators(session, model.id, sampler=sampler)
-            for sampler in judged_samplers(project.config)
+            for sampler in evaluated_samplers(project.config)
         }
         images = {split: held_out_images(session, project, split) for split in SPLITS}
     rows: list[EvaluationRow] = []
@@ -164,13 +164,12 @@ def _measure(
     progress: Progress,
 ) -> tuple[list[EvaluationRow], list[tuple[str, str]]]:
     config = project.config
-    opened: dict[Sampler, tuple[Predictor, ModelCard]] = {
-        sampler: open_predictor(project, model, calibrators=pair, sampler=sampler)
+    models: dict[Sampler, ServedModel] = {
+        sampler: open_model(project, model.checkpoint_uri, calibrators=pair, sampler=sampler)
         for sampler, pair in calibrators.items()
         if sampler != "none"
     }
-    predictors: dict[Sampler, Predictor] = {sampler: predictor for sampler, (predictor, _) in opened.items()}
-    card = next(card for _, card in opened.values())
+    predictors: dict[Sampler, Predictor] = {sampler: served.predictor for sampler, served in models.items()}
     total = sum(len(items) for items in images.values())
     done = 0
     rows: list[EvaluationRow] = []
@@ -183,13 +182,7 @@ def _measure(
         block_of = dict(zip(ids, index.tolist(), strict=True))
         sums: dict[Variant, dict[int, Statistics]] = {}
         seen: list[int] = []
-        for batch in read_held_out(
-            items,
-            data=config.data,
-            card=card,
-            batch_size=config.scoring.batch_size,
-            workers=config.scoring.workers,
-        ):
+        for batch in read_held_out(items, model=next(iter(models.values())), data=config.data):
             if isinstance(batch, Unreadable):
                 failed.append((project.uri(batch.path), batch.reason))
                 done += 1
@@ -215,7 +208,6 @@ def _records(
     predictors: Mapping[Sampler, Predictor], batch: LabeledBatch, *, bins: int
 ) -> Iterator[tuple[int, Variant, Statistics]]:
     """The record of each image, with each sampler, before and after calibration."""
-    network_size = (batch.image.shape[-2], batch.image.shape[-1])
     size = (batch.label.shape[-2], batch.label.shape[-1])
     for variant, predictor, prediction in _predictions(predictors, batch):
         measures = prediction.measures()
@@ -224,8 +216,7 @@ def _records(
         label = batch.label.to(predictor.device)
         for row, image_id in enumerate(batch.ids):
             probability_CHW, measured_MHW = (
-                predictor.enlarge(maps[row : row + 1], network_size=network_size, size=size)[0]
-                for maps in (prediction.probability, maps_BMHW)
+                prediction.at(maps[row : row + 1], size)[0] for maps in (prediction.probability, maps_BMHW)
             )
             measured: dict[str, Tensor] = dict(zip(detectors, measured_MHW, strict=True))
             yield image_id, variant, image_statistics(probability_CHW, label[row], measured, class_bins=bins)

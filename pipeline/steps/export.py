@@ -47,8 +47,9 @@ from pipeline.labeling.tools import tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.regions.outlines import polygons
-from pipeline.steps.served_model import open_predictor, stored_calibrators
+from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.measures import MEASURES
+from pipeline.uncertainty.served_model import open_model
 
 _SAME_MOMENT = 2.0
 """Seconds by which the times of files that were written together may differ."""
@@ -134,12 +135,9 @@ def export(
     written = 0
     with atomic_folder(target) as fresh:
         writer = tool.writer(fresh, _outgoing_queue(project, work))
-        predictor, card = open_predictor(project, work.model, calibrators=work.calibrators)
         proposals = propose(
             [project.ref(entry.image) for entry in entries.values()],
-            predictor=predictor,
-            card=card,
-            config=project.config,
+            model=open_model(project, work.model.checkpoint_uri, calibrators=work.calibrators),
             label_of=None if work.labels is None else partial(_label_in_force, entries, work.labels),
         )
         for done, proposal in enumerate(proposals):

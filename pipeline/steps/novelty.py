@@ -21,22 +21,23 @@ from db.queries import images as image_queries
 from db.tables import Image, Model
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import EvaluationConfig, Sampler
-from pipeline.data.loading import Batch, Unreadable, load_batches
+from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
-from pipeline.model.checkpoints import ModelCard, read_card
+from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
 from pipeline.steps.held_out import judging_images
-from pipeline.steps.served_model import model_to_judge, offered_samplers, open_predictor, stored_calibrators
+from pipeline.steps.served_model import chosen_model, offered_samplers, stored_calibrators
 from pipeline.steps.train_without import train_without
 from pipeline.studies.constructed import answers
 from pipeline.studies.held_out import LabeledBatch, read_held_out
 from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 SEED = 0
 MOST_IMAGES = 200
@@ -147,14 +148,14 @@ def novelty(
             "A checkpoint was named, but no class.", "Name the classes that it was trained without."
         )
     with database.session(write=False) as session:
-        row = model_to_judge(session, model)
+        row = chosen_model(session, model)
         before = evaluations.assessment_of(session, model_id=row.id, kind="novelty")
         former = (before.document if before else {}).get("held_out_classes")
         images = _images(session, row, pool_images)
         calibrators = stored_calibrators(session, row.id, sampler=project.config.scoring.sampler)
     failed: list[tuple[str, str]] = []
-    predictor, card = open_predictor(project, row, calibrators=calibrators)
-    compared = _compare(project, predictor, card, images, failed, progress)
+    served = open_model(project, row.checkpoint_uri, calibrators=calibrators)
+    compared = _compare(project, served, images, failed, progress)
     unseen = None
     if classes:
         indices = [names.index(name) for name in classes]
@@ -215,8 +216,7 @@ class _Seen:
 
 def _compare(
     project: Project,
-    predictor: Predictor,
-    card: ModelCard,
+    served: ServedModel,
     images: _Images,
     failed: list[tuple[str, str]],
     progress: Progress,
@@ -225,7 +225,7 @@ def _compare(
     if not (images.held_out and images.pool and images.labeled):
         return None
     held_out, pool, labeled = (
-        _look(project, predictor, card, some, failed, progress, predict=predict)
+        _look(project, served, some, failed, progress, predict=predict)
         for some, predict in ((images.held_out, True), (images.pool, True), (images.labeled, False))
     )
     if not (held_out.images and pool.images and labeled.images):
@@ -281,8 +281,7 @@ def _difference(
 
 def _look(
     project: Project,
-    predictor: Predictor,
-    card: ModelCard,
+    served: ServedModel,
     images: Sequence[Image],
     failed: list[tuple[str, str]],
     progress: Progress,
@@ -292,20 +291,11 @@ def _look(
     """Read images once; those that cannot be read are left out."""
     by_id = {image.id: image for image in images}
     seen: dict[int, tuple[Array, float, Array]] = {}
-    for batch in load_batches(
-        [project.ref(image) for image in images],
-        channels=card.channels,
-        max_pixels=project.config.data.max_pixels,
-        input_scale=card.input_scale,
-        mean=card.mean,
-        std=card.std,
-        batch_size=predictor.batch_size,
-        workers=project.config.scoring.workers,
-    ):
+    for batch in served.batches([project.ref(image) for image in images]):
         if isinstance(batch, Unreadable):
             failed.append((project.uri(batch.path), batch.reason))
             continue
-        seen.update(zip(batch.ids, _answers(predictor, batch, predict=predict), strict=True))
+        seen.update(zip(batch.ids, _answers(served.predictor, batch, predict=predict), strict=True))
         progress("look at images", len(seen), len(images))
     kept = [by_id[image_id] for image_id in sorted(seen)]
     rows = [seen[image.id] for image in kept]
@@ -351,15 +341,14 @@ def _detect(
     with database.session(write=False) as session:
         _, images = judging_images(session, project)
     card = read_card(folder)
-    # No row of the store: it is only there for its folder to be opened like any model
-    row = Model(name=folder.name, checkpoint_uri=project.uri(folder))
     # The other members of an ensemble have seen the classes
     samplers: list[Sampler] = [name for name in offered_samplers(config, card) if name != "ensemble"]
-    predictors: dict[Sampler, Predictor] = {
-        sampler: open_predictor(project, row, calibrators=Calibrators(), sampler=sampler)[0]
+    models: dict[Sampler, ServedModel] = {
+        sampler: open_model(project, folder, calibrators=Calibrators(), sampler=sampler)
         for sampler in samplers
         if sampler != "none"
     }
+    predictors: dict[Sampler, Predictor] = {sampler: served.predictor for sampler, served in models.items()}
     index = blocks(
         [item.group for item in images], [item.position for item in images], config.evaluation.block
     )
@@ -368,13 +357,7 @@ def _detect(
         [config.data.class_names.index(name) for name in classes], blocks=int(index.max()) + 1
     )
     done = 0
-    for batch in read_held_out(
-        images,
-        data=config.data,
-        card=card,
-        batch_size=next(iter(predictors.values())).batch_size,
-        workers=config.scoring.workers,
-    ):
+    for batch in read_held_out(images, model=next(iter(models.values())), data=config.data):
         if isinstance(batch, Unreadable):
             failed.append((project.uri(batch.path), batch.reason))
             continue
@@ -404,14 +387,13 @@ def _count(
     found: HeldOutClasses,
     block_of: dict[int, int],
 ) -> None:
-    network_size = (batch.image.shape[-2], batch.image.shape[-1])
     size = (batch.label.shape[-2], batch.label.shape[-1])
     for sampler, predictor, prediction, _ in answers(predictors, samplers, batch.image):
         maps = prediction.measures()
         label = batch.label.to(predictor.device)
         for row, image_id in enumerate(batch.ids):
             stacked = torch.stack([plane[row] for plane in maps.values()])[None]
-            large = predictor.enlarge(stacked, network_size=network_size, size=size)[0]
+            large = prediction.at(stacked, size)[0]
             found.add(sampler, dict(zip(maps, large, strict=True)), label[row], block=block_of[image_id])
 
 

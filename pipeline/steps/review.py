@@ -22,7 +22,7 @@ from db.queries.queue_items import ReviewedRegion
 from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import read_image
 from pipeline.data.labels import compose_labels
-from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
@@ -36,16 +36,15 @@ from pipeline.evaluation.label_errors import (
 )
 from pipeline.evaluation.parts import boundary_band
 from pipeline.format import count, percent
-from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.regions.outlines import paint_regions
 from pipeline.regions.segments import segments
 from pipeline.regions.shapes import RegionMap, map_regions
 from pipeline.regions.sources import RegionSource, region_source
 from pipeline.steps.export import export
-from pipeline.steps.served_model import open_predictor, stored_calibrators
+from pipeline.steps.served_model import stored_calibrators
 from pipeline.studies.judged_regions import grid_rows
-from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 MEASURE = "label_margin"
 """What `score` of a review's items is: see `evaluation.label_errors`."""
@@ -163,8 +162,8 @@ def review(
         sampler = "mc_dropout" if sampler == "none" else sampler
         calibrators = stored_calibrators(session, model.id, sampler=sampler)
         reviewed = queue_items.reviewed_regions(session)
-    predictor, card = open_predictor(project, model, calibrators=calibrators, sampler=sampler)
-    search = _Search(project, predictor, card, reviewed)
+    served = open_model(project, model.checkpoint_uri, calibrators=calibrators, sampler=sampler)
+    search = _Search(project, served, reviewed)
     thresholds = search.thresholds(images, progress)
     best, doubted = search.doubts(images, thresholds, budget=budget, progress=progress)
     spec = {"sampler": sampler, "thresholds": thresholds.round(6).tolist(), "doubted": doubted}
@@ -212,13 +211,12 @@ class _Search:
     def __init__(
         self,
         project: Project,
-        predictor: Predictor,
-        card: ModelCard,
+        served: ServedModel,
         reviewed: dict[int, list[ReviewedRegion]],
     ) -> None:
         self.project = project
-        self.predictor = predictor
-        self.card = card
+        self.served = served
+        self.device = served.predictor.device
         self.reviewed = reviewed
         self.source: RegionSource | None = region_source(project, project.config.scoring.regions)
         self.failed: list[tuple[str, str]] = []
@@ -299,28 +297,18 @@ class _Search:
     def _seen(self, images: Sequence[TrainingImage]) -> Iterator[_Seen]:
         """Each image with its label, one by one at its own size; what cannot be used goes to `failed`."""
         by_id = {image.id: image for image in images}
-        data, card = self.project.config.data, self.card
-        for batch in load_batches(
-            [self.project.ref(image) for image in images],
-            channels=card.channels,
-            max_pixels=data.max_pixels,
-            input_scale=card.input_scale,
-            mean=card.mean,
-            std=card.std,
-            batch_size=1,
-            workers=self.project.config.scoring.workers,
-            pin_memory=self.predictor.device.type == "cuda",
-        ):
+        for batch in self.served.batches([self.project.ref(image) for image in images], batch_size=1):
             if isinstance(batch, Unreadable):
                 self.failed.append((self.project.uri(batch.path), batch.reason))
                 continue
             image = by_id[batch.ids[0]]
             try:
-                label = torch.from_numpy(self._label(image)).to(self.predictor.device)
+                label = torch.from_numpy(self._label(image)).to(self.device)
             except DataError as error:
                 self.failed.append((image.uri, str(error)))
                 continue
-            probability = self.predictor.predict_probability(batch.image_BKHW, batch.sizes[0])
+            prediction = self.served.predictor.predict(batch.image_BKHW)
+            probability = prediction.at(prediction.probability, batch.sizes[0])[0]
             label = label.masked_fill(boundary_band(label, width=LABEL_EDGE), IGNORE)
             yield _Seen(image=image, probability=probability, label=label)
 

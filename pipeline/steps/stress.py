@@ -39,10 +39,11 @@ from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, silent
 from pipeline.steps.assess import spread
 from pipeline.steps.held_out import judging_images
-from pipeline.steps.served_model import model_to_judge, open_predictor, stored_calibrators
+from pipeline.steps.served_model import chosen_model, stored_calibrators
 from pipeline.studies import corruptions
 from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
 from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 SEED = 0
 """Of the noise, the shuffles and the bootstrap, so that all models face the same images."""
@@ -113,7 +114,7 @@ def stress(
     """
     config = project.config
     with database.session(write=False) as session:
-        row = model_to_judge(session, model)
+        row = chosen_model(session, model)
         calibrators = stored_calibrators(session, row.id, sampler=config.scoring.sampler)
         split, held_out = judging_images(session, project)
     index = blocks(
@@ -121,10 +122,8 @@ def stress(
     )
     chosen = spread(len(held_out), images)
     block_of = {held_out[place].ref.id: int(index[place]) for place in chosen}
-    predictor, card = open_predictor(project, row, calibrators=calibrators)
-    measured, flagged, failed = _measure(
-        project, predictor, card, [held_out[place] for place in chosen], progress
-    )
+    served = open_model(project, row.checkpoint_uri, calibrators=calibrators)
+    measured, flagged, failed = _measure(project, served, [held_out[place] for place in chosen], progress)
     if not measured:
         raise UserError(
             f"None of the {len(chosen)} {split} images that were drawn can be used: {failed[0][1]}",
@@ -148,7 +147,7 @@ def stress(
             for metric, values in metrics.items()
             if not np.isnan(values).all()
         ],
-        verdicts=verdicts(results, sample, guarded=_guarded(card, flagged, len(ids))),
+        verdicts=verdicts(results, sample, guarded=_guarded(served.card, flagged, len(ids))),
         failed=failed,
     )
     with database.session() as session:
@@ -163,19 +162,14 @@ Measured = dict[Condition, dict[str, float]]
 
 
 def _measure(
-    project: Project, predictor: Predictor, card: ModelCard, images: Sequence[HeldOut], progress: Progress
+    project: Project, served: ServedModel, images: Sequence[HeldOut], progress: Progress
 ) -> tuple[dict[int, Measured], int, list[tuple[str, str]]]:
     """Every condition of every image; how many the input-range guard flags when magnified most; failures."""
     measured: dict[int, Measured] = {}
     failed: list[tuple[str, str]] = []
     flagged, done, total = 0, 0, len(images) * (len(STRESSES) + 1)
-    for batch in read_held_out(
-        images,
-        data=project.config.data,
-        card=card,
-        batch_size=predictor.batch_size,
-        workers=project.config.scoring.workers,
-    ):
+    predictor, card = served.predictor, served.card
+    for batch in read_held_out(images, model=served, data=project.config.data):
         if isinstance(batch, Unreadable):
             failed.append((project.uri(batch.path), batch.reason))
             done += len(STRESSES) + 1
@@ -267,8 +261,7 @@ def _answers(
     means["confidence"] = prediction.probability.amax(dim=1).mean(dim=(-2, -1)).tolist()
     if condition.kind not in UNRECOGNISABLE:
         size = (label.shape[-2], label.shape[-1])
-        network_size = (image.shape[-2], image.shape[-1])
-        predicted = predictor.enlarge(prediction.probability, network_size=network_size, size=size).argmax(1)
+        predicted = prediction.at(prediction.probability, size).argmax(1)
         means["accuracy"] = [
             float((predicted[row].cpu() == mask)[mask < prediction.probability.shape[1]].double().mean())
             for row, mask in enumerate(label)

@@ -17,11 +17,11 @@ from torch import Tensor
 from pipeline.config import IGNORE, DataConfig
 from pipeline.data.images import ImageRef
 from pipeline.data.labels import compose_labels
-from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask, MaskCodec, read_mask
 from pipeline.errors import DataError
-from pipeline.model.checkpoints import ModelCard
 from pipeline.regions.outlines import paint_regions
+from pipeline.uncertainty.served_model import ServedModel
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,13 @@ class LabeledBatch:
 
 
 def read_held_out(
-    images: Sequence[HeldOut], *, data: DataConfig, card: ModelCard, batch_size: int, workers: int
+    images: Sequence[HeldOut], *, model: ServedModel, data: DataConfig
 ) -> Iterator[LabeledBatch | Unreadable]:
     """Every image with its mask, batched by size. A file that cannot be used comes out as `Unreadable`,
     and the rest goes on."""
     codec = MaskCodec.from_config(data)
     by_id = {item.ref.id: item for item in images}
-    for batch in load_batches(
-        [item.ref for item in images],
-        channels=data.channels,
-        max_pixels=data.max_pixels,
-        input_scale=card.input_scale,
-        mean=card.mean,
-        std=card.std,
-        batch_size=batch_size,
-        workers=workers,
-    ):
+    for batch in model.batches([item.ref for item in images]):
         if isinstance(batch, Unreadable):
             yield batch
             continue

@@ -7,8 +7,9 @@ Legend: B batch, K image channels, H W image size, C classes, T samples, h w siz
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Prediction:
         votes: share of the samples whose argmax is the class [B, C, h, w]; None with sampler `none`.
         cell: pixels of the network's image a cell of the maps, along one side; the last row and column of
             cells may reach beyond the image.
+        enlarge: maps [B, C, h, w] as [B, C, *size], by the network's own upsampling.
     """
 
     logits: Tensor
@@ -50,6 +52,13 @@ class Prediction:
     expected_entropy: Tensor | None
     votes: Tensor | None
     cell: int
+    enlarge: Callable[..., Tensor] = field(repr=False)
+
+    @torch.inference_mode()
+    def at(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps [B, C, h, w] of this prediction as [B, C, H, W] at `size` = (H, W) of the images; B may be a
+        part of the batch."""
+        return self.enlarge(maps, size=size)
 
     def measures(self) -> dict[Measure, Tensor]:
         """Every measure that the sampler allows, [B, h, w] each, in the order of `MEASURES`."""
@@ -140,6 +149,7 @@ class Predictor:
             sums = self._whole(image, calibrators)
         height, width = (-(-side // self.cell) for side in image.shape[-2:])
         logits = sums.logits[..., :height, :width]
+        enlarge = partial(self.network.enlarge, network_size=(image.shape[-2], image.shape[-1]))
         predictions: list[Prediction] = []
         for index, pair in enumerate(calibrators):
             deterministic = pair.deterministic(logits).softmax(dim=-3)
@@ -156,25 +166,10 @@ class Predictor:
                     expected_entropy=expected_entropy,
                     votes=votes,
                     cell=self.cell,
+                    enlarge=enlarge,
                 )
             )
         return predictions
-
-    def predict_probability(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Calibrated probability [C, H, W] of one image [1, K, h, w] at `size` = (H, W)."""
-        prediction = self.predict(image)
-        network_size = (image.shape[-2], image.shape[-1])
-        return self.enlarge(prediction.probability, network_size=network_size, size=size)[0]
-
-    @torch.inference_mode()
-    def enlarge(self, maps: Tensor, *, network_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Maps [B, C, h, w] of a prediction as [B, C, H, W], by the network's own upsampling.
-
-        Args:
-            network_size: height and width of the image that the network saw.
-            size: height and width to return; another one only where images were resized.
-        """
-        return self.network.enlarge(maps, network_size=network_size, size=size)
 
     @property
     def segmenter(self) -> Segmenter:

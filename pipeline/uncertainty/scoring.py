@@ -21,11 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
+from pipeline.config import HeatmapConfig, RegionConfig
 from pipeline.data.images import ImageArray, ImageRef
 from pipeline.data.input_range import pixel_statistics
-from pipeline.data.loading import Batch, Unreadable, load_batches, network_size
-from pipeline.model.checkpoints import ModelCard
+from pipeline.data.loading import Batch, Unreadable, network_size
 from pipeline.progress import Progress, silent
 from pipeline.regions.segments import segments
 from pipeline.regions.shapes import CellShares, cell_shares, map_regions
@@ -39,6 +38,7 @@ from pipeline.uncertainty.reduction import (
     reduce_shapes,
     region_grid,
 )
+from pipeline.uncertainty.served_model import ServedModel
 
 BATCHES_AHEAD = 4
 """Finished batches that may wait for the sink."""
@@ -64,12 +64,10 @@ Sink = Callable[[ScoredImage | Unreadable], None]
 def score_images(
     images: Iterable[ImageRef],
     *,
-    predictor: Predictor,
-    card: ModelCard,
-    scoring: ScoringConfig,
-    max_pixels: int,
+    model: ServedModel,
+    regions: RegionConfig,
     sink: Sink,
-    regions: RegionSource | None = None,
+    source: RegionSource | None = None,
     heatmaps: HeatmapConfig | None = None,
     total: int | None = None,
     progress: Progress = silent,
@@ -78,29 +76,20 @@ def score_images(
 
     Args:
         images: read lazily, in this thread.
-        predictor: of the serving model.
-        card: what the model wants to see: channels, mean, std, scale.
-        scoring: regions, batch size, workers, tile.
-        max_pixels: a larger image is not decoded.
+        model: the serving model.
+        regions: their kind and size.
         sink: called in one other thread. What it raises is raised here.
-        regions: of kinds that have a map (see `region_source`), called in the decoding threads.
+        source: of the region maps, for kinds that have one (see `region_source`); called in the decoding
+            threads.
         heatmaps: the maps to make for every image; None for none.
         total: for the progress, where it is known.
     """
-    batches = load_batches(
+    cell = model.predictor.cell
+    batches = model.batches(
         images,
-        channels=card.channels,
-        max_pixels=max_pixels,
-        input_scale=card.input_scale,
-        mean=card.mean,
-        std=card.std,
-        batch_size=predictor.batch_size,
-        workers=scoring.workers,
-        pin_memory=predictor.device.type == "cuda",
-        max_batch_pixels=predictor.batch_size * scoring.tile**2,
         derive=None
-        if regions is None
-        else partial(_shapes, regions, input_scale=card.input_scale, cell=predictor.cell),
+        if source is None
+        else partial(_shapes, source, input_scale=model.card.input_scale, cell=cell),
     )
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
     waiting: deque[Future[None]] = deque()
@@ -111,7 +100,7 @@ def score_images(
                 waiting.append(writer.submit(sink, batch))
                 done += 1
             else:
-                reduce, maps = _score_batch(batch, predictor, scoring, heatmaps)
+                reduce, maps = _score_batch(batch, model.predictor, regions, heatmaps)
                 waiting.append(writer.submit(_hand_over, sink, batch, reduce, maps))
                 done += len(batch.ids)
             while len(waiting) > BATCHES_AHEAD or (waiting and waiting[0].done()):
@@ -135,7 +124,7 @@ def _shapes(
 def _score_batch(
     batch: Batch[CellShares],
     predictor: Predictor,
-    scoring: ScoringConfig,
+    regions: RegionConfig,
     heatmaps: HeatmapConfig | None,
 ) -> tuple[Callable[[], Reduction], dict[str, Tensor]]:
     """Everything that the device does for a batch; nothing here waits for it.
@@ -147,16 +136,16 @@ def _score_batch(
     if heatmaps is not None:
         class_map = predictor.calibrators.class_map
         maps = _heatmaps(prediction, heatmaps, class_map=class_map, image_size=batch.sizes[0])
-    if scoring.regions.kind == "segment":
-        predicted = _predicted_classes(prediction, predictor, batch)
-        return partial(_reduce_segments, prediction, predicted, batch, scoring.regions), maps
+    if regions.kind == "segment":
+        predicted = _predicted_classes(prediction, batch)
+        return partial(_reduce_segments, prediction, predicted, batch, regions), maps
     if batch.derived:
         reduction = reduce_shapes(prediction, batch.derived)
     else:
         grid = region_grid(
-            scoring.regions,
+            regions,
             image_size=batch.sizes[0],
-            network_size=_network_size(batch),
+            network_size=batch.network_size,
             cell=prediction.cell,
             device=predictor.device,
         )
@@ -165,13 +154,11 @@ def _score_batch(
 
 
 @torch.inference_mode()
-def _predicted_classes(prediction: Prediction, predictor: Predictor, batch: Batch[CellShares]) -> Tensor:
+def _predicted_classes(prediction: Prediction, batch: Batch[CellShares]) -> Tensor:
     """The predicted mask of each image at the image's own size: uint8 or int16 [B, H, W] on the device."""
     kind = torch.uint8 if prediction.probability.shape[1] <= 256 else torch.int16
     masks = [  # one by one: the probabilities of a whole batch at full size would fill the memory
-        predicted_class(
-            predictor.enlarge(probability, network_size=_network_size(batch), size=batch.sizes[0])
-        ).to(kind)
+        predicted_class(prediction.at(probability, batch.sizes[0])).to(kind)
         for probability in prediction.probability.split(1)
     ]
     return torch.cat(masks)
@@ -185,16 +172,12 @@ def _reduce_segments(
     shares = [
         cell_shares(
             map_regions(segments(mask, smallest=smallest)),
-            network_size=_network_size(batch),
+            network_size=batch.network_size,
             cell=prediction.cell,
         )
         for mask in predicted.cpu().numpy()
     ]
     return reduce_shapes(prediction, shares)
-
-
-def _network_size(batch: Batch[CellShares]) -> tuple[int, int]:
-    return batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1]
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ from pipeline.report.contents import (
 )
 from pipeline.report.curves import RiskCurve, RoundPoint
 from pipeline.report.reliability import Reliability
-from pipeline.steps.served_model import model_to_judge
+from pipeline.steps.served_model import chosen_model
 from pipeline.summaries.annotators import annotator_report
 from pipeline.summaries.project import project_status
 from pipeline.summaries.rounds import RoundSummary, model_history, round_history
@@ -55,7 +55,7 @@ def read_contents(session: Session, project: Project) -> Contents:
     """
     config = project.config
     sampler = config.scoring.sampler
-    model = model_to_judge(session, None)
+    model = chosen_model(session, None)
     split = next((row.split for row in evaluations.model_evaluations(session, model.id)), "test")
 
     def document(kind: Kind) -> Document | None:

@@ -20,14 +20,15 @@ from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import IGNORE
 from pipeline.data.images import as_rgb, read_image
 from pipeline.data.labels import compose_labels
-from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.regions.outlines import decode_outline
 from pipeline.report.gallery import GalleryRow
 from pipeline.steps.disagreements import DisagreeingRegion
-from pipeline.steps.served_model import open_predictor, stored_calibrators
+from pipeline.steps.served_model import stored_calibrators
+from pipeline.uncertainty.served_model import open_model
 
 Failures = list[tuple[str, str]]
 Box = tuple[int, int, int, int]
@@ -156,33 +157,23 @@ def _predict(
     """Prediction and measures of each image at its own size."""
     if not images:
         return {}
-    predictor, card = open_predictor(project, model, calibrators=calibrators)
+    served = open_model(project, model.checkpoint_uri, calibrators=calibrators)
     found: dict[int, _Maps] = {}
-    for batch in load_batches(
-        [project.ref(image) for image in images],
-        channels=card.channels,
-        max_pixels=project.config.data.max_pixels,
-        input_scale=card.input_scale,
-        mean=card.mean,
-        std=card.std,
-        batch_size=1,
-        workers=0,
-    ):
+    for batch in served.batches([project.ref(image) for image in images], batch_size=1):
         if isinstance(batch, Unreadable):
             failures.append((project.uri(batch.path), batch.reason))
             continue
-        prediction = predictor.predict(batch.image_BKHW)
+        prediction = served.predictor.predict(batch.image_BKHW)
         maps = prediction.measures()
-        network_size = (batch.image_BKHW.shape[-2], batch.image_BKHW.shape[-1])
         size = batch.sizes[0]
-        probability = predictor.enlarge(prediction.probability, network_size=network_size, size=size)
+        classes = prediction.at(prediction.probability, size)[0].argmax(dim=0)
         shown = {
-            name: predictor.enlarge(maps[name][:, None], network_size=network_size, size=size)[0, 0]
+            name: prediction.at(maps[name][:, None], size)[0, 0]
             for name in ("entropy", "mutual_information")
             if name in maps
         }
         found[batch.ids[0]] = _Maps(
-            prediction=probability[0].argmax(dim=0).to("cpu").numpy().astype(np.uint8),
+            prediction=classes.to("cpu").numpy().astype(np.uint8),
             measures={name: values.float().to("cpu").numpy() for name, values in shown.items()},
         )
     return found

@@ -28,12 +28,11 @@ from pipeline.evaluation.drift import (
     culprits,
     differences,
 )
-from pipeline.model.checkpoints import ModelCard
 from pipeline.regions.sources import region_source
 from pipeline.steps.assess import spread
-from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.reduction import RegionColumns, keep_regions
 from pipeline.uncertainty.scoring import ScoredImage, score_images
+from pipeline.uncertainty.served_model import ServedModel
 
 FEWEST_IMAGES = 10
 """Fewer new images wait until more have come."""
@@ -62,7 +61,7 @@ class _Reference(NamedTuple):
 
 
 def watch_drift(
-    project: Project, database: Database, *, run_id: int, predictor: Predictor, card: ModelCard
+    project: Project, database: Database, *, run_id: int, model: ServedModel
 ) -> dict[str, Any] | None:
     """Compare the run's new images with those before them and with the calibration images, and store it.
 
@@ -73,18 +72,19 @@ def watch_drift(
     Returns:
         The run's `drift` document; None where too little is new, or there is nothing to compare with.
     """
+    classes = len(model.card.class_names)
     with database.session(write=False) as session:
         sides = _sides(session, run_id)
         if len(sides.new) < FEWEST_IMAGES:
             return None
-        new, uris = _stored_profile(session, run_id, sides.new, classes=len(card.class_names))
+        new, uris = _stored_profile(session, run_id, sides.new, classes=classes)
         references: list[_Reference] = []
         if len(sides.former) >= FEWEST_IMAGES:
-            former, _ = _stored_profile(session, run_id, sides.former, classes=len(card.class_names))
+            former, _ = _stored_profile(session, run_id, sides.former, classes=classes)
             references.append(_Reference("last_run", sides.against, former))
         calibration = image_queries.split_images(session, "calibration")
     if len(calibration) >= FEWEST_IMAGES:
-        profile = _score_apart(project, calibration, predictor, card)
+        profile = _score_apart(project, calibration, model)
         if len(profile.ids) >= FEWEST_IMAGES:
             references.append(_Reference("calibration", None, profile))
     if not references:
@@ -128,7 +128,7 @@ def _stored_profile(
     return profile, {row.id: row.uri for row in rows}
 
 
-def _score_apart(project: Project, images: Sequence[Image], predictor: Predictor, card: ModelCard) -> Profile:
+def _score_apart(project: Project, images: Sequence[Image], model: ServedModel) -> Profile:
     """Of held-out images, spread evenly over the split. Files that cannot be read are left out."""
     chosen = {images[place].id: images[place] for place in spread(len(images), MOST_CALIBRATION)}
     found: dict[int, tuple[RegionColumns, RegionColumns]] = {}
@@ -140,15 +140,13 @@ def _score_apart(project: Project, images: Sequence[Image], predictor: Predictor
     scoring = project.config.scoring
     score_images(
         [project.ref(image) for image in chosen.values()],
-        predictor=predictor,
-        card=card,
-        scoring=scoring,
-        max_pixels=project.config.data.max_pixels,
-        regions=region_source(project, scoring.regions),
+        model=model,
+        regions=scoring.regions,
         sink=sink,
+        source=region_source(project, scoring.regions),
     )
     ids = sorted(found)
-    classes = len(card.class_names)
+    classes = len(model.card.class_names)
     pixels = np.array(
         [
             np.bincount(regions.predicted_class, weights=regions.pixels, minlength=classes)

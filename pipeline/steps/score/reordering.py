@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,23 @@ from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project, StoredImage
-from pipeline.model.checkpoints import ModelCard
 from pipeline.regions.outlines import decode_outline
 from pipeline.regions.shapes import RegionMap, map_regions
-from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.scoring import ScoredImage, score_images
+from pipeline.uncertainty.served_model import ServedModel
 
 MOST_IMAGES = 32
 
 
 def measure_reordering(
-    project: Project, database: Database, *, run_id: int, predictor: Predictor, card: ModelCard
+    project: Project, database: Database, *, run_id: int, model: ServedModel
 ) -> dict[str, Any] | None:
     """Score at most 32 images of a run once more without calibrators, over the regions that were stored, and
     compare the order of these by entropy.
 
     Written into the run's summary, once; None where nothing is calibrated, or nothing scored.
     """
-    calibrators = predictor.calibrators
+    calibrators = model.predictor.calibrators
     if all(isinstance(item, Identity) for item in (calibrators.deterministic, calibrators.sampled)):
         return None
     with database.session(write=False) as session:
@@ -49,7 +49,7 @@ def measure_reordering(
         some = ids[:: max(1, -(-len(ids) // MOST_IMAGES))].tolist()
         images = image_queries.images_by_id(session, some)
         stored = scores.scored_regions(session, run_id=run_id, image_ids=some)
-    before = _uncalibrated_entropies(project, predictor, card, images, stored)
+    before = _uncalibrated_entropies(project, model, images, stored)
     both = [
         (before[key], row.entropy) for row in stored if (key := (row.image_id, row.region_index)) in before
     ]
@@ -75,13 +75,12 @@ def measure_reordering(
 
 def _uncalibrated_entropies(
     project: Project,
-    predictor: Predictor,
-    card: ModelCard,
+    model: ServedModel,
     images: Sequence[StoredImage],
     stored: Sequence[ScoredRegion],
 ) -> dict[tuple[int, int], float]:
     """The entropy of each stored region without calibrators, by image id and region index."""
-    uncalibrated = copy.copy(predictor)
+    uncalibrated = copy.copy(model.predictor)
     uncalibrated.calibrators = Calibrators()
     regions: dict[int, list[ScoredRegion]] = {}
     for row in stored:
@@ -96,12 +95,10 @@ def _uncalibrated_entropies(
 
     score_images(
         [project.ref(row) for row in images if row.id in regions],
-        predictor=uncalibrated,
-        card=card,
-        scoring=project.config.scoring.model_copy(update={"regions": RegionConfig(kind="superpixel")}),
-        max_pixels=project.config.data.max_pixels,
+        model=replace(model, predictor=uncalibrated),
+        regions=RegionConfig(kind="superpixel"),
         sink=sink,
-        regions=lambda image, _: _region_map(regions[image.id], width=image.width, height=image.height),
+        source=lambda image, _: _region_map(regions[image.id], width=image.width, height=image.height),
     )
     return found
 

@@ -13,9 +13,9 @@ from pipeline.config import SAMPLED_MEASURES, ScoringConfig, content_hash
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.model.checkpoints import ModelCard
-from pipeline.steps.served_model import open_predictor, stored_calibrators
-from pipeline.uncertainty.predictor import Predictor
+from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.samplers import Member
+from pipeline.uncertainty.served_model import ServedModel, open_model
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Scorer:
 
     model_id: int
     model_name: str
-    predictor: Predictor
-    card: ModelCard
+    model: ServedModel
     document: dict[str, Any]
 
     @property
@@ -52,9 +51,11 @@ def open_scorer(project: Project, database: Database) -> Scorer:
         if model is None:
             raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
-    predictor, card = open_predictor(project, model, calibrators=calibrators, for_scores=True)
-    document = describe_scorer(scoring, card=card, calibrators=calibrators, members=predictor.members)
-    return Scorer(model_id=model.id, model_name=model.name, predictor=predictor, card=card, document=document)
+    served = open_model(project, model.checkpoint_uri, calibrators=calibrators, for_scores=True)
+    document = describe_scorer(
+        scoring, card=served.card, calibrators=calibrators, members=served.predictor.members
+    )
+    return Scorer(model_id=model.id, model_name=model.name, model=served, document=document)
 
 
 def describe_scorer(

@@ -181,11 +181,11 @@ def finish_scoring(
         UserError: the disk is full.
     """
     scorer = scorer or open_scorer(project, database)
-    predictor, card, run_id = scorer.predictor, scorer.card, plan.run_id
+    run_id = plan.run_id
     with alone(database, f"finish run {run_id}", wait=True):
         heatmaps = _top_heatmaps(project, database, scorer, run_id=run_id)
-        drift = watch_drift(project, database, run_id=run_id, predictor=predictor, card=card)
-        reordering = measure_reordering(project, database, run_id=run_id, predictor=predictor, card=card)
+        drift = watch_drift(project, database, run_id=run_id, model=scorer.model)
+        reordering = measure_reordering(project, database, run_id=run_id, model=scorer.model)
 
         def finish(session: Session) -> datetime:
             scores.set_heatmaps(session, run_id=run_id, heatmaps=heatmaps)
@@ -232,8 +232,8 @@ def _top_heatmaps(
     if scoring.heatmaps.two_colour:
         wanted.add(TWO_COLOUR)
     if scoring.heatmaps.per_class:
-        prefix = scorer.predictor.calibrators.class_map
-        wanted |= {f"{prefix}_{index}" for index in range(len(scorer.card.class_names))}
+        prefix = scorer.model.predictor.calibrators.class_map
+        wanted |= {f"{prefix}_{index}" for index in range(len(scorer.model.card.class_names))}
     refs = [
         project.ref(row)
         for row, uris in top
@@ -248,10 +248,8 @@ def _top_heatmaps(
 
     score_images(
         refs,
-        predictor=scorer.predictor,
-        card=scorer.card,
-        scoring=scoring.model_copy(update={"regions": RegionConfig(kind="image")}),
-        max_pixels=project.config.data.max_pixels,
+        model=scorer.model,
+        regions=RegionConfig(kind="image"),
         sink=sink,
         heatmaps=scoring.heatmaps,
     )

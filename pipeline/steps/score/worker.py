@@ -89,7 +89,7 @@ def score_shards(
         )
     owner = this_process()
     writer = ShardWriter(
-        project=project, database=database, run_id=run_id, owner=owner, seen=scorer.card.input_range
+        project=project, database=database, run_id=run_id, owner=owner, seen=scorer.model.card.input_range
     )
 
     def give_back(session: Session) -> None:
@@ -101,12 +101,10 @@ def score_shards(
                 before = writer.images + writer.failed
                 score_images(
                     _claimed_images(project, database, writer, seconds=seconds),
-                    predictor=scorer.predictor,
-                    card=scorer.card,
-                    scoring=scoring,
-                    max_pixels=project.config.data.max_pixels,
+                    model=scorer.model,
+                    regions=scoring.regions,
                     sink=writer,
-                    regions=region_source(project, scoring.regions),
+                    source=region_source(project, scoring.regions),
                     heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
                     total=total,
                     progress=lambda title, done, total, before=before: progress(title, before + done, total),

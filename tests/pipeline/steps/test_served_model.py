@@ -18,7 +18,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import load_model, read_card, save_model
 from pipeline.steps.score.scorer import describe_scorer
-from pipeline.steps.served_model import open_predictor
+from pipeline.uncertainty.served_model import open_model
 from tests.pipeline.uncertainty.pool import TINY, draw_images, make_pool
 
 CPU = torch.device("cpu")
@@ -49,7 +49,8 @@ def test_an_ensemble_is_the_serving_model_and_others_by_name_or_folder(tmp_path:
     project, model = pool_of(tmp_path / "pool", sampler="ensemble", ensemble=["r01", "r02", "away/model"])
     other_model(project, "r02")
     shutil.move(other_model(project, "r03"), project.root / "away/model")
-    predictor, card = open_predictor(project, model, calibrators=Calibrators())
+    served = open_model(project, model.checkpoint_uri, calibrators=Calibrators())
+    predictor, card = served.predictor, served.card
     assert predictor.sampler is not None
     assert predictor.sampler.samples == 3
     image = torch.randn(1, 3, 64, 64)
@@ -70,7 +71,7 @@ def test_an_ensemble_that_is_none_is_refused(tmp_path: Path, names: list[str], r
     project, model = pool_of(tmp_path, sampler="ensemble", ensemble=names)
     other_model(project, "r02")
     with pytest.raises(ConfigError, match=reason):
-        open_predictor(project, model, calibrators=Calibrators())
+        open_model(project, model.checkpoint_uri, calibrators=Calibrators())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_member_with_other_classes_or_channels_is_refused(tmp_path: Path, chan
     project, model = pool_of(tmp_path, sampler="ensemble", ensemble=["r02"])
     other_model(project, "r02", **changes)
     with pytest.raises(CheckpointError, match=r"classes|channels"):
-        open_predictor(project, model, calibrators=Calibrators())
+        open_model(project, model.checkpoint_uri, calibrators=Calibrators())
 
 
 def test_provenance_changes_with_whatever_the_samples_depend_on_and_nothing_else(tmp_path: Path) -> None:
@@ -117,7 +118,11 @@ def test_masks_are_predicted_at_the_networks_own_resolution_and_only_scores_at_e
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = unet(image).softmax(dim=1)
-    for_masks, _ = open_predictor(project, model, calibrators=Calibrators(), sampler="none")
-    for_scores, _ = open_predictor(project, model, calibrators=Calibrators(), sampler="none", for_scores=True)
+    for_masks, for_scores = (
+        open_model(
+            project, model.checkpoint_uri, calibrators=Calibrators(), sampler="none", for_scores=for_scores
+        ).predictor
+        for for_scores in (False, True)
+    )
     assert (for_masks.cell, for_scores.cell) == (1, 4)
     torch.testing.assert_close(for_masks.predict(image).probability, expected, atol=1e-5, rtol=1e-4)

@@ -220,14 +220,16 @@ def test_an_image_too_large_for_the_memory_is_refused_with_the_key_to_change(
 def test_any_size_gives_probabilities_at_the_images_size(size: tuple[int, int], resolution: str) -> None:
     predictor = predictor_of(tiny("fpn").eval(), resolution=resolution)
     image = torch.randn(1, 3, *size)
-    found = predictor.predict_probability(image, size)
+    prediction = predictor.predict(image)
+    found = prediction.at(prediction.probability, size)[0]
     assert found.shape == (4, *size)
     torch.testing.assert_close(found.sum(dim=0), torch.ones(size), atol=1e-5, rtol=0)
 
 
 def test_probability_is_stretched_to_the_size_of_a_resized_image() -> None:
     predictor = predictor_of(tiny("fpn").eval(), resolution="logits")
-    found = predictor.predict_probability(torch.randn(1, 3, 40, 30), (80, 61))
+    prediction = predictor.predict(torch.randn(1, 3, 40, 30))
+    found = prediction.at(prediction.probability, (80, 61))[0]
     assert found.shape == (4, 80, 61)
 
 
@@ -236,9 +238,9 @@ def test_enlarged_maps_lie_where_the_network_itself_would_put_them(size: tuple[i
     segmenter = tiny("fpn")
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     predictor = predictor_of(segmenter, sampler="none", resolution="logits")
-    logits = predictor.predict(image).logits
+    prediction = predictor.predict(image)
     with torch.no_grad():
         expected = segmenter(image)
-    enlarged = predictor.enlarge(logits, network_size=size, size=size)
+    enlarged = prediction.at(prediction.logits, size)
     inside = (..., slice(size[0] - predictor.cell), slice(size[1] - predictor.cell))  # the rest sees padding
     torch.testing.assert_close(enlarged[inside], expected[inside], rtol=1e-5, atol=1e-5)

@@ -31,6 +31,7 @@ def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples
         expected_entropy=torch.rand(batch, *size[2:], generator=generator) if samples else None,
         votes=torch.rand(size, generator=generator) if samples else None,
         cell=cell,
+        enlarge=lambda maps, **_: maps,
     )
 
 

@@ -104,7 +104,7 @@ def test_a_quarter_map_enlarges_to_where_its_pixels_were(size: tuple[int, int]) 
     rows, columns = predictor.network.places(*predictor.segmenter.padded_size(*size))
     cells = [-(-side // 4) for side in size]
     plane = (rows[: cells[0], None] * 100 + columns[None, : cells[1]]).float()
-    enlarged = predictor.enlarge(plane[None, None], network_size=size, size=size)[0, 0]
+    enlarged = predictor.network.enlarge(plane[None, None], network_size=size, size=size)[0, 0]
     ys, xs = (torch.arange(side).float() for side in size)
     ys, xs = ys.clamp(rows[0].item(), rows[cells[0] - 1].item()), xs.clamp(1, columns[cells[1] - 1].item())
     torch.testing.assert_close(enlarged, ys[:, None] * 100 + xs[None])
