@@ -58,20 +58,21 @@ def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
     return next(name for name in names if name not in taken)
 
 
-def replace_draft(session: Session, queue: Queue, items: Sequence[dict[str, Any]]) -> Queue:
+def replace_draft(session: Session, queue: Queue, items: Sequence[QueueItem]) -> Queue:
     """Store a round's queue and its items in place of the draft that the round may have.
 
     Args:
         queue: a new row with its `round_id`.
-        items: the columns of each `queue_item`, without `queue_id`.
+        items: new rows, without `queue_id`.
     """
     draft = select(Queue.id).where(Queue.round_id == queue.round_id, Queue.exported_at.is_(None))
     session.execute(delete(QueueItem).where(QueueItem.queue_id.in_(draft)))
     session.execute(delete(Queue).where(Queue.id.in_(draft)))
     session.add(queue)
     session.flush()
-    if items:
-        session.execute(insert(QueueItem), [{**item, "queue_id": queue.id} for item in items])
+    for item in items:
+        item.queue_id = queue.id
+    session.add_all(items)
     return queue
 
 

@@ -88,7 +88,7 @@ def select(
             project, database, dry_run=dry_run, overrides=overrides, force=force, progress=progress
         )
     if as_json:
-        print_json(preview)
+        print_json(preview.document())
         return
     say(preview)
     if dry_run:

@@ -1,7 +1,7 @@
-"""What a queue is chosen from.
+"""Candidates: the regions, or whole images, that a queue is chosen from.
 
 Legend: N candidates (regions, or whole images), M images; a box is (x, y, w, h) in image pixels, and an
-outline says which of its pixels a region holds.
+outline says which pixels of the box belong to the region.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Candidates:
     group: npt.NDArray[np.int32]
     """[M]: the image's sequence, as an index."""
     position: npt.NDArray[np.int64]
-    """[M]: the image's place in its sequence."""
+    """[M]: the image's position in its sequence."""
     regions: npt.NDArray[np.int32]
     """[M]: regions of the image, candidates or not."""
     image: npt.NDArray[np.int64]
@@ -63,12 +63,11 @@ class Candidates:
         return np.searchsorted(self.image, np.arange(len(self.image_id) + 1))
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Candidates:
-        """The candidates of a mask [N]; every image stays."""
+        """The candidates that a mask [N] selects; every image stays."""
         return replace(self, **{name: column[keep] for name, column in self._columns(_OF_CANDIDATES)})
 
     def only(self, rows: npt.NDArray[np.int64]) -> Candidates:
-        """Some candidates in the order of `rows`, and no image without one. They are ordered by image, as
-        `starts` needs it, where the rows are rising."""
+        """The candidates `rows`, in this order, and their images. `starts` needs rising rows."""
         images, image = np.unique(self.image[rows], return_inverse=True)
         columns = {name: column[rows] for name, column in self._columns(_OF_CANDIDATES)}
         columns |= {name: column[images] for name, column in self._columns(_OF_IMAGES)}
@@ -76,7 +75,7 @@ class Candidates:
 
     @staticmethod
     def joined(blocks: Sequence[Candidates]) -> Candidates:
-        """Blocks one after the other; none of them shares an image with another."""
+        """Blocks, one after the other, as one; no two of them share an image."""
         first = blocks[0]
         columns = {
             name: np.concatenate([getattr(block, name) for block in blocks])

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a region rather than to a place in a row.
+"""Random keys of regions.
 
-Legend: N candidates. A number depends on the seed, the round, what it is for, the image and the region, and
-on nothing else: not on the other candidates, nor on the order or the blocks in which they are read. So a pool
-that does not fit into memory draws as one that does, and a region keeps its random key when the pool grows.
+Legend: N candidates. A key depends only on the seed, the round, the purpose, the image and the region: not on
+the other candidates, nor on the order or the blocks in which they are read. So a pool that does not fit into
+memory gives the same draw as one that does, and a region keeps its key when the pool grows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 class Draws:
-    """The random numbers of one queue."""
+    """The random keys of one queue."""
 
     def __init__(self, *, seed: int, round_number: int) -> None:
         self._keys = {
@@ -38,14 +38,14 @@ class Draws:
     def integers(
         self, purpose: Purpose, image_id: npt.NDArray[np.int64], region_index: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.uint64]:
-        """Uniform uint64 [N] of regions, each by its image's id [N] and its index [N]."""
+        """Uniform uint64 [N], a key for each region of `image_id` [N] and `region_index` [N]."""
         of_image = _mixed(self._keys[purpose] + image_id.astype(np.uint64) * _STEP)
         return _mixed(of_image + region_index.astype(np.uint64) * _STEP)
 
     def uniforms(
         self, purpose: Purpose, image_id: npt.NDArray[np.int64], region_index: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.float64]:
-        """The same as numbers between 0 and 1, both exclusive."""
+        """The same keys as numbers between 0 and 1, both exclusive."""
         integers = self.integers(purpose, image_id, region_index) >> np.uint64(11)
         return (integers.astype(np.float64) + 0.5) * 2.0**-53
 

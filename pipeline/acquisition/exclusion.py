@@ -1,7 +1,7 @@
-"""Which candidates are queued or labeled already, by the area of them that is taken.
+"""Which candidates are queued or labeled already, by the share of their area that is taken.
 
 Legend: N candidates, K taken regions, P pairs of a candidate and a taken region of the same image.
-Geometry, not the region's index, decides: a new cell size, unit or model finds the old labels again.
+The geometry decides, not the region's index, so that a new cell size, unit or model finds the old labels.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def taken(
 ) -> npt.NDArray[np.bool_]:
     """Whether at least `share` of each candidate's area lies under taken regions.
 
-    Boxes decide most of it at once: what they share bounds what the regions share. Outlines are looked at
-    only where that leaves it open.
+    Boxes decide most cases, as their intersection bounds that of the regions. Outlines are decoded only where
+    the boxes do not decide.
 
     Args:
         image: [N] the image of each candidate, ascending.
         box: [N, 4] candidate boxes.
         taken_image: [K] the image of each taken box, in the same numbering.
-        taken_box: [K, 4] taken boxes; they may overlap, and what lies under two counts once.
-        pixels: [N] the candidates' areas; of their boxes where it is None.
+        taken_box: [K, 4] taken boxes; where they overlap, a pixel counts once.
+        pixels: [N] the candidates' areas; None for the areas of their boxes.
         outline: [N] the candidates' outlines; None, as each of them may be, for whole boxes.
         taken_outline: [K] those of the taken regions.
         share: from 0 (exclusive) to 1.
@@ -89,8 +89,8 @@ def _shared_pixels(
     under = np.zeros((int(ends[1]), int(ends[0])), dtype=bool)
     paint_regions(under, taken_box, taken_outline.tolist())
     shared = [
-        np.count_nonzero(under[y : y + h, x : x + w] & decode_outline(one, width=w, height=h))
-        for (x, y, w, h), one in zip(box.tolist(), outline.tolist(), strict=True)
+        np.count_nonzero(under[y : y + h, x : x + w] & decode_outline(text, width=w, height=h))
+        for (x, y, w, h), text in zip(box.tolist(), outline.tolist(), strict=True)
     ]
     return np.array(shared, dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Where the chosen stand among all candidates: a second reading, for what a person is told.
+"""Ranks of a queue's items among all candidates, counted in a second reading of the pool.
 
 Legend: N candidates of a block, K items of the queue.
 """
@@ -11,27 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.acquisition.candidates import Candidates, Reading
+from pipeline.acquisition.quantiles import Quantiles
 from pipeline.acquisition.routing import Limits
 from pipeline.acquisition.selection import NO_STRATUM, Selection
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Places of the items [K] among all candidates.
+    """Ranks of the items [K].
 
     Attributes:
-        above: [K] candidates that score at least as high, the item included; 0 without a score.
-        rank: [K] in an item's stratum by score × class share, from 1 on; 0 without a stratum or a score.
-        limits: of what is routed.
+        overall: [K] candidates that score at least as high, the item included; 0 without a score.
+        in_class: [K] the rank in an item's stratum by score × class share, from 1 on; 0 without a stratum or
+            score.
+        limits: thresholds of the routes, from quantiles over all candidates.
     """
 
-    above: npt.NDArray[np.int64]
-    rank: npt.NDArray[np.int64]
+    overall: npt.NDArray[np.int64]
+    in_class: npt.NDArray[np.int64]
     limits: Limits | None
 
 
 def rank_items(read: Reading, selection: Selection) -> Ranks:
-    """Count, over the whole pool, what stands above each item."""
+    """The ranks of a selection's items, from one reading of the pool. The selection stays as it is."""
     items, shortlist = selection.items, selection.shortlist
     scores = None if items.score is None else _Counts(items.score)
     strata = {
@@ -39,45 +41,45 @@ def rank_items(read: Reading, selection: Selection) -> Ranks:
         for stratum in np.unique(selection.stratum[selection.stratum != NO_STRATUM])
         if items.score is not None
     }
+    information, entropy = Quantiles(shortlist.information), Quantiles(shortlist.entropy)
     if scores is not None or shortlist.information.total:
         for block in read():
             if scores is not None and block.score is not None:
                 scores.add(block.score)
             if block.expected_entropy is not None and block.mutual_information is not None:
-                shortlist.entropy.refine(block.expected_entropy)
-                shortlist.information.refine(block.mutual_information)
+                entropy.count(block.expected_entropy)
+                information.count(block.mutual_information)
             for stratum, counts in strata.items():
                 counts.add(_weighted(block)[block.predicted_class == stratum])
-    rank = np.zeros(len(items), dtype=np.int64)
+    in_class = np.zeros(len(items), dtype=np.int64)
     for stratum, counts in strata.items():
-        rank[selection.stratum == stratum] = counts.above() + 1
+        in_class[selection.stratum == stratum] = counts.above() + 1
     return Ranks(
-        above=np.zeros(len(items), dtype=np.int64) if scores is None else scores.at_least(),
-        rank=rank,
-        limits=Limits.of(shortlist.information, shortlist.entropy),
+        overall=np.zeros(len(items), dtype=np.int64) if scores is None else scores.at_least(),
+        in_class=in_class,
+        limits=Limits.of(information, entropy),
     )
 
 
 class _Counts:
-    """How many of many values lie at or above each of a few, and how many above."""
+    """For each of a few thresholds: how many values are at least as large, and how many are larger."""
 
-    def __init__(self, values: npt.NDArray[np.float32]) -> None:
-        self._rising, self._place = np.unique(values, return_inverse=True)
-        self._below = np.zeros(
-            len(self._rising) + 1, dtype=np.int64
-        )  # [j]: j of the few are at most the value
-        self._under = np.zeros(len(self._rising) + 1, dtype=np.int64)  # [j]: j of the few are below it
+    def __init__(self, thresholds: npt.NDArray[np.float32]) -> None:
+        self._rising, self._position = np.unique(thresholds, return_inverse=True)
+        # [j]: values with exactly j thresholds at or below them, and with exactly j below them
+        self._at_or_below = np.zeros(len(self._rising) + 1, dtype=np.int64)
+        self._below = np.zeros(len(self._rising) + 1, dtype=np.int64)
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         size = len(self._below)
-        self._below += np.bincount(np.searchsorted(self._rising, values, side="right"), minlength=size)
-        self._under += np.bincount(np.searchsorted(self._rising, values, side="left"), minlength=size)
+        self._at_or_below += np.bincount(np.searchsorted(self._rising, values, side="right"), minlength=size)
+        self._below += np.bincount(np.searchsorted(self._rising, values, side="left"), minlength=size)
 
     def at_least(self) -> npt.NDArray[np.int64]:
-        return self._below[::-1].cumsum()[::-1][1:][self._place]
+        return self._at_or_below[::-1].cumsum()[::-1][1:][self._position]
 
     def above(self) -> npt.NDArray[np.int64]:
-        return self._under[::-1].cumsum()[::-1][1:][self._place]
+        return self._below[::-1].cumsum()[::-1][1:][self._position]
 
 
 def _weighted(candidates: Candidates) -> npt.NDArray[np.float32]:

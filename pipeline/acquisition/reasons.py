@@ -1,4 +1,4 @@
-"""Why an item is in the queue, in words for the person who will label it."""
+"""The reason of each queue item: a line of text for the person who labels it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.ranking import Ranks
-from pipeline.acquisition.routing import WORDS, routes
+from pipeline.acquisition.routing import ROUTE_TEXT, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
 from pipeline.format import count, percent
 
 BOUNDARY_NATS = 0.5
-"""Entropy of a mix of 80 % and 20 %: from there on a region is said to lie on a boundary."""
+"""Entropy of a mix of 80 % and 20 %; a region with at least this class mix lies on a boundary."""
 
 
 def reasons(
@@ -25,8 +25,8 @@ def reasons(
     class_names: Sequence[str],
     group_names: Sequence[str],
 ) -> list[str]:
-    """A line for each item of a selection: how it was chosen, where it stands, what the model sees there,
-    and what kind of doubt that is."""
+    """A line for each item of a selection: how it was chosen, its rank, what the model predicts there, and
+    whether the uncertainty calls for a label or for a second opinion."""
     measure = STRATEGIES[config.strategy].measure
     items, shortlist = selection.items, selection.shortlist
     everything = f"{count(shortlist.available)} {config.unit}s"
@@ -47,17 +47,17 @@ def reasons(
             parts.append(f"random draw from {drawn_from}")
         elif stratum != NO_STRATUM:
             parts.append(
-                f"no. {count(int(ranks.rank[item]))} of {count(shortlist.classes[stratum])} "
+                f"no. {count(int(ranks.in_class[item]))} of {count(shortlist.classes[stratum])} "
                 f"{config.unit}s of {class_names[stratum]} by {measure} × class share{noise}"
             )
         if measure is not None and items.score is not None:
             name = measure.replace("_", " ")
-            place = f"top {percent(int(ranks.above[item]) / shortlist.available)} of {everything}"
+            percentile = f"top {percent(int(ranks.overall[item]) / shortlist.available)} of {everything}"
             drawn = noise if stratum == NO_STRATUM and not selection.audit[item] else ""
-            parts.append(f"{name} {items.score[item]:.2f}, {place}{drawn}")
+            parts.append(f"{name} {items.score[item]:.2f}, {percentile}{drawn}")
         parts.append(_content(items, item, class_names, unit=config.unit))
         if (kind := route[item]) is not None:
-            parts.append(WORDS[kind])
+            parts.append(ROUTE_TEXT[kind])
         lines.append("; ".join(parts))
     return lines
 
@@ -65,6 +65,6 @@ def reasons(
 def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:
     share = float(candidates.class_share[index])
     name = class_names[int(candidates.predicted_class[index])]
-    seen = f"all {name}" if share >= 0.995 else f"mostly {name} ({100 * share:.0f} %)"
+    content = f"all {name}" if share >= 0.995 else f"mostly {name} ({100 * share:.0f} %)"
     mixed = candidates.impurity[index] * math.log(len(class_names)) >= BOUNDARY_NATS
-    return f"{seen}, on a boundary" if mixed and unit == "region" else seen
+    return f"{content}, on a boundary" if mixed and unit == "region" else content

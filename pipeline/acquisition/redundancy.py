@@ -1,8 +1,8 @@
-"""Redundancy control: what an accepted candidate forbids to those that come after it.
+"""Redundancy control: the candidates that an accepted one excludes.
 
 Legend: N candidates, M images. In this order: the cap of an image, regions that share an edge, images of one
-sequence that are too near each other. Only accepted candidates are looped over, and where regions have
-outlines, those whose boxes touch theirs.
+sequence that are too close. Only accepted candidates are looped over, and where regions have outlines, the
+regions whose boxes touch theirs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Occupancy:
         self._closed = np.zeros(len(candidates), dtype=bool)
 
     def accept(self, index: int) -> None:
-        """Take a candidate, and close all that it forbids. A closed one may be taken too: the audit does."""
+        """Accept a candidate, and close those that it excludes. The audit may accept a closed one."""
         candidates = self._candidates
         image = int(candidates.image[index])
         own = slice(int(candidates.starts[image]), int(candidates.starts[image + 1]))
@@ -54,8 +54,8 @@ class Occupancy:
         elif self._no_touching:
             self._closed[own] |= self._touched(index, own)
 
-    def open_ones(self, order: npt.NDArray[np.int64]) -> Iterator[int]:
-        """The candidates of an order that are open at the moment they are asked for."""
+    def open_candidates(self, order: npt.NDArray[np.int64]) -> Iterator[int]:
+        """The candidates of an order, each only if it is still open when it is requested."""
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
             for index in chunk[~self._closed[chunk]].tolist():
@@ -63,7 +63,7 @@ class Occupancy:
                     yield index
 
     def _touched(self, index: int, own: slice) -> npt.NDArray[np.bool_]:
-        """Which candidates of an image touch one of them."""
+        """Which candidates of an image touch the given one: [candidates of the image]."""
         candidates = self._candidates
         box, boxes = candidates.box[index], candidates.box[own]
         near = touching(box, boxes)
@@ -76,9 +76,9 @@ class Occupancy:
         """Other images of the same sequence, less than `min_gap` positions away."""
         group, here = self._candidates.group[image], int(self._candidates.position[image])
         first, last = np.searchsorted(self._groups, [group, group + 1])
-        places = self._positions[first:last]
-        start = first + np.searchsorted(places, here - self._min_gap, side="right")
-        stop = first + np.searchsorted(places, here + self._min_gap, side="left")
+        positions = self._positions[first:last]
+        start = first + np.searchsorted(positions, here - self._min_gap, side="right")
+        stop = first + np.searchsorted(positions, here + self._min_gap, side="left")
         return [other for other in self._walk[start:stop].tolist() if other != image]
 
 

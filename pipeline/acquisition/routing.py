@@ -19,19 +19,19 @@ from pipeline.acquisition.quantiles import Quantiles
 
 Route = Literal["label", "ask"]
 
-WORDS: dict[Route, str] = {
+ROUTE_TEXT: dict[Route, str] = {
     "label": "the samples disagree: label it",
     "ask": "ambiguous: ask a second annotator, or look at the guideline",
 }
 INFORMATION_SHARES = (0.9, 0.75)
-"""From the first quantile of the candidates on, mutual information is high; below the second it is low."""
+"""Quantiles over the candidates: mutual information is high from the first on, and low below the second."""
 UNSURE_SHARES = (0.75,)
-"""From this quantile on, expected entropy is high."""
+"""Quantile over the candidates from which on expected entropy is high."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where mutual information and expected entropy are high among all candidates."""
+    """Thresholds of high and low mutual information, and of high expected entropy."""
 
     high: float
     low: float
@@ -39,14 +39,14 @@ class Limits:
 
     @staticmethod
     def of(information: Quantiles, entropy: Quantiles) -> Limits | None:
-        """From quantiles at `INFORMATION_SHARES` and `UNSURE_SHARES`; None for scores without samples."""
+        """The quantiles at `INFORMATION_SHARES` and `UNSURE_SHARES`; None for scores without samples."""
         if information.total == 0 or entropy.total == 0:
             return None
         return Limits(*information.values(), *entropy.values())
 
 
 def routes(items: Candidates, limits: Limits | None) -> Sequence[Route | None]:
-    """The route of some candidates, by where they stand among all.
+    """The route of each item: label it, ask about it, or None for neither.
 
     `label`: mutual information in the highest tenth. `ask`: expected entropy in the highest quarter, and
     mutual information not in its own. The two measures rise together, so thresholds that are further apart
@@ -56,7 +56,7 @@ def routes(items: Candidates, limits: Limits | None) -> Sequence[Route | None]:
         items: [K] the candidates to be routed.
 
     Returns:
-        K routes; None for what is neither, and for all where the scores are without samples.
+        K routes; all None where the scores are without samples.
     """
     entropy, information = items.expected_entropy, items.mutual_information
     if entropy is None or information is None or limits is None:

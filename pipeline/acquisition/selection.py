@@ -1,4 +1,4 @@
-"""Choosing a queue: audit draw, then the strategy's order, thinned by redundancy control.
+"""Choosing a queue: the audit draw, then the strategy's order under redundancy control.
 
 Legend: K items of the queue.
 """
@@ -27,9 +27,9 @@ from pipeline.config import SelectionConfig
 
 NO_STRATUM = -1
 OVERSAMPLING = 4
-"""Candidates kept for each one to be chosen, at first."""
+"""Candidates kept for each one to be chosen, in the first reading."""
 OVERSAMPLING_GROWTH = 8
-"""Times as many, each time that redundancy control has used them up."""
+"""Factor on `OVERSAMPLING` for each further reading, when redundancy control has used the kept ones up."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Selection:
     """The chosen candidates in the order of the queue."""
 
     items: Candidates
-    """[K]: the chosen ones, in the order of the queue rather than of images."""
+    """[K]: in the order of the queue, not of images."""
     index: npt.NDArray[np.int64]
-    """[K]: their places in the order of reading."""
+    """[K]: their positions in the order of reading."""
     audit: npt.NDArray[np.bool_]
     """[K]: drawn by the audit, not by the strategy."""
     stratum: npt.NDArray[np.int16]
-    """[K]: the class in whose budget an item was chosen, or `NO_STRATUM`."""
+    """[K]: the class whose budget an item was chosen from, or `NO_STRATUM`."""
     inclusion_probability: float | None
     """Of each audit item."""
     budget: Budget
@@ -51,20 +51,24 @@ class Selection:
     """What they were chosen from."""
 
 
+class EmptyPool(Exception):
+    """The reading of the pool has no block."""
+
+
 class _TooFewKept(Exception):
-    """An order ran out of kept candidates, although it has more of them."""
+    """An order has used up its kept candidates, although the pool has more."""
 
 
 def choose(read: Reading, config: SelectionConfig, *, round_number: int) -> Selection:
     """The queue of a round. The same candidates, settings and round give the same queue, in whatever blocks
     they are read.
 
-    The slices are woven into each other, so that a queue which is labeled only in part still holds each of
-    them in proportion. Memory follows the budget. The pool is read once, and again with more of it kept where
-    redundancy control has passed over too many (and once before that for `strided`).
+    The slices alternate, so that a queue of which only a part is labeled still holds each of them in
+    proportion. Memory follows the budget. The pool is read once, and again with more candidates kept where
+    redundancy control has rejected too many (and once before that for `strided`).
 
     Raises:
-        LookupError: the reading has no block.
+        EmptyPool: the reading has no block.
     """
     draws = Draws(seed=config.seed, round_number=round_number)
     stride = _stride(read(), config) if STRATEGIES[config.strategy].strides else None
@@ -82,7 +86,7 @@ def choose(read: Reading, config: SelectionConfig, *, round_number: int) -> Sele
 
 
 def _choose_from(shortlist: Shortlist, config: SelectionConfig, budget: Budget) -> Selection:
-    kept = shortlist.kept
+    kept = shortlist.candidates
     occupancy = Occupancy(kept, config)
     audit = shortlist.orders[AUDIT][: budget.audit]
     for index in audit.tolist():
@@ -95,7 +99,7 @@ def _choose_from(shortlist: Shortlist, config: SelectionConfig, budget: Budget) 
     strata = [NO_STRATUM] * len(audit) + [stratum for _, stratum in chosen]
     return Selection(
         items=kept.only(rows),
-        index=shortlist.place[rows],
+        index=shortlist.position[rows],
         audit=(np.arange(len(turns)) < len(audit))[order],
         stratum=np.array(strata, dtype=np.int16)[order],
         inclusion_probability=inclusion_probability(budget.audit, shortlist.available),
@@ -134,13 +138,13 @@ def _shortlist(
             )
         shortlist.add(block, priority)
     if shortlist is None:
-        raise LookupError("Expected at least one block of candidates, but got none.")
+        raise EmptyPool
     shortlist.close()
     return shortlist
 
 
 def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
-    """The walk through the images that have a candidate: some 20 bytes an image, and a reading."""
+    """The walk through the images that have a candidate: one reading, about 20 bytes an image."""
     walked: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
     images = regions = available = 0
     for block in blocks:
@@ -148,28 +152,31 @@ def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
         walked.append((block.image_id[owners], block.group[owners], block.position[owners]))
         images, regions = images + len(block.image_id), regions + int(block.regions.sum())
         available += len(block)
+    if not walked:
+        raise EmptyPool
     budget = queue_budget(config, regions / max(1, images), available)
     image_id, group, position = (np.concatenate(columns) for columns in zip(*walked, strict=True))
     return Stride.over(image_id, group, position, budget.selected)
 
 
 def _fill(shortlist: Shortlist, wanted: int, occupancy: Occupancy) -> Iterator[tuple[int, int]]:
-    """Kept candidates and the strata that they were chosen for. What a stratum cannot fill goes to all.
+    """Kept candidates, each with the stratum that it is chosen for. What a stratum cannot fill goes to
+    all candidates.
 
     Raises:
-        _TooFewKept: see there.
+        _TooFewKept: more candidates must be kept.
     """
     quotas = class_quotas(shortlist.classes, wanted) if shortlist.stratified else {}
     sources = {
-        NO_STRATUM: occupancy.open_ones(shortlist.orders[OVERALL]),
-        **{name: occupancy.open_ones(shortlist.orders[name]) for name in quotas},
+        NO_STRATUM: occupancy.open_candidates(shortlist.orders[OVERALL]),
+        **{name: occupancy.open_candidates(shortlist.orders[name]) for name in quotas},
     }
 
     def take(stratum: int) -> int | None:
         index = next(sources[stratum], None)
         if index is not None:
             occupancy.accept(index)
-        elif not shortlist.is_whole(OVERALL if stratum == NO_STRATUM else stratum):
+        elif not shortlist.is_complete(OVERALL if stratum == NO_STRATUM else stratum):
             raise _TooFewKept
         return index
 
@@ -195,5 +202,5 @@ def _in_turn(quotas: dict[int, int]) -> list[int]:
 
 
 def _spread(count: int) -> npt.NDArray[np.float64]:
-    """`count` numbers evenly over 0 to 1."""
+    """`count` numbers, evenly spaced between 0 and 1."""
     return (np.arange(count) + 0.5) / max(1, count)

@@ -1,13 +1,14 @@
-"""One reading of a pool of any size: how much there is, and the few candidates that a queue can be made of.
+"""One reading of a pool of any size: counts over all candidates, and the few candidates that may be chosen.
 
-Legend: N candidates of a block, K kept ones. An order is a priority, and a number drawn for each candidate
-that says which of two equal ones comes first. Of each order (over all, inside each predicted class, and of
-the audit's draw) only the best are kept: memory follows the budget and the number of classes, not the pool.
+Legend: N candidates of a block, K kept ones. An order ranks candidates by a priority, equal ones by a random
+key. Of each order (over all candidates, inside each predicted class, and of the audit's draw) only the best
+are kept: memory follows the budget and the number of classes, not the pool.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -17,25 +18,25 @@ import numpy.typing as npt
 from pipeline.acquisition.budget import STRATIFIED_SHARE, audit_size
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.draws import Draws
-from pipeline.acquisition.quantiles import Quantiles
+from pipeline.acquisition.quantiles import QuantileBins
 from pipeline.acquisition.routing import INFORMATION_SHARES, UNSURE_SHARES
 from pipeline.acquisition.strategies import Priority
 
 OVERALL, AUDIT = -1, -2
-"""Orders beside those inside classes, which go by the class."""
+"""Orders over all candidates; any other order is a class index, and ranks the candidates of that class."""
 SPARE = 1000
-"""Candidates that each order keeps beyond a multiple of what may be chosen from it."""
-ROOM = 50_000
-"""Candidates that may wait before the worst of them are dropped."""
+"""Candidates that each order keeps beyond a multiple of those that may be chosen from it."""
+BUFFER = 50_000
+"""Candidates beside the kept ones that are collected before the worst are dropped."""
 
 
 @dataclass(frozen=True)
 class KeepLimits:
-    """How many candidates of each order are kept.
+    """The number of candidates that are kept of each order.
 
     Attributes:
-        requested: the budget that the audit's order is long enough for.
-        oversampling: candidates kept for each one that may be chosen: redundancy control passes some over.
+        requested: the budget of the queue.
+        oversampling: candidates kept for each one that may be chosen, as redundancy control rejects some.
     """
 
     requested: int
@@ -43,7 +44,7 @@ class KeepLimits:
     audit_fraction: float
 
     def of(self, order: int, *, classes: int) -> int:
-        """Of one order, when so many classes are predicted: the more there are, the less each may choose."""
+        """The number for one order. The more classes are predicted, the smaller the budget of each."""
         if order == AUDIT:
             return audit_size(self.requested, self.audit_fraction) + 1
         wanted = self.requested if order == OVERALL else ceil(self.requested * STRATIFIED_SHARE / classes) + 1
@@ -52,15 +53,15 @@ class KeepLimits:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Candidates [K], and where each stands in every order."""
+    """Candidates [K] with their priorities and random keys."""
 
     candidates: Candidates
-    place: npt.NDArray[np.int64]
-    """[K]: how many candidates were read before it."""
+    position: npt.NDArray[np.int64]
+    """[K]: in the order of reading."""
     priority: Priority
-    tie: npt.NDArray[np.uint64]
-    within_tie: npt.NDArray[np.uint64]
-    audit: npt.NDArray[np.uint64]
+    overall_key: npt.NDArray[np.uint64]
+    within_key: npt.NDArray[np.uint64]
+    audit_key: npt.NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -69,36 +70,48 @@ class _Rows:
         within = self.priority.within_class
         return _Rows(
             candidates=self.candidates.only(rows),
-            place=self.place[rows],
             priority=Priority(self.priority.overall[rows], None if within is None else within[rows]),
-            tie=self.tie[rows],
-            within_tie=self.within_tie[rows],
-            audit=self.audit[rows],
+            **{name: getattr(self, name)[rows] for name in _COLUMNS},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[_Rows]) -> _Rows:
+        within = [part.priority.within_class for part in parts if part.priority.within_class is not None]
+        return _Rows(
+            candidates=Candidates.joined([part.candidates for part in parts]),
+            priority=Priority(
+                overall=np.concatenate([part.priority.overall for part in parts]),
+                within_class=np.concatenate(within) if within else None,
+            ),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
         )
 
     def of(self, order: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.uint64]]:
-        """The rows that an order ranks, their priorities and their numbers."""
+        """The rows that an order ranks, their priorities and their random keys."""
         if order == AUDIT:
-            return np.arange(len(self)), np.zeros(len(self)), self.audit
+            return np.arange(len(self)), np.zeros(len(self)), self.audit_key
         if order == OVERALL:
-            return np.arange(len(self)), self.priority.overall, self.tie
+            return np.arange(len(self)), self.priority.overall, self.overall_key
         rows = np.flatnonzero(self.candidates.predicted_class == order)
         if self.priority.within_class is None:
             raise ValueError("Expected a priority within classes, but got None.")
-        return rows, self.priority.within_class[rows], self.within_tie[rows]
+        return rows, self.priority.within_class[rows], self.within_key[rows]
+
+
+_COLUMNS = ("position", "overall_key", "within_key", "audit_key")
 
 
 @dataclass
 class Shortlist:
-    """What one reading has found; `add` each block, then `close`.
+    """The result of one reading; `add` each block, then `close`.
 
     Attributes:
-        available: candidates.
-        images, regions: of the pool, candidates or not.
+        available: candidates of the pool.
+        images, regions: of the pool, including those that are no candidates.
         classes: candidates of each predicted class.
-        kept: [K] in the order of reading.
-        place: [K] how many candidates were read before each.
-        orders: the best of each order, as rows of `kept`, first one first.
+        candidates: [K] kept, in the order of reading.
+        position: [K] in the order of reading, counted over the pool.
+        orders: the best of each order, as rows of `candidates`, best first.
     """
 
     draws: Draws
@@ -108,23 +121,23 @@ class Shortlist:
     images: int = 0
     regions: int = 0
     classes: Counter[int] = field(default_factory=Counter)
-    information: Quantiles = field(default_factory=lambda: Quantiles(INFORMATION_SHARES))
-    entropy: Quantiles = field(default_factory=lambda: Quantiles(UNSURE_SHARES))
+    information: QuantileBins = field(default_factory=lambda: QuantileBins(INFORMATION_SHARES))
+    entropy: QuantileBins = field(default_factory=lambda: QuantileBins(UNSURE_SHARES))
     orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
-    _waiting: list[_Rows] = field(default_factory=list)
-    _room: int = ROOM
+    _parts: list[_Rows] = field(default_factory=list)
+    _capacity: int = BUFFER
     _worst: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     @property
-    def kept(self) -> Candidates:
-        return self._waiting[0].candidates
+    def candidates(self) -> Candidates:
+        return self._parts[0].candidates
 
     @property
-    def place(self) -> npt.NDArray[np.int64]:
-        return self._waiting[0].place
+    def position(self) -> npt.NDArray[np.int64]:
+        return self._parts[0].position
 
     def add(self, block: Candidates, priority: Priority) -> None:
-        """Count a block, and keep of it what may be chosen."""
+        """Count a block, and keep the candidates of it that may be chosen."""
         first = self.available
         self.available += len(block)
         self.images += len(block.image_id)
@@ -137,11 +150,11 @@ class Shortlist:
         owner, index = block.owner, block.region_index
         rows = _Rows(
             candidates=block,
-            place=np.arange(first, self.available),
+            position=np.arange(first, self.available),
             priority=priority,
-            tie=self.draws.integers("overall", owner, index),
-            within_tie=self.draws.integers("within_class", owner, index),
-            audit=self.draws.integers("audit", owner, index),
+            overall_key=self.draws.integers("overall", owner, index),
+            within_key=self.draws.integers("within_class", owner, index),
+            audit_key=self.draws.integers("audit", owner, index),
         )
         good = np.zeros(len(block), dtype=bool)
         for order in (AUDIT, OVERALL, *(names.tolist() if self.stratified else ())):
@@ -150,20 +163,14 @@ class Shortlist:
                 worst, last = self._worst[order]
                 members = members[(value > worst) | ((value == worst) & (tie <= np.uint64(last)))]
             good[members] = True
-        self._waiting.append(rows.only(np.flatnonzero(good)))
-        if sum(map(len, self._waiting)) > self._room:
+        self._parts.append(rows.only(np.flatnonzero(good)))
+        if sum(map(len, self._parts)) > self._capacity:
             self.close()
 
     def close(self) -> None:
-        """Drop what is not among the best of any order.
-
-        Raises:
-            LookupError: no block was added.
-        """
-        if not self._waiting:
-            raise LookupError("Expected at least one block of candidates, but got none.")
-        rows = _joined(self._waiting)
-        self._waiting = []  # before the rest is copied
+        """Drop the candidates that are not among the best of any order."""
+        rows = _Rows.joined(self._parts)
+        self._parts = []  # frees memory before the rows are copied
         keep = np.zeros(len(rows), dtype=bool)
         for order in (AUDIT, OVERALL, *(self.classes if self.stratified else ())):
             members, value, tie = rows.of(order)
@@ -175,11 +182,11 @@ class Shortlist:
                 self._worst[order] = float(value[best[-1]]), int(tie[best[-1]])
         kept = np.flatnonzero(keep)
         self.orders = {order: np.searchsorted(kept, best) for order, best in self.orders.items()}
-        self._waiting = [rows.only(kept)]
-        self._room = len(kept) + len(kept) // 4 + ROOM
+        self._parts = [rows.only(kept)]
+        self._capacity = len(kept) + len(kept) // 4 + BUFFER
 
-    def is_whole(self, order: int) -> bool:
-        """Whether an order holds all that it ranks."""
+    def is_complete(self, order: int) -> bool:
+        """Whether an order holds all candidates that it ranks."""
         return len(self.orders[order]) == (self.classes[order] if order >= 0 else self.available)
 
 
@@ -189,20 +196,3 @@ def _best(value: npt.NDArray[np.float64], tie: npt.NDArray[np.uint64], depth: in
     if len(value) > depth:
         some = np.flatnonzero(value >= np.partition(value, len(value) - depth)[len(value) - depth])
     return some[np.lexsort((tie[some], -value[some]))][:depth]
-
-
-def _joined(parts: list[_Rows]) -> _Rows:
-    if len(parts) == 1:
-        return parts[0]
-    within = [part.priority.within_class for part in parts if part.priority.within_class is not None]
-    return _Rows(
-        candidates=Candidates.joined([part.candidates for part in parts]),
-        place=np.concatenate([part.place for part in parts]),
-        priority=Priority(
-            overall=np.concatenate([part.priority.overall for part in parts]),
-            within_class=np.concatenate(within) if within else None,
-        ),
-        tie=np.concatenate([part.tie for part in parts]),
-        within_tie=np.concatenate([part.within_tie for part in parts]),
-        audit=np.concatenate([part.audit for part in parts]),
-    )

@@ -23,7 +23,7 @@ Ranked = Literal["least_confidence", "margin", "entropy", "mutual_information", 
 
 @dataclass(frozen=True)
 class Priority:
-    """What a strategy wants first. Equal priorities are in random order."""
+    """The priorities of candidates, larger first. Equal priorities are in random order."""
 
     overall: npt.NDArray[np.float64]
     """[N]: ranks all candidates."""
@@ -35,14 +35,14 @@ class Priority:
 class Stride:
     """A walk through all sequences, one after the other, in steps of M / `wanted` images.
 
-    Where more is wanted than there are images, each gives a region, then each another one, and only the last
+    Where `wanted` exceeds the number of images, every image gives a region in each turn, and only the last
     turn is strided.
     """
 
     turns: int
-    """Regions that every image gives."""
+    """Turns in which every image gives a region."""
     image_id: npt.NDArray[np.int64]
-    """The images, ascending, that give another one."""
+    """The images, ascending, that give a region in the last turn."""
 
     @staticmethod
     def over(
@@ -60,7 +60,7 @@ class Stride:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How candidates are ranked, and by which measure."""
+    """A rank function, and the measure that it ranks by."""
 
     rank: Callable[[Candidates, Draws, Stride | None], Priority]
     """(block of candidates, the queue's random numbers, stride where `strides`) → priority."""
@@ -80,7 +80,7 @@ def chance_by_class(candidates: Candidates, _draws: Draws, _stride: Stride | Non
 
 
 def strided(candidates: Candidates, draws: Draws, stride: Stride | None) -> Priority:
-    """Every k-th image of the sequences, with regions of it at random.
+    """Every k-th image of the sequences, each with a random region.
 
     Raises:
         ValueError: there is no stride.

@@ -1,4 +1,4 @@
-"""The gate of mutual information: what it must have shown before the selection ranks by it."""
+"""The gate of mutual information: the assessment that it must pass before the selection ranks by it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.evaluation.quality_rows import gate_row, novelty_rows
 def gate_warnings(
     session: Session, run: ScoringRun, *, measure: str | None, config: EvaluationConfig, force: bool
 ) -> list[str]:
-    """What the selection should say about ranking by a measure of a scoring run.
+    """Warnings about ranking by a measure of a scoring run.
 
     Only mutual information is gated: by its out-of-distribution AUROC under the run's sampler, from what
-    `assess` and `novelty` have stored last. A model that nobody has asked is let through with a warning.
+    `assess` and `novelty` have stored last. A model that was not assessed passes with a warning.
 
     Args:
         measure: that the selection ranks by.
@@ -39,8 +39,8 @@ def gate_warnings(
     gate = judge(rows, sampler=run.scorer["sampler"], threshold=config.gate)
     if gate is None:
         return [
-            f"The mutual information of `{run.scorer['sampler']}` was not assessed: nobody knows whether it "
-            "notices what this model has not seen. Run `segcurate assess`."
+            f"The mutual information of `{run.scorer['sampler']}` was not assessed: it is unknown whether it "
+            "detects images that this model has not seen. Run `segcurate assess`."
         ]
     if gate.passed:
         return []
@@ -48,6 +48,6 @@ def gate_warnings(
     if force:
         return [f"Forced: {finding}"]
     raise UserError(
-        f"The selection does not rank by mutual information here: {finding}",
+        f"Mutual information is not used for this selection: {finding}",
         "Choose another strategy, such as `stratified`, or insist with `--force`.",
     )

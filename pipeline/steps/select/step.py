@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,11 +13,11 @@ from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import queue_items, queues, runs
 from db.queries import scores as score_queries
-from db.tables import Queue, ScoringRun
+from db.tables import Queue, QueueItem, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.ranking import rank_items
 from pipeline.acquisition.reasons import reasons
-from pipeline.acquisition.selection import Selection, choose
+from pipeline.acquisition.selection import EmptyPool, Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import SelectionConfig
 from pipeline.data.project import Project
@@ -29,50 +29,40 @@ from pipeline.steps.select.pool import ScoredPool
 
 SHOWN_ITEMS = 10
 SHOWN_PARTS = 12
+SHOWN_COLUMNS = (
+    *("rank", "image_id", "region_index", "outline", "measure", "score", "predicted_class"),
+    *("slice", "inclusion_probability", "reason"),
+)
 
 
 @dataclass(frozen=True)
-class PlannedItem:
-    """A row of the queue, as it is or would be stored."""
+class SelectionReport:
+    """The round's queue: its items and counts of them.
 
-    rank: int
-    image_id: int
-    uri: str
-    group: str
-    region_index: int
-    box: tuple[int, int, int, int]
-    """x, y, w, h in image pixels."""
-    outline: str | None
-    """Which pixels of the box the region holds; None for all."""
-    measure: str | None
-    score: float | None
-    predicted_class: int
-    class_name: str
-    slice: str
-    inclusion_probability: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class QueuePreview:
-    """A queue, and what it is made of."""
+    Attributes:
+        items: the queue's rows, best rank first; they have no id after a dry run.
+        uris, groups: of the items' images, by image id.
+        candidates: regions, or images, that could have been chosen.
+        score_range: the lowest and the highest score of the items; None for a strategy without a measure.
+    """
 
     name: str
     strategy: str
     unit: str
-    items: list[PlannedItem]
+    items: list[QueueItem]
+    uris: dict[int, str]
+    groups: dict[int, str]
+    class_names: list[str]
     candidates: int
-    """Regions, or images, that could have been chosen."""
     by_class: dict[str, int]
     by_group: dict[str, int]
     by_slice: dict[str, int]
     score_range: tuple[float, float] | None
-    """Lowest and highest score of the items; None for a strategy without a measure."""
     warnings: list[str]
 
     def lines(self) -> list[str]:
-        """The queue in words: what it is made of, and its first items."""
-        said = [
+        """The counts, the first items and the warnings."""
+        lines = [
             f"{self.name}: {len(self.items)} of {count(self.candidates)} {self.unit}s by {self.strategy}.",
             f"  slices   {_counts(self.by_slice)}",
             f"  classes  {_counts(self.by_class)}",
@@ -80,11 +70,29 @@ class QueuePreview:
         ]
         if self.score_range is not None:
             low, high = self.score_range
-            said.append(f"  scores   {low:.3f} to {high:.3f}")
-        said += [f"  {item.rank:4d}  {item.uri}  {item.reason}" for item in self.items[:SHOWN_ITEMS]]
+            lines.append(f"  scores   {low:.3f} to {high:.3f}")
+        lines += [
+            f"  {item.rank:4d}  {self.uris[item.image_id]}  {item.reason}"
+            for item in self.items[:SHOWN_ITEMS]
+        ]
         if len(self.items) > SHOWN_ITEMS:
-            said.append(f"  … and {count(len(self.items) - SHOWN_ITEMS)} more")
-        return said + [f"warning: {warning}" for warning in self.warnings]
+            lines.append(f"  … and {count(len(self.items) - SHOWN_ITEMS)} more")
+        return lines + [f"warning: {warning}" for warning in self.warnings]
+
+    def document(self) -> dict[str, Any]:
+        """The report for JSON; each item names its image's file and group, and its class."""
+        summary = {field.name: getattr(self, field.name) for field in fields(self)}
+        for lookup in ("uris", "groups", "class_names"):
+            del summary[lookup]
+        return summary | {
+            "items": [
+                {column: getattr(item, column) for column in SHOWN_COLUMNS}
+                | {"uri": self.uris[item.image_id], "group": self.groups[item.image_id]}
+                | {"box": (item.x, item.y, item.w, item.h)}
+                | {"class_name": self.class_names[item.predicted_class or 0]}
+                for item in self.items
+            ]
+        }
 
 
 def select(
@@ -95,8 +103,8 @@ def select(
     overrides: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: Progress = silent,
-) -> QueuePreview:
-    """Choose the round's queue and store it in place of the draft that there may be.
+) -> SelectionReport:
+    """Choose the round's queue, and store it in place of its draft if there is one.
 
     Args:
         dry_run: store nothing.
@@ -127,10 +135,11 @@ def select(
             force=force,
         )
     pool = ScoredPool(database, run, config, closed)
+    class_names = project.config.data.class_names
     progress("Choosing", 0, None)
     try:
         selection = choose(pool.read, config, round_number=current.number)
-    except LookupError:
+    except EmptyPool:
         selection = None
     if selection is None or pool.scored == 0:
         raise UserError(
@@ -142,34 +151,65 @@ def select(
             f"Nothing is left to choose from: every {config.unit} of the pool is queued or labeled already.",
             "Add images and run `segcurate ingest`, then `segcurate score`.",
         )
-    lines = reasons(
-        selection,
-        rank_items(pool.read, selection),
-        config,
-        class_names=project.config.data.class_names,
-        group_names=pool.group_names,
-    )
+    ranks = rank_items(pool.read, selection)
+    names = {"class_names": class_names, "group_names": pool.group_names}
+    items = _queue_items(selection, config, reasons(selection, ranks, config, **names))
+    chosen = selection.items
+    groups = {
+        int(image_id): pool.group_names[group]
+        for image_id, group in zip(chosen.image_id, chosen.group, strict=True)
+    }
     with database.session(write=False) as session:
-        uris = image_queries.image_uris(session, selection.items.image_id.tolist())
-    preview = _preview(
-        name,
-        selection,
-        config,
-        lines=lines,
+        uris = image_queries.image_uris(session, list(groups))
+    scores = [item.score for item in items if item.score is not None]
+    report = SelectionReport(
+        name=name,
+        strategy=config.strategy,
+        unit=config.unit,
+        items=items,
         uris=uris,
-        class_names=project.config.data.class_names,
-        group_names=pool.group_names,
-        warnings=gate
-        + _warnings(selection, config, class_names=project.config.data.class_names, kept=pool.scored),
+        groups=groups,
+        class_names=class_names,
+        candidates=selection.shortlist.available,
+        by_class=_count_by(class_names[item.predicted_class or 0] for item in items),
+        by_group=_count_by(groups[item.image_id] for item in items),
+        by_slice=_count_by(item.slice for item in items),
+        score_range=(min(scores), max(scores)) if scores else None,
+        warnings=gate + _warnings(selection, config, class_names=class_names, kept=pool.scored),
     )
     if not dry_run:
-        _store(database, preview, config, round_id=current.id, run=run, images=images)
-    progress("Choosing", len(preview.items), len(preview.items))
-    return preview
+        _store(database, report, config, round_id=current.id, run=run, images=images)
+    progress("Choosing", len(items), len(items))
+    return report
+
+
+def _queue_items(selection: Selection, config: SelectionConfig, lines: Sequence[str]) -> list[QueueItem]:
+    """The rows of the queue, without its id."""
+    chosen, measure = selection.items, STRATEGIES[config.strategy].measure
+    return [
+        QueueItem(
+            rank=index + 1,
+            image_id=image_id,
+            region_index=int(chosen.region_index[index]),
+            **dict(zip("xywh", chosen.box[index].tolist(), strict=True)),
+            outline=None if chosen.outline is None else chosen.outline[index],
+            measure=measure,
+            score=None if chosen.score is None else float(chosen.score[index]),
+            predicted_class=int(chosen.predicted_class[index]),
+            slice="audit" if selection.audit[index] else "selected",
+            inclusion_probability=selection.inclusion_probability if selection.audit[index] else None,
+            reason=reason,
+        )
+        for index, (image_id, reason) in enumerate(zip(chosen.owner.tolist(), lines, strict=True))
+    ]
+
+
+def _count_by(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())
 
 
 def _counts(parts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{count} {name}" for name, count in list(parts.items())[:SHOWN_PARTS])
+    shown = ", ".join(f"{number} {name}" for name, number in list(parts.items())[:SHOWN_PARTS])
     return shown + (f" and {len(parts) - SHOWN_PARTS} more" if len(parts) > SHOWN_PARTS else "")
 
 
@@ -217,59 +257,9 @@ def _warnings(
     return found
 
 
-def _preview(
-    name: str,
-    selection: Selection,
-    config: SelectionConfig,
-    *,
-    lines: list[str],
-    uris: dict[int, str],
-    class_names: list[str],
-    group_names: list[str],
-    warnings: list[str],
-) -> QueuePreview:
-    chosen = selection.items
-    items: list[PlannedItem] = []
-    for index, (audit, reason) in enumerate(zip(selection.audit.tolist(), lines, strict=True)):
-        image = int(chosen.image[index])
-        predicted_class = int(chosen.predicted_class[index])
-        x, y, w, h = chosen.box[index].tolist()
-        items.append(
-            PlannedItem(
-                rank=index + 1,
-                image_id=int(chosen.image_id[image]),
-                uri=uris[int(chosen.image_id[image])],
-                group=group_names[int(chosen.group[image])],
-                region_index=int(chosen.region_index[index]),
-                box=(x, y, w, h),
-                outline=None if chosen.outline is None else chosen.outline[index],
-                measure=STRATEGIES[config.strategy].measure,
-                score=None if chosen.score is None else float(chosen.score[index]),
-                predicted_class=predicted_class,
-                class_name=class_names[predicted_class],
-                slice="audit" if audit else "selected",
-                inclusion_probability=selection.inclusion_probability if audit else None,
-                reason=reason,
-            )
-        )
-    scores = [item.score for item in items if item.score is not None]
-    return QueuePreview(
-        name=name,
-        strategy=config.strategy,
-        unit=config.unit,
-        items=items,
-        candidates=selection.shortlist.available,
-        by_class=dict(Counter(item.class_name for item in items).most_common()),
-        by_group=dict(Counter(item.group for item in items).most_common()),
-        by_slice=dict(Counter(item.slice for item in items).most_common()),
-        score_range=(min(scores), max(scores)) if scores else None,
-        warnings=warnings,
-    )
-
-
 def _store(
     database: Database,
-    preview: QueuePreview,
+    report: SelectionReport,
     config: SelectionConfig,
     *,
     round_id: int,
@@ -282,7 +272,7 @@ def _store(
             raise NotYourTurn("Another process has finished the round meanwhile.", "Run `segcurate status`.")
         queue = Queue(
             round_id=round_id,
-            name=preview.name,
+            name=report.name,
             kind="selected",
             run_id=run.id,
             strategy=config.strategy,
@@ -292,30 +282,10 @@ def _store(
                 "selection": config.model_dump(mode="json"),
                 "scorer_hash": run.scorer_hash,
                 "images": images,
-                "candidates": preview.candidates,
-                "by_slice": preview.by_slice,
-                "warnings": preview.warnings,
+                "candidates": report.candidates,
+                "by_slice": report.by_slice,
+                "warnings": report.warnings,
             },
         )
-        queues.replace_draft(session, queue, [_row(item) for item in preview.items])
+        queues.replace_draft(session, queue, report.items)
         rounds.advance(session, current, "select")
-
-
-def _row(item: PlannedItem) -> dict[str, Any]:
-    x, y, w, h = item.box
-    return {
-        "rank": item.rank,
-        "image_id": item.image_id,
-        "region_index": item.region_index,
-        "x": x,
-        "y": y,
-        "w": w,
-        "h": h,
-        "outline": item.outline,
-        "measure": item.measure,
-        "score": item.score,
-        "predicted_class": item.predicted_class,
-        "slice": item.slice,
-        "inclusion_probability": item.inclusion_probability,
-        "reason": item.reason,
-    }

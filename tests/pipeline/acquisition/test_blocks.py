@@ -18,7 +18,7 @@ from pipeline.acquisition import shortlist as shortlist_module
 from pipeline.acquisition.budget import class_quotas, queue_budget
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.draws import Draws
-from pipeline.acquisition.quantiles import Quantiles
+from pipeline.acquisition.quantiles import QuantileBins, Quantiles
 from pipeline.acquisition.ranking import rank_items
 from pipeline.acquisition.reasons import reasons
 from pipeline.acquisition.redundancy import Occupancy
@@ -35,7 +35,7 @@ def _little_memory() -> Generator[None]:
         patch.setattr(selection_module, "OVERSAMPLING", 1)
         patch.setattr(selection_module, "OVERSAMPLING_GROWTH", 2)
         patch.setattr(shortlist_module, "SPARE", 0)
-        patch.setattr(shortlist_module, "ROOM", 0)
+        patch.setattr(shortlist_module, "BUFFER", 0)
         yield
 
 
@@ -82,7 +82,7 @@ def from_all(candidates: Candidates, config: SelectionConfig) -> set[tuple[int, 
     turns = selection_module._in_turn(quotas | {-1: budget.selected - sum(quotas.values())})
     found = {(index, True, -1) for index in audit}
     for stratum in turns + [-1] * len(candidates):
-        index = next(occupancy.open_ones(orders[stratum]), None)
+        index = next(occupancy.open_candidates(orders[stratum]), None)
         if index is not None and len(found) < budget.total:
             occupancy.accept(index)
             found.add((index, False, stratum))
@@ -129,6 +129,22 @@ def test_blocks_give_the_queue_of_the_whole(
     assert set(held) == from_all(candidates, config)
 
 
+def test_ranks_are_the_same_however_often_they_are_counted() -> None:
+    rng = np.random.default_rng(4)
+    pool = random_pool(rng, images=40, groups=2, ties=False)
+    narrow = (0.5 + 0.001 * rng.random(len(pool))).astype(np.float32)  # many values in each bin
+    candidates = replace(pool, mutual_information=narrow)
+    found = choose(blocks(candidates, 7), SelectionConfig(budget=50), round_number=1)
+    first, again = (rank_items(blocks(candidates, 7), found) for _ in range(2))
+    assert first.limits is not None
+    assert first.limits.high == pytest.approx(np.quantile(narrow.astype(np.float64), 0.9), rel=1e-7)
+    assert again.limits == first.limits
+    assert (again.overall.tolist(), again.in_class.tolist()) == (
+        first.overall.tolist(),
+        first.in_class.tolist(),
+    )
+
+
 def test_items_are_the_candidates_that_they_name(little_memory: None) -> None:
     candidates = random_pool(np.random.default_rng(0), images=40, groups=2, ties=False)
     found = choose(blocks(candidates, 7), SelectionConfig(budget=50, min_gap=2), round_number=1)
@@ -139,13 +155,13 @@ def test_items_are_the_candidates_that_they_name(little_memory: None) -> None:
 
 def test_what_is_kept_follows_the_budget_and_not_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortlist_module, "SPARE", 10)
-    monkeypatch.setattr(shortlist_module, "ROOM", 100)
+    monkeypatch.setattr(shortlist_module, "BUFFER", 100)
     most: list[int] = []
     for images in (200, 2000):
         candidates = random_pool(np.random.default_rng(1), images=images, groups=3, ties=True)
         found = choose(blocks(candidates, 10), SelectionConfig(budget=20), round_number=1)
         assert found.shortlist.available == len(candidates)
-        most.append(len(found.shortlist.kept))
+        most.append(len(found.shortlist.candidates))
     assert max(most) <= 4 * 20 + 10 + 3 * (4 * 6 + 10) + 3
 
 
@@ -203,11 +219,12 @@ def test_draws_are_uniform_over_regions_rounds_and_seeds(purpose: Any) -> None:
 )
 def test_quantiles_from_counts_are_those_of_the_sorted_values(values, shares, parts):
     column = np.array(values, dtype=np.float32)
-    found = Quantiles(shares)
+    bins = QuantileBins(shares)
+    for part in np.array_split(column, parts):
+        bins.count(part)
+    found = Quantiles(bins)
     for part in np.array_split(column, parts):
         found.count(part)
-    for part in np.array_split(column, parts):
-        found.refine(part)
     if np.isnan(column).all():
         assert np.isnan(found.values()).all()
     else:

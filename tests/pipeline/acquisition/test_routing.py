@@ -11,8 +11,8 @@ import pytest
 
 from db.tables import QueueItem, RegionScore
 from pipeline.acquisition.candidates import Candidates
-from pipeline.acquisition.quantiles import Quantiles
-from pipeline.acquisition.routing import INFORMATION_SHARES, UNSURE_SHARES, WORDS, Limits, Route, routes
+from pipeline.acquisition.quantiles import QuantileBins, Quantiles
+from pipeline.acquisition.routing import INFORMATION_SHARES, ROUTE_TEXT, UNSURE_SHARES, Limits, Route, routes
 from pipeline.steps.select import step
 from tests.factories import change, fetch
 from tests.pipeline.acquisition.synthetic import make_candidates, make_store
@@ -31,15 +31,19 @@ def candidates(entropy: list[float], information: list[float]) -> Candidates:
 def routed(items: Candidates, *, among: Candidates | None = None) -> Sequence[Route | None]:
     """The routes of some candidates among all, which are read in two parts."""
     everything = among or items
-    information, entropy = Quantiles(INFORMATION_SHARES), Quantiles(UNSURE_SHARES)
-    for reading in ("count", "refine"):
-        for quantiles, values in (
-            (information, everything.mutual_information),
-            (entropy, everything.expected_entropy),
-        ):
-            if values is not None:
-                for part in np.array_split(values, 2):
-                    getattr(quantiles, reading)(part)
+    quantiles: list[Quantiles] = []
+    for shares, values in (
+        (INFORMATION_SHARES, everything.mutual_information),
+        (UNSURE_SHARES, everything.expected_entropy),
+    ):
+        bins = QuantileBins(shares)
+        parts = [] if values is None else np.array_split(values, 2)
+        for part in parts:
+            bins.count(part)
+        quantiles.append(Quantiles(bins))
+        for part in parts:
+            quantiles[-1].count(part)
+    information, entropy = quantiles
     return routes(items, Limits.of(information, entropy))
 
 
@@ -99,14 +103,14 @@ def test_the_queue_says_what_kind_of_doubt_it_is(tmp_path: Path) -> None:
     high, low, unsure = *np.quantile(information, (0.9, 0.75)), np.quantile(entropy, 0.75)
     for place, reason in reasons.items():
         mine_entropy, mine_information = scores[place]
-        assert reason.endswith(WORDS["label"]) == (mine_information >= high)
+        assert reason.endswith(ROUTE_TEXT["label"]) == (mine_information >= high)
         asks = mine_entropy >= unsure and mine_information < low
-        assert reason.endswith(WORDS["ask"]) == asks
-    assert sum(reason.endswith(WORDS["label"]) for reason in reasons.values()) == 18
+        assert reason.endswith(ROUTE_TEXT["ask"]) == asks
+    assert sum(reason.endswith(ROUTE_TEXT["label"]) for reason in reasons.values()) == 18
 
 
 def test_a_run_without_samples_gives_reasons_without_a_kind(tmp_path: Path) -> None:
     store = make_store(tmp_path, strategy="entropy", budget=50)
     change(store.database, RegionScore, expected_entropy=None, mutual_information=None)
     preview = step.select(store.project, store.database, dry_run=True)
-    assert not any(words in item.reason for item in preview.items for words in WORDS.values())
+    assert not any(words in item.reason for item in preview.items for words in ROUTE_TEXT.values())

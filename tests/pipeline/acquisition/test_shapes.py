@@ -138,7 +138,7 @@ def test_a_region_that_surrounds_another_closes_it_and_one_across_a_gap_stays_op
     everything = np.arange(4)
     of_hole = Occupancy(candidates, config)
     of_hole.accept(1)
-    assert list(of_hole.open_ones(everything)) == [2, 3]
+    assert list(of_hole.open_candidates(everything)) == [2, 3]
     of_ring = Occupancy(candidates, config)
     of_ring.accept(0)
-    assert list(of_ring.open_ones(everything)) == [3]
+    assert list(of_ring.open_candidates(everything)) == [3]

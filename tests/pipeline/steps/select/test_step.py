@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from db.queries import queue_items, queues
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline import rounds
+from pipeline.acquisition.strategies import STRATEGIES, Priority, Strategy
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.steps.select import step
 from tests.factories import add_rows, ask, change, count_rows, fetch, fetch_one
@@ -29,8 +30,12 @@ def store(tmp_path: Path) -> Store:
     return make_store(tmp_path)
 
 
-def chosen(preview: step.QueuePreview) -> list[tuple[int, tuple[int, int, int, int]]]:
-    return [(item.image_id, item.box) for item in preview.items]
+def box(item: QueueItem) -> tuple[int, int, int, int]:
+    return item.x, item.y, item.w, item.h
+
+
+def chosen(preview: step.SelectionReport) -> list[tuple[int, tuple[int, int, int, int]]]:
+    return [(item.image_id, box(item)) for item in preview.items]
 
 
 def stored(store: Store) -> list[tuple[object, ...]]:
@@ -104,7 +109,7 @@ class TestWhatMayBeQueued:
         store.label(queue_id, store.image_ids[2], version=1, boxes=CELLS[:4].tolist())
         preview = step.select(store.configured(unit="image", budget=100), store.database)
         assert {item.image_id for item in preview.items} == set(store.image_ids[2:])
-        assert {item.box for item in preview.items} == {(0, 0, SIDE, SIDE)}
+        assert {box(item) for item in preview.items} == {(0, 0, SIDE, SIDE)}
 
     def test_scores_of_another_model_or_of_an_unfinished_run_are_not_used(self, store: Store):
         add_rows(store.database, ScoringRun(model_id=1, scorer_hash="b" * 64, scorer={}, finished_at=None))
@@ -142,7 +147,10 @@ class TestUnits:
     def test_a_gap_between_images_of_a_sequence_is_kept(self, store: Store):
         settings: dict[str, Any] = {"unit": "image", "budget": 20, "audit_fraction": 0.0, "min_gap": 4}
         preview = step.select(store.configured(**settings), store.database)
-        places = sorted((item.group, int(Path(item.uri).stem) // 2) for item in preview.items)
+        places = sorted(
+            (preview.groups[item.image_id], int(Path(preview.uris[item.image_id]).stem) // 2)
+            for item in preview.items
+        )
         assert len(places) >= 4
         for (group, here), (next_group, there) in pairwise(places):
             assert group != next_group or there - here >= 4
@@ -184,7 +192,7 @@ class TestTheStoredQueue:
         assert count_rows(store.database, Queue) == 0
         assert count_rows(store.database, QueueItem) == 0
         assert ask(store.database, rounds.require, "select").state == "select"
-        assert step.select(store.configured(budget=30), store.database).items == preview.items
+        assert step.select(store.configured(budget=30), store.database).document() == preview.document()
 
     def test_selecting_again_replaces_the_draft(self, store: Store):
         step.select(store.configured(budget=30), store.database)
@@ -232,7 +240,7 @@ class TestTheStoredQueue:
         )
         assert child.returncode == -signal.SIGKILL
         assert count_rows(store.database, Queue) == 0
-        assert step.select(store.project, store.database).items == planned.items
+        assert step.select(store.project, store.database).document() == planned.document()
         assert len(stored(store)) == len(planned.items)
 
 
@@ -249,11 +257,22 @@ class TestRefusals:
         with pytest.raises(UserError, match="queued or labeled already"):
             step.select(store.project, store.database)
 
-    def test_a_pool_without_scores(self, store: Store):
+    @pytest.mark.parametrize("strategy", ["stratified", "strided"])
+    def test_a_pool_without_scores(self, store: Store, strategy: str):
         for image in store.image_ids:
             store.change_image(image, split="guard")
         with pytest.raises(UserError, match="no region of the pool"):
-            step.select(store.project, store.database)
+            step.select(store.configured(strategy=strategy), store.database)
+
+    def test_an_error_inside_a_strategy_is_not_taken_for_an_empty_pool(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        def broken(*_: object) -> Priority:
+            raise KeyError("predicted_class")
+
+        monkeypatch.setitem(STRATEGIES, "entropy", Strategy(broken, measure="entropy"))
+        with pytest.raises(KeyError, match="predicted_class"):
+            step.select(store.configured(strategy="entropy"), store.database)
 
     @pytest.mark.parametrize("unit", ["region", "image"])
     def test_mutual_information_without_samples(self, store: Store, unit: str):
