@@ -187,7 +187,7 @@ def _trouble(session: Session) -> list[str]:
         parts.append(f"{len(failures)} files could not be used; {code('segcurate failures')} lists them all:")
         rows = [(row.step, row.subject, prose(row.reason)) for row in failures[:SHOWN_FAILURES]]
         parts.append(table(("step", "file", "reason"), rows))
-    run = newest_run(session)
+    run = newest_run(session, None, finished=False)
     summary = (run.summary or {}) if run is not None else {}
     drift = (summary.get("drift") or {}).get("warning")
     if drift:

@@ -16,7 +16,7 @@ from db.partitions import detach_partitions, drop_detached
 from db.queries.leases import store_time
 from db.queries.models import promoted_model
 from db.queries.rounds import current_round
-from db.queries.runs import finished_run
+from db.queries.runs import newest_run
 from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, ScoringRun, Shard, utc_now
 
 
@@ -48,7 +48,7 @@ def needed_runs(session: Session) -> dict[int, str]:
         )
         for run_id in session.scalars(select(ScoringRun.id).where(*going_on)):
             needed[run_id] = f"{model.name}, which serves, is still scoring it"
-        finished = finished_run(session)
+        finished = newest_run(session, model.id, finished=True)
         if finished is not None:
             needed[finished.id] = f"the scores of {model.name}, which serves"
     current = current_round(session)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -44,18 +44,21 @@ def finish_run(session: Session, *, run_id: int) -> None:
     analyze_partitions(session, run_id=run_id)
 
 
-def update_summary(session: Session, run_id: int, **parts: Any) -> dict[str, Any]:
-    """Put parts of a run's summary in their places, by name; the other parts stay as they are.
-
-    Returns:
-        The whole summary.
-    """
+def lock_summary(session: Session, run_id: int) -> dict[str, Any]:
+    """A run's summary, which no other transaction can change before this one ends."""
     statement = select(ScoringRun).where(ScoringRun.id == run_id).with_for_update()
-    run = session.scalars(statement).one()
-    summary = {**(run.summary or {}), **parts}
-    run.summary = summary
-    session.flush()
-    return summary
+    # populate_existing: the session may hold the row as it was before the lock
+    run = session.scalars(statement, execution_options={"populate_existing": True}).one()
+    return run.summary or {}
+
+
+def update_summary(session: Session, run_id: int, **parts: Any) -> None:
+    """Replace parts of a run's summary, by name; the other parts stay as they are.
+
+    A part that is made from its former value is read with `lock_summary` in the same transaction.
+    """
+    summary = {**lock_summary(session, run_id), **parts}
+    session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(summary=summary))
 
 
 def list_runs(session: Session) -> list[RunRow]:
@@ -64,42 +67,33 @@ def list_runs(session: Session) -> list[RunRow]:
     return [RunRow(run, name) for run, name in session.execute(statement.order_by(ScoringRun.id))]
 
 
-def model_runs(session: Session, *, model_id: int) -> Sequence[ScoringRun]:
-    """The scoring runs of a model, newest first."""
-    statement = select(ScoringRun).where(ScoringRun.model_id == model_id).order_by(ScoringRun.id.desc())
-    return session.scalars(statement).all()
+def newest_run(
+    session: Session,
+    model_id: int | None,
+    *,
+    finished: bool,
+    settings: Mapping[str, Any] | None = None,
+    other_than: int | None = None,
+) -> ScoringRun | None:
+    """The run of a model that was finished last; a run that is not finished counts from its beginning.
 
+    A pruned run is never it.
 
-def newest_run(session: Session) -> ScoringRun | None:
-    """The run that was worked at last: one that is not finished, or else the one finished last; none that
-    was pruned."""
-    statement = (
-        select(ScoringRun)
-        .where(ScoringRun.pruned_at.is_(None))
-        .order_by(ScoringRun.finished_at.is_not(None), ScoringRun.finished_at.desc(), ScoringRun.id.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).one_or_none()
-
-
-def finished_run(session: Session) -> ScoringRun | None:
-    """The newest finished scoring run of the newest promoted model."""
-    serving = select(Model.id).where(Model.status == "promoted").order_by(Model.id.desc()).limit(1)
-    statement = (
-        select(ScoringRun)
-        .where(ScoringRun.model_id == serving.scalar_subquery(), ScoringRun.finished_at.is_not(None))
-        .order_by(ScoringRun.finished_at.desc(), ScoringRun.id.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).first()
-
-
-def last_other_run(session: Session, run_id: int) -> ScoringRun | None:
-    """The run that was finished last, besides this one."""
-    statement = (
-        select(ScoringRun)
-        .where(ScoringRun.id != run_id, ScoringRun.finished_at.is_not(None))
-        .order_by(ScoringRun.finished_at.desc(), ScoringRun.id.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).one_or_none()
+    Args:
+        model_id: None for the runs of every model.
+        finished: only finished runs count. A run that goes on, for new images, is not finished.
+        settings: None is returned when the scorer of that run has other values than these.
+        other_than: a run that does not count.
+    """
+    at = func.coalesce(ScoringRun.finished_at, ScoringRun.created_at)
+    statement = select(ScoringRun).where(ScoringRun.pruned_at.is_(None))
+    if model_id is not None:
+        statement = statement.where(ScoringRun.model_id == model_id)
+    if finished:
+        statement = statement.where(ScoringRun.finished_at.is_not(None))
+    if other_than is not None:
+        statement = statement.where(ScoringRun.id != other_than)
+    run = session.scalars(statement.order_by(at.desc(), ScoringRun.id.desc()).limit(1)).first()
+    if run is None or not (settings or {}).items() <= run.scorer.items():
+        return None
+    return run

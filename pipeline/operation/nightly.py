@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db.queries import models, queue_items, queues, rounds, scores, shards
-from db.queries import runs as run_queries
+from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import NothingLeft, NotYourTurn, UserError
@@ -181,12 +181,9 @@ def unseen_images(session: Session, project: Project, queue: Queue) -> int:
 
 
 def _finished_run(session: Session, project: Project, model: Model) -> ScoringRun | None:
-    """The model's newest run, if it is finished and was made with the current settings."""
-    runs = run_queries.model_runs(session, model_id=model.id)
-    settings = project.config.scoring.provenance()
-    if not runs or runs[0].finished_at is None:
-        return None
-    return runs[0] if settings.items() <= runs[0].scorer.items() else None
+    """The model's newest run, if it is finished and was made with the settings of now."""
+    run = newest_run(session, model.id, finished=False, settings=project.config.scoring.provenance())
+    return run if run is not None and run.finished_at is not None else None
 
 
 def _waiting(session: Session, queue: Queue, unseen: int) -> str:

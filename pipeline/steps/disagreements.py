@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from db.engine import Database
-from db.queries import runs, scores
-from db.tables import Model
+from db.queries import models, scores
+from db.queries.runs import newest_run
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.format import count, percent
@@ -79,8 +79,9 @@ def disagreements(project: Project, database: Database, *, limit: int = 20) -> D
         UserError: nothing has been scored yet, or the scores are without samples.
     """
     with database.session(write=False) as session:
-        run = runs.finished_run(session)
-        if run is None:
+        model = models.promoted_model(session)
+        run = newest_run(session, model.id, finished=True) if model is not None else None
+        if model is None or run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
         columns = scores.region_columns(session, run_id=run.id, columns=_COLUMNS)
         found = _find(columns, run_id=run.id)
@@ -89,11 +90,10 @@ def disagreements(project: Project, database: Database, *, limit: int = 20) -> D
             zip(columns["image_id"][rows].tolist(), columns["region_index"][rows].tolist(), strict=True)
         )
         at = scores.regions_at(session, run_id=run.id, places=places)
-        model = session.get_one(Model, run.model_id).name
     names = project.config.data.class_names
     return DisagreementReport(
         run_id=run.id,
-        model=model,
+        model=model.name,
         regions=len(columns["image_id"]),
         found=len(found.rows),
         most_entropy=found.most_entropy,

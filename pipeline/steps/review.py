@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import failures, models, queue_items, queues, runs
+from db.queries import failures, models, queue_items, queues
 from db.queries.models import TrainingImage
 from db.queries.queue_items import ReviewedRegion
+from db.queries.runs import newest_run
 from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import read_image
 from pipeline.data.labels import compose_labels
@@ -157,7 +158,7 @@ def review(
         if not images:
             raise UserError("No image of the pool has a label.", "Import labels with `segcurate import`.")
         learned = {label.id for label in models.model_labels(session, model.id)}
-        run = runs.finished_run(session)
+        run = newest_run(session, model.id, finished=True)
         sampler: Sampler = project.config.scoring.sampler
         sampler = "mc_dropout" if sampler == "none" else sampler
         calibrators = stored_calibrators(session, model.id, sampler=sampler)

@@ -13,8 +13,9 @@ from db.queries import queue_items as item_queries
 from db.queries import shards as shard_queries
 from db.queries.leases import owners, store_time
 from db.queries.queues import places_of
+from db.queries.runs import newest_run
 from db.queries.shards import count_to_score, open_shards
-from db.tables import Failure, Image, Label, Model, Queue, ScoringRun
+from db.tables import Failure, Image, Label, Model, Queue
 from pipeline.leases import dead_owners
 
 
@@ -96,12 +97,7 @@ def scoring_status(session: Session) -> Scoring | None:
     model = models.promoted_model(session)
     if model is None:
         return None
-    statement = (
-        select(ScoringRun)
-        .where(ScoringRun.model_id == model.id, ScoringRun.pruned_at.is_(None))
-        .order_by(ScoringRun.id.desc())
-    )
-    run = session.scalars(statement.limit(1)).first()
+    run = newest_run(session, model.id, finished=False)
     if run is None:
         return Scoring(count_to_score(session, run_id=0), None, None, None, 0)
     left = open_shards(session, run_id=run.id)

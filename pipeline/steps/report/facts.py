@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations, queue_items, queues, rounds
 from db.queries import models as model_queries
 from db.queries.evaluations import Kind, MetricKey, assessment_of
-from db.tables import Metric, Model, Queue, Round, ScoringRun, utc_now
+from db.queries.runs import newest_run
+from db.tables import Metric, Model, Queue, Round, utc_now
 from pipeline.data.masks import palette
 from pipeline.data.project import Project
 from pipeline.evaluation.estimate import Estimate, from_json
@@ -235,8 +235,7 @@ def _calibrated(session: Session, model: Model, *, split: str, sampler: str) -> 
 
 def _scoring(session: Session, model: Model) -> Document | None:
     """The summary of the model's newest scoring run."""
-    statement = select(ScoringRun).where(ScoringRun.model_id == model.id).order_by(ScoringRun.id.desc())
-    run = session.scalars(statement.limit(1)).first()
+    run = newest_run(session, model.id, finished=False)
     return None if run is None else run.summary
 
 

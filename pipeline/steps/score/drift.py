@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import images as image_queries
-from db.queries import runs, scores
-from db.queries.runs import update_summary
+from db.queries import scores
+from db.queries.runs import newest_run, update_summary
 from db.tables import Image, ScoringRun
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
@@ -102,7 +102,7 @@ def _sides(session: Session, run_id: int) -> _Sides:
     if before is not None:
         is_new = scored > before["checked_through"]
         return _Sides(scored[~is_new], scored[is_new], run_id)
-    last = runs.last_other_run(session, run_id)
+    last = newest_run(session, None, finished=True, other_than=run_id)
     if last is not None:
         is_new = ~np.isin(scored, scores.scored_ids(session, last.id))
         if is_new.sum() >= FEWEST_IMAGES:

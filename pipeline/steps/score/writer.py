@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import failures, runs, shards
 from db.queries.shards import PlannedShard
-from db.tables import ScoringRun
 from pipeline.data.images import ImageRef
 from pipeline.data.input_range import InputRange
 from pipeline.data.loading import Unreadable
@@ -132,7 +131,7 @@ class ShardWriter:
             if outlier is not None
         ]
         if found:
-            before = (session.get_one(ScoringRun, self.run_id).summary or {}).get("input_range", {})
+            before = runs.lock_summary(session, self.run_id).get("input_range", {})
             ids = {item["image_id"] for item in found}
             kept = [item for item in before.get("images", ()) if item["image_id"] not in ids]
             images = sorted([*kept, *found], key=lambda item: -item["times"])[:MOST_OUTLIERS]

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from db.engine import Database
 from db.queries import images as image_queries
-from db.queries import queue_items, queues, runs
+from db.queries import models, queue_items, queues
 from db.queries import scores as score_queries
+from db.queries.runs import newest_run
 from db.tables import Queue, QueueItem, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.ranking import rank_items
@@ -120,7 +121,8 @@ def select(
     config = _overridden(project.config.selection, overrides or {})
     with database.session(write=False) as session:
         current = rounds.require(session, "select")
-        run = runs.finished_run(session)
+        model = models.promoted_model(session)
+        run = newest_run(session, model.id, finished=True) if model is not None else None
         if run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
         draft = queues.round_queue(session, current.id)
