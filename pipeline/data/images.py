@@ -7,10 +7,12 @@ because Pillow would cut it to 8 bits. A truncated file raises; none of the thre
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
@@ -66,22 +68,93 @@ class ImageInfo:
     orientation: int = 1
 
 
+class OpenImage:
+    """An image file that is open: its header, and its pixels and hash when they are asked for.
+
+    All of them are of the same content, also where the file is replaced meanwhile.
+
+    Attributes:
+        info: what its header says.
+        is_palette: whether its pixels are indices of a palette.
+    """
+
+    def __init__(
+        self, path: ImageFile, stream: BufferedReader, source: tifffile.TiffFile | Image.Image
+    ) -> None:
+        self._path = path
+        self._stream = stream
+        self._source = source
+        if isinstance(source, tifffile.TiffFile):
+            self.info = _tiff_info(path, source)
+            self.is_palette = _first_page(source).photometric == tifffile.PHOTOMETRIC.PALETTE
+        else:
+            self.info = _pillow_info(path, source, stream)
+            self.is_palette = source.mode == "P"
+
+    def check_channels(self, channels: int) -> None:
+        """Refuse a file that cannot be read with so many channels.
+
+        Raises:
+            DataError: its channels do not fit.
+        """
+        colors = self.info.channels - self.info.alpha
+        if channels not in (self.info.channels, colors) and not (colors == 1 and channels == 3):
+            raise DataError(
+                f"{self._path} has {_plural(self.info.channels, 'channel')}, "
+                f"where the model sees {channels}.",
+                "Convert the file, or set `data.channels`.",
+            )
+
+    def pixels(self, *, palette_indices: bool = False, floats: bool = False) -> ImageArray:
+        """As `read_pixels`."""
+        if isinstance(self._source, tifffile.TiffFile):
+            if self.info.bits == 32 and not floats:
+                raise DataError(
+                    f"{self._path} has floating-point pixels.", "Convert it to 8 or 16 bits unsigned."
+                )
+            pixels = _tiff_pixels(self._source, palette_indices=palette_indices)
+        else:
+            pixels = _pillow_pixels(self._source, self.info, self._stream, palette_indices=palette_indices)
+        return _upright(pixels, self.info.orientation)
+
+    def sha256(self) -> str:
+        """Of the file's bytes, 64 hex digits. The file is read in pieces and not held."""
+        here = self._stream.tell()  # Pillow goes on from there
+        self._stream.seek(0)
+        digest = hashlib.file_digest(self._stream, "sha256").hexdigest()
+        self._stream.seek(here)
+        return digest
+
+
+@contextmanager
+def open_image(path: ImageFile, *, max_pixels: int = sys.maxsize) -> Generator[OpenImage]:
+    """Open an image file once, for all that is wanted of it. An error of the block that is no `UserError`
+    counts as damage of the file.
+
+    Raises:
+        DataError: the file cannot be opened, is no image of a known kind, is damaged, or is larger than
+            `max_pixels`.
+        UserError: a remote image does not fit on the disk.
+    """
+    with ExitStack() as opened_files:
+        stream = opened_files.enter_context(_decoding(path))
+        if path.suffix.lower() in TIFF_ENDINGS:
+            source = opened_files.enter_context(tifffile.TiffFile(stream))
+        else:
+            source = opened_files.enter_context(Image.open(stream, formats=_FORMATS))
+        image = OpenImage(path, stream, source)
+        check_pixels(path, width=image.info.width, height=image.info.height, max_pixels=max_pixels)
+        yield image
+
+
 def probe_image(path: ImageFile, *, max_pixels: int) -> ImageInfo:
     """Size, channels and depth from the header, without decoding; the size is the displayed one.
 
     Raises:
-        DataError: the file cannot be opened, is no image of a known kind, or is larger than `max_pixels`.
-        UserError: a remote image does not fit on the disk.
+        DataError, UserError: as `open_image`.
     """
-    with _decoding(path) as stream:
-        if path.suffix.lower() in TIFF_ENDINGS:
-            with tifffile.TiffFile(stream) as tiff:
-                info = _tiff_info(path, tiff)
-        else:
-            with Image.open(stream, formats=_FORMATS) as image:
-                info = _pillow_info(path, image, stream)
-    check_pixels(path, width=info.width, height=info.height, max_pixels=max_pixels)
-    return info
+    with open_image(path, max_pixels=max_pixels) as image:
+        return image.info
 
 
 def read_image(path: ImageFile, *, channels: int, max_pixels: int) -> ImageArray:
@@ -94,16 +167,12 @@ def read_image(path: ImageFile, *, channels: int, max_pixels: int) -> ImageArray
         uint8, uint16 or float32 [H, W, channels], contiguous.
 
     Raises:
-        DataError: as `probe_image`; or the file is truncated or damaged, or its channels do not fit.
+        DataError: as `open_image`; or its channels do not fit.
     """
-    info = probe_image(path, max_pixels=max_pixels)
-    colors = info.channels - info.alpha
-    if channels not in (info.channels, colors) and not (colors == 1 and channels == 3):
-        raise DataError(
-            f"{path} has {_plural(info.channels, 'channel')}, where the model sees {channels}.",
-            "Convert the file, or set `data.channels`.",
-        )
-    pixels = read_pixels(path, floats=True)
+    with open_image(path, max_pixels=max_pixels) as image:
+        image.check_channels(channels)
+        pixels = image.pixels(floats=True)
+        colors = image.info.channels - image.info.alpha
     if channels != pixels.shape[2]:
         pixels = pixels[:, :, :colors]
     if channels != pixels.shape[2]:
@@ -121,36 +190,10 @@ def read_pixels(path: ImageFile, *, palette_indices: bool = False, floats: bool 
 
     Raises:
         DataError: the file is truncated, damaged, of a pixel type that is not wanted, or holds floats that
-            are no numbers.
+            are not finite.
     """
-    with _decoding(path) as stream:
-        if path.suffix.lower() in TIFF_ENDINGS:
-            with tifffile.TiffFile(stream) as tiff:
-                info = _tiff_info(path, tiff)
-                if info.bits == 32 and not floats:
-                    raise DataError(
-                        f"{path} has floating-point pixels.", "Convert it to 8 or 16 bits unsigned."
-                    )
-                pixels = _tiff_pixels(tiff, palette_indices=palette_indices)
-        else:
-            with Image.open(stream, formats=_FORMATS) as image:
-                info = _pillow_info(path, image, stream)
-                pixels = _pillow_pixels(image, info, stream, palette_indices=palette_indices)
-    return _upright(pixels, info.orientation)
-
-
-def is_palette(path: ImageFile) -> bool:
-    """Whether the file's pixels are indices of a palette.
-
-    Raises:
-        DataError: the file cannot be opened, or is no image of a known kind.
-    """
-    with _decoding(path) as stream:
-        if path.suffix.lower() in TIFF_ENDINGS:
-            with tifffile.TiffFile(stream) as tiff:
-                return _first_page(tiff).photometric == tifffile.PHOTOMETRIC.PALETTE
-        with Image.open(stream, formats=_FORMATS) as image:
-            return image.mode == "P"
+    with open_image(path) as image:
+        return image.pixels(palette_indices=palette_indices, floats=floats)
 
 
 def check_pixels(path: ImageFile, *, width: int, height: int, max_pixels: int) -> None:

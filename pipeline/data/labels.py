@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE
-from pipeline.data.images import probe_image, read_pixels
+from pipeline.data.images import open_image
 from pipeline.errors import DataError
 
 
@@ -34,13 +34,14 @@ def compose_labels(paths: Sequence[Path], size: tuple[int, int]) -> npt.NDArray[
     width, height = size
     composed = np.full((height, width), IGNORE, dtype=np.uint8)
     for path in paths:
-        info = probe_image(path, max_pixels=width * height)
-        if (info.width, info.height, info.channels, info.bits) != (width, height, 1, 8):
-            raise DataError(
-                f"The stored label {path} is not an 8-bit mask of {width}×{height} pixels.",
-                "Import the label again.",
-            )
-        mask = read_pixels(path)[:, :, 0]
+        with open_image(path, max_pixels=width * height) as image:
+            info = image.info
+            if (info.width, info.height, info.channels, info.bits) != (width, height, 1, 8):
+                raise DataError(
+                    f"The stored label {path} is not an 8-bit mask of {width}×{height} pixels.",
+                    "Import the label again.",
+                )
+            mask = image.pixels()[:, :, 0]
         np.copyto(composed, mask, where=mask != IGNORE, casting="unsafe")
     return composed
 

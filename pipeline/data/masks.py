@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import ImageArray, is_palette, probe_image, read_pixels
+from pipeline.data.images import ImageArray, OpenImage, open_image
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes, sweep
 
@@ -82,18 +82,24 @@ def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> 
         DataError: the file is no readable image, has another size, an encoding that does not fit, or a
             value or colour that no class has; the message lists these.
     """
-    info = probe_image(path, max_pixels=codec.max_pixels)
+    with open_image(path, max_pixels=codec.max_pixels) as image:
+        return decode_mask(path, image, codec, size=size)
+
+
+def decode_mask(path: Path, image: OpenImage, codec: MaskCodec, *, size: tuple[int, int] | None) -> Mask:
+    """As `read_mask`, of a file that is open."""
+    info = image.info
     if size is not None and (info.width, info.height) != size:
         raise DataError(
             f"The mask {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
             "Export the mask at the size of its image (as displayed, after EXIF orientation).",
         )
-    if codec.encoding == "palette" and not is_palette(path):
+    if codec.encoding == "palette" and not image.is_palette:
         raise DataError(
             f"The mask {path} has no palette, but `data.mask_encoding` is `palette`.",
             "Set `data.mask_encoding: auto`, or export the mask with a palette.",
         )
-    pixels = read_pixels(path, palette_indices=codec.encoding != "rgb")
+    pixels = image.pixels(palette_indices=codec.encoding != "rgb")
     if codec.encoding == "rgb" or _is_colored(pixels, codec):
         return _from_colors(path, pixels, codec)
     return _from_ids(path, pixels, codec)

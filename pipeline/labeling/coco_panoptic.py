@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE
-from pipeline.data.images import probe_image, read_pixels
+from pipeline.data.images import open_image
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
@@ -23,7 +23,6 @@ from pipeline.labeling.coco_document import (
     ANNOTATIONS,
     CocoDocument,
     coco_files,
-    document_names,
     documents,
     is_panoptic,
     looks_like_coco,
@@ -107,15 +106,6 @@ def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejec
     return read_documents(documents(source, wanted=_is_panoptic), partial(_paint, labels))
 
 
-def panoptic_names(source: Path) -> Iterator[str]:
-    """What the file, or the files of the folder, call the images that do not carry an id.
-
-    Raises:
-        DataError: as `read_panoptic`.
-    """
-    return document_names(documents(source, wanted=_is_panoptic))
-
-
 def _segments(mask: Mask) -> list[dict[str, Any]]:
     return [
         {
@@ -141,15 +131,16 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
         raise DataError("It has more than one PNG of segments.", "Leave one.")
     table = _class_of_segment(annotations[0].get("segments_info"), index, labels)
     file = _segment_file(annotations[0].get("file_name"), index.path.with_suffix(""))
-    info = probe_image(file, max_pixels=width * height)
-    if (info.width, info.height) != (width, height):
-        raise DataError(
-            f"Its PNG has {info.width}×{info.height} pixels, and the image {width}×{height}.",
-            "Label the image that was exported.",
-        )
-    if (info.channels, info.bits, info.alpha) != (3, 8, False):
-        raise DataError("Its PNG is not one of 8 bits in red, green and blue.", "Export it again.")
-    pixels = read_pixels(file).astype(np.uint32)
+    with open_image(file, max_pixels=width * height) as opened:
+        info = opened.info
+        if (info.width, info.height) != (width, height):
+            raise DataError(
+                f"Its PNG has {info.width}×{info.height} pixels, and the image {width}×{height}.",
+                "Label the image that was exported.",
+            )
+        if (info.channels, info.bits, info.alpha) != (3, 8, False):
+            raise DataError("Its PNG is not one of 8 bits in red, green and blue.", "Export it again.")
+        pixels = opened.pixels().astype(np.uint32)
     ids = pixels[:, :, 0] | pixels[:, :, 1] << 8 | pixels[:, :, 2] << 16
     found = table[np.minimum(ids, len(table) - 1)]
     if (found == _UNKNOWN).any():
@@ -210,6 +201,5 @@ COCO_PANOPTIC = Tool(
     title="COCO panoptic",
     writer=PanopticWriter,
     read=read_panoptic,
-    names=panoptic_names,
     recognises=_recognises,
 )

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import is_palette, probe_image, read_pixels, unit_float
-from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
+from pipeline.data.images import OpenImage, open_image, unit_float
+from pipeline.data.masks import Mask, MaskCodec, decode_mask, palette
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
 from pipeline.regions.outlines import decode_outline, paint_regions
@@ -105,29 +105,27 @@ class LabelMap:
         Raises:
             DataError: the file is no mask of this size and label map; the message says why.
         """
-        info = probe_image(path, max_pixels=self._by_id.max_pixels)
-        if info.alpha and (info.width, info.height) == size:
-            _refuse_transparency(path)
-        if info.channels - info.alpha < 3:
-            return read_mask(path, self._by_id, size=size)
-        by_id, by_color = self._attempt(path, self._by_id, size), self._attempt(path, self._by_color, size)
-        if isinstance(by_id, DataError) and isinstance(by_color, DataError):
-            raise by_id if is_palette(path) else by_color
-        if isinstance(by_id, DataError):
-            return _mask(by_color)
-        if isinstance(by_color, DataError) or np.array_equal(by_id, by_color):
-            return _mask(by_id)
-        raise DataError(
-            f"The values of {path} say other classes than its colours.",
-            "Save it as an index mask without a palette.",
-        )
-
-    @staticmethod
-    def _attempt(path: Path, codec: MaskCodec, size: tuple[int, int]) -> Mask | DataError:
-        try:
-            return read_mask(path, codec, size=size)
-        except DataError as error:
-            return error
+        with open_image(path, max_pixels=self._by_id.max_pixels) as image:
+            info = image.info
+            if info.alpha and (info.width, info.height) == size:
+                _refuse_transparency(path, image)
+            if info.channels - info.alpha < 3:
+                return decode_mask(path, image, self._by_id, size=size)
+            readings: list[Mask] = []
+            problems: list[DataError] = []
+            for codec in (self._by_id, self._by_color):
+                try:
+                    readings.append(decode_mask(path, image, codec, size=size))
+                except DataError as error:
+                    problems.append(error)
+        if not readings:
+            raise problems[0 if image.is_palette else 1]
+        if not np.array_equal(readings[0], readings[-1]):
+            raise DataError(
+                f"The values of {path} say other classes than its colours.",
+                "Save it as an index mask without a palette.",
+            )
+        return readings[0]
 
 
 def only_inside(
@@ -175,14 +173,7 @@ def is_whole_image(
     return covered and bool((mask[outside] != IGNORE).mean() >= COVERED)
 
 
-def _mask(outcome: Mask | DataError) -> Mask:
-    if isinstance(outcome, DataError):
-        raise outcome
-    return outcome
-
-
-def _refuse_transparency(path: Path) -> None:
+def _refuse_transparency(path: Path, image: OpenImage) -> None:
     """A transparent pixel has a colour that nobody sees; it must not become a label."""
-    pixels = read_pixels(path)
-    if (unit_float(pixels[:, :, -1]) != 1).any():
+    if (unit_float(image.pixels()[:, :, -1]) != 1).any():
         raise DataError(f"{path} has transparent pixels.", "Flatten it, then save it without transparency.")

@@ -1,9 +1,8 @@
-"""How an image gets into an export."""
+"""The image files of an export."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -12,15 +11,14 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from pipeline.data.images import ImageArray, probe_image, read_pixels
+from pipeline.data.images import ImageArray, open_image
 from pipeline.data.remote import ImageFile, opened
 from pipeline.files import writing
 
 
 def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
-    """Put an image into an export: linked or copied; one of an object store is copied. It is turned upright
-    where its file lies on its side, so that a tool which overlooks EXIF orientation shows what the mask's
-    pixels mean.
+    """Link or copy an image into an export; an image of an object store is copied. An image that its file
+    stores turned is written upright, so that a tool which ignores EXIF orientation shows it as the mask is.
 
     Args:
         name: of the new file, without its ending.
@@ -33,12 +31,14 @@ def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["lin
         UserError: the folder cannot be written, or the disk is full.
     """
     with writing(folder / name):
-        return _place(source, folder, name=name, how=how)
+        return _write(source, folder, name=name, how=how)
 
 
-def _place(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
-    if probe_image(source, max_pixels=sys.maxsize).orientation != 1:
-        return _write_upright(read_pixels(source, floats=True), folder, name=name)
+def _write(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
+    with open_image(source) as image:
+        turned = image.pixels(floats=True) if image.info.orientation != 1 else None
+    if turned is not None:
+        return _write_upright(turned, folder, name=name)
     destination = folder / f"{name}{source.suffix.lower()}"
     if how == "link" and isinstance(source, Path):
         with suppress(OSError, NotImplementedError):  # a file system, or a system, without links

@@ -6,14 +6,13 @@ Legend: H W image size.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import RegionConfig
-from pipeline.data.images import ImageArray, ImageRef, probe_image, read_pixels
+from pipeline.data.images import ImageArray, ImageRef, open_image
 from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile
 from pipeline.data.sources import FoldersAbove
@@ -85,13 +84,14 @@ def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
     """
     if not path.is_file():
         raise DataError(f"There is no region map {path}.", "Make it, or mend `scoring.regions.template`.")
-    info = probe_image(path, max_pixels=sys.maxsize)
-    if (info.width, info.height) != size:
-        raise DataError(
-            f"The region map {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
-            "Write the map at the size of its image (as displayed, after EXIF orientation).",
-        )
-    values = read_pixels(path, palette_indices=True)
+    with open_image(path) as image:
+        if (image.info.width, image.info.height) != size:
+            raise DataError(
+                f"The region map {path} has {image.info.width}×{image.info.height} pixels, its image "
+                f"{size[0]}×{size[1]}.",
+                "Write the map at the size of its image (as displayed, after EXIF orientation).",
+            )
+        values = image.pixels(palette_indices=True)
     if values.shape[2] != 1:
         raise DataError(
             f"The region map {path} has {values.shape[2]} channels.", "Write one channel of 8 or 16 bits."

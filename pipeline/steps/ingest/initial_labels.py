@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class InitialLabels:
 
 
 @dataclass(frozen=True)
-class _Painted:
-    """A stored mask: the items that it answers, and those where it says nothing."""
+class _NewLabel:
+    """A stored mask: the items that it labels, and those in which it has no class."""
 
     image: Image
     uri: str
@@ -72,45 +73,38 @@ def label_initial(
     Raises:
         UserError: the labels cannot be written.
     """
-    regions_of = InitialRegions(project)
-    with ThreadPoolExecutor(workers) as threads:
-        regions_of.prepare(_pages(project, database, named=named), threads, progress)
-    with database.session() as session:
-        queue, warnings = _plan(session, project, regions_of, named=named)
-        waiting = queue_items.count_waiting(session, queue.id) if queue is not None else 0
-        failure_queries.record_failures(session, "ingest", list(regions_of.unusable.items()))
+    with ThreadPoolExecutor(workers) as threads, TemporaryFile() as file:
+        regions = InitialRegions(project, file)
+        regions.prepare(_pages(project, database, named=named), threads, progress)
+        with database.session() as session:
+            queue, warnings = _plan(session, project, regions, named=named)
+            waiting = queue_items.count_waiting(session, queue.id) if queue is not None else 0
+            failure_queries.record_failures(session, "ingest", list(regions.unusable.items()))
     if queue is None:
         return InitialLabels(warnings=tuple(warnings))
     codec = MaskCodec.from_config(project.config.data)
-    images = regions = failures = 0
+    images = labeled = failures = after_id = 0
     with ThreadPoolExecutor(workers) as threads:
-        after_id = 0
         while page := _waiting_page(database, queue.id, after_id=after_id):
             after_id = page[-1][0].id
-            outcomes = list(threads.map(lambda entry: _paint(project, codec, *entry), page))
-            painted = [outcome for outcome in outcomes if isinstance(outcome, _Painted)]
-            failed = [
-                (outcome, entry) for outcome, entry in zip(outcomes, page, strict=True)
-                if not isinstance(outcome, _Painted)
-            ]  # fmt: skip
+            failed: list[tuple[str, str]] = []
+            outcomes = list(threads.map(lambda entry: _label(project, codec, *entry), page))
             with database.session() as session:
-                for outcome in painted:
+                for (image, items), outcome in zip(page, outcomes, strict=True):
+                    if isinstance(outcome, str):
+                        failed.append((image.mask_uri or image.uri, outcome))
+                        _settle(session, items, status="released")
+                        continue
                     _record(session, queue.id, outcome)
-                for _, (_, items) in failed:
-                    _settle(session, items, status="released")
-                failure_queries.record_failures(
-                    session,
-                    "ingest",
-                    [(image.mask_uri or image.uri, reason) for reason, (image, _) in failed],
-                )
-            images += sum(bool(outcome.labeled) for outcome in painted)
-            regions += sum(len(outcome.labeled) for outcome in painted)
+                    images += bool(outcome.labeled)
+                    labeled += len(outcome.labeled)
+                failure_queries.record_failures(session, "ingest", failed)
             failures += len(failed)
-            progress("initial labels", regions, waiting)
+            progress("initial labels", labeled, waiting)
     with database.session() as session:
         if labels.has_labels(session):
             rounds.open_first(session)
-    return InitialLabels(images=images, regions=regions, failures=failures, warnings=tuple(warnings))
+    return InitialLabels(images=images, regions=labeled, failures=failures, warnings=tuple(warnings))
 
 
 def _pages(project: Project, database: Database, *, named: Sequence[str]) -> Callable[[], Sequence[Image]]:
@@ -254,7 +248,7 @@ def _waiting_page(database: Database, queue_id: int, *, after_id: int) -> list[t
         return [(image, items[image.id]) for image in page]
 
 
-def _paint(project: Project, codec: MaskCodec, image: Image, items: list[QueueItem]) -> _Painted | str:
+def _label(project: Project, codec: MaskCodec, image: Image, items: list[QueueItem]) -> _NewLabel | str:
     """Store the image's mask where items ask for it, 255 elsewhere; or why that can't be done."""
     try:
         if image.mask_uri is None:
@@ -269,7 +263,7 @@ def _paint(project: Project, codec: MaskCodec, image: Image, items: list[QueueIt
     labeled = [item for item, holds in zip(items, known, strict=True) if holds]
     released = [item for item, holds in zip(items, known, strict=True) if not holds]
     path, sha256 = store_mask(project.workdir / "labels", painted)
-    return _Painted(
+    return _NewLabel(
         image=image,
         uri=project.uri(path),
         sha256=sha256,
@@ -279,15 +273,15 @@ def _paint(project: Project, codec: MaskCodec, image: Image, items: list[QueueIt
     )
 
 
-def _record(session: Session, queue_id: int, painted: _Painted) -> None:
-    if painted.labeled:
+def _record(session: Session, queue_id: int, label: _NewLabel) -> None:
+    if label.labeled:
         record_label(
             session,
-            image_id=painted.image.id,
+            image_id=label.image.id,
             queue_id=queue_id,
-            mask_uri=painted.uri,
-            mask_sha256=painted.sha256,
-            labeled_pixels=painted.pixels,
+            mask_uri=label.uri,
+            mask_sha256=label.sha256,
+            labeled_pixels=label.pixels,
             source="initial",
             annotator=None,
             labeled_at=utc_now(),
@@ -297,11 +291,11 @@ def _record(session: Session, queue_id: int, painted: _Painted) -> None:
                     region_index=0 if item.outline is None else item.region_index,
                     outline=item.outline,
                 )
-                for item in painted.labeled
+                for item in label.labeled
             ],
         )
-    _settle(session, painted.labeled, status="labeled")
-    _settle(session, painted.released, status="released")
+    _settle(session, label.labeled, status="labeled")
+    _settle(session, label.released, status="released")
 
 
 def _settle(session: Session, items: Sequence[QueueItem], *, status: str) -> None:

@@ -7,7 +7,6 @@ or, where they look like a held-out image, the side of that image.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,10 @@ from db.queries import images
 from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
 from pipeline.config import IGNORE
-from pipeline.data.images import ImageInfo, probe_image, read_image
+from pipeline.data.images import ImageInfo, open_image
 from pipeline.data.listings import Named
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.data.project import Project
-from pipeline.data.remote import ImageFile, opened
 from pipeline.data.sources import Found, find_images, mask_path
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
@@ -236,9 +234,10 @@ def _examine(project: Project, placed: Placed, known: Image | None, codec: MaskC
     failures: list[tuple[str, str]] = []
     try:
         if known is None:
-            read_image(found.path, channels=config.channels, max_pixels=config.max_pixels)
-            info = probe_image(found.path, max_pixels=config.max_pixels)
-            sha256 = _file_sha256(found.path)
+            with open_image(found.path, max_pixels=config.max_pixels) as image:
+                image.check_channels(config.channels)
+                image.pixels(floats=True)  # a damaged file raises here
+                info, sha256 = image.info, image.sha256()
     except DataError as error:
         return _Examined(placed, known, None, "", None, ((found.uri, str(error)),))
     except MemoryError:
@@ -334,14 +333,6 @@ def _no_masks(project: Project) -> str:
         f"No image has a mask {data.mask_template!r} in {data.masks}: mend `data.mask_template`, or put "
         "masks of a few images there, and ingest again. Splits stay open until then."
     )
-
-
-def _file_sha256(path: ImageFile) -> str:
-    try:
-        with opened(path) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", "Try again.") from error
 
 
 def _is_text(name: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image as Picture
 from sqlalchemy import select
 
@@ -20,6 +22,19 @@ HELD_OUT = {"test": {"list": "test.txt"}, "calibration": {"list": "calibration.t
 
 
 ITEM = (QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.region_index)
+
+
+def count_opens(monkeypatch: pytest.MonkeyPatch, root: Path) -> Counter[str]:
+    """How often each file below a folder is opened from now on, by its path below the folder."""
+    counts, original = Counter[str](), Path.open
+
+    def counting(path: Path, *args: Any, **options: Any) -> Any:
+        if path.is_relative_to(root):
+            counts[path.relative_to(root).as_posix()] += 1
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    return counts
 
 
 class Folder:

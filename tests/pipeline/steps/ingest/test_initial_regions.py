@@ -14,7 +14,7 @@ from pipeline.config import IGNORE, RegionConfig
 from pipeline.data.project import Project
 from pipeline.regions.outlines import paint_regions
 from pipeline.steps.ingest import ingest
-from tests.pipeline.steps.ingest.test_step import Folder
+from tests.pipeline.steps.ingest.folder import Folder, count_opens
 
 SHAPE = (QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline)
 
@@ -92,3 +92,11 @@ def test_cells_stand_in_for_segments_before_there_is_a_model(sequences: Folder) 
     ingest(project_of(sequences, {"count": 4}, kind="segment", cell=8), sequences.database)
     items = sequences.rows(*SHAPE)
     assert [item[3:] for item in items] == [(8, 8, None)] * 4
+
+
+def test_the_regions_of_an_image_are_found_once(sequences: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_maps(sequences)
+    opens = count_opens(monkeypatch, sequences.root)
+    project = project_of(sequences, {}, kind="file", folder="maps")
+    pool = ingest(project, sequences.database).splits["pool"]
+    assert [count for name, count in opens.items() if name.startswith("maps/")] == [1] * pool

@@ -17,7 +17,7 @@ from pipeline.data.images import read_image
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import ConfigError, DataError
 from tests.factories import ask, fetch
-from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
+from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder, count_opens
 
 
 def test_the_first_ingest_registers_splits_labels_and_opens_round_one(five: Folder) -> None:
@@ -45,6 +45,18 @@ def test_the_first_ingest_registers_splits_labels_and_opens_round_one(five: Fold
     assert mask[8:].min() == 1
     assert set(five.rows(QueueItem.status, QueueItem.slice)) == {("labeled", "initial")}
     assert five.rows(LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h)[0] == (0, 0, 24, 16)
+
+
+def test_a_new_image_is_opened_once_and_a_mask_once_to_look_and_once_to_label(
+    five: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = count_opens(monkeypatch, five.root)
+    five.ingest(splits=HELD_OUT)
+    assert {count for name, count in opens.items() if name.startswith("images/")} == {1}
+    assert {count for name, count in opens.items() if name.startswith("masks/")} == {1, 2}
+    opens.clear()
+    five.ingest(splits=HELD_OUT)
+    assert not [name for name in opens if name.startswith(("images/", "masks/"))]
 
 
 def test_running_again_changes_nothing(five: Folder) -> None:
