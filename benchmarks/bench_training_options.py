@@ -113,7 +113,7 @@ def measure(project: Project) -> dict[str, Any]:
     ingest(project, database)
     with database.session(write=False) as session:
         trained = [row for row in models.list_models(session) if row.status == "trained"]
-    model = trained[0] if trained else train(project, database)
+    model = trained[0] if trained else train(project, database).model
     with database.session(write=False) as session:
         calibration, test = (held_out_images(session, project, split) for split in ("calibration", "test"))
     database.close()

@@ -7,6 +7,7 @@ the operating system reports becomes a `UserError` that names the folder.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -124,6 +125,12 @@ def sweep(folder: Path) -> None:
                     alive = time.time() - entry.stat().st_mtime < ABANDONED_SECONDS
                 if not alive:
                     os.unlink(entry.path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def writable_folder(path: Path) -> Path:

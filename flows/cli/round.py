@@ -19,8 +19,8 @@ def train() -> None:
     from pipeline.steps.train import train as step
 
     with opened_project() as (project, database), progress_bar() as progress:
-        model = step(project, database, progress=progress)
-    console.print(f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}.")
+        report = step(project, database, progress=progress)
+    say(report)
     say_next()
 
 

@@ -6,11 +6,10 @@ what they proposed, in the way of `sha256sum`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
-from pipeline.files import writing
+from pipeline.files import file_sha256, writing
 
 PROPOSALS = "proposals.sha256"
 
@@ -32,7 +31,7 @@ class ProposalList:
         """
         path = self._folder / PROPOSALS
         with writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{_hash(file)}  {file.relative_to(self._folder).as_posix()}\n")
+            stream.write(f"{file_sha256(file)}  {file.relative_to(self._folder).as_posix()}\n")
 
 
 def unchanged_proposals(folder: Path) -> set[Path]:
@@ -47,7 +46,7 @@ def unchanged_proposals(folder: Path) -> set[Path]:
         while line := stream.readline(_LONGEST_LINE):
             match = _LINE.fullmatch(line)
             file = _inside(root, match[2]) if match else None
-            if match is None or file is None or _hash(file) != match[1]:
+            if match is None or file is None or file_sha256(file) != match[1]:
                 return set()
             files.add(file)
     return files
@@ -60,8 +59,3 @@ def _inside(folder: Path, name: str) -> Path | None:
         return path if path.is_relative_to(folder) and path.is_file() else None
     except (OSError, RuntimeError, ValueError):
         return None
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -118,8 +118,7 @@ def _train_and_evaluate(runner: Runner, *, force: bool) -> RetrainReport:
         runner.log(f"The round was closed; {count(released)} regions went back to the pool without a label.")
     state = _state(runner.database)
     if state == "train":
-        model = runner.call(train)
-        runner.log(f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}.")
+        runner.run(train)
     if state in ("train", "calibrate"):
         for row in runner.call(calibrate):
             runner.log(in_words(row))

@@ -1,8 +1,9 @@
-"""The annotator, played by masks that exist already."""
+"""Annotate: existing masks in place of an annotator, for simulations."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,31 @@ from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.progress import Progress, silent
 
 
-def annotate(project: Project, database: Database, folder: Path, *, progress: Progress = silent) -> int:
+@dataclass(frozen=True)
+class AnnotateReport:
+    """What an annotation by existing masks did.
+
+    Attributes:
+        painted: queue items.
+        unreadable: masks, recorded as failures.
+    """
+
+    painted: int
+    unreadable: int
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        unreadable = f", {self.unreadable} masks could not be read" if self.unreadable else ""
+        return [f"{self.painted} regions painted with existing masks{unreadable}."]
+
+
+def annotate(
+    project: Project, database: Database, folder: Path, *, progress: Progress = silent
+) -> AnnotateReport:
     """Paint the queued regions of an exported folder with the known masks, and nothing else.
 
-    An image without a known mask, or with one that cannot be read, is passed over; the latter is recorded
-    as a failure. Painting again writes the same files.
-
-    Returns:
-        The number of queue items painted.
+    An image without a known mask, or with one that cannot be read, is left out; the latter is recorded as a
+    failure. Painting again writes the same files.
 
     Raises:
         DataError: the folder is no export of a queue of this project.
@@ -74,4 +92,4 @@ def annotate(project: Project, database: Database, folder: Path, *, progress: Pr
     with database.session() as session:
         failure_queries.clear_failures(session, "annotate")
         failure_queries.record_failures(session, "annotate", failures)
-    return painted
+    return AnnotateReport(painted, len(failures))

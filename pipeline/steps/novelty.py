@@ -159,7 +159,7 @@ def novelty(
     unseen = None
     if classes:
         indices = [names.index(name) for name in classes]
-        folder = checkpoint or train_without(project, database, indices, progress=progress)
+        folder = checkpoint or train_without(project, database, indices, progress=progress).folder
         unseen = _detect(project, database, folder, list(classes), failed, progress)
     report = NoveltyReport(
         model=row.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import failures as failure_queries
@@ -26,6 +26,7 @@ from pipeline.data.labels import count_votes
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
+from pipeline.files import file_sha256
 from pipeline.leases import one_at_a_time
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
 from pipeline.model.checkpoints import (
@@ -42,6 +43,7 @@ from pipeline.progress import Progress, silent
 from pipeline.steps.held_out import calibration_source, without_audit
 from pipeline.training.dataset import LabeledImage, TrainingSet, read_masks
 from pipeline.training.loop import Trained, train_segmenter
+from pipeline.training.losses import class_weights
 
 MOST_INSPECTED = 512
 """Training images whose pixels tell what the network has seen."""
@@ -64,8 +66,36 @@ class Survey:
     failures: list[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the weights of a training, and the hashes that identify it.
+
+    Attributes:
+        parent: the model whose weights are the first ones; None for those of the configuration.
+        config: everything besides the labels that decides the weights.
+    """
+
+    survey: Survey
+    parent: Model | None
+    config: dict[str, Any]
+    config_hash: str
+    labels_hash: str
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """The model that was trained."""
+
+    model: Model
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        model = self.model
+        return [f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}."]
+
+
 @one_at_a_time("train")
-def train(project: Project, database: Database, *, progress: Progress = silent) -> Model:
+def train(project: Project, database: Database, *, progress: Progress = silent) -> TrainReport:
     """Train the round's model, or go on with the training that was interrupted.
 
     A run goes on from its last checkpoint when neither settings nor labels have changed; otherwise it starts
@@ -77,38 +107,17 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         UserError: there is no label to train on, or training cannot be done as configured.
     """
     with database.session(write=False) as session:
-        current = rounds.require(session, "train")
+        name = f"r{rounds.require(session, 'train').number:02d}"
         labeled = models.training_labels(session)
         parent = models.promoted_model(session) if project.config.training.warm_start else None
-        source = calibration_source(session, project)
-        if source == "audit":
+        audit_calibrates = calibration_source(session, project) == "audit"
+        if audit_calibrates:
             labeled = without_audit(session, labeled)
     survey = survey_labels(project, labeled, progress=progress)
-    config = what_counts(project, parent)
-    if source == "audit":
-        config[HELD_OUT] = source
-    config_hash = content_hash(config)
-    labels_hash = hash_labels(project, survey)
-    folder = project.workdir / "models" / f"r{current.number:02d}"
+    plan = plan_training(project, survey, parent, **({HELD_OUT: "audit"} if audit_calibrates else {}))
+    folder = project.workdir / "models" / name
     with database.session() as session:
-        current = rounds.require(session, "train")
-        failure_queries.clear_failures(session, "train")
-        failure_queries.record_failures(session, "train", survey.failures)
-        model = None
-        if survey.usable:
-            model = models.start_model(
-                session,
-                round_id=current.id,
-                name=f"r{current.number:02d}",
-                parent_id=parent.id if parent else None,
-                checkpoint_uri=project.uri(folder),
-                config=config,
-                config_hash=config_hash,
-                labels_hash=labels_hash,
-                seed=project.config.training.seed,
-                iterations=project.config.training.iterations,
-                label_ids=[label.id for image in survey.usable for label in image.labels],
-            )
+        model = _start(session, project, plan, name=name, folder=folder)
     if model is None:
         raise UserError(
             "There is no label to train on: no pool image has a usable label.",
@@ -116,46 +125,24 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
             if survey.failures
             else "Import labels with `segcurate import`.",
         )
-
-    digest, trained = fit(
-        project,
-        survey,
-        parent,
-        config_hash=config_hash,
-        labels_hash=labels_hash,
-        folder=folder,
-        title=f"train {model.name}",
-        progress=progress,
-    )
+    digest, trained = fit(project, plan, folder=folder, title=f"train {name}", progress=progress)
+    unreadable = [(project.uri(project.image(path)), why) for path, why in trained.unreadable.items()]
     with database.session() as session:
-        current = rounds.require(session, "train")
         model = session.merge(model)
         model.status = "trained"
         model.checkpoint_sha256 = digest
         model.finished_at = utc_now()
-        failure_queries.record_failures(
-            session,
-            "train",
-            [(project.uri(project.image(path)), why) for path, why in trained.unreadable.items()],
-        )
-        rounds.advance(session, current, "train")
+        failure_queries.record_failures(session, "train", unreadable)
+        rounds.advance(session, rounds.require(session, "train"), "train")
     forget_resume(folder)
-    return model
+    return TrainReport(model)
 
 
 def fit(
-    project: Project,
-    survey: Survey,
-    parent: Model | None,
-    *,
-    config_hash: str,
-    labels_hash: str,
-    folder: Path,
-    title: str,
-    progress: Progress = silent,
+    project: Project, plan: Plan, *, folder: Path, title: str, progress: Progress = silent
 ) -> tuple[str, Trained]:
-    """Train a network on surveyed labels, or go on where `folder` holds a part of the same training, and save
-    it there with its card.
+    """Train a network as planned, or go on where `folder` has a part of the same training, and save it there
+    with its card.
 
     Returns:
         SHA-256 of its weights, and what the run saw.
@@ -163,15 +150,24 @@ def fit(
     Raises:
         UserError: training cannot be done as configured.
     """
-    segmenter, card = _prepare(project, survey, parent, config_hash=config_hash, labels_hash=labels_hash)
+    settings, survey = project.config.training, plan.survey
+    segmenter, card = _prepare(project, plan)
     trained = train_segmenter(
         segmenter,
-        _training_set(project, survey, card),
-        project.config.training,
-        class_weights=class_weights(project.config.training.loss.class_weights, survey.pixels),
+        TrainingSet(
+            [_labeled(project, image) for image in survey.usable],
+            config=settings,
+            channels=card.channels,
+            mean=card.mean,
+            std=card.std,
+            input_scale=card.input_scale,
+            max_pixels=project.config.data.max_pixels,
+        ),
+        settings,
+        class_weights=class_weights(settings.loss.class_weights, survey.pixels),
         device=pick_device(project.config.device),
         folder=folder,
-        identity=content_hash([config_hash, labels_hash]),
+        identity=content_hash([plan.config_hash, plan.labels_hash]),
         title=title,
         progress=progress,
     )
@@ -209,24 +205,6 @@ def survey_labels(
     return Survey(usable=usable, pixels=pixels, failures=failures)
 
 
-def class_weights(choice: str | list[float], pixels: npt.NDArray[np.float64]) -> list[float] | None:
-    """Factors of the cross-entropy: none, the given ones, or `balanced`: 1/√(labeled pixels), with
-    mean 1 over the classes that have any; the others, which no pixel names, get 1.
-
-    >>> class_weights("balanced", np.array([100.0, 900, 0]))
-    [1.5, 0.5, 1.0]
-    """
-    if isinstance(choice, list):
-        return list(choice)
-    if choice == "none":
-        return None
-    weights = np.ones(len(pixels))
-    present = pixels > 0
-    weights[present] = 1 / np.sqrt(pixels[present])
-    weights[present] /= weights[present].mean()
-    return [round(float(weight), 6) for weight in weights]
-
-
 def hash_labels(project: Project, survey: Survey) -> str:
     """Content hash of the labels that are trained on."""
     latest = project.config.training.annotators == "latest"
@@ -242,26 +220,53 @@ def hash_labels(project: Project, survey: Survey) -> str:
     )
 
 
-def what_counts(project: Project, parent: Model | None) -> dict[str, Any]:
-    """Everything besides the labels that decides what the weights will be."""
+def plan_training(project: Project, survey: Survey, parent: Model | None, **more: str) -> Plan:
+    """The plan of a training with the project's settings.
+
+    Args:
+        more: entries of the plan's configuration that other plans do not have.
+    """
     config = project.config
-    encoder_weights = config.model.encoder_weights
-    pretrained = project.path(encoder_weights)
-    return {
+    pretrained = project.path(config.model.encoder_weights)
+    decides = {
         "model": config.model.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=RESULT_NEUTRAL),
         "classes": [item.name for item in config.data.classes],
         "channels": config.data.channels,
         "parent": parent.checkpoint_sha256 if parent else None,
-        "encoder_weights_sha256": _sha256(pretrained) if parent is None and pretrained.is_file() else None,
+        "encoder_weights_sha256": file_sha256(pretrained)
+        if parent is None and pretrained.is_file()
+        else None,
+        **more,
     }
+    return Plan(survey, parent, decides, content_hash(decides), hash_labels(project, survey))
 
 
-def _prepare(
-    project: Project, survey: Survey, parent: Model | None, *, config_hash: str, labels_hash: str
-) -> tuple[Segmenter, ModelCard]:
+def _start(session: Session, project: Project, plan: Plan, *, name: str, folder: Path) -> Model | None:
+    """Record what cannot be trained on, and the model that is about to be trained; None without a label."""
+    current = rounds.require(session, "train")
+    failure_queries.clear_failures(session, "train")
+    failure_queries.record_failures(session, "train", plan.survey.failures)
+    if not plan.survey.usable:
+        return None
+    return models.start_model(
+        session,
+        round_id=current.id,
+        name=name,
+        parent_id=plan.parent.id if plan.parent else None,
+        checkpoint_uri=project.uri(folder),
+        config=plan.config,
+        config_hash=plan.config_hash,
+        labels_hash=plan.labels_hash,
+        seed=project.config.training.seed,
+        iterations=project.config.training.iterations,
+        label_ids=[label.id for image in plan.survey.usable for label in image.labels],
+    )
+
+
+def _prepare(project: Project, plan: Plan) -> tuple[Segmenter, ModelCard]:
     """The network before its first iteration, and the card that it will have."""
-    config = project.config
+    config, parent = project.config, plan.parent
     mean, std = normalisation(config.model, config.data.channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -284,24 +289,12 @@ def _prepare(
         mean=mean,
         std=std,
         input_scale=config.model.input_scale,
-        config_hash=config_hash,
-        labels_hash=labels_hash,
+        config_hash=plan.config_hash,
+        labels_hash=plan.labels_hash,
         seed=config.training.seed,
         iterations=config.training.iterations,
     )
     return segmenter, card
-
-
-def _training_set(project: Project, survey: Survey, card: ModelCard) -> TrainingSet:
-    return TrainingSet(
-        [_labeled(project, image) for image in survey.usable],
-        config=project.config.training,
-        channels=card.channels,
-        mean=card.mean,
-        std=card.std,
-        input_scale=card.input_scale,
-        max_pixels=project.config.data.max_pixels,
-    )
 
 
 def _input_range(project: Project, survey: Survey, card: ModelCard) -> InputRange | None:
@@ -338,8 +331,3 @@ def _labeled(project: Project, image: TrainingImage) -> LabeledImage:
 
 def _vote(label: TrainingLabel) -> list[str | None]:
     return [label.annotator, label.mask_sha256]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

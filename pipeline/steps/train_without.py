@@ -7,6 +7,7 @@ It is no model of the project: it has no row, belongs to no round and never scor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,25 @@ from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.model.checkpoints import CARD_FILE, forget_resume
 from pipeline.progress import Progress, silent
-from pipeline.steps.train import Survey, fit, hash_labels, survey_labels, what_counts
+from pipeline.steps.train import fit, plan_training, survey_labels
+
+
+@dataclass(frozen=True)
+class TrainWithoutReport:
+    """The folder of the network, and whether it was trained now."""
+
+    folder: Path
+    trained: bool
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        return [f"{'Trained' if self.trained else 'Found'} a network without the classes: {self.folder}."]
 
 
 def train_without(
     project: Project, database: Database, classes: Sequence[int], *, progress: Progress = silent
-) -> Path:
-    """The folder of a network trained without some classes; trained now where there is none yet.
+) -> TrainWithoutReport:
+    """Train a network without some classes, unless the same training was finished before.
 
     Args:
         classes: indices of the classes that become void.
@@ -43,25 +56,13 @@ def train_without(
         raise UserError(
             "Without these classes no label is left to train on.", "Name fewer classes, or label more."
         )
-    return _trained(project, survey, folder, progress)
-
-
-def _trained(project: Project, survey: Survey, folder: Path, progress: Progress) -> Path:
-    config_hash, labels_hash = content_hash(what_counts(project, None)), hash_labels(project, survey)
-    mine = folder / content_hash([config_hash, labels_hash])[:16]
-    if not (mine / CARD_FILE).is_file():
-        fit(
-            project,
-            survey,
-            None,
-            config_hash=config_hash,
-            labels_hash=labels_hash,
-            folder=mine,
-            title="train without the classes",
-            progress=progress,
-        )
-        forget_resume(mine)
-    return mine
+    plan = plan_training(project, survey, None)
+    folder = folder / content_hash([plan.config_hash, plan.labels_hash])[:16]
+    trained = not (folder / CARD_FILE).is_file()
+    if trained:
+        fit(project, plan, folder=folder, title="train without the classes", progress=progress)
+        forget_resume(folder)
+    return TrainWithoutReport(folder, trained)
 
 
 def _voided(

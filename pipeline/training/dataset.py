@@ -47,13 +47,13 @@ class LabeledImage:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One crop.
+class Crops:
+    """A crop, or the crops of a batch.
 
     Attributes:
-        image: float32 [K, h, w], normalised.
-        label: int64 [h, w], 255 where nothing is known; with `training.annotators: soft` uint8 [N, h, w],
-            what each annotator of this image says.
+        image: float32 [K, h, w], normalised; of a batch [B, K, h, w].
+        label: int64 [h, w] or [B, h, w], 255 where nothing is known; with `training.annotators: soft` uint8
+            [N, h, w] or [B, N, h, w], the mask of each annotator.
         unreadable: images that were due and could not be read, with the reason.
     """
 
@@ -62,7 +62,7 @@ class Sample:
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
-class TrainingSet(Dataset[Sample]):
+class TrainingSet(Dataset[Crops]):
     """Random crops of labeled images. Every image comes once an epoch, in an order of its own each epoch.
 
     Args:
@@ -104,7 +104,7 @@ class TrainingSet(Dataset[Sample]):
         self._cache: dict[int, tuple[npt.NDArray, npt.NDArray[np.uint8]]] = {}
         self._room = CACHE_BYTES // max(1, config.workers)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Crops:
         """Sample `index`, from 0 on without end.
 
         Raises:
@@ -133,7 +133,7 @@ class TrainingSet(Dataset[Sample]):
         masks: npt.NDArray[np.uint8],
         rng: np.random.Generator,
         unreadable: tuple[tuple[str, str], ...],
-    ) -> Sample:
+    ) -> Crops:
         top, left = self._corner(masks, rng)
         image = _cut(image, top, left, self._config.crop, fill=0)
         masks = np.stack([_cut(mask, top, left, self._config.crop, fill=IGNORE) for mask in masks])
@@ -141,7 +141,7 @@ class TrainingSet(Dataset[Sample]):
         image, masks = transforms(image, masks, seed=int(rng.integers(2**31)))
         pixels = unit_float(image) if image.dtype != np.float32 else image
         normalised = (pixels - self._mean) / self._std
-        return Sample(
+        return Crops(
             image=torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)),
             label=torch.from_numpy(masks if self._config.annotators == "soft" else masks[0].astype(np.int64)),
             unreadable=unreadable,

@@ -25,7 +25,7 @@ from pipeline.model.checkpoints import load_resume, load_weights, save_resume
 from pipeline.model.heads import heads_loss
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
-from pipeline.training.dataset import Sample, TrainingSet
+from pipeline.training.dataset import Crops, TrainingSet
 from pipeline.training.losses import segmentation_loss, shares
 from pipeline.training.mixing import mix
 
@@ -47,15 +47,6 @@ class Trained:
     loss: float
     resumed_at: int
     unreadable: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Crops: image [B, K, H, W], and label int64 [B, H, W] or each annotator's, uint8 [B, N, H, W]."""
-
-    image: Tensor
-    label: Tensor
-    unreadable: tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -126,7 +117,7 @@ def train_segmenter(
 
     Raises:
         ConfigError: the batch is too small for the network's normalisation.
-        UserError: the loss is no number any more, the device's memory is too small, or the folder cannot
+        UserError: the loss is not finite, the device's memory is too small, or the folder cannot
             be written.
     """
     precision = mixed_precision(config, device)
@@ -226,7 +217,7 @@ def mixed_precision(config: TrainingConfig, device: torch.device) -> torch.dtype
 
 def load_batches(
     training_set: TrainingSet, config: TrainingConfig, *, start: int, device: torch.device
-) -> Iterator[Batch]:
+) -> Iterator[Crops]:
     """The batches of the iterations from `start` on: the same ones, whatever the number of workers."""
     loader = DataLoader(
         training_set,
@@ -237,14 +228,14 @@ def load_batches(
         worker_init_fn=_one_thread,
         generator=torch.Generator(),  # the loader draws from it; the global one is the iterations' own
     )
-    batch: Batch
+    batch: Crops
     for batch in loader:
         image = batch.image.to(device, memory_format=torch.channels_last)
-        yield Batch(image, batch.label.to(device), batch.unreadable)
+        yield Crops(image, batch.label.to(device), batch.unreadable)
 
 
-def _collate(samples: list[Sample]) -> Batch:
-    return Batch(
+def _collate(samples: list[Crops]) -> Crops:
+    return Crops(
         image=torch.stack([sample.image for sample in samples]),
         label=_stack_labels([sample.label for sample in samples]),
         unreadable=tuple(problem for sample in samples for problem in sample.unreadable),
@@ -273,7 +264,7 @@ def _cosine(first: float, last: float, share: float) -> float:
 def _check_finite(loss: Tensor, iteration: int) -> None:
     if not torch.isfinite(loss):
         raise UserError(
-            f"The training loss was no number any more by iteration {iteration}.",
+            f"The training loss was not finite by iteration {iteration}.",
             "Lower `training.learning_rate`, or check `model.mean`, `model.std` and the class weights.",
         )
 

@@ -8,6 +8,8 @@ each class. A soft target's sum over the classes is the pixel's weight, 0 where 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,6 +21,24 @@ SMOOTH = 1.0
 
 LEAST_MASS = 1e-6
 """Below this weight a batch says nothing, and its loss is 0 instead of 0 / 0."""
+
+
+def class_weights(choice: str | list[float], pixels: npt.NDArray[np.float64]) -> list[float] | None:
+    """Factors of the cross-entropy: none, the given ones, or `balanced`: 1/√(labeled pixels), with
+    mean 1 over the classes that have any; the others, which no pixel names, get 1.
+
+    >>> class_weights("balanced", np.array([100.0, 900, 0]))
+    [1.5, 0.5, 1.0]
+    """
+    if isinstance(choice, list):
+        return list(choice)
+    if choice == "none":
+        return None
+    weights = np.ones(len(pixels))
+    present = pixels > 0
+    weights[present] = 1 / np.sqrt(pixels[present])
+    weights[present] /= weights[present].mean()
+    return [round(float(weight), 6) for weight in weights]
 
 
 def segmentation_loss(

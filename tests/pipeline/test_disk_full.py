@@ -241,7 +241,7 @@ def test_a_checkpoint_on_a_full_disk_stops_the_training_which_then_resumes(
                 if title == "train r01":
                     seen.append(done)
 
-            model = train(project, database, progress=note)
+            model = train(project, database, progress=note).model
         weights.append((project.path(model.checkpoint_uri) / "model.safetensors").read_bytes())
         assert seen == list(range(1 if name == "undisturbed" else 3, 7))
     assert weights[0] == weights[1]

@@ -145,7 +145,7 @@ def test_the_labels_of_audit_regions_change_nothing_in_training_where_they_calib
 
     def digest(source: str) -> tuple[str | None, str | None]:
         change(database, Round, state="train")
-        model = train(with_settings(project, calibration={"source": source}), database)
+        model = train(with_settings(project, calibration={"source": source}), database).model
         return model.checkpoint_sha256, model.config.get("held_out")
 
     right = {source: digest(source) for source in ("auto", "split")}

@@ -159,7 +159,7 @@ def test_the_second_network_learns_from_no_pixel_of_the_classes(tmp_path: Path) 
     project, database, _ = small(tmp_path)
     with pytest.raises(UserError, match="no label is left"):
         train_without(project, database, [0, 1, 2])
-    card = read_card(train_without(project, database, [1]))
+    card = read_card(train_without(project, database, [1]).folder)
     assert card.input_range is not None
     assert card.input_range.images == 2
     assert np.array(card.input_range.lowest).shape == (4, 3)

@@ -147,7 +147,7 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
         np.testing.assert_array_equal(drawn, asked[entry["image_id"]])
     assert "pycocotools" in (folder / "README.md").read_text()
 
-    assert annotate(project, database, folder) == len(items)
+    assert annotate(project, database, folder).painted == len(items)
     report = import_labels(project, database, source=folder, origin="simulation")
     assert report.closed
     with database.session(write=False) as session:

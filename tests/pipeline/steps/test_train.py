@@ -140,7 +140,7 @@ def fill(project: Project, database: Database) -> None:
 def test_a_model_is_trained_saved_and_on_record(tmp_path: Path, database: Database) -> None:
     project = make_project(tmp_path)
     fill(project, database)
-    model = train(project, database)
+    model = train(project, database).model
     assert (model.name, model.status, model.iterations) == ("r01", "trained", 4)
 
     folder = project.path(model.checkpoint_uri)
@@ -249,7 +249,7 @@ def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
         return original(logits, target, *others)
 
     monkeypatch.setattr(loop, "segmentation_loss", watch)
-    model = train(project, database)
+    model = train(project, database).model
     values = sorted({round(float(value), 3) for target in seen for value in target.unique()})
     assert values == ([0.0, 0.333, 0.667, 1.0] if annotators == "soft" else [0, 1])
     votes = [(label.image_id, label.annotator) for label in ask(database, models.model_labels, model.id)]
@@ -275,12 +275,12 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: D
     assert fetch_one(database, Model).status == "training"
     assert fetch_one(database, Round).state == "train"
     seen: list[int] = []
-    resumed = train(project, database, progress=lambda title, done, total: _note(seen, title, done))
+    resumed = train(project, database, progress=lambda title, done, total: _note(seen, title, done)).model
     assert seen == [3, 4, 5]
 
     second = Database(f"sqlite:///{tmp_path}/two/store.db")
     fill(other, second)
-    assert train(other, second).checkpoint_sha256 == resumed.checkpoint_sha256
+    assert train(other, second).model.checkpoint_sha256 == resumed.checkpoint_sha256
 
 
 def _note(seen: list[int], title: str, done: int) -> None:
@@ -339,14 +339,14 @@ def test_without_labels_there_is_nothing_to_train_on(tmp_path: Path, database: D
 def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Database) -> None:
     project = make_project(tmp_path)
     fill(project, database)
-    first = train(project, database)
+    first = train(project, database).model
     with database.session() as session:
         session.get_one(Model, first.id).status = "promoted"
         current = session.scalars(select(Round)).one()
         current.state = "closed"
         session.add(Round(number=2, state="train"))
     warm = make_project(tmp_path, warm_start=True, learning_rate=1e-12, iterations=1)
-    second = train(warm, database)
+    second = train(warm, database).model
     assert (second.name, second.parent_id) == ("r02", first.id)
     before, _ = load_model(project.path(first.checkpoint_uri), device=CPU, class_names=None)
     after, _ = load_model(project.path(second.checkpoint_uri), device=CPU, class_names=None)
@@ -365,7 +365,7 @@ def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Dat
 def test_the_card_is_plain_json(tmp_path: Path, database: Database) -> None:
     project = make_project(tmp_path, loss={"class_weights": "balanced", "dice": 0.3})
     fill(project, database)
-    model = train(project, database)
+    model = train(project, database).model
     card = json.loads((project.path(model.checkpoint_uri) / "model.json").read_text())
     assert card["class_names"] == ["ground", "thing"]
     assert card["metrics"]["training_loss"] > 0
