@@ -108,12 +108,18 @@ def images_by_id(session: Session, image_ids: Sequence[int]) -> list[Image]:
     return found
 
 
-def images_named(session: Session, *, stems: Collection[str]) -> list[NamedImage]:
-    """The images of the project whose name without its ending is one of these. Reads every URI once."""
+def images_named(session: Session, *, stems: Collection[str], copies_of: Collection[int]) -> list[NamedImage]:
+    """The images of the project whose name without its ending is one of these, and the duplicates of some
+    images. Reads every URI once."""
     wanted = {unicodedata.normalize("NFC", stem) for stem in stems}
     statement = select(Image.id, Image.uri, Image.duplicate_of).execution_options(yield_per=10_000)
     rows = (NamedImage(*row) for row in session.execute(statement))
-    return [row for row in rows if unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in wanted]
+    return [
+        row
+        for row in rows
+        if row.duplicate_of in copies_of
+        or unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in wanted
+    ]
 
 
 def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:

@@ -24,7 +24,6 @@ from pipeline.labeling.coco_document import (
     ANNOTATIONS,
     CocoDocument,
     coco_files,
-    document_names,
     documents,
     is_coco_zip,
     is_panoptic,
@@ -46,8 +45,9 @@ from pipeline.labeling.exchange import (
 from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
 from pipeline.labeling.unchanged import ProposalList
+from pipeline.labeling.untrusted.canvas import Canvas
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
-from pipeline.labeling.untrusted.coco_shapes import Canvas, read_shape
+from pipeline.labeling.untrusted.coco_shapes import read_shape
 
 INSTANCES = "instances_default.json"
 
@@ -138,16 +138,6 @@ def read_coco(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]
         yield from read_documents(documents(files, wanted=_is_instances), partial(_paint, labels))
 
 
-def coco_names(source: Path) -> Iterator[str]:
-    """What the file, or the files of the folder, call the images that do not carry an id.
-
-    Raises:
-        DataError: as `read_coco`.
-    """
-    with unpacked(source) as files:
-        yield from document_names(documents(files, wanted=_is_instances))
-
-
 def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> DecodedMask:
     canvas = Canvas(width=width, height=height)
     for annotation in index.annotations(image):
@@ -157,7 +147,7 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
         except DataError as error:
             problem = f"Annotation {shown(annotation.get('id'))}: {error.problem}"
             raise DataError(problem, error.remedy) from error
-    return canvas.painted()
+    return canvas.decoded()
 
 
 def _is_instances(path: Path) -> bool:
@@ -175,6 +165,5 @@ COCO = Tool(
     title="COCO instances",
     writer=CocoWriter,
     read=read_coco,
-    names=coco_names,
     recognises=_recognises,
 )

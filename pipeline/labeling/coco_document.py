@@ -18,7 +18,7 @@ from pipeline.labeling.exchange import Annotation, DecodedMask, OutgoingImage, O
 from pipeline.labeling.manifest import IMAGES, ManifestWriter
 from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
-from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex, image_names
+from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 
 ANNOTATIONS = "annotations"
 
@@ -123,20 +123,6 @@ def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rej
             if len(paths) == 1:
                 raise DataError(f"{path}: {error.problem}", error.remedy) from error
             yield Rejected(shown(path.name), str(error))
-
-
-def document_names(paths: list[Path]) -> Iterator[str]:
-    """What COCO files call the images that do not carry an id.
-
-    Raises:
-        DataError: the one file that there is cannot be read.
-    """
-    for path in paths:
-        try:
-            yield from image_names(path)
-        except DataError as error:
-            if len(paths) == 1:
-                raise DataError(f"{path}: {error.problem}", error.remedy) from error
 
 
 def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:

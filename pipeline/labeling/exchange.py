@@ -11,11 +11,11 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -127,10 +127,8 @@ class Writer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DecodedMask:
-    """A mask that came back; `overlapping` counts the pixels that shapes of different classes claimed: the
-    later shape got them."""
+class DecodedMask(NamedTuple):
+    """A mask, and the number of pixels that shapes of different classes claimed: the later shape has them."""
 
     mask: Mask
     overlapping: int = 0
@@ -138,20 +136,20 @@ class DecodedMask:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one annotator says of one image.
+    """The annotation of one image by one annotator.
 
     Attributes:
-        subject: where it stands, for the report: a file, or a task of a file.
-        image: the image's id, or the name that the source calls it by.
-        read: decodes the mask, given the width and height that the image has; raises a DataError when the
-            source says something else, or what cannot be.
-        queue: the queue's name, where the source says it.
-        sha256: of the image file, where the source says it.
-        annotator: who drew it, where the source says it.
-        labeled_at: aware; None where the source does not say.
-        seconds: spent on it, where the tool has measured that.
-        skipped: the annotator would not label it; `read` is not called then.
-        origin: what the tool calls this annotation, so that a later state of it is its next version.
+        subject: its location for the report: a file, or a task of a file.
+        image: the image's id, or its name in the source.
+        read: decodes the mask, given the image's width and height; raises a DataError where the source states
+            another size, or something invalid. It can be called until the next annotation is asked for.
+        queue: the queue's name, where the source states it.
+        sha256: of the image file, where the source states it.
+        annotator: who drew it, where the source states it.
+        labeled_at: aware; None where the source does not state it.
+        seconds: spent on it, where the tool has measured them.
+        skipped: the annotator did not want to label it; `read` is not called then.
+        origin: the tool's identifier of this annotation, so that a later state of it is its next version.
     """
 
     subject: str
@@ -168,7 +166,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Something that was not taken, and why. Both are text that a stranger may have chosen parts of."""
+    """A part of a source that was not taken, and why. Both texts may contain untrusted parts."""
 
     subject: str
     reason: str
@@ -183,8 +181,6 @@ class Tool:
         title: as people call it.
         writer: opens a writer for an empty folder.
         read: the annotations of a file or folder; it is read once, and nothing of it is kept.
-        names: the image names of a source, read before `read`: they tell which image an annotation is of, and
-            a name that matches two images matches none. Empty where annotations carry image ids.
         recognises: whether a file or folder looks like one that `read` reads. Looks at its first bytes only.
     """
 
@@ -192,7 +188,6 @@ class Tool:
     title: str
     writer: Callable[[Path, OutgoingQueue], Writer]
     read: Callable[[Path, LabelMap], Iterator[Annotation | Rejected]]
-    names: Callable[[Path], Iterable[str]]
     recognises: Callable[[Path], bool]
 
 

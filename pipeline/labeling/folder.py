@@ -113,17 +113,6 @@ def read_folder(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejecte
         )
 
 
-def mask_names(source: Path) -> Iterator[str]:
-    """The paths of the masks of a folder, below the place where masks are looked for.
-
-    Raises:
-        DataError: as `read_folder`.
-    """
-    delivery = locate(source)
-    for path in find_masks(delivery)[0]:
-        yield str(path.relative_to(delivery.masks))
-
-
 def locate(folder: Path) -> Delivery:
     """Find out what a folder is: an exported one (or its `masks`), or any folder of masks.
 
@@ -248,6 +237,5 @@ FOLDER = Tool(
     title="a folder of masks",
     writer=FolderWriter,
     read=read_folder,
-    names=mask_names,
     recognises=Path.is_dir,
 )

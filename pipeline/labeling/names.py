@@ -11,6 +11,10 @@ from pathlib import PurePosixPath
 from pipeline.errors import DataError
 
 
+class UnknownName(DataError):
+    """No image that is wanted has this name."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """An image that a mask may be of. `name` is its name in the export; None for an image that is not in
@@ -43,7 +47,8 @@ class NameIndex:
         """The id of the image that a mask is of, by the mask's path below its folder.
 
         Raises:
-            DataError: no image of the queue has this name, or more than one.
+            UnknownName: no image has this name.
+            DataError: more than one image has it, or one that is not in the queue.
         """
         parts = _parts(relative)
         name = parts[-1]
@@ -59,7 +64,7 @@ class NameIndex:
             image = self._by_id[name]
             meant[image.image_id] = image
         if not meant:
-            raise DataError(
+            raise UnknownName(
                 "It belongs to no image of this queue.", "Give it the name that the manifest says."
             )
         if len(meant) > 1:

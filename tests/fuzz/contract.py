@@ -32,12 +32,6 @@ def check_tool(
         UserError: the source is refused, which is right.
     """
     expect(isinstance(tool.recognises(source), bool), "`recognises` is no bool")
-    problem: UserError | None = None
-    try:
-        for name in tool.names(source):
-            expect(isinstance(name, str) and storable(name), f"`names` has {name!r}")
-    except UserError as error:
-        problem = error
     masks = 0
     try:
         for found in tool.read(source, labels):
@@ -48,10 +42,8 @@ def check_tool(
                 expect(isinstance(found, Annotation), f"`read` gives {type(found)}")
                 masks += _check_annotation(found, labels, sizes)
     except UserError as error:
-        problem = error
-    if problem is not None:
-        _check_line(str(problem))
-        raise problem
+        _check_line(str(error))
+        raise
     return masks
 
 

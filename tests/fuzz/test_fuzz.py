@@ -70,7 +70,7 @@ def test_a_reader_that_breaks_a_promise_is_found(
         yield annotation()
         yield found()
 
-    broken = replace(COCO, read=read, names=lambda source: (), recognises=Path.is_file)
+    broken = replace(COCO, read=read, recognises=Path.is_file)
     target = Target(
         "broken",
         [Seed({"a.json": b"{}"}, "file", "a.json")],

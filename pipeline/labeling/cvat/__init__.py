@@ -1,6 +1,6 @@
 """CVAT: images with the model's masks go out as "CVAT for images 1.1", and come back so."""
 
-from pipeline.labeling.cvat.annotations import image_names, read_annotations, recognises
+from pipeline.labeling.cvat.annotations import read_annotations, recognises
 from pipeline.labeling.cvat.document import CvatWriter
 from pipeline.labeling.exchange import Tool
 
@@ -9,7 +9,6 @@ CVAT = Tool(
     title="CVAT",
     writer=CvatWriter,
     read=read_annotations,
-    names=image_names,
     recognises=recognises,
 )
 

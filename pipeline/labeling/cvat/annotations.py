@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.errors import DataError
-from pipeline.labeling.cvat.canvas import Canvas
 from pipeline.labeling.cvat.document import ANNOTATIONS
 from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
@@ -26,6 +28,8 @@ from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
 from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
+from pipeline.labeling.untrusted.canvas import Canvas
+from pipeline.labeling.untrusted.coco_shapes import read_shape
 from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_elements
 
 LARGEST_DOCUMENT = 16 << 30
@@ -79,23 +83,6 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
                 yield annotation
     if not found:
         raise DataError(f"{source} holds no annotations.", _NO_ANNOTATIONS)
-
-
-def image_names(source: Path) -> Iterator[str]:
-    """What a source calls its images: as far as it can be read.
-
-    Raises:
-        DataError: it cannot be opened.
-    """
-    for _, stream in _documents(source):
-        if isinstance(stream, Rejected):
-            continue
-        try:
-            for element in iter_elements(stream, _WANTED):
-                if element.tag == "image" and element.attributes.get("name"):
-                    yield element.attributes["name"]
-        except DataError:
-            continue
 
 
 @dataclass(frozen=True)
@@ -239,10 +226,11 @@ def _paint(image: Element, labels: LabelMap, width: int, height: int) -> Decoded
     for _, shape in sorted(shapes, key=lambda pair: pair[0]):  # stable: among equals, the later is above
         index = _class(shape, classes)
         if shape.tag == "mask":
-            _paint_mask(canvas, index, shape)
+            box, runs = _mask(shape, width=width, height=height)
+            canvas.paint_box(runs, index, **box)
         else:
-            canvas.paint_polygon(index, _points(shape))
-    return canvas.painted()
+            canvas.paint(read_shape([_points(shape)], width=width, height=height), index)
+    return canvas.decoded()
 
 
 def _is_shape(element: Element) -> bool:
@@ -266,13 +254,15 @@ def _class(shape: Element, classes: dict[str, int]) -> int:
     return classes[label]
 
 
-def _paint_mask(canvas: Canvas, index: int, shape: Element) -> None:
-    left, top, width, height = (_whole(shape, key) for key in ("left", "top", "width", "height"))
-    if width < 1 or height < 1:
+def _mask(shape: Element, *, width: int, height: int) -> tuple[dict[str, int], npt.NDArray[np.int64]]:
+    """The box of a mask, inside an image of this size, and the runs that fill it."""
+    left, top, box_width, box_height = (_whole(shape, key) for key in ("left", "top", "width", "height"))
+    if box_width < 1 or box_height < 1:
         raise DataError("It has a mask without a size.", _REMEDY)
-    canvas.check_box(left=left, top=top, width=width, height=height)
-    runs = parse_runs(shape.attributes.get("rle", ""), width=width, height=height)
-    canvas.paint_runs(index, runs, left=left, top=top, width=width)
+    if min(left, top) < 0 or left + box_width > width or top + box_height > height:
+        raise DataError("It has a mask that is not inside the image.", _REMEDY)
+    runs = parse_runs(shape.attributes.get("rle", ""), width=box_width, height=box_height)
+    return {"left": left, "top": top, "width": box_width}, runs
 
 
 def _points(shape: Element) -> list[float]:

@@ -9,7 +9,6 @@ LABEL_STUDIO = Tool(
     title="Label Studio",
     writer=TasksWriter,
     read=read_annotations,
-    names=lambda source: (),
     recognises=recognises,
 )
 

@@ -199,22 +199,6 @@ def coco_items(path: Path) -> Iterator[Item]:
                 raise DataError(f"Its `{item.key}` is no list.", _MEND)
 
 
-def image_names(path: Path) -> Iterator[str]:
-    """The names of the images of a file, where they do not carry ids.
-
-    Raises:
-        DataError: it is no COCO file, or is broken.
-    """
-    for item in coco_items(path):
-        if item.key == "images":
-            try:
-                key = _image(_fields(item, longest=LONGEST_ENTRY), 0).key
-            except _Unusable:
-                continue  # it is reported when the file is read
-            if isinstance(key, str):
-                yield key
-
-
 def _read(stream: Any, offset: int, length: int) -> dict[str, Any]:
     stream.seek(offset)
     fields = load_item(stream.read(length))

@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
 
-from pipeline.config import IGNORE
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import DecodedMask
 
 MOST_CORNERS = 1_000_000
 """Of an annotation's polygons."""
@@ -26,14 +24,10 @@ MOST_CORNERS = 1_000_000
 LONGEST_BORDER = 1 << 20
 """Pixels, of an annotation's polygons together: a border that fills an image of a megapixel."""
 
-MOST_COVERS = 64
-"""How often the shapes of an image may cover it altogether."""
-
 _FIRST_DIGIT = 48
 _DIGIT_BITS = 5
 _GOES_ON, _NEGATIVE = 0x20, 0x10
 _MOST_DIGITS = 7
-_SPARSE = 8
 _FAR = 10_000
 """Pixels that a corner may lie outside of the image, besides the image's own size."""
 
@@ -98,59 +92,6 @@ def decode_counts(text: str) -> npt.NDArray[np.int64]:
     counts[1::2] = np.cumsum(counts[1::2])  # from the fourth on, each is the difference to the last but one
     counts[2::2] = np.cumsum(counts[2::2])
     return counts
-
-
-class Canvas:
-    """A mask on which shapes are painted one after another: the later one gets the pixel."""
-
-    def __init__(self, *, width: int, height: int) -> None:
-        self._size = (width, height)
-        self._classes = np.full(width * height, IGNORE, dtype=np.uint8)
-        self._disputed = np.zeros(0, dtype=bool)
-        self._left = MOST_COVERS * width * height + LONGEST_BORDER
-
-    def paint(self, runs: Runs, value: int) -> None:
-        """Paint a shape.
-
-        Raises:
-            DataError: the shapes cover the image more than `MOST_COVERS` times.
-        """
-        area = runs.area
-        self._left -= area + runs.border
-        if self._left < 0:
-            raise DataError(
-                f"Its shapes cover the image more than {MOST_COVERS} times.", "Leave out those that repeat."
-            )
-        if not area:
-            return
-        first, last = int(runs.starts[0]), int(runs.starts[-1] + runs.lengths[-1])
-        window = self._classes[first:last]
-        chosen = _chosen(runs, area=area, first=first, span=last - first)
-        before = window[chosen]
-        other = (before != IGNORE) & (before != value)
-        if other.any():
-            self._dispute(first + (np.flatnonzero(chosen) if chosen.dtype == bool else chosen)[other])
-        window[chosen] = value
-
-    def painted(self) -> DecodedMask:
-        """What has been painted: uint8 [H, W], and how many pixels shapes of different classes claimed."""
-        mask = np.ascontiguousarray(self._classes.reshape(self._size).T)
-        return DecodedMask(mask=mask, overlapping=int(np.count_nonzero(self._disputed)))
-
-    def _dispute(self, pixels: npt.NDArray[np.int64]) -> None:
-        if not len(self._disputed):
-            self._disputed = np.zeros(len(self._classes), dtype=bool)
-        self._disputed[pixels] = True
-
-
-def _chosen(runs: Runs, *, area: int, first: int, span: int) -> npt.NDArray[Any]:
-    """Which pixels of a window are the shape's: indices where they are few, else bool [span]."""
-    if area * _SPARSE < span:
-        offsets = runs.starts - first - (np.cumsum(runs.lengths) - runs.lengths)
-        return np.repeat(offsets, runs.lengths) + np.arange(area)
-    edges = np.empty(2 * len(runs.starts), dtype=np.int64)
-    edges[0::2], edges[1::2] = runs.starts, runs.starts + runs.lengths
-    return np.repeat(np.arange(len(edges) - 1) % 2 == 0, np.diff(edges))
 
 
 def _of_run_lengths(segmentation: dict[str, Any], *, width: int, height: int) -> Runs:

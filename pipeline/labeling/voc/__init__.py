@@ -1,7 +1,7 @@
 """Pascal VOC's segmentations, and CVAT's "Segmentation mask 1.1", which is the same as a zip archive."""
 
 from pipeline.labeling.exchange import Tool
-from pipeline.labeling.voc.annotations import mask_names, read_annotations, recognises
+from pipeline.labeling.voc.annotations import read_annotations, recognises
 from pipeline.labeling.voc.layout import CvatMasksWriter, VocWriter
 
 VOC = Tool(
@@ -9,7 +9,6 @@ VOC = Tool(
     title="Pascal VOC",
     writer=VocWriter,
     read=read_annotations,
-    names=mask_names,
     recognises=recognises,
 )
 CVAT_MASKS = Tool(
@@ -17,7 +16,6 @@ CVAT_MASKS = Tool(
     title="CVAT, as segmentation masks",
     writer=CvatMasksWriter,
     read=read_annotations,
-    names=mask_names,
     recognises=recognises,
 )
 

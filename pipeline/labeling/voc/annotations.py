@@ -66,16 +66,6 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
             yield _annotation(files, name, subject, colors, labels)
 
 
-def mask_names(source: Path) -> Iterator[str]:
-    """The paths of the masks below `SegmentationClass`.
-
-    Raises:
-        DataError: as `read_annotations`.
-    """
-    for _, _, masks in _opened(source):
-        yield from (_below(name) or name for name in masks)
-
-
 def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
     """The archive; or the folder, and the archives in it: each with its masks, without what was exported and
     nobody has touched.

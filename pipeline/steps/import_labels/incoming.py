@@ -1,33 +1,169 @@
-"""The annotations that came for one queue, matched with its images and regions: the labels to record."""
+"""The annotations that come in from labeling tools, matched with the images and regions of their queues: the
+labels that an import will record.
+
+Each source is read once, and each mask is decoded once: an annotation is stored when it comes, and what it
+means is decided from the rows of its queue.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
-from db.queries import images, queue_items
+from db.engine import Database
+from db.queries import images, queue_items, queues
+from db.queries import labels as label_queries
+from db.queries import rounds as round_queries
 from db.queries.labels import LabeledRegion
 from db.queries.queue_items import QueuedBox, QueuedImage
 from db.tables import Queue, utc_now
+from pipeline import rounds
 from pipeline.config import IGNORE
+from pipeline.data.labels import compose_labels
 from pipeline.data.masks import Mask, store_mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError
-from pipeline.evaluation.agreement import Agreement
+from pipeline.evaluation.agreement import Agreement, region_agreement
 from pipeline.labeling.encoding import COVERED, is_whole_image, painted_shares
-from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
-from pipeline.labeling.manifest import MANIFEST, BadLine, ManifestImage, export_name
-from pipeline.labeling.names import NameIndex, Wanted
+from pipeline.labeling.exchange import Annotation, Rejected, shown
+from pipeline.labeling.manifest import (
+    MANIFEST,
+    BadLine,
+    ManifestImage,
+    export_name,
+    manifest_of,
+    read_manifest,
+)
+from pipeline.labeling.names import NameIndex, UnknownName, Wanted
+from pipeline.steps.import_labels.report import MOST_LINES, ImportReport
 
 LABELS_FOLDER = "labels"
-"""Below the work folder: every mask that came back, under the hash of its content."""
+"""Below the work folder: every imported mask, under the hash of its content."""
+MOST_IN_MEMORY = 8
+"""Masks of one image that are kept until another image comes, for the agreement of its annotators."""
+
+Origin = Literal["import", "simulation"]
+_LISTED = 8
+
+
+class Incoming:
+    """Takes annotations, opens their queues, and reports what it could not take.
+
+    Args:
+        sources: that are read; a manifest beside the first names the queue, and says what its images are.
+        queue: of annotations that name none; without one and a manifest, the current round's.
+        annotator: of annotations that name none.
+        origin: `simulation` where unlabeled pixels have no class, and their regions count as labeled.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        database: Database,
+        sources: Sequence[Path],
+        *,
+        queue: str | None,
+        annotator: str | None,
+        origin: Origin,
+    ) -> None:
+        self._project = project
+        self._database = database
+        self._manifest = next(filter(None, map(manifest_of, sources)), None)
+        self._queue = queue
+        self._annotator = annotator
+        self._origin: Origin = origin
+        self._queues: dict[str, IncomingQueue] = {}
+        self._default: IncomingQueue | None = None
+        self._report = ImportReport(queue="")
+
+    def take(self, annotation: Annotation | Rejected) -> None:
+        """Match an annotation with its image and store its mask, or report what is wrong with it.
+
+        Raises:
+            DataError: the sources are of no queue of this project.
+            NotYourTurn: the queue has not been exported yet.
+            UserError: the work folder cannot be written.
+        """
+        if isinstance(annotation, Rejected):
+            self._report.reject(annotation)
+            return
+        queue = self.default_queue() if annotation.queue is None else None
+        try:
+            queue = queue or self._queue_named(str(annotation.queue))
+            queue.take(annotation, annotator=self._annotator, all_labeled=self._origin == "simulation")
+        except DataError as error:
+            self._report.reject(Rejected(subject=annotation.subject, reason=str(error)))
+
+    def close(self) -> tuple[list[IncomingQueue], ImportReport]:
+        """The queues, at least one of them, and the report so far."""
+        if not self._queues:
+            self.default_queue()
+        for queue in self._queues.values():
+            for rejected in queue.close():
+                self._report.reject(rejected)
+        self._report.queue = ", ".join(self._queues)
+        return list(self._queues.values()), self._report
+
+    def default_queue(self) -> IncomingQueue:
+        """The queue that the manifest or the caller names, else the current round's.
+
+        Raises:
+            DataError: there is no such queue, or the manifest is of another project, or of several queues.
+            NotYourTurn: the queue has not been exported yet.
+        """
+        if self._default is None:
+            self._default = (
+                self._open(self._queue) if self._manifest is None else self._read_manifest(self._manifest)
+            )
+        return self._default
+
+    def _read_manifest(self, path: Path) -> IncomingQueue:
+        """The queue that a manifest is of. An image that it contradicts is none of the queue any more."""
+        queue: IncomingQueue | None = None
+        agreeing = 0
+        for entry in read_manifest(path):
+            if isinstance(entry, BadLine):
+                self._report.reject(Rejected(f"{MANIFEST} line {entry.number}", shown(entry.reason)))
+                continue
+            if self._queue not in (None, entry.queue) and queue is None:
+                raise DataError(f"{path} is not of queue {self._queue!r}.", "Leave the queue's name out.")
+            queue = queue or self._open(entry.queue)
+            if entry.queue != queue.queue.name:
+                raise DataError(f"{path} names several queues.", "Export the queue again.")
+            if queue.agrees(entry):
+                agreeing += 1
+                continue
+            reason = "The store's image of this id has another content, or is not in this queue."
+            self._report.reject(Rejected(f"{MANIFEST} image {entry.image_id}", reason))
+        if queue is None:
+            raise DataError(f"{path} names no queue.", "Export the queue again.")
+        if not agreeing:
+            raise DataError(
+                f"The {MANIFEST} of {queue.queue.name} was not exported from this project.",
+                "Import it into the project that it was exported from.",
+            )
+        return queue
+
+    def _queue_named(self, name: str) -> IncomingQueue:
+        if self._queue not in (None, name):
+            raise DataError(f"It is of queue {shown(name)}.", "Leave the queue's name out.")
+        return self._queues.get(name) or self._open(name)
+
+    def _open(self, name: str | None) -> IncomingQueue:
+        with self._database.session(write=False) as session:
+            queue = _find_queue(session, name)
+            if queue.name not in self._queues:
+                targets = _targets(queue_items.queued_boxes(session, queue_id=queue.id))
+                self._queues[queue.name] = IncomingQueue(self._project, self._database, queue, targets)
+        return self._queues[queue.name]
 
 
 @dataclass(frozen=True)
@@ -55,7 +191,7 @@ class Target:
 
 @dataclass(frozen=True)
 class NewLabel:
-    """A mask that was read and kept, ready to be written down.
+    """A stored mask, and what an import records of it.
 
     Attributes:
         covered: whether each of the target's items counts as labeled, [R].
@@ -83,96 +219,138 @@ class NewLabel:
         return [region for region, covered in regions if covered]
 
     def unpainted(self) -> list[str]:
-        """The items that stay unlabeled, in words."""
+        """The items that stay unlabeled, as text."""
         boxes = self.target.boxes[~self.covered].tolist()
         return [f"{self.target.name}: x {x}, y {y}, w {w}, h {h}" for x, y, w, h in boxes]
 
 
-@dataclass
-class Inbox:
-    """The annotations for one queue.
+class IncomingQueue:
+    """The annotations of one queue.
 
     Attributes:
         targets: its images by id, best rank first.
-        labels: of the masks, in the order in which they came.
-        skipped: the images that an annotator would not label.
-        agreement: by queue item; of images that several annotators have labeled.
+        labels: to be recorded, in the order in which they came.
+        skipped: the images that an annotator did not want to label.
+        agreement: of the annotators, by queue item; None where no two of them label a pixel of the item.
     """
 
-    queue: Queue
-    targets: dict[int, Target]
-    names: NameIndex | None = None
-    labels: list[NewLabel] = field(default_factory=list)
-    skipped: set[int] = field(default_factory=set)
-    agreement: dict[int, Agreement | None] = field(default_factory=dict)
+    def __init__(
+        self, project: Project, database: Database, queue: Queue, targets: dict[int, Target]
+    ) -> None:
+        self.queue = queue
+        self.targets = targets
+        self.labels: list[NewLabel] = []
+        self.skipped: set[int] = set()
+        self.agreement: dict[int, Agreement | None] = {}
+        self._project = project
+        self._database = database
+        self._index: NameIndex | None = None
+        self._labels_of: dict[int, list[NewLabel]] = defaultdict(list)
+        self._named: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        """Subjects and names of the annotations that came by name, by image."""
+        self._unknown: list[tuple[str, str]] = []
+        self._image: Target | None = None
+        self._masks: dict[str, Mask] = {}
+        """The masks of `_image`, by their URIs, as many as are kept."""
 
-    @classmethod
-    def of(cls, session: Session, queue: Queue) -> Inbox:
-        """An empty one."""
-        return cls(queue=queue, targets=_targets(queue_items.queued_boxes(session, queue_id=queue.id)))
+    def agrees(self, entry: ManifestImage) -> bool:
+        """Whether an entry of a manifest is of an image of this queue; otherwise that image is none of it."""
+        target = self.targets.get(entry.image_id)
+        if target is not None and target.image.sha256 == entry.sha256:
+            return True
+        self.targets.pop(entry.image_id, None)
+        return False
 
-    def learn_names(self, session: Session, names: Collection[str]) -> None:
-        """Find out what these names of a source may mean. A duplicate's name means its original."""
-        stems = {PurePosixPath(name).stem for name in names}
-        wanted = [
-            Wanted(image_id=image_id, uri=target.image.uri, name=target.name)
-            for image_id, target in self.targets.items()
-        ]
-        for image in images.images_named(session, stems=stems):
-            if image.id not in self.targets:
-                original = self.targets.get(image.duplicate_of or image.id)
-                wanted.append(
-                    Wanted(image_id=image.id, uri=image.uri, name=None)
-                    if original is None
-                    else Wanted(image_id=original.image.id, uri=image.uri, name=original.name)
-                )
-        self.names = NameIndex(wanted)
+    def take(self, annotation: Annotation, *, annotator: str | None, all_labeled: bool) -> None:
+        """Decode an annotation and store its mask under its content.
 
-    def image_named(self, name: str) -> int:
-        """The id of the image that a name means, once it has been learned.
+        An annotation whose name is unknown, or means an image that another name meant before, is kept for
+        `close`.
 
-        Raises:
-            DataError: it means none of this queue, or several.
-        """
-        if self.names is None:
-            raise DataError(f"It is of no image of {self.queue.name}.")
-        return self.names.image_of(PurePosixPath(name))
-
-    def check_manifest(self, entries: Iterable[ManifestImage | BadLine]) -> Iterator[Rejected]:
-        """The lines that contradict the store; an image whose content is another one's is no target any more.
+        Args:
+            annotator: of an annotation that names none.
+            all_labeled: unlabeled pixels have no class, and their regions count as labeled.
 
         Raises:
-            DataError: no line agrees with the store.
+            DataError: it is of no image of this queue, is no mask of its image, or no pixel has a class.
+            UserError: the work folder cannot be written.
         """
-        agreeing = lines = 0
-        for entry in entries:
-            lines += 1
-            if isinstance(entry, BadLine):
-                yield Rejected(subject=f"{MANIFEST} line {entry.number}", reason=shown(entry.reason))
-                continue
-            target = self.targets.get(entry.image_id)
-            if target is None or target.image.sha256 != entry.sha256:
-                self.targets.pop(entry.image_id, None)
-                reason = "The store's image of this id has another content, or is not in this queue."
-                yield Rejected(subject=f"{MANIFEST} image {entry.image_id}", reason=reason)
-            else:
-                agreeing += 1
-        if lines and not agreeing:
-            raise DataError(
-                f"The {MANIFEST} of {self.queue.name} was not exported from this project.",
-                "Import it into the project that it was exported from.",
-            )
+        try:
+            target = self._target_of(annotation)
+        except UnknownName:
+            if len(self._unknown) == MOST_LINES:
+                raise
+            self._unknown.append((annotation.subject, str(annotation.image)))
+            return
+        if isinstance(annotation.image, str):
+            named = self._named[target.image.id]
+            if len(named) == MOST_LINES:
+                raise DataError("One image has several masks.")
+            named.append((annotation.subject, annotation.image))
+            if len(named) > 1:
+                return
+        if annotation.skipped:
+            self.skipped.add(target.image.id)
+            return
+        mask, overlapping = annotation.read(target.image.width, target.image.height)
+        labeled_pixels = int(np.count_nonzero(mask != IGNORE))
+        if not labeled_pixels and not all_labeled:
+            raise DataError("Nothing in it is painted.")
+        path, sha256 = store_mask(self._project.workdir / LABELS_FOLDER, mask)
+        shares = painted_shares(mask, target.boxes, target.outlines)
+        label = NewLabel(
+            target=target,
+            subject=annotation.subject,
+            mask_uri=self._project.uri(path),
+            mask_sha256=sha256,
+            labeled_pixels=labeled_pixels,
+            labeled_at=_believable(annotation.labeled_at, self.queue),
+            covered=(shares >= COVERED) | all_labeled,
+            whole_image=is_whole_image(mask, target.boxes, target.outlines),
+            annotator=shown(annotation.annotator) if annotation.annotator else annotator,
+            seconds=annotation.seconds,
+            origin=annotation.origin,
+            overlapping=overlapping,
+        )
+        if self._image is not target:
+            self._measure_agreement()
+            self._image, self._masks = target, {}
+        self.labels.append(label)
+        self._labels_of[target.image.id].append(label)
+        if len(self._masks) < MOST_IN_MEMORY:
+            self._masks[label.mask_uri] = mask
 
-    def target_of(self, annotation: Annotation) -> Target:
+    def close(self) -> Iterator[Rejected]:
+        """Finish when every annotation has come; yields what its name kept from being taken."""
+        self._measure_agreement()
+        if self._unknown:
+            with self._database.session(write=False) as session:
+                index = self._index_of(session, {PurePosixPath(name).stem for _, name in self._unknown})
+            for subject, name in self._unknown:
+                try:
+                    index.image_of(PurePosixPath(name))
+                except DataError as error:
+                    yield Rejected(subject, str(error))
+        several = {image_id: named for image_id, named in self._named.items() if len(named) > 1}
+        self.labels = [label for label in self.labels if label.target.image.id not in several]
+        for image_id, named in several.items():
+            for item_id in self.targets[image_id].item_ids:
+                self.agreement.pop(item_id, None)
+            taken = {label.subject for label in self._labels_of[image_id]}
+            files = ", ".join(shown(name) for _, name in named[:_LISTED])
+            reason = f"One image has several masks: {files}. Leave the one that counts."
+            for place, (subject, _) in enumerate(named):
+                if place or subject in taken:  # what is wrong with the first may be reported already
+                    yield Rejected(subject, reason)
+
+    def _target_of(self, annotation: Annotation) -> Target:
         """The image that an annotation is of.
 
         Raises:
             DataError: it is of none in this queue, its name could mean several, or its content is another's.
         """
-        image_id = (
-            annotation.image if isinstance(annotation.image, int) else self.image_named(annotation.image)
-        )
-        target = self.targets.get(image_id)
+        image = annotation.image
+        target = self.targets.get(image if isinstance(image, int) else self._image_named(image))
         if target is None:
             raise DataError(
                 f"It is of no image of {self.queue.name}.",
@@ -185,73 +363,83 @@ class Inbox:
             )
         return target
 
-    def take(
-        self,
-        project: Project,
-        annotation: Annotation,
-        target: Target,
-        *,
-        annotator: str | None,
-        looked_at_all: bool = False,
-    ) -> None:
-        """Decode an annotation and keep its mask under its content.
-
-        Args:
-            annotator: who drew it, where the annotation does not say.
-            looked_at_all: what is not painted has no class, and counts as labeled all the same.
+    def _image_named(self, name: str) -> int:
+        """The id of the image that a name means.
 
         Raises:
-            DataError: it is no mask of this image, or nothing in it is painted.
-            UserError: the work folder cannot be written.
+            UnknownName: it means none of this queue.
+            DataError: it means several.
         """
-        if annotation.skipped:
-            self.skipped.add(target.image.id)
-            return
-        painted = annotation.read(target.image.width, target.image.height)
-        labeled_pixels = int(np.count_nonzero(painted.mask != IGNORE))
-        if not labeled_pixels and not looked_at_all:
-            raise DataError("Nothing in it is painted.")
-        stored, sha256 = store_mask(project.workdir / LABELS_FOLDER, painted.mask)
-        self.labels.append(
-            self._annotation(
-                annotation,
-                target,
-                painted,
-                project.uri(stored),
-                sha256,
-                labeled_pixels,
-                annotator,
-                looked_at_all,
-            )
-        )
+        if self._index is None:
+            stems = {PurePosixPath(target.image.uri).stem for target in self.targets.values()}
+            with self._database.session(write=False) as session:
+                self._index = self._index_of(session, stems | set(map(str, self.targets)))
+        return self._index.image_of(PurePosixPath(name))
 
-    def _annotation(
-        self,
-        annotation: Annotation,
-        target: Target,
-        painted: DecodedMask,
-        uri: str,
-        sha256: str,
-        labeled_pixels: int,
-        annotator: str | None,
-        looked_at_all: bool,
-    ) -> NewLabel:
-        mask: Mask = painted.mask
-        shares = painted_shares(mask, target.boxes, target.outlines)
-        return NewLabel(
-            target=target,
-            subject=annotation.subject,
-            mask_uri=uri,
-            mask_sha256=sha256,
-            labeled_pixels=labeled_pixels,
-            labeled_at=_believable(annotation.labeled_at, self.queue),
-            covered=(shares >= COVERED) | looked_at_all,
-            whole_image=is_whole_image(mask, target.boxes, target.outlines),
-            annotator=shown(annotation.annotator) if annotation.annotator else annotator,
-            seconds=annotation.seconds,
-            origin=annotation.origin,
-            overlapping=painted.overlapping,
+    def _index_of(self, session: Session, stems: Collection[str]) -> NameIndex:
+        """What names mean: the images of this queue, and those of others with one of these stems. The name of
+        a duplicate means its original."""
+        wanted = [
+            Wanted(image_id=image_id, uri=target.image.uri, name=target.name)
+            for image_id, target in self.targets.items()
+        ]
+        for image in images.images_named(session, stems=stems, copies_of=self.targets):
+            if image.id not in self.targets:
+                original = self.targets.get(image.duplicate_of or image.id)
+                wanted.append(
+                    Wanted(image_id=image.id, uri=image.uri, name=None)
+                    if original is None
+                    else Wanted(image_id=original.image.id, uri=image.uri, name=original.name)
+                )
+        return NameIndex(wanted)
+
+    def _measure_agreement(self) -> None:
+        """How the annotators of the image that came last agree on its regions, by the newest mask of each."""
+        target = self._image
+        new = self._labels_of[target.image.id] if target is not None else []
+        new = sorted((label for label in new if label.labeled_pixels), key=lambda label: label.labeled_at)
+        if target is None or not new:
+            return
+        with self._database.session(write=False) as session:
+            known = label_queries.labels_in_force(session, queue_id=self.queue.id, image_id=target.image.id)
+            uris = {label.annotator: label.mask_uri for label in known}
+        uris |= {label.annotator: label.mask_uri for label in new}
+        if len(uris) < 2:
+            return
+        size = (target.image.width, target.image.height)
+        votes = np.stack(
+            [
+                self._masks[uri] if uri in self._masks else compose_labels([self._project.path(uri)], size)
+                for uri in uris.values()
+            ]
         )
+        found = region_agreement(
+            votes, target.boxes, target.outlines, num_classes=self._project.config.data.num_classes
+        )
+        self.agreement |= zip(target.item_ids, found, strict=True)
+
+
+def _find_queue(session: Session, name: str | None) -> Queue:
+    """The queue of this name, or else the current round's, whose turn it must be.
+
+    Raises:
+        DataError: there is no queue of this name.
+        NotYourTurn: the queue has not been exported yet.
+    """
+    current = round_queries.current_round(session)
+    if name is not None:  # one that is not what it looks like is no queue's, and no text for a database
+        found = queues.queue_by_name(session, name) if name == shown(name) else None
+    else:
+        current = rounds.require(session, "import")
+        found = queues.round_queue(session, current.id)
+    if found is None:
+        raise DataError(
+            f"It is of queue {shown(name)!r}, which this project does not have.",
+            "Import it into the project that it was exported from.",
+        )
+    if current is not None and found.round_id == current.id:
+        rounds.require(session, "import")
+    return found
 
 
 def _targets(boxes: Iterable[tuple[QueuedBox, QueuedImage]]) -> dict[int, Target]:
@@ -272,7 +460,7 @@ def _targets(boxes: Iterable[tuple[QueuedBox, QueuedImage]]) -> dict[int, Target
 
 
 def _believable(at: datetime | None, queue: Queue) -> datetime:
-    """When something was painted, as far as that can be believed: after its queue was made, and by now."""
+    """When a mask was drawn: the time that its source states, but not before its queue, and not after now."""
     now = utc_now()
     earliest = queue.exported_at or queue.created_at
     if at is None:

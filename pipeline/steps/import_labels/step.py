@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from sqlalchemy.orm import Session
 
 from db.engine import Database
@@ -16,17 +15,14 @@ from db.queries import labels as label_queries
 from db.queries import rounds as round_queries
 from db.tables import Queue
 from pipeline import rounds
-from pipeline.data.labels import compose_labels
 from pipeline.data.project import Project
 from pipeline.errors import DataError
-from pipeline.evaluation.agreement import Agreement, region_agreement
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, Rejected, Tool
 from pipeline.labeling.tools import recognise, tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
-from pipeline.steps.import_labels.desk import Desk, Origin
-from pipeline.steps.import_labels.incoming import Inbox, NewLabel
+from pipeline.steps.import_labels.incoming import Incoming, IncomingQueue, Origin
 from pipeline.steps.import_labels.report import ImportReport
 
 __all__ = ["ImportReport", "import_labels"]
@@ -68,26 +64,23 @@ def import_labels(
     """
     sources = [source] if isinstance(source, Path) else list(source)
     readers = [(recognise(path) if tool is None else tool_named(tool), path) for path in sources]
-    desk = Desk(project, database, sources, queue=queue, annotator=annotator, origin=origin)
-    names = [name for reader, path in readers for name in reader.names(path)]
-    if names or close or any(reader.name == "folder" for reader, _ in readers):
-        desk.learn_names(names)
+    incoming = Incoming(project, database, sources, queue=queue, annotator=annotator, origin=origin)
+    if close or any(reader.name == "folder" for reader, _ in readers):
+        incoming.default_queue()
     done = 0
     for done, annotation in enumerate(_annotations(readers, LabelMap(project.config.data)), start=1):
-        progress("import", done, max(done, len(names)))
-        desk.take(annotation)
+        progress("import", done, None)
+        incoming.take(annotation)
     if not (done or close):
         raise DataError(
             f"There is no mask in {', '.join(map(str, sources))}.",
             "Save the masks there, then import it again.",
         )
-    inboxes, report = desk.close()
-    for inbox in inboxes:
-        inbox.agreement = _measure_agreement(project, database, inbox)
+    opened, report = incoming.close()
     with database.session() as session:
-        for inbox in inboxes:
-            _record(session, inbox, origin=origin, report=report)
-            _close(session, inbox.queue, close=close, report=report)
+        for incoming_queue in opened:
+            _record(session, incoming_queue, origin=origin, report=report)
+            _close(session, incoming_queue.queue, close=close, report=report)
         failures.clear_failures(session, "import")
         failures.record_failures(session, "import", _failures(project, sources, known_as, report))
     return report
@@ -111,94 +104,69 @@ def _annotations(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iter
             yield Rejected(subject=source.name, reason=str(error))
 
 
-def _measure_agreement(project: Project, database: Database, inbox: Inbox) -> dict[int, Agreement | None]:
-    """The agreement of annotators, by queue item, on the images that annotations came for; None where no two
-    of them label a pixel of the item any more."""
-    touched: dict[int, list[NewLabel]] = {}
-    for annotation in sorted(inbox.labels, key=lambda annotation: annotation.labeled_at):
-        if annotation.labeled_pixels:
-            touched.setdefault(annotation.target.image.id, []).append(annotation)
-    found: dict[int, Agreement | None] = {}
-    for image_id, of_image in touched.items():
-        with database.session(write=False) as session:
-            known = label_queries.labels_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
-            masks = {label.annotator: label.mask_uri for label in known}
-        masks.update((annotation.annotator, annotation.mask_uri) for annotation in of_image)
-        if len(masks) < 2:
-            continue
-        target = inbox.targets[image_id]
-        size = (target.image.width, target.image.height)
-        votes = np.stack([compose_labels([project.path(uri)], size) for uri in masks.values()])
-        agreement = region_agreement(
-            votes, target.boxes, target.outlines, num_classes=project.config.data.num_classes
-        )
-        found.update(zip(target.item_ids, agreement, strict=True))
-    return found
-
-
-def _record(session: Session, inbox: Inbox, *, origin: Origin, report: ImportReport) -> None:
+def _record(session: Session, incoming: IncomingQueue, *, origin: Origin, report: ImportReport) -> None:
     """Record the labels of one queue, the regions that they cover, and the new status of its items."""
-    queue = inbox.queue
+    queue = incoming.queue
     looked_at: set[int] = set()
-    for annotation in sorted(inbox.labels, key=lambda annotation: annotation.labeled_at):
+    for new in sorted(incoming.labels, key=lambda new: new.labeled_at):
         if origin == "simulation":
-            looked_at.update(annotation.target.item_ids)
-        if not annotation.labeled_pixels:
+            looked_at.update(new.target.item_ids)
+        if not new.labeled_pixels:
             continue
         label = label_queries.record_label(
             session,
-            image_id=annotation.target.image.id,
+            image_id=new.target.image.id,
             queue_id=queue.id,
-            mask_uri=annotation.mask_uri,
-            mask_sha256=annotation.mask_sha256,
-            labeled_pixels=annotation.labeled_pixels,
+            mask_uri=new.mask_uri,
+            mask_sha256=new.mask_sha256,
+            labeled_pixels=new.labeled_pixels,
             source=origin,
-            annotator=annotation.annotator,
-            labeled_at=annotation.labeled_at,
-            regions=annotation.regions(),
-            seconds=annotation.seconds,
-            origin=annotation.origin,
+            annotator=new.annotator,
+            labeled_at=new.labeled_at,
+            regions=new.regions(),
+            seconds=new.seconds,
+            origin=new.origin,
         )
         if label is None:
             report.unchanged += 1
             continue
         report.imported += 1
-        report.labeled_pixels += annotation.labeled_pixels
-        report.unpainted += annotation.unpainted()
-        if annotation.overlapping:
-            report.overlapping.append((annotation.subject, annotation.overlapping))
-    report.skipped += _settle(session, inbox, looked_at)
-    agreement_queries.set_agreement(session, inbox.agreement)
-    report.missing += _unanswered(session, inbox)
+        report.labeled_pixels += new.labeled_pixels
+        report.unpainted += new.unpainted()
+        if new.overlapping:
+            report.overlapping.append((new.subject, new.overlapping))
+    report.skipped += _settle(session, incoming, looked_at)
+    agreement_queries.set_agreement(session, incoming.agreement)
+    report.missing += _unanswered(session, incoming)
 
 
-def _unanswered(session: Session, inbox: Inbox) -> list[str]:
+def _unanswered(session: Session, incoming: IncomingQueue) -> list[str]:
     """The images of a queue without a label in force, that nobody has looked at or skipped."""
-    answered = label_queries.labeled_images(session, queue_id=inbox.queue.id) | inbox.skipped
-    answered |= queue_items.skipped_images(session, inbox.queue.id)
-    answered |= {annotation.target.image.id for annotation in inbox.labels}
-    return [target.image.uri for image_id, target in inbox.targets.items() if image_id not in answered]
+    answered = label_queries.labeled_images(session, queue_id=incoming.queue.id) | incoming.skipped
+    answered |= queue_items.skipped_images(session, incoming.queue.id)
+    answered |= {new.target.image.id for new in incoming.labels}
+    return [target.image.uri for image_id, target in incoming.targets.items() if image_id not in answered]
 
 
-def _settle(session: Session, inbox: Inbox, looked_at: set[int]) -> int:
+def _settle(session: Session, incoming: IncomingQueue, looked_at: set[int]) -> int:
     """Give the items of the answered images their status; how many images count as skipped.
 
     An item is labeled when a label in force covers it, whoever drew that. What is left of a round that is
     closed is released.
     """
-    left = "queued" if _is_open(session, inbox.queue) else "released"
-    before = queue_items.item_statuses(session, inbox.queue.id)
+    left = "queued" if _is_open(session, incoming.queue) else "released"
+    before = queue_items.item_statuses(session, incoming.queue.id)
     chosen: dict[str, list[int]] = {"labeled": [], "skipped": [], left: []}
     skipped = 0
-    for image_id in {annotation.target.image.id for annotation in inbox.labels} | inbox.skipped:
-        target = inbox.targets[image_id]
-        covered = label_queries.regions_in_force(session, queue_id=inbox.queue.id, image_id=image_id)
+    for image_id in {new.target.image.id for new in incoming.labels} | incoming.skipped:
+        target = incoming.targets[image_id]
+        covered = label_queries.regions_in_force(session, queue_id=incoming.queue.id, image_id=image_id)
         whole = target.whole_image() in covered
         statuses = Counter[str]()
         for item_id, region in zip(target.item_ids, target.regions(), strict=True):
             if whole or region in covered or item_id in looked_at:
                 status = "labeled"
-            elif image_id in inbox.skipped or before[item_id] == "skipped":
+            elif image_id in incoming.skipped or before[item_id] == "skipped":
                 status = "skipped"
             else:
                 status = left

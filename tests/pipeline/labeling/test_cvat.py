@@ -26,12 +26,13 @@ from pipeline.config import DataConfig
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.cvat import CVAT
-from pipeline.labeling.cvat.canvas import Canvas
 from pipeline.labeling.cvat.labels import LOOK_HERE, label_colors, label_names, meanings
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected
 from pipeline.labeling.unchanged import PROPOSALS
+from pipeline.labeling.untrusted.canvas import Canvas
+from pipeline.labeling.untrusted.coco_shapes import read_shape
 from tests.pipeline.labeling.small_queue import (
     MASKS,
     NAMES,
@@ -113,7 +114,9 @@ def test_masks_come_back_as_they_went_out_and_as_cvat_decodes_them(masks: list[M
             assert np.array_equal(mask, seen)
         (folder / PROPOSALS).unlink()
         found = [answer for answer in CVAT.read(folder, LABELS) if isinstance(answer, Annotation)]
-        assert [answer.image for answer in found] == list(CVAT.names(folder))
+        assert [answer.image for answer in found] == sorted(
+            path.name for path in (folder / "images").iterdir()
+        )
         for answer, mask in zip(found, masks, strict=True):
             said = answer.read(*mask.shape[::-1])
             assert np.array_equal(said.mask, mask)
@@ -231,7 +234,7 @@ def test_a_projects_images_are_of_their_own_tasks(tmp_path: Path) -> None:
     )
     found = [answer for answer in CVAT.read(path, LABELS) if isinstance(answer, Annotation)]
     assert [answer.annotator for answer in found] == ["bob", "ann", None]
-    assert list(CVAT.names(path)) == ["sub/2.png", "sub/1.png", "sub/3.png"]
+    assert [answer.image for answer in found] == ["sub/2.png", "sub/1.png", "sub/3.png"]
 
 
 def test_an_archive_with_images_is_read_whatever_its_folders_are_called(tmp_path: Path) -> None:
@@ -291,9 +294,9 @@ def test_a_polygon_is_what_cocos_tools_make_of_it(points: list[tuple[int, int]],
     width, height = 30, 22
     values = [value / 100 - (outside and value % 7 == 0) for point in points for value in point]
     canvas = Canvas(width=width, height=height)
-    canvas.paint_polygon(4, values)
+    canvas.paint(read_shape([values], width=width, height=height), 4)
     expected = coco_mask.decode(coco_mask.frPyObjects([values], height, width))[:, :, 0]  # pyright: ignore
-    assert np.array_equal(canvas.painted().mask == 4, expected.astype(bool))
+    assert np.array_equal(canvas.decoded().mask == 4, expected.astype(bool))
 
 
 def test_polygons_and_masks_mix(tmp_path: Path) -> None:
@@ -384,10 +387,11 @@ def test_what_came_before_damage_goes_in(tmp_path: Path) -> None:
     xml = document(tmp_path / "a.xml", mask_element()).read_text()
     (tmp_path / "a.xml").write_text(xml.replace("</annotations>", "<image name='b'>"))
     found = CVAT.read(tmp_path / "a.xml", LABELS)
-    assert isinstance(next(found), Annotation)
+    first = next(found)
+    assert isinstance(first, Annotation)
+    assert first.image == "a.png"
     with pytest.raises(DataError, match="cannot be read as XML from its line 3"):
         next(found)
-    assert list(CVAT.names(tmp_path / "a.xml")) == ["a.png"]
 
 
 def test_a_file_without_annotations_is_a_data_error(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Expo
 def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(
     exported: Exported, folder: Path
 ) -> None:
-    assert annotate(exported.project, exported.database, folder) == len(exported.items())
+    assert annotate(exported.project, exported.database, folder).painted == len(exported.items())
     report = take(exported, folder)
     assert report.closed
     assert report.labeled_pixels == sum(item.w * item.h for item in exported.items())
