@@ -15,7 +15,6 @@ from pathlib import Path
 
 from db.engine import Database
 from db.queries import models
-from flows.cli.display import interval
 from pipeline.data.project import Project, load_project
 from pipeline.operation.runner import Runner
 from pipeline.operation.simulation import run_simulation
@@ -70,7 +69,7 @@ def report(project: Project, database: Database, seconds: list[tuple[str, float]
         if row.model is None:
             continue
         figures = (row.mean_iou, row.ece_before, row.ece_after, row.error_auroc)
-        cells = "  ".join(interval(*figure, digits=4) for figure in figures)
+        cells = "  ".join(figure.text(digits=4) for figure in figures)
         print(f"{row.number:5d}  {row.labeled_regions:6d}  {row.labeled_share:.3f}  {cells}")
     print("promoted:", promoted.name if promoted else "none")
     for line, elapsed in seconds:

@@ -15,10 +15,10 @@ from db.queries.queues import newest_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
-from pipeline.format import interval
+from pipeline.format import percent
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
-from pipeline.summaries.rounds import Interval, RoundSummary, round_history
+from pipeline.summaries.rounds import RoundSummary, measured_rounds, round_history
 
 SHOWN_CLASSES = 12
 SHOWN_FAILURES = 5
@@ -68,7 +68,7 @@ def _headline(now: Status, rounds: Sequence[RoundSummary]) -> str:
     if not rounds:
         return f"Round {now.round_number}: no model yet"
     last = rounds[-1]
-    figure = "" if last.split is None else f", mIoU {plain(interval(*last.mean_iou))}"
+    figure = "" if last.split is None else f", mIoU {plain(last.mean_iou.text())}"
     return f"Round {now.round_number}: {plain(last.model)} {last.model_status}{figure}"
 
 
@@ -98,7 +98,7 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
         parts.append(prose(decision))
     parts.append(
         f"Trained on {last.labeled_regions} labeled regions of {last.labeled_images} images, "
-        f"{100 * last.labeled_share:.1f} % of the pool’s pixels{_cost(last)}."
+        f"{percent(last.labeled_share, 1)} of the pool’s pixels{_cost(last)}."
     )
     if last.split is None:
         return [*parts, "It is not measured yet."]
@@ -107,7 +107,7 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
         columns.append(f"{before.model}, the round before")
     shown = [last, before] if len(columns) == 3 else [last]
     figures = [
-        [title, *(_figure(getattr(row, name)) for row in shown if row is not None)] for title, name in FIGURES
+        [title, *(getattr(row, name).text() for row in shown if row is not None)] for title, name in FIGURES
     ]
     level = 100 * project.config.evaluation.confidence
     parts.append(table(columns, figures))
@@ -126,10 +126,6 @@ def _cost(row: RoundSummary) -> str:
     return clicks + hours
 
 
-def _figure(value: Interval) -> str:
-    return interval(*value)
-
-
 def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary]) -> list[str]:
     """What each round's labels brought, drawn as the report draws it."""
     measured = [row for row in rounds if row.split is not None]
@@ -138,11 +134,12 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
     from pipeline.data.masks import palette
     from pipeline.report.curves import draw_learning_curve
     from pipeline.report.figures import png_of
-    from pipeline.steps.report.facts import round_points  # imports torch
 
-    with database.session(write=False) as session:
-        points = round_points(session, project)
     data = project.config.data
+    with database.session(write=False) as session:
+        points = measured_rounds(
+            session, rounds, sampler=project.config.scoring.sampler, num_classes=data.num_classes
+        )
     figure = draw_learning_curve(
         points,
         class_names=data.class_names,
@@ -151,9 +148,9 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
         narrow=True,
     )
     first, last = measured[0], measured[-1]
-    words = f"Learning curve: mIoU {interval(*first.mean_iou)} in round {first.number}"
+    words = f"Learning curve: mIoU {first.mean_iou.text()} in round {first.number}"
     if last is not first:
-        words += f", {interval(*last.mean_iou)} in round {last.number}"
+        words += f", {last.mean_iou.text()} in round {last.number}"
     return ["## What the labels brought", picture(words, png_of(figure))]
 
 

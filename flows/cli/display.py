@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pipeline.progress import Progress as Report
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import MISSING, count, number
+from pipeline.progress import Progress as StepProgress
 from pipeline.progress import silent
 
 console = Console(highlight=False)
@@ -33,7 +35,7 @@ errors = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def progress_bar() -> Generator[Report]:
+def progress_bar() -> Generator[StepProgress]:
     """A progress that draws a bar on a terminal, and is silent where the output is a file or a pipe."""
     if not errors.is_terminal:
         yield silent
@@ -85,38 +87,23 @@ def literal(text: str) -> str:
     return escape(text)
 
 
-def interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
-    """A number and its interval.
-
-    >>> interval(0.51234, 0.4, 0.6), interval(None, None, None), interval(0.5, None, None)
-    ('0.512 [0.400, 0.600]', '–', '0.500')
-    """
-    if value is None:
-        return "–"
-    if low is None or high is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}".replace(",", " ")
-    return str(value)
+    if isinstance(value, Estimate):
+        return value.text() if value.defined else MISSING
+    if value is None or isinstance(value, float):
+        return number(value)
+    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return list(value.document(digits=None).values())
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, Path) else value

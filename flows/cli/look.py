@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import LOOK, Json, opened_project
-from flows.cli.display import console, literal, print_json, table
+from flows.cli.app import LOOK, Json, opened_project, say
+from flows.cli.display import literal, print_json, table
 from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
 from pipeline.errors import UserError
 
@@ -61,7 +61,7 @@ def list_rounds(as_json: Json = False) -> None:
 @commands.command(name="models", rich_help_panel=LOOK)
 def list_models(as_json: Json = False) -> None:
     """Each model: parent, seed, labels, and why it was promoted or refused."""
-    from pipeline.summaries.rounds import model_history
+    from pipeline.summaries.models import model_history
 
     with opened_project() as (project, database), database.session(write=False) as session:
         rows = model_history(session)
@@ -124,5 +124,4 @@ def report(
     from pipeline.steps.report import report as step
 
     with opened_project() as (project, database):
-        written = step(project, database, folder=folder)
-    console.print(f"Open {literal(str(written / 'report.html'))}.")
+        say(step(project, database, folder=folder))

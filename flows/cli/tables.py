@@ -7,10 +7,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from db.tables import Calibration
-from flows.cli.display import console, errors, interval, literal, table
+from flows.cli.display import console, errors, literal, table
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import interval, number, percent, short_count
+from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import AtWork, Scoring, Status
 from pipeline.summaries.queues import QueueSummary
-from pipeline.summaries.rounds import ModelSummary, RoundSummary
+from pipeline.summaries.rounds import RoundSummary
 from pipeline.summaries.runs import RunSummary
 
 if TYPE_CHECKING:  # imports scipy, which most commands do without
@@ -53,10 +56,10 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
                 f"{row.model} {row.model_status}" if row.model else None,
                 row.labeled_regions,
                 short_count(row.labeled_pixels),
-                f"{100 * row.labeled_share:.1f} %",
-                None if row.clicks is None else round(row.clicks),
-                None if row.hours is None else f"{row.hours:.1f}",
-                interval(*row.mean_iou),
+                percent(row.labeled_share, 1),
+                number(row.clicks, 0),
+                number(row.hours, 1),
+                row.mean_iou,
                 row.state,
             )
             for row in rows
@@ -67,27 +70,12 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
         table(
             "Calibration",
             ("round", "model", "ECE before", "ECE after", "images"),
-            [
-                (row.number, row.model, interval(*row.ece_before), interval(*row.ece_after), row.split)
-                for row in measured
-            ],
+            [(row.number, row.model, row.ece_before, row.ece_after, row.split) for row in measured],
         )
     for confidence in ("probability", "softmax score"):
         models = [row.model for row in rows if row.model and row.confidence == confidence]
         if models:
             console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
-
-
-def short_count(count: int) -> str:
-    """A large number with a digit after the point.
-
-    >>> short_count(1_234_567), short_count(45_600), short_count(999)
-    ('1.2 M', '45.6 k', '999')
-    """
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if round(count / size, 4) >= 1:
-            return f"{count / size:.1f} {unit}"
-    return str(count)
 
 
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
@@ -114,7 +102,7 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
                 "pruned" if row.pruned_at else row.images,
                 "pruned" if row.pruned_at else row.regions,
                 f"{row.shards_done} done, {row.shards_running + row.shards_pending} open",
-                None if row.images_per_second is None else f"{row.images_per_second:.1f}",
+                number(row.images_per_second, 1),
                 _moment(row.started_at),
                 f"pruned {_moment(row.pruned_at)}" if row.pruned_at else _moment(row.finished_at),
                 f"{row.heatmap_images} images",
@@ -210,7 +198,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
         ("agreement", "annotator", "with", "images", "pixels"),
         [
             (
-                None if pair.agreement is None else f"{100 * pair.agreement:.1f} %",
+                percent(pair.agreement, 1),
                 literal(pair.annotator),
                 "all others" if pair.other is None else literal(pair.other),
                 pair.images,
@@ -241,7 +229,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
                 literal(row.uri),
                 f"{row.x}, {row.y}, {row.w}, {row.h}",
                 row.annotators,
-                f"{100 * row.disagreement:.1f} %",
+                percent(row.disagreement, 1),
                 row.vote_entropy,
                 row.expected_entropy,
                 row.mutual_information,
@@ -264,9 +252,9 @@ def show_calibrations(rows: Sequence[Calibration]) -> None:
                 [
                     (
                         item["name"],
-                        interval(*item["nll"].values()),
-                        interval(*item["ece"].values()),
-                        f"{100 * item['labels_changed']:.2g} %",
+                        Estimate.from_document(item["nll"]),
+                        Estimate.from_document(item["ece"]),
+                        percent(item["labels_changed"]),
                         "in use" if item["name"] == row.calibrator else "",
                     )
                     for item in judged

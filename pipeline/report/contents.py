@@ -1,4 +1,4 @@
-"""What the page is drawn from: plain facts, gathered by the step that reads the store."""
+"""What the page is drawn from: summaries and stored documents, which the step reads."""
 
 from __future__ import annotations
 
@@ -10,28 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.estimate import Estimate
 from pipeline.report.blocks import Gallery
-from pipeline.report.curves import RiskCurve, RoundPoint
+from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability
+from pipeline.summaries.annotators import AnnotatorReport
+from pipeline.summaries.models import ModelSummary
+from pipeline.summaries.project import Status
+from pipeline.summaries.queues import QueueSummary
+from pipeline.summaries.rounds import MeasuredRound, RoundSummary
 
 Document = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where the project stands; `images` by split."""
-
-    round_number: int | None
-    state: str | None
-    next_command: str
-    reason: str
-    images: Mapping[str, int]
-    labeled_images: int
-    labeled_regions: int
-    labeled_share: float
-    failures: int
-    promoted: str | None
 
 
 @dataclass(frozen=True)
@@ -61,98 +49,6 @@ class Risks:
 
 
 @dataclass(frozen=True)
-class Item:
-    """A row of a queue."""
-
-    rank: int
-    name: str
-    class_name: str
-    slice: str
-    status: str
-    score: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class QueueFacts:
-    """What a queue is made of; counts of its items."""
-
-    name: str
-    strategy: str
-    unit: str
-    measure: str | None
-    by_class: Mapping[str, int]
-    by_slice: Mapping[str, int]
-    by_group: Mapping[str, int]
-    by_status: Mapping[str, int]
-    first: Sequence[Item]
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """How far one annotator's masks agree with all others'.
-
-    Attributes:
-        pixels: that both have labeled.
-        agreement: the share of them with the same class; NaN without a pixel.
-    """
-
-    name: str
-    images: int
-    pixels: int
-    agreement: float
-
-
-@dataclass(frozen=True)
-class Disputed:
-    """A region that two or more annotators have labeled; NaN where the model said nothing of it."""
-
-    name: str
-    queue: str
-    rank: int
-    annotators: int
-    disagreement: float
-    vote_entropy: float
-    expected_entropy: float
-    mutual_information: float
-
-
-@dataclass(frozen=True)
-class SharedFacts:
-    """What several annotators have labeled.
-
-    Attributes:
-        people: least agreement first.
-        correlations: of vote entropy with each measure, and the reason where that is not known.
-        rows: most disputed first.
-    """
-
-    images: int
-    people: Sequence[Annotator]
-    correlations: Sequence[tuple[str, Estimate, str]]
-    rows: Sequence[Disputed]
-
-
-@dataclass(frozen=True)
-class Ancestor:
-    """A model and what it was made from; hashes in full."""
-
-    name: str
-    round_number: int
-    status: str
-    parent: str | None
-    labels: int
-    seed: int
-    iterations: int
-    config_hash: str
-    labels_hash: str
-    checkpoint: str
-    checkpoint_sha256: str | None
-    decision: str | None
-    created_at: datetime
-
-
-@dataclass(frozen=True)
 class Contents:
     """Everything that the page shows; None, or nothing, where a step has not run.
 
@@ -160,11 +56,13 @@ class Contents:
         class_colors: uint8 [C, 3].
         model: the one that is judged: the promoted one, or else the newest.
         sampler: that of the scores.
-        points: a round each, oldest first.
+        newest: the round that has begun last.
+        rounds: those whose model has been measured, oldest first.
         quality, stress, novelty: the model's assessments.
         scoring: the summary of the newest scoring run.
         disagreeing: regions of high confidence whose samples disagree.
-        shared: regions with several annotators; None where there is none.
+        queue, queue_groups: the newest selected queue, and its items by group.
+        annotators: how they agree.
     """
 
     project: str
@@ -174,8 +72,9 @@ class Contents:
     model: str
     split: str
     sampler: str
-    standing: Standing
-    points: Sequence[RoundPoint]
+    status: Status
+    newest: RoundSummary | None
+    rounds: Sequence[MeasuredRound]
     calibrated: Sequence[Calibrated] = ()
     risks: Risks | None = None
     quality: Document | None = None
@@ -184,6 +83,7 @@ class Contents:
     scoring: Document | None = None
     galleries: Sequence[tuple[str, Gallery]] = ()
     disagreeing: Gallery | None = None
-    queue: QueueFacts | None = None
-    shared: SharedFacts | None = None
-    lineage: Sequence[Ancestor] = field(default_factory=tuple)
+    queue: QueueSummary | None = None
+    queue_groups: Mapping[str, int] = field(default_factory=dict)
+    annotators: AnnotatorReport | None = None
+    models: Sequence[ModelSummary] = ()

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.evaluation.estimate import Estimate
+from pipeline.format import number, percent
 from pipeline.report.figures import (
     AFTER,
     BEFORE,
@@ -24,6 +24,7 @@ from pipeline.report.figures import (
     new_figure,
     percentages,
 )
+from pipeline.summaries.rounds import MeasuredRound
 
 Array = npt.NDArray[np.float64]
 
@@ -40,29 +41,6 @@ MEASURE_COLORS = {
 
 
 @dataclass(frozen=True)
-class RoundPoint:
-    """A round's model: the labels that it was trained on, and what it reached on held-out images.
-
-    Attributes:
-        labeled_share: labeled pixels as a share of the pool's, 0 to 1.
-        class_iou: one a class, NaN where it is not defined.
-        promoted: False for a model that was refused.
-        clicks, hours: that the labels took; None where that is not known.
-    """
-
-    number: int
-    labeled_share: float
-    labeled_regions: int
-    mean_iou: Estimate
-    class_iou: tuple[Estimate, ...]
-    ece_before: Estimate
-    ece_after: Estimate
-    promoted: bool
-    clicks: float | None = None
-    hours: float | None = None
-
-
-@dataclass(frozen=True)
 class RiskCurve:
     """Error rate [n] of the most certain share of pixels, with its interval; NaN where not defined."""
 
@@ -73,7 +51,7 @@ class RiskCurve:
 
 @in_style
 def draw_learning_curve(
-    points: Sequence[RoundPoint],
+    points: Sequence[MeasuredRound],
     *,
     class_names: Sequence[str],
     colors: npt.NDArray[np.uint8],
@@ -140,7 +118,7 @@ def draw_risk_coverage(curves: Mapping[str, RiskCurve], *, coverage: Array, titl
 
 
 def _draw_iou(
-    axes: Axes, points: Sequence[RoundPoint], *, class_names: Sequence[str], colors: npt.NDArray[np.uint8]
+    axes: Axes, points: Sequence[MeasuredRound], *, class_names: Sequence[str], colors: npt.NDArray[np.uint8]
 ) -> None:
     share = [point.labeled_share for point in points]
     ends: list[tuple[float, str, str]] = []
@@ -159,9 +137,9 @@ def _draw_iou(
     for point in points:
         face = INK if point.promoted else "white"
         axes.plot(point.labeled_share, point.mean_iou.value, "o", color=INK, mfc=face, markersize=8, zorder=4)
-        if len(points) <= TICKED_ROUNDS and not math.isnan(point.mean_iou.value):
+        if len(points) <= TICKED_ROUNDS and point.mean_iou.defined:
             axes.annotate(
-                f"{point.mean_iou.value:.3f}",
+                number(point.mean_iou.value),
                 (point.labeled_share, point.mean_iou.value),
                 xytext=(8, -14),
                 textcoords="offset points",
@@ -199,7 +177,7 @@ def _name_lines(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> Non
         )
 
 
-def _draw_calibration(axes: Axes, points: Sequence[RoundPoint]) -> None:
+def _draw_calibration(axes: Axes, points: Sequence[MeasuredRound]) -> None:
     gap = 0.006 * (max(point.labeled_share for point in points) or 1)
     for kind, sign, color in (("before", -1, BEFORE), ("after", 1, AFTER)):
         for index, point in enumerate(points):
@@ -228,18 +206,18 @@ def _draw_calibration(axes: Axes, points: Sequence[RoundPoint]) -> None:
     axes.legend(loc="upper right", fontsize=9, ncols=2)
 
 
-def _label_shares(axes: Axes, points: Sequence[RoundPoint]) -> None:
+def _label_shares(axes: Axes, points: Sequence[MeasuredRound]) -> None:
     axes.set_xlabel("labeled share of the pool's pixels")
     last = max(point.labeled_share for point in points) or 1.0
     axes.set_xlim(0, last * 1.16)
     digits = 0 if last > 0.1 else 1 if last > 0.01 else 2
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.{digits}f} %"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: percent(share, digits)))
     if len(points) <= TICKED_ROUNDS:
         axes.set_xticks(
             [point.labeled_share for point in points],
             [
-                f"{100 * point.labeled_share:.{digits}f} %\n"
-                f"round {point.number}\n{point.labeled_regions} regions"
+                f"{percent(point.labeled_share, digits)}\nround {point.number}\n"
+                f"{point.labeled_regions} regions"
                 for point in points
             ],
         )

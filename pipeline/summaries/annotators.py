@@ -6,7 +6,6 @@ its samples: its expected entropy is high, and its mutual information need not b
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,9 +165,7 @@ def correlation(
     block = np.array([block_of[row.image_id] for row, _ in known])
     weights = bootstrap_weights(int(of_image.max()) + 1, resamples=evaluation.resamples, seed=SEED)
     found = rank_correlation(score, votes, block, bootstrap=BlockBootstrap(weights, evaluation.confidence))
-    value, low, high = (
-        None if math.isnan(number) else number for number in (found.value, found.low, found.high)
-    )
+    value, low, high = found.document(digits=None).values()
     return RankCorrelation(measure, len(known), len(places), value, low, high)
 
 

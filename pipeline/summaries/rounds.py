@@ -1,4 +1,4 @@
-"""What the rounds and the models have come to: the rows of `segcurate rounds` and `segcurate models`."""
+"""Each round with its labels, its model and what the model reached: the rows of `segcurate rounds`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from db.queries import evaluations, rounds
 from db.queries import labels as label_queries
 from db.queries import models as model_queries
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
-from db.tables import Evaluation, Image, Label, Metric, Model, ModelLabel
+from db.tables import Image, Label, Model, ModelLabel
+from pipeline.evaluation.estimate import Estimate
 from pipeline.format import confidence_name
-
-Interval = tuple[float | None, float | None, float | None]
-"""A value, its lower and its upper bound; None where it is not defined."""
-
-UNKNOWN: Interval = (None, None, None)
+from pipeline.summaries.models import UNDEFINED, estimates, judged_split
 
 
 @dataclass(frozen=True)
@@ -51,30 +48,22 @@ class RoundSummary:
     model: str | None
     model_status: str | None
     split: str | None
-    mean_iou: Interval
-    ece_before: Interval
-    ece_after: Interval
-    error_auroc: Interval
+    mean_iou: Estimate
+    ece_before: Estimate
+    ece_after: Estimate
+    error_auroc: Estimate
     confidence: str
+
+    @property
+    def promoted(self) -> bool:
+        return self.model_status == "promoted"
 
 
 @dataclass(frozen=True)
-class ModelSummary:
-    """A model and its lineage."""
+class MeasuredRound(RoundSummary):
+    """A round whose model has been measured; `class_iou` is one a class."""
 
-    name: str
-    round_number: int
-    status: str
-    parent: str | None
-    labels: int
-    seed: int
-    iterations: int
-    config_hash: str
-    labels_hash: str
-    checkpoint: str
-    decision: str | None
-    mean_iou: Interval
-    created_at: datetime
+    class_iou: tuple[Estimate, ...]
 
 
 def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
@@ -83,21 +72,19 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
     rows: list[RoundSummary] = []
     for row in rounds.list_rounds(session):
         model = model_queries.round_model(session, row.id)
-        labels = _labels_of(session, model.id) if model else label_queries.labels_in_force(session)
-        split = _split_of(session, model.id) if model else None
+        labels = (
+            model_queries.model_labels(session, model.id) if model else label_queries.labels_in_force(session)
+        )
+        split = judged_split(session, model.id) if model else None
         pixels = _pixels_of(session, labels)
         covered = count_covered(session, _label_ids(model))
         seconds = [label.seconds for label in labels if label.seconds is not None]
-
-        def figure(
-            name: str, *, calibrated: bool, model: Model | None = model, split: str | None = split
-        ) -> Interval:
-            if model is None or split is None:
-                return UNKNOWN
-            return _metric(
-                session, model_id=model.id, split=split, sampler=sampler, calibrated=calibrated, name=name
-            )
-
+        before, after = (
+            estimates(session, model.id, split=split, sampler=sampler, calibrated=calibrated)
+            if model and split
+            else {}
+            for calibrated in (False, True)
+        )
         rows.append(
             RoundSummary(
                 number=row.number,
@@ -112,47 +99,28 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
                 model=model.name if model else None,
                 model_status=model.status if model else None,
                 split=split,
-                mean_iou=figure("miou", calibrated=True),
-                ece_before=figure("ece", calibrated=False),
-                ece_after=figure("ece", calibrated=True),
-                error_auroc=figure("auroc_entropy", calibrated=True),
+                mean_iou=after.get(("miou", -1), UNDEFINED),
+                ece_before=before.get(("ece", -1), UNDEFINED),
+                ece_after=after.get(("ece", -1), UNDEFINED),
+                error_auroc=after.get(("auroc_entropy", -1), UNDEFINED),
                 confidence=confidence_name(model is not None and _passed(session, model.id, sampler)),
             )
         )
     return rows
 
 
-def model_history(session: Session) -> list[ModelSummary]:
-    """Every model, oldest first."""
-    models = session.scalars(select(Model).order_by(Model.id)).all()
-    names = {model.id: model.name for model in models}
-    numbers = {row.id: row.number for row in rounds.list_rounds(session)}
-    rows: list[ModelSummary] = []
-    for model in models:
-        split = _split_of(session, model.id)
-        figure = (
-            _metric(session, model_id=model.id, split=split, sampler="none", calibrated=True, name="miou")
-            if split
-            else UNKNOWN
-        )
-        rows.append(
-            ModelSummary(
-                name=model.name,
-                round_number=numbers[model.round_id],
-                status=model.status,
-                parent=names.get(model.parent_id) if model.parent_id else None,
-                labels=len(_labels_of(session, model.id)),
-                seed=model.seed,
-                iterations=model.iterations,
-                config_hash=model.config_hash,
-                labels_hash=model.labels_hash,
-                checkpoint=model.checkpoint_uri,
-                decision=model.decision,
-                mean_iou=figure,
-                created_at=model.created_at,
-            )
-        )
-    return rows
+def measured_rounds(
+    session: Session, history: Sequence[RoundSummary], *, sampler: str, num_classes: int
+) -> list[MeasuredRound]:
+    """The rounds whose model has been measured, with the IoU of each class."""
+    ids = {model.name: model.id for model in model_queries.list_models(session)}
+    found: list[MeasuredRound] = []
+    for row in history:
+        if row.model is not None and row.split is not None:
+            known = estimates(session, ids[row.model], split=row.split, sampler=sampler, calibrated=True)
+            iou = tuple(known.get(("iou", index), UNDEFINED) for index in range(num_classes))
+            found.append(MeasuredRound(**vars(row), class_iou=iou))
+    return found
 
 
 def _passed(session: Session, model_id: int, sampler: str) -> bool:
@@ -166,11 +134,6 @@ def _pool_pixels(session: Session) -> int:
         Image.split == "pool", Image.duplicate_of.is_(None)
     )
     return session.scalar(statement) or 0
-
-
-def _labels_of(session: Session, model_id: int) -> Sequence[Label]:
-    statement = select(Label).join(ModelLabel, ModelLabel.label_id == Label.id)
-    return session.scalars(statement.where(ModelLabel.model_id == model_id)).all()
 
 
 def _label_ids(model: Model | None) -> Select[tuple[int]]:
@@ -217,28 +180,3 @@ def _holds(outer: CoveredRegion, inner: CoveredRegion) -> bool:
         and inner.x + inner.w <= outer.x + outer.w
         and inner.y + inner.h <= outer.y + outer.h
     )
-
-
-def _split_of(session: Session, model_id: int) -> str | None:
-    """`test` where the model was evaluated on it, else `calibration`, else None."""
-    splits = set(session.scalars(select(Evaluation.split).where(Evaluation.model_id == model_id)))
-    return next((split for split in ("test", "calibration") if split in splits), None)
-
-
-def _metric(
-    session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool, name: str
-) -> Interval:
-    statement = (
-        select(Metric.value, Metric.low, Metric.high)
-        .join(Evaluation, Evaluation.id == Metric.evaluation_id)
-        .where(
-            Evaluation.model_id == model_id,
-            Evaluation.split == split,
-            Evaluation.sampler == sampler,
-            Evaluation.calibrated == calibrated,
-            Metric.name == name,
-            Metric.class_index == -1,
-        )
-    )
-    row = session.execute(statement).first()
-    return (row.value, row.low, row.high) if row else UNKNOWN

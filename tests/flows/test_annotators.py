@@ -12,7 +12,7 @@ import pytest
 
 from db.tables import ModelLabel, QueueItem
 from flows import cli
-from flows.cli.tables import short_count
+from pipeline.format import short_count
 from tests.pipeline.shared_queue import SharedQueue, disputing, filled, make_shared_queue
 
 IMAGES = 6

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import number, percent
+from pipeline.format import interval, number, percent
 from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text
 from pipeline.report.charts import MEASURE_COLORS, Line, line_chart, spoken
-from pipeline.report.contents import Contents, SharedFacts
+from pipeline.report.contents import Contents
 from pipeline.report.svg import Chart, number_axis
+from pipeline.summaries.annotators import AnnotatorReport, RankCorrelation
 
 MOST_POINTS = 500
 """Of the chart, the most disputed ones, which bounds the size of the file."""
@@ -18,12 +19,10 @@ MOST_ROWS = 10
 
 def annotators(contents: Contents) -> list[Section]:
     """The section, or none where no region has two annotators."""
-    facts = contents.shared
+    facts = contents.annotators
     if facts is None or not facts.rows:
         return []
-    blocks: list[Block] = [
-        Text(_relation(measure, found, reason), tone="note") for measure, found, reason in facts.correlations
-    ]
+    blocks: list[Block] = [Text(_relation(found), tone="note") for found in facts.correlations]
     chart = _entropies(facts)
     if chart is not None:
         blocks.append(Charts([chart]))
@@ -39,42 +38,47 @@ def annotators(contents: Contents) -> list[Section]:
     ]
 
 
-def _relation(measure: str, found: Estimate, reason: str) -> str:
-    what = f"Rank correlation of the annotators’ vote entropy with the model’s {spoken(measure)}"
-    return f"{what}: not known, {reason}." if reason else f"{what}: {found.text()}."
+def _relation(found: RankCorrelation) -> str:
+    value = f"not known, {found.reason}" if found.reason else interval(found.value, found.low, found.high)
+    return (
+        f"Rank correlation of the annotators’ vote entropy with the model’s {spoken(found.measure)}: {value}."
+    )
 
 
-def _entropies(facts: SharedFacts) -> Chart | None:
-    known = [row for row in facts.rows if not math.isnan(row.expected_entropy)][:MOST_POINTS]
+def _entropies(facts: AnnotatorReport) -> Chart | None:
+    known = [
+        (row.expected_entropy, Estimate(row.vote_entropy))
+        for row in facts.rows
+        if row.expected_entropy is not None
+    ][:MOST_POINTS]
     if not known:
         return None
-    expected = [row.expected_entropy for row in known]
-    votes = [Estimate(row.vote_entropy) for row in known]
+    expected, votes = zip(*known, strict=True)
     every = len(known) == len(facts.rows)
     return line_chart(
         [Line("region", MEASURE_COLORS["expected_entropy"], expected, votes, kind="points")],
         title="Vote entropy of the annotators over the expected entropy of the model",
         x=number_axis(expected, "expected entropy", low=0),
-        y=number_axis([row.vote_entropy for row in known], "vote entropy", low=0),
+        y=number_axis([vote.value for vote in votes], "vote entropy", low=0),
         note="A point is a region." if every else f"A point is one of {len(known)} regions with scores.",
         legend=False,
     )
 
 
-def _people(facts: SharedFacts) -> Table:
+def _people(facts: AnnotatorReport) -> Table:
     rows = [
-        [Cell(one.name), Cell(percent(one.agreement, 1)), Cell(str(one.images)), Cell(str(one.pixels))]
-        for one in facts.people
+        [Cell(one.annotator), Cell(percent(one.agreement, 1)), Cell(str(one.images)), Cell(str(one.pixels))]
+        for one in facts.against_others
     ]
     head = ("annotator", "agreement with all others", "images", "pixels that both have labeled")
     return Table(head, rows, "Each annotator and the others, least agreement first")
 
 
-def _disputed(facts: SharedFacts) -> Table:
+def _disputed(facts: AnnotatorReport) -> Table:
     shown = facts.rows[:MOST_ROWS]
     rows = [
         [
-            Cell(row.name, f"{row.queue}, {row.rank}: {row.annotators} annotators"),
+            Cell(Path(row.uri).name, f"{row.queue}, {row.rank}: {row.annotators} annotators"),
             Cell(percent(row.disagreement, 1)),
             Cell(number(row.vote_entropy)),
             Cell(number(row.expected_entropy)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from pipeline.format import number, percent
 from pipeline.report.blocks import (
     Block,
@@ -17,7 +20,7 @@ from pipeline.report.blocks import (
     figure,
 )
 from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_chart, line_chart, spark_chart
-from pipeline.report.contents import Contents, QueueFacts
+from pipeline.report.contents import Contents
 from pipeline.report.svg import Axis, number_axis
 
 SHORT_HASH = 12
@@ -26,22 +29,22 @@ MOST_GROUPS = 12
 
 def standing(contents: Contents) -> Section:
     """The project at a glance, and the one command that comes next."""
-    now = contents.standing
-    last = contents.points[-1] if contents.points else None
-    promoted = next((point for point in reversed(contents.points) if point.promoted), last)
+    now, newest = contents.status, contents.newest
+    last = contents.rounds[-1] if contents.rounds else None
+    promoted = next((point for point in reversed(contents.rounds) if point.promoted), last)
     images = sum(now.images.values()) - now.images.get("duplicate", 0)
     splits = ", ".join(f"{count} {name}" for name, count in sorted(now.images.items()))
     tiles = [
         ("Round", str(now.round_number or 0), f"{now.state} comes next" if now.state else ""),
         (
             "Labeled",
-            percent(now.labeled_share),
-            f"{now.labeled_regions} regions in {now.labeled_images} images",
+            percent(newest.labeled_share if newest else 0.0),
+            f"{newest.labeled_regions if newest else 0} regions in {now.labeled_images} images",
         ),
         ("Images", str(images), splits),
     ]
     if promoted is not None:
-        name = f"mIoU of {now.promoted}" if now.promoted else "mIoU"
+        name = f"mIoU of {now.promoted_model}" if now.promoted_model else "mIoU"
         mean, ece = figure(promoted.mean_iou), figure(promoted.ece_after)
         before = f"before {number(promoted.ece_before.value)}"
         tiles[:0] = [
@@ -61,7 +64,7 @@ def standing(contents: Contents) -> Section:
 
 def learning(contents: Contents) -> Section:
     """mIoU and calibration error over the labels, and each class's IoU over the rounds."""
-    points = contents.points
+    points = contents.rounds
     if not points:
         return Section(
             "learning",
@@ -124,21 +127,23 @@ def queue(contents: Contents) -> Section:
     colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
     charts = [
         bar_chart(facts.by_class, title="Predicted class", colors=colors, unit=f"{facts.unit}s", width=320),
-        bar_chart(_largest(facts), title="Sequence or group", unit=f"{facts.unit}s", width=320),
+        bar_chart(
+            _largest(contents.queue_groups), title="Sequence or group", unit=f"{facts.unit}s", width=320
+        ),
         bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}, width=320),
     ]
     rows = [
         [
             Cell(str(item.rank)),
-            Cell(item.name),
-            Cell(item.class_name, color=colors.get(item.class_name, "")),
+            Cell(Path(item.image).name),
+            Cell(item.class_name or "not predicted", color=colors.get(item.class_name or "", "")),
             Cell(item.reason),
             Cell(number(item.score)),
             Cell(item.status),
         ]
-        for item in facts.first
+        for item in facts.head
     ]
-    total = sum(facts.by_slice.values())
+    total = facts.items
     audit = facts.by_slice.get("audit", 0)
     score = (facts.measure or "score").replace("_", " ")
     return Section(
@@ -178,7 +183,7 @@ def lineage(contents: Contents) -> Section:
             ],
             one.decision or "",
         )
-        for one in reversed(contents.lineage)
+        for one in reversed(contents.models)
     ]
     return Section(
         "lineage",
@@ -190,8 +195,8 @@ def lineage(contents: Contents) -> Section:
 
 def _rounds_table(contents: Contents) -> Table:
     """The numbers of the learning curve, with what the labels cost where that is known."""
-    clicks = any(point.clicks is not None for point in contents.points)
-    hours = any(point.hours is not None for point in contents.points)
+    clicks = any(point.clicks is not None for point in contents.rounds)
+    hours = any(point.hours is not None for point in contents.rounds)
     rows = [
         [
             Cell(f"round {point.number}"),
@@ -204,7 +209,7 @@ def _rounds_table(contents: Contents) -> Table:
             figure(point.ece_before),
             figure(point.ece_after),
         ]
-        for point in contents.points
+        for point in contents.rounds
     ]
     cost = (*(("clicks",) if clicks else ()), *(("hours",) if hours else ()))
     head = ("round", "model", "labeled", "regions", *cost, "mIoU", "ECE before", "ECE after")
@@ -213,7 +218,7 @@ def _rounds_table(contents: Contents) -> Table:
 
 def _classes(contents: Contents) -> Charts:
     """A small drawing a class over the rounds; with a single round, one drawing of all classes."""
-    points = contents.points
+    points = contents.rounds
     if len(points) == 1:
         rows = [
             DotRow(name, {"IoU": value})
@@ -232,13 +237,13 @@ def _classes(contents: Contents) -> Charts:
 
 
 def _refused(contents: Contents) -> str:
-    refused = [point.number for point in contents.points if not point.promoted]
+    refused = [point.number for point in contents.rounds if not point.promoted]
     return "A hollow point is a model that was refused." if refused else ""
 
 
-def _largest(facts: QueueFacts) -> dict[str, int]:
+def _largest(by_group: Mapping[str, int]) -> dict[str, int]:
     """The groups with most items, and the rest together."""
-    ordered = sorted(facts.by_group.items(), key=lambda pair: (-pair[1], pair[0]))
+    ordered = sorted(by_group.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = dict(ordered[:MOST_GROUPS])
     rest = ordered[MOST_GROUPS:]
     if rest:

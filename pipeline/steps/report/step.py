@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,24 +13,16 @@ from pipeline.data.masks import palette
 from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, UserError
 from pipeline.files import atomic_write_bytes, writable_folder
+from pipeline.progress import Progress, silent
 from pipeline.report.blocks import Gallery
-from pipeline.report.contents import Risks
-from pipeline.report.curves import RoundPoint, draw_learning_curve, draw_risk_coverage
+from pipeline.report.curves import draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import write_figure
 from pipeline.report.gallery import GalleryRow, draw_gallery
 from pipeline.report.page import render_page
 from pipeline.report.pictures import LAYERS, draw_tiles
-from pipeline.report.reliability import Reliability, draw_reliability
+from pipeline.report.reliability import draw_reliability
 from pipeline.steps.disagreements import disagreements
-from pipeline.steps.report.facts import (
-    evaluated_rounds,
-    metrics_table,
-    read_contents,
-    read_reliability,
-    read_risks,
-    round_models,
-    round_points,
-)
+from pipeline.steps.report.facts import Judged, judged_models, metrics_table, read_contents
 from pipeline.steps.report.gallery import (
     Asked,
     Failures,
@@ -41,24 +33,13 @@ from pipeline.steps.report.gallery import (
     record_failures,
 )
 from pipeline.steps.served_model import stored_calibrators
+from pipeline.summaries.rounds import MeasuredRound, round_history
 
 PAGE = "report.html"
 GALLERY_ROWS = 5
 """Of each queue's picture."""
 PAGE_TILES = 8
 """Of each gallery on the page, which bounds the size of the file."""
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """The two questions about one round's model, on its held-out images."""
-
-    number: int
-    model: Model
-    split: str
-    before: Reliability | None
-    after: Reliability | None
-    risks: Risks | None
 
 
 @dataclass
@@ -70,55 +51,60 @@ class _Galleries:
     failures: Failures = field(default_factory=list)
 
 
-def report(project: Project, database: Database, *, folder: Path | None = None) -> Path:
-    """Draw what is known by now; drawn again, it replaces what is there.
+@dataclass(frozen=True)
+class WrittenReport:
+    """The folder that the report was written to, and what could not be drawn, with the reason."""
+
+    folder: Path
+    failed: Failures
+
+    def lines(self) -> Iterator[str]:
+        """The page to open, and what is not on it."""
+        for subject, reason in self.failed:
+            yield f"not drawn: {subject}: {reason}"
+        yield f"Open {self.folder / PAGE}."
+
+
+def report(
+    project: Project, database: Database, *, folder: Path | None = None, progress: Progress = silent
+) -> WrittenReport:
+    """Write the report; written again, it replaces the former one.
 
     Writes `report.html`, which needs no other file, and beside it `learning_curve.png`, for each model
     `reliability_<model>.png` and `risk_coverage_<model>.png`, for each queue `gallery_<queue>.png`, and
-    `metrics.csv` with every number and its interval. An image or checkpoint that cannot be read any more is
+    `metrics.csv` with every metric and its interval. An image or checkpoint that cannot be read any more is
     left out, and recorded as a failure.
 
     Args:
         folder: `<workdir>/report` by default.
 
-    Returns:
-        The folder.
-
     Raises:
         UserError: no model has been evaluated yet, or the folder cannot be written.
     """
     target = folder if folder is not None else project.workdir / "report"
-    sampler = project.config.scoring.sampler
     with database.session(write=False) as session:
-        history = evaluated_rounds(session, project)
-        if not history:
+        history = round_history(session, sampler=project.config.scoring.sampler)
+        judged = judged_models(session, project, history)
+        if not judged:
             raise UserError(
                 "There is nothing to draw: no model has been evaluated.", "Run `segcurate status`."
             )
-        models = {row.number: model for row, model in round_models(session)}
-        points = round_points(session, project)
-        table = metrics_table(session, project)
-        judged = []
-        for row in history:
-            model, split = models[row.number], row.split or ""
-            before, after = read_reliability(session, model, split=split, sampler=sampler)
-            risks = read_risks(session, model, split=split, sampler=sampler)
-            judged.append(_Judged(row.number, model, split, before, after, risks))
+        contents = read_contents(session, project, history)
+        table = metrics_table(session, project, history)
     writable_folder(target)
     atomic_write_bytes(target / "metrics.csv", table.encode())
-    _draw_curves(project, points, judged, target)
-    galleries = _draw_galleries(project, database, list(models), target)
-    with database.session(write=False) as session:
-        contents = read_contents(session, project)
+    _draw_curves(project, contents.rounds, judged, target)
+    numbers = [row.number for row in history if row.model is not None]
+    galleries = _draw_galleries(project, database, numbers, target, progress)
     contents = replace(contents, galleries=galleries.queues, disagreeing=galleries.disagreeing)
     atomic_write_bytes(target / PAGE, render_page(contents).encode())
     with database.session() as session:
         record_failures(session, galleries.failures)
-    return target
+    return WrittenReport(target, galleries.failures)
 
 
 def _draw_curves(
-    project: Project, points: Sequence[RoundPoint], judged: Sequence[_Judged], target: Path
+    project: Project, points: Sequence[MeasuredRound], judged: Sequence[Judged], target: Path
 ) -> None:
     """The pictures of all rounds, and of each round's model."""
     write_figure(
@@ -149,12 +135,15 @@ def _draw_curves(
             )
 
 
-def _draw_galleries(project: Project, database: Database, numbers: Sequence[int], target: Path) -> _Galleries:
+def _draw_galleries(
+    project: Project, database: Database, numbers: Sequence[int], target: Path, progress: Progress
+) -> _Galleries:
     """A picture of every queue; for the page the newest queue, before it the newest one with labels, and the
     regions that are confident but disagreeing."""
     drawn = _Galleries()
     labels_shown = False
-    for number in sorted(numbers, reverse=True):
+    for done, number in enumerate(sorted(numbers, reverse=True)):
+        progress("draw queues", done, len(numbers))
         with database.session(write=False) as session:
             asked = asked_regions(session, project, number)
         if asked is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,22 +13,16 @@ import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.report.blocks import Gallery
-from pipeline.report.contents import (
-    Ancestor,
-    Annotator,
-    Calibrated,
-    Contents,
-    Disputed,
-    Item,
-    QueueFacts,
-    Risks,
-    SharedFacts,
-    Standing,
-)
-from pipeline.report.curves import RiskCurve, RoundPoint
+from pipeline.report.contents import Calibrated, Contents, Risks
+from pipeline.report.curves import RiskCurve
 from pipeline.report.gallery import GalleryRow
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import Reliability
+from pipeline.summaries.annotators import AnnotatorReport, Pair, RankCorrelation, SharedRegion
+from pipeline.summaries.models import ModelSummary
+from pipeline.summaries.project import Status
+from pipeline.summaries.queues import HeadItem, QueueSummary
+from pipeline.summaries.rounds import MeasuredRound
 
 HOSTILE = "<script>alert('x')</script>"
 NAMES = ["sky", HOSTILE, "road & kerb", "car"]
@@ -274,19 +269,28 @@ def reliability(ece: float) -> Reliability:
     )
 
 
-def point(number: int) -> RoundPoint:
-    value = 0.5 + 0.08 * number
+def point(number: int, value: float | None = None, *, promoted: bool | None = None) -> MeasuredRound:
+    value = 0.5 + 0.08 * number if value is None else value
     around = Estimate(value, value - 0.03, value + 0.02)
-    unknown = Estimate(math.nan, math.nan, math.nan)
-    return RoundPoint(
+    return MeasuredRound(
         number=number,
-        labeled_share=0.01 * number,
+        state="import",
+        started_at=datetime(2026, 1, number, tzinfo=UTC),
+        labeled_images=10 * number,
         labeled_regions=20 * number,
+        labeled_pixels=4096 * number,
+        labeled_share=0.01 * number,
+        clicks=None,
+        hours=None,
+        model=f"r{number:02d}",
+        model_status="promoted" if (number != 2 if promoted is None else promoted) else "refused",
+        split="test",
         mean_iou=around,
-        class_iou=(around, unknown, around, around),
         ece_before=Estimate(0.08, 0.06, 0.1),
         ece_after=Estimate(0.02, 0.01, 0.03),
-        promoted=number != 2,
+        error_auroc=Estimate(0.9, 0.88, 0.92),
+        confidence="probability",
+        class_iou=(around, Estimate(math.nan), around, around),
     )
 
 
@@ -313,20 +317,37 @@ def gallery(name: str = "over-round-01") -> Gallery:
     return Gallery(name=name, tiles=tiles, layers=LAYERS, scales=scales, classes=classes)
 
 
-def shared_facts() -> SharedFacts:
+def shared_report() -> AnnotatorReport:
     """Two annotators of three regions, of which one was never scored."""
-    undefined = Estimate(math.nan, math.nan, math.nan)
-    return SharedFacts(
+
+    def region(uri: str, rank: int, annotators: int, *figures: float | None) -> SharedRegion:
+        disagreement, votes, expected, information = figures
+        assert disagreement is not None
+        assert votes is not None
+        place = (f"images/{uri}", "one", rank, 0, 0, 32, 32)
+        return SharedRegion(
+            "round-03", rank, rank, *place, annotators, disagreement, votes, expected, None, information
+        )
+
+    return AnnotatorReport(
+        queue=None,
+        regions=3,
         images=2,
-        people=[Annotator(f"ann {HOSTILE}", 2, 4096, 0.75), Annotator("bo", 0, 0, math.nan)],
+        annotators=[f"ann {HOSTILE}", "bo"],
+        compared=2,
+        unreadable=0,
         correlations=[
-            ("expected_entropy", Estimate(0.61, 0.42, 0.75), ""),
-            ("mutual_information", undefined, "too few: 3 regions of 2 images"),
+            RankCorrelation("expected_entropy", 3, 2, 0.61, 0.42, 0.75),
+            RankCorrelation(
+                "mutual_information", 3, 2, None, None, None, reason="too few: 3 regions of 2 images"
+            ),
         ],
+        against_others=[Pair(f"ann {HOSTILE}", None, 2, 4096, 0.75), Pair("bo", None, 0, 0, None)],
+        pairs=[],
         rows=[
-            Disputed(f"{HOSTILE}.png", "round-03", 4, 2, 0.5, 0.315, 0.4, 0.02),
-            Disputed("b.png", "round-03", 7, 3, 0.25, 0.158, 0.2, 0.03),
-            Disputed("c.png", "round-03", 9, 2, 0.0, 0.0, math.nan, math.nan),
+            region(f"{HOSTILE}.png", 4, 2, 0.5, 0.315, 0.4, 0.02),
+            region("b.png", 7, 3, 0.25, 0.158, 0.2, 0.03),
+            region("c.png", 9, 2, 0.0, 0.0, None, None),
         ],
     )
 
@@ -343,19 +364,19 @@ def full_contents() -> Contents:
         model="r03",
         split="test",
         sampler="mc_dropout",
-        standing=Standing(
-            round_number=3,
-            state="import",
-            next_command="segcurate import queues/round-03",
-            reason="20 regions wait in its `masks` folder.",
+        status=Status(
             images={"pool": 200, "test": 60, "calibration": 40, "duplicate": 2},
             labeled_images=30,
-            labeled_regions=60,
-            labeled_share=0.031,
             failures=2,
-            promoted="r03",
+            round_number=3,
+            state="import",
+            promoted_model="r03",
+            queue="round-03",
+            next_command="segcurate import queues/round-03",
+            reason="20 regions wait in its `masks` folder.",
         ),
-        points=[point(1), point(2), point(3)],
+        newest=replace(point(3), labeled_share=0.031),
+        rounds=[point(1), point(2), point(3)],
         calibrated=[
             Calibrated(
                 sampler="mc_dropout",
@@ -374,20 +395,46 @@ def full_contents() -> Contents:
         scoring=scoring_document(),
         galleries=[("Round 3: waiting for labels", gallery())],
         disagreeing=gallery("over-disagreeing"),
-        queue=QueueFacts(
+        queue=QueueSummary(
             name="round-03",
+            kind="selected",
+            run_id=1,
             strategy="stratified",
             unit="region",
+            seed=0,
             measure="entropy",
-            by_class={"sky": 8, HOSTILE: 2},
+            items=10,
+            candidates=100,
             by_slice={"selected": 9, "audit": 1},
-            by_group={f"sequence {index}": 20 - index for index in range(15)},
+            by_class={"sky": 8, HOSTILE: 2},
             by_status={"queued": 10},
-            first=[Item(1, f"{HOSTILE}.png", HOSTILE, "selected", "queued", 0.7, f"mostly {HOSTILE}")],
+            clicks=None,
+            warnings=[],
+            folder=None,
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            exported_at=None,
+            head=[
+                HeadItem(
+                    rank=1,
+                    image=f"images/{HOSTILE}.png",
+                    box=(0, 0, 32, 32),
+                    class_name=HOSTILE,
+                    measure="entropy",
+                    score=0.7,
+                    slice="selected",
+                    inclusion_probability=None,
+                    status="queued",
+                    reason=f"mostly {HOSTILE}",
+                    clicks=None,
+                    annotators=None,
+                    disagreement=None,
+                )
+            ],
         ),
-        shared=shared_facts(),
-        lineage=[
-            Ancestor(
+        queue_groups={f"sequence {index}": 20 - index for index in range(15)},
+        annotators=shared_report(),
+        models=[
+            ModelSummary(
                 name="r03",
                 round_number=3,
                 status="promoted",
@@ -400,6 +447,7 @@ def full_contents() -> Contents:
                 checkpoint=".segcurate/models/r03",
                 checkpoint_sha256="ef" * 32,
                 decision="r03 is promoted.",
+                mean_iou=Estimate(0.74, 0.71, 0.76),
                 created_at=datetime(2026, 1, 1, tzinfo=UTC),
             )
         ],
@@ -417,6 +465,7 @@ def empty_contents() -> Contents:
         model="r01",
         split="test",
         sampler="mc_dropout",
-        standing=full.standing,
-        points=[],
+        status=full.status,
+        newest=full.newest,
+        rounds=[],
     )

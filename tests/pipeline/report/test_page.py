@@ -120,7 +120,7 @@ def test_no_mark_stands_where_a_number_is_not_defined(full: str) -> None:
 
 def test_a_single_round_shows_its_classes_side_by_side() -> None:
     contents = full_contents()
-    text = Outline(render_page(replace(contents, points=contents.points[:1]))).text
+    text = Outline(render_page(replace(contents, rounds=contents.rounds[:1]))).text
     assert "IoU of each class Round 1" in text.replace("  ", " ")
     assert "over the rounds" not in text
 
@@ -184,7 +184,7 @@ def test_where_annotators_differ_is_beside_what_the_model_expected(full: str) ->
 
 
 def test_without_a_second_annotator_there_is_no_such_section() -> None:
-    page = render_page(replace(full_contents(), shared=None))
+    page = render_page(replace(full_contents(), annotators=None))
     assert 'id="annotators"' not in page
     assert "segcurate annotators" not in page
 
@@ -193,8 +193,8 @@ def test_what_the_labels_cost_is_shown_once_it_is_known() -> None:
     contents = full_contents()
     plain = Outline(render_page(contents)).text
     assert "regions mIoU" in plain
-    first, *others = contents.points
-    known = replace(contents, points=[replace(first, clicks=1234.0, hours=2.25), *others])
+    first, *others = contents.rounds
+    known = replace(contents, rounds=[replace(first, clicks=1234.0, hours=2.25), *others])
     text = Outline(render_page(known)).text
     assert "regions clicks hours mIoU" in text
     assert "20 1234 2.2" in text

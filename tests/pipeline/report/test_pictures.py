@@ -13,28 +13,22 @@ from PIL import Image
 from pipeline.config import IGNORE
 from pipeline.errors import UserError
 from pipeline.evaluation.estimate import Estimate
-from pipeline.report.curves import RiskCurve, RoundPoint, draw_learning_curve, draw_risk_coverage
+from pipeline.report.curves import RiskCurve, draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import line_color, write_figure
 from pipeline.report.gallery import GalleryRow, crop_around, draw_gallery, painted
 from pipeline.report.reliability import Reliability, draw_reliability
+from pipeline.summaries.rounds import MeasuredRound
+from tests.pipeline.report import documents
 
 NAMES = ["background", "grey matter"]
 COLORS = np.array([[40, 40, 40], [250, 240, 214]], dtype=np.uint8)
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
-def point(number: int, value: float, *, promoted: bool = True) -> RoundPoint:
+def point(number: int, value: float, *, promoted: bool = True) -> MeasuredRound:
     around = Estimate(value, value - 0.05, value + 0.05)
-    return RoundPoint(
-        number=number,
-        labeled_share=0.01 * number,
-        labeled_regions=10 * number,
-        mean_iou=around,
-        class_iou=(around, NOTHING),
-        ece_before=Estimate(0.08, 0.06, 0.1),
-        ece_after=Estimate(0.02, 0.01, 0.03),
-        promoted=promoted,
-    )
+    made = documents.point(number, value, promoted=promoted)
+    return replace(made, labeled_regions=10 * number, mean_iou=around, class_iou=(around, NOTHING))
 
 
 def reliability(ece: float) -> Reliability:
@@ -90,8 +84,14 @@ def test_a_refused_model_is_told_apart() -> None:
 
 
 def test_a_single_round_without_an_interval_is_drawn() -> None:
-    alone = RoundPoint(
-        1, 0.0, 0, Estimate(0.4, math.nan, math.nan), (NOTHING, NOTHING), NOTHING, NOTHING, True
+    alone = replace(
+        point(1, 0.4),
+        labeled_share=0.0,
+        labeled_regions=0,
+        mean_iou=Estimate(0.4),
+        class_iou=(NOTHING, NOTHING),
+        ece_before=NOTHING,
+        ece_after=NOTHING,
     )
     figure = draw_learning_curve([alone], class_names=NAMES, colors=COLORS, title="Project")
     assert "0.400" in [text.get_text() for text in figure.axes[0].texts]

@@ -65,7 +65,7 @@ def test_before_the_first_evaluation_there_is_nothing_to_draw(tmp_path: Path) ->
 
 def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) -> None:
     project, database = scored
-    folder = report(project, database)
+    folder = report(project, database).folder
     assert folder == project.workdir / "report"
     assert names(folder) == {
         "learning_curve.png",
@@ -91,7 +91,7 @@ def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) 
 
 def test_the_page_says_what_the_store_knows(scored: tuple[Project, Database]) -> None:
     project, database = scored
-    page = (report(project, database) / "report.html").read_text(encoding="utf-8")
+    page = (report(project, database).folder / "report.html").read_text(encoding="utf-8")
     assert "Next: <code>segcurate export</code>" in page
     assert "round-01: " in page
     tiles = re.findall(r'<article class="region">', page)
@@ -123,7 +123,7 @@ def test_assessments_and_the_run_s_summary_reach_the_page(
         run = session.query(ScoringRun).one()
         before, run.summary = run.summary, scoring_document()
     try:
-        folder = report(project, database, folder=tmp_path / "out")
+        folder = report(project, database, folder=tmp_path / "out").folder
     finally:
         with database.session() as session:
             session.query(Assessment).delete()
@@ -138,7 +138,7 @@ def test_assessments_and_the_run_s_summary_reach_the_page(
 
 def test_drawing_again_replaces_what_is_there(scored: tuple[Project, Database], tmp_path: Path) -> None:
     project, database = scored
-    folder = report(project, database, folder=tmp_path / "out")
+    folder = report(project, database, folder=tmp_path / "out").folder
     first = (folder / "metrics.csv").read_bytes()
     (folder / "learning_curve.png").write_bytes(b"old")
     report(project, database, folder=folder)
@@ -153,7 +153,7 @@ def test_an_image_that_is_gone_is_recorded_and_the_rest_is_drawn(
     missing = project.root / "images" / "pool_0.png"
     aside = missing.rename(tmp_path / "aside.png")
     try:
-        folder = report(project, database, folder=tmp_path / "out")
+        folder = report(project, database, folder=tmp_path / "out").folder
     finally:
         shutil.move(aside, missing)
     failures = [row for row in ask(database, list_failures) if row.step == "report"]
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_is_gone_costs_only_its_gallery(
     checkpoint = project.workdir / "models" / "r01"
     checkpoint.rename(tmp_path / "aside")
     try:
-        folder = report(project, database, folder=tmp_path / "out")
+        folder = report(project, database, folder=tmp_path / "out").folder
     finally:
         shutil.move(tmp_path / "aside", checkpoint)
     assert "learning_curve.png" in names(folder)
@@ -188,7 +188,7 @@ def test_a_queue_of_nothing_but_audit_draws_has_no_gallery(
         for item in items:
             item.slice = "audit"
     try:
-        assert "gallery_round-01.png" not in names(report(project, database, folder=tmp_path / "out"))
+        assert "gallery_round-01.png" not in names(report(project, database, folder=tmp_path / "out").folder)
     finally:
         with database.session() as session:
             for item in session.query(QueueItem).filter_by(queue_id=queue.id):

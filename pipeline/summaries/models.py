@@ -1,0 +1,83 @@
+"""Each model with what it was made from and what it reached: the rows of `segcurate models`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.queries import evaluations, models, rounds
+from db.queries.evaluations import MetricKey
+from db.tables import Evaluation
+from pipeline.evaluation.estimate import Estimate, from_json
+
+UNDEFINED = Estimate(math.nan)
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model and what it was made from; hashes in full."""
+
+    name: str
+    round_number: int
+    status: str
+    parent: str | None
+    labels: int
+    seed: int
+    iterations: int
+    config_hash: str
+    labels_hash: str
+    checkpoint: str
+    checkpoint_sha256: str | None
+    decision: str | None
+    mean_iou: Estimate
+    created_at: datetime
+
+
+def model_history(session: Session) -> list[ModelSummary]:
+    """Every model, oldest first; mIoU of the calibrated single pass."""
+    found = models.list_models(session)
+    names = {model.id: model.name for model in found}
+    numbers = {row.id: row.number for row in rounds.list_rounds(session)}
+    rows: list[ModelSummary] = []
+    for model in found:
+        split = judged_split(session, model.id)
+        known = estimates(session, model.id, split=split, sampler="none", calibrated=True) if split else {}
+        rows.append(
+            ModelSummary(
+                name=model.name,
+                round_number=numbers[model.round_id],
+                status=model.status,
+                parent=names.get(model.parent_id) if model.parent_id else None,
+                labels=len(models.model_labels(session, model.id)),
+                seed=model.seed,
+                iterations=model.iterations,
+                config_hash=model.config_hash,
+                labels_hash=model.labels_hash,
+                checkpoint=model.checkpoint_uri,
+                checkpoint_sha256=model.checkpoint_sha256,
+                decision=model.decision,
+                mean_iou=known.get(("miou", -1), UNDEFINED),
+                created_at=model.created_at,
+            )
+        )
+    return rows
+
+
+def judged_split(session: Session, model_id: int) -> str | None:
+    """`test` where the model was evaluated on it, else `calibration`, else None."""
+    splits = set(session.scalars(select(Evaluation.split).where(Evaluation.model_id == model_id)))
+    return next((split for split in ("test", "calibration") if split in splits), None)
+
+
+def estimates(
+    session: Session, model_id: int, *, split: str, sampler: str, calibrated: bool
+) -> dict[MetricKey, Estimate]:
+    """Every stored metric of one evaluation by name and class, with its interval; empty without one."""
+    rows = evaluations.metrics_of(
+        session, model_id=model_id, split=split, sampler=sampler, calibrated=calibrated
+    )
+    return {key: Estimate(*map(from_json, (row.value, row.low, row.high))) for key, row in rows.items()}
