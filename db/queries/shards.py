@@ -263,21 +263,15 @@ def count_to_score(session: Session, *, run_id: int) -> int:
     return session.scalar(select(func.count()).select_from(Image).where(_to_score(run_id))) or 0
 
 
-def unscored_images(
-    session: Session, *, run_id: int, after_id: int = 0, last_id: int | None = None, limit: int
-) -> list[ImageRow]:
-    """A page, by id, of the images that this run is still to score.
+def unscored_images(session: Session, *, run_id: int, shard: PlannedShard) -> list[ImageRow]:
+    """All images of a shard that the run is still to score, by id.
 
     They are in the pool, are no duplicates, and have no label that covers them whole.
     """
-    condition = and_(_to_score(run_id), Image.id > after_id)
-    if last_id is not None:
-        condition = and_(condition, Image.id <= last_id)
     statement = (
         select(Image.id, Image.uri, Image.width, Image.height)
-        .where(condition)
+        .where(_to_score(run_id), Image.id.between(shard.first, shard.last))
         .order_by(Image.id)
-        .limit(limit)
     )
     return [ImageRow(*row) for row in session.execute(statement)]
 

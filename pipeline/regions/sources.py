@@ -1,13 +1,15 @@
-"""Where the regions of an image come from before it is predicted: superpixels, or the user's own maps.
+"""Sources of an image's regions before it is predicted: superpixels, or the user's own maps.
 
 Legend: H W image size.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,12 +40,34 @@ def region_source(project: Project, config: RegionConfig) -> RegionSource | None
     return None
 
 
+class MapVersion(NamedTuple):
+    """A region map as it was read: its size, the times of its content and of its entry, and its hash."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path, before: MapVersion | None = None) -> MapVersion:
+        """The version of a file; `before` where its size and times are the same, so that it is not read."""
+        stat = path.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if before is not None and stamp == before[:3]:
+            return before
+        with path.open("rb") as stream:
+            return MapVersion(*stamp, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
 class RegionFiles:
-    """Region maps that a user brings: an image of the same size, whose values are the regions.
+    """Region maps of the user: for each image one of the same size, whose values are the regions.
+
+    Attributes:
+        versions: of the maps that were read, by image id.
 
     Args:
         folder: of the maps.
-        template: a map's place in it, with `{parent}`, `{stem}` and `{name}` of the image.
+        template: the path of a map in it, with `{parent}`, `{stem}` and `{name}` of the image.
 
     Raises:
         DataError: there is no such folder.
@@ -53,11 +77,12 @@ class RegionFiles:
         if not folder.is_dir():
             raise DataError(
                 f"`scoring.regions.folder` is {str(folder)!r}, and there is no such folder.",
-                "Make it, or mend the path.",
+                "Make it, or correct the path.",
             )
         self._folder = folder
         self._template = template
         self._above = FoldersAbove(project)
+        self.versions: dict[int, MapVersion] = {}
 
     def __call__(self, image: ImageRef, pixels: ImageArray) -> RegionMap:
         """The regions of an image.
@@ -65,10 +90,15 @@ class RegionFiles:
         Raises:
             DataError: its map is missing, damaged, of another size, or no index map.
         """
-        return read_region_map(self.path(image.path), size=(pixels.shape[1], pixels.shape[0]))
+        path = self.path(image.path)
+        version = MapVersion.of(path) if path.is_file() else None
+        found = read_region_map(path, size=(pixels.shape[1], pixels.shape[0]))
+        if version is not None:
+            self.versions[image.id] = version
+        return found
 
     def path(self, image: ImageFile) -> Path:
-        """Where the map of an image is expected."""
+        """The path where the map of an image is expected."""
         relative = self._template.format(parent=self._above.parent(image), stem=image.stem, name=image.name)
         return Path(os.path.normpath(self._folder / relative.lstrip("/")))
 
@@ -83,7 +113,7 @@ def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
         DataError: the file is missing, damaged, of another size, coloured, or holds no region.
     """
     if not path.is_file():
-        raise DataError(f"There is no region map {path}.", "Make it, or mend `scoring.regions.template`.")
+        raise DataError(f"There is no region map {path}.", "Make it, or correct `scoring.regions.template`.")
     with open_image(path) as image:
         if (image.info.width, image.info.height) != size:
             raise DataError(

@@ -17,6 +17,8 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.leases import alone
 from pipeline.progress import Progress, silent
+from pipeline.steps.score.region_maps import maps_folder
+from pipeline.steps.score.writer import heatmap_folder
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +115,17 @@ def _delete_rows(database: Database, run_id: int) -> None:
 
 
 def _delete_folders(project: Project, pruned: Sequence[int]) -> int:
-    """Delete the heat maps of pruned runs. A worker that had lost its shard may have written some since."""
+    """Delete the heat maps of pruned runs, and the versions of their region maps.
+
+    A worker that had lost its shard may have written some after an earlier call.
+
+    Returns:
+        The number of folders of heat maps deleted.
+    """
     deleted = 0
     for run_id in pruned:
+        shutil.rmtree(maps_folder(project, run_id), ignore_errors=True)
         with suppress(FileNotFoundError):
-            shutil.rmtree(project.workdir / "heatmaps" / str(run_id))
+            shutil.rmtree(heatmap_folder(project, run_id))
             deleted += 1
     return deleted

@@ -83,7 +83,7 @@ def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(da
     write(database, first, [2, 3, 4, 6, 7, 8, 9], tried=[1, 5, 10])
     again = plan(database, 10)
     assert again == [(1, 10)]
-    found = ask(database, shards.unscored_images, run_id=1, after_id=0, last_id=10, limit=10)
+    found = ask(database, shards.unscored_images, run_id=1, shard=shards.PlannedShard(1, 10))
     assert [image.id for image in found] == [1, 5, 10]
     write(database, again[0], [1, 5], tried=[10])
     assert ask(database, scores.count_scores, run_id=1) == (9, 18)

@@ -29,6 +29,7 @@ from pipeline.progress import Progress, silent
 from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.drift import watch_drift
 from pipeline.steps.score.local_workers import score_on_devices
+from pipeline.steps.score.region_maps import changed_maps, maps_folder
 from pipeline.steps.score.reordering import in_words as reordering_in_words
 from pipeline.steps.score.reordering import measure_reordering
 from pipeline.steps.score.scorer import Scorer, open_scorer
@@ -146,8 +147,8 @@ def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None 
             session, model_id=scorer.model_id, scorer_hash=scorer.hash, scorer=scorer.document
         )
         if isinstance(source, RegionFiles):
-            redrawn = _redrawn_images(session, project, source, run_id=run.id)
-            scores.forget_scores(session, run_id=run.id, image_ids=redrawn)
+            changed = changed_maps(session, project, source, run_id=run.id)
+            scores.forget_scores(session, run_id=run.id, image_ids=changed)
         opened = shard_queries.plan_shards(
             session, run_id=run.id, shard_images=scoring.shard_images, dead=dead_owners(owners(session))
         )
@@ -161,7 +162,8 @@ def plan_scoring(project: Project, database: Database, *, scorer: Scorer | None 
         )
 
     planned = database.transact(plan)
-    sweep(heatmap_folder(project, planned.run_id))
+    for folder in (heatmap_folder, maps_folder):
+        sweep(folder(project, planned.run_id))
     return planned
 
 
@@ -207,16 +209,6 @@ def finish_scoring(
         outliers=totals.outliers,
         remarks=totals.remarks,
     )
-
-
-def _redrawn_images(session: Session, project: Project, source: RegionFiles, *, run_id: int) -> list[int]:
-    """The images of a run whose region maps are newer than their scores."""
-    redrawn: list[int] = []
-    for image_id, uri, scored_at in scores.scoring_times(session, run_id=run_id):
-        path = source.path(project.image(uri))
-        if path.is_file() and path.stat().st_mtime > scored_at.timestamp():
-            redrawn.append(image_id)
-    return redrawn
 
 
 def _top_heatmaps(

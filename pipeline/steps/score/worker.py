@@ -1,4 +1,4 @@
-"""Draining a scoring run: one worker claims shards, scores them and writes them, until all are done."""
+"""One worker: it claims shards of a run, scores them and writes them, until all are done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.leases import POLL_SECONDS, dead_owners, renewing
 from pipeline.processes import this_process
 from pipeline.progress import Progress, silent
-from pipeline.regions.sources import region_source
+from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.scorer import Scorer, open_scorer
 from pipeline.steps.score.writer import ShardWriter
 from pipeline.uncertainty.scoring import score_images
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoringTotals:
-    """What workers have scored. Sums: add those of all workers up.
+    """Sums over what workers have scored; `+` adds those of several workers.
 
     Attributes:
-        workers: whose work this is, as `pipeline.leases.this_process` names processes.
-        remarks: what a person should know of how it went, such as a worker that has died.
+        workers: names of the processes, as `pipeline.processes.this_process`.
+        remarks: events for the report, such as a worker that has died.
     """
 
     images: int = 0
@@ -66,15 +66,14 @@ def score_shards(
     scorer: Scorer | None = None,
     progress: Progress = silent,
 ) -> ScoringTotals:
-    """Claim shards, score them and write them, until every shard of the run is done, by whomever.
+    """Claim shards, score them and write them, until every shard of the run is done, by any worker.
 
-    A shard whose worker has died is repeated by another one. What is begun and not written when this is
-    stopped is given back.
+    Another worker scores the shard of a worker that has died. A worker that is stopped releases its shards.
 
     Raises:
         ConfigError: the run is of another scorer: the settings, or the serving model, have changed since.
-        UserError: the disk is full, or the folder of the heat maps cannot be written; or all is done but for
-            shards that have ended each worker that began them.
+        UserError: the disk is full, or the folder of the heat maps cannot be written; or the only shards left
+            have killed each worker that began them.
     """
     scorer = scorer or open_scorer(project, database)
     scoring = project.config.scoring
@@ -88,11 +87,17 @@ def score_shards(
             "Run the command again.",
         )
     owner = this_process()
+    source = region_source(project, scoring.regions)
     writer = ShardWriter(
-        project=project, database=database, run_id=run_id, owner=owner, seen=scorer.model.card.input_range
+        project=project,
+        database=database,
+        run_id=run_id,
+        owner=owner,
+        seen=scorer.model.card.input_range,
+        maps=source if isinstance(source, RegionFiles) else None,
     )
 
-    def give_back(session: Session) -> None:
+    def release(session: Session) -> None:
         shards.release_shards(session, run_id=run_id, owner=owner)
 
     with renewing(database, seconds=seconds):
@@ -104,21 +109,23 @@ def score_shards(
                     model=scorer.model,
                     regions=scoring.regions,
                     sink=writer,
-                    source=region_source(project, scoring.regions),
+                    source=source,
                     heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
                     total=total,
                     progress=lambda title, done, total, before=before: progress(title, before + done, total),
                 )
-                database.transact(give_back)  # of a claim whose answer was lost with the connection
+                database.transact(release)  # a claim may have been committed although the connection was lost
                 if database.transact(lambda session: _all_is_done(session, run_id=run_id)):
                     break
                 if writer.images + writer.failed == before:
-                    time.sleep(POLL_SECONDS)  # others are at the rest; if one of them dies, its shard is free
+                    time.sleep(
+                        POLL_SECONDS
+                    )  # other workers score the rest; a shard of one that dies becomes free
         except BaseException:
             try:
-                database.transact(give_back)
-            except DBAPIError as refusal:  # a full disk, say: what has stopped the work is what counts
-                logger.warning("What was begun could not be given back: %s", refusal.orig)
+                database.transact(release)
+            except DBAPIError as failure:  # such as a full disk; the first error is the one to raise
+                logger.warning("The begun shards could not be released: %s", failure.orig)
             raise
     return ScoringTotals(
         images=writer.images,
@@ -134,10 +141,9 @@ def _claimed_images(
 ) -> Iterator[ImageRef]:
     """The images of one free shard after another.
 
-    A shard that a worker died of comes when there is no other, and alone: whatever it ends, nothing that was
-    begun beside it is taken for the cause.
+    A shard whose worker has died comes last and alone, so that a further death is not blamed on another shard
+    that was begun beside it.
     """
-    limit = project.config.scoring.shard_images
 
     def claim(session: Session, *, unbegun: bool) -> tuple[PlannedShard, list[ImageRow]] | None:
         shard = shards.claim_shard(
@@ -150,12 +156,10 @@ def _claimed_images(
         )
         if shard is None:
             return None
-        return shard, shards.unscored_images(
-            session, run_id=writer.run_id, after_id=shard.first - 1, last_id=shard.last, limit=limit
-        )
+        return shard, shards.unscored_images(session, run_id=writer.run_id, shard=shard)
 
-    def announce(shard: PlannedShard, found: list[ImageRow]) -> list[ImageRef]:
-        refs = [project.ref(row, shard=shard.first) for row in found]
+    def announce(shard: PlannedShard, rows: list[ImageRow]) -> list[ImageRef]:
+        refs = [project.ref(row, shard=shard.first) for row in rows]
         writer.expect(shard, refs)
         return refs
 
@@ -173,7 +177,7 @@ def _all_is_done(session: Session, *, run_id: int) -> bool:
     """Whether no shard is left.
 
     Raises:
-        UserError: the only ones that are left have ended every worker that began them.
+        UserError: the only shards left have killed every worker that began them.
     """
     left = shards.open_shards(session, run_id=run_id)
     if left.pending + left.running == 0:

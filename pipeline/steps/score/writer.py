@@ -21,6 +21,8 @@ from pipeline.data.input_range import InputRange
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.drawing.heatmaps import TWO_COLOUR, information_span, write_heatmap, write_two_colour
+from pipeline.regions.sources import RegionFiles
+from pipeline.steps.score.region_maps import record_maps
 from pipeline.uncertainty.reduction import RegionColumns, keep_regions
 from pipeline.uncertainty.scoring import ScoredImage
 
@@ -49,13 +51,21 @@ class ShardWriter:
     """
 
     def __init__(
-        self, *, project: Project, database: Database, run_id: int, owner: str, seen: InputRange | None
+        self,
+        *,
+        project: Project,
+        database: Database,
+        run_id: int,
+        owner: str,
+        seen: InputRange | None,
+        maps: RegionFiles | None = None,
     ) -> None:
         self.project = project
         self.database = database
         self.run_id = run_id
         self.owner = owner
         self.seen = seen
+        self.maps = maps
         self.images = self.regions = self.failed = 0
         self.outliers: list[dict[str, Any]] = []
         self._shard_of: dict[int, _OpenShard] = {}
@@ -101,6 +111,9 @@ class ShardWriter:
             )
             if not mine:
                 return None
+            if self.maps is not None and opened.scored:
+                versions = {item.id: self.maps.versions[item.id] for item in opened.scored}
+                record_maps(self.project, self.run_id, versions)
             failures.clear_failures(session, "score", list(uris.values()))
             failures.record_failures(
                 session, "score", [(uris[item.id], item.reason) for item in opened.unreadable]
@@ -113,6 +126,8 @@ class ShardWriter:
                 "Images %d to %d of run %d were taken over by another worker.", *opened.shard, self.run_id
             )
             return
+        for image_id in opened.refs if self.maps is not None else ():
+            self.maps.versions.pop(image_id, None)
         self.outliers.extend(outliers)
         self.images += len(opened.scored)
         self.regions += sum(len(rows.index) for rows in kept)

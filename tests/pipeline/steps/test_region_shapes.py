@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -197,16 +198,36 @@ def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
         ]
 
 
-def test_an_image_whose_region_map_was_redrawn_is_scored_again_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("versions", ["recorded", "missing"])
+@pytest.mark.parametrize("seconds", [-3600, 0, 60])
+def test_an_image_whose_region_map_was_redrawn_is_scored_again_and_no_other(
+    tmp_path: Path, seconds: int, versions: str
+) -> None:
+    """Whatever the new map's time: `cp -p` keeps an old one. A run of an earlier release has no versions."""
     folder = tmp_path / "maps"
     project, database = pool_of(tmp_path, images=2, kind="file", folder=str(folder), template="{stem}.png")
     write_maps(folder, tmp_path / "images")
     score(project, database)
+    if versions == "missing":
+        shutil.rmtree(project.workdir / "region_maps")
+        assert score(project, database).images == 0
     halves = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     halves[:, 40:] = 9
-    PillowImage.fromarray(halves).save(folder / "001.png")
-    later = time.time() + 60
-    os.utime(folder / "001.png", (later, later))
+    replaced = folder / "001.png"
+    at = replaced.stat().st_mtime + seconds
+    PillowImage.fromarray(halves).save(replaced)
+    os.utime(replaced, (at, at))
     assert score(project, database).images == 1
     assert [row.region_index for row in rows_of(database, 2)] == [0, 9]
     assert len(rows_of(database, 1)) == 5
+    assert score(project, database).images == 0
+
+
+def test_a_region_map_with_a_new_time_and_the_same_content_is_not_scored_again(tmp_path: Path) -> None:
+    folder = tmp_path / "maps"
+    project, database = pool_of(tmp_path, images=2, kind="file", folder=str(folder), template="{stem}.png")
+    write_maps(folder, tmp_path / "images")
+    score(project, database)
+    later = time.time() + 60
+    os.utime(folder / "001.png", (later, later))
+    assert score(project, database).images == 0

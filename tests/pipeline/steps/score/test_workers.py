@@ -60,6 +60,15 @@ def shards_of(database: Database) -> list[Shard]:
     return list(fetch(database, select(Shard).order_by(Shard.first_image_id)))
 
 
+def test_a_shard_that_was_planned_larger_is_scored_whole(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, [(96, 64)] * 5, shard_images=5)
+    plan = plan_scoring(project, database)
+    scoring = project.config.scoring.model_copy(update={"shard_images": 2})
+    smaller = Project(config=project.config.model_copy(update={"scoring": scoring}), root=project.root)
+    assert score_shards(smaller, database, run_id=plan.run_id).images == 5
+    assert [(shard.status, shard.scored) for shard in shards_of(database)] == [("done", 5)]
+
+
 def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, _ = pool_of(tmp_path, [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
