@@ -15,7 +15,8 @@ HELD_OUT = "held_out"
 
 
 class AuditRegion(NamedTuple):
-    """A labeled region of an audit slice; its label is the newest of its queue."""
+    """A labeled region of an audit slice, and the labels in force of its image in its queue, in the order in
+    which they are painted: a later one, of another annotator, may say nothing about the region."""
 
     image_id: int
     x: int
@@ -24,36 +25,35 @@ class AuditRegion(NamedTuple):
     h: int
     outline: str | None
     inclusion_probability: float
-    mask_uri: str
+    mask_uris: tuple[str, ...]
 
 
 def audit_regions(session: Session) -> list[AuditRegion]:
     """Every labeled audit region of a pool image, of all rounds, by image and queue."""
-    newest = newest_versions(each_annotator=False)
+    newest = newest_versions()
+    item = QueueItem
     statement = (
         select(
-            QueueItem.image_id,
-            QueueItem.x,
-            QueueItem.y,
-            QueueItem.w,
-            QueueItem.h,
-            QueueItem.outline,
-            QueueItem.inclusion_probability,
-            Label.mask_uri,
+            *(item.id, item.image_id, item.x, item.y, item.w, item.h),
+            *(item.outline, item.inclusion_probability, Label.mask_uri),
         )
-        .join(Image, Image.id == QueueItem.image_id)
-        .join(Label, and_(Label.image_id == QueueItem.image_id, Label.queue_id == QueueItem.queue_id))
+        .join(Image, Image.id == item.image_id)
+        .join(Label, and_(Label.image_id == item.image_id, Label.queue_id == item.queue_id))
         .join(newest, is_version(newest))
         .where(
-            QueueItem.slice == "audit",
-            QueueItem.status == "labeled",
-            QueueItem.inclusion_probability.is_not(None),
+            item.slice == "audit",
+            item.status == "labeled",
+            item.inclusion_probability.is_not(None),
             Image.split == "pool",
             Image.duplicate_of.is_(None),
         )
-        .order_by(QueueItem.image_id, QueueItem.queue_id, QueueItem.rank)
+        .order_by(item.image_id, item.queue_id, item.rank, Label.version)
     )
-    return [AuditRegion(*row) for row in session.execute(statement)]
+    found: dict[int, AuditRegion] = {}
+    for item_id, *region, mask_uri in session.execute(statement):
+        before = found[item_id].mask_uris if item_id in found else ()
+        found[item_id] = AuditRegion(*region, (*before, mask_uri))
+    return list(found.values())
 
 
 def unseen_audit_regions(session: Session, model_id: int) -> list[AuditRegion]:

@@ -46,15 +46,10 @@ class Covered(NamedTuple):
     clicks: float | None
 
 
-def newest_versions(*, each_annotator: bool = True) -> Subquery:
-    """`image_id`, `queue_id` and `version` of the labels in force; labels without a name are one annotator's.
-
-    Args:
-        each_annotator: otherwise only the newest of all annotators.
-    """
-    of_one = (Label.image_id, Label.queue_id, *((Label.annotator,) if each_annotator else ()))
+def newest_versions() -> Subquery:
+    """`image_id`, `queue_id` and `version` of the labels in force; no name is one annotator's name."""
     newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-    return newest.group_by(*of_one).subquery()
+    return newest.group_by(Label.image_id, Label.queue_id, Label.annotator).subquery()
 
 
 def is_version(newest: Subquery) -> ColumnElement[bool]:

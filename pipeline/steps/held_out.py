@@ -87,7 +87,7 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
     return [
         AuditedImage(
             ref=project.ref(row),
-            mask=by_image[row.id][0].mask,
+            mask=by_image[row.id][0].masks[-1],
             group=row.group_name,
             position=row.position,
             regions=tuple(by_image[row.id]),
@@ -111,5 +111,5 @@ def _audited(project: Project, region: AuditRegion, weight: float) -> AuditedReg
         box=(region.x, region.y, region.w, region.h),
         outline=region.outline,
         weight=weight,
-        mask=project.path(region.mask_uri),
+        masks=tuple(map(project.path, region.mask_uris)),
     )

@@ -44,19 +44,19 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class AuditedRegion:
-    """A region of the pool that was drawn at random, and the stored label that holds it.
+    """A region of the pool that was drawn at random, and its stored labels.
 
     Attributes:
         box: x, y, w, h in image pixels.
         outline: which pixels of the box; None for all.
         weight: how many regions of the pool it stands for.
-        mask: index PNG of the image's size.
+        masks: index PNGs of the image's size, in the order in which they are painted.
     """
 
     box: tuple[int, int, int, int]
     outline: str | None
     weight: float
-    mask: Path
+    masks: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AuditedImage(HeldOut):
         label = np.full(size[::-1], IGNORE, dtype=np.uint8)
         for region in self.regions:
             here = self._pixels(region)
-            label[here] = compose_labels([region.mask], size)[here]
+            label[here] = compose_labels(region.masks, size)[here]
         return label
 
     def weights(self) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ from db.queries.audits import audit_regions, unseen_audit_regions
 from db.queries.labels import LabeledRegion, record_label
 from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem, Round
 from pipeline import rounds
-from pipeline.data.masks import store_mask
+from pipeline.data.masks import MaskCodec, store_mask
 from pipeline.data.project import Project
 from pipeline.regions.outlines import encode_outline
 from pipeline.steps.calibrate import calibrate
@@ -226,6 +226,38 @@ def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(
         row.parent_id, row.config = parent.id, {"held_out": "audit"}
     assert [region.image_id for region in ask(database, audit_regions)] == [1, 2]
     assert [region.image_id for region in ask(database, unseen_audit_regions, child.id)] == [2]
+
+
+def test_an_audit_region_keeps_its_label_when_a_second_annotator_says_nothing_about_it(
+    pool: tuple[Project, Database],
+) -> None:
+    project, database = pool
+    add_audit(project, database, 1)
+    _, truth = read_pair(project, "pool_0.png")
+    x, y, w, h = OTHER
+    mask = np.full_like(truth, 255)
+    mask[y : y + h, x : x + w] = truth[y : y + h, x : x + w]
+    path, sha256 = store_mask(project.workdir / "labels", mask)
+    queue = fetch_one(database, select(Queue))
+    with database.session() as session:
+        record_label(
+            session,
+            image_id=1,
+            queue_id=queue.id,
+            mask_uri=project.uri(path),
+            mask_sha256=sha256,
+            labeled_pixels=int((mask != 255).sum()),
+            source="import",
+            annotator="second",
+            labeled_at=datetime.now(UTC),
+            regions=[LabeledRegion(*OTHER)],
+        )
+    (image,) = ask(database, audited_images, project, 1)
+    label = image.label(MaskCodec.from_config(project.config.data))
+    x, y, w, h = HALF
+    here = (slice(y, y + h), slice(x, x + w))
+    assert np.array_equal(label[here], truth[here])
+    assert (label[OTHER[1] :, OTHER[0] :] == 255).all()
 
 
 def test_only_labeled_audit_regions_with_a_known_probability_count(pool: tuple[Project, Database]) -> None:
