@@ -52,7 +52,7 @@ def audit_regions(session: Session) -> list[AuditRegion]:
     found: dict[int, AuditRegion] = {}
     for item_id, *region, mask_uri in session.execute(statement):
         before = found[item_id].mask_uris if item_id in found else ()
-        found[item_id] = AuditRegion(*region, (*before, mask_uri))
+        found[item_id] = AuditRegion(*region, mask_uris=(*before, mask_uri))
     return list(found.values())
 
 

@@ -208,7 +208,7 @@ def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
         assert row.warning is not None
         assert "no audit region that the model has not seen" in row.warning
 
-    fetch_one(database, select(Model).where(Model.id == model.id)).config = {"held_out": "audit"}
+    change(database, Model, Model.id == model.id, config={"held_out": "audit"})
     assert [row.parameters for row in calibrate(project, database)] == [row.parameters for row in rows]
 
 
