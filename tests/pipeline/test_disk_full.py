@@ -25,7 +25,7 @@ from pipeline.steps.export import export
 from pipeline.steps.score import score
 from pipeline.steps.train import train
 from tests.factories import make_pool
-from tests.pipeline.labeling.exported_project import make_project as make_project_to_export
+from tests.pipeline.labeling.exported_project import make_exported
 from tests.pipeline.steps.test_train import fill
 from tests.pipeline.steps.test_train import make_project as make_training_project
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_on_a_full_disk_stops_the_training_which_then_resumes(
 
 
 def test_an_export_to_a_full_disk_leaves_nothing_and_can_be_run_again(disk: Disk, tmp_path: Path) -> None:
-    made = make_project_to_export(tmp_path)
+    made = make_exported(tmp_path)
     export_config = made.project.config.export.model_copy(update={"images": "copy"})
     project = replace(made.project, config=made.project.config.model_copy(update={"export": export_config}))
     folder = disk.folder / "queue"

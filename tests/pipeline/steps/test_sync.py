@@ -89,7 +89,7 @@ def synced(selected: Exported, **labeling: Any) -> Project:
 
 
 def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Exported, server: Server) -> None:
-    report = sync(selected.project, selected.database, tool="label-studio")
+    report = sync(*selected, tool="label-studio")
     assert report.pulled is None
     assert report.pushed is not None
     assert (report.pushed.created, report.pushed.unchanged) == (len(NAMES), 0)
@@ -107,10 +107,10 @@ def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Export
 def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME,)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    report = sync(selected.project, selected.database, tool="label-studio")
+    report = sync(*selected, tool="label-studio")
     assert report.pulled is not None
     assert [one.imported for one in report.pulled.imported] == [1]
     assert report.pushed is not None
@@ -121,11 +121,11 @@ def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
 def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    pull(selected.project, selected.database, tool="label-studio")
-    again = pull(selected.project, selected.database, tool="label-studio")
+    pull(*selected, tool="label-studio")
+    again = pull(*selected, tool="label-studio")
     assert [one["since"] for one in server.asked if "pull" in one] == [
         None,
         datetime(2026, 11, 5, tzinfo=UTC),
@@ -137,7 +137,7 @@ def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
 def test_a_pull_that_could_not_be_imported_is_fetched_again(
     selected: Exported, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
 
@@ -147,8 +147,8 @@ def test_a_pull_that_could_not_be_imported_is_fetched_again(
     with monkeypatch.context() as patched:
         patched.setattr(step, "import_labels", die)
         with pytest.raises(KeyboardInterrupt):
-            pull(selected.project, selected.database, tool="label-studio")
-    report = pull(selected.project, selected.database, tool="label-studio")
+            pull(*selected, tool="label-studio")
+    report = pull(*selected, tool="label-studio")
     assert server.asked[-1]["since"] is None
     assert [one.imported for one in report.imported] == [1]
 
@@ -156,11 +156,11 @@ def test_a_pull_that_could_not_be_imported_is_fetched_again(
 def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME, OTHER)]
     answers[0]["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    report = pull(selected.project, selected.database, tool="label-studio")
+    report = pull(*selected, tool="label-studio")
     assert [(one.imported, len(one.rejected)) for one in report.imported] == [(1, 1)]
     (failure,) = ask(selected.database, failures.list_failures, step="import")
     assert failure.subject.startswith(f"{URL}, round-01: page-1.json")
@@ -170,13 +170,13 @@ def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
 def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [
         annotation(selected, name, selected.truth[name], number=number)
         for number, name in enumerate(NAMES, start=1)
     ]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    report = sync(selected.project, selected.database, tool="label-studio")
+    report = sync(*selected, tool="label-studio")
     assert report.pulled is not None
     assert report.pulled.closed
     assert report.pushed is None
@@ -184,24 +184,24 @@ def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
 
 
 def test_closing_while_pulling_releases_what_is_not_finished(selected: Exported, server: Server) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
-    pull(selected.project, selected.database, tool="label-studio", close=True)
+    sync(*selected, tool="label-studio")
+    pull(*selected, tool="label-studio", close=True)
     assert {item.status for item in selected.items()} == {"released"}
     assert selected.state() == (2, "train")
 
 
 def test_nothing_to_pull_before_anything_was_pushed(exported: Exported, server: Server) -> None:
     with pytest.raises(UserError, match="No queue of this project lies at"):
-        pull(exported.project, exported.database, tool="label-studio")
+        pull(*exported, tool="label-studio")
 
 
 def test_a_queue_by_name_is_pushed_from_its_folder(selected: Exported, server: Server) -> None:
-    folder = export(selected.project, selected.database, to="label-studio")
-    report = push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-01")
+    folder = export(*selected, to="label-studio")
+    report = push(*selected, folder=folder, tool="label-studio", queue="round-01")
     assert report.queue == "round-01"
     assert server.asked == [{"push": "round-01-label-studio", "places": []}]
     with pytest.raises(UserError, match="There is no queue 'round-99'"):
-        push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-99")
+        push(*selected, folder=folder, tool="label-studio", queue="round-99")
 
 
 def test_a_nightly_run_pulls_first_and_pushes_last(
@@ -223,7 +223,7 @@ def test_a_nightly_run_pulls_first_and_pushes_last(
 def test_a_queue_that_was_exported_before_the_server_was_configured_is_pushed_by_the_next_nightly_run(
     selected: Exported, server: Server
 ) -> None:
-    export(selected.project, selected.database)
+    export(*selected)
     project = synced(selected)
     assert delivery.push_queue(Runner(project, selected.database)) == ""
     assert [one["push"] for one in server.asked] == ["round-01-label-studio"]
@@ -246,32 +246,32 @@ def test_a_nightly_run_goes_on_while_the_server_is_away(selected: Exported, serv
 
 
 def test_without_sync_a_nightly_run_asks_no_server(selected: Exported, server: Server) -> None:
-    export(selected.project, selected.database)
+    export(*selected)
     server.down = True
-    assert delivery.pull_labels(Runner(selected.project, selected.database)) == ""
-    assert delivery.push_queue(Runner(selected.project, selected.database)) == ""
+    assert delivery.pull_labels(Runner(*selected)) == ""
+    assert delivery.push_queue(Runner(*selected)) == ""
 
 
 def test_a_queue_that_somebody_has_begun_there_is_not_withdrawn(selected: Exported, server: Server) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     (queue,) = ask(selected.database, queues.list_queues)
-    assert not delivery.is_begun(selected.project, selected.database, queue)
+    assert not delivery.is_begun(*selected, queue)
     server.begun = True
-    assert delivery.is_begun(selected.project, selected.database, queue)
+    assert delivery.is_begun(*selected, queue)
 
 
 def test_a_queue_that_is_withdrawn_leaves_the_server(selected: Exported, server: Server) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     (queue,) = ask(selected.database, queues.list_queues)
-    assert delivery.withdraw(selected.project, selected.database, queue) == len(selected.items())
+    assert delivery.withdraw(*selected, queue) == len(selected.items())
     assert server.images == {}
     assert selected.state() == (1, "select")
 
 
 def test_a_queue_in_files_of_a_tool_counts_as_begun(selected: Exported, server: Server) -> None:
-    export(selected.project, selected.database, to="label-studio")
+    export(*selected, to="label-studio")
     (queue,) = ask(selected.database, queues.list_queues)
-    assert delivery.is_begun(selected.project, selected.database, queue)
+    assert delivery.is_begun(*selected, queue)
 
 
 def test_a_token_and_an_address_are_asked_for(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_an_address_that_is_none_is_refused_in_the_configuration(selected: Expor
 
 
 def test_tasks_of_the_exported_folder_are_in_rank_order(selected: Exported) -> None:
-    folder = export(selected.project, selected.database, to="label-studio")
+    folder = export(*selected, to="label-studio")
     tasks = json.loads((folder / "tasks.json").read_text())
     ranks = [task["data"]["rank"] for task in tasks]
     assert ranks == sorted(ranks)
