@@ -116,7 +116,7 @@ def select_regions(root: Path, truth: dict[str, Mask], *, classes: dict[str, int
     config, folder = project.config, project.workdir / "models" / "r01"
     digest = tiny_checkpoint(folder, config.model, list(classes), std=[0.25] * 3)
     with database.session() as session:
-        values = {"checkpoint_uri": project.uri(folder), "checkpoint_sha256": digest}
+        values: dict[str, Any] = {"checkpoint_uri": project.uri(folder), "checkpoint_sha256": digest}
         model = add_model(session, state="export", **values)
         run = put(session, new_run(model.id, finished_at=datetime.now(UTC)))
         queue = put(session, new_queue(round_id=model.round_id, run_id=run.id))
