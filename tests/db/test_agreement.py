@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from db.queries import agreement, labels, scores
 from db.queries.agreement import set_agreement
@@ -17,6 +19,13 @@ from tests.factories import ask, new_item, new_queue, open_store, put, rows_for
 
 BOX = (0, 0, 0, 0)
 """Of every region of `rows_for`."""
+
+
+def record(session: Session, number: int, **values: Any) -> None:
+    """A label whose mask is told from others by its number."""
+    known = {"image_id": 1, "queue_id": 1, "mask_uri": "m", "mask_sha256": str(number), "labeled_pixels": 4}
+    known |= {"source": "import", "annotator": str(number), "labeled_at": datetime.now(UTC)}
+    labels.record_label(session, **known | values)
 
 
 def test_a_shared_region_comes_with_its_scores_and_only_the_most_disputed_first(store_url: str) -> None:
@@ -62,18 +71,9 @@ def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annot
         for name in ("a", "b"):
             put(session, new_queue(name))
         for number, (image_id, queue_id, annotator) in enumerate(given):
-            labels.record_label(
-                session,
-                image_id=image_id,
-                queue_id=queue_id,
-                mask_uri="m",
-                mask_sha256=str(number),
-                labeled_pixels=4,
-                source="import",
-                annotator=annotator,
-                labeled_at=datetime.now(UTC),
-                regions=[LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")],
-            )
+            regions = [LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")]
+            values = {"image_id": image_id, "queue_id": queue_id, "annotator": annotator}
+            record(session, number, regions=regions, **values)
     found = ask(database, agreement.shared_images)
     assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
     assert [row.image_id for row in ask(database, agreement.shared_images, queue_id=1)] == [1]
@@ -104,18 +104,7 @@ def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
             [whole],
         )
         for number, regions in enumerate(of_labels):
-            labels.record_label(
-                session,
-                image_id=1,
-                queue_id=1,
-                mask_uri="m",
-                mask_sha256=str(number),
-                labeled_pixels=4,
-                source="import",
-                annotator=str(number),
-                labeled_at=datetime.now(UTC),
-                regions=regions,
-            )
+            record(session, number, regions=regions)
     with database.session() as session:
 
         def covered(*label_ids: int) -> labels.Covered:
