@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from db.queries import failures, queues
+from db.queries import failures, queue_items, queues
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
@@ -20,6 +20,7 @@ from pipeline.operation import delivery
 from pipeline.operation.runner import Runner
 from pipeline.steps import sync as step
 from pipeline.steps.export import export
+from pipeline.steps.import_labels import import_labels
 from pipeline.steps.sync import open_server, pull, push, sync
 from tests.factories import ask
 from tests.pipeline.labeling.answered import annotation, submitted
@@ -37,6 +38,7 @@ class Server:
     def __init__(self) -> None:
         self.images: dict[str, list[int]] = {}
         self.finished: list[Path] = []
+        self.finished_of: dict[str, list[Path]] = {}
         self.begun = False
         self.asked: list[dict[str, Any]] = []
         self.down = False
@@ -55,7 +57,7 @@ class Server:
     def pull(self, *, queue: str, places: Sequence[str], into: Path, since: datetime | None = None) -> Pulled:
         self._answer()
         self.asked.append({"pull": queue, "places": list(places), "since": since})
-        files = [Path(shutil.copy(file, into)) for file in self.finished]
+        files = [Path(shutil.copy(file, into)) for file in self.finished_of.get(queue, self.finished)]
         return Pulled(files=files, newest=datetime(2026, 11, 5, tzinfo=UTC) if files else None)
 
     def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
@@ -86,6 +88,19 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 def synced(selected: Exported, **labeling: Any) -> Project:
     settings = {"tool": "label-studio", "sync": True, "label_studio": {"url": URL}}
     return selected.configured(labeling=settings | labeling)
+
+
+def unknown_class(selected: Exported, name: str, *, number: int) -> dict[str, Any]:
+    """An annotation that cannot be imported."""
+    wrong = annotation(selected, name, selected.truth[name], number=number)
+    wrong["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
+    return wrong
+
+
+def rejected(selected: Exported) -> list[str]:
+    """The subjects of the import's recorded failures."""
+    with selected.database.session(write=False) as session:
+        return [row.subject for row in failures.list_failures(session, step="import")]
 
 
 def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Exported, server: Server) -> None:
@@ -165,6 +180,62 @@ def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
     (failure,) = ask(selected.database, failures.list_failures, step="import")
     assert failure.subject.startswith(f"{URL}, round-01: page-1.json")
     assert "nothing of ours" in failure.reason
+
+
+def test_what_was_rejected_of_one_queue_outlives_the_pull_of_the_next_queue(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    wrong = submitted(selected, tmp_path / "first.json", [unknown_class(selected, NAME, number=1)])
+    with selected.database.session() as session:
+        item = queue_items.queue_items(session, 1)[0]
+        kept = {key: getattr(item, key) for key in ("rank", "image_id", "x", "y", "w", "h", "slice", "reason")}
+        review = queues.put_review(
+            session, run_id=None, strategy="doubt", unit="region", spec={}, items=[kept | {"region_index": 0}]
+        )
+        queues.record_place(session, queue_id=review.id, tool="label-studio", url=URL, place="7")
+    answer = annotation(selected, NAME, selected.truth[NAME], number=2)
+    server.finished_of = {
+        "round-01": [wrong],
+        "review-01": [submitted(selected, tmp_path / "second.json", [answer])],
+    }
+    report = pull(selected.project, selected.database, tool="label-studio")
+    assert [(one.queue, one.imported, len(one.rejected)) for one in report.imported] == [
+        ("round-01", 0, 1),
+        ("review-01", 1, 0),
+    ]
+    (subject,) = rejected(selected)
+    assert subject.startswith(f"{URL}, round-01: first.json")
+
+
+def test_what_was_rejected_stays_on_record_until_that_annotation_comes_again(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    page = tmp_path / "page.json"
+    for answer, left in (
+        (unknown_class(selected, NAME, number=1), 1),
+        (annotation(selected, OTHER, selected.truth[OTHER], number=2), 1),
+        (annotation(selected, NAME, selected.truth[NAME], number=1), 0),
+    ):
+        server.finished = [submitted(selected, page, [answer])]
+        pull(selected.project, selected.database, tool="label-studio")
+        assert len(rejected(selected)) == left
+
+
+def test_an_import_of_files_leaves_what_a_server_sent_on_record(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    server.finished = [submitted(selected, tmp_path / "page.json", [unknown_class(selected, NAME, number=1)])]
+    pull(selected.project, selected.database, tool="label-studio")
+    for name, left in (("wrong", 2), ("right", 1)):
+        answer = annotation(selected, OTHER, selected.truth[OTHER], number=2)
+        if name == "wrong":
+            answer = unknown_class(selected, OTHER, number=2)
+        source = submitted(selected, tmp_path / f"{name}.json", [answer])
+        import_labels(selected.project, selected.database, source=source)
+        assert len(rejected(selected)) == left
 
 
 def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
