@@ -173,7 +173,7 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(out_once: Path, tmp_path: Path) -> Path:
-    """The project after its first night: its queue, `round-01`, is out."""
+    """The project after its first nightly run: its queue, `round-01`, is active."""
     return Path(shutil.copytree(out_once, tmp_path / "out"))
 
 
@@ -214,7 +214,7 @@ def set_option(folder: Path, section: str, key: str, value: Any) -> None:
 
 
 def label_regions(folder: Path, *, at_least: int, close: bool = False) -> int:
-    """Labels come back for the best images of the queue that is out, until so many regions have one.
+    """Labels come back for the best images of the active queue, until so many regions have one.
 
     Returns:
         How many regions have one.

@@ -114,7 +114,7 @@ def sync(
     url: Url = None,
     close: Close = False,
 ) -> None:
-    """Fetch finished labels from the labeling tool's server, and send the queue there if it is out."""
+    """Pull finished labels from the labeling tool's server, and push the active queue to it."""
     from pipeline.steps.sync import sync as step
 
     with opened_project() as (project, database), progress_bar() as progress:

@@ -54,8 +54,7 @@ def push_queue(runner: Runner) -> str:
 
     tool = runner.project.config.labeling.tool
     with runner.database.session(write=False) as session:
-        current = round_queries.current_round(session)
-        queue = None if current is None else queues.round_queue(session, current.id)
+        current, queue = round_queries.current_round(session), queues.current_queue(session)
         if current is None or queue is None or current.state != "import":
             return ""
         folder = exported_folder(session, runner.project, queue, tool)

@@ -147,8 +147,7 @@ def update_queue(runner: Runner) -> QueueUpdate:
     except NotYourTurn:
         return QueueUpdate(f"{withdrawn}a retraining has closed the round meanwhile.")
     with database.session(write=False) as session:
-        current = rounds.current_round(session)
-        queue = None if current is None else queues.round_queue(session, current.id)
+        queue = queues.current_queue(session)
         items = {} if queue is None else queue_items.count_items(session, queue.id)
     name = folder.name if queue is None else queue.name
     runner.log(f"Exported {name} to {folder}.")

@@ -20,9 +20,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from sqlalchemy import select, update
 
-from db.tables import Calibration, Metric, QueueItem, Shard, utc_now
+from db.queries.queues import put_review
+from db.tables import Calibration, Metric, Queue, QueueItem, Round, Shard, utc_now
 from db.tables import Image as ImageRow
 from flows import artifacts
 from flows.markdown import code, harmless, picture, plain, prose, table
@@ -135,9 +137,10 @@ def shown(rude: Path, prefect_server: str) -> dict[str, Any]:
             artifacts.show_round(project, database)
             artifacts.link_export(project, project.path("queues/round-01"))
 
-    everything()
+    state = everything(return_state=True)
     with get_client(sync_client=True) as client:
-        return {str(row.key): row for row in client.read_artifacts(limit=50)}
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        return {str(row.key): row for row in client.read_artifacts(flow_run_filter=of_run, limit=50)}
 
 
 def test_progress_ends_at_everything_or_at_what_was_reached(shown: dict[str, Any]) -> None:
@@ -262,6 +265,37 @@ def test_an_artifact_that_fails_is_a_warning_and_the_work_goes_on(
         "An artifact was left out, link_export failed",
         "Progress of run 1 is not shown",
     ]
+
+
+def test_a_review_or_a_withdrawn_queue_is_not_shown_as_the_queue_of_the_round(
+    out: Path, monkeypatch: pytest.MonkeyPatch, in_a_run: list[str]
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(
+        artifacts, "create_table_artifact", lambda *_, description, **__: shown.append(description)
+    )
+    with opened(out) as (project, database):
+        with database.session() as session:
+            item = session.scalars(select(QueueItem).where(QueueItem.queue_id == 2)).first()
+            assert item is not None
+            kept = {key: getattr(item, key) for key in ("image_id", "region_index", "x", "y", "w", "h")}
+            kept |= {"rank": 1, "slice": "selected", "reason": "doubt"}
+            put_review(session, run_id=None, strategy="doubt", unit="region", spec={}, items=[kept])
+        artifacts.show_queue(project, database)
+        page = round_report(project, database)
+        with database.session() as session:  # the round is closed, and the queue of the next one withdrawn
+            session.add(Round(number=2, state="select"))
+            session.add(
+                Queue(name="round-02", kind="selected", strategy="entropy", unit="region", seed=0, spec={})
+            )
+        artifacts.show_queue(project, database)
+        later = round_report(project, database)
+    assert in_a_run == []
+    assert [line.partition(":")[0] for line in shown] == ["**round-01**", "**round-01**"]
+    assert page is not None
+    assert later is not None
+    assert "## The queue round-01" in page.page
+    assert "## The queue round-01" in later.page
 
 
 def test_many_threads_may_report_and_once_a_second_is_shown(

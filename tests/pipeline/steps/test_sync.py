@@ -189,9 +189,10 @@ def test_what_was_rejected_of_one_queue_outlives_the_pull_of_the_next_queue(
     wrong = submitted(selected, tmp_path / "first.json", [unknown_class(selected, NAME, number=1)])
     with selected.database.session() as session:
         item = queue_items.queue_items(session, 1)[0]
-        kept = {key: getattr(item, key) for key in ("rank", "image_id", "x", "y", "w", "h", "slice", "reason")}
+        names = ("rank", "image_id", "region_index", "x", "y", "w", "h", "slice", "reason")
+        kept = {name: getattr(item, name) for name in names}
         review = queues.put_review(
-            session, run_id=None, strategy="doubt", unit="region", spec={}, items=[kept | {"region_index": 0}]
+            session, run_id=None, strategy="doubt", unit="region", spec={}, items=[kept]
         )
         queues.record_place(session, queue_id=review.id, tool="label-studio", url=URL, place="7")
     answer = annotation(selected, NAME, selected.truth[NAME], number=2)
@@ -262,7 +263,7 @@ def test_closing_while_pulling_releases_what_is_not_finished(selected: Exported,
 
 
 def test_nothing_to_pull_before_anything_was_pushed(exported: Exported, server: Server) -> None:
-    with pytest.raises(UserError, match="No queue of this project lies at"):
+    with pytest.raises(UserError, match="No queue of this project is at"):
         pull(*exported, tool="label-studio")
 
 
@@ -284,7 +285,7 @@ def test_a_nightly_run_pulls_first_and_pushes_last(
     assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
     assert lines == []
     assert delivery.push_queue(Runner(project, selected.database, log=lines.append)) == ""
-    assert lines[0] == f"round-01: {len(NAMES)} images sent to {URL}, 0 were there already."
+    assert lines[0] == f"round-01: {len(NAMES)} images pushed to {URL}, 0 were there already."
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
     assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
