@@ -127,7 +127,7 @@ def _cost(row: RoundSummary) -> str:
 
 
 def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary]) -> list[str]:
-    """What each round's labels brought, drawn as the report draws it."""
+    """The learning curve, drawn as the report draws it."""
     measured = [row for row in rounds if row.split is not None]
     if not measured:
         return []
@@ -151,7 +151,7 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
     words = f"Learning curve: mIoU {first.mean_iou.text()} in round {first.number}"
     if last is not first:
         words += f", {last.mean_iou.text()} in round {last.number}"
-    return ["## What the labels brought", picture(words, png_of(figure))]
+    return ["## Learning curve", picture(words, png_of(figure))]
 
 
 def _queue(queue: QueueSummary | None) -> list[str]:

@@ -62,7 +62,7 @@ def push_queue(runner: Runner) -> str:
         if folder is None:  # it was exported before the server was configured
             from pipeline.steps.export import export
 
-            folder = runner.call(export)
+            folder = runner.run(export).folder
         runner.run(push, folder=folder, tool=tool)
     except UserError as error:
         runner.log(str(error))

@@ -150,7 +150,6 @@ def update_queue(runner: Runner) -> QueueUpdate:
         queue = queues.current_queue(session)
         items = {} if queue is None else queue_items.count_items(session, queue.id)
     name = folder.name if queue is None else queue.name
-    runner.log(f"Exported {name} to {folder}.")
     return QueueUpdate(
         f"{withdrawn}{name} is active: {count(sum(items.values()))} regions to label.",
         name=name,
@@ -164,7 +163,7 @@ def _select_and_export(runner: Runner, *, select_again: bool) -> Path:
 
     if select_again:
         runner.run(select)
-    return runner.call(export)
+    return runner.run(export).folder
 
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:

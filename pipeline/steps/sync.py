@@ -283,7 +283,7 @@ def sync(
     if folder is None:
         from pipeline.steps.export import export
 
-        folder = export(project, database, to=tool, progress=progress)
+        folder = export(project, database, to=tool, progress=progress).folder
     pushed = push(project, database, folder=folder, tool=tool, url=url, progress=progress)
     return SyncReport(pulled=pulled, pushed=pushed)
 

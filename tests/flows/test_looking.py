@@ -155,7 +155,7 @@ def test_status_says_who_is_at_work_and_who_died_there(console: Console, out: Pa
     }
     said = console.run("status")
     assert f"train by {this_process()}, since" in said
-    assert f"evaluate by {gone}, but is gone: it is free" in said
+    assert f"evaluate by {gone}, which has died" in said
 
 
 def test_status_says_how_much_is_still_to_be_scored(console: Console, out: Path) -> None:
@@ -180,7 +180,7 @@ def test_status_says_how_much_is_still_to_be_scored(console: Console, out: Path)
     assert status["scoring"]["images_to_score"] == 0
     assert status["scoring"]["run_id"] == 1
     assert status["scoring"]["finished_at"]
-    assert "all is scored" in console.run("status")
+    assert "all images are scored" in console.run("status")
     with opened(out) as (_, database), database.session() as session:
         lost = session.scalars(select(ImageScore.image_id).limit(3)).all()
         session.execute(delete(RegionScore).where(RegionScore.image_id.in_(lost)))

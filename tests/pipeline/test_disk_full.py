@@ -256,6 +256,6 @@ def test_an_export_to_a_full_disk_leaves_nothing_and_can_be_run_again(disk: Disk
     assert [path.name for path in disk.folder.iterdir()] == ["filler"]
     assert made.state() == (1, "export")
     disk.clear()
-    assert export(project, made.database, folder=folder) == folder
+    assert export(project, made.database, folder=folder).folder == folder
     assert half_written(disk.folder) == []
     assert len((folder / "manifest.jsonl").read_text().splitlines()) == len(made.images())

@@ -117,7 +117,7 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
     wanted = {"budget": 4, "no_touching": True, "per_image_cap": None, "audit_fraction": 0}
     score(project, database)
     select(project, database, overrides=wanted)
-    folder = export(project, database)
+    folder = export(project, database).folder
     items = fetch(database, QueueItem)
     assert any(item.outline for item in items)
     entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
@@ -162,7 +162,7 @@ def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
     score(project, database)
     wanted = {"budget": 2, "no_touching": False, "per_image_cap": None, "audit_fraction": 0}
     select(project, database, overrides=wanted)
-    folder = export(project, database)
+    folder = export(project, database).folder
     first, second = fetch(database, query(QueueItem).order_by(QueueItem.rank))
     painted = np.full((HEIGHT, WIDTH), IGNORE, dtype=np.uint8)
     for mask, share in zip(masks_of([first, second]), (0.55, 0.45), strict=True):

@@ -268,7 +268,7 @@ def test_nothing_to_pull_before_anything_was_pushed(exported: Exported, server: 
 
 
 def test_a_queue_by_name_is_pushed_from_its_folder(selected: Exported, server: Server) -> None:
-    folder = export(*selected, to="label-studio")
+    folder = export(*selected, to="label-studio").folder
     report = push(*selected, folder=folder, tool="label-studio", queue="round-01")
     assert report.queue == "round-01"
     assert server.asked == [{"push": "round-01-label-studio", "places": []}]
@@ -372,7 +372,7 @@ def test_an_address_that_is_none_is_refused_in_the_configuration(selected: Expor
 
 
 def test_tasks_of_the_exported_folder_are_in_rank_order(selected: Exported) -> None:
-    folder = export(*selected, to="label-studio")
+    folder = export(*selected, to="label-studio").folder
     tasks = json.loads((folder / "tasks.json").read_text())
     ranks = [task["data"]["rank"] for task in tasks]
     assert ranks == sorted(ranks)

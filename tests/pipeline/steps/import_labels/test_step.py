@@ -160,7 +160,7 @@ def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(
 def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(selected: Exported) -> None:
     void = np.full_like(selected.truth["left/frame 1.png"], IGNORE)
     write_png(selected.project.root / "masks" / "left" / "frame 1.png", ids(void))
-    folder = export(*selected)
+    folder = export(*selected).folder
     annotate(*selected, folder)
     options = {"source": folder, "close": True, "origin": "simulation"}
     import_labels(*selected, **options)
@@ -280,7 +280,7 @@ def test_the_masks_folder_itself_may_be_named(exported: Exported, folder: Path) 
 
 
 def test_an_export_written_elsewhere_comes_back_from_there(selected: Exported, tmp_path: Path) -> None:
-    folder = export(*selected, folder=tmp_path / "usb stick" / "for Ada")
+    folder = export(*selected, folder=tmp_path / "usb stick" / "for Ada").folder
     deliver(selected, folder)
     moved = folder.rename(tmp_path / "returned")
     assert take(selected, moved).imported == len(NAMES)
