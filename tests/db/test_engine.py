@@ -70,6 +70,7 @@ def test_a_reader_is_not_blocked_by_an_open_writer(database: Database) -> None:
         writer.add(failure("a.png"))
         writer.flush()
         assert fetch(database, Failure) == []
+        assert database.transact(lambda session: session.scalars(select(Failure)).all(), write=False) == []
 
 
 def test_two_writers_wait_for_each_other(database: Database) -> None:

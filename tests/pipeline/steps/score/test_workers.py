@@ -23,7 +23,7 @@ from pipeline.data.project import Project
 from pipeline.errors import Busy, UserError
 from pipeline.processes import this_process
 from pipeline.steps.score import score
-from pipeline.steps.score.local_workers import score_on_devices, visible_devices
+from pipeline.steps.score.local_workers import _Workers, score_on_devices, visible_devices
 from pipeline.steps.score.step import plan_scoring
 from pipeline.steps.score.worker import score_shards
 from pipeline.uncertainty.measures import MEASURES
@@ -58,6 +58,18 @@ def test_a_shard_that_was_planned_larger_is_scored_whole(tmp_path: Path) -> None
     smaller = Project(config=project.config.model_copy(update={"scoring": scoring}), root=project.root)
     assert score_shards(smaller, database, run_id=plan.run_id).images == 5
     assert [(shard.status, shard.scored) for shard in shards_of(database)] == [("done", 5)]
+
+
+def test_what_is_left_is_counted_while_another_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, database = pool_of(tmp_path, [(64, 64)] * 2)
+    plan = plan_scoring(project, database)
+    monkeypatch.setattr("db.engine.BUSY_TIMEOUT_MS", 200)
+    impatient = Database(project.database_url)
+    with database.session():
+        assert _Workers(project, impatient, plan.run_id, ["cpu"]).open_shards() == 2
+    impatient.close()
 
 
 def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
