@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,12 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries import scores
 from db.tables import Failure, ImageScore, ScoringRun, Shard
+from pipeline.config import ScoringConfig
 from pipeline.steps.score import score
 from pipeline.uncertainty.measures import MEASURES
 from tests.db.private_server import Server, empty_database, private_server
-from tests.factories import ask, fetch, make_pool
+from tests.factories import ask, fetch
+from tests.pipeline.uncertainty import pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
 IMAGES = 40
@@ -50,13 +51,21 @@ def score_pool(
     root: Path, monkeypatch: pytest.MonkeyPatch, *, url: str | None = None
 ) -> Callable[[], Database]:
     """A pool of images in a store; calling it scores them."""
-    scoring: dict[str, Any] = {"samples": 3, "regions": {"kind": "grid", "cell": 32}, "batch_size": 2}
-    scoring |= {"shard_images": 2, "heatmaps": {"images": "top", "top": 3}}
+    scoring = ScoringConfig.model_validate(
+        {
+            "samples": 3,
+            "regions": {"kind": "grid", "cell": 32},
+            "batch_size": 2,
+            "shard_images": 2,
+            "heatmaps": {"images": "top", "top": 3},
+        }
+    )
     if url is None:
         monkeypatch.delenv("SEGCURATE_DATABASE__URL", raising=False)
     else:
         monkeypatch.setenv("SEGCURATE_DATABASE__URL", url)
-    project, database = make_pool(root, [(64, 96)] * IMAGES, scoring=scoring)
+    images = pool.draw_images(root / "images", [(64, 96)] * IMAGES)
+    project, database = pool.make_pool(root, images, scoring=scoring)
 
     def run() -> Database:
         score(project, database)

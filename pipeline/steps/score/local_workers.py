@@ -113,9 +113,7 @@ class _Workers:
     totals: ScoringTotals = field(default_factory=ScoringTotals)
 
     def run(self, progress: Progress) -> ScoringTotals:
-        total = self.database.transact(
-            lambda session: shards.count_to_score(session, run_id=self.run_id), write=False
-        )
+        total = self.database.transact(lambda session: shards.count_to_score(session, run_id=self.run_id))
         try:
             for device in self.devices[: self.open_shards()]:
                 self.start(device)
@@ -181,9 +179,7 @@ class _Workers:
                 starting.totals = ScoringTotals()
                 starting.process.terminate()
             return
-        written = self.database.transact(
-            lambda session: shards.workers(session, run_id=self.run_id), write=False
-        )
+        written = self.database.transact(lambda session: shards.workers(session, run_id=self.run_id))
         death = _death(worker)
         logger.warning("%s", death)
         self.totals += ScoringTotals(
@@ -204,11 +200,7 @@ class _Workers:
 
     def open_shards(self) -> int:
         """The number of shards that are not done."""
-        return sum(
-            self.database.transact(
-                lambda session: shards.open_shards(session, run_id=self.run_id), write=False
-            )
-        )
+        return sum(self.database.transact(lambda session: shards.open_shards(session, run_id=self.run_id)))
 
     def stop(self) -> None:
         """Stop every worker that still runs; it releases its shard first."""

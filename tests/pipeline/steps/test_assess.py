@@ -14,40 +14,37 @@ from sklearn.metrics import roc_auc_score
 from db.engine import Database
 from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Assessment, Model
+from pipeline.config import ProjectConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess
-from tests.factories import (
-    Workspace,
+from tests.factories import ask, count_rows, fetch_one
+from tests.pipeline.evaluation.small_project import (
     add_images,
-    add_trained_model,
-    ask,
-    count_rows,
-    fetch_one,
+    add_model,
+    make_project,
     make_segmenter,
     read_pair,
-    textured_project,
 )
 
 IMAGES = 8
-Judged = tuple[Project, Database, AssessReport]
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Database, AssessReport]:
     """A project whose model was assessed with two samplers."""
-    made = make(tmp_path_factory.mktemp("judged"))
-    return made.project, made.database, assess(*made, samplers=["none", "mc_dropout"])
+    project, database = make(tmp_path_factory.mktemp("judged"))
+    return project, database, assess(project, database, samplers=["none", "mc_dropout"])
 
 
-def make(root: Path, *, split: str = "test", masks: bool = True) -> Workspace:
-    made = textured_project(root)
-    add_images(*made, split, IMAGES, masks=masks)
+def make(root: Path, *, split: str = "test", masks: bool = True) -> tuple[Project, Database]:
+    project, database = make_project(root)
+    add_images(project, database, split, IMAGES, masks=masks)
     if split == "test":
-        add_images(*made, "calibration", 4)
-    add_trained_model(*made, make_segmenter(made.project, overconfident=2.0))
-    return made
+        add_images(project, database, "calibration", 4)
+    add_model(project, database, make_segmenter(project, overconfident=2.0))
+    return project, database
 
 
 def rows(document: dict[str, Any], section: str, **wanted: Any) -> list[dict[str, Any]]:
@@ -55,7 +52,7 @@ def rows(document: dict[str, Any], section: str, **wanted: Any) -> list[dict[str
 
 
 def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
-    judged: Judged,
+    judged: tuple[Project, Database, AssessReport],
 ) -> None:
     project, database, report = judged
     model = fetch_one(database, Model)
@@ -91,7 +88,7 @@ def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
         assert found["low"] < found["value"] < found["high"]
 
 
-def test_the_document_is_stored_whole(judged: Judged) -> None:
+def test_the_document_is_stored_whole(judged: tuple[Project, Database, AssessReport]) -> None:
     _, database, report = judged
     stored = ask(database, assessment_of, model_id=1, kind="quality")
     assert stored is not None
@@ -113,7 +110,7 @@ def test_the_document_is_stored_whole(judged: Judged) -> None:
 
 
 def test_only_samples_give_mutual_information_and_the_gate_asks_it(
-    judged: Judged,
+    judged: tuple[Project, Database, AssessReport],
 ) -> None:
     document = judged[2].document
     found = rows(document, "detection", measure="mutual_information")
@@ -128,7 +125,7 @@ def test_only_samples_give_mutual_information_and_the_gate_asks_it(
     assert gate["passed"] == (worst["low"] >= 0.6)
 
 
-def test_the_report_says_it_in_words(judged: Judged) -> None:
+def test_the_report_says_it_in_words(judged: tuple[Project, Database, AssessReport]) -> None:
     text = "\n".join(judged[2].lines())
     assert "r01 on 8 test images in 4 blocks" in text
     assert "mutual_information" in text
@@ -138,7 +135,7 @@ def test_the_report_says_it_in_words(judged: Judged) -> None:
 
 
 def test_without_samples_the_numbers_of_none_are_the_same_and_there_is_no_gate(
-    tmp_path: Path, judged: Judged
+    tmp_path: Path, judged: tuple[Project, Database, AssessReport]
 ) -> None:
     project, database = make(tmp_path)
     alone = assess(project, database, samplers=["none"]).document
@@ -188,12 +185,14 @@ def test_without_any_mask_it_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_every_sampler_that_the_model_offers_is_asked(tmp_path: Path) -> None:
-    scoring = {"ensemble": [".segcurate/models/r02"], "views": {"scales": [], "gamma": []}}
-    made = textured_project(tmp_path)
-    project, database = made.configured(model={"heads": 2}, scoring=scoring), made.database
+    project, database = make_project(tmp_path)
+    document = project.config.model_dump()
+    document["model"]["heads"] = 2
+    document["scoring"] |= {"ensemble": [".segcurate/models/r02"], "views": {"scales": [], "gamma": []}}
+    project = Project(ProjectConfig.model_validate(document), root=tmp_path)
     add_images(project, database, "test", 2)
     for number in (2, 1):
-        add_trained_model(project, database, make_segmenter(project, overconfident=number), number=number)
+        add_model(project, database, make_segmenter(project, overconfident=number), number=number)
     found = assess(project, database, model="r01").document
     samplers = {"none", "mc_dropout", "tta", "head_ensemble", "ensemble"}
     for section in ("detection", "regions", "reliability", "novelty"):
