@@ -1,32 +1,69 @@
-"""A labeling tool's server: a queue's exported folder is pushed to it, finished work is pulled from it.
+"""The server of a labeling tool: an exported queue is pushed to it, and finished labels are pulled from it.
 
-What is pulled are files that the tool's own reader reads, so that a server's answers are imported, and
-distrusted, like anybody's.
+A pull writes files that the tool's own reader reads, so labels from a server are checked like any others.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
+from pipeline.labeling.exchange import shown
 
 
 class ServerError(UserError):
     """A labeling server cannot be reached, refuses the token, or answers with an error."""
 
 
+def check_url(url: str, *, tool: str) -> None:
+    """Check that a URL may be that of a labeling server.
+
+    Raises:
+        ServerError: it has another scheme, no host, or the name of a user.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+    except ValueError:
+        good = False
+    if not good:
+        raise ServerError(
+            f"{shown(url)} is no address of a {tool} server.", "Write `http://…` or `https://…`."
+        )
+
+
+def check_token(token: str, *, url: str, tool: str, remedy: str) -> None:
+    """Check that a token may be sent in a header.
+
+    Raises:
+        ServerError: it is empty, or has other characters than visible ASCII.
+    """
+    if not re.fullmatch("[!-~]+", token):
+        raise ServerError(f"The token for {url} is no token of {tool}.", remedy)
+
+
+def another_server(url: str, *, tool: str) -> ServerError:
+    """The error for a server whose answers are not those of the tool."""
+    return ServerError(
+        f"{url} does not answer as {tool} does.",
+        f"Check the address; it is the one that {tool}'s pages have in a browser.",
+    )
+
+
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has come to.
+    """What a push has done.
 
     Attributes:
-        places: what the server calls the places where the queue lies now: of a project, or of tasks.
-        created, unchanged: images that were sent, and that were there already.
-        page: where people label it.
+        places: the numbers of the server's projects or tasks that have the queue now.
+        created, unchanged: images that were sent, and images that were on the server already.
+        page: the URL where people label it.
     """
 
     places: list[str]
@@ -37,32 +74,34 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Finished work as files, and the server's time of the newest of it, from where the next pull goes on."""
+    """Finished labels as files, and the server's time of the newest one, from which the next pull goes on."""
 
     files: list[Path]
     newest: datetime | None
 
 
 class LabelingServer(Protocol):
-    """One server, with a token from the environment. Every method raises a ServerError in plain words."""
+    """One server, with a token from the environment. Every method raises a ServerError where it fails."""
 
     url: str
 
     def push(self, folder: Path, *, places: Sequence[str]) -> Pushed:
-        """Bring an exported queue onto the server: create what is not there, leave what is. A push that was
-        killed is taken up by the next one; nothing is there twice.
+        """Create the images of an exported queue that the server lacks. A push that was killed is completed
+        by the next one, without duplicates.
 
         Args:
             folder: as the tool's writer has written it, with its manifest.
-            places: where this queue lies already, or where the project's queues do.
+            places: the numbers of the server's projects or tasks that have this queue already, or else the
+                other queues of the project.
         """
         ...
 
     def pull(self, *, queue: str, places: Sequence[str], into: Path, since: datetime | None = None) -> Pulled:
-        """Fetch the work on a queue that is finished or skipped, as files in the folder `into`.
+        """Download the finished and skipped labels of a queue as files in the folder `into`.
 
         Args:
-            since: only what was changed at this time or later. What comes twice is imported once.
+            since: only labels that were changed at this time or later. A label that comes twice is imported
+                once.
         """
         ...
 
@@ -71,5 +110,5 @@ class LabelingServer(Protocol):
         ...
 
     def retire(self, *, queue: str, places: Sequence[str]) -> int:
-        """Take the images of a queue that nobody has begun off the server; how many there were."""
+        """Delete the images of a queue that nobody has begun from the server, and return their number."""
         ...

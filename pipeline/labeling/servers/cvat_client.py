@@ -1,9 +1,8 @@
-"""The way to a CVAT server: its own client, with time limits, and with failures in plain words."""
+"""The connection to a CVAT server: CVAT's own client, with time limits, and with ServerErrors."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,10 @@ from cvat_sdk.core.proxies.tasks import Task
 from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import shown
-from pipeline.labeling.servers.base import ServerError
+from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 
+TOOL = "CVAT"
 POLL_SECONDS = 2.0
 """Between questions whether the server is done."""
 UPLOADED, EXPORTED = "CVAT 1.1", "CVAT for images 1.1"
@@ -43,13 +43,12 @@ def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnecti
     Raises:
         ServerError: in the block too: what the server, or the way to it, has failed at.
     """
-    if not re.fullmatch("https?://[^/@]+(/.*)?", url):
-        raise ServerError(f"{shown(url)} is no address of a CVAT server.", "Write `http://…` or `https://…`.")
+    check_url(url, tool=TOOL)
     user, is_password, password = token.partition(":")
     credentials = PasswordCredentials(user, password) if is_password else AccessTokenCredentials(token)
-    if not is_password and not re.fullmatch("[!-~]+", token):
-        raise ServerError(f"The token for {url} is no token of CVAT.", _TOKEN_REMEDY)
-    with _in_words(url):
+    if not is_password:
+        check_token(token, url=url, tool=TOOL, remedy=_TOKEN_REMEDY)
+    with _server_errors(url):
         config = Config(status_check_period=POLL_SECONDS, verify_ssl=True)
         with Client(url, logger=_SILENT, config=config, check_server_version=False) as client:
             rest: Any = client.api_client.rest_client
@@ -58,12 +57,12 @@ def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnecti
             yield CvatConnection(client)
 
 
-class _NonsenseError(Exception):
-    """An answer that is no JSON."""
+class _BadAnswerError(Exception):
+    """An answer that is not JSON."""
 
 
 class CvatConnection:
-    """What a push and a pull ask of a server."""
+    """The requests of a push and of a pull."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -95,12 +94,12 @@ class CvatConnection:
             try:
                 for item in iter_items(cast(BinaryIO, response), longest=_LONGEST_SHAPE, members=True):
                     if item.key is None:
-                        raise _NonsenseError
+                        raise _BadAnswerError
                     if item.listed:
                         annotation = {} if item.content is None else load_item(item.content)
                         yield str(annotation.get("source", "")) if isinstance(annotation, dict) else ""
             except DataError as error:
-                raise _NonsenseError from error
+                raise _BadAnswerError from error
 
     def has_annotations(self, task: Task) -> bool:
         """Whether there is anything on a task's images."""
@@ -135,8 +134,8 @@ class CvatConnection:
 
 
 @contextmanager
-def _in_words(url: str) -> Generator[None]:
-    """Turn what CVAT's client raises into a ServerError. The token is in none of its messages."""
+def _server_errors(url: str) -> Generator[None]:
+    """Raise the errors of CVAT's client as a ServerError. The token is in none of its messages."""
     again = "Run the command again; nothing will be there twice."
     try:
         yield
@@ -151,10 +150,10 @@ def _in_words(url: str) -> Generator[None]:
             f"{url} cannot be reached, or does not answer in time: {shown(type(error).__name__)}.",
             "Check the address, and that CVAT runs there.",
         ) from error
-    except (CvatSdkException, OpenApiException, _NonsenseError) as error:
-        raise _stranger(url) from error
+    except (CvatSdkException, OpenApiException, _BadAnswerError) as error:
+        raise another_server(url, tool=TOOL) from error
     except (AssertionError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise _stranger(url) from error  # its client trusts answers
+        raise another_server(url, tool=TOOL) from error  # its client trusts answers
 
 
 def _refused(url: str, error: ApiException) -> ServerError:
@@ -174,19 +173,12 @@ def _refused(url: str, error: ApiException) -> ServerError:
             f"{url} cannot be reached safely: {shown(error.reason)}.",
             "Check the address and its certificate.",
         )
-    said = shown(_text(error.body)).removesuffix(".")
-    return ServerError(f"{url} refuses this (status {status}): {said}.", "See what CVAT asks for.")
+    reason = shown(_text(error.body)).removesuffix(".")
+    return ServerError(f"{url} refuses this (status {status}): {reason}.", "See what CVAT asks for.")
 
 
 def _text(body: object) -> str:
     return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "it does not say why")
-
-
-def _stranger(url: str) -> ServerError:
-    return ServerError(
-        f"{url} does not answer as CVAT does.",
-        "Check the address; it is the one that CVAT's pages have in a browser.",
-    )
 
 
 def _limited(request: Callable[..., Any], seconds: float) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Label Studio's HTTP API, as much of it as queues need; what the server answers is checked."""
+"""The part of Label Studio's HTTP API that queues need. Every answer is validated."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class _Version(BaseModel):
 
 
 class LabelStudioApi:
-    """What a server can be asked for. Every method raises a ServerError where the server does not do it."""
+    """The requests to a server. Every method raises a ServerError where the server does not carry it out."""
 
     def __init__(self, http: LabelStudioHttp) -> None:
         self._http = http
@@ -111,7 +111,7 @@ class LabelStudioApi:
         try:
             answer = self._http.send("GET", "/api/version", authorized=False)
         except GoneError as error:
-            raise self._http.stranger() from error
+            raise self._http.another_server() from error
         major, minor, *_ = re.split(r"\D+", self._parsed(_Version, answer).release)
         return int(major), int(minor)
 
@@ -228,7 +228,7 @@ class LabelStudioApi:
             tasks = self._parsed(_Tasks, self._http.send("GET", "/api/tasks/", params=asked)).tasks
             for task in tasks:
                 if task.id <= last:
-                    raise self._http.stranger()
+                    raise self._http.another_server()
                 last = task.id
                 yield task
             if not tasks:
@@ -245,13 +245,13 @@ class LabelStudioApi:
         try:
             return model.model_validate(answer)
         except ValidationError as error:
-            raise self._http.stranger() from error
+            raise self._http.another_server() from error
 
     def _parsed_list(self, model: type[_Model], answer: object) -> list[_Model]:
         """Some lists come in pages where there is much."""
         rows = answer.get("results") if isinstance(answer, dict) else answer
         if not isinstance(rows, list):
-            raise self._http.stranger()
+            raise self._http.another_server()
         return [self._parsed(model, row) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Requests to a Label Studio server: tokens, repeated attempts, and failures in plain words."""
+"""Requests to a Label Studio server: tokens, repeated attempts, and errors."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from pipeline.labeling.exchange import shown
-from pipeline.labeling.servers.base import ServerError
+from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url
+
+TOOL = "Label Studio"
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between the attempts to reach a server."""
 LONGEST_ANSWER = 512 << 20
 """Bytes."""
 
-_AWAY = (502, 503, 504)
+_UNAVAILABLE = (502, 503, 504)
 _TOKEN_REMEDY = "Copy a token from Account & Settings in Label Studio."
 
 
 class GoneError(ServerError):
-    """What was asked for is not on the server."""
+    """The requested object is not on the server."""
 
 
 class UnansweredError(ServerError):
-    """Nobody knows whether the server has done what it was asked for."""
+    """It is unknown whether the server has carried out a request."""
 
 
 class LabelStudioHttp:
@@ -45,12 +46,8 @@ class LabelStudioHttp:
     def __init__(
         self, url: str, token: str, *, timeout: float, transport: httpx.BaseTransport | None = None
     ) -> None:
-        if not _is_address(url):
-            raise ServerError(
-                f"{shown(url)} is no address of a Label Studio server.", "Write `http://…` or `https://…`."
-            )
-        if not re.fullmatch("[!-~]+", token):
-            raise ServerError(f"The token for {url} is no token of Label Studio.", _TOKEN_REMEDY)
+        check_url(url, tool=TOOL)
+        check_token(token, url=url, tool=TOOL, remedy=_TOKEN_REMEDY)
         self.url = url.rstrip("/")
         self._token = token
         self._refreshes = token.count(".") == 2  # a JSON web token
@@ -96,18 +93,15 @@ class LabelStudioHttp:
         return self._checked(response)
 
     def unanswered(self) -> UnansweredError:
-        """The error that says that a request may have been carried out."""
+        """The error for a request that may have been carried out."""
         return UnansweredError(
             f"{self.url} has taken a request and not answered it.",
             "Run the command again; nothing will be there twice.",
         )
 
-    def stranger(self) -> ServerError:
-        """The error that says that this is another kind of server."""
-        return ServerError(
-            f"{self.url} does not answer as Label Studio does.",
-            "Check the address; it is the one that Label Studio's pages have in a browser.",
-        )
+    def another_server(self) -> ServerError:
+        """The error for a server that is not Label Studio."""
+        return another_server(self.url, tool=TOOL)
 
     def _authorized(self, *, renew: bool = False) -> str:
         """The header; a personal access token is exchanged for one that holds some minutes."""
@@ -115,7 +109,7 @@ class LabelStudioHttp:
             answer = self.send("POST", "/api/token/refresh/", body={"refresh": self._token}, authorized=False)
             access = answer.get("access") if isinstance(answer, dict) else None
             if not isinstance(access, str) or not re.fullmatch("[!-~]+", access):
-                raise self.stranger()
+                raise self.another_server()
             self._authorization = f"Bearer {access}"
         return self._authorization
 
@@ -131,7 +125,7 @@ class LabelStudioHttp:
         for pause in (*PAUSES, None):
             try:
                 response = self._once(method, path, headers=headers, **sent)
-                if response.status_code not in _AWAY or pause is None:
+                if response.status_code not in _UNAVAILABLE or pause is None:
                     return response
                 if not repeatable:
                     raise self.unanswered()
@@ -144,7 +138,7 @@ class LabelStudioHttp:
                 if pause is None:
                     raise self._unreachable(error) from error
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise self.stranger() from error
+                raise self.another_server() from error
             time.sleep(pause or 0)
         raise AssertionError("the last attempt answers or raises")
 
@@ -162,14 +156,14 @@ class LabelStudioHttp:
         """The parsed answer of a request that was carried out."""
         status = response.status_code
         if status == 401:
-            raise ServerError(f"{self.url} refuses the token{self._said(response)}.", _TOKEN_REMEDY)
+            raise ServerError(f"{self.url} refuses the token{self._reason(response)}.", _TOKEN_REMEDY)
         if status == 403:
             raise ServerError(
-                f"{self.url} does not let the token's owner do this{self._said(response)}.",
+                f"{self.url} does not let the token's owner do this{self._reason(response)}.",
                 "Use the token of somebody who may manage projects.",
             )
         if status == 404:
-            raise GoneError(f"{self.url} has no such thing{self._said(response)}.", "Push the queue again.")
+            raise GoneError(f"{self.url} has no such thing{self._reason(response)}.", "Push the queue again.")
         if 300 <= status < 400:
             raise ServerError(
                 f"{self.url} sends on to {shown(response.headers.get('location', 'nowhere'))}.",
@@ -177,19 +171,19 @@ class LabelStudioHttp:
             )
         if status >= 400:
             raise ServerError(
-                f"{self.url} answers with error {status}{self._said(response)}.",
-                "See the server's log." if status >= 500 else "Mend what it says, or update the server.",
+                f"{self.url} answers with error {status}{self._reason(response)}.",
+                "See the server's log." if status >= 500 else "Correct what it names, or update the server.",
             )
         if not response.content:
             return None
         try:
             return response.json()
         except (ValueError, RecursionError) as error:
-            raise self.stranger() from error
+            raise self.another_server() from error
 
     @staticmethod
-    def _said(response: httpx.Response) -> str:
-        """What the server gives as the reason, if anything."""
+    def _reason(response: httpx.Response) -> str:
+        """The reason that the server gives, after a colon; empty without one."""
         try:
             answer = response.json()
         except (ValueError, RecursionError):
@@ -205,11 +199,3 @@ class LabelStudioHttp:
             f"{self.url} cannot be reached: {shown(error) or type(error).__name__}.",
             "Start Label Studio there, or check the address and the network.",
         )
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
-    except ValueError:
-        return False

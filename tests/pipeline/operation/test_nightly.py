@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from db.queries import models
 from db.queries.failures import list_failures
 from db.tables import Base, Queue, QueueItem
 from pipeline.errors import Busy
-from pipeline.operation.nightly import NightlyReport, run_nightly
+from pipeline.operation.nightly import NightlyReport, run_nightly, update_queue
 from pipeline.operation.retrain import close_round
 from pipeline.operation.runner import Runner
 from pipeline.steps.annotate import annotate
@@ -204,6 +204,16 @@ def test_a_pool_without_anything_left_to_choose_is_no_failure(out: Path) -> None
         assert (report.queue is None) == (night_of == "nothing")
     assert "nothing is left to choose from" in report.summary
     assert report.queue is None
+
+
+def test_looking_at_an_active_queue_takes_no_write_lock(out: Path) -> None:
+    with opened(out) as (project, database):
+        begun: list[str] = []
+        event.listen(database.engine, "before_cursor_execute", lambda *call: begun.append(call[2]))
+        update = update_queue(Runner(project, database))
+    assert (update.name, update.folder) == ("round-01", None)
+    assert "BEGIN DEFERRED" in begun
+    assert "BEGIN IMMEDIATE" not in begun
 
 
 def test_the_second_of_two_nights_at_once_ends_with_a_clear_word(out: Path) -> None:
