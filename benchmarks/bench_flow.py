@@ -182,7 +182,7 @@ def _tasks(config: Path) -> dict[str, float]:
 
 def _make_project(root: Path, *, images: int) -> None:
     from pipeline.config import ScoringConfig
-    from tests.pipeline.uncertainty.pool import draw_images, make_pool
+    from tests.factories import draw_images, make_pool
 
     scoring = ScoringConfig.model_validate(
         {"samples": 8, "regions": {"kind": "grid", "cell": 32}, "shard_images": SHARD_IMAGES}

@@ -41,7 +41,7 @@ from pipeline.data.images import ImageRef
 from pipeline.data.loading import Batch, load_batches
 from pipeline.data.project import Project
 from pipeline.model.checkpoints import load_model, save_model
-from tests.pipeline.uncertainty.pool import make_pool
+from tests.factories import make_pool
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, CLASSES = 480, 360, 11

@@ -197,7 +197,7 @@ def _write_project(root: Path, url: str) -> None:
 
 def _make_scorable(project: Project) -> None:
     """Put a random model into the place of the first round's training."""
-    from tests.pipeline.uncertainty.pool import serve_random_model
+    from tests.factories import serve_random_model
 
     database = Database(project.database_url)
     serve_random_model(project, database)

@@ -34,7 +34,7 @@ from pipeline.model.checkpoints import load_model
 from pipeline.model.segmenter import Segmenter
 from pipeline.steps.score import score
 from pipeline.uncertainty.samplers import draw_masks
-from tests.pipeline.uncertainty.pool import make_pool
+from tests.factories import make_pool
 
 CLASSES = 11
 SIZE = (480, 360)

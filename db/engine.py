@@ -86,12 +86,15 @@ class Database:
         finally:
             session.close()
 
-    def transact(self, work: Callable[[Session], Result], *, patience: float = PATIENCE) -> Result:
+    def transact(
+        self, work: Callable[[Session], Result], *, write: bool = True, patience: float = PATIENCE
+    ) -> Result:
         """Do `work` in a transaction of its own, and again when the connection to the server was lost.
 
         Args:
             work: may run several times, but only the last one is committed; or, where the connection broke
                 while it was committed, perhaps the one before too, so it must be repeatable.
+            write: as for `session`.
             patience: seconds for which a server that is gone is asked again.
 
         Raises:
@@ -99,7 +102,7 @@ class Database:
         """
 
         def once() -> Result:
-            with self.session(patience=0.0) as session:
+            with self.session(write=write, patience=0.0) as session:
                 return work(session)
 
         return _patiently(once, patience=patience)

@@ -31,7 +31,7 @@ from prefect.logging import get_run_logger
 
 from db.engine import Database
 from db.queries.leases import store_time
-from db.queries.queues import newest_queue
+from db.queries.queues import newest_round_queue
 from db.queries.shards import images_done
 from flows.markdown import code, harmless, plain
 from pipeline.data.project import Project
@@ -97,7 +97,7 @@ def scoring_progress(run_id: int, total: int, *, database: Database | None = Non
 def show_queue(project: Project, database: Database) -> None:
     """The head of the round's queue as a table: what is asked for, and why."""
     with database.session(write=False) as session:
-        queue = newest_queue(session)
+        queue = newest_round_queue(session)
         if queue is None:
             return
         found = queue_summary(session, queue, class_names=project.config.data.class_names, head=QUEUE_HEAD)

@@ -30,7 +30,7 @@ def export_queue(
 
     def work(runner: FlowRunner) -> Done:
         target = None if folder is None else runner.project.root / folder
-        written = runner.call(export, queue=queue or None, folder=target, to=to or None)
+        written = runner.run(export, queue=queue or None, folder=target, to=to or None).folder
         link_export(runner.project, written)
         show_queue(runner.project, runner.database)
         rename_run(f"export {queue or written.name}")

@@ -167,7 +167,9 @@ def _add_dead_workers(
     Raises:
         UserError: shards are left.
     """
-    workers = database.transact(lambda session: shards.workers(session, run_id=run_id, since=began_at))
+    workers = database.transact(
+        lambda session: shards.workers(session, run_id=run_id, since=began_at), write=False
+    )
     for worker in workers:
         log_line(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
         if worker.owner not in totals.workers:
@@ -188,4 +190,4 @@ def _add_dead_workers(
 
 def _open_shards(database: Database, run_id: int) -> int:
     """The number of shards that are not done."""
-    return sum(database.transact(lambda session: shards.open_shards(session, run_id=run_id)))
+    return sum(database.transact(lambda session: shards.open_shards(session, run_id=run_id), write=False))

@@ -11,7 +11,7 @@ from db.engine import Database
 from db.queries import models
 from db.queries import rounds as round_queries
 from db.queries.failures import list_failures
-from db.queries.queues import newest_queue
+from db.queries.queues import newest_round_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
@@ -48,7 +48,7 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
         if now.round_number is None:
             return None
         rounds = [row for row in round_history(session, sampler=config.scoring.sampler) if row.model]
-        queue = newest_queue(session)
+        queue = newest_round_queue(session)
         held = (
             None
             if queue is None
@@ -127,7 +127,7 @@ def _cost(row: RoundSummary) -> str:
 
 
 def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary]) -> list[str]:
-    """What each round's labels brought, drawn as the report draws it."""
+    """The learning curve, drawn as the report draws it."""
     measured = [row for row in rounds if row.split is not None]
     if not measured:
         return []
@@ -151,7 +151,7 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
     words = f"Learning curve: mIoU {first.mean_iou.text()} in round {first.number}"
     if last is not first:
         words += f", {last.mean_iou.text()} in round {last.number}"
-    return ["## What the labels brought", picture(words, png_of(figure))]
+    return ["## Learning curve", picture(words, png_of(figure))]
 
 
 def _queue(queue: QueueSummary | None) -> list[str]:

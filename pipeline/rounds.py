@@ -73,10 +73,9 @@ def close(session: Session, current: Round) -> int:
 
 
 def reopen(session: Session, current: Round) -> int:
-    """Take a queue that is out back, so that the round selects another one.
+    """Withdraw the active queue, so that the round selects another one.
 
-    The old queue is of no round any more, its folder stays where it is, and masks that come in it are still
-    taken.
+    The old queue belongs to no round any more. Its folder stays, and masks of it are still imported.
 
     Returns:
         How many of its regions went back to the pool.

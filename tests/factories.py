@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,13 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 
 from db.base import Base
+from db.bulk import Columns
 from db.engine import Database
 from db.queries.labels import LabeledRegion, record_label
 from db.queries.rounds import current_round
+from db.queries.runs import open_run
 from db.tables import Calibration, Image, Label, Model, Queue, QueueItem, Round, ScoringRun, utc_now
-from pipeline.config import IGNORE, ModelConfig, ProjectConfig
+from pipeline.config import IGNORE, ModelConfig, ProjectConfig, ScoringConfig
 from pipeline.data.images import probe_image
 from pipeline.data.masks import store_mask
 from pipeline.data.project import Project, load_project
@@ -161,6 +164,26 @@ def round_state(database: Database) -> tuple[int, str]:
     return (0, "") if current is None else (current.number, current.state)
 
 
+def at_once(count: int, work: Callable[[int], None]) -> None:
+    """Do the work in so many threads at once; what any of them raises is raised."""
+    barrier, errors = threading.Barrier(count), list[BaseException]()
+
+    def run(number: int) -> None:
+        barrier.wait()
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
 # Rows
 
 
@@ -206,6 +229,29 @@ def add_model(session: Session, number: int = 1, *, state: str = "score", **valu
     return put(session, new_model(current.id, name=f"r{number:02d}", **values))
 
 
+def rows_for(ids: Sequence[int], entropy: float = 0.5) -> tuple[Columns, Columns]:
+    """Image and region columns with two regions an image; NULL where samples would be needed."""
+    count, common = len(ids), score_columns(entropy=entropy, predicted_class=1, pixels=32)
+    images = {"image_id": list(ids), "regions": [2] * count, "heatmaps": [None] * count}
+    regions = {"image_id": np.repeat(ids, 2), "region_index": np.tile([0, 1], count)}
+    boxes = {name: np.zeros(2 * count, dtype=np.int32) for name in "xywh"}
+    return (
+        images | {name: [value] * count for name, value in common.items()},
+        regions | boxes | {name: [value] * 2 * count for name, value in common.items()},
+    )
+
+
+def open_store(url: str, *, images: int = 10) -> Database:
+    """A store with pool images, whose ids are from 1, a promoted model, and its empty run 1."""
+    database = Database(url)
+    with database.session() as session:
+        add_model(session)
+        session.add_all(new_image(f"{number}.png", position=number) for number in range(images))
+        session.flush()
+        open_run(session, model_id=1, scorer_hash="a", scorer={})
+    return database
+
+
 def add_label(
     session: Session,
     project: Project,
@@ -219,7 +265,7 @@ def add_label(
     seconds: float | None = None,
 ) -> Label:
     """A mask that came back, as an import records it; by default of the whole image."""
-    places: Sequence[tuple[Any, ...]] = regions or [(0, 0, mask.shape[1], mask.shape[0])]
+    places: list[Any] = list(regions or [(0, 0, mask.shape[1], mask.shape[0])])
     path, digest = store_mask(project.workdir / "labels", mask)
     label = record_label(
         session,
@@ -291,23 +337,28 @@ def new_card(model: ModelConfig, names: Sequence[str], **values: Any) -> ModelCa
 
 def make_pool(
     root: Path,
-    images: Sequence[Path],
+    images: Sequence[Path] | Sequence[tuple[int, int]],
     *,
-    model: dict[str, Any] | None = None,
+    scoring: ScoringConfig | dict[str, Any],
+    model: ModelConfig | None = None,
     classes: int = 4,
-    weights: Path | None = None,
+    encoder_weights: Path | None = None,
     temperatures: tuple[float, float] = (1.5, 1.25),
-    **scoring: Any,
 ) -> Workspace:
-    """A project in the state `score`: every image in the pool, and a promoted model with random weights."""
+    """A project in the state `score`: every image in the pool, and a promoted model with random weights.
+
+    Args:
+        images: files, or the (width, height) of images to be drawn in the folder `images`.
+    """
     made = make_project(
         root,
         data={"classes": [f"class {index}" for index in range(classes)]},
-        model={"dropout": 0.5} | (model or {}),
-        scoring=scoring,
+        model={"dropout": 0.5} if model is None else model.model_dump(mode="json"),
+        scoring=scoring if isinstance(scoring, dict) else scoring.model_dump(mode="json"),
     )
-    serve_random_model(*made, weights=weights, temperatures=temperatures)
-    add_files(*made, images)
+    serve_random_model(*made, encoder_weights=encoder_weights, temperatures=temperatures)
+    files = [image for image in images if isinstance(image, Path)]
+    add_files(*made, files or draw_images(root / "images", cast("Sequence[tuple[int, int]]", images)))
     return made
 
 
@@ -315,12 +366,12 @@ def serve_random_model(
     project: Project,
     database: Database,
     *,
-    weights: Path | None = None,
+    encoder_weights: Path | None = None,
     temperatures: tuple[float, float] = (1.5, 1.25),
 ) -> None:
     """Round 1, in the state `score`, with a promoted model of random weights and two temperatures."""
     folder, config = project.workdir / "models" / "r01", project.config
-    digest = tiny_checkpoint(folder, config.model, config.data.class_names, weights=weights)
+    digest = tiny_checkpoint(folder, config.model, config.data.class_names, weights=encoder_weights)
     with database.session() as session:
         row = add_model(session, checkpoint_uri=project.uri(folder), checkpoint_sha256=digest)
         for sampler, temperature in zip(("none", "mc_dropout"), temperatures, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from db.queries.paging import in_parts
@@ -32,6 +32,12 @@ def clear_failures(session: Session, step: str, subjects: Sequence[str] | None =
         return
     for part in in_parts(subjects):
         session.execute(mine.where(Failure.subject.in_(part)))
+
+
+def clear_failures_of_files(session: Session, step: str) -> None:
+    """Forget a step's failures, but for those of a server, whose subjects begin with its address."""
+    of_server = or_(*(Failure.subject.startswith(scheme) for scheme in ("http://", "https://")))
+    session.execute(delete(Failure).where(Failure.step == step, ~of_server))
 
 
 def clear_failures_before(session: Session, step: str, moment: datetime) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from db.tables import Queue, QueueItem, QueuePlace, utc_now
+from db.tables import Queue, QueueItem, QueuePlace, Round, utc_now
 
 
 def list_queues(session: Session) -> Sequence[Queue]:
@@ -35,12 +35,24 @@ def initial_queue(session: Session) -> Queue | None:
 
 
 def round_queue(session: Session, round_id: int) -> Queue | None:
-    """The queue that was selected in a round."""
+    """The queue that was selected in a round. A queue that was withdrawn, or a review, is of no round."""
     return session.scalars(select(Queue).where(Queue.round_id == round_id)).first()
 
 
+def current_queue(session: Session) -> Queue | None:
+    """The queue of the current round, which has one once its regions are selected."""
+    current = select(Round.id).order_by(Round.number.desc()).limit(1).scalar_subquery()
+    return session.scalars(select(Queue).where(Queue.round_id == current)).first()
+
+
+def newest_round_queue(session: Session) -> Queue | None:
+    """The queue of the current round, or of the newest round before it that has one."""
+    of_rounds = select(Queue).join(Round, Round.id == Queue.round_id)
+    return session.scalars(of_rounds.order_by(Round.number.desc()).limit(1)).first()
+
+
 def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
-    """The name of a round's next queue: `round-03`, or `round-03-b` after one that was taken back.
+    """The name of a round's next queue: `round-03`, or `round-03-b` after one that was withdrawn.
 
     A draft that the round has keeps its name.
     """
@@ -110,7 +122,7 @@ def put_review(
 
 
 def record_place(session: Session, *, queue_id: int, tool: str, url: str, place: str) -> None:
-    """Remember that a queue lies somewhere; if it is known, that it was sent there again."""
+    """Record that a queue was exported or pushed to a place; of a known place, that it was pushed again."""
     statement = select(QueuePlace).where(
         QueuePlace.queue_id == queue_id,
         QueuePlace.tool == tool,
@@ -125,11 +137,14 @@ def record_place(session: Session, *, queue_id: int, tool: str, url: str, place:
     session.flush()
 
 
-def places_of(session: Session, queue_id: int) -> Sequence[QueuePlace]:
-    """Every place of a queue, oldest first."""
-    return session.scalars(
-        select(QueuePlace).where(QueuePlace.queue_id == queue_id).order_by(QueuePlace.id)
-    ).all()
+def places_of(
+    session: Session, queue_id: int, *, tool: str | None = None, url: str | None = None
+) -> Sequence[QueuePlace]:
+    """The places of a queue, oldest first: all of them, or those of one tool at one URL."""
+    statement = select(QueuePlace).where(QueuePlace.queue_id == queue_id)
+    if tool is not None:
+        statement = statement.where(QueuePlace.tool == tool, QueuePlace.url == url)
+    return session.scalars(statement.order_by(QueuePlace.id)).all()
 
 
 def places_on(session: Session, *, tool: str, url: str) -> Sequence[QueuePlace]:
@@ -139,13 +154,12 @@ def places_on(session: Session, *, tool: str, url: str) -> Sequence[QueuePlace]:
 
 
 def forget_places(session: Session, place_ids: Collection[int]) -> None:
-    """Forget places that the server does not have any more."""
+    """Delete places that are no longer on the server."""
     session.execute(delete(QueuePlace).where(QueuePlace.id.in_(place_ids)))
 
 
 def mark_pulled(session: Session, *, queue_id: int, tool: str, url: str, until: datetime) -> None:
-    """Remember up to which time of the server a queue's work has been imported."""
-    for place in places_of(session, queue_id):
-        if (place.tool, place.url) == (tool, url):
-            place.pulled_until = until
+    """Record up to which time of the server the labels of a queue are imported."""
+    for place in places_of(session, queue_id, tool=tool, url=url):
+        place.pulled_until = until
     session.flush()

@@ -1,11 +1,11 @@
-"""The command line's root: the options before every command, what commands share, and how errors are said."""
+"""The command line's root: the options before every command, and what the commands share."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -14,26 +14,29 @@ from typing import Annotated, Any
 
 import typer
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.errors import StoreError
-from flows.cli.display import console, errors, literal
+from flows.cli.display import console, errors, literal, progress_bar
 from pipeline.config import CONFIG_FILE
 from pipeline.data.project import Project, load_project
 from pipeline.errors import UserError
+from pipeline.operation.runner import Runner
+from pipeline.progress import Report
 
 app = typer.Typer(
     name="segcurate",
-    help="Which images, and which regions of them, to label next so that a segmentation model improves.",
+    help="Choose the images and regions to label next, so that a segmentation model improves.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
-db_app = typer.Typer(help="Look after the database.", no_args_is_help=True)
+config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True)
+db_app = typer.Typer(help="Maintain the database.", no_args_is_help=True)
 
-PROJECT, ROUND, TRUST, LOOK = "Project", "One round, in this order", "Can the uncertainty be trusted?", "Look"
+PROJECT, ROUND, TRUST, LOOK = "Project", "One round, in this order", "Can the uncertainty be trusted?", "Show"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped."""
@@ -41,7 +44,7 @@ INTERRUPTED = 130
 
 @dataclass
 class State:
-    """What the options before the command have set."""
+    """The options before the command."""
 
     config_file: Path = Path(CONFIG_FILE)
 
@@ -50,7 +53,7 @@ state = State()
 
 
 def main() -> None:
-    """The console script: runs a command, and turns a user's mistake into two plain lines."""
+    """The console script: runs a command, and prints a user's mistake as two plain lines."""
     # torch's idle threads spin by default: on a busy machine that makes small networks ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -61,12 +64,12 @@ def main() -> None:
             errors.print(f"[bold]to do:[/] {literal(error.remedy)}")
         sys.exit(1)
     except OperationalError as error:
-        errors.print(f"[bold red]error:[/] the database refused: {literal(str(error.orig))}")
+        errors.print(f"[bold red]error:[/] the database failed: {literal(str(error.orig))}")
         errors.print("[bold]to do:[/] Check the disk's free space and `database.url`; then run it again.")
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            errors.print("Stopped. Run the same command again to go on from here.")
+            errors.print("Stopped. Run the same command again to continue.")
         raise
 
 
@@ -97,24 +100,46 @@ def opened_project() -> Generator[tuple[Project, Database]]:
     except OperationalError as error:
         where = database.engine.url.render_as_string(hide_password=True)
         raise StoreError(
-            f"The database {where} refused: {error.orig}.",
+            f"The database {where} failed: {error.orig}.",
             "Check the free space of its disk, and that it can be reached; then run the command again.",
         ) from error
     finally:
         database.close()
 
 
-def say(report: Any) -> None:
-    """Print what a step reports of itself."""
-    for line in report.lines():
-        console.print(literal(line))
+@contextmanager
+def opened_session() -> Generator[tuple[Project, Session]]:
+    """The configured project and a session that only reads."""
+    with opened_project() as (project, database), database.session(write=False) as session:
+        yield project, session
 
 
-def say_next() -> None:
+@contextmanager
+def opened_runner() -> Generator[Runner]:
+    """A runner on the configured project that prints its log, and shows progress on a terminal."""
+    with opened_project() as (project, database), progress_bar() as progress:
+        yield Runner(project, database, log=print_line, progress=progress)
+
+
+def run_step(step: Callable[..., Report], *, then_next: bool = False, **options: Any) -> None:
+    """Run a step on the configured project and print its report, and then the command that comes next."""
+    with opened_runner() as runner:
+        runner.run(step, **options)
+        if then_next:
+            print_next(runner.database)
+
+
+def print_line(line: str) -> None:
+    """Print a line of a report; a warning stands out."""
+    text = literal(line)
+    console.print(f"[yellow]{text}[/]" if line.startswith("warning:") else text)
+
+
+def print_next(database: Database) -> None:
     """Print the command that comes next."""
     from pipeline.summaries.project import project_status
 
-    with opened_project() as (_, database), database.session(write=False) as session:
+    with database.session(write=False) as session:
         now = project_status(session)
     console.print(f"Next: [bold]{literal(now.next_command)}[/]")
 

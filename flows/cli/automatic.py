@@ -1,4 +1,4 @@
-"""Commands that do several steps by themselves, as their schedules do."""
+"""Commands that run several steps in a row, as their schedules do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import opened_project, state
-from flows.cli.display import console, literal, progress_bar
+from flows.cli.app import opened_runner, print_line, state
 from flows.cli.look import list_rounds
 from pipeline.errors import UserError
 
-AUTOMATIC = "By itself"
+AUTOMATIC = "Automatic"
 AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
 
 commands = typer.Typer()
@@ -20,7 +19,7 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=AUTOMATIC)
 def nightly(prefect: AsFlow = False) -> None:
-    """Ingest and score what is new, and bring the queue up to date. With nothing new it only looks."""
+    """Ingest and score new images, and update the queue."""
     if prefect:
         from flows.nightly import nightly as flow
         from flows.prefect_server import require_server
@@ -29,11 +28,9 @@ def nightly(prefect: AsFlow = False) -> None:
         flow(config=_config())
         return
     from pipeline.operation.nightly import run_nightly
-    from pipeline.operation.runner import Runner
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = run_nightly(Runner(project, database, log=_say, progress=progress))
-    _say(report.summary)
+    with opened_runner() as runner:
+        print_line(run_nightly(runner).summary)
 
 
 @commands.command(rich_help_panel=AUTOMATIC)
@@ -43,13 +40,11 @@ def retrain(
     ] = False,
     then_nightly: Annotated[
         bool,
-        typer.Option(
-            "--then-nightly/--model-only", help="Score with the model and bring the next queue out."
-        ),
+        typer.Option("--then-nightly/--model-only", help="Score with the model and export the next queue."),
     ] = True,
     prefect: AsFlow = False,
 ) -> None:
-    """Train and judge a model once enough labels have come; score with it, and bring the next queue out."""
+    """Train and evaluate a model once there are enough new labels; score with it and export a queue."""
     if prefect:
         from flows.prefect_server import require_server
         from flows.retrain import retrain as flow
@@ -58,33 +53,25 @@ def retrain(
         flow(config=_config(), force=force, then_nightly=then_nightly)
         return
     from pipeline.operation.retrain import run_retrain
-    from pipeline.operation.runner import Runner
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        runner = Runner(project, database, log=_say, progress=progress)
-        report = run_retrain(runner, force=force, then_nightly=then_nightly)
-    _say(report.summary)
+    with opened_runner() as runner:
+        print_line(run_retrain(runner, force=force, then_nightly=then_nightly).summary)
 
 
 @commands.command(rich_help_panel=AUTOMATIC)
 def loop(
     rounds: Annotated[int, typer.Option(help="Number of the last round.")],
-    annotator: Annotated[str, typer.Option(help="`masks`: existing masks play the annotator.")] = "masks",
+    annotator: Annotated[str, typer.Option(help="`masks`: existing masks are the labels.")] = "masks",
 ) -> None:
-    """Run whole rounds without a person. A killed loop that is started again goes on from there."""
-    from pipeline.operation.runner import Runner
+    """Run whole rounds without an annotator. Started again, a killed loop continues."""
     from pipeline.operation.simulation import run_simulation
 
     if annotator != "masks":
         raise UserError(f"There is no annotator {annotator!r}.", "Write `--annotator masks`.")
-    with opened_project() as (project, database), progress_bar() as progress:
-        run_simulation(Runner(project, database, log=_say, progress=progress), rounds=rounds)
+    with opened_runner() as runner:
+        run_simulation(runner, rounds=rounds)
     list_rounds()
 
 
 def _config() -> Path:
     return state.config_file.absolute()
-
-
-def _say(line: str) -> None:
-    console.print(literal(line))

@@ -36,7 +36,7 @@ errors = Console(stderr=True, highlight=False)
 
 @contextmanager
 def progress_bar() -> Generator[StepProgress]:
-    """A progress that draws a bar on a terminal, and is silent where the output is a file or a pipe."""
+    """A progress that draws a bar on a terminal, and nothing where the output is a file or a pipe."""
     if not errors.is_terminal:
         yield silent
         return

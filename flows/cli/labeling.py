@@ -7,19 +7,20 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, opened_project, say, say_next
-from flows.cli.display import console, literal, progress_bar
+from flows.cli.app import ROUND, opened_runner, print_next
 from pipeline.errors import UserError
 
 commands = typer.Typer()
 
 Url = Annotated[
-    str | None, typer.Option("--url", help="The tool's server, instead of the one of `labeling`.")
+    str | None, typer.Option("--url", help="The tool's server, instead of the one in `labeling`.")
 ]
 Queue = Annotated[
     str | None, typer.Option("--queue", help="A queue by name, such as review-01; the round's by default.")
 ]
-Close = Annotated[bool, typer.Option("--close", help="End the round with the labels that are there.")]
+Close = Annotated[
+    bool, typer.Option("--close", help="Close the round with the labels that have been imported.")
+]
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -35,7 +36,7 @@ def export(
     queue: Queue = None,
     folder: Annotated[Path | None, typer.Option(help="Instead of a folder below `export.folder`.")] = None,
     files_only: Annotated[
-        bool, typer.Option("--files-only", help="Write files, even if the tool's server is known.")
+        bool, typer.Option("--files-only", help="Write files only, even if the tool's server is configured.")
     ] = False,
 ) -> None:
     """Write the queue for a labeling tool, with the model's masks to correct; send it to its server."""
@@ -44,16 +45,16 @@ def export(
 
     if url is not None and files_only:
         raise UserError("`--url` and `--files-only` exclude each other.", "Leave one of them out.")
-    with opened_project() as (project, database), progress_bar() as progress:
-        tool = to or project.config.labeling.tool
-        sends = not files_only and (url is not None or project.config.labeling.server_of(tool) is not None)
+    with opened_runner() as runner:
+        labeling = runner.project.config.labeling
+        tool = to or labeling.tool
+        sends = not files_only and (url is not None or labeling.server_of(tool) is not None)
         if sends:
-            open_server(project, tool, url)  # a missing token is said now, not after the export
-        written = step(project, database, queue=queue, folder=folder, to=to, progress=progress)
-        console.print(f"Exported to {literal(str(written))}.")
+            open_server(runner.project, tool, url)  # a missing token is an error before the export
+        report = runner.run(step, queue=queue, folder=folder, to=to)
         if sends:
-            say(push(project, database, folder=written, tool=tool, url=url, queue=queue, progress=progress))
-    say_next()
+            runner.run(push, folder=report.folder, tool=tool, url=url, queue=queue)
+        print_next(runner.database)
 
 
 @commands.command(name="import", rich_help_panel=ROUND)
@@ -66,44 +67,36 @@ def import_(
         ),
     ] = None,
     tool: Annotated[
-        str | None, typer.Option("--from", help="Whose format or server it is; found out by default.")
+        str | None, typer.Option("--from", help="The tool whose format or server it is; detected by default.")
     ] = None,
     url: Url = None,
     annotator: Annotated[
-        str | None, typer.Option(help="Who drew the masks, where they do not say themselves.")
+        str | None, typer.Option(help="The annotator of masks that do not name one.")
     ] = None,
     queue: Annotated[
-        str | None, typer.Option("--queue", help="A queue by name, for labels that do not say themselves.")
+        str | None, typer.Option("--queue", help="The queue of labels that do not name one.")
     ] = None,
     close: Close = False,
 ) -> None:
-    """Take labels back. Importing the same masks twice changes nothing."""
-    with opened_project() as (project, database), progress_bar() as progress:
-        if not sources:
-            from pipeline.steps.sync import pull
-
-            named = tool or project.config.labeling.tool
-            say(pull(project, database, tool=named, url=url, queue=queue, close=close, progress=progress))
-        else:
+    """Import labels. Importing the same masks twice changes nothing."""
+    if sources and url is not None:
+        raise UserError("`--url` and files exclude each other.", "Leave one of them out.")
+    with opened_runner() as runner:
+        if sources:
             from pipeline.steps.import_labels import import_labels as step
 
-            if url is not None:
-                raise UserError("`--url` and files exclude each other.", "Leave one of them out.")
-            report = step(
-                project,
-                database,
-                source=sources,
-                tool=tool,
-                annotator=annotator,
-                close=close,
-                queue=queue,
-                progress=progress,
+            report = runner.run(
+                step, source=sources, tool=tool, annotator=annotator, close=close, queue=queue
             )
-            say(report)
             if report.rejected and not report.imported and not report.unchanged:
                 named = ", ".join(map(str, sources))
-                raise UserError(f"Nothing could be imported from {named}.", "Mend what is listed above.")
-    say_next()
+                raise UserError(f"Nothing could be imported from {named}.", "Correct what is listed above.")
+        else:
+            from pipeline.steps.sync import pull
+
+            named = tool or runner.project.config.labeling.tool
+            runner.run(pull, tool=named, url=url, queue=queue, close=close)
+        print_next(runner.database)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -114,10 +107,9 @@ def sync(
     url: Url = None,
     close: Close = False,
 ) -> None:
-    """Fetch finished labels from the labeling tool's server, and send the queue there if it is out."""
+    """Pull finished labels from the labeling tool's server, and push the active queue to it."""
     from pipeline.steps.sync import sync as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        named = tool or project.config.labeling.tool
-        say(step(project, database, tool=named, url=url, close=close, progress=progress))
-    say_next()
+    with opened_runner() as runner:
+        runner.run(step, tool=tool or runner.project.config.labeling.tool, url=url, close=close)
+        print_next(runner.database)

@@ -1,4 +1,4 @@
-"""Commands that only look."""
+"""Commands that only read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import LOOK, Json, opened_project, say
+from flows.cli.app import LOOK, Json, opened_session, run_step
 from flows.cli.display import literal, print_json, table
 from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
 from pipeline.errors import UserError
@@ -17,10 +17,10 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
-    """Where the project stands, who is at work, and the one command that comes next."""
+    """The project's state, the running processes, and the command that comes next."""
     from pipeline.summaries.project import at_work, project_status, scoring_status
 
-    with opened_project() as (project, database), database.session(write=False) as session:
+    with opened_session() as (project, session):
         now, busy, scoring = project_status(session), at_work(session), scoring_status(session)
     if as_json:
         print_json({"project": project.config.name, **vars(now), "at_work": busy, "scoring": scoring})
@@ -30,10 +30,10 @@ def status(as_json: Json = False) -> None:
 
 @commands.command(rich_help_panel=LOOK)
 def failures(as_json: Json = False) -> None:
-    """Files that could not be used, and why."""
+    """The files that could not be used, with the reason."""
     from db.queries.failures import list_failures
 
-    with opened_project() as (_, database), database.session(write=False) as session:
+    with opened_session() as (_, session):
         rows = [(row.step, row.subject, row.reason) for row in list_failures(session)]
     if as_json:
         print_json([dict(zip(("step", "file", "reason"), row, strict=True)) for row in rows])
@@ -50,12 +50,12 @@ def list_rounds(as_json: Json = False) -> None:
     """Each round: labels, model, mIoU and calibration with their intervals."""
     from pipeline.summaries.rounds import round_history
 
-    with opened_project() as (project, database), database.session(write=False) as session:
+    with opened_session() as (project, session):
         rows = round_history(session, sampler=project.config.scoring.sampler)
     if as_json:
         print_json(rows)
-        return
-    show_rounds(project.config.name, rows)
+    else:
+        show_rounds(project.config.name, rows)
 
 
 @commands.command(name="models", rich_help_panel=LOOK)
@@ -63,20 +63,20 @@ def list_models(as_json: Json = False) -> None:
     """Each model: parent, seed, labels, and why it was promoted or refused."""
     from pipeline.summaries.models import model_history
 
-    with opened_project() as (project, database), database.session(write=False) as session:
+    with opened_session() as (project, session):
         rows = model_history(session)
     if as_json:
         print_json(rows)
-        return
-    show_models(project.config.name, rows)
+    else:
+        show_models(project.config.name, rows)
 
 
 @commands.command(name="runs", rich_help_panel=LOOK)
 def list_runs(as_json: Json = False) -> None:
-    """Each scoring run: scorer, images, shards, who scored how much, how fast, and what was noticed."""
+    """Each scoring run: scorer, images, shards, workers, speed and warnings."""
     from pipeline.summaries.runs import run_history
 
-    with opened_project() as (project, database), database.session(write=False) as session:
+    with opened_session() as (project, session):
         rows = run_history(session)
     if as_json:
         print_json(rows)
@@ -88,14 +88,14 @@ def list_runs(as_json: Json = False) -> None:
 def show_one_queue(
     name: Annotated[str | None, typer.Argument(help="Such as `round-03`; the newest by default.")] = None,
     show_all: Annotated[bool, typer.Option("--all", help="List every queue.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="So many items from the head.")] = 10,
+    limit: Annotated[int, typer.Option(min=0, help="First items to list.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """What a queue asks for and why: counts by slice, class and status, and its first items."""
+    """A queue: counts by slice, class and status, and its first items with the reason of each."""
     from db.queries.queues import list_queues, newest_queue, queue_by_name
     from pipeline.summaries.queues import queue_summary
 
-    with opened_project() as (project, database), database.session(write=False) as session:
+    with opened_session() as (project, session):
         names = project.config.data.class_names
         if show_all:
             rows = [
@@ -120,8 +120,7 @@ def show_one_queue(
 def report(
     folder: Annotated[Path | None, typer.Option(help="Instead of the `report` folder of `workdir`.")] = None,
 ) -> None:
-    """Write one page that says where the project stands, and can be passed on as it is."""
+    """Write the report: one HTML page on labels, models and uncertainty that needs no other file."""
     from pipeline.steps.report import report as step
 
-    with opened_project() as (project, database):
-        say(step(project, database, folder=folder))
+    run_step(step, folder=folder)

@@ -1,4 +1,4 @@
-"""Commands for what runs by itself: on this machine, or on a Prefect server and its workers."""
+"""Commands for scheduled work: on this machine, or on a Prefect server and its workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import opened_project, say, state
+from flows.cli.app import opened_runner, state
 from flows.cli.automatic import AUTOMATIC
 from flows.cli.display import console, literal, table
 from pipeline.data.project import load_project
@@ -30,10 +30,10 @@ File = Annotated[
 @commands.command(rich_help_panel=AUTOMATIC)
 def serve(
     file: File = None,
-    port: Annotated[int, typer.Option(help="Of the Prefect server that it brings along.")] = 4200,
-    limit: Annotated[int, typer.Option(min=1, help="Runs at once, of all deployments together.")] = 2,
+    port: Annotated[int, typer.Option(help="Port of the Prefect server that it starts.")] = 4200,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time, of all deployments together.")] = 2,
 ) -> None:
-    """Run every schedule on this machine, until stopped. Brings a Prefect server if none is configured."""
+    """Run every schedule on this machine, until stopped. Starts a Prefect server if none is configured."""
     deployments = _deployments(file)
     from flows.prefect_server import (
         configured_server,
@@ -63,7 +63,7 @@ def serve(
 
 @commands.command(rich_help_panel=AUTOMATIC)
 def deploy(file: File = None) -> None:
-    """Register the schedules on the Prefect server, for workers to run. Doing it again updates them."""
+    """Register the schedules on the Prefect server, for workers to run. Run again, it updates them."""
     deployments = _deployments(file)
     from flows.prefect_server import require_server
     from flows.serving import register
@@ -82,26 +82,25 @@ def prune(
         int | None, typer.Option(min=1, help="Scoring runs to keep. Without it: `nightly.keep_runs`.")
     ] = None,
 ) -> None:
-    """Drop the region scores of all but the latest scoring runs."""
+    """Delete the region scores of all but the latest scoring runs."""
     from pipeline.errors import ConfigError
     from pipeline.steps.prune import prune as step
 
-    with opened_project() as (project, database):
-        keep = keep_runs if keep_runs is not None else project.config.nightly.keep_runs
+    with opened_runner() as runner:
+        keep = keep_runs if keep_runs is not None else runner.project.config.nightly.keep_runs
         if keep is None:
             raise ConfigError(
-                "How many runs to keep is not said.", "Add `--keep-runs 5`, or set `nightly.keep_runs`."
+                "The number of runs to keep is not set.", "Add `--keep-runs 5`, or set `nightly.keep_runs`."
             )
-        report = step(project, database, keep_runs=keep)
-    say(report)
+        runner.run(step, keep_runs=keep)
 
 
 @prefect_app.command("setup")
 def setup(
     file: File = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Runs at once in the whole work pool.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Runs at a time in the whole work pool.")] = None,
 ) -> None:
-    """Create or update the work pool, its limits, and what marks dead runs and starts a retraining."""
+    """Create or update the work pool, its limits, and the automations for dead runs and retraining."""
     deployments = _deployments(file)
     from flows.prefect_server import require_server
     from flows.serving import put_automations, put_pools
@@ -114,7 +113,7 @@ def setup(
 def _deployments(file: Path | None) -> Deployments:
     from flows.deployments import read_deployments
 
-    load_project(state.config_file)  # a mistake in it is said now, not at two in the morning
+    load_project(state.config_file)  # a mistake in it is an error now, not at two in the morning
     return read_deployments(file, config=state.config_file)
 
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 
-from flows.cli.app import PROJECT, Json, config_app, db_app, opened_project, say, say_next, state
+from flows.cli.app import PROJECT, Json, config_app, db_app, run_step, state
 from flows.cli.automatic import loop
-from flows.cli.display import console, print_json, progress_bar
+from flows.cli.display import console, print_json
 from flows.cli.look import report
 from flows.cli.trust import assess, novelty, stress
 from pipeline.config import ProjectConfig
@@ -41,18 +41,18 @@ def init(
             help="Whether images beside each other look alike (frames, slices, tiles).",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace a configuration that is there.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an existing configuration.")] = False,
 ) -> None:
-    """Write a commented configuration. Asks for what the options do not say."""
+    """Write a commented configuration. Asks for what the options leave open."""
     from pipeline.config.starter import read_label_map, starter_config
     from pipeline.files import atomic_write_bytes
 
     if state.config_file.exists() and not force:
-        raise ConfigError(f"{state.config_file} is there already.", "Edit it, or replace it with `--force`.")
+        raise ConfigError(f"{state.config_file} exists already.", "Edit it, or replace it with `--force`.")
     interactive = sys.stdin.isatty()
     if images is None:
         if not interactive:
-            raise ConfigError("No images are named.", "Add `--images FOLDER`.")
+            raise ConfigError("No folder of images is given.", "Add `--images FOLDER`.")
         images = str(typer.prompt("Folder or glob of the images", default="images"))
     if masks is None and interactive:
         masks = (
@@ -92,7 +92,7 @@ def init(
 
 @config_app.command("show")
 def config_show(as_json: Json = False) -> None:
-    """Print every setting as it is in force, with defaults and environment overrides."""
+    """Print every setting in force, with defaults and environment overrides."""
     import yaml
 
     document = load_project(state.config_file).config.model_dump(mode="json")
@@ -121,13 +121,10 @@ def db_upgrade() -> None:
 
 @commands.command(rich_help_panel=PROJECT)
 def ingest() -> None:
-    """Register images, masks and splits. Run it again when there are new files."""
+    """Register images, masks and splits. Run it again for new files."""
     from pipeline.steps.ingest import ingest as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = step(project, database, progress=progress)
-    say(report)
-    say_next()
+    run_step(step, then_next=True)
 
 
 @commands.command(rich_help_panel=PROJECT)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Json, opened_project, say, say_next
-from flows.cli.display import console, print_json, progress_bar
+from flows.cli.app import ROUND, Json, opened_runner, print_next, run_step
+from flows.cli.display import console, print_json
 from flows.cli.tables import show_calibrations
 
 commands = typer.Typer()
@@ -18,10 +18,7 @@ def train() -> None:
     """Train this round's model on every label. A killed run goes on from its last checkpoint."""
     from pipeline.steps.train import train as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = step(project, database, progress=progress)
-    say(report)
-    say_next()
+    run_step(step, then_next=True)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -29,10 +26,9 @@ def calibrate() -> None:
     """Fit every calibrator on held-out labels; the one that passes makes softmax scores probabilities."""
     from pipeline.steps.calibrate import calibrate as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        fitted = step(project, database, progress=progress)
-    show_calibrations(fitted)
-    say_next()
+    with opened_runner() as runner:
+        show_calibrations(runner.call(step))
+        print_next(runner.database)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -40,10 +36,7 @@ def evaluate() -> None:
     """Measure the model on held-out images, each number with its interval; promote or refuse it."""
     from pipeline.steps.evaluate import evaluate as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = step(project, database, progress=progress)
-    say(report)
-    say_next()
+    run_step(step, then_next=True)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -51,10 +44,7 @@ def score() -> None:
     """Score what the promoted model has not scored yet."""
     from pipeline.steps.score import score as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = step(project, database, progress=progress)
-    say(report)
-    say_next()
+    run_step(step, then_next=True)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -73,25 +63,17 @@ def select(
     """Pick the queue: what to label next, and why."""
     from pipeline.steps.select import select as step
 
-    given = {
-        "strategy": strategy,
-        "unit": unit,
-        "budget": budget,
-        "budget_unit": budget_unit,
-        "seed": seed,
-    }
+    given = {"strategy": strategy, "unit": unit, "budget": budget, "budget_unit": budget_unit, "seed": seed}
     overrides = {key: value for key, value in given.items() if value is not None}
     if unit is not None:
         overrides.setdefault("budget_unit", None)
-    with opened_project() as (project, database), progress_bar() as progress:
-        preview = step(
-            project, database, dry_run=dry_run, overrides=overrides, force=force, progress=progress
-        )
-    if as_json:
-        print_json(preview.document())
-        return
-    say(preview)
-    if dry_run:
-        console.print("Dry run: nothing was written.")
-    else:
-        say_next()
+    options = {"dry_run": dry_run, "overrides": overrides, "force": force}
+    with opened_runner() as runner:
+        if as_json:
+            print_json(runner.call(step, **options))
+            return
+        runner.run(step, **options)
+        if dry_run:
+            console.print("Dry run: nothing was written.")
+        else:
+            print_next(runner.database)

@@ -1,4 +1,4 @@
-"""How the command line shows where a project stands, its rounds, models, runs and queues."""
+"""How the command line shows a project's state, its rounds, models, runs, queues and annotators."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring
         console.print(f"round     {now.round_number}{model}")
     if scoring is not None:
         run = "no run yet" if scoring.run_id is None else f"run {scoring.run_id}"
-        left = f"{scoring.images_to_score} images to score" if scoring.images_to_score else "all is scored"
+        left = (
+            f"{scoring.images_to_score} images to score"
+            if scoring.images_to_score
+            else "all images are scored"
+        )
         shards = f", {scoring.open_shards} shards open" if scoring.open_shards else ""
         when = f", finished {_moment(scoring.finished_at)}" if scoring.finished_at else ""
         console.print(f"scoring   {run}{when}: {left}{shards}")
     for one in busy:
         since = f", since {_moment(one.since)}" if one.since else ""
-        state = since if one.alive else ", but is gone: it is free"
-        console.print(f"at work   {literal(one.work)} by {literal(one.owner)}{state}")
+        state = since if one.alive else ", which has died"
+        console.print(f"running   {literal(one.work)} by {literal(one.owner)}{state}")
     if now.queue_items:
         console.print("queue     " + ", ".join(f"{count} {what}" for what, count in now.queue_items.items()))
     console.print(f"next      [bold]{literal(now.next_command)}[/]  {literal(now.reason)}")
@@ -117,7 +121,9 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
             )
     for row in rows:
         if row.outliers:
-            console.print(f"run {row.id}: {row.outliers} images lie far outside of what the model has seen")
+            console.print(
+                f"run {row.id}: {row.outliers} images lie far outside the range of the training images"
+            )
         if row.drift:
             console.print(f"run {row.id}: [yellow]drift:[/] {literal(row.drift)}")
 
@@ -180,7 +186,7 @@ def show_queue(row: QueueSummary) -> None:
 
 
 def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
-    """Who differs from the others, whether the model was in doubt there, and the most disputed regions."""
+    """How annotators agree, how that relates to the model's uncertainty, and the most disputed regions."""
     if not report.regions:
         console.print("No region has labels of two annotators.")
         return

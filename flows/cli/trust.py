@@ -1,4 +1,4 @@
-"""Commands that ask whether the uncertainty can be trusted."""
+"""Commands that test whether the uncertainty can be trusted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated, get_args
 
 import typer
 
-from flows.cli.app import TRUST, Json, opened_project, say
+from flows.cli.app import TRUST, Json, opened_session, run_step
 from flows.cli.display import print_json, progress_bar
 from pipeline.config import Sampler
 from pipeline.errors import UserError
 
 OfModel = Annotated[
-    str | None, typer.Option("--model", help="A model by name, such as r02; the serving one by default.")
+    str | None, typer.Option("--model", help="A model by name, such as r02; the promoted one by default.")
 ]
 
 commands = typer.Typer()
@@ -30,28 +30,18 @@ def assess(
     """Does the uncertainty find the errors? Every sampler and measure, on held-out images."""
     from pipeline.steps.assess import assess as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = step(
-            project,
-            database,
-            model=model,
-            samplers=_samplers(sampler),
-            most_images=images,
-            progress=progress,
-        )
-    say(report)
+    run_step(step, model=model, samplers=_samplers(sampler), most_images=images)
 
 
 @commands.command(rich_help_panel=TRUST)
 def stress(
     model: OfModel = None,
-    images: Annotated[int, typer.Option(help="Held-out images to spoil.")] = 20,
+    images: Annotated[int, typer.Option(help="Held-out images to test.")] = 20,
 ) -> None:
     """Does confidence fall when it should? Magnified, attacked, blurred, dark and shuffled images."""
     from pipeline.steps.stress import stress as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        say(step(project, database, model=model, images=images, progress=progress))
+    run_step(step, model=model, images=images)
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -61,49 +51,37 @@ def novelty(
     ] = "",
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="A model that never saw these classes, instead of training one."),
+        typer.Option(help="A model that was trained without these classes, instead of training one."),
     ] = None,
     model: OfModel = None,
     pool_images: Annotated[int, typer.Option(help="Pool images to compare with.")] = 200,
 ) -> None:
-    """Is the pool like the labels, and are classes that were never seen noticed?"""
+    """Does the pool differ from the labeled images, and does the model notice classes it has never seen?"""
     from pipeline.steps.novelty import novelty as step
 
     names = [name.strip() for name in classes.split(",") if name.strip()]
-    with opened_project() as (project, database), progress_bar() as progress:
-        report = step(
-            project,
-            database,
-            classes=names,
-            checkpoint=checkpoint,
-            model=model,
-            pool_images=pool_images,
-            progress=progress,
-        )
-    say(report)
+    run_step(step, classes=names, checkpoint=checkpoint, model=model, pool_images=pool_images)
 
 
 @commands.command(rich_help_panel=TRUST)
 def disagreements(
     limit: Annotated[int, typer.Option(help="Regions to list.")] = 20,
 ) -> None:
-    """Regions where every sample is confident, and the samples disagree."""
+    """The regions where every sample is confident and the samples disagree."""
     from pipeline.steps.disagreements import disagreements as step
 
-    with opened_project() as (project, database):
-        say(step(project, database, limit=limit))
+    run_step(step, limit=limit)
 
 
 @commands.command(rich_help_panel=TRUST)
 def review(
-    budget: Annotated[int, typer.Option(help="Regions to look at again.")] = 50,
+    budget: Annotated[int, typer.Option(help="Regions to review.")] = 50,
     folder: Annotated[Path | None, typer.Option(help="Where the queue is exported.")] = None,
 ) -> None:
-    """Labels that the model confidently contradicts, as a queue to look at again."""
+    """Put labels that the model confidently contradicts into a queue for review."""
     from pipeline.steps.review import review as step
 
-    with opened_project() as (project, database), progress_bar() as progress:
-        say(step(project, database, budget=budget, folder=folder, progress=progress))
+    run_step(step, budget=budget, folder=folder)
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -112,15 +90,11 @@ def annotators(
     limit: Annotated[int, typer.Option(min=0, help="Regions to list.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Do annotators agree, and was the model in doubt where they do not?"""
+    """Do annotators agree, and was the model uncertain where they do not?"""
     from flows.cli.tables import show_annotators
     from pipeline.summaries.annotators import annotator_report
 
-    with (
-        opened_project() as (project, database),
-        database.session(write=False) as session,
-        progress_bar() as progress,
-    ):
+    with opened_session() as (project, session), progress_bar() as progress:
         report = annotator_report(session, project, queue=queue, progress=progress)
     if as_json:
         print_json({**vars(report), "rows": [row._asdict() for row in report.rows[:limit]]})

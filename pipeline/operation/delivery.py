@@ -54,8 +54,7 @@ def push_queue(runner: Runner) -> str:
 
     tool = runner.project.config.labeling.tool
     with runner.database.session(write=False) as session:
-        current = round_queries.current_round(session)
-        queue = None if current is None else queues.round_queue(session, current.id)
+        current, queue = round_queries.current_round(session), queues.current_queue(session)
         if current is None or queue is None or current.state != "import":
             return ""
         folder = exported_folder(session, runner.project, queue, tool)
@@ -63,7 +62,7 @@ def push_queue(runner: Runner) -> str:
         if folder is None:  # it was exported before the server was configured
             from pipeline.steps.export import export
 
-            folder = runner.call(export)
+            folder = runner.run(export).folder
         runner.run(push, folder=folder, tool=tool)
     except UserError as error:
         runner.log(str(error))

@@ -147,11 +147,9 @@ def update_queue(runner: Runner) -> QueueUpdate:
     except NotYourTurn:
         return QueueUpdate(f"{withdrawn}a retraining has closed the round meanwhile.")
     with database.session(write=False) as session:
-        current = rounds.current_round(session)
-        queue = None if current is None else queues.round_queue(session, current.id)
+        queue = queues.current_queue(session)
         items = {} if queue is None else queue_items.count_items(session, queue.id)
     name = folder.name if queue is None else queue.name
-    runner.log(f"Exported {name} to {folder}.")
     return QueueUpdate(
         f"{withdrawn}{name} is active: {count(sum(items.values()))} regions to label.",
         name=name,
@@ -165,7 +163,7 @@ def _select_and_export(runner: Runner, *, select_again: bool) -> Path:
 
     if select_again:
         runner.run(select)
-    return runner.call(export)
+    return runner.run(export).folder
 
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:

@@ -43,8 +43,7 @@ def run_simulation(runner: Runner, *, rounds: int) -> None:
         raise UserError(f"Expected `--rounds` to be at least 1, but got {rounds}.")
     while True:
         with runner.database.session(write=False) as session:
-            current = round_queries.current_round(session)
-            queue = queues.round_queue(session, current.id) if current else None
+            current, queue = round_queries.current_round(session), queues.current_queue(session)
         if current is None:
             raise UserError("The project has no labeled images to start with.", "Run `segcurate ingest`.")
         if current.number > rounds or (current.number == rounds and current.state == "import"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.estimate import Estimate
+from pipeline.format import percent
 from pipeline.report.svg import LETTER, WIDTH, Axis, Chart, Plot, named_axis, number_axis
 
 SERIES = tuple(f"s{index}" for index in range(10))
@@ -55,7 +56,7 @@ class DotRow:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pixels of about one confidence: what was said, what was right, and their share of all pixels."""
+    """Pixels of about one confidence: the confidence, the accuracy, and their share of all pixels."""
 
     confidence: float
     accuracy: Estimate
@@ -239,8 +240,10 @@ def scatter_chart(
     for predicted, found, inside, name in points:
         color = "s0" if inside else "bad"
         plot.whisker(predicted, found.low, found.high, color)
-        plot.dot(predicted, found.value, color, title=f"{name}: said {predicted:.3f}, found {found.text()}")
-    legend = (("s0", "interval holds what was said"), ("bad", "does not"))
+        plot.dot(
+            predicted, found.value, color, title=f"{name}: predicted {predicted:.3f}, observed {found.text()}"
+        )
+    legend = (("s0", "the interval contains the prediction"), ("bad", "it does not"))
     return Chart(title, plot.drawn(title), legend, note)
 
 
@@ -267,8 +270,8 @@ def _reliability_marks(plot: Plot, bins: Sequence[Bin], color: str) -> None:
     plot.line(x, [one.accuracy.value for one in shown], color)
     for one in shown:
         plot.whisker(one.confidence, one.accuracy.low, one.accuracy.high, color)
-        pixels = f"{100 * one.share:.2g} % of pixels"
-        said = f"said {100 * one.confidence:.1f} %, right {one.accuracy.text()}, {pixels}"
+        pixels = f"{percent(one.share)} of pixels"
+        said = f"confidence {percent(one.confidence, 1)}, accuracy {one.accuracy.text()}, {pixels}"
         plot.dot(one.confidence, one.accuracy.value, color, title=said, radius=3.2)
 
 

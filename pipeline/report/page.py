@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its style, its script and its pictures, and asks for nothing else."""
+"""The page: one HTML file that holds its style, its script and its pictures, and loads nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.report.sections.shift import drift, stress
 
 
 def render_page(contents: Contents) -> str:
-    """The whole page as HTML. Every text from outside is escaped; the only script is our own, by its hash."""
+    """The whole page as HTML. Text from users is escaped; the only script allowed is our own, by its hash."""
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
@@ -117,17 +117,17 @@ def _gallery(contents: Contents) -> Section:
     if contents.disagreeing is not None:
         blocks += [
             Text(
-                "Each sample is sure of its answer, and the answers differ: what the model has not learned.",
+                "Each sample is confident and the samples disagree: what the model has not learned.",
                 tone="note",
             ),
             contents.disagreeing,
         ]
     else:
-        blocks.append(Missing("No such region is known; it takes scores with samples.", "segcurate score"))
+        blocks.append(Missing("No such region is known; it needs scores with samples.", "segcurate score"))
     return Section(
         "gallery",
-        "What the model asks about",
-        "Pull the handle to lay what you have chosen over the image. The frame is the region to label.",
+        "Regions to label",
+        "The handle moves the edge of the chosen layer over the image. The frame is the region to label.",
         blocks,
         fresh=True,
     )

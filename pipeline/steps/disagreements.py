@@ -14,6 +14,7 @@ from db.queries.runs import newest_run
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.format import count, percent
+from pipeline.progress import Progress, silent
 from pipeline.uncertainty.disagreement import Disagreement, confident_but_disagreeing
 
 
@@ -60,7 +61,7 @@ class DisagreementReport:
     rows: list[DisagreeingRegion]
 
     def lines(self) -> Iterator[str]:
-        """The list in words."""
+        """The list as text."""
         yield (
             f"Run {self.run_id} of {self.model}: {count(self.found)} of {count(self.regions)} regions "
             f"are confident but disagreeing (expected entropy up to {self.most_entropy:.3f}, mutual "
@@ -69,7 +70,9 @@ class DisagreementReport:
         yield from (f"  {rank:4d}  {row.words()}" for rank, row in enumerate(self.rows, start=1))
 
 
-def disagreements(project: Project, database: Database, *, limit: int = 20) -> DisagreementReport:
+def disagreements(
+    project: Project, database: Database, *, limit: int = 20, progress: Progress = silent
+) -> DisagreementReport:
     """The strongest cases of the serving model's newest finished run, from its stored region scores.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.data.masks import Mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.files import atomic_folder
+from pipeline.format import count
 from pipeline.labeling.effort import estimated_clicks
 from pipeline.labeling.encoding import LabelMap, only_inside
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
@@ -90,6 +91,21 @@ class _Entry:
         return [item.outline for item in self.items]
 
 
+@dataclass(frozen=True)
+class ExportReport:
+    """The exported folder, and the images that could not be read, with the reason."""
+
+    folder: Path
+    images: int
+    failed: list[tuple[str, str]]
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for subject, reason in self.failed:
+            yield f"not exported: {subject}: {reason}"
+        yield f"Exported {count(self.images)} images to {self.folder}."
+
+
 @one_at_a_time("export")
 def export(
     project: Project,
@@ -99,7 +115,7 @@ def export(
     folder: Path | None = None,
     to: str | None = None,
     progress: Progress = silent,
-) -> Path:
+) -> ExportReport:
     """Write a queue as a folder in a labeling tool's format, all of it or nothing.
 
     A proposed mask says something only inside the queued regions, so that a corrected one brings no unchecked
@@ -113,9 +129,6 @@ def export(
             with the tool's name behind it for any but `folder`. An earlier export there is replaced, unless
             something was put into it.
         to: the tool's name; `labeling.tool` by default.
-
-    Returns:
-        The folder.
 
     Raises:
         NotYourTurn: no queue has been selected.
@@ -147,7 +160,7 @@ def export(
                 failures.append((entry.image.uri, proposal.reason))
                 continue
             effort = estimated_clicks(proposal.mask, entry.boxes, entry.outlines)
-            of_image = {item.id: float(count) for item, count in zip(entry.items, effort, strict=True)}
+            of_image = {item.id: float(of_item) for item, of_item in zip(entry.items, effort, strict=True)}
             try:
                 writer.add(_outgoing_image(project, entry, proposal, work, of_image))
             except DataError as error:
@@ -165,7 +178,7 @@ def export(
         _check_complete(fresh, written, target=target)
     with database.session() as session:
         _mark_exported(session, project, work, tool.name, target=target, failures=failures, clicks=clicks)
-    return target
+    return ExportReport(target, written, failures)
 
 
 def _read_work(session: Session, project: Project, name: str | None) -> _Work:

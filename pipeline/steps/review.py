@@ -190,7 +190,9 @@ def review(
         seen=sum(any(label.id in learned for label in image.labels) for image in images),
         doubted=doubted,
         queue=queue,
-        folder=export(project, database, queue=queue, folder=folder, progress=progress) if queue else None,
+        folder=export(project, database, queue=queue, folder=folder, progress=progress).folder
+        if queue
+        else None,
         items=best,
         class_names=project.config.data.class_names,
         failed=search.failed,

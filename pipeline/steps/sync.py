@@ -1,19 +1,17 @@
-"""Sync: queues are sent to a labeling tool's server, and what is finished there is fetched and imported."""
+"""Sync: push queues to a labeling tool's server, pull the finished labels from it and import them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import queue_items, rounds
-from db.queries import queues as queue_queries
-from db.tables import Queue, QueuePlace
+from db.queries import queue_items, queues, rounds
+from db.tables import Queue
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.servers.base import LabelingServer
@@ -23,12 +21,12 @@ from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
 
 TOKENS = {"label-studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
-"""The tools that have servers, and the environment's variable that holds the token of each."""
+"""The tools with servers, and the environment variable of each one's token."""
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """What was sent."""
+    """What a push has done: images created, and images that were on the server already."""
 
     queue: str
     url: str
@@ -37,16 +35,16 @@ class PushReport:
     page: str
 
     def lines(self) -> list[str]:
-        """The report in words."""
+        """The report as text."""
         return [
-            f"{self.queue}: {self.created} images sent to {self.url}, {self.unchanged} were there already.",
+            f"{self.queue}: {self.created} images pushed to {self.url}, {self.unchanged} were there already.",
             f"Label at {self.page}",
         ]
 
 
 @dataclass(frozen=True)
 class PullReport:
-    """What was fetched: the queues that were asked for, and a report for each that had anything new."""
+    """What a pull has done: the names of the queues, and a report for each that had anything new."""
 
     url: str
     queues: list[str]
@@ -58,16 +56,30 @@ class PullReport:
         return any(report.closed for report in self.imported)
 
     def lines(self) -> list[str]:
-        """The report in words."""
-        said = [line for report in self.imported for line in report.lines()]
-        return said or [f"{', '.join(self.queues)}: nothing new at {self.url}."]
+        """The report as text."""
+        lines = [line for report in self.imported for line in report.lines()]
+        return lines or [f"{', '.join(self.queues)}: nothing new at {self.url}."]
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync has pulled and pushed; each is None where there was no queue for it."""
+
+    pulled: PullReport | None
+    pushed: PushReport | None
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        reports = [report for report in (self.pulled, self.pushed) if report is not None]
+        lines = [line for report in reports for line in report.lines()]
+        return lines or ["No queue is active: nothing to pull, and nothing to push."]
 
 
 def open_server(project: Project, tool: str, url: str | None = None) -> LabelingServer:
-    """The server of a labeling tool, with its token from the environment.
+    """The server of a labeling tool, with the token from the environment.
 
     Args:
-        url: instead of the configured one.
+        url: instead of the configured address.
 
     Raises:
         ConfigError: the tool has no server, no address or token is set, or its client is not installed.
@@ -131,7 +143,9 @@ def push(
     queue: str | None = None,
     progress: Progress = silent,
 ) -> PushReport:
-    """Send an exported queue to its tool's server. Sending it again sends what is missing there.
+    """Push an exported queue to its tool's server. Pushing it again creates what is missing there.
+
+    Queues on the server that wait for no label any more are retired: annotators would work on them in vain.
 
     Args:
         folder: as `export` has written it for this tool.
@@ -142,29 +156,21 @@ def push(
     """
     server = open_server(project, tool, url)
     with database.session(write=False) as session:
-        found = _find_queue(session, queue)
-        known = [
-            place.place
-            for place in queue_queries.places_of(session, found.id)
-            if _is_on(place, tool, server.url)
-        ]
-        if not known and tool == "label-studio":  # one project there holds all queues of a project here
-            known = [place.place for place in queue_queries.places_on(session, tool=tool, url=server.url)[:1]]
+        row = _find_queue(session, queue)
+        known = [place.place for place in queues.places_of(session, row.id, tool=tool, url=server.url)]
+        if not known and tool == "label-studio":  # one server project has all queues of a segcurate project
+            known = [place.place for place in queues.places_on(session, tool=tool, url=server.url)[:1]]
     pushed = server.push(folder, places=known)
     with database.session() as session:
-        gone = [
-            place.id
-            for place in queue_queries.places_of(session, found.id)
-            if _is_on(place, tool, server.url) and place.place not in pushed.places
-        ]
-        queue_queries.forget_places(session, gone)
-        for place in pushed.places:
-            queue_queries.record_place(session, queue_id=found.id, tool=tool, url=server.url, place=place)
-        older = _over(session, found, tool, server.url) if pushed.created else {}
-    for name, there in older.items():  # or annotators would go on with what nobody waits for
-        server.retire(queue=name, places=there)
+        before = queues.places_of(session, row.id, tool=tool, url=server.url)
+        queues.forget_places(session, [place.id for place in before if place.place not in pushed.places])
+        for name in pushed.places:
+            queues.record_place(session, queue_id=row.id, tool=tool, url=server.url, place=name)
+        finished = _finished_queues(session, row, tool, server.url) if pushed.created else {}
+    for name, names in finished.items():
+        server.retire(queue=name, places=names)
     return PushReport(
-        queue=found.name,
+        queue=row.name,
         url=server.url,
         created=pushed.created,
         unchanged=pushed.unchanged,
@@ -182,41 +188,33 @@ def pull(
     close: bool = False,
     progress: Progress = silent,
 ) -> PullReport:
-    """Fetch what is finished on a tool's server, and import it: everything once, corrections as new versions.
+    """Pull what is finished on a tool's server, and import it: everything once, corrections as new versions.
 
     Args:
-        queue: only this one; by default all that lie there, so that late labels come in too.
-        close: end the round with the labels that are there.
+        queue: only this one; by default all that are on the server, so that late labels are imported too.
+        close: end the round with the labels that have come.
 
     Raises:
-        UserError: the server cannot be used, or holds no queue of this project.
+        UserError: the server cannot be used, or has no queue of this project.
     """
     server = open_server(project, tool, url)
     with database.session(write=False) as session:
         current = rounds.current_round(session)
-        lying = [
-            (row, there)
-            for row in queue_queries.list_queues(session)
-            if queue in (None, row.name)
-            and (
-                there := [
-                    place
-                    for place in queue_queries.places_of(session, row.id)
-                    if _is_on(place, tool, server.url)
-                ]
-            )
+        on_server = {place.queue_id for place in queues.places_on(session, tool=tool, url=server.url)}
+        rows = [
+            row for row in queues.list_queues(session) if row.id in on_server and queue in (None, row.name)
         ]
-    if not lying:
+    if not rows:
         raise UserError(
-            f"No queue of this project lies at {server.url}.", f"Run `segcurate export --to {tool}` first."
+            f"No queue of this project is at {server.url}.", f"Run `segcurate export --to {tool}` first."
         )
     reports: list[ImportReport] = []
-    for row, there in lying:
+    for row in rows:
         ends = close and current is not None and row.round_id == current.id
-        report = _pull_queue(project, database, server, tool, row, there, close=ends, progress=progress)
+        report = _pull_queue(project, database, server, tool, row, close=ends, progress=progress)
         if report is not None:
             reports.append(report)
-    return PullReport(url=server.url, queues=[row.name for row, _ in lying], imported=reports)
+    return PullReport(url=server.url, queues=[row.name for row in rows], imported=reports)
 
 
 def _pull_queue(
@@ -225,16 +223,20 @@ def _pull_queue(
     server: LabelingServer,
     tool: str,
     queue: Queue,
-    there: Sequence[QueuePlace],
     *,
     close: bool,
     progress: Progress,
 ) -> ImportReport | None:
-    times = [place.pulled_until for place in there if place.pulled_until is not None]
-    since = min(times) if len(times) == len(there) else None
+    with database.session(write=False) as session:
+        places = queues.places_of(session, queue.id, tool=tool, url=server.url)
+    times = [place.pulled_until for place in places if place.pulled_until is not None]
     with tempfile.TemporaryDirectory(prefix="segcurate-") as folder:
-        ids = [place.place for place in there]
-        pulled = server.pull(queue=queue.name, places=ids, into=Path(folder), since=since)
+        pulled = server.pull(
+            queue=queue.name,
+            places=[place.place for place in places],
+            into=Path(folder),
+            since=min(times) if len(times) == len(places) else None,
+        )
         if not pulled.files and not close:
             return None
         report = import_labels(
@@ -249,25 +251,8 @@ def _pull_queue(
         )
     if pulled.newest is not None:
         with database.session() as session:
-            queue_queries.mark_pulled(
-                session, queue_id=queue.id, tool=tool, url=server.url, until=pulled.newest
-            )
+            queues.mark_pulled(session, queue_id=queue.id, tool=tool, url=server.url, until=pulled.newest)
     return report
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What came and what went; `pushed` is None where no queue is out."""
-
-    pulled: PullReport | None
-    pushed: PushReport | None
-
-    def lines(self) -> list[str]:
-        """The report in words."""
-        said = [
-            line for report in (self.pulled, self.pushed) if report is not None for line in report.lines()
-        ]
-        return said or ["No queue is out: nothing to fetch, and nothing to send."]
 
 
 def sync(
@@ -279,67 +264,52 @@ def sync(
     close: bool = False,
     progress: Progress = silent,
 ) -> SyncReport:
-    """Fetch what is finished on a tool's server, then send the current round's queue there if it is out, or
-    if it is its turn to go.
+    """Pull what is finished on a tool's server, then export and push the current round's queue.
 
     Raises:
         UserError: the server cannot be used, or the queue cannot be exported.
     """
     server = open_server(project, tool, url)
     with database.session(write=False) as session:
-        known = queue_queries.places_on(session, tool=tool, url=server.url)
+        known = queues.places_on(session, tool=tool, url=server.url)
     pulled = None
     if known:
         pulled = pull(project, database, tool=tool, url=url, close=close, progress=progress)
     with database.session(write=False) as session:
-        current = rounds.current_round(session)
-        queue = None if current is None else queue_queries.round_queue(session, current.id)
+        current, queue = rounds.current_round(session), queues.current_queue(session)
         if current is None or queue is None or current.state not in ("export", "import"):
             return SyncReport(pulled=pulled, pushed=None)
         folder = exported_folder(session, project, queue, tool)
     if folder is None:
         from pipeline.steps.export import export
 
-        folder = export(project, database, to=tool, progress=progress)
+        folder = export(project, database, to=tool, progress=progress).folder
     pushed = push(project, database, folder=folder, tool=tool, url=url, progress=progress)
     return SyncReport(pulled=pulled, pushed=pushed)
 
 
 def exported_folder(session: Session, project: Project, queue: Queue, tool: str) -> Path | None:
-    """The newest folder that a queue was exported to for a tool; None where there is none any more."""
-    written = [place.place for place in queue_queries.places_of(session, queue.id) if _is_on(place, tool, "")]
-    folder = project.path(written[-1]) if written else None
+    """The newest folder that a queue was exported to for a tool; None where it is missing."""
+    written = queues.places_of(session, queue.id, tool=tool, url="")
+    folder = project.path(written[-1].place) if written else None
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _over(session: Session, newest: Queue, tool: str, url: str) -> dict[str, list[str]]:
-    """The queues on a server of which nothing is waited for any more, with their places."""
-    found: dict[str, list[str]] = {}
-    for queue in queue_queries.list_queues(session):
-        there = [
-            place.place for place in queue_queries.places_of(session, queue.id) if _is_on(place, tool, url)
-        ]
-        if (
-            there
-            and queue.id != newest.id
-            and not queue_items.queue_items(session, queue.id, status="queued")
-        ):
-            found[queue.name] = there
-    return found
-
-
-def _is_on(place: QueuePlace, tool: str, url: str) -> bool:
-    return (place.tool, place.url) == (tool, url)
+def _finished_queues(session: Session, newest: Queue, tool: str, url: str) -> dict[str, list[str]]:
+    """The other queues on a server that wait for no label any more: names, and their places there."""
+    finished: dict[str, list[str]] = {}
+    for place in reversed(queues.places_on(session, tool=tool, url=url)):
+        queue = session.get_one(Queue, place.queue_id)
+        if queue.id != newest.id and not queue_items.queue_items(session, queue.id, status="queued"):
+            finished.setdefault(queue.name, []).append(place.place)
+    return finished
 
 
 def _find_queue(session: Session, name: str | None) -> Queue:
-    current = rounds.current_round(session)
-    if name is not None:
-        found = queue_queries.queue_by_name(session, name)
-    else:
-        found = None if current is None else queue_queries.round_queue(session, current.id)
-    if found is None:
+    queue = queues.current_queue(session) if name is None else queues.queue_by_name(session, name)
+    if queue is None:
         raise UserError(
-            "No queue is out." if name is None else f"There is no queue {name!r}.", "Run `segcurate status`."
+            "No queue is active." if name is None else f"There is no queue {name!r}.",
+            "Run `segcurate status`.",
         )
-    return found
+    return queue

@@ -1,6 +1,6 @@
-"""Do annotators agree, and was the model in doubt where they do not? The rows of `segcurate annotators`.
+"""Do annotators agree, and was the model uncertain where they do not? The rows of `segcurate annotators`.
 
-Where people differ, more labels do not help. A model that has learned as much is in doubt there in each of
+Where people differ, more labels do not help. A model that has learned as much is uncertain there in each of
 its samples: its expected entropy is high, and its mutual information need not be.
 """
 
@@ -28,7 +28,7 @@ from pipeline.evaluation.ranks import rank_correlation
 from pipeline.progress import Progress, silent
 
 LEAST_REGIONS = 20
-"""Below this number a rank correlation is not worth saying."""
+"""Below this number no rank correlation is computed."""
 LEAST_IMAGES = 5
 MOST_IMAGES = 500
 """Images whose masks are compared, those of the newest queues first."""
@@ -44,7 +44,7 @@ class RankCorrelation:
 
     Attributes:
         regions, images: that have both.
-        value: None, with a `reason`, where there is too little to say it.
+        value: None, with a `reason`, where there is too little data.
         low, high: its bootstrap interval over blocks of images; None where it is not defined.
     """
 
@@ -82,7 +82,7 @@ class AnnotatorReport:
         regions, images: with labels in force of two or more annotators.
         annotators: of the images that were looked at, which are at most `MOST_IMAGES`.
         compared: images whose masks were compared.
-        unreadable: images that were left out of that, because a stored mask cannot be read.
+        unreadable: images left out, because a stored mask cannot be read.
         correlations: of vote entropy with expected entropy and with mutual information.
         against_others: how far each annotator's masks agree with all others', least first.
         pairs: how far those of every two annotators do, least first.

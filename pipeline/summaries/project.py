@@ -1,4 +1,4 @@
-"""Where a project stands, and the one command that comes next."""
+"""The state of a project, and the command that comes next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Status:
         labeled_images: pool images with at least one label.
         round_number: None before the first ingest that found a label.
         next_command: what to run now, ready to be typed.
-        reason: why that comes next, in words.
+        reason: why that comes next.
     """
 
     images: dict[str, int]
@@ -52,8 +52,7 @@ class AtWork:
         work: such as `train`, `nightly`, or `scoring run 3`.
         owner: `host:pid:start`.
         since: None for shards, which are many.
-        alive: False for one that died, or has not been heard of for longer than its lease: what it was at is
-            free.
+        alive: False for one that died, or whose lease has run out: its work is free to take.
     """
 
     work: str
@@ -68,7 +67,7 @@ class Scoring:
 
     Attributes:
         images_to_score: of the pool, still to be scored; with no run yet, all of them.
-        open_shards: of the run; 0 where it is through.
+        open_shards: of the run; 0 once it is finished.
     """
 
     images_to_score: int
@@ -79,7 +78,7 @@ class Scoring:
 
 
 def at_work(session: Session) -> list[AtWork]:
-    """Who is at work now, and who died at it."""
+    """The running processes, and those that died without ending their work."""
     now, dead = store_time(session), dead_owners(owners(session))
     found = [
         AtWork(lease.name, lease.owner, lease.taken_at, lease.owner not in dead and lease.until > now)
@@ -93,7 +92,7 @@ def at_work(session: Session) -> list[AtWork]:
 
 
 def scoring_status(session: Session) -> Scoring | None:
-    """How far the pool is scored; None before a model serves. Looks at every image of the pool."""
+    """How far the pool is scored; None before a model is promoted. Reads every image of the pool."""
     model = models.promoted_model(session)
     if model is None:
         return None
@@ -165,7 +164,8 @@ def _images_by_split(session: Session) -> dict[str, int]:
 
 
 def _import_command(session: Session, queue: Queue | None) -> tuple[str, str]:
-    """How labels of a queue that is out come back, from where it was brought last; and what comes before."""
+    """The command that imports the labels of the active queue from where it was sent last, and what to do
+    before."""
     lying = [] if queue is None else places_of(session, queue.id)
     newest = lying[-1] if lying else None
     if newest is not None and newest.url:

@@ -1,4 +1,4 @@
-"""What a queue holds and why: the rows of `segcurate queue`."""
+"""Each queue and its first items: the rows of `segcurate queue`."""
 
 from __future__ import annotations
 

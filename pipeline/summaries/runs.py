@@ -1,4 +1,4 @@
-"""What each scoring run has come to: the rows of `segcurate runs`."""
+"""Each scoring run, its workers and warnings: the rows of `segcurate runs`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class RunSummary:
         calibrator: of the single pass.
         images, regions: rows in the store now; 0 for a run that was pruned.
         heatmap_images: images that have heat maps.
-        shards_pending: nobody is at them; `shards_running`: somebody is, or died there.
-        images_per_second: while it was at work, pauses left out; None before there is a second shard.
+        shards_pending, shards_running: not begun, and begun by a worker that is running or has died.
+        images_per_second: without pauses; None before there is a second shard.
         pruned_at: when its scores were deleted to save room; None while they are there.
-        drift, outliers: what was noticed about its images: a warning, and how many lie far outside of
-            what the model has seen.
+        drift, outliers: a warning about its images, and how many lie far outside the range of the training
+            images.
     """
 
     id: int
@@ -105,7 +105,7 @@ def run_history(session: Session) -> list[RunSummary]:
 
 
 def images_per_second(started_at: datetime, done: Sequence[ShardTime]) -> float | None:
-    """How fast a run went while it was at work; None where that cannot be said.
+    """The speed of a run without its pauses; None where it is unknown.
 
     Args:
         done: its shards, in the order in which they were finished.

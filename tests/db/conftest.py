@@ -16,6 +16,7 @@ from sqlalchemy import URL, make_url
 
 from db.engine import Database
 from tests.db.private_server import empty_database, shared_server
+from tests.factories import open_store
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +52,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
     return request.getfixturevalue("postgresql_url")
+
+
+@pytest.fixture
+def database(store_url: str) -> Database:
+    """Ten images of the pool, a promoted model, and its empty run 1."""
+    return open_store(store_url)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from db.queries import agreement, labels, scores
 from db.queries.agreement import set_agreement
 from db.queries.labels import LabeledRegion
 from db.queries.queue_items import count_clicks, set_clicks
-from db.tables import Label, Queue, QueueItem, ScoringRun
+from db.tables import Label, QueueItem, ScoringRun
 from pipeline.evaluation.agreement import Agreement
-from tests.db.small_store import open_store, rows_for
-from tests.factories import ask
+from tests.factories import ask, new_item, new_queue, open_store, put, rows_for
 
 BOX = (0, 0, 0, 0)
 """Of every region of `rows_for`."""
+
+
+def record(session: Session, number: int, **values: Any) -> None:
+    """A label whose mask is told from others by its number."""
+    known = {"image_id": 1, "queue_id": 1, "mask_uri": "m", "mask_sha256": str(number), "labeled_pixels": 4}
+    known |= {"source": "import", "annotator": str(number), "labeled_at": datetime.now(UTC)}
+    labels.record_label(session, **known | values)
 
 
 def test_a_shared_region_comes_with_its_scores_and_only_the_most_disputed_first(store_url: str) -> None:
@@ -27,23 +35,9 @@ def test_a_shared_region_comes_with_its_scores_and_only_the_most_disputed_first(
         regions = {**regions, "expected_entropy": np.array([0.1, 0.2, 0.3, 0.4])}
         scores.insert_scores(session, run_id=1, images=images, regions=regions)
         for name, run_id in (("round-01", 1), ("other", None)):
-            session.add(
-                Queue(name=name, kind="review", run_id=run_id, strategy="s", unit="region", seed=0, spec={})
-            )
-        session.flush()
+            put(session, new_queue(name, run_id=run_id))
         for queue_id, image_id, index in ((1, 1, 1), (1, 2, 0), (1, 3, 0), (2, 1, 1)):
-            session.add(
-                QueueItem(
-                    queue_id=queue_id,
-                    rank=image_id,
-                    image_id=image_id,
-                    region_index=index,
-                    **dict(zip("xywh", BOX, strict=True)),
-                    slice="review",
-                    reason="",
-                )
-            )
-        session.flush()
+            put(session, new_item(queue_id, image_id, image_id, BOX, region_index=index))
         assert (agreement.shared_regions(session), count_clicks(session, 1)) == ([], None)
         set_agreement(
             session,
@@ -75,21 +69,11 @@ def test_an_image_is_shared_within_one_queue_and_one_without_a_name_is_one_annot
     )
     with database.session() as session:
         for name in ("a", "b"):
-            session.add(Queue(name=name, kind="review", strategy="s", unit="region", seed=0, spec={}))
-        session.flush()
+            put(session, new_queue(name))
         for number, (image_id, queue_id, annotator) in enumerate(given):
-            labels.record_label(
-                session,
-                image_id=image_id,
-                queue_id=queue_id,
-                mask_uri="m",
-                mask_sha256=str(number),
-                labeled_pixels=4,
-                source="import",
-                annotator=annotator,
-                labeled_at=datetime.now(UTC),
-                regions=[LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")],
-            )
+            regions = [LabeledRegion(number, 0, 2, 2), LabeledRegion(0, 0, 8, 8, 3, "outline")]
+            values = {"image_id": image_id, "queue_id": queue_id, "annotator": annotator}
+            record(session, number, regions=regions, **values)
     found = ask(database, agreement.shared_images)
     assert [(row.queue_id, row.image_id, row.width) for row in found] == [(2, 4, 8), (1, 1, 8)]
     assert [row.image_id for row in ask(database, agreement.shared_images, queue_id=1)] == [1]
@@ -107,14 +91,11 @@ def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
         *((7, (4, 4, 4, 4), "one"), (8, (4, 4, 4, 4), "two"), (9, (0, 4, 2, 2), None)),
     )
     with database.session() as session:
-        session.add(Queue(name="a", kind="review", strategy="s", unit="region", seed=0, spec={}))
-        session.flush()
+        put(session, new_queue("a"))
         for rank, (index, box, outline) in enumerate(shapes):
-            place = dict(zip("xywh", box, strict=True))
-            item = QueueItem(queue_id=1, rank=rank, image_id=1, region_index=index, outline=outline, **place)
-            item.slice, item.reason, item.status = "review", "", "labeled"
-            item.clicks = None if index == 6 else 2.0**index
-            session.add(item)
+            clicks = None if index == 6 else 2.0**index
+            values = {"region_index": index, "outline": outline, "status": "labeled", "clicks": clicks}
+            session.add(new_item(1, rank, 1, box, **values))
         whole = LabeledRegion(0, 0, 8, 8)
         of_labels = (
             [LabeledRegion(0, 0, 2, 2), LabeledRegion(4, 4, 4, 4, 8, "two")],
@@ -123,18 +104,7 @@ def test_an_item_that_several_labels_cover_counts_once(store_url: str) -> None:
             [whole],
         )
         for number, regions in enumerate(of_labels):
-            labels.record_label(
-                session,
-                image_id=1,
-                queue_id=1,
-                mask_uri="m",
-                mask_sha256=str(number),
-                labeled_pixels=4,
-                source="import",
-                annotator=str(number),
-                labeled_at=datetime.now(UTC),
-                regions=regions,
-            )
+            record(session, number, regions=regions)
     with database.session() as session:
 
         def covered(*label_ids: int) -> labels.Covered:

@@ -7,28 +7,16 @@ from collections.abc import Collection
 import pytest
 
 from db.engine import Database
-from db.queries import runs, shards
+from db.queries import shards
 from db.queries.shards import MOST_ATTEMPTS, PlannedShard
-from db.tables import Image, Model, Round
-from tests.factories import ask
+from tests.factories import ask, open_store
 
 
 @pytest.fixture
 def database(store_url: str) -> Database:
     """Four images of the pool in two shards of run 1."""
-    database = Database(store_url)
-    with database.session() as session:
-        session.add(Round(number=1, state="score"))
-        session.flush()
-        model = {"config": {}, "config_hash": "", "labels_hash": "", "checkpoint_uri": "m"}
-        session.add(Model(round_id=1, name="r01", status="promoted", seed=0, iterations=0, **model))
-        session.add_all(
-            Image(uri=f"{n}.png", sha256=str(n), width=8, height=8, channels=3, group_name="", position=n)
-            for n in range(4)
-        )
-        session.flush()
-        runs.open_run(session, model_id=1, scorer_hash="s", scorer={})
-        shards.plan_shards(session, run_id=1, shard_images=2)
+    database = open_store(store_url, images=4)
+    ask(database, shards.plan_shards, run_id=1, shard_images=2)
     return database
 
 

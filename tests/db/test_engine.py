@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,18 +16,12 @@ from sqlalchemy.exc import IntegrityError
 from db import migrations
 from db.engine import Database, connect
 from db.errors import StoreError
-from db.tables import Base, Failure, Image, Round
-from tests.factories import add_rows, fetch, fetch_one
+from db.tables import Base, Failure, Round
+from tests.factories import add_rows, at_once, fetch, fetch_one, new_image
 
 
 def failure(subject: str) -> Failure:
     return Failure(step="ingest", subject=subject, reason="truncated")
-
-
-def image(uri: str, split: str = "pool") -> Image:
-    return Image(
-        uri=uri, sha256="0" * 64, width=4, height=3, channels=3, group_name="a", position=0, split=split
-    )
 
 
 @pytest.fixture
@@ -49,21 +42,19 @@ def test_a_block_that_raises_writes_nothing(database: Database) -> None:
 
 
 def test_natural_keys_make_a_repeated_insert_fail(database: Database) -> None:
-    add_rows(database, image("a.png"))
+    add_rows(database, new_image("a.png"))
     with pytest.raises(IntegrityError), database.session() as session:
-        session.add(image("a.png"))
+        session.add(new_image("a.png"))
 
 
 def test_an_unknown_state_is_refused(database: Database) -> None:
     with pytest.raises(IntegrityError), database.session() as session:
-        session.add(image("a.png", split="training"))
+        session.add(new_image("a.png", split="training"))
 
 
 def test_foreign_keys_are_enforced(database: Database) -> None:
     with pytest.raises(IntegrityError), database.session() as session:
-        row = image("a.png")
-        row.duplicate_of = 99
-        session.add(row)
+        session.add(new_image("a.png", duplicate_of=99))
 
 
 def test_times_come_back_aware_and_in_utc(database: Database) -> None:
@@ -79,20 +70,17 @@ def test_a_reader_is_not_blocked_by_an_open_writer(database: Database) -> None:
         writer.add(failure("a.png"))
         writer.flush()
         assert fetch(database, Failure) == []
+        assert database.transact(lambda session: session.scalars(select(Failure)).all(), write=False) == []
 
 
 def test_two_writers_wait_for_each_other(database: Database) -> None:
-    def write_many(name: str) -> None:
+    def write_many(number: int) -> None:
         for index in range(20):
             with database.session() as session:
                 session.scalars(select(Failure)).all()
-                session.add(failure(f"{name}-{index}"))
+                session.add(failure(f"{number}-{index}"))
 
-    threads = [threading.Thread(target=write_many, args=(name,)) for name in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(3, write_many)
     assert len(fetch(database, Failure)) == 60
 
 

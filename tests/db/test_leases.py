@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -13,8 +11,7 @@ from db.engine import Database
 from db.queries import leases, runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Lease, Shard, utc_now
-from tests.db.small_store import open_store, rows_for
-from tests.factories import ask, count_rows
+from tests.factories import ask, at_once, count_rows, open_store, rows_for
 
 
 @pytest.fixture
@@ -42,26 +39,6 @@ def let_leases_end(database: Database) -> None:
         past = utc_now() - timedelta(seconds=1)
         session.execute(update(Shard).values(lease_until=past))
         session.execute(update(Lease).values(until=past))
-
-
-def at_once(count: int, work: Callable[[int], None]) -> None:
-    """Do the work in so many threads at once; what any of them raises is raised."""
-    barrier, errors = threading.Barrier(count), list[BaseException]()
-
-    def run(number: int) -> None:
-        barrier.wait()
-        try:
-            work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_shards_are_claimed_in_order_and_each_once(database: Database) -> None:

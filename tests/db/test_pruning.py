@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,9 +14,20 @@ from sqlalchemy.orm import Session
 from db import migrations
 from db.engine import Database, lock_refused
 from db.queries import pruning, runs, scores, shards
-from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun, Shard, utc_now
-from tests.db.small_store import open_store, rows_for
-from tests.factories import ask, change, fetch, fetch_one
+from db.tables import ImageScore, Queue, QueueItem, RegionScore, ScoringRun, Shard, utc_now
+from tests.factories import (
+    add_model,
+    ask,
+    at_once,
+    change,
+    fetch,
+    fetch_one,
+    new_item,
+    new_queue,
+    open_store,
+    put,
+    rows_for,
+)
 
 MORNING = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -30,7 +40,7 @@ def database(store_url: str) -> Database:
         images, regions = rows_for([1, 2, 3])
         with database.session() as session:
             if run_id > 1:
-                add_model(session, run_id)
+                add_model(session, run_id, state="select")
                 assert open_run(session, run_id) == run_id
             scores.insert_scores(session, run_id=run_id, images=images, regions=regions)
             session.add(Shard(run_id=run_id, first_image_id=1, last_image_id=3, status="done", scored=3))
@@ -38,15 +48,6 @@ def database(store_url: str) -> Database:
             at = MORNING + timedelta(days=run_id)
             session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=at))
     return database
-
-
-def add_model(session: Session, number: int) -> None:
-    session.add(Round(id=number, number=number, state="select"))
-    session.flush()
-    document = {"config": {}, "config_hash": "", "labels_hash": "", "checkpoint_uri": "m"}
-    named = {"name": f"r{number:02d}", "status": "promoted", "seed": 0, "iterations": 0}
-    session.add(Model(id=number, round_id=number, **named, **document))
-    session.flush()
 
 
 def open_run(session: Session, number: int) -> int:
@@ -141,7 +142,7 @@ def test_what_the_serving_model_still_scores_is_needed(database: Database) -> No
 def test_what_the_current_rounds_queue_was_selected_from_is_needed(database: Database) -> None:
     with database.session() as session:
         for number, run_id in ((3, 1), (4, 2)):
-            session.add(queue(f"round-0{number}", round_id=number, run_id=run_id))
+            session.add(new_queue(f"round-0{number}", round_id=number, run_id=run_id))
         assert set(pruning.needed_runs(session)) == {2, 4}
         assert "round-04" in pruning.needed_runs(session)[2]
     assert prune(database, 1)
@@ -151,13 +152,8 @@ def test_what_the_current_rounds_queue_was_selected_from_is_needed(database: Dat
 
 def test_an_open_review_needs_its_run_until_it_is_labeled(database: Database) -> None:
     with database.session() as session:
-        review = queue("review", round_id=None, run_id=1)
-        session.add(review)
-        session.flush()
-        region = {"region_index": 0, "x": 0, "y": 0, "w": 1, "h": 1}
-        item = {"slice": "review", "reason": "doubt", "rank": 1, "image_id": 1, **region}
-        session.add(QueueItem(queue_id=review.id, **item))
-        session.flush()
+        review = put(session, new_queue("review", run_id=1))
+        put(session, new_item(review.id, 1, 1, (0, 0, 1, 1), slice="review"))
         assert set(pruning.needed_runs(session)) == {1, 4}
         session.execute(update(QueueItem).values(status="labeled"))
         assert set(pruning.needed_runs(session)) == {4}
@@ -187,18 +183,12 @@ def test_a_worker_that_had_a_pruned_shard_writes_nothing(database: Database) -> 
     assert rows_of(database, 1) == (0, 0)
 
 
-def queue(name: str, *, round_id: int | None, run_id: int) -> Queue:
-    kind = "review" if round_id is None else "selected"
-    named = {"name": name, "kind": kind, "strategy": "entropy", "unit": "region", "seed": 0, "spec": {}}
-    return Queue(round_id=round_id, run_id=run_id, **named)
-
-
 @pytest.fixture
 def on_server(postgresql_url: str) -> Database:
     database = open_store(postgresql_url)
     images, regions = rows_for([1, 2, 3])
     with database.session() as session:
-        add_model(session, 2)
+        add_model(session, 2, state="select")
         open_run(session, 2)
         scores.insert_scores(session, run_id=1, images=images, regions=regions)
     return database
@@ -241,17 +231,11 @@ def test_a_run_can_be_opened_while_the_scores_of_another_are_written_and_read(on
 def test_two_that_open_the_same_run_at_once_get_the_same_one(store_url: str) -> None:
     database = open_store(store_url)
     found: list[int] = []
-    both = threading.Barrier(4)
 
-    def open_it() -> None:
-        both.wait()
+    def open_it(_: int) -> None:
         found.append(ask(database, runs.open_run, model_id=1, scorer_hash="new", scorer={}).id)
 
-    threads = [threading.Thread(target=open_it) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(4, open_it)
     assert len(found) == 4
     assert len(set(found)) == 1
     images, regions = rows_for([1])

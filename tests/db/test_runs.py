@@ -11,7 +11,7 @@ import pytest
 from db.engine import Database
 from db.queries.runs import lock_summary, newest_run, update_summary
 from db.tables import Model, Round, ScoringRun
-from tests.db.small_store import open_store
+from tests.factories import open_store
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 1, tzinfo=UTC)

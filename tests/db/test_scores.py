@@ -15,16 +15,10 @@ from db.engine import Database
 from db.queries import runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Shard, utc_now
-from tests.db.small_store import open_store, rows_for
-from tests.factories import ask, fetch
+from tests.factories import ask, fetch, rows_for
 
 OWNER = "here:1:0"
 LATER = utc_now() + timedelta(hours=1)
-
-
-@pytest.fixture
-def database(store_url: str) -> Database:
-    return open_store(store_url)
 
 
 def write(database: Database, shard: PlannedShard, ids: Sequence[int], *, tried: Sequence[int] = ()) -> None:

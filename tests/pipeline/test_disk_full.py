@@ -18,28 +18,25 @@ from PIL import Image as PillowImage
 
 from db.engine import Database
 from flows.cli import main
-from pipeline.config import ScoringConfig
 from pipeline.data.project import load_project
 from pipeline.errors import UserError
 from pipeline.files import PARTIAL
 from pipeline.steps.export import export
 from pipeline.steps.score import score
 from pipeline.steps.train import train
-from tests.pipeline.labeling.exported_project import make_project as make_project_to_export
+from tests.factories import make_pool
+from tests.pipeline.labeling.exported_project import make_exported
 from tests.pipeline.steps.test_train import fill
 from tests.pipeline.steps.test_train import make_project as make_training_project
-from tests.pipeline.uncertainty.pool import draw_images, make_pool
 
-SCORING = ScoringConfig.model_validate(
-    {
-        "samples": 2,
-        "regions": {"kind": "grid", "cell": 16},
-        "batch_size": 2,
-        "shard_images": 2,
-        "workers": 0,
-        "heatmaps": {"images": "all", "measures": ["entropy", "mutual_information"]},
-    }
-)
+SCORING: dict[str, Any] = {
+    "samples": 2,
+    "regions": {"kind": "grid", "cell": 16},
+    "batch_size": 2,
+    "shard_images": 2,
+    "workers": 0,
+    "heatmaps": {"images": "all", "measures": ["entropy", "mutual_information"]},
+}
 IMAGES = 12
 Outcome = tuple[dict[str, list[Any]], dict[str, bytes]]
 
@@ -143,7 +140,7 @@ def segcurate(root: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> i
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that is to be scored, all its heat maps included."""
     root = tmp_path_factory.mktemp("pool")
-    project, database = make_pool(root, draw_images(root / "images", [(96, 64)] * IMAGES), scoring=SCORING)
+    project, database = make_pool(root, [(96, 64)] * IMAGES, scoring=SCORING)
     database.close()
     document = project.config.model_dump(mode="json", exclude_defaults=True)
     document["data"]["images"] = ["images"]
@@ -248,7 +245,7 @@ def test_a_checkpoint_on_a_full_disk_stops_the_training_which_then_resumes(
 
 
 def test_an_export_to_a_full_disk_leaves_nothing_and_can_be_run_again(disk: Disk, tmp_path: Path) -> None:
-    made = make_project_to_export(tmp_path)
+    made = make_exported(tmp_path)
     export_config = made.project.config.export.model_copy(update={"images": "copy"})
     project = replace(made.project, config=made.project.config.model_copy(update={"export": export_config}))
     folder = disk.folder / "queue"
@@ -259,6 +256,6 @@ def test_an_export_to_a_full_disk_leaves_nothing_and_can_be_run_again(disk: Disk
     assert [path.name for path in disk.folder.iterdir()] == ["filler"]
     assert made.state() == (1, "export")
     disk.clear()
-    assert export(project, made.database, folder=folder) == folder
+    assert export(project, made.database, folder=folder).folder == folder
     assert half_written(disk.folder) == []
     assert len((folder / "manifest.jsonl").read_text().splitlines()) == len(made.images())

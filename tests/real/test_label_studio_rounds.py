@@ -120,7 +120,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, server: RunningLabelStudio) 
 def test_rounds_in_label_studio(house: House) -> None:
     """One round after the other, as each step needs the one before."""
     said = house.run("export")
-    assert "images sent to" in said
+    assert "images pushed to" in said
     tasks = house.tasks()
     with house.opened() as session:
         queued = select(QueueItem).where(QueueItem.slice != "initial").order_by(QueueItem.rank)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,10 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries import scores
 from db.tables import Failure, ImageScore, ScoringRun, Shard
-from pipeline.config import ScoringConfig
 from pipeline.steps.score import score
 from pipeline.uncertainty.measures import MEASURES
 from tests.db.private_server import Server, empty_database, private_server
-from tests.factories import ask, fetch
-from tests.pipeline.uncertainty import pool
+from tests.factories import ask, fetch, make_pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
 IMAGES = 40
@@ -51,21 +50,13 @@ def score_pool(
     root: Path, monkeypatch: pytest.MonkeyPatch, *, url: str | None = None
 ) -> Callable[[], Database]:
     """A pool of images in a store; calling it scores them."""
-    scoring = ScoringConfig.model_validate(
-        {
-            "samples": 3,
-            "regions": {"kind": "grid", "cell": 32},
-            "batch_size": 2,
-            "shard_images": 2,
-            "heatmaps": {"images": "top", "top": 3},
-        }
-    )
+    scoring: dict[str, Any] = {"samples": 3, "regions": {"kind": "grid", "cell": 32}, "batch_size": 2}
+    scoring |= {"shard_images": 2, "heatmaps": {"images": "top", "top": 3}}
     if url is None:
         monkeypatch.delenv("SEGCURATE_DATABASE__URL", raising=False)
     else:
         monkeypatch.setenv("SEGCURATE_DATABASE__URL", url)
-    images = pool.draw_images(root / "images", [(64, 96)] * IMAGES)
-    project, database = pool.make_pool(root, images, scoring=scoring)
+    project, database = make_pool(root, [(64, 96)] * IMAGES, scoring=scoring)
 
     def run() -> Database:
         score(project, database)

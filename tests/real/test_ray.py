@@ -21,7 +21,6 @@ import psutil
 import pytest
 import ray
 import torch
-import yaml
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.logging.loggers import disable_run_logger
@@ -31,18 +30,17 @@ from sqlalchemy import URL, create_engine, select, text
 
 from db.engine import Database
 from db.queries import shards
-from db.tables import Round, Shard
+from db.tables import Shard
 from flows.ray_cluster import score_on_cluster
 from flows.scoring import score_pool
 from flows.tasks import opened
-from pipeline.data.project import Project, load_project
+from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.steps.score import score
 from pipeline.steps.score.step import ScoreReport, plan_scoring
 from tests.db.conftest import postgresql as server  # noqa: F401  (a fixture)
-from tests.factories import add_rows, ask, fetch
+from tests.factories import add_files, ask, configured, fetch, make_project, serve_random_model
 from tests.pipeline.steps.score.test_workers import COLUMNS, pool_of, rows_of
-from tests.pipeline.uncertainty.pool import add_images, serve_random_model
 
 PASSWORD = "not-to-be-seen-4711"
 SIZES = [(480, 360)] * 60
@@ -101,16 +99,11 @@ def store(server: URL) -> Generator[str]:  # noqa: F811
 
 def on_the_cluster(calm: Project, root: Path, *, url: str, **scale: Any) -> tuple[Project, Database]:
     """The same images and model as a project that scores on a cluster, read from its file."""
-    root.mkdir()
-    document = calm.config.model_dump(mode="json")
-    document["database"]["url"] = url
-    document["scale"] |= {"engine": "ray", "gpus_per_worker": 0, **scale}
-    (root / "segcurate.yaml").write_text(yaml.safe_dump(document))
-    project = load_project(root / "segcurate.yaml")
-    database = Database(project.database_url)
-    add_rows(database, Round(number=1, state="score"))
+    scale = {"engine": "ray", "gpus_per_worker": 0} | scale
+    document = configured(calm, database={"url": url}, scale=scale).config.model_dump(mode="json")
+    project, database = make_project(root, **document)
     serve_random_model(project, database)
-    add_images(project, database, sorted((calm.root / "images").iterdir()))
+    add_files(project, database, sorted((calm.root / "images").iterdir()))
     return project, database
 
 

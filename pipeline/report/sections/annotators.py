@@ -1,4 +1,4 @@
-"""Where annotators differ, and whether the model was in doubt there."""
+"""Where annotators differ, and whether the model was uncertain there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def annotators(contents: Contents) -> list[Section]:
             "annotators",
             "Where annotators differ",
             f"{len(facts.rows)} regions of {facts.images} images have two annotators or more. Where people "
-            "differ, the model should expect to be in doubt, and more labels do not help.",
+            "differ, the model should be uncertain too, and more labels do not help.",
             blocks,
         )
     ]

@@ -1,4 +1,4 @@
-"""Question one, in absolute terms: is what is said to be 90 % right 90 % of the time?"""
+"""Question one, in absolute terms: is the model right 90 % of the time where its confidence is 90 %?"""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def calibration(contents: Contents) -> Section:
     return Section(
         "calibration",
         "Is its confidence right?",
-        "Reliability: of all pixels that are given a confidence, the share that is right. On the dashed line "
-        "the two agree; below it the model is too sure. The band is the interval over blocks of images.",
+        "Reliability: the accuracy of the pixels of each confidence. On the dashed line "
+        "the two agree; below it the model is overconfident. The band is the interval over blocks of images.",
         blocks,
         question="Question 1 · absolute",
         fresh=True,
@@ -165,8 +165,8 @@ def _parts(contents: Contents) -> list[Block]:
 
 
 def _frequency(contents: Contents) -> list[Block]:
-    """Whether a predicted vector comes true: each group of pixels, each class."""
-    blocks: list[Block] = [Heading("Do predicted class shares come true?")]
+    """Whether predicted vectors match class frequencies: each group of pixels, each class."""
+    blocks: list[Block] = [Heading("Are predicted class shares right?")]
     tests: Sequence[Document] = (contents.quality or {}).get("frequency", [])
     found = next((row for row in tests if row["sampler"] == contents.sampler), None)
     if found is None:
@@ -191,12 +191,12 @@ def _frequency(contents: Contents) -> list[Block]:
     level = (contents.quality or {}).get("confidence")
     note = (
         "Pixels are grouped by their predicted vector; a point is one class of one of "
-        f"{len(found['groups'])} groups. {percent(covered)} of the {percent(level)} intervals hold what "
-        "was said."
+        f"{len(found['groups'])} groups. {percent(covered)} of the {percent(level)} intervals contain "
+        "the prediction."
     )
     chart = scatter_chart(
         points,
-        title="Said and found shares of classes",
+        title="Predicted and observed class shares",
         x_label="predicted share",
         y_label="share of the labels",
         note=note,

@@ -1,4 +1,4 @@
-"""Where the project stands, what the labels brought, what was asked, and which models came of it."""
+"""The status of the project, the learning curve, the newest queue, and the models."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def standing(contents: Contents) -> Section:
                 "segcurate failures",
             )
         )
-    return Section("standing", "Where it stands", "", blocks)
+    return Section("standing", "Status", "", blocks)
 
 
 def learning(contents: Contents) -> Section:
@@ -68,7 +68,7 @@ def learning(contents: Contents) -> Section:
     if not points:
         return Section(
             "learning",
-            "What the labels brought",
+            "Learning curve",
             "",
             [Missing("No model has been measured yet.", "segcurate evaluate")],
         )
@@ -107,7 +107,7 @@ def learning(contents: Contents) -> Section:
     )
     return Section(
         "learning",
-        "What the labels brought",
+        "Learning curve",
         f"Each round’s model on the same {contents.split} images, which no model has trained on.",
         [
             Charts([curve, error]),
@@ -119,9 +119,9 @@ def learning(contents: Contents) -> Section:
 
 
 def queue(contents: Contents) -> Section:
-    """What the newest queue is made of, and the reasons of its first items."""
+    """The newest queue by class, group and slice, and the reasons of its first items."""
     facts = contents.queue
-    title = "What the queue holds"
+    title = "The newest queue"
     if facts is None:
         return Section("queue", title, "", [Missing("No queue has been selected yet.", "segcurate select")])
     colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
@@ -150,7 +150,7 @@ def queue(contents: Contents) -> Section:
         "queue",
         title,
         f"{facts.name}: {total} {facts.unit}s by {facts.strategy}, of which {audit} were drawn uniformly at "
-        "random: the only unbiased look at the pool.",
+        "random: the only unbiased sample of the pool.",
         [
             Charts(charts, layout="thirds"),
             Table(
@@ -171,7 +171,7 @@ def lineage(contents: Contents) -> Section:
             one.status,
             [
                 ("round", str(one.round_number)),
-                ("parent", one.parent or "none: trained from the start"),
+                ("parent", one.parent or "none: trained from the initial weights"),
                 ("labels", f"{one.labels} masks"),
                 ("iterations", str(one.iterations)),
                 ("seed", str(one.seed)),
@@ -187,14 +187,14 @@ def lineage(contents: Contents) -> Section:
     ]
     return Section(
         "lineage",
-        "Where the models come from",
+        "Models",
         "The same settings, labels and seed give the same model. Hashes are SHA-256, shortened.",
         [Facts(cards)],
     )
 
 
 def _rounds_table(contents: Contents) -> Table:
-    """The numbers of the learning curve, with what the labels cost where that is known."""
+    """The numbers of the learning curve, with the cost of the labels where it is known."""
     clicks = any(point.clicks is not None for point in contents.rounds)
     hours = any(point.hours is not None for point in contents.rounds)
     rows = [

@@ -77,7 +77,7 @@ def _gate(document: Document) -> list[Block]:
     source = spoken(gate["source"])
     if gate["passed"]:
         words = (
-            f"The gate is open: {what} tells the unknown ({source}) from the known with an AUROC of {found}, "
+            f"The gate is open: {what} separates the unknown ({source}) from the known, AUROC {found}, "
             f"above the threshold of {gate['threshold']:g}."
         )
     else:
@@ -144,7 +144,7 @@ def _parts_chart(rows: Sequence[Document], contents: Contents) -> Chart | None:
         title=f"The same by part of the image, {spoken(contents.sampler)}",
         colors=MEASURE_COLORS,
         x=number_axis([], label, low=low, high=high),
-        note="At a boundary every pixel is in doubt, so its wrong ones are harder to find.",
+        note="At a boundary every pixel is uncertain, so the wrong ones are harder to find.",
     )
 
 
@@ -178,7 +178,7 @@ def _regions(document: Document) -> list[Block]:
     rows: Sequence[Document] = document["regions"]
     blocks: list[Block] = [Heading("Ranking regions")]
     if not rows:
-        return [*blocks, Missing("No region scores have been compared with errors.", "segcurate assess")]
+        return [*blocks, Missing("Region scores have not been compared with errors.", "segcurate assess")]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     charts = []
     values = [Estimate.from_document(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Question two: does confidence fall when it should, and has the pool moved away?"""
+"""Question two: does confidence fall when it should, and has the pool drifted?"""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def stress(contents: Contents) -> Section:
     blocks: list[Block] = []
     document = contents.stress
     if document is None:
-        blocks.append(Missing("The model has not been put under stress yet.", "segcurate stress"))
+        blocks.append(Missing("No stress test has been run yet.", "segcurate stress"))
     else:
         blocks += _verdicts(document)
         blocks += _stress_charts(document)
@@ -62,8 +62,8 @@ def stress(contents: Contents) -> Section:
     return Section(
         "stress",
         "Does confidence fall when it should?",
-        "On inputs that the model was not made for, a trustworthy confidence falls at least as fast as "
-        "accuracy. Where confidence stays high and accuracy falls, no score of this model can be believed.",
+        "On inputs unlike the training images, a trustworthy confidence falls at least as fast as "
+        "accuracy. Where confidence stays high and accuracy falls, the scores cannot be trusted.",
         blocks,
         question="Question 2",
         fresh=True,
@@ -81,7 +81,7 @@ def drift(contents: Contents) -> Section:
     else:
         blocks.append(
             Text(
-                found["warning"] or "No drift: the pool looks like what was seen before.",
+                found["warning"] or "No drift: the pool looks like the reference images.",
                 tone="bad" if found["warning"] else "good",
             )
         )
@@ -90,7 +90,7 @@ def drift(contents: Contents) -> Section:
     if reordering:
         blocks.append(
             Text(
-                f"Calibration reorders the queue by this much: Spearman’s rank correlation "
+                f"Effect of calibration on the order of regions: Spearman’s rank correlation "
                 f"{number(reordering['spearman'])}, {percent(reordering['top_overlap'])} "
                 f"of the top regions in common, over {reordering['regions']} regions of "
                 f"{reordering['images']} images.",
@@ -102,12 +102,12 @@ def drift(contents: Contents) -> Section:
         blocks.append(
             Text(
                 f"Images far outside the range of the training images: {guard['outside']}. "
-                "Their scores mean little.",
+                "Their scores are unreliable.",
                 tone="warn",
             )
         )
         blocks.append(_outside(guard["images"]))
-    return Section("drift", "Has the pool moved?", "", blocks)
+    return Section("drift", "Has the pool drifted?", "", blocks)
 
 
 def _verdicts(document: Document) -> list[Block]:
@@ -132,8 +132,8 @@ def _stress_charts(document: Document) -> list[Block]:
     for kind, metrics in _by_kind(document).items():
         for names, title in (
             (("accuracy", "confidence"), STRESS_NAMES.get(kind, spoken(kind))),
-            (("entropy", "mutual_information"), "Its uncertainty"),
-            (("energy",), "Its energy"),
+            (("entropy", "mutual_information"), "Uncertainty"),
+            (("energy",), "Energy"),
         ):
             chart = _stress_chart(metrics, names, title, ordered=kind != "noise")
             if chart is not None:
@@ -208,7 +208,7 @@ def _stress_table(document: Document) -> Table:
 
 
 def _novelty(contents: Contents) -> list[Block]:
-    blocks: list[Block] = [Heading("The pool beside the held-out images")]
+    blocks: list[Block] = [Heading("The pool compared with the held-out images")]
     document = contents.novelty
     if document is None:
         blocks.append(
@@ -217,7 +217,7 @@ def _novelty(contents: Contents) -> list[Block]:
     else:
         blocks.append(Charts(_comparisons(document, contents)))
         blocks += _farthest(document)
-    blocks.append(Heading("Telling the unknown from the known"))
+    blocks.append(Heading("Out-of-distribution detection"))
     rows = [(row, row["source"]) for row in (contents.quality or {}).get("novelty", [])]
     held_out = (document or {}).get("held_out_classes")
     if held_out:
@@ -225,15 +225,15 @@ def _novelty(contents: Contents) -> list[Block]:
         rows = [pair for pair in rows if pair[1] != "held_out_classes"]
         rows += [(row, "held_out_classes") for row in known]
     if not rows:
-        return [*blocks, Missing("Nothing unknown has been shown to the model.", "segcurate assess")]
-    words = "How well each measure tells strange pixels or images from ordinary ones."
+        return [*blocks, Missing("Out-of-distribution detection has not been measured.", "segcurate assess")]
+    words = "How well each measure separates unfamiliar pixels or images from ordinary ones."
     if held_out:
         words += (
             f" The held-out classes ({', '.join(held_out['classes'])}) were void in the training of "
             f"{held_out['model']}; {held_out['images']} images in {held_out['blocks']} blocks."
         )
     else:
-        words += " To hold classes out, train a model with them as void and run `segcurate novelty`."
+        words += " To test unseen classes, run `segcurate novelty --classes NAMES`."
     blocks.append(Text(words, tone="note"))
     by_source: dict[str, dict[str, dict[str, Estimate]]] = {}
     for row, source in rows:
@@ -319,7 +319,7 @@ def _drift_tables(found: Document) -> list[Block]:
     ]
     if images:
         head = ("image", "measure", "score", "percentile of the reference")
-        blocks.append(Table(head, images, "Images that cause it", words=2))
+        blocks.append(Table(head, images, "Images with the most extreme scores", words=2))
     return blocks
 
 
@@ -333,8 +333,8 @@ def _outside(images: Sequence[Document]) -> Table:
         ]
         for row in images[:MOST_IMAGES]
     ]
-    head = ("image", "what", "here", "in training")
-    return Table(head, rows, "The farthest of them", words=2)
+    head = ("image", "statistic", "value", "in training")
+    return Table(head, rows, "The most extreme of them", words=2)
 
 
 def _against(reference: Document) -> str:

@@ -56,7 +56,9 @@ def import_labels(
         origin: `simulation` when the masks are known ones: what they leave unpainted has no class, and was
             looked at.
         queue: the queue that a source belongs to that does not say so; by default the current round's.
-        known_as: what the failures call a source whose files will be gone; by default by its path.
+        known_as: what the failures call a source that a server has sent: a text that begins with the address;
+            by default its path. A server sends each annotation once, so only the failures of annotations in
+            this source are replaced. For files, all failures of the last import of files are replaced.
 
     Raises:
         DataError: the source is missing, holds no label, or is of no queue of this project.
@@ -68,9 +70,11 @@ def import_labels(
     if close or any(reader.name == "folder" for reader, _ in readers):
         incoming.default_queue()
     done = 0
+    subjects: set[str] = set()
     for done, annotation in enumerate(_annotations(readers, LabelMap(project.config.data)), start=1):
         progress("import", done, None)
         incoming.take(annotation)
+        subjects.update(_with_containers(annotation.subject))
     if not (done or close):
         raise DataError(
             f"There is no mask in {', '.join(map(str, sources))}.",
@@ -81,7 +85,10 @@ def import_labels(
         for incoming_queue in opened:
             _record(session, incoming_queue, origin=origin, report=report)
             _close(session, incoming_queue.queue, close=close, report=report)
-        failures.clear_failures(session, "import")
+        if known_as is None:
+            failures.clear_failures_of_files(session, "import")
+        else:
+            failures.clear_failures(session, "import", [f"{known_as}: {subject}" for subject in subjects])
         failures.record_failures(session, "import", _failures(project, sources, known_as, report))
     return report
 
@@ -102,6 +109,13 @@ def _annotations(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iter
             if not begun and len(readers) == 1:
                 raise
             yield Rejected(subject=source.name, reason=str(error))
+
+
+def _with_containers(subject: str) -> Iterator[str]:
+    """The subject `file, task 1, annotation 2` and what contains it: `file, task 1` and `file`."""
+    while subject:
+        yield subject
+        subject = subject.rpartition(", ")[0]
 
 
 def _record(session: Session, incoming: IncomingQueue, *, origin: Origin, report: ImportReport) -> None:

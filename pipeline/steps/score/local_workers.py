@@ -113,7 +113,9 @@ class _Workers:
     totals: ScoringTotals = field(default_factory=ScoringTotals)
 
     def run(self, progress: Progress) -> ScoringTotals:
-        total = self.database.transact(lambda session: shards.count_to_score(session, run_id=self.run_id))
+        total = self.database.transact(
+            lambda session: shards.count_to_score(session, run_id=self.run_id), write=False
+        )
         try:
             for device in self.devices[: self.open_shards()]:
                 self.start(device)
@@ -179,7 +181,9 @@ class _Workers:
                 starting.totals = ScoringTotals()
                 starting.process.terminate()
             return
-        written = self.database.transact(lambda session: shards.workers(session, run_id=self.run_id))
+        written = self.database.transact(
+            lambda session: shards.workers(session, run_id=self.run_id), write=False
+        )
         death = _death(worker)
         logger.warning("%s", death)
         self.totals += ScoringTotals(
@@ -200,7 +204,11 @@ class _Workers:
 
     def open_shards(self) -> int:
         """The number of shards that are not done."""
-        return sum(self.database.transact(lambda session: shards.open_shards(session, run_id=self.run_id)))
+        return sum(
+            self.database.transact(
+                lambda session: shards.open_shards(session, run_id=self.run_id), write=False
+            )
+        )
 
     def stop(self) -> None:
         """Stop every worker that still runs; it releases its shard first."""

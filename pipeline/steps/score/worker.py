@@ -79,7 +79,8 @@ def score_shards(
     scoring = project.config.scoring
     seconds = project.config.scale.lease_seconds
     run, total = database.transact(
-        lambda session: (session.get_one(ScoringRun, run_id), shards.count_to_score(session, run_id=run_id))
+        lambda session: (session.get_one(ScoringRun, run_id), shards.count_to_score(session, run_id=run_id)),
+        write=False,
     )
     if run.scorer_hash != scorer.hash:
         raise ConfigError(
@@ -115,7 +116,7 @@ def score_shards(
                     progress=lambda title, done, total, before=before: progress(title, before + done, total),
                 )
                 database.transact(release)  # a claim may have been committed although the connection was lost
-                if database.transact(lambda session: _all_is_done(session, run_id=run_id)):
+                if database.transact(lambda session: _all_is_done(session, run_id=run_id), write=False):
                     break
                 if writer.images + writer.failed == before:
                     time.sleep(

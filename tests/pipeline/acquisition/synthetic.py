@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlalchemy import insert
 
-from db.engine import Database
 from db.tables import (
     Image,
     ImageScore,
-    Label,
-    LabelRegion,
-    Model,
-    Queue,
-    QueueItem,
     RegionScore,
-    Round,
-    ScoringRun,
     utc_now,
 )
 from pipeline.acquisition.candidates import Candidates, Reading
-from pipeline.config import ProjectConfig, RegionConfig
+from pipeline.config import RegionConfig
 from pipeline.data.project import Project
 from pipeline.regions.shapes import region_boxes
-from tests.factories import change
+from tests.factories import (
+    Box,
+    Workspace,
+    add_label,
+    add_model,
+    ask,
+    change,
+    configured,
+    make_project,
+    new_image,
+    new_item,
+    new_queue,
+    new_run,
+    put,
+    score_columns,
+)
 
 CLASS_NAMES = ["road", "pole", "sky"]
 SIDE = 96
@@ -38,82 +45,45 @@ CELLS = region_boxes(GRID, SIDE, SIDE)
 """Nine cells an image."""
 
 
-@dataclass
-class Store:
+class Store(Workspace):
     """A project at the point where `select` comes next."""
 
-    project: Project
-    database: Database
-    run_id: int
-    image_ids: list[int] = field(default_factory=list)
+    image_ids: list[int]
 
     def configured(self, **selection: Any) -> Project:
         """The project under other settings of `selection`."""
-        document = self.project.config.model_dump()
-        document["selection"] = selection
-        return Project(config=ProjectConfig(**document), root=self.project.root)
+        return configured(self.project, selection=selection)
 
     def change_image(self, image_id: int, **values: Any) -> None:
         change(self.database, Image, Image.id == image_id, **values)
 
-    def queue_earlier(self, items: Sequence[tuple[int, tuple[int, int, int, int], str]]) -> int:
+    def queue_earlier(self, items: Sequence[tuple[int, Box, str]]) -> int:
         """A queue of an earlier round with items of (image id, box, status)."""
         with self.database.session() as session:
-            queue = Queue(name="initial", kind="initial", strategy="initial", unit="region", seed=0, spec={})
-            session.add(queue)
-            session.flush()
-            for rank, (image_id, (x, y, w, h), status) in enumerate(items, start=1):
-                item = QueueItem(queue_id=queue.id, rank=rank, image_id=image_id, region_index=0)
-                item.x, item.y, item.w, item.h = x, y, w, h
-                item.slice, item.reason, item.status = "initial", "", status
-                session.add(item)
+            queue = put(session, new_queue("initial"))
+            for rank, (image_id, box, status) in enumerate(items, start=1):
+                session.add(new_item(queue.id, rank, image_id, box, slice="initial", status=status))
             return queue.id
 
     def label(self, queue_id: int, image_id: int, version: int, boxes: Sequence[Sequence[int]]) -> None:
         """A version of an image's label."""
-        with self.database.session() as session:
-            label = Label(image_id=image_id, queue_id=queue_id, version=version, mask_uri="m.png")
-            label.mask_sha256, label.labeled_pixels = "0" * 64, 1
-            label.source, label.labeled_at = "import", utc_now()
-            session.add(label)
-            session.flush()
-            session.add_all([LabelRegion(label_id=label.id, x=x, y=y, w=w, h=h) for x, y, w, h in boxes])
+        mask, regions = np.full((SIDE, SIDE), version, np.uint8), [tuple(box) for box in boxes]
+        ask(self.database, add_label, self.project, image_id, queue_id, mask, regions=regions)
 
 
 def make_store(folder: Path, *, images: int = 20, groups: int = 2, seed: int = 0, **selection: Any) -> Store:
-    """A project with scored pool images of nine cells each, in sequences, and random scores."""
-    config = ProjectConfig.model_validate(
-        {
-            "name": "synthetic",
-            "data": {"images": ["images"], "classes": CLASS_NAMES},
-            "scoring": {"regions": {"cell": CELL}},
-            "selection": selection,
-        }
-    )
-    project = Project(config=config, root=folder)
-    database = Database(project.database_url)
+    """A project with scored pool images of nine cells each, in sequences, and random scores in run 1."""
+    scoring = {"regions": {"cell": CELL}}
+    store = Store(*make_project(folder, data={"classes": CLASS_NAMES}, scoring=scoring, selection=selection))
     rng = np.random.default_rng(seed)
-    with database.session() as session:
-        current = Round(number=1, state="select")
-        session.add(current)
-        session.flush()
-        model = Model(round_id=current.id, name="r01", status="promoted", checkpoint_uri="models/r01")
-        model.config, model.config_hash, model.labels_hash = {}, "0" * 64, "0" * 64
-        model.seed, model.iterations = 0, 1
-        session.add(model)
-        session.flush()
-        run = ScoringRun(
-            model_id=model.id, scorer_hash="a" * 64, scorer={"sampler": "mc_dropout"}, finished_at=utc_now()
-        )
-        session.add(run)
-        session.flush()
+    with store.database.session() as session:
+        model = add_model(session, state="select")
+        run = put(session, new_run(model.id, scorer={"sampler": "mc_dropout"}, finished_at=utc_now()))
         rows = [
-            Image(
-                uri=f"images/{index:04d}.png",
-                sha256=f"{index:064x}",
+            new_image(
+                f"images/{index:04d}.png",
                 width=SIDE,
                 height=SIDE,
-                channels=3,
                 group_name=f"drive-{index % groups}",
                 position=index // groups,
             )
@@ -123,9 +93,8 @@ def make_store(folder: Path, *, images: int = 20, groups: int = 2, seed: int = 0
         session.flush()
         for image in rows:
             _score(session, run.id, image.id, rng)
-        return Store(
-            project=project, database=database, run_id=run.id, image_ids=[image.id for image in rows]
-        )
+    store.image_ids = [image.id for image in rows]
+    return store
 
 
 def _score(session: Any, run_id: int, image_id: int, rng: np.random.Generator) -> None:
@@ -134,30 +103,13 @@ def _score(session: Any, run_id: int, image_id: int, rng: np.random.Generator) -
     for index, (x, y, w, h) in enumerate(CELLS.tolist()):
         row: dict[str, Any] = {name: float(rng.random()) for name in columns}
         row |= {"run_id": run_id, "image_id": image_id, "region_index": index, "pixels": w * h}
-        row |= {"x": x, "y": y, "w": w, "h": h, "energy": -5.0, "max_logit": -4.0, "entropy_top10": 1.0}
-        row |= {
-            "predicted_class": int(rng.choice(3, p=[0.7, 0.1, 0.2])),
-            "class_share": float(rng.uniform(0.4, 1)),
-        }
-        row |= {"impurity": float(rng.random())}
-        regions.append(row)
+        row |= {"x": x, "y": y, "w": w, "h": h, "predicted_class": int(rng.choice(3, p=[0.7, 0.1, 0.2]))}
+        row |= {"class_share": float(rng.uniform(0.4, 1)), "impurity": float(rng.random())}
+        regions.append(score_columns(**row))
     session.execute(insert(RegionScore), regions)
     whole = {name: float(np.mean([row[name] for row in regions])) for name in columns}
-    session.add(
-        ImageScore(
-            run_id=run_id,
-            image_id=image_id,
-            regions=len(regions),
-            pixels=SIDE * SIDE,
-            predicted_class=0,
-            class_share=0.5,
-            impurity=0.5,
-            energy=-5.0,
-            max_logit=-4.0,
-            entropy_top10=1.0,
-            **whole,
-        )
-    )
+    values = score_columns(pixels=SIDE * SIDE, class_share=0.5, impurity=0.5, **whole)
+    session.add(ImageScore(run_id=run_id, image_id=image_id, regions=len(regions), **values))
 
 
 def make_candidates(

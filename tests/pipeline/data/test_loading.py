@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.data import loading
 from pipeline.data.images import ImageRef, probe_image, read_image
 from pipeline.data.loading import Batch, Unreadable, load_batches, resize_image
-from tests.pipeline.uncertainty.pool import draw_images
+from tests.factories import draw_images
 
 
 def refs_of(paths: list[Path]) -> list[ImageRef]:

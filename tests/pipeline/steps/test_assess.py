@@ -14,37 +14,40 @@ from sklearn.metrics import roc_auc_score
 from db.engine import Database
 from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Assessment, Model
-from pipeline.config import ProjectConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess
-from tests.factories import ask, count_rows, fetch_one
-from tests.pipeline.evaluation.small_project import (
+from tests.factories import (
+    Workspace,
     add_images,
-    add_model,
-    make_project,
+    add_trained_model,
+    ask,
+    count_rows,
+    fetch_one,
     make_segmenter,
     read_pair,
+    textured_project,
 )
 
 IMAGES = 8
+Judged = tuple[Project, Database, AssessReport]
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Database, AssessReport]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     """A project whose model was assessed with two samplers."""
-    project, database = make(tmp_path_factory.mktemp("judged"))
-    return project, database, assess(project, database, samplers=["none", "mc_dropout"])
+    made = make(tmp_path_factory.mktemp("judged"))
+    return made.project, made.database, assess(*made, samplers=["none", "mc_dropout"])
 
 
-def make(root: Path, *, split: str = "test", masks: bool = True) -> tuple[Project, Database]:
-    project, database = make_project(root)
-    add_images(project, database, split, IMAGES, masks=masks)
+def make(root: Path, *, split: str = "test", masks: bool = True) -> Workspace:
+    made = textured_project(root)
+    add_images(*made, split, IMAGES, masks=masks)
     if split == "test":
-        add_images(project, database, "calibration", 4)
-    add_model(project, database, make_segmenter(project, overconfident=2.0))
-    return project, database
+        add_images(*made, "calibration", 4)
+    add_trained_model(*made, make_segmenter(made.project, overconfident=2.0))
+    return made
 
 
 def rows(document: dict[str, Any], section: str, **wanted: Any) -> list[dict[str, Any]]:
@@ -52,7 +55,7 @@ def rows(document: dict[str, Any], section: str, **wanted: Any) -> list[dict[str
 
 
 def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
-    judged: tuple[Project, Database, AssessReport],
+    judged: Judged,
 ) -> None:
     project, database, report = judged
     model = fetch_one(database, Model)
@@ -88,7 +91,7 @@ def test_the_auroc_of_entropy_is_scikit_learns_on_the_networks_own_output(
         assert found["low"] < found["value"] < found["high"]
 
 
-def test_the_document_is_stored_whole(judged: tuple[Project, Database, AssessReport]) -> None:
+def test_the_document_is_stored_whole(judged: Judged) -> None:
     _, database, report = judged
     stored = ask(database, assessment_of, model_id=1, kind="quality")
     assert stored is not None
@@ -110,7 +113,7 @@ def test_the_document_is_stored_whole(judged: tuple[Project, Database, AssessRep
 
 
 def test_only_samples_give_mutual_information_and_the_gate_asks_it(
-    judged: tuple[Project, Database, AssessReport],
+    judged: Judged,
 ) -> None:
     document = judged[2].document
     found = rows(document, "detection", measure="mutual_information")
@@ -125,7 +128,7 @@ def test_only_samples_give_mutual_information_and_the_gate_asks_it(
     assert gate["passed"] == (worst["low"] >= 0.6)
 
 
-def test_the_report_says_it_in_words(judged: tuple[Project, Database, AssessReport]) -> None:
+def test_the_report_says_it_in_words(judged: Judged) -> None:
     text = "\n".join(judged[2].lines())
     assert "r01 on 8 test images in 4 blocks" in text
     assert "mutual_information" in text
@@ -135,7 +138,7 @@ def test_the_report_says_it_in_words(judged: tuple[Project, Database, AssessRepo
 
 
 def test_without_samples_the_numbers_of_none_are_the_same_and_there_is_no_gate(
-    tmp_path: Path, judged: tuple[Project, Database, AssessReport]
+    tmp_path: Path, judged: Judged
 ) -> None:
     project, database = make(tmp_path)
     alone = assess(project, database, samplers=["none"]).document
@@ -185,14 +188,12 @@ def test_without_any_mask_it_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_every_sampler_that_the_model_offers_is_asked(tmp_path: Path) -> None:
-    project, database = make_project(tmp_path)
-    document = project.config.model_dump()
-    document["model"]["heads"] = 2
-    document["scoring"] |= {"ensemble": [".segcurate/models/r02"], "views": {"scales": [], "gamma": []}}
-    project = Project(ProjectConfig.model_validate(document), root=tmp_path)
+    scoring = {"ensemble": [".segcurate/models/r02"], "views": {"scales": [], "gamma": []}}
+    made = textured_project(tmp_path)
+    project, database = made.configured(model={"heads": 2}, scoring=scoring), made.database
     add_images(project, database, "test", 2)
     for number in (2, 1):
-        add_model(project, database, make_segmenter(project, overconfident=number), number=number)
+        add_trained_model(project, database, make_segmenter(project, overconfident=number), number=number)
     found = assess(project, database, model="r01").document
     samplers = {"none", "mc_dropout", "tta", "head_ensemble", "ensemble"}
     for section in ("detection", "regions", "reliability", "novelty"):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,25 +10,31 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.queries.audits import audit_regions, unseen_audit_regions
-from db.queries.labels import LabeledRegion, record_label
 from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem, Round
 from pipeline import rounds
-from pipeline.data.masks import MaskCodec, store_mask
+from pipeline.data.masks import store_mask
 from pipeline.data.project import Project
 from pipeline.regions.outlines import encode_outline
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.held_out import audited_images, calibration_source, horvitz_thompson
 from pipeline.steps.train import train
 from pipeline.training.dataset import LabeledImage, read_masks
-from tests.factories import ask, change, fetch_one
-from tests.pipeline.evaluation.small_project import (
+from tests.factories import (
     HEIGHT,
     WIDTH,
+    Workspace,
     add_images,
-    add_model,
-    make_project,
+    add_label,
+    add_trained_model,
+    ask,
+    change,
+    configured,
     make_segmenter,
+    new_item,
+    new_queue,
+    put,
     read_pair,
+    textured_project,
 )
 
 Box = tuple[int, int, int, int]
@@ -40,11 +43,11 @@ OTHER: Box = (WIDTH // 2, 0, WIDTH // 2, HEIGHT)
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> tuple[Project, Database]:
+def pool(tmp_path: Path) -> Workspace:
     """Eight pool images and no calibration split."""
-    project, database = make_project(tmp_path)
-    add_images(project, database, "pool", 8)
-    return project, database
+    made = textured_project(tmp_path)
+    add_images(*made, "pool", 8)
+    return made
 
 
 def add_audit(
@@ -69,83 +72,47 @@ def add_audit(
         x, y, w, h = box
         part = mask[y : y + h, x : x + w]
         part[part != 255] = (part[part != 255] + 1) % 3
-    path, sha256 = store_mask(project.workdir / "labels", mask)
+    drawn = {"slice": "audit", "inclusion_probability": probability, "outline": outline}
     with database.session() as session:
         queue = session.scalars(select(Queue).where(Queue.name == name)).one_or_none()
-        if queue is None:
-            queue = Queue(name=name, kind="selected", strategy="entropy", unit="region", seed=0, spec={})
-            session.add(queue)
-            session.flush()
-        for index, (part, slice_) in enumerate(((box, "audit"), (selected, "selected"))):
-            x, y, w, h = part
-            item = QueueItem(
-                queue_id=queue.id,
-                rank=10 * image_id + index,
-                image_id=image_id,
-                region_index=index,
-                slice=slice_,
-                inclusion_probability=probability if slice_ == "audit" else None,
-                outline=outline if slice_ == "audit" else None,
-                reason="",
-                status="labeled",
-                **dict(zip("xywh", part, strict=True)),
-            )
-            known = session.scalars(
-                select(QueueItem).where(QueueItem.queue_id == queue.id, QueueItem.rank == item.rank)
-            ).one_or_none()
-            if known is None:
-                session.add(item)
-        label = record_label(
-            session,
-            image_id=image_id,
-            queue_id=queue.id,
-            mask_uri=project.uri(path),
-            mask_sha256=sha256,
-            labeled_pixels=int((mask != 255).sum()),
-            source="import",
-            annotator=None,
-            labeled_at=datetime.now(UTC),
-            regions=[LabeledRegion(*box), LabeledRegion(*selected)],
-        )
-        assert label is not None
-        return label.id
-
-
-def with_settings(project: Project, **sections: dict[str, Any]) -> Project:
-    changed = {name: getattr(project.config, name).model_copy(update=to) for name, to in sections.items()}
-    return replace(project, config=project.config.model_copy(update=changed))
+        queue = queue or put(session, new_queue(name))
+        known = session.scalars(select(QueueItem.rank).where(QueueItem.queue_id == queue.id)).all()
+        for index, (part, values) in enumerate(((box, drawn), (selected, {}))):
+            rank = 10 * image_id + index
+            values |= {"region_index": index, "status": "labeled"}
+            if rank not in known:
+                session.add(new_item(queue.id, rank, image_id, part, **values))
+        return add_label(session, project, image_id, queue.id, mask, regions=[box, selected]).id
 
 
 def test_the_source_is_the_split_where_it_has_masks_unless_another_one_is_asked_for(
-    pool: tuple[Project, Database],
+    pool: Workspace,
 ) -> None:
     project, database = pool
 
-    def source(configured: str) -> str:
-        return ask(database, calibration_source, with_settings(project, calibration={"source": configured}))
+    def source(named: str) -> str:
+        return ask(database, calibration_source, configured(project, calibration={"source": named}))
 
     assert [source(name) for name in ("auto", "split", "audit")] == ["audit", "calibration", "audit"]
     add_images(project, database, "calibration", 2)
     assert [source(name) for name in ("auto", "split", "audit")] == ["calibration", "calibration", "audit"]
-    with database.session() as session:
-        for image in session.scalars(select(Image).where(Image.split == "calibration")):
-            image.mask_uri = None
+    change(database, Image, Image.split == "calibration", mask_uri=None)
     assert source("auto") == "audit"
 
 
 def test_the_labels_of_audit_regions_change_nothing_in_training_where_they_calibrate(
-    pool: tuple[Project, Database],
+    pool: Workspace,
 ) -> None:
     project, database = pool
     training = {"iterations": 3, "batch_size": 2, "crop": (32, 32)}
-    project = with_settings(project, training=training)
+    project = configured(project, training=training)
     for image_id in (1, 2):
         add_audit(project, database, image_id)
     ask(database, rounds.open_first)
 
     def digest(source: str) -> tuple[str | None, str | None]:
         change(database, Round, state="train")
-        model = train(with_settings(project, calibration={"source": source}), database).model
+        model = train(configured(project, calibration={"source": source}), database).model
         return model.checkpoint_sha256, model.config.get("held_out")
 
     right = {source: digest(source) for source in ("auto", "split")}
@@ -184,13 +151,12 @@ def test_a_held_out_region_is_unlabeled_for_every_annotator_and_by_its_outline(t
 
 
 def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
-    pool: tuple[Project, Database],
+    pool: Workspace,
 ) -> None:
-    project, database = pool
     for image_id in range(1, 9):
-        add_audit(project, database, image_id)
-    model = add_model(project, database, make_segmenter(project, overconfident=5))
-    rows = calibrate(project, database)
+        add_audit(*pool, image_id)
+    model = add_trained_model(*pool, make_segmenter(pool.project, overconfident=5))
+    rows = calibrate(*pool)
     for row in rows:
         assert row.calibrator == "temperature"
         assert row.parameters["temperature"] > 2
@@ -200,90 +166,55 @@ def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
     cells = 8 * (HEIGHT // 4 - 1) * WIDTH // 8
     assert rows[0].pixels == pytest.approx(cells, rel=0.02)
 
-    with database.session() as session:
+    with pool.database.session() as session:
         labels = session.scalars(select(Label)).all()
         session.add_all(ModelLabel(model_id=model.id, label_id=label.id) for label in labels)
-    for row in calibrate(project, database):
+    for row in calibrate(*pool):
         assert row.calibrator == "identity"
         assert row.warning is not None
         assert "no audit region that the model has not seen" in row.warning
 
-    change(database, Model, Model.id == model.id, config={"held_out": "audit"})
-    assert [row.parameters for row in calibrate(project, database)] == [row.parameters for row in rows]
+    change(pool.database, Model, config={"held_out": "audit"})
+    assert [row.parameters for row in calibrate(*pool)] == [row.parameters for row in rows]
 
 
 def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(
-    pool: tuple[Project, Database],
+    pool: Workspace,
 ) -> None:
-    project, database = pool
-    seen = add_audit(project, database, 1)
-    add_audit(project, database, 2)
-    segmenter = make_segmenter(project)
-    parent, child = (add_model(project, database, segmenter, number=number) for number in (1, 2))
-    with database.session() as session:
+    seen = add_audit(*pool, 1)
+    add_audit(*pool, 2)
+    segmenter = make_segmenter(pool.project)
+    parent, child = (add_trained_model(*pool, segmenter, number=number) for number in (1, 2))
+    with pool.database.session() as session:
         session.add(ModelLabel(model_id=parent.id, label_id=seen))
         row = session.get_one(Model, child.id)
         row.parent_id, row.config = parent.id, {"held_out": "audit"}
-    assert [region.image_id for region in ask(database, audit_regions)] == [1, 2]
-    assert [region.image_id for region in ask(database, unseen_audit_regions, child.id)] == [2]
+    assert [region.image_id for region in ask(pool.database, audit_regions)] == [1, 2]
+    assert [region.image_id for region in ask(pool.database, unseen_audit_regions, child.id)] == [2]
 
 
-def test_an_audit_region_keeps_its_label_when_a_second_annotator_says_nothing_about_it(
-    pool: tuple[Project, Database],
-) -> None:
-    project, database = pool
-    add_audit(project, database, 1)
-    _, truth = read_pair(project, "pool_0.png")
-    x, y, w, h = OTHER
-    mask = np.full_like(truth, 255)
-    mask[y : y + h, x : x + w] = truth[y : y + h, x : x + w]
-    path, sha256 = store_mask(project.workdir / "labels", mask)
-    queue = fetch_one(database, select(Queue))
-    with database.session() as session:
-        record_label(
-            session,
-            image_id=1,
-            queue_id=queue.id,
-            mask_uri=project.uri(path),
-            mask_sha256=sha256,
-            labeled_pixels=int((mask != 255).sum()),
-            source="import",
-            annotator="second",
-            labeled_at=datetime.now(UTC),
-            regions=[LabeledRegion(*OTHER)],
-        )
-    (image,) = ask(database, audited_images, project, 1)
-    label = image.label(MaskCodec.from_config(project.config.data))
-    x, y, w, h = HALF
-    here = (slice(y, y + h), slice(x, x + w))
-    assert np.array_equal(label[here], truth[here])
-    assert (label[OTHER[1] :, OTHER[0] :] == 255).all()
-
-
-def test_only_labeled_audit_regions_with_a_known_probability_count(pool: tuple[Project, Database]) -> None:
-    project, database = pool
+def test_only_labeled_audit_regions_with_a_known_probability_count(pool: Workspace) -> None:
     for image_id in (1, 2, 3, 4):
-        add_audit(project, database, image_id)
-    with database.session() as session:
+        add_audit(*pool, image_id)
+    with pool.database.session() as session:
         items = {item.image_id: item for item in session.scalars(select(QueueItem)) if item.slice == "audit"}
         items[1].status = "released"
         items[2].inclusion_probability = None
         session.get_one(Image, 3).split = "guard"
-    assert [(region.image_id, region.x, region.w) for region in ask(database, audit_regions)] == [
+    assert [(region.image_id, region.x, region.w) for region in ask(pool.database, audit_regions)] == [
         (4, 0, WIDTH // 2)
     ]
 
 
 def test_pixels_weigh_by_the_probability_of_their_round_and_one_region_cannot_outweigh_all(
-    pool: tuple[Project, Database],
+    pool: Workspace,
 ) -> None:
-    project, database = pool
     for image_id in (1, 2, 3):
-        add_audit(project, database, image_id, probability=0.5)
-    add_audit(project, database, 4, name="round-02", probability=0.1)
-    add_audit(project, database, 5, name="round-02", probability=0.0001)
-    add_audit(project, database, 1, (0, 8, 16, 16), name="round-03", probability=0.2)
-    images = {item.ref.id: item for item in ask(database, audited_images, project, 1)}
+        add_audit(*pool, image_id, probability=0.5)
+    add_audit(*pool, 4, name="round-02", probability=0.1)
+    add_audit(*pool, 5, name="round-02", probability=0.0001)
+    add_audit(*pool, 1, (0, 8, 16, 16), name="round-03", probability=0.2)
+    images = {item.ref.id: item for item in ask(pool.database, audited_images, pool.project, 1)}
     one = images[1].weights()
     assert set(np.unique(one)) == {0.0, 2.0, 5.0}
     assert (one == 5.0).sum() == 16 * 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from db.engine import Database
 from db.queries import evaluations, rounds
 from db.queries import failures as failure_queries
 from db.queries import models as model_queries
-from db.tables import Calibration, Evaluation, Metric, Model
+from db.tables import Calibration, Evaluation, Metric, Model, Round
 from pipeline.calibration.calibrators import (
     KINDS,
     Calibrators,
@@ -31,33 +30,29 @@ from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Normalisation
-from tests.factories import ask, count_rows, fetch
-from tests.pipeline.evaluation.small_project import (
+from tests.factories import (
+    Workspace,
     add_images,
-    add_model,
-    make_project,
+    add_trained_model,
+    ask,
+    change,
+    configured,
+    count_rows,
+    fetch,
     make_segmenter,
     read_pair,
+    round_state,
+    textured_project,
 )
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> tuple[Project, Database]:
-    project, database = make_project(tmp_path)
-    return project, database
-
-
-def with_settings(project: Project, **sections: dict[str, object]) -> Project:
-    changed = {
-        name: getattr(project.config, name).model_copy(update=values) for name, values in sections.items()
-    }
-    return replace(project, config=project.config.model_copy(update=changed))
+def small(tmp_path: Path) -> Workspace:
+    return textured_project(tmp_path)
 
 
 def state(database: Database) -> str:
-    current = ask(database, rounds.current_round)
-    assert current is not None
-    return current.state
+    return round_state(database)[1]
 
 
 def direct(project: Project, temperature: float, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,16 +79,15 @@ def direct_ece(probability: np.ndarray, labels: np.ndarray) -> float:
     )
 
 
-def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "calibration", 8)
-    add_images(project, database, "test", 9)
-    model = add_model(project, database, make_segmenter(project, overconfident=5))
+def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: Workspace) -> None:
+    add_images(*small, "calibration", 8)
+    add_images(*small, "test", 9)
+    model = add_trained_model(*small, make_segmenter(small.project, overconfident=5))
 
-    rows = calibrate(project, database)
+    rows = calibrate(*small)
 
     assert [row.sampler for row in rows] == ["none", "mc_dropout"]
-    assert state(database) == "evaluate"
+    assert state(small.database) == "evaluate"
     for row in rows:
         assert in_words(row).startswith(
             f"{row.sampler}: temperature {row.parameters['temperature']:.2f} from 8"
@@ -106,10 +100,10 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Pro
         assert row.nll_after < row.nll_before - 0.1
     assert rows[0].parameters["temperature"] != rows[1].parameters["temperature"]
 
-    report = evaluate(project, database)
+    report = evaluate(*small)
 
     assert report.promoted
-    assert state(database) == "score"
+    assert state(small.database) == "score"
     assert {(row.split, row.sampler, row.calibrated) for row in report.rows} == {
         (split, sampler, calibrated)
         for split in ("test", "calibration")
@@ -119,8 +113,8 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Pro
     temperature = rows[0].parameters["temperature"]
     eces: list[float] = []
     for calibrated, divisor in ((False, 1.0), (True, temperature)):
-        probability, labels = direct(project, divisor, 9)
-        with database.session(write=False) as session:
+        probability, labels = direct(small.project, divisor, 9)
+        with small.database.session(write=False) as session:
             metrics = evaluations.metrics_of(
                 session, model_id=model.id, split="test", sampler="none", calibrated=calibrated
             )
@@ -140,99 +134,93 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: tuple[Pro
     assert eces[1] < eces[0] / 2
 
 
-def test_mutual_information_is_judged_only_where_there_are_samples(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "test", 3)
-    add_model(project, database, make_segmenter(project, overconfident=5))
-    calibrate(project, database)
-    by_sampler = {row.sampler: row for row in evaluate(project, database).rows}
+def test_mutual_information_is_judged_only_where_there_are_samples(small: Workspace) -> None:
+    add_images(*small, "test", 3)
+    add_trained_model(*small, make_segmenter(small.project, overconfident=5))
+    calibrate(*small)
+    by_sampler = {row.sampler: row for row in evaluate(*small).rows}
     assert ("auroc_mutual_information", -1) in by_sampler["mc_dropout"].metrics
     assert ("auroc_mutual_information", -1) not in by_sampler["none"].metrics
     assert "mutual_information" in by_sampler["mc_dropout"].curves["risk_coverage"]
 
 
-def test_running_again_replaces_and_gives_the_same_numbers(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "calibration", 4)
-    add_images(project, database, "test", 4)
-    add_model(project, database, make_segmenter(project, overconfident=5))
-    first = calibrate(project, database)
-    again = calibrate(project, database)
+def test_running_again_replaces_and_gives_the_same_numbers(small: Workspace) -> None:
+    add_images(*small, "calibration", 4)
+    add_images(*small, "test", 4)
+    add_trained_model(*small, make_segmenter(small.project, overconfident=5))
+    first = calibrate(*small)
+    again = calibrate(*small)
     assert [row.parameters for row in again] == [row.parameters for row in first]
-    report = evaluate(project, database)
-    repeated = evaluate(project, database)
+    report = evaluate(*small)
+    repeated = evaluate(*small)
     np.testing.assert_equal([row.metrics for row in repeated.rows], [row.metrics for row in report.rows])
     assert repeated.decision == report.decision
-    assert count_rows(database, Calibration) == 2
-    assert count_rows(database, Evaluation) == 8
-    metrics = count_rows(database, Metric)
+    assert count_rows(small.database, Calibration) == 2
+    assert count_rows(small.database, Evaluation) == 8
+    metrics = count_rows(small.database, Metric)
     assert metrics == sum(len(row.metrics) for row in report.rows)
 
 
-def test_a_model_that_is_worse_beyond_its_interval_is_refused(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "calibration", 4)
-    add_images(project, database, "test", 12)
-    add_model(project, database, make_segmenter(project, always=0), number=1)
-    calibrate(project, database)
-    assert evaluate(project, database).promoted
-    add_model(project, database, make_segmenter(project, always=2), number=2)
-    calibrate(project, database)
-    report = evaluate(project, database)
+def test_a_model_that_is_worse_beyond_its_interval_is_refused(small: Workspace) -> None:
+    add_images(*small, "calibration", 4)
+    add_images(*small, "test", 12)
+    add_trained_model(*small, make_segmenter(small.project, always=0), number=1)
+    calibrate(*small)
+    assert evaluate(*small).promoted
+    add_trained_model(*small, make_segmenter(small.project, always=2), number=2)
+    calibrate(*small)
+    report = evaluate(*small)
     assert not report.promoted
     assert "r02 is refused, r01 stays" in report.decision
-    models = fetch(database, select(Model).order_by(Model.id))
+    models = fetch(small.database, select(Model).order_by(Model.id))
     assert [row.status for row in models] == ["promoted", "refused"]
     assert models[1].decision == report.decision
-    promoted = ask(database, model_queries.promoted_model)
+    promoted = ask(small.database, model_queries.promoted_model)
     assert promoted is not None
     assert promoted.name == "r01"
-    assert state(database) == "score"
+    assert state(small.database) == "score"
 
 
-def test_an_equal_model_takes_over(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "test", 6)
+def test_an_equal_model_takes_over(small: Workspace) -> None:
+    add_images(*small, "test", 6)
     for number in (1, 2):
-        add_model(project, database, make_segmenter(project, overconfident=5), number=number)
-        calibrate(project, database)
-        report = evaluate(project, database)
+        add_trained_model(*small, make_segmenter(small.project, overconfident=5), number=number)
+        calibrate(*small)
+        report = evaluate(*small)
     assert report.promoted
     assert "+0.000 [+0.000, +0.000] against r01 on the same images" in report.decision
 
 
-def test_without_calibration_masks_scores_stay_scores_and_say_so(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "calibration", 3, masks=False)
-    add_images(project, database, "test", 3)
-    model = add_model(project, database, make_segmenter(project, overconfident=5))
-    for row in calibrate(project, database):
+def test_without_calibration_masks_scores_stay_scores_and_say_so(small: Workspace) -> None:
+    add_images(*small, "calibration", 3, masks=False)
+    add_images(*small, "test", 3)
+    model = add_trained_model(*small, make_segmenter(small.project, overconfident=5))
+    for row in calibrate(*small):
         assert row.calibrator == "identity"
         assert row.nll_after is None
         assert row.warning is not None
         assert "stay uncalibrated" in row.warning
         assert in_words(row) == f"{row.sampler}: nothing to fit on; its scores stay softmax scores."
-    assert ask(database, stored_calibrators, model.id, sampler="mc_dropout") == Calibrators(
+    assert ask(small.database, stored_calibrators, model.id, sampler="mc_dropout") == Calibrators(
         Identity(), Identity()
     )
-    assert state(database) == "evaluate"
+    assert state(small.database) == "evaluate"
 
 
-def test_without_any_held_out_mask_the_model_is_promoted_unmeasured(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_model(project, database, make_segmenter(project, overconfident=5))
-    calibrate(project, database)
-    report = evaluate(project, database)
+def test_without_any_held_out_mask_the_model_is_promoted_unmeasured(small: Workspace) -> None:
+    add_trained_model(*small, make_segmenter(small.project, overconfident=5))
+    calibrate(*small)
+    report = evaluate(*small)
     assert report.promoted
     assert "without a measurement" in report.decision
     assert len(report.warnings) == 2
 
 
-def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: tuple[Project, Database]) -> None:
+def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: Workspace) -> None:
     project, database = small
     add_images(project, database, "calibration", 3)
     add_images(project, database, "test", 4)
-    add_model(project, database, make_segmenter(project, overconfident=5))
+    add_trained_model(project, database, make_segmenter(project, overconfident=5))
     broken = project.root / "images" / "test_1.png"
     broken.write_bytes(broken.read_bytes()[:200])
     (project.root / "masks" / "calibration_0.png").unlink()
@@ -247,10 +235,10 @@ def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: tuple[Project, Da
 
 
 def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path: Path) -> None:
-    project, database = make_project(tmp_path, tile=64, input_scale=1.5)
+    project, database = textured_project(tmp_path, tile=64, input_scale=1.5)
     add_images(project, database, "calibration", 2)
     add_images(project, database, "test", 2)
-    add_model(project, database, make_segmenter(project, overconfident=5))
+    add_trained_model(project, database, make_segmenter(project, overconfident=5))
     rows = calibrate(project, database)
     assert all(row.pixels > 200 for row in rows)
     report = evaluate(project, database)
@@ -263,7 +251,7 @@ def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path:
 def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(
     tmp_path: Path, sampler: str
 ) -> None:
-    project, database = make_project(tmp_path)
+    project, database = textured_project(tmp_path)
     add_images(project, database, "test", 1)
     image, mask = read_pair(project, "test_0.png")
     image, mask = image[..., :56, :72], mask[:56, :72]
@@ -299,13 +287,12 @@ def test_drawn_logits_are_those_of_the_cells_and_labels_those_of_their_pixels(
     assert len(drawn.labels) == (at_cells != 255).sum()
 
 
-def test_weights_stand_for_the_pixels_that_were_not_drawn(small: tuple[Project, Database]) -> None:
-    project, database = small
-    add_images(project, database, "test", 1)
-    image, mask = read_pair(project, "test_0.png")
+def test_weights_stand_for_the_pixels_that_were_not_drawn(small: Workspace) -> None:
+    add_images(*small, "test", 1)
+    image, mask = read_pair(small.project, "test_0.png")
     predictor = Predictor(
-        make_segmenter(project),
-        scoring=project.config.scoring,
+        make_segmenter(small.project),
+        scoring=small.project.config.scoring,
         calibrators=Calibrators(),
         device=torch.device("cpu"),
     )
@@ -327,10 +314,10 @@ def test_weights_stand_for_the_pixels_that_were_not_drawn(small: tuple[Project, 
 
 
 def test_the_report_compares_all_calibrators_and_says_which_one_is_stored(tmp_path: Path) -> None:
-    project, database = make_project(tmp_path)
-    project = with_settings(project, calibration={"calibrator": "auto"}, scoring={"sampler": "tta"})
+    project, database = textured_project(tmp_path)
+    project = configured(project, calibration={"calibrator": "auto"}, scoring={"sampler": "tta"})
     add_images(project, database, "calibration", 16)
-    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    model = add_trained_model(project, database, make_segmenter(project, overconfident=5))
     rows = {row.sampler: row for row in calibrate(project, database)}
     assert list(rows) == ["none", "mc_dropout", "tta"]
     for row in rows.values():
@@ -359,10 +346,10 @@ def test_the_report_compares_all_calibrators_and_says_which_one_is_stored(tmp_pa
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "temperature"])
 def test_the_configured_calibrator_is_stored_and_applied(tmp_path: Path, name: str) -> None:
-    project, database = make_project(tmp_path)
-    project = with_settings(project, calibration={"calibrator": name})
+    project, database = textured_project(tmp_path)
+    project = configured(project, calibration={"calibrator": name})
     add_images(project, database, "calibration", 4)
-    model = add_model(project, database, make_segmenter(project, overconfident=5))
+    model = add_trained_model(project, database, make_segmenter(project, overconfident=5))
     for row in calibrate(project, database):
         assert row.report is not None
         assert (row.calibrator, row.report["chosen"]) == (name, name)
@@ -373,27 +360,22 @@ def test_the_configured_calibrator_is_stored_and_applied(tmp_path: Path, name: s
     assert after == pytest.approx(before) if name == "identity" else after < before - 0.05
 
 
-def test_steps_wait_for_their_turn_and_for_a_model(small: tuple[Project, Database]) -> None:
-    project, database = small
+def test_steps_wait_for_their_turn_and_for_a_model(small: Workspace) -> None:
     with pytest.raises(NotYourTurn, match="segcurate ingest"):
-        calibrate(project, database)
-    ask(database, rounds.open_round, number=1, state="train")
+        calibrate(*small)
+    ask(small.database, rounds.open_round, number=1, state="train")
     with pytest.raises(NotYourTurn, match="segcurate train"):
-        calibrate(project, database)
+        calibrate(*small)
     with pytest.raises(NotYourTurn, match="segcurate train"):
-        evaluate(project, database)
-    with database.session() as session:
-        current = rounds.current_round(session)
-        assert current is not None
-        current.state = "calibrate"
+        evaluate(*small)
+    change(small.database, Round, state="calibrate")
     with pytest.raises(UserError, match="no trained model"):
-        calibrate(project, database)
+        calibrate(*small)
 
 
-def test_stored_calibrators_come_back_for_their_own_sampler(small: tuple[Project, Database]) -> None:
-    project, database = small
-    model = add_model(project, database, make_segmenter(project, overconfident=5))
-    with database.session() as session:
+def test_stored_calibrators_come_back_for_their_own_sampler(small: Workspace) -> None:
+    model = add_trained_model(*small, make_segmenter(small.project, overconfident=5))
+    with small.database.session() as session:
         for sampler, temperature in (("none", 2.0), ("mc_dropout", 1.5)):
             evaluations.put_calibration(
                 session,
@@ -407,5 +389,5 @@ def test_stored_calibrators_come_back_for_their_own_sampler(small: tuple[Project
                 pixels=1,
                 warning=None,
             )
-    calibrators = ask(database, stored_calibrators, model.id, sampler="mc_dropout")
+    calibrators = ask(small.database, stored_calibrators, model.id, sampler="mc_dropout")
     assert calibrators == Calibrators(deterministic=Temperature(2.0), sampled=Temperature(1.5))

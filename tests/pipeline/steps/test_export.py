@@ -31,7 +31,7 @@ def manifest_of(folder: Path) -> dict[str, ManifestImage]:
 
 
 def test_an_export_has_all_that_an_annotator_needs(selected: Exported) -> None:
-    folder = export(selected.project, selected.database)
+    folder = export(*selected).folder
     assert folder == selected.project.root / "queues" / "round-01"
     entries = manifest_of(folder)
     assert set(entries) == set(NAMES)
@@ -55,7 +55,7 @@ def test_an_export_has_all_that_an_annotator_needs(selected: Exported) -> None:
 
 
 def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(selected: Exported) -> None:
-    folder = export(selected.project, selected.database)
+    folder = export(*selected).folder
     seen: set[int] = set()
     for name, entry in manifest_of(folder).items():
         assert entry.premask is not None
@@ -70,7 +70,7 @@ def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(selec
 
 
 def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(selected: Exported) -> None:
-    folder = export(selected.project, selected.database)
+    folder = export(*selected).folder
     with (folder / "regions.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     items = selected.items()
@@ -88,21 +88,21 @@ def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(selected
 
 
 def test_images_are_linked_copied_on_request_and_turned_upright(selected: Exported) -> None:
-    linked = manifest_of(export(selected.project, selected.database, folder=selected.project.root / "one"))
+    linked = manifest_of(export(*selected, folder=selected.project.root / "one").folder)
     plain = selected.project.root / "one" / linked["left/frame 1.png"].image
     assert plain.is_symlink()
     assert plain.resolve() == selected.project.root / "images" / "left" / "frame 1.png"
     turned = selected.project.root / "one" / linked[ROTATED].image
     assert not turned.is_symlink()
     copying = selected.configured(export={"images": "copy"})
-    copied = manifest_of(export(copying, selected.database, folder=selected.project.root / "two"))
+    copied = manifest_of(export(copying, selected.database, folder=selected.project.root / "two").folder)
     copy = selected.project.root / "two" / copied["left/frame 1.png"].image
     assert not copy.is_symlink()
     assert copy.read_bytes() == plain.read_bytes()
 
 
 def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) -> None:
-    entries = manifest_of(export(selected.project, selected.database))
+    entries = manifest_of(export(*selected).folder)
     stems = [Path(entry.mask or "").stem for entry in entries.values()]
     assert len(set(stems)) == len(NAMES)
     assert all(
@@ -112,21 +112,21 @@ def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) 
 
 def test_an_unreadable_image_is_left_out_and_recorded(selected: Exported) -> None:
     (selected.project.root / "images" / "tiny.png").write_bytes(b"not an image")
-    folder = export(selected.project, selected.database)
+    folder = export(*selected).folder
     assert set(manifest_of(folder)) == set(NAMES) - {"tiny.png"}
     (failure,) = ask(selected.database, failures.list_failures, step="export")
     assert failure.subject == "images/tiny.png"
 
 
 def test_exporting_again_replaces_the_folder_until_somebody_has_worked_in_it(selected: Exported) -> None:
-    folder = export(selected.project, selected.database)
+    folder = export(*selected).folder
     (folder / "labelmap.json").unlink()
-    assert export(selected.project, selected.database) == folder
+    assert export(*selected).folder == folder
     assert (folder / "labelmap.json").is_file()
     work = folder / "masks" / "mine.png"
     work.write_bytes(b"an afternoon of work")
     with pytest.raises(UserError, match="holds masks already"):
-        export(selected.project, selected.database)
+        export(*selected)
     assert work.read_bytes() == b"an afternoon of work"
 
 
@@ -135,7 +135,7 @@ def test_a_folder_of_something_else_is_not_replaced(selected: Exported) -> None:
     other.mkdir()
     (other / "chapter1.txt").write_text("years")
     with pytest.raises(UserError, match="thesis holds something else"):
-        export(selected.project, selected.database, folder=other)
+        export(*selected, folder=other)
     assert (other / "chapter1.txt").read_text() == "years"
     assert selected.state() == (1, "export")
 
@@ -146,7 +146,7 @@ def test_a_read_only_output_folder_is_named(selected: Exported, monkeypatch: pyt
 
     monkeypatch.setattr("pipeline.files.tempfile.mkdtemp", refuse)  # root may write everywhere
     with pytest.raises(UserError, match="queues: permission is denied"):
-        export(selected.project, selected.database)
+        export(*selected)
     assert selected.state() == (1, "export")
 
 
@@ -197,7 +197,7 @@ def test_a_killed_export_leaves_no_half_folder_and_can_be_run_again(selected: Ex
     queues = selected.project.root / "queues"
     assert [path.name for path in queues.iterdir() if not path.name.startswith(".")] == []
     assert selected.state() == (1, "export")
-    folder = export(selected.project, selected.database)
+    folder = export(*selected).folder
     assert [path.name for path in queues.iterdir()] == ["round-01"]
     assert set(manifest_of(folder)) == set(NAMES)
 
@@ -208,7 +208,7 @@ def test_export_refuses_politely_when_it_is_not_its_turn(selected: Exported) -> 
         assert current is not None
         current.state = "score"
     with pytest.raises(NotYourTurn, match="`segcurate score` comes next"):
-        export(selected.project, selected.database)
+        export(*selected)
 
 
 def test_an_export_whose_files_another_one_cleared_away_is_not_published(
@@ -222,6 +222,6 @@ def test_an_export_whose_files_another_one_cleared_away_is_not_published(
 
     monkeypatch.setattr(FolderWriter, "finish", clear_away)
     with pytest.raises(UserError, match="Another export to .*round-01 is running"):
-        export(selected.project, selected.database)
+        export(*selected)
     assert list((selected.project.root / "queues").iterdir()) == []
     assert selected.state() == (1, "export")

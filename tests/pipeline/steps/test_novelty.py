@@ -13,8 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from db.engine import Database
 from db.queries.evaluations import assessment_of
-from db.tables import Label, LabelRegion, Model, ModelLabel, Queue, utc_now
-from pipeline.data.masks import store_mask
+from db.tables import Model, ModelLabel
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
@@ -23,14 +22,17 @@ from pipeline.evaluation.populations import mean_difference, nearest_distances, 
 from pipeline.model.checkpoints import read_card
 from pipeline.steps.novelty import novelty
 from pipeline.steps.train_without import train_without
-from tests.factories import ask
-from tests.pipeline.evaluation.small_project import (
+from tests.factories import (
     HEIGHT,
     WIDTH,
     add_images,
-    add_model,
-    make_project,
+    add_label,
+    add_trained_model,
+    ask,
     make_segmenter,
+    new_queue,
+    put,
+    textured_project,
 )
 
 
@@ -87,35 +89,17 @@ def test_metrics_of_held_out_classes_are_those_of_the_pixels() -> None:
 
 def small(tmp_path: Path) -> tuple[Project, Database, Model]:
     """Two labeled and three unlabeled pool images, five held-out ones, and a model of the labeled two."""
-    project, database = make_project(tmp_path)
-    training = project.config.training.model_copy(
-        update={"iterations": 4, "batch_size": 2, "crop": (32, 32), "checkpoint_every": 2}
-    )
-    project = Project(config=project.config.model_copy(update={"training": training}), root=project.root)
+    training = {"iterations": 4, "batch_size": 2, "crop": [32, 32], "checkpoint_every": 2}
+    project, database = textured_project(tmp_path, training=training)
     add_images(project, database, "pool", 5)
     add_images(project, database, "test", 5)
-    model = add_model(project, database, make_segmenter(project))
+    model = add_trained_model(project, database, make_segmenter(project))
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     mask[:, 40:], mask[30:, :20] = 1, 2
-    path, digest = store_mask(project.workdir / "labels", mask)
     with database.session() as session:
-        queue = Queue(name="initial", kind="initial", strategy="", unit="image", seed=0, spec={})
-        session.add(queue)
-        session.flush()
+        queue = put(session, new_queue("initial"))
         for image_id in (1, 2):
-            label = Label(
-                image_id=image_id,
-                queue_id=queue.id,
-                version=1,
-                mask_uri=project.uri(path),
-                mask_sha256=digest,
-                labeled_pixels=mask.size,
-                source="initial",
-                labeled_at=utc_now(),
-            )
-            session.add(label)
-            session.flush()
-            session.add(LabelRegion(label_id=label.id, x=0, y=0, w=WIDTH, h=HEIGHT))
+            label = add_label(session, project, image_id, queue.id, mask, source="initial")
             session.add(ModelLabel(model_id=model.id, label_id=label.id))
     return project, database, model
 
@@ -169,7 +153,7 @@ def test_the_second_network_learns_from_no_pixel_of_the_classes(tmp_path: Path) 
 
 
 def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
-    project, database = make_project(tmp_path)
+    project, database = textured_project(tmp_path)
     with pytest.raises(UserError, match="no class `dragon`"):
         novelty(project, database, classes=["dragon"])
     with pytest.raises(UserError, match="but no class"):

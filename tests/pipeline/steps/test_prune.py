@@ -11,38 +11,26 @@ from sqlalchemy import select
 from db.engine import Database
 from db.queries import scores
 from db.tables import Image, ImageScore, Round, ScoringRun
-from pipeline.config import ScoringConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps import prune as step
 from pipeline.steps.prune import prune
 from pipeline.steps.score import score
-from tests.factories import fetch
-from tests.pipeline.uncertainty.pool import draw_images, make_pool
+from tests.factories import Workspace, fetch, make_pool
 
 
 @pytest.fixture
-def scored(tmp_path: Path) -> tuple[Project, Database]:
+def scored(tmp_path: Path) -> Workspace:
     """Three runs over two images, of three seeds, with a heat map an image."""
     settings: dict[str, Any] = {
         "samples": 2,
         "regions": {"kind": "grid", "cell": 32},
         "heatmaps": {"images": "all", "measures": ["entropy"]},
     }
-    project, database = make_pool(
-        tmp_path,
-        draw_images(tmp_path / "images", [(64, 64)] * 2),
-        scoring=ScoringConfig.model_validate(settings),
-    )
+    made = make_pool(tmp_path, [(64, 64)] * 2, scoring=settings)
     for seed in range(3):
-        scoring = project.config.scoring.model_copy(update={"seed": seed})
-        seeded = Project(
-            config=project.config.model_copy(update={"scoring": scoring}),
-            root=project.root,
-            file=project.file,
-        )
-        score(seeded, database, any_time=True)
-    return project, database
+        score(made.configured(scoring={"seed": seed}), made.database, any_time=True)
+    return made
 
 
 def runs_with_rows(database: Database) -> set[int]:
@@ -53,24 +41,22 @@ def folders(project: Project) -> set[str]:
     return {folder.name for folder in (project.workdir / "heatmaps").iterdir()}
 
 
-def test_all_but_the_newest_runs_lose_their_rows_and_heat_maps(scored: tuple[Project, Database]) -> None:
-    project, database = scored
-    assert (runs_with_rows(database), folders(project)) == ({1, 2, 3}, {"1", "2", "3"})
-    report = prune(project, database, keep_runs=2)
-    assert (runs_with_rows(database), folders(project)) == ({2, 3}, {"2", "3"})
+def test_all_but_the_newest_runs_lose_their_rows_and_heat_maps(scored: Workspace) -> None:
+    assert (runs_with_rows(scored.database), folders(scored.project)) == ({1, 2, 3}, {"1", "2", "3"})
+    report = prune(*scored, keep_runs=2)
+    assert (runs_with_rows(scored.database), folders(scored.project)) == ({2, 3}, {"2", "3"})
     assert report.lines() == [
         "Run 1 of r01: 2 images and 8 regions are forgotten.",
         "1 folder of heat maps deleted.",
     ]
-    assert prune(project, database, keep_runs=2).lines() == ["There is nothing to prune."]
+    assert prune(*scored, keep_runs=2).lines() == ["There is nothing to prune."]
 
 
-def test_what_was_pruned_is_scored_from_the_start(scored: tuple[Project, Database]) -> None:
-    project, database = scored
-    prune(project, database, keep_runs=1)
-    report = score(project, database, any_time=True)
+def test_what_was_pruned_is_scored_from_the_start(scored: Workspace) -> None:
+    prune(*scored, keep_runs=1)
+    report = score(*scored, any_time=True)
     assert (report.run_id, report.images) == (4, 2)
-    with database.session(write=False) as session:
+    with scored.database.session(write=False) as session:
         assert scores.count_scores(session, run_id=4) == (2, 8)
         first, again = (session.get_one(ScoringRun, run_id) for run_id in (1, 4))
         assert first.scorer_hash == again.scorer_hash
@@ -78,9 +64,8 @@ def test_what_was_pruned_is_scored_from_the_start(scored: tuple[Project, Databas
 
 @pytest.mark.parametrize("place", ["_delete_rows", "_delete_folders"])
 def test_a_prune_that_is_killed_goes_on(
-    scored: tuple[Project, Database], monkeypatch: pytest.MonkeyPatch, place: str
+    scored: Workspace, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    project, database = scored
 
     def die(*_: object) -> int:
         raise KeyboardInterrupt
@@ -88,26 +73,25 @@ def test_a_prune_that_is_killed_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(step, place, die)
         with pytest.raises(KeyboardInterrupt):
-            prune(project, database, keep_runs=1)
-    assert folders(project) == {"1", "2", "3"}
+            prune(*scored, keep_runs=1)
+    assert folders(scored.project) == {"1", "2", "3"}
     alive = select(ScoringRun.id).where(ScoringRun.pruned_at.is_(None))
-    assert fetch(database, alive) == [3]
-    prune(project, database, keep_runs=1)
-    assert (runs_with_rows(database), folders(project)) == ({3}, {"3"})
+    assert fetch(scored.database, alive) == [3]
+    prune(*scored, keep_runs=1)
+    assert (runs_with_rows(scored.database), folders(scored.project)) == ({3}, {"3"})
 
 
-def test_the_run_that_serves_stays_though_it_is_old(scored: tuple[Project, Database]) -> None:
-    project, database = scored
-    with database.session() as session:
+def test_the_run_that_serves_stays_though_it_is_old(scored: Workspace) -> None:
+    with scored.database.session() as session:
         session.add(Image(uri="x", sha256="x", width=1, height=1, channels=3, group_name="", position=9))
         session.add(Round(number=2, state="train"))
         model = session.get_one(ScoringRun, 3).model_id
         session.add(ScoringRun(model_id=model, scorer_hash="begun", scorer={}))
-    report = prune(project, database, keep_runs=1)
+    report = prune(*scored, keep_runs=1)
     assert report.kept == {3: "the scores of r01, which serves"}
-    assert runs_with_rows(database) == {3}
+    assert runs_with_rows(scored.database) == {3}
 
 
-def test_at_least_one_run_is_kept(scored: tuple[Project, Database]) -> None:
+def test_at_least_one_run_is_kept(scored: Workspace) -> None:
     with pytest.raises(UserError, match="at least 1 run, but got 0"):
         prune(*scored, keep_runs=0)

@@ -17,7 +17,7 @@ from sqlalchemy import select as query
 from db.engine import Database
 from db.queries import failures
 from db.tables import Image, Label, LabelRegion, QueueItem, RegionScore, Round
-from pipeline.config import IGNORE, ScoringConfig
+from pipeline.config import IGNORE
 from pipeline.data.masks import write_mask
 from pipeline.data.project import Project
 from pipeline.regions.outlines import decode_outline, paint_regions
@@ -26,22 +26,18 @@ from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.score import score
 from pipeline.steps.select import select
-from tests.pipeline.uncertainty.pool import CLASSES, draw_images, make_pool
+from tests.factories import change, fetch, fetch_one, make_pool
 
 WIDTH, HEIGHT = 96, 64
 
 
 def pool_of(root: Path, images: int = 3, **regions: Any) -> tuple[Project, Database]:
-    scoring = ScoringConfig.model_validate(
-        {"samples": 3, "regions": {"cell": 16, **regions}, "heatmaps": {"images": "none"}}
-    )
-    paths = draw_images(root / "images", [(WIDTH, HEIGHT)] * images)
-    return make_pool(root, paths, scoring=scoring)
+    scoring = {"samples": 3, "regions": {"cell": 16, **regions}, "heatmaps": {"images": "none"}}
+    return make_pool(root, [(WIDTH, HEIGHT)] * images, scoring=scoring)
 
 
-def set_state(database: Database, state: str) -> None:
-    with database.session() as session:
-        session.scalars(query(Round).order_by(Round.id.desc())).first().state = state  # pyright: ignore[reportOptionalMemberAccess]
+def maps_of(root: Path) -> dict[str, Any]:
+    return {"folder": str(root / "maps"), "template": "{stem}.png"}
 
 
 def masks_of(rows: list[Any]) -> list[np.ndarray]:
@@ -54,9 +50,8 @@ def masks_of(rows: list[Any]) -> list[np.ndarray]:
 
 
 def rows_of(database: Database, image_id: int) -> list[RegionScore]:
-    with database.session(write=False) as session:
-        mine = query(RegionScore).where(RegionScore.image_id == image_id)
-        return list(session.scalars(mine.order_by(RegionScore.region_index)))
+    mine = query(RegionScore).where(RegionScore.image_id == image_id)
+    return fetch(database, mine.order_by(RegionScore.region_index))
 
 
 def write_maps(folder: Path, images: Path) -> None:
@@ -73,9 +68,7 @@ def write_maps(folder: Path, images: Path) -> None:
 def test_stored_regions_tile_the_image_and_their_outlines_hold_their_pixels(
     kind: str, tmp_path: Path
 ) -> None:
-    more: dict[str, Any] = (
-        {"folder": str(tmp_path / "maps"), "template": "{stem}.png"} if kind == "file" else {}
-    )
+    more: dict[str, Any] = maps_of(tmp_path) if kind == "file" else {}
     project, database = pool_of(tmp_path, kind=kind, **more)
     if kind == "file":
         write_maps(tmp_path / "maps", tmp_path / "images")
@@ -96,7 +89,7 @@ def test_stored_regions_tile_the_image_and_their_outlines_hold_their_pixels(
 
 
 def test_an_image_without_its_region_map_is_recorded_and_the_others_are_scored(tmp_path: Path) -> None:
-    project, database = pool_of(tmp_path, kind="file", folder=str(tmp_path / "maps"), template="{stem}.png")
+    project, database = pool_of(tmp_path, kind="file", **maps_of(tmp_path))
     write_maps(tmp_path / "maps", tmp_path / "images")
     (tmp_path / "maps" / "000.png").unlink()
     PillowImage.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "maps" / "001.png")
@@ -114,23 +107,18 @@ def test_an_image_without_its_region_map_is_recorded_and_the_others_are_scored(t
 def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_for_again(
     kind: str, tmp_path: Path
 ) -> None:
-    more: dict[str, Any] = (
-        {"folder": str(tmp_path / "maps"), "template": "{stem}.png"} if kind == "file" else {"cell": 28}
-    )
+    more: dict[str, Any] = maps_of(tmp_path) if kind == "file" else {"cell": 28}
     project, database = pool_of(tmp_path, kind=kind, **more)
     if kind == "file":
         write_maps(tmp_path / "maps", tmp_path / "images")
-    known = np.random.default_rng(0).integers(0, CLASSES, (HEIGHT, WIDTH)).astype(np.uint8)
+    known = np.random.default_rng(0).integers(0, 4, (HEIGHT, WIDTH)).astype(np.uint8)
     write_mask(tmp_path / "known.png", known)
-    with database.session() as session:
-        for image in session.scalars(query(Image)):
-            image.mask_uri = project.uri(tmp_path / "known.png")
+    change(database, Image, mask_uri=project.uri(tmp_path / "known.png"))
     wanted = {"budget": 4, "no_touching": True, "per_image_cap": None, "audit_fraction": 0}
     score(project, database)
     select(project, database, overrides=wanted)
-    folder = export(project, database)
-    with database.session(write=False) as session:
-        items = list(session.scalars(query(QueueItem)))
+    folder = export(project, database).folder
+    items = fetch(database, QueueItem)
     assert any(item.outline for item in items)
     entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     asked = {entry["image_id"]: np.zeros((HEIGHT, WIDTH), dtype=bool) for entry in entries}
@@ -151,17 +139,14 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
     assert annotate(project, database, folder).painted == len(items)
     report = import_labels(project, database, source=folder, origin="simulation")
     assert report.closed
-    with database.session(write=False) as session:
-        labels = list(session.scalars(query(Label)))
-        regions = list(session.scalars(query(LabelRegion)))
-    for label in labels:
+    for label in fetch(database, Label):
         mask = np.asarray(PillowImage.open(project.path(label.mask_uri)))
         np.testing.assert_array_equal(mask, np.where(asked[label.image_id], known, IGNORE))
-    assert {(row.outline, row.x, row.y) for row in regions} == {
+    assert {(row.outline, row.x, row.y) for row in fetch(database, LabelRegion)} == {
         (item.outline, item.x, item.y) for item in items
     }
 
-    set_state(database, "select")
+    change(database, Round, Round.number == 2, state="select")
     again = select(project, database, overrides=wanted)
     assert again.items
     for item in again.items:
@@ -177,9 +162,8 @@ def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
     score(project, database)
     wanted = {"budget": 2, "no_touching": False, "per_image_cap": None, "audit_fraction": 0}
     select(project, database, overrides=wanted)
-    folder = export(project, database)
-    with database.session(write=False) as session:
-        first, second = session.scalars(query(QueueItem).order_by(QueueItem.rank))
+    folder = export(project, database).folder
+    first, second = fetch(database, query(QueueItem).order_by(QueueItem.rank))
     painted = np.full((HEIGHT, WIDTH), IGNORE, dtype=np.uint8)
     for mask, share in zip(masks_of([first, second]), (0.55, 0.45), strict=True):
         places = np.argwhere(mask)
@@ -189,13 +173,9 @@ def test_half_a_painted_shape_counts_and_less_does_not(tmp_path: Path) -> None:
     write_mask(folder / entry["mask"], painted)
     report = import_labels(project, database, source=folder)
     assert (report.imported, report.open_items, len(report.unpainted)) == (1, 1, 1)
-    with database.session(write=False) as session:
-        (region,) = session.scalars(query(LabelRegion))
-        assert (region.outline, region.region_index) == (first.outline, first.region_index)
-        assert [item.status for item in session.scalars(query(QueueItem).order_by(QueueItem.rank))] == [
-            "labeled",
-            "queued",
-        ]
+    region = fetch_one(database, LabelRegion)
+    assert (region.outline, region.region_index) == (first.outline, first.region_index)
+    assert fetch(database, query(QueueItem.status).order_by(QueueItem.rank)) == ["labeled", "queued"]
 
 
 @pytest.mark.parametrize("versions", ["recorded", "missing"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +12,29 @@ import pytest
 from PIL import Image as PillowImage
 from sqlalchemy import select, update
 
-from db.engine import Database
-from db.queries import models, queue_items, queues, rounds
-from db.queries.labels import LabeledRegion, record_label
-from db.tables import Image, Model, Queue, QueueItem, Round, utc_now
-from pipeline.config import ProjectConfig
+from db.queries import models, queue_items, queues
+from db.tables import Image, Model, QueueItem, Round
 from pipeline.data.labels import compose_labels
-from pipeline.data.masks import store_mask
-from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.review import review
-from tests.factories import ask, change
-from tests.pipeline.evaluation.small_project import (
+from tests.factories import (
     CLASSES,
     HEIGHT,
     WIDTH,
+    Workspace,
     add_images,
-    add_model,
-    make_project,
+    add_label,
+    add_trained_model,
+    ask,
+    change,
+    count_rows,
     make_segmenter,
+    new_queue,
+    put,
+    round_state,
+    textured_project,
 )
 
 CELL = 16
@@ -44,12 +44,9 @@ PLANTED = [(image, cell) for image in range(IMAGES) for cell in (7 + image, 15)]
 """Images, and cells of them, whose label is wrong."""
 
 
-@dataclass
-class Labeled:
+class Labeled(Workspace):
     """A project in which a model serves, some labels of which are wrong."""
 
-    project: Project
-    database: Database
     image_ids: list[int]
     truth: list[npt.NDArray[np.uint8]]
 
@@ -65,9 +62,7 @@ class Labeled:
         ]
 
     def state(self) -> tuple[str, int]:
-        current = ask(self.database, rounds.current_round)
-        assert current is not None
-        return current.state, len(ask(self.database, rounds.list_rounds))
+        return round_state(self.database)[1], count_rows(self.database, Round)
 
     def items(self, name: str) -> list[QueueItem]:
         queue = ask(self.database, queues.queue_by_name, name)
@@ -84,21 +79,17 @@ def part(cell: int) -> tuple[slice, slice]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
     """Made once: each test gets a copy."""
     root = tmp_path_factory.mktemp("labeled")
-    project, database = make_project(root)
-    document = project.config.model_dump()
-    document["scoring"]["regions"] = {"kind": "grid", "cell": CELL}
-    project = Project(config=ProjectConfig(**document), root=root)
+    made = textured_project(root)
+    project, database = made.configured(scoring={"regions": {"kind": "grid", "cell": CELL}}), made.database
     add_images(project, database, "pool", IMAGES)
-    add_model(project, database, make_segmenter(project))
+    add_trained_model(project, database, make_segmenter(project))
     with database.session() as session:
         session.execute(update(Model).values(status="promoted"))
         session.execute(update(Round).values(state="select"))
         images = session.scalars(select(Image).order_by(Image.id)).all()
         for image in images:
             image.sha256 = hashlib.sha256((root / image.uri).read_bytes()).hexdigest()
-        queue = Queue(name="initial", kind="initial", strategy="initial", unit="image", seed=0, spec={})
-        session.add(queue)
-        session.flush()
+        queue = put(session, new_queue("initial"))
         truth: list[npt.NDArray[np.uint8]] = []
         for place, image in enumerate(images):
             mask = np.asarray(PillowImage.open(project.root / f"masks/pool_{place}.png")).copy()
@@ -106,33 +97,19 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
             for cell in (cell for planted, cell in PLANTED if planted == place):
                 window = mask[part(cell)]
                 window[window != 255] = (window[window != 255] + 1) % len(CLASSES)
-            path, digest = store_mask(project.workdir / "labels", mask)
-            record_label(
-                session,
-                image_id=image.id,
-                queue_id=queue.id,
-                mask_uri=project.uri(path),
-                mask_sha256=digest,
-                labeled_pixels=int((mask != 255).sum()),
-                source="initial",
-                annotator=None,
-                labeled_at=utc_now(),
-                regions=[LabeledRegion(0, 0, WIDTH, HEIGHT)],
-            )
-        ids = [image.id for image in images]
-    database.close()
-    return Labeled(project, database, ids, truth)
+            add_label(session, project, image.id, queue.id, mask, source="initial")
+    labeled = Labeled(project, database)
+    labeled.image_ids, labeled.truth = [image.id for image in images], truth
+    return labeled
 
 
 @pytest.fixture
 def labeled(template: Labeled, tmp_path: Path) -> Labeled:
-    shutil.copytree(template.project.root, tmp_path, dirs_exist_ok=True)
-    project = Project(config=template.project.config, root=tmp_path)
-    return Labeled(project, Database(f"sqlite:///{tmp_path}/store.db"), template.image_ids, template.truth)
+    return template.copied_to(tmp_path)
 
 
 def test_planted_errors_are_found_far_more_often_than_by_chance_and_named(labeled: Labeled) -> None:
-    report = review(labeled.project, labeled.database, budget=len(PLANTED))
+    report = review(*labeled, budget=len(PLANTED))
     found = [(item.image_id, item.region_index) for item in report.items]
     chance = len(PLANTED) / (IMAGES * 24)
     precision = sum(place in labeled.planted() for place in found) / len(found)
@@ -152,7 +129,7 @@ def test_planted_errors_are_found_far_more_often_than_by_chance_and_named(labele
 
 def test_the_current_label_goes_out_as_the_premask_and_the_corrected_one_comes_back(labeled: Labeled) -> None:
     before, wrong = labeled.state(), labeled.in_force()
-    report = review(labeled.project, labeled.database, budget=len(PLANTED))
+    report = review(*labeled, budget=len(PLANTED))
     assert report.folder is not None
     entries = [json.loads(line) for line in (report.folder / "manifest.jsonl").read_text().splitlines()]
     assert {entry["queue"] for entry in entries} == {"review-01"}
@@ -170,7 +147,7 @@ def test_the_current_label_goes_out_as_the_premask_and_the_corrected_one_comes_b
         assert np.array_equal(premask, expected)
         corrected = np.where(expected == 255, 255, labeled.truth[place]).astype(np.uint8)
         PillowImage.fromarray(corrected).save(report.folder / entry["mask"])
-    result = import_labels(labeled.project, labeled.database, source=report.folder, annotator="second")
+    result = import_labels(*labeled, source=report.folder, annotator="second")
     assert (result.queue, result.imported, result.closed) == ("review-01", len(entries), False)
     assert labeled.state() == before
     assert {item.status for item in labeled.items("review-01")} == {"labeled"}
@@ -183,13 +160,13 @@ def test_the_current_label_goes_out_as_the_premask_and_the_corrected_one_comes_b
 
 
 def test_what_was_reviewed_is_not_asked_again_until_it_is_released(labeled: Labeled) -> None:
-    first = review(labeled.project, labeled.database, budget=6)
-    second = review(labeled.project, labeled.database, budget=6)
+    first = review(*labeled, budget=6)
+    second = review(*labeled, budget=6)
     assert (first.queue, second.queue) == ("review-01", "review-02")
     places = [{(item.image_id, item.region_index) for item in report.items} for report in (first, second)]
     assert not places[0] & places[1]
     change(labeled.database, QueueItem, status="released")
-    third = review(labeled.project, labeled.database, budget=6)
+    third = review(*labeled, budget=6)
     assert {(item.image_id, item.region_index) for item in third.items} == places[0]
 
 
@@ -198,17 +175,17 @@ def test_a_review_that_was_never_exported_is_replaced(labeled: Labeled) -> None:
     occupied.mkdir()
     (occupied / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else"):
-        review(labeled.project, labeled.database, budget=6, folder=occupied)
-    report = review(labeled.project, labeled.database, budget=4)
+        review(*labeled, budget=6, folder=occupied)
+    report = review(*labeled, budget=4)
     assert report.queue == "review-01"
     assert len(labeled.items("review-01")) == 4
 
 
 def test_a_queue_is_exported_again_by_its_name_without_touching_the_round(labeled: Labeled) -> None:
-    report = review(labeled.project, labeled.database, budget=3)
+    report = review(*labeled, budget=3)
     before = labeled.state()
     again = labeled.project.root / "again"
-    assert export(labeled.project, labeled.database, queue="review-01", folder=again) == again
+    assert export(*labeled, queue="review-01", folder=again).folder == again
     assert labeled.state() == before
     assert report.folder is not None
     names = [
@@ -216,14 +193,14 @@ def test_a_queue_is_exported_again_by_its_name_without_touching_the_round(labele
     ]
     assert names[0] == names[1]
     with pytest.raises(UserError, match="no queue 'review-07'"):
-        export(labeled.project, labeled.database, queue="review-07")
+        export(*labeled, queue="review-07")
 
 
 def test_where_nothing_is_worth_a_look_there_is_no_queue(
     labeled: Labeled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.steps.review.LEAST_SHARE", 1.1)
-    report = review(labeled.project, labeled.database)
+    report = review(*labeled)
     assert (report.queue, report.folder, report.doubted, report.items) == (None, None, 0, [])
     assert [queue.name for queue in ask(labeled.database, queues.list_queues)] == ["initial"]
 
@@ -231,7 +208,7 @@ def test_where_nothing_is_worth_a_look_there_is_no_queue(
 def test_a_damaged_label_is_told_and_the_rest_goes_on(labeled: Labeled) -> None:
     images = ask(labeled.database, models.training_labels)
     labeled.project.path(images[0].labels[0].mask_uri).write_bytes(b"no mask")
-    report = review(labeled.project, labeled.database, budget=4)
+    report = review(*labeled, budget=4)
     assert [subject for subject, _ in report.failed] == [images[0].uri]
     assert (report.images, len(report.items)) == (IMAGES - 1, 4)
 
@@ -239,7 +216,7 @@ def test_a_damaged_label_is_told_and_the_rest_goes_on(labeled: Labeled) -> None:
 def test_without_a_model_or_labels_it_says_what_to_do(labeled: Labeled) -> None:
     change(labeled.database, Image, split="test")
     with pytest.raises(UserError, match="segcurate import"):
-        review(labeled.project, labeled.database)
+        review(*labeled)
     change(labeled.database, Model, status="refused")
     with pytest.raises(UserError, match="segcurate evaluate"):
-        review(labeled.project, labeled.database)
+        review(*labeled)

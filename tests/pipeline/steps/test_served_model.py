@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import select
 
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators
@@ -19,27 +18,23 @@ from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import load_model, read_card, save_model
 from pipeline.steps.score.scorer import describe_scorer
 from pipeline.uncertainty.served_model import open_model
-from tests.pipeline.uncertainty.pool import TINY, draw_images, make_pool
+from tests.factories import fetch_one, make_pool
 
 CPU = torch.device("cpu")
 
 
 def pool_of(root: Path, **scoring: Any) -> tuple[Project, Model]:
     """A project with a serving model `r01`."""
-    config = ScoringConfig.model_validate(scoring)
-    project, database = make_pool(root, draw_images(root / "images", [(64, 48)]), scoring=config)
-    with database.session() as session:
-        model = session.scalars(select(Model)).one()
-        session.expunge(model)
-    database.close()
-    return project, model
+    project, database = make_pool(root, [(64, 48)], scoring=scoring)
+    return project, fetch_one(database, Model)
 
 
 def other_model(project: Project, name: str, **changes: Any) -> Path:
     """Another model with weights of its own beside the serving one."""
     card = read_card(project.workdir / "models/r01").model_copy(update=changes)
     torch.manual_seed(7)
-    segmenter = build_segmenter(TINY, num_classes=len(card.class_names), channels=card.channels, root=Path())
+    classes = len(card.class_names)
+    segmenter = build_segmenter(card.model, num_classes=classes, channels=card.channels, root=Path())
     folder = project.workdir / "models" / name
     save_model(folder, segmenter, card)
     return folder
@@ -108,11 +103,10 @@ def test_masks_are_predicted_at_the_networks_own_resolution_and_only_scores_at_e
     tmp_path: Path,
 ) -> None:
     project, model = pool_of(tmp_path, resolution="quarter")
-    config = TINY.model_copy(
-        update={"architecture": "unet", "decoder": {"decoder_channels": [16, 8, 8, 4, 4]}}
-    )
     torch.manual_seed(7)
     card = read_card(project.workdir / "models/r01")
+    other = {"architecture": "unet", "decoder": {"decoder_channels": [16, 8, 8, 4, 4]}}
+    config = card.model.model_copy(update=other)
     unet = build_segmenter(config, num_classes=len(card.class_names), channels=3, root=Path()).eval()
     save_model(project.workdir / "models/r01", unet, card.model_copy(update={"model": config}))
     image = torch.randn(1, 3, 64, 64)

@@ -15,8 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
 from pipeline.model.checkpoints import read_card, save_model
 from pipeline.steps.stress import stress
-from tests.factories import ask
-from tests.pipeline.evaluation.small_project import add_images, add_model, make_project, make_segmenter
+from tests.factories import add_images, add_trained_model, ask, make_segmenter, textured_project
 
 IMAGES, BLOCKS = 24, 8
 BLOCK = np.arange(IMAGES) % BLOCKS
@@ -112,9 +111,9 @@ def test_noise_must_rank_in_the_top_of_the_energy_score(energy: float, ok: bool)
 def test_a_stress_test_is_stored_with_a_row_for_each_strength_and_replaced_by_the_next(
     tmp_path: Path,
 ) -> None:
-    project, database = make_project(tmp_path)
+    project, database = textured_project(tmp_path)
     add_images(project, database, "test", 6)
-    model = add_model(project, database, make_segmenter(project, overconfident=4.0))
+    model = add_trained_model(project, database, make_segmenter(project, overconfident=4.0))
     calls: list[tuple[int, int | None]] = []
     report = stress(
         project, database, images=3, progress=lambda title, done, total: calls.append((done, total))
@@ -139,10 +138,10 @@ def test_a_stress_test_is_stored_with_a_row_for_each_strength_and_replaced_by_th
 
 
 def test_the_guard_of_the_input_range_catches_magnified_images(tmp_path: Path) -> None:
-    project, database = make_project(tmp_path)
+    project, database = textured_project(tmp_path)
     add_images(project, database, "test", 2, masks=False)
     network = make_segmenter(project)
-    model = add_model(project, database, network)
+    model = add_trained_model(project, database, network)
     with pytest.raises(UserError, match="test or calibration split has a mask"):
         stress(project, database)
     add_images(project, database, "calibration", 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from db.queries import failures, queues
+from db.queries import failures, queue_items, queues
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
@@ -20,6 +20,7 @@ from pipeline.operation import delivery
 from pipeline.operation.runner import Runner
 from pipeline.steps import sync as step
 from pipeline.steps.export import export
+from pipeline.steps.import_labels import import_labels
 from pipeline.steps.sync import open_server, pull, push, sync
 from tests.factories import ask
 from tests.pipeline.labeling.answered import annotation, submitted
@@ -37,6 +38,7 @@ class Server:
     def __init__(self) -> None:
         self.images: dict[str, list[int]] = {}
         self.finished: list[Path] = []
+        self.finished_of: dict[str, list[Path]] = {}
         self.begun = False
         self.asked: list[dict[str, Any]] = []
         self.down = False
@@ -55,7 +57,7 @@ class Server:
     def pull(self, *, queue: str, places: Sequence[str], into: Path, since: datetime | None = None) -> Pulled:
         self._answer()
         self.asked.append({"pull": queue, "places": list(places), "since": since})
-        files = [Path(shutil.copy(file, into)) for file in self.finished]
+        files = [Path(shutil.copy(file, into)) for file in self.finished_of.get(queue, self.finished)]
         return Pulled(files=files, newest=datetime(2026, 11, 5, tzinfo=UTC) if files else None)
 
     def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
@@ -88,8 +90,21 @@ def synced(selected: Exported, **labeling: Any) -> Project:
     return selected.configured(labeling=settings | labeling)
 
 
+def unknown_class(selected: Exported, name: str, *, number: int) -> dict[str, Any]:
+    """An annotation that cannot be imported."""
+    wrong = annotation(selected, name, selected.truth[name], number=number)
+    wrong["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
+    return wrong
+
+
+def rejected(selected: Exported) -> list[str]:
+    """The subjects of the import's recorded failures."""
+    with selected.database.session(write=False) as session:
+        return [row.subject for row in failures.list_failures(session, step="import")]
+
+
 def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Exported, server: Server) -> None:
-    report = sync(selected.project, selected.database, tool="label-studio")
+    report = sync(*selected, tool="label-studio")
     assert report.pulled is None
     assert report.pushed is not None
     assert (report.pushed.created, report.pushed.unchanged) == (len(NAMES), 0)
@@ -107,10 +122,10 @@ def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Export
 def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME,)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    report = sync(selected.project, selected.database, tool="label-studio")
+    report = sync(*selected, tool="label-studio")
     assert report.pulled is not None
     assert [one.imported for one in report.pulled.imported] == [1]
     assert report.pushed is not None
@@ -121,11 +136,11 @@ def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
 def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    pull(selected.project, selected.database, tool="label-studio")
-    again = pull(selected.project, selected.database, tool="label-studio")
+    pull(*selected, tool="label-studio")
+    again = pull(*selected, tool="label-studio")
     assert [one["since"] for one in server.asked if "pull" in one] == [
         None,
         datetime(2026, 11, 5, tzinfo=UTC),
@@ -137,7 +152,7 @@ def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
 def test_a_pull_that_could_not_be_imported_is_fetched_again(
     selected: Exported, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
 
@@ -147,8 +162,8 @@ def test_a_pull_that_could_not_be_imported_is_fetched_again(
     with monkeypatch.context() as patched:
         patched.setattr(step, "import_labels", die)
         with pytest.raises(KeyboardInterrupt):
-            pull(selected.project, selected.database, tool="label-studio")
-    report = pull(selected.project, selected.database, tool="label-studio")
+            pull(*selected, tool="label-studio")
+    report = pull(*selected, tool="label-studio")
     assert server.asked[-1]["since"] is None
     assert [one.imported for one in report.imported] == [1]
 
@@ -156,27 +171,84 @@ def test_a_pull_that_could_not_be_imported_is_fetched_again(
 def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME, OTHER)]
     answers[0]["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    report = pull(selected.project, selected.database, tool="label-studio")
+    report = pull(*selected, tool="label-studio")
     assert [(one.imported, len(one.rejected)) for one in report.imported] == [(1, 1)]
     (failure,) = ask(selected.database, failures.list_failures, step="import")
     assert failure.subject.startswith(f"{URL}, round-01: page-1.json")
     assert "nothing of ours" in failure.reason
 
 
-def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
+def test_what_was_rejected_of_one_queue_outlives_the_pull_of_the_next_queue(
     selected: Exported, server: Server, tmp_path: Path
 ) -> None:
     sync(selected.project, selected.database, tool="label-studio")
+    wrong = submitted(selected, tmp_path / "first.json", [unknown_class(selected, NAME, number=1)])
+    with selected.database.session() as session:
+        item = queue_items.queue_items(session, 1)[0]
+        names = ("rank", "image_id", "region_index", "x", "y", "w", "h", "slice", "reason")
+        kept = {name: getattr(item, name) for name in names}
+        review = queues.put_review(
+            session, run_id=None, strategy="doubt", unit="region", spec={}, items=[kept]
+        )
+        queues.record_place(session, queue_id=review.id, tool="label-studio", url=URL, place="7")
+    answer = annotation(selected, NAME, selected.truth[NAME], number=2)
+    server.finished_of = {
+        "round-01": [wrong],
+        "review-01": [submitted(selected, tmp_path / "second.json", [answer])],
+    }
+    report = pull(selected.project, selected.database, tool="label-studio")
+    assert [(one.queue, one.imported, len(one.rejected)) for one in report.imported] == [
+        ("round-01", 0, 1),
+        ("review-01", 1, 0),
+    ]
+    (subject,) = rejected(selected)
+    assert subject.startswith(f"{URL}, round-01: first.json")
+
+
+def test_what_was_rejected_stays_on_record_until_that_annotation_comes_again(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    page = tmp_path / "page.json"
+    for answer, left in (
+        (unknown_class(selected, NAME, number=1), 1),
+        (annotation(selected, OTHER, selected.truth[OTHER], number=2), 1),
+        (annotation(selected, NAME, selected.truth[NAME], number=1), 0),
+    ):
+        server.finished = [submitted(selected, page, [answer])]
+        pull(selected.project, selected.database, tool="label-studio")
+        assert len(rejected(selected)) == left
+
+
+def test_an_import_of_files_leaves_what_a_server_sent_on_record(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(selected.project, selected.database, tool="label-studio")
+    server.finished = [submitted(selected, tmp_path / "page.json", [unknown_class(selected, NAME, number=1)])]
+    pull(selected.project, selected.database, tool="label-studio")
+    for name, left in (("wrong", 2), ("right", 1)):
+        answer = annotation(selected, OTHER, selected.truth[OTHER], number=2)
+        if name == "wrong":
+            answer = unknown_class(selected, OTHER, number=2)
+        source = submitted(selected, tmp_path / f"{name}.json", [answer])
+        import_labels(selected.project, selected.database, source=source)
+        assert len(rejected(selected)) == left
+
+
+def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
+    selected: Exported, server: Server, tmp_path: Path
+) -> None:
+    sync(*selected, tool="label-studio")
     answers = [
         annotation(selected, name, selected.truth[name], number=number)
         for number, name in enumerate(NAMES, start=1)
     ]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
-    report = sync(selected.project, selected.database, tool="label-studio")
+    report = sync(*selected, tool="label-studio")
     assert report.pulled is not None
     assert report.pulled.closed
     assert report.pushed is None
@@ -184,24 +256,24 @@ def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
 
 
 def test_closing_while_pulling_releases_what_is_not_finished(selected: Exported, server: Server) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
-    pull(selected.project, selected.database, tool="label-studio", close=True)
+    sync(*selected, tool="label-studio")
+    pull(*selected, tool="label-studio", close=True)
     assert {item.status for item in selected.items()} == {"released"}
     assert selected.state() == (2, "train")
 
 
 def test_nothing_to_pull_before_anything_was_pushed(exported: Exported, server: Server) -> None:
-    with pytest.raises(UserError, match="No queue of this project lies at"):
-        pull(exported.project, exported.database, tool="label-studio")
+    with pytest.raises(UserError, match="No queue of this project is at"):
+        pull(*exported, tool="label-studio")
 
 
 def test_a_queue_by_name_is_pushed_from_its_folder(selected: Exported, server: Server) -> None:
-    folder = export(selected.project, selected.database, to="label-studio")
-    report = push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-01")
+    folder = export(*selected, to="label-studio").folder
+    report = push(*selected, folder=folder, tool="label-studio", queue="round-01")
     assert report.queue == "round-01"
     assert server.asked == [{"push": "round-01-label-studio", "places": []}]
     with pytest.raises(UserError, match="There is no queue 'round-99'"):
-        push(selected.project, selected.database, folder=folder, tool="label-studio", queue="round-99")
+        push(*selected, folder=folder, tool="label-studio", queue="round-99")
 
 
 def test_a_nightly_run_pulls_first_and_pushes_last(
@@ -213,7 +285,7 @@ def test_a_nightly_run_pulls_first_and_pushes_last(
     assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
     assert lines == []
     assert delivery.push_queue(Runner(project, selected.database, log=lines.append)) == ""
-    assert lines[0] == f"round-01: {len(NAMES)} images sent to {URL}, 0 were there already."
+    assert lines[0] == f"round-01: {len(NAMES)} images pushed to {URL}, 0 were there already."
     answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
     server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
     assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
@@ -223,7 +295,7 @@ def test_a_nightly_run_pulls_first_and_pushes_last(
 def test_a_queue_that_was_exported_before_the_server_was_configured_is_pushed_by_the_next_nightly_run(
     selected: Exported, server: Server
 ) -> None:
-    export(selected.project, selected.database)
+    export(*selected)
     project = synced(selected)
     assert delivery.push_queue(Runner(project, selected.database)) == ""
     assert [one["push"] for one in server.asked] == ["round-01-label-studio"]
@@ -246,32 +318,32 @@ def test_a_nightly_run_goes_on_while_the_server_is_away(selected: Exported, serv
 
 
 def test_without_sync_a_nightly_run_asks_no_server(selected: Exported, server: Server) -> None:
-    export(selected.project, selected.database)
+    export(*selected)
     server.down = True
-    assert delivery.pull_labels(Runner(selected.project, selected.database)) == ""
-    assert delivery.push_queue(Runner(selected.project, selected.database)) == ""
+    assert delivery.pull_labels(Runner(*selected)) == ""
+    assert delivery.push_queue(Runner(*selected)) == ""
 
 
 def test_a_queue_that_somebody_has_begun_there_is_not_withdrawn(selected: Exported, server: Server) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     (queue,) = ask(selected.database, queues.list_queues)
-    assert not delivery.is_begun(selected.project, selected.database, queue)
+    assert not delivery.is_begun(*selected, queue)
     server.begun = True
-    assert delivery.is_begun(selected.project, selected.database, queue)
+    assert delivery.is_begun(*selected, queue)
 
 
 def test_a_queue_that_is_withdrawn_leaves_the_server(selected: Exported, server: Server) -> None:
-    sync(selected.project, selected.database, tool="label-studio")
+    sync(*selected, tool="label-studio")
     (queue,) = ask(selected.database, queues.list_queues)
-    assert delivery.withdraw(selected.project, selected.database, queue) == len(selected.items())
+    assert delivery.withdraw(*selected, queue) == len(selected.items())
     assert server.images == {}
     assert selected.state() == (1, "select")
 
 
 def test_a_queue_in_files_of_a_tool_counts_as_begun(selected: Exported, server: Server) -> None:
-    export(selected.project, selected.database, to="label-studio")
+    export(*selected, to="label-studio")
     (queue,) = ask(selected.database, queues.list_queues)
-    assert delivery.is_begun(selected.project, selected.database, queue)
+    assert delivery.is_begun(*selected, queue)
 
 
 def test_a_token_and_an_address_are_asked_for(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +372,7 @@ def test_an_address_that_is_none_is_refused_in_the_configuration(selected: Expor
 
 
 def test_tasks_of_the_exported_folder_are_in_rank_order(selected: Exported) -> None:
-    folder = export(selected.project, selected.database, to="label-studio")
+    folder = export(*selected, to="label-studio").folder
     tasks = json.loads((folder / "tasks.json").read_text())
     ranks = [task["data"]["rank"] for task in tasks]
     assert ranks == sorted(ranks)

@@ -11,7 +11,7 @@ import torch
 from prefect.client.schemas.objects import State
 
 from db.engine import Database
-from db.queries import queues, rounds
+from db.queries import queues
 from flows.nightly import nightly as nightly_flow
 from flows.retrain import retrain as retrain_flow
 from pipeline.data.project import Project, load_project
@@ -43,8 +43,7 @@ def annotator(config: Path) -> None:
     """The annotator's part: masks for the exported queue, and their import."""
     with _opened(config) as (project, database):
         with database.session(write=False) as session:
-            current = rounds.current_round(session)
-            queue = queues.round_queue(session, current.id) if current else None
+            queue = queues.current_queue(session)
         if queue is None or queue.export_uri is None:
             raise RuntimeError("There is no exported queue.")
         folder = project.path(queue.export_uri)

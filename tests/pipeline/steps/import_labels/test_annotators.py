@@ -23,7 +23,7 @@ OTHER = "right/frame 1.png"
 
 
 def take(exported: Exported, file: Path, *, close: bool = False) -> ImportReport:
-    return import_labels(exported.project, exported.database, source=file, close=close)
+    return import_labels(*exported, source=file, close=close)
 
 
 def statuses(exported: Exported, name: str) -> list[str]:

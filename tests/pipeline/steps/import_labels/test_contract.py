@@ -22,7 +22,6 @@ from pipeline.steps.import_labels import import_labels
 from tests.pipeline.labeling.annotators_tools import ANNOTATORS_TOOLS
 from tests.pipeline.labeling.exported_project import Exported
 from tests.pipeline.labeling.photographs import ABSENT, make_photo_project
-from tests.pipeline.steps.conftest import copy_of
 
 Mask = npt.NDArray[np.uint8]
 ALL = sorted(TOOLS)
@@ -43,7 +42,7 @@ def exported_once(
 
     @cache
     def exported(tool: str) -> Exported:
-        made = copy_of(photographs_once, tmp_path_factory.mktemp(tool) / "project")
+        made = photographs_once.copied_to(tmp_path_factory.mktemp(tool) / "project")
         export(made.project, made.database, to=tool)
         made.database.close()
         return made
@@ -54,7 +53,7 @@ def exported_once(
 @pytest.fixture
 def photos(tool: str, exported_once: Callable[[str], Exported], tmp_path: Path) -> Exported:
     """A project of its own, with its queue exported to the tool."""
-    return copy_of(exported_once(tool), tmp_path / "project")
+    return exported_once(tool).copied_to(tmp_path / "project")
 
 
 @pytest.fixture

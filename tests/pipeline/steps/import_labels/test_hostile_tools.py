@@ -48,7 +48,7 @@ class Attack:
 
     def out(self, tool: str) -> tuple[Path, dict[str, str]]:
         """The queue for a tool, and the file stem of each image in it."""
-        out = export(self.exported.project, self.exported.database, to=tool)
+        out = export(self.exported.project, self.exported.database, to=tool).folder
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
         return out, {line["uri"].removeprefix("images/"): Path(line["image"]).stem for line in lines}
 

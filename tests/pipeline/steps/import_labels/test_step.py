@@ -49,7 +49,7 @@ def deliver(exported: Exported, folder: Path, names: Iterable[str] = NAMES) -> N
 
 
 def take(exported: Exported, folder: Path, *, close: bool = False) -> ImportReport:
-    return import_labels(exported.project, exported.database, source=folder, close=close)
+    return import_labels(*exported, source=folder, close=close)
 
 
 def stored_mask(exported: Exported, label: Label) -> npt.NDArray[np.uint8]:
@@ -63,7 +63,7 @@ def statuses(exported: Exported, name: str | None = None) -> set[str]:
 
 def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Exported, folder: Path) -> None:
     deliver(exported, folder)
-    report = import_labels(exported.project, exported.database, source=folder, annotator="Ada")
+    report = import_labels(*exported, source=folder, annotator="Ada")
     assert (report.imported, report.unchanged, report.rejected, report.missing) == (len(NAMES), 0, [], [])
     assert report.labeled_pixels == sum(mask.size for mask in exported.truth.values())
     by_image = {label.image_id: label for label in exported.labels()}
@@ -81,7 +81,7 @@ def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Expo
 def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(
     exported: Exported, folder: Path
 ) -> None:
-    assert annotate(exported.project, exported.database, folder).painted == len(exported.items())
+    assert annotate(*exported, folder).painted == len(exported.items())
     report = take(exported, folder)
     assert report.closed
     assert report.labeled_pixels == sum(item.w * item.h for item in exported.items())
@@ -160,11 +160,11 @@ def test_a_region_left_unpainted_stays_queued_until_the_round_is_closed(
 def test_what_the_simulated_annotator_leaves_unpainted_was_looked_at(selected: Exported) -> None:
     void = np.full_like(selected.truth["left/frame 1.png"], IGNORE)
     write_png(selected.project.root / "masks" / "left" / "frame 1.png", ids(void))
-    folder = export(selected.project, selected.database)
-    annotate(selected.project, selected.database, folder)
+    folder = export(*selected).folder
+    annotate(*selected, folder)
     options = {"source": folder, "close": True, "origin": "simulation"}
-    import_labels(selected.project, selected.database, **options)
-    report = import_labels(selected.project, selected.database, **options)  # a killed loop does it again
+    import_labels(*selected, **options)
+    report = import_labels(*selected, **options)  # a killed loop does it again
     assert statuses(selected) == {"labeled"}
     labeled = {label.image_id for label in selected.labels()}
     assert selected.images()["left/frame 1.png"].id not in labeled
@@ -263,7 +263,7 @@ def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(sele
     with selected.database.session() as session:
         for item in selected.items("right/frame 1.png"):
             session.delete(session.merge(item))
-    export(selected.project, selected.database)
+    export(*selected)
     loose = selected.project.root / "flat"
     write_png(loose / "frame 1.png", ids(selected.truth["right/frame 1.png"]))
     write_png(loose / "right" / "frame 1.png", ids(selected.truth["right/frame 1.png"]))
@@ -280,7 +280,7 @@ def test_the_masks_folder_itself_may_be_named(exported: Exported, folder: Path) 
 
 
 def test_an_export_written_elsewhere_comes_back_from_there(selected: Exported, tmp_path: Path) -> None:
-    folder = export(selected.project, selected.database, folder=tmp_path / "usb stick" / "for Ada")
+    folder = export(*selected, folder=tmp_path / "usb stick" / "for Ada").folder
     deliver(selected, folder)
     moved = folder.rename(tmp_path / "returned")
     assert take(selected, moved).imported == len(NAMES)

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from db.engine import Database
 from db.queries import evaluations
 from db.queries.evaluations import put_assessment
 from db.queries.failures import list_failures
-from db.tables import Assessment, Model, Queue, QueueItem, ScoringRun
-from pipeline.data.project import Project
+from db.tables import Assessment, Model, QueueItem, ScoringRun
 from pipeline.errors import UserError
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
@@ -22,13 +20,16 @@ from pipeline.steps.report import report
 from pipeline.steps.report.step import PAGE_TILES
 from pipeline.steps.score import score
 from pipeline.steps.select import select
-from tests.factories import ask
-from tests.pipeline.evaluation.small_project import (
+from tests.factories import (
     CLASSES,
+    Workspace,
     add_images,
-    add_model,
-    make_project,
+    add_trained_model,
+    ask,
+    change,
+    fetch,
     make_segmenter,
+    textured_project,
 )
 from tests.pipeline.report.documents import (
     novelty_document,
@@ -39,17 +40,15 @@ from tests.pipeline.report.documents import (
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Database]:
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A project whose first round has been evaluated, scored and selected from."""
-    project, database = make_project(tmp_path_factory.mktemp("project"))
+    made = textured_project(tmp_path_factory.mktemp("project"))
     for split, count in (("pool", 3), ("calibration", 2), ("test", 4)):
-        add_images(project, database, split, count)
-    add_model(project, database, make_segmenter(project))
-    calibrate(project, database)
-    evaluate(project, database)
-    score(project, database)
-    select(project, database)
-    return project, database
+        add_images(*made, split, count)
+    add_trained_model(*made, make_segmenter(made.project))
+    for step in (calibrate, evaluate, score, select):
+        step(*made)
+    return made
 
 
 def names(folder: Path) -> set[str]:
@@ -57,16 +56,15 @@ def names(folder: Path) -> set[str]:
 
 
 def test_before_the_first_evaluation_there_is_nothing_to_draw(tmp_path: Path) -> None:
-    project, database = make_project(tmp_path)
+    project, database = textured_project(tmp_path)
     with pytest.raises(UserError, match="no model has been evaluated"):
         report(project, database)
     assert not (project.workdir / "report").exists()
 
 
-def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) -> None:
-    project, database = scored
-    folder = report(project, database).folder
-    assert folder == project.workdir / "report"
+def test_a_round_becomes_pictures_and_a_table(scored: Workspace) -> None:
+    folder = report(*scored).folder
+    assert folder == scored.project.workdir / "report"
     assert names(folder) == {
         "learning_curve.png",
         "reliability_r01.png",
@@ -89,14 +87,13 @@ def test_a_round_becomes_pictures_and_a_table(scored: tuple[Project, Database]) 
     assert {row["class"] for row in rows if row["metric"] == "iou"} == {"ground", "water", "tree"}
 
 
-def test_the_page_says_what_the_store_knows(scored: tuple[Project, Database]) -> None:
-    project, database = scored
-    page = (report(project, database).folder / "report.html").read_text(encoding="utf-8")
+def test_the_page_says_what_the_store_knows(scored: Workspace) -> None:
+    page = (report(*scored).folder / "report.html").read_text(encoding="utf-8")
     assert "Next: <code>segcurate export</code>" in page
     assert "round-01: " in page
     tiles = re.findall(r'<article class="region">', page)
     assert 1 <= len(tiles) <= 2 * PAGE_TILES
-    with database.session(write=False) as session:
+    with scored.database.session(write=False) as session:
         digest = session.query(Model).one().checkpoint_sha256
         value = evaluations.metrics_of(
             session, model_id=1, split="test", sampler="mc_dropout", calibrated=True
@@ -109,11 +106,8 @@ def test_the_page_says_what_the_store_knows(scored: tuple[Project, Database]) ->
         assert f"<code>segcurate {command}</code>" in page
 
 
-def test_assessments_and_the_run_s_summary_reach_the_page(
-    scored: tuple[Project, Database], tmp_path: Path
-) -> None:
-    project, database = scored
-    with database.session() as session:
+def test_assessments_and_the_run_s_summary_reach_the_page(scored: Workspace, tmp_path: Path) -> None:
+    with scored.database.session() as session:
         for kind, document in (
             ("quality", quality_document(CLASSES)),
             ("stress", stress_document()),
@@ -123,9 +117,9 @@ def test_assessments_and_the_run_s_summary_reach_the_page(
         run = session.query(ScoringRun).one()
         before, run.summary = run.summary, scoring_document()
     try:
-        folder = report(project, database, folder=tmp_path / "out").folder
+        folder = report(*scored, folder=tmp_path / "out").folder
     finally:
-        with database.session() as session:
+        with scored.database.session() as session:
             session.query(Assessment).delete()
             session.query(ScoringRun).one().summary = before
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -136,60 +130,45 @@ def test_assessments_and_the_run_s_summary_reach_the_page(
     assert "<code>segcurate stress</code>" not in page
 
 
-def test_drawing_again_replaces_what_is_there(scored: tuple[Project, Database], tmp_path: Path) -> None:
-    project, database = scored
-    folder = report(project, database, folder=tmp_path / "out").folder
+def test_drawing_again_replaces_what_is_there(scored: Workspace, tmp_path: Path) -> None:
+    folder = report(*scored, folder=tmp_path / "out").folder
     first = (folder / "metrics.csv").read_bytes()
     (folder / "learning_curve.png").write_bytes(b"old")
-    report(project, database, folder=folder)
+    report(*scored, folder=folder)
     assert (folder / "metrics.csv").read_bytes() == first
     assert (folder / "learning_curve.png").stat().st_size > 1000
 
 
-def test_an_image_that_is_gone_is_recorded_and_the_rest_is_drawn(
-    scored: tuple[Project, Database], tmp_path: Path
-) -> None:
-    project, database = scored
-    missing = project.root / "images" / "pool_0.png"
+def test_an_image_that_is_gone_is_recorded_and_the_rest_is_drawn(scored: Workspace, tmp_path: Path) -> None:
+    missing = scored.project.root / "images" / "pool_0.png"
     aside = missing.rename(tmp_path / "aside.png")
     try:
-        folder = report(project, database, folder=tmp_path / "out").folder
+        folder = report(*scored, folder=tmp_path / "out").folder
     finally:
         shutil.move(aside, missing)
-    failures = [row for row in ask(database, list_failures) if row.step == "report"]
+    failures = [row for row in ask(scored.database, list_failures) if row.step == "report"]
     assert [row.subject for row in failures] == ["images/pool_0.png"]
     assert "gallery_round-01.png" in names(folder)
 
 
-def test_a_checkpoint_that_is_gone_costs_only_its_gallery(
-    scored: tuple[Project, Database], tmp_path: Path
-) -> None:
-    project, database = scored
-    checkpoint = project.workdir / "models" / "r01"
+def test_a_checkpoint_that_is_gone_costs_only_its_gallery(scored: Workspace, tmp_path: Path) -> None:
+    checkpoint = scored.project.workdir / "models" / "r01"
     checkpoint.rename(tmp_path / "aside")
     try:
-        folder = report(project, database, folder=tmp_path / "out").folder
+        folder = report(*scored, folder=tmp_path / "out").folder
     finally:
         shutil.move(tmp_path / "aside", checkpoint)
     assert "learning_curve.png" in names(folder)
     assert "gallery_round-01.png" not in names(folder)
-    failures = [row for row in ask(database, list_failures) if row.step == "report"]
+    failures = [row for row in ask(scored.database, list_failures) if row.step == "report"]
     assert [row.subject for row in failures] == [".segcurate/models/r01"]
 
 
-def test_a_queue_of_nothing_but_audit_draws_has_no_gallery(
-    scored: tuple[Project, Database], tmp_path: Path
-) -> None:
-    project, database = scored
-    with database.session() as session:
-        queue = session.query(Queue).filter_by(name="round-01").one()
-        items = session.query(QueueItem).filter_by(queue_id=queue.id).all()
-        before = {item.id: item.slice for item in items}
-        for item in items:
-            item.slice = "audit"
+def test_a_queue_of_nothing_but_audit_draws_has_no_gallery(scored: Workspace, tmp_path: Path) -> None:
+    before = fetch(scored.database, QueueItem)
+    change(scored.database, QueueItem, slice="audit")
     try:
-        assert "gallery_round-01.png" not in names(report(project, database, folder=tmp_path / "out").folder)
+        assert "gallery_round-01.png" not in names(report(*scored, folder=tmp_path / "out").folder)
     finally:
-        with database.session() as session:
-            for item in session.query(QueueItem).filter_by(queue_id=queue.id):
-                item.slice = before[item.id]
+        for item in before:
+            change(scored.database, QueueItem, QueueItem.id == item.id, slice=item.slice)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,7 @@ from pipeline.data.project import Project
 from pipeline.model.checkpoints import load_model, save_model
 from pipeline.model.device import pick_device
 from pipeline.steps.score import score
-from tests.factories import ask, fetch, fetch_one
-from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
+from tests.factories import add_files, ask, change, draw_images, fetch, fetch_one, make_pool
 
 SCORING = ScoringConfig(
     sampler="none",
@@ -42,11 +40,6 @@ def darkened(paths: list[Path], folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def turn_back(database: Database) -> None:
-    """The round, as it is before `score`."""
-    fetch_one(database, Round).state = "score"
-
-
 def summary(database: Database, run_id: int) -> dict:
     return fetch_one(database, select(ScoringRun).where(ScoringRun.id == run_id)).summary or {}
 
@@ -63,18 +56,17 @@ def remember(project: Project, low: float, high: float) -> None:
 
 def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not(tmp_path: Path) -> None:
     day = draw_images(tmp_path / "day", [SIZE] * 44)
-    project, database = make_pool(tmp_path, day[:20], scoring=SCORING)
-    evaluation = project.config.evaluation.model_copy(update={"block": 2})
-    project = replace(project, config=project.config.model_copy(update={"evaluation": evaluation}))
-    add_images(project, database, day[20:32], split="calibration")
+    made = make_pool(tmp_path, day[:20], scoring=SCORING)
+    project, database = made.configured(evaluation={"block": 2}), made.database
+    add_files(project, database, day[20:32], split="calibration")
     first = score(project, database)
     assert first.drift is None
     stored = summary(database, first.run_id)["drift"]
     assert stored["warning"] is None
     assert [reference["against"] for reference in stored["references"]] == ["calibration"]
 
-    turn_back(database)
-    add_images(project, database, day[32:])
+    change(database, Round, state="score")
+    add_files(project, database, day[32:])
     second = score(project, database)
     assert second.drift is None
     stored = summary(database, second.run_id)["drift"]
@@ -83,8 +75,8 @@ def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not
         ("calibration", None, 12),
     ]
 
-    turn_back(database)
-    night = add_images(project, database, darkened(day[:12], tmp_path / "night"))
+    change(database, Round, state="score")
+    night = add_files(project, database, darkened(day[:12], tmp_path / "night"))
     third = score(project, database)
     assert third.drift is not None
     assert any(third.drift in line for line in third.lines())

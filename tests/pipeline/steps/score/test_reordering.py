@@ -16,8 +16,7 @@ from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig, ScoringConfig
 from pipeline.steps.score import reordering as step
 from pipeline.steps.score import score
-from tests.factories import ask, fetch_one
-from tests.pipeline.uncertainty.pool import draw_images, make_pool
+from tests.factories import ask, change, draw_images, fetch_one, make_pool
 
 SCORING = ScoringConfig(samples=3, workers=0, regions=RegionConfig(cell=32), batch_size=2)
 
@@ -82,11 +81,8 @@ def test_a_run_says_once_how_far_its_calibration_reorders_the_queue(
 
 
 def test_where_nothing_is_calibrated_nothing_is_reordered(tmp_path: Path) -> None:
-    images = draw_images(tmp_path / "images", [(64, 64)] * 2)
-    project, database = make_pool(tmp_path, images, scoring=SCORING)
-    with database.session() as session:
-        for row in session.scalars(select(Calibration)):
-            row.calibrator, row.parameters = "identity", {}
+    project, database = make_pool(tmp_path, [(64, 64)] * 2, scoring=SCORING)
+    change(database, Calibration, calibrator="identity", parameters={})
     report = score(project, database)
     assert report.reordering is None
     assert not any("reorders" in line for line in report.lines())

@@ -17,37 +17,38 @@ from PIL import Image as PillowImage
 from sqlalchemy import select, update
 
 from db.engine import Database
-from db.queries import labels, scores
+from db.queries import scores
 from db.queries import shards as shards
 from db.queries.failures import list_failures
 from db.queries.rounds import current_round
-from db.tables import Image, ImageScore, Model, Queue, RegionScore, Round, ScoringRun, Shard, utc_now
-from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
-from pipeline.data.project import Project
+from db.tables import Image, ImageScore, Model, RegionScore, Round, ScoringRun, Shard
+from pipeline.config import HeatmapConfig, RegionConfig
 from pipeline.drawing.heatmaps import read_heatmap, two_colour
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.score import score
 from pipeline.uncertainty.measures import MEASURES
-from tests.factories import ask, change, count_rows, fetch, fetch_one
-from tests.pipeline.uncertainty.pool import add_images, draw_images, make_pool
+from tests.factories import (
+    Workspace,
+    add_files,
+    add_label,
+    ask,
+    change,
+    count_rows,
+    draw_images,
+    fetch,
+    fetch_one,
+    make_pool,
+    new_queue,
+    put,
+)
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
 
 
-def scoring_of(**changes: Any) -> ScoringConfig:
-    settings = {
-        "samples": 3,
-        "regions": {"kind": "grid", "cell": 32},
-        "batch_size": 4,
-        "shard_images": 3,
-        "heatmaps": {"images": "none"},
-    }
-    return ScoringConfig.model_validate(settings | changes)
-
-
-def pool_of(root: Path, sizes: Sequence[tuple[int, int]], **changes: Any) -> tuple[Project, Database]:
-    return make_pool(root, draw_images(root / "images", sizes), scoring=scoring_of(**changes))
+def pool_of(root: Path, sizes: Sequence[tuple[int, int]], **changes: Any) -> Workspace:
+    settings: dict[str, Any] = {"samples": 3, "regions": {"cell": 32}, "batch_size": 4, "shard_images": 3}
+    return make_pool(root, sizes, scoring=settings | {"heatmaps": {"images": "none"}} | changes)
 
 
 def rows_of(database: Database) -> dict[str, np.ndarray]:
@@ -103,7 +104,7 @@ def test_only_new_images_are_scored_and_others_keep_their_rows(tmp_path: Path) -
     project, database = pool_of(tmp_path, [(64, 64)] * 4)
     score(project, database)
     before = rows_of(database)
-    add_images(project, database, draw_images(tmp_path / "more", [(64, 32)] * 2, seed=9))
+    add_files(project, database, draw_images(tmp_path / "more", [(64, 32)] * 2, seed=9))
     report = score(project, database)
     after = rows_of(database)
     assert (report.images, report.regions) == (2, 4)
@@ -112,40 +113,26 @@ def test_only_new_images_are_scored_and_others_keep_their_rows(tmp_path: Path) -
 
 
 def test_another_scorer_makes_a_run_of_its_own(tmp_path: Path) -> None:
-    project, database = pool_of(tmp_path, [(64, 64)] * 2)
+    made = pool_of(tmp_path, [(64, 64)] * 2)
+    project, database = made
     score(project, database)
-    config = project.config.model_copy(update={"scoring": scoring_of(seed=1)})
-    assert score(Project(config=config, root=project.root), database).images == 2
-    faster = config.model_copy(
-        update={"scoring": scoring_of(seed=1, batch_size=1, workers=0, shard_images=1)}
-    )
-    assert score(Project(config=faster, root=project.root), database).images == 0
+    assert score(made.configured(scoring={"seed": 1}), database).images == 2
+    faster = {"seed": 1, "batch_size": 1, "workers": 0, "shard_images": 1}
+    assert score(made.configured(scoring=faster), database).images == 0
     assert count_rows(database, ScoringRun) == 2
 
 
 def test_held_out_guarded_duplicate_and_labeled_images_are_never_scored(tmp_path: Path) -> None:
     project, database = pool_of(tmp_path, [(64, 64)] * 3)
     for split in ("calibration", "test", "guard"):
-        add_images(project, database, draw_images(tmp_path / split, [(64, 64)] * 2), split=split)
-    (copy,) = add_images(project, database, draw_images(tmp_path / "copy", [(64, 64)]))
+        add_files(project, database, draw_images(tmp_path / split, [(64, 64)] * 2), split=split)
+    (copy,) = add_files(project, database, draw_images(tmp_path / "copy", [(64, 64)]))
     with database.session() as session:
         session.execute(update(Image).where(Image.id == copy).values(duplicate_of=1))
-        queue = Queue(name="initial", kind="initial", strategy="initial", unit="image", seed=0, spec={})
-        session.add(queue)
-        session.flush()
+        queue = put(session, new_queue("initial"))
         for image_id, box in ((2, (0, 0, 64, 64)), (3, (0, 0, 32, 32))):
-            labels.record_label(
-                session,
-                image_id=image_id,
-                queue_id=queue.id,
-                mask_uri="mask.png",
-                mask_sha256="0" * 64,
-                labeled_pixels=1,
-                source="initial",
-                annotator=None,
-                labeled_at=utc_now(),
-                regions=[labels.LabeledRegion(*box)],
-            )
+            mask = np.zeros((64, 64), np.uint8)
+            add_label(session, project, image_id, queue.id, mask, regions=[box], source="initial")
     assert score(project, database).images == 2
     assert sorted(set(rows_of(database)["image_id"].tolist())) == [1, 3]
 
@@ -234,7 +221,6 @@ def test_a_killed_run_goes_on_where_it_was_and_equals_an_uninterrupted_one(tmp_p
 
     killed, database = pool_of(tmp_path / "killed", sizes, shard_images=2)
     config = killed.root / "segcurate.yaml"
-    config.write_text(killed.config.model_dump_json())
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", SCORE_SLOWLY, str(config)],

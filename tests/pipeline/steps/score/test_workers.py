@@ -19,17 +19,15 @@ from db.engine import Database
 from db.queries import scores, shards
 from db.queries.shards import MOST_ATTEMPTS
 from db.tables import ScoringRun, Shard, utc_now
-from pipeline.config import ScoringConfig
 from pipeline.data.project import Project
 from pipeline.errors import Busy, UserError
 from pipeline.processes import this_process
 from pipeline.steps.score import score
-from pipeline.steps.score.local_workers import score_on_devices, visible_devices
+from pipeline.steps.score.local_workers import _Workers, score_on_devices, visible_devices
 from pipeline.steps.score.step import plan_scoring
 from pipeline.steps.score.worker import score_shards
 from pipeline.uncertainty.measures import MEASURES
-from tests.factories import ask, change, fetch
-from tests.pipeline.uncertainty.pool import draw_images, make_pool
+from tests.factories import ask, change, configured, fetch, make_pool
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
 
@@ -37,17 +35,10 @@ COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_
 def pool_of(
     root: Path, sizes: Sequence[tuple[int, int]], *, scale: dict[str, Any] | None = None, **scoring: Any
 ) -> tuple[Project, Database]:
-    settings = {"samples": 3, "regions": {"kind": "grid", "cell": 32}, "batch_size": 1, "workers": 0}
+    settings: dict[str, Any] = {"samples": 3, "regions": {"cell": 32}, "batch_size": 1, "workers": 0}
     settings |= {"shard_images": 1, "heatmaps": {"images": "none"}} | scoring
-    project, database = make_pool(
-        root, draw_images(root / "images", sizes), scoring=ScoringConfig.model_validate(settings)
-    )
-    return with_scale(project, **(scale or {})), database
-
-
-def with_scale(project: Project, *, device: str = "cpu", **scale: Any) -> Project:
-    changes = {"scale": project.config.scale.model_copy(update=scale), "device": device}
-    return Project(config=project.config.model_copy(update=changes), root=project.root)
+    made = make_pool(root, sizes, scoring=settings)
+    return made.configured(scale=scale or {}), made.database
 
 
 def rows_of(database: Database) -> dict[str, np.ndarray]:
@@ -69,13 +60,25 @@ def test_a_shard_that_was_planned_larger_is_scored_whole(tmp_path: Path) -> None
     assert [(shard.status, shard.scored) for shard in shards_of(database)] == [("done", 5)]
 
 
+def test_what_is_left_is_counted_while_another_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, database = pool_of(tmp_path, [(64, 64)] * 2)
+    plan = plan_scoring(project, database)
+    monkeypatch.setattr("db.engine.BUSY_TIMEOUT_MS", 200)
+    impatient = Database(project.database_url)
+    with database.session():
+        assert _Workers(project, impatient, plan.run_id, ["cpu"]).open_shards() == 2
+    impatient.close()
+
+
 def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, _ = pool_of(tmp_path, [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    auto = with_scale(project, device="auto").config
+    auto = configured(project, device="auto").config
     assert visible_devices(auto) == ["cuda:0", "cuda:1", "cuda:2"]
-    assert visible_devices(with_scale(project, device="cuda:1").config) == ["cuda:1"]
+    assert visible_devices(configured(project, device="cuda:1").config) == ["cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert visible_devices(auto) == ["cpu"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from db.queries.evaluations import Kind, put_assessment
-from db.tables import ScoringRun
 from pipeline.errors import UserError
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import NoveltyRow, judge
 from pipeline.evaluation.quality_rows import novelty_row, novelty_rows
 from pipeline.steps.select import select
+from tests.factories import ask
 from tests.pipeline.acquisition.synthetic import Store, make_store
 
 RANKED: dict[str, Any] = {"strategy": "mutual_information", "budget": 10}
@@ -39,9 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def put(store: Store, kind: Kind, document: dict[str, Any]) -> None:
-    with store.database.session() as session:
-        run = session.get_one(ScoringRun, store.run_id)
-        put_assessment(session, model_id=run.model_id, kind=kind, document=document)
+    ask(store.database, put_assessment, model_id=1, kind=kind, document=document)
 
 
 class TestWhatDecides:

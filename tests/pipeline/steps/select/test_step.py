@@ -166,7 +166,7 @@ class TestTheStoredQueue:
         assert {row[-1] for row in rows} == {"queued"}
         queue = ask(store.database, queues.list_queues)[0]
         assert (queue.name, queue.kind, queue.strategy) == ("round-01", "selected", "stratified")
-        assert (queue.unit, queue.seed, queue.run_id) == ("region", 7, store.run_id)
+        assert (queue.unit, queue.seed, queue.run_id) == ("region", 7, 1)
         audit = [i for i in ask(store.database, queue_items.queue_items, queue.id) if i.slice == "audit"]
         current = ask(store.database, rounds.require, "export")
         assert [item.inclusion_probability for item in audit] == [3 / 180] * 3
@@ -179,7 +179,7 @@ class TestTheStoredQueue:
         preview = step.select(store.configured(**settings), store.database)
         with store.database.session(write=False) as session:
             for item in preview.items:
-                row = session.get(RegionScore, (store.run_id, item.image_id, item.region_index))
+                row = session.get(RegionScore, (1, item.image_id, item.region_index))
                 assert row is not None
                 assert item.score == pytest.approx(row.mutual_information, abs=1e-6)
                 assert item.predicted_class == row.predicted_class
