@@ -93,16 +93,6 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
         database.close()
 
 
-@pytest.fixture
-def squares(tmp_path: Path) -> Path:
-    """A project folder with 24 images of two sizes, their masks, and a configuration."""
-    for index in range(24):
-        size = (64, 48) if index % 3 else (48, 64)
-        draw(tmp_path / "images", tmp_path / "masks", name=f"frame_{index:03d}.png", seed=index, size=size)
-    write_config(tmp_path)
-    return tmp_path
-
-
 QUICK = {
     "model": {
         "architecture": "fpn",
@@ -125,6 +115,16 @@ QUICK = {
     "retrain": {"min_new_labels": 4},
 }
 """Settings with which a whole round takes a second or two."""
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """A project folder with 24 images of two sizes, their masks, and a configuration."""
+    for index in range(24):
+        size = (64, 48) if index % 3 else (48, 64)
+        draw(tmp_path / "images", tmp_path / "masks", name=f"frame_{index:03d}.png", seed=index, size=size)
+    write_config(tmp_path, model=QUICK["model"])
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

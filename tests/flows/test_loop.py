@@ -17,28 +17,17 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CLASSES, draw
+from tests.flows.commands import Command
 
 pytestmark = pytest.mark.slow
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def run(folder: Path, *arguments: str) -> str:
     """Run a command to its end; its standard output."""
-    process = start(folder, *arguments)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, f"{arguments}: {errors}{output}"
-    return output
+    command = Command(folder, *arguments)
+    code = command.end(within=240)
+    assert code == 0, f"{arguments}: {command.errors}{command.output}"
+    return command.output
 
 
 def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
@@ -92,14 +81,9 @@ def test_a_loop_that_is_killed_again_and_again_ends_where_an_undisturbed_one_doe
     generator = np.random.default_rng(7)
     kills = 0
     for _ in range(12):
-        process = start(squares, "loop", "--rounds", "2")
-        try:
-            process.wait(timeout=3.5 + float(generator.uniform(0, 5)))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        if process.returncode == 0:
+        code = Command(squares, "loop", "--rounds", "2").end(within=float(generator.uniform(0.2, 2.5)))
+        kills += code == -signal.SIGKILL
+        if code == 0:
             break
     run(squares, "loop", "--rounds", "2")
     assert kills >= 2
@@ -186,16 +170,22 @@ def test_a_checkpoint_that_was_replaced_by_a_pickle_is_refused(squares: Path) ->
     run(squares, "train")
     (weights,) = (squares / ".segcurate" / "models" / "r01").glob("*.safetensors")
     weights.write_bytes(pickle.dumps({"a": 1}))
-    process = start(squares, "calibrate")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert weights.name in errors
-    assert "Traceback" not in errors
+    command = Command(squares, "calibrate")
+    assert command.end(within=120) == 1
+    assert weights.name in command.errors
+    assert "Traceback" not in command.errors
 
 
 def test_interrupting_says_how_to_go_on(squares: Path) -> None:
     run(squares, "ingest")
-    process = start(squares, "loop", "--rounds", "2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "loop", "--rounds", "2"],
+        cwd=squares,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (squares / ".segcurate" / "models" / "r01").is_dir():
         assert process.poll() is None
         time.sleep(0.1)
