@@ -67,7 +67,8 @@ def test_what_is_left_is_counted_while_another_process_writes(
     plan = plan_scoring(project, database)
     monkeypatch.setattr("db.engine.BUSY_TIMEOUT_MS", 200)
     impatient = Database(project.database_url)
-    with database.session():
+    with database.session() as writer:
+        writer.connection()
         assert _Workers(project, impatient, plan.run_id, ["cpu"]).open_shards() == 2
     impatient.close()
 
