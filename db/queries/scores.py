@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
@@ -302,6 +302,14 @@ def region_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> 
     return _read_columns(session, RegionScore, run_id, columns, order)
 
 
+def region_pages(
+    session: Session, *, run_id: int, columns: Sequence[str]
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """As `region_columns`, `PAGE` rows at a time."""
+    order = (RegionScore.image_id, RegionScore.region_index)
+    return _column_pages(session, RegionScore, run_id, columns, order)
+
+
 def image_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """Columns of a run's image scores as arrays, by image; NULL is NaN.
 
@@ -331,17 +339,26 @@ def _read_columns(
     columns: Sequence[str],
     order: tuple[InstrumentedAttribute[int], ...],
 ) -> dict[str, npt.NDArray[Any]]:
+    pages = list(_column_pages(session, table, run_id, columns, order))
+    return {
+        name: np.concatenate([page[name] for page in pages]) if pages else np.empty(0) for name in columns
+    }
+
+
+def _column_pages(
+    session: Session,
+    table: type[RegionScore] | type[ImageScore],
+    run_id: int,
+    columns: Sequence[str],
+    order: tuple[InstrumentedAttribute[int], ...],
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
     statement = select(*(_column(table, name) for name in columns)).where(table.run_id == run_id)
     result = session.execute(statement.order_by(*order).execution_options(yield_per=PAGE))
-    pages: list[list[npt.NDArray[Any]]] = [[] for _ in columns]
     for page in result.partitions(PAGE):
-        for place, values in enumerate(zip(*page, strict=True)):
-            filled = [np.nan if value is None else value for value in values]
-            pages[place].append(np.asarray(filled))
-    return {
-        name: np.concatenate(parts) if parts else np.empty(0)
-        for name, parts in zip(columns, pages, strict=True)
-    }
+        yield {
+            name: np.asarray([np.nan if value is None else value for value in values])
+            for name, values in zip(columns, zip(*page, strict=True), strict=True)
+        }
 
 
 def _column(table: type[RegionScore] | type[ImageScore], name: str) -> InstrumentedAttribute[Any]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from db.engine import Database
 from db.queries import models, scores
@@ -15,7 +14,7 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.format import count, percent
 from pipeline.progress import Progress, silent
-from pipeline.uncertainty.disagreement import Disagreement, confident_but_disagreeing
+from pipeline.uncertainty.disagreement import RegionBlock, confident_but_disagreeing
 
 
 @dataclass(frozen=True)
@@ -86,37 +85,28 @@ def disagreements(
         run = newest_run(session, model.id, finished=True) if model is not None else None
         if model is None or run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
-        columns = scores.region_columns(session, run_id=run.id, columns=_COLUMNS)
-        found = _find(columns, run_id=run.id)
-        rows = found.rows[:limit]
-        places = list(
-            zip(columns["image_id"][rows].tolist(), columns["region_index"][rows].tolist(), strict=True)
-        )
-        at = scores.regions_at(session, run_id=run.id, places=places)
+
+        def read() -> Iterator[RegionBlock]:
+            for page in scores.region_pages(session, run_id=run.id, columns=RegionBlock._fields):
+                image_id, index, *measures = page.values()
+                yield RegionBlock(image_id, index, *(values.astype(np.float32) for values in measures))
+
+        found = confident_but_disagreeing(read, limit=limit)
+        if found is None:
+            raise UserError(
+                f"Scoring run {run.id} has no samples that could disagree.",
+                "Set `scoring.sampler: mc_dropout` and run `segcurate score`.",
+            )
+        at = scores.regions_at(session, run_id=run.id, places=found.strongest)
     names = project.config.data.class_names
     return DisagreementReport(
         run_id=run.id,
         model=model.name,
-        regions=len(columns["image_id"]),
-        found=len(found.rows),
+        regions=found.regions,
+        found=found.found,
         most_entropy=found.most_entropy,
         least_information=found.least_information,
-        rows=[_described(at[place], names) for place in places],
-    )
-
-
-_COLUMNS = ("image_id", "region_index", "expected_entropy", "mutual_information", "variation_ratio")
-
-
-def _find(columns: dict[str, npt.NDArray[np.floating]], *, run_id: int) -> Disagreement:
-    information, votes = columns["mutual_information"], columns["variation_ratio"]
-    if len(information) == 0 or np.isnan(information).any():
-        raise UserError(
-            f"Scoring run {run_id} has no samples that could disagree.",
-            "Set `scoring.sampler: mc_dropout` and run `segcurate score`.",
-        )
-    return confident_but_disagreeing(
-        columns["expected_entropy"], information, None if np.isnan(votes).any() else votes
+        rows=[_described(at[place], names) for place in found.strongest],
     )
 
 

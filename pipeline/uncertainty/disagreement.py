@@ -1,6 +1,6 @@
 """Confident but disagreeing: each sample is sure of itself, and they say different things.
 
-Legend: N regions, K found ones.
+Legend: N regions.
 
 A region is *confident* where its expected entropy is at most the median of the run: the samples are, one by
 one, as sure as they are in the surer half of the pool. It is *disagreeing* where its mutual information is at
@@ -17,54 +17,85 @@ would be 5, 1 and 8 %.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.acquisition.quantiles import QuantileBins, Quantiles
 
 CONFIDENT = 0.5
 """Up to this quantile of the run, expected entropy is low."""
 DISAGREEING = 0.5
 """From this quantile on, mutual information is high."""
 
-Floats = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float32]
+
+
+class RegionBlock(NamedTuple):
+    """The measures of some regions, each float32 [N], NaN where a region has none; and where they lie."""
+
+    image_id: npt.NDArray[np.int64]
+    region_index: npt.NDArray[np.int64]
+    expected_entropy: Floats
+    mutual_information: Floats
+    variation_ratio: Floats
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What was found among N regions.
+    """The regions of a run that are confident but disagreeing.
 
     Attributes:
-        rows: [K] rows of the regions, the strongest disagreement first.
+        strongest: image id and region index, the strongest disagreement first.
+        found, regions: how many there are, among how many.
         most_entropy, least_information: the run's quantiles, which the found ones lie within.
     """
 
-    rows: npt.NDArray[np.int64]
+    strongest: list[tuple[int, int]]
+    found: int
+    regions: int
     most_entropy: float
     least_information: float
 
 
 def confident_but_disagreeing(
-    expected_entropy: Floats, mutual_information: Floats, variation_ratio: Floats | None
-) -> Disagreement:
-    """Regions whose samples are each confident and disagree, ranked by the votes against the winner.
+    read: Callable[[], Iterable[RegionBlock]], *, limit: int
+) -> Disagreement | None:
+    """Regions whose samples are each confident and disagree, ranked by the votes against the winner; by
+    mutual information where votes are equal, or where a region of the run has none.
 
     Args:
-        expected_entropy, mutual_information: [N], at least one.
-        variation_ratio: [N]; None ranks by mutual information, as do equal votes.
+        read: every region of the run, in blocks of one order. It is called three times, so that no more than
+            a block is in memory.
+        limit: regions of `strongest`.
 
-    Raises:
-        ValueError: there is no region, or the columns differ in length.
+    Returns:
+        None where there is no region, or one that has no samples.
     """
-    if len(expected_entropy) == 0 or len(expected_entropy) != len(mutual_information):
-        raise ValueError(
-            "Expected two columns of one length, at least 1, but got "
-            f"{len(expected_entropy)} and {len(mutual_information)}."
-        )
-    most, least = np.quantile(expected_entropy, CONFIDENT), np.quantile(mutual_information, DISAGREEING)
-    found = np.flatnonzero(
-        (expected_entropy <= most) & (mutual_information >= least) & (mutual_information > 0)
-    )
-    votes = np.zeros(len(found)) if variation_ratio is None else variation_ratio[found]
-    order = np.lexsort((found, -mutual_information[found], -votes))
-    return Disagreement(rows=found[order], most_entropy=float(most), least_information=float(least))
+    entropy_bins, information_bins = QuantileBins((CONFIDENT,)), QuantileBins((DISAGREEING,))
+    regions, has_votes = 0, True
+    for block in read():
+        entropy_bins.count(block.expected_entropy)
+        information_bins.count(block.mutual_information)
+        regions += len(block.image_id)
+        has_votes &= not np.isnan(block.variation_ratio).any()
+    if regions == 0 or information_bins.total < regions:
+        return None
+    entropy, information = Quantiles(entropy_bins), Quantiles(information_bins)
+    for block in read():
+        entropy.count(block.expected_entropy)
+        information.count(block.mutual_information)
+    (most,), (least,) = entropy.values(), information.values()
+    best, found = np.empty((0, 4)), 0
+    for block in read():
+        of_block = np.column_stack([column.astype(np.float64) for column in block])
+        of_block = of_block[(of_block[:, 2] <= most) & (of_block[:, 3] >= least) & (of_block[:, 3] > 0)]
+        found += len(of_block)
+        votes = of_block[:, 4] if has_votes else np.zeros(len(of_block))
+        best = np.vstack([best, np.column_stack([of_block[:, [0, 1, 3]], votes])])
+        best = best[np.lexsort((-best[:, 2], -best[:, 3]))[:limit]]  # stable: equal ones keep their order
+    strongest = [(int(image_id), int(index)) for image_id, index, *_ in best.tolist()]
+    return Disagreement(strongest, found, regions, most, least)

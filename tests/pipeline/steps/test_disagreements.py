@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sqlalchemy import delete, update
 from db.tables import RegionScore, ScoringRun
 from pipeline.errors import UserError
 from pipeline.steps.disagreements import disagreements
-from pipeline.uncertainty.disagreement import confident_but_disagreeing
+from pipeline.uncertainty.disagreement import Disagreement, RegionBlock, confident_but_disagreeing
 from tests.factories import change
 from tests.pipeline.acquisition.synthetic import Store, make_store
 
@@ -30,6 +31,28 @@ def of_samples(samples: list[list[float]]) -> tuple[float, float, float]:
     return expected, entropy_of(*mean) - expected, against
 
 
+def strongest(
+    entropy: np.ndarray, information: np.ndarray, votes: np.ndarray | None, *, limit: int = 1000
+) -> Disagreement:
+    """Of regions that are read in blocks of 7, each an image of its own."""
+    unknown = np.full(len(entropy), np.nan) if votes is None else votes
+    measures = [column.astype(np.float32) for column in (entropy, information, unknown)]
+    columns = [np.arange(len(entropy)), np.zeros(len(entropy), dtype=np.int64), *measures]
+
+    def read() -> Iterator[RegionBlock]:
+        for start in range(0, len(entropy), 7):
+            yield RegionBlock(*(column[start : start + 7] for column in columns))
+
+    found = confident_but_disagreeing(read, limit=limit)
+    assert found is not None
+    assert found.regions == len(entropy)
+    return found
+
+
+def rows_of(found: Disagreement) -> list[int]:
+    return [image_id for image_id, _ in found.strongest]
+
+
 def test_sure_samples_that_contradict_each_other_are_found_and_unsure_or_agreeing_ones_are_not() -> None:
     sure, other, unsure = [0.97, 0.02, 0.01], [0.02, 0.97, 0.01], [0.4, 0.35, 0.25]
     pixels = {
@@ -40,30 +63,34 @@ def test_sure_samples_that_contradict_each_other_are_found_and_unsure_or_agreein
         "unsure and wavering": [unsure] * 5 + [[0.25, 0.35, 0.4]] * 5,
     }
     names = list(pixels)
-    entropy, information, votes = np.array([of_samples(samples) for samples in pixels.values()]).T
-    found = confident_but_disagreeing(entropy, information, votes)
-    assert [names[row] for row in found.rows] == ["contradict", "contradict less"]
+    entropy, information, votes = np.float32([of_samples(samples) for samples in pixels.values()]).T
+    found = strongest(entropy, information, votes)
+    assert [names[row] for row in rows_of(found)] == ["contradict", "contradict less"]
     assert found.most_entropy == np.median(entropy)
     assert found.least_information == np.median(information)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_region_that_meets_the_definition_comes_in_the_order_of_the_votes(seed: int) -> None:
-    entropy, information, votes = np.random.default_rng(seed).random((3, 101))
-    found = confident_but_disagreeing(entropy, information, votes)
+    entropy, information, votes = np.random.default_rng(seed).random((3, 101), dtype=np.float32)
+    votes[::5] = votes[0]  # equal votes: the order of mutual information
+    found = strongest(entropy, information, votes)
     sorted_entropy, sorted_information = sorted(entropy), sorted(information)
     expected = [
         row
         for row in range(101)
         if entropy[row] <= sorted_entropy[50] and information[row] >= sorted_information[50]
     ]
-    assert found.rows.tolist() == sorted(expected, key=lambda row: -votes[row])
-    by_information = confident_but_disagreeing(entropy, information, None).rows
-    assert by_information.tolist() == sorted(expected, key=lambda row: -information[row])
+    by_votes = sorted(expected, key=lambda row: (-votes[row], -information[row]))
+    assert rows_of(found) == by_votes
+    assert found.found == len(expected)
+    assert rows_of(strongest(entropy, information, votes, limit=3)) == by_votes[:3]
+    by_information = sorted(expected, key=lambda row: -information[row])
+    assert rows_of(strongest(entropy, information, None)) == by_information
 
 
 def test_samples_that_never_disagree_give_nothing() -> None:
-    assert len(confident_but_disagreeing(np.full(5, 0.1), np.zeros(5), None).rows) == 0
+    assert strongest(np.full(5, 0.1), np.zeros(5), None).strongest == []
 
 
 @pytest.fixture
