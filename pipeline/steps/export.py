@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.engine import Database
@@ -19,7 +17,6 @@ from db.queries import labels as label_queries
 from db.queries import models, queue_items, queues
 from db.queries import rounds as round_queries
 from db.queries import scores as score_queries
-from db.queries.queue_items import QueuedRegion
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
@@ -56,39 +53,46 @@ _SAME_MOMENT = 2.0
 """Seconds by which the times of files that were written together may differ."""
 
 
+_ITEM_FIELDS = (
+    *("rank", "x", "y", "w", "h", "outline", "measure", "score"),
+    *("slice", "inclusion_probability", "reason"),
+)
+"""Columns of a queue item that the manifest has under the same name."""
+
+
+@dataclass(frozen=True)
+class _QueuedImage:
+    """An image of the queue with its items, best rank first; `place` counts images from 0 on."""
+
+    image: Image
+    items: list[QueueItem]
+    place: int
+
+
 @dataclass(frozen=True)
 class _Work:
-    """What is exported: read from the store at once, so that it fits together."""
+    """The data of an export, read in one transaction.
+
+    Attributes:
+        current: the round that goes on afterwards; None for a queue that is exported beside the loop.
+        round_number: of the queue.
+        images: by id, best rank first.
+        labels: of a review, the masks of the labels in force by image id, oldest first.
+    """
 
     current: Round | None
-    """The round whose turn it is; None for a queue that is exported beside the loop."""
     round_number: int | None
-    """Of the queue."""
     queue: Queue
-    regions: list[QueuedRegion]
+    images: dict[int, _QueuedImage]
     scores: dict[int, ImageScore]
     model: Model
     calibrators: Calibrators
     labels: dict[int, list[Path]] | None
-    """With a review: the labels in force of each image, oldest first."""
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """An image of the queue with its queue items, best rank first; `place` counts images from 0 on."""
-
-    image: Image
-    items: list[QueueItem]
-    name: str
-    place: int
-
-    @property
-    def boxes(self) -> npt.NDArray[np.int32]:
-        return np.array([(item.x, item.y, item.w, item.h) for item in self.items], dtype=np.int32)
-
-    @property
-    def outlines(self) -> list[str | None]:
-        return [item.outline for item in self.items]
+    def label(self, image_id: int) -> Mask:
+        """The label in force of an image of a review."""
+        image = self.images[image_id].image
+        return compose_labels((self.labels or {})[image_id], (image.width, image.height))
 
 
 @dataclass(frozen=True)
@@ -116,24 +120,24 @@ def export(
     to: str | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Write a queue as a folder in a labeling tool's format, all of it or nothing.
+    """Write a queue as a folder in a labeling tool's format, completely or not at all.
 
-    A proposed mask says something only inside the queued regions, so that a corrected one brings no unchecked
-    prediction back. Of a review it is the label in force instead, and the pictures show the model's doubt of
-    it. An image that cannot be read is left out, and recorded as a failure.
+    A proposed mask is void outside of the queued regions, so that a corrected one contains no unchecked
+    prediction. For a review it is the label in force, and the pictures show the model's doubt of it. An image
+    that cannot be read is left out, and recorded as a failure.
 
     Args:
-        queue: its name; by default the current round's, which then goes on. The export of another one leaves
-            the round as it is.
-        folder: the exported folder itself. By default it is in `export.folder` and called as the queue is,
-            with the tool's name behind it for any but `folder`. An earlier export there is replaced, unless
-            something was put into it.
+        queue: its name; by default the current round's queue, and then the round goes on. The export of
+            another queue leaves the round as it is.
+        folder: the exported folder itself. By default it is in `export.folder` and has the queue's name,
+            followed by the tool's unless that is `folder`. An earlier export there is replaced, unless files
+            were added to it.
         to: the tool's name; `labeling.tool` by default.
 
     Raises:
         NotYourTurn: no queue has been selected.
-        UserError: there is no such queue or tool, the folder cannot be written, holds masks or something
-            else, or no image can be read.
+        UserError: there is no such queue or tool, the folder cannot be written, contains masks or other
+            files, or no image can be read.
     """
     tool = tool_named(to or project.config.labeling.tool)
     with database.session(write=False) as session:
@@ -142,36 +146,33 @@ def export(
     default = project.path(project.config.export.folder) / name
     target = Path(os.path.abspath(folder if folder is not None else default))
     _refuse_occupied(target)
-    entries = _entries(work.regions)
     failures: list[tuple[str, str]] = []
     clicks: dict[int, float] = {}
-    written = 0
+    total = len(work.images)
     with atomic_folder(target) as fresh:
         writer = tool.writer(fresh, _outgoing_queue(project, work))
         proposals = propose(
-            [project.ref(entry.image) for entry in entries.values()],
+            [project.ref(queued.image) for queued in work.images.values()],
             model=open_model(project, work.model.checkpoint_uri, calibrators=work.calibrators),
-            label_of=None if work.labels is None else partial(_label_in_force, entries, work.labels),
+            label_of=None if work.labels is None else work.label,
         )
         for done, proposal in enumerate(proposals):
-            progress("export", done, len(entries))
-            entry = entries[proposal.image_id if isinstance(proposal, Proposal) else proposal.id]
-            if isinstance(proposal, Unreadable):
-                failures.append((entry.image.uri, proposal.reason))
-                continue
-            effort = estimated_clicks(proposal.mask, entry.boxes, entry.outlines)
-            of_image = {item.id: float(of_item) for item, of_item in zip(entry.items, effort, strict=True)}
+            progress("export", done, total)
+            queued = work.images[proposal.image_id if isinstance(proposal, Proposal) else proposal.id]
             try:
-                writer.add(_outgoing_image(project, entry, proposal, work, of_image))
+                if isinstance(proposal, Unreadable):
+                    raise DataError(proposal.reason)
+                outgoing = _outgoing_image(project, work, queued, proposal)
+                writer.add(outgoing)
             except DataError as error:
-                failures.append((entry.image.uri, str(error)))
-                continue
-            clicks.update(of_image)
-            written += 1
-        progress("export", len(entries), len(entries))
+                failures.append((queued.image.uri, str(error)))
+            else:
+                clicks.update((region.item, region.clicks or 0.0) for region in outgoing.regions)
+        progress("export", total, total)
+        written = total - len(failures)
         if not written:
             raise UserError(
-                f"None of the {len(entries)} images of queue {work.queue.name} can be read: {failures[0][1]}",
+                f"None of the {total} images of queue {work.queue.name} can be read: {failures[0][1]}",
                 "Put the files back, then run `segcurate export` again.",
             )
         writer.finish()
@@ -189,25 +190,39 @@ def _read_work(session: Session, project: Project, name: str | None) -> _Work:
     regions = queue_items.queued_regions(session, queue_id=queue.id)
     if not regions:
         raise UserError(f"Queue {queue.name} is empty.", "Run `segcurate select` again.")
+    items: dict[int, list[QueueItem]] = defaultdict(list)
+    for item, image in regions:
+        items[image.id].append(item)
+    images = {image.id: image for _, image in regions}
     scores: dict[int, ImageScore] = {}
     if queue.run_id is not None:
-        image_ids = sorted({region.image.id for region in regions})
-        scores = score_queries.scores_of_images(session, run_id=queue.run_id, image_ids=image_ids)
+        scores = score_queries.scores_of_images(session, run_id=queue.run_id, image_ids=sorted(images))
+    labels = {
+        image_id: [
+            project.path(label.mask_uri)
+            for label in label_queries.labels_in_force(session, image_id=image_id)
+        ]
+        for image_id in images
+        if queue.kind == "review"
+    }
     of_round = None if queue.round_id is None else session.get_one(Round, queue.round_id)
     return _Work(
         current=current,
         round_number=None if of_round is None else of_round.number,
         queue=queue,
-        regions=regions,
+        images={
+            image_id: _QueuedImage(images[image_id], of_image, place)
+            for place, (image_id, of_image) in enumerate(items.items())
+        },
         scores=scores,
         model=model,
         calibrators=stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
-        labels=None if queue.kind != "review" else _labels_in_force(session, project, regions),
+        labels=labels or None,
     )
 
 
 def _find_queue(session: Session, name: str | None) -> tuple[Round | None, Queue]:
-    """The queue of this name; the current round only where it is the round's, whose turn it must be."""
+    """The queue of this name, and the current round where the queue is the round's own."""
     queue = None if name is None else queues.queue_by_name(session, name)
     if name is not None and queue is None:
         raise UserError(f"There is no queue {name!r}.", "Run `segcurate status`.")
@@ -221,26 +236,8 @@ def _find_queue(session: Session, name: str | None) -> tuple[Round | None, Queue
     return current, queue
 
 
-def _labels_in_force(
-    session: Session, project: Project, regions: Sequence[QueuedRegion]
-) -> dict[int, list[Path]]:
-    """Masks in the order in which they are painted, by image id."""
-    return {
-        image_id: [
-            project.path(label.mask_uri)
-            for label in label_queries.labels_in_force(session, image_id=image_id)
-        ]
-        for image_id in {region.image.id for region in regions}
-    }
-
-
-def _label_in_force(entries: dict[int, _Entry], labels: dict[int, list[Path]], image_id: int) -> Mask:
-    image = entries[image_id].image
-    return compose_labels(labels[image_id], (image.width, image.height))
-
-
 def _refuse_occupied(target: Path) -> None:
-    """Never replace what is not an export, nor an export in which somebody has worked."""
+    """Never replace a folder that is no export, nor an export that files were added to."""
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
@@ -248,10 +245,10 @@ def _refuse_occupied(target: Path) -> None:
     if not any(target.iterdir()):
         return
     if not (target / MANIFEST).is_file():
-        raise UserError(f"{target} holds something else.", "Name another folder with `--folder`.")
+        raise UserError(f"{target} contains other files.", "Name another folder with `--folder`.")
     if any(path.is_file() for path in (target / MASKS).rglob("*")):
         raise UserError(
-            f"{target / MASKS} holds masks already.",
+            f"{target / MASKS} contains masks already.",
             f"Import them with `segcurate import {target}`, or name another folder with `--folder`.",
         )
     added = _newest_addition(target)
@@ -272,23 +269,6 @@ def _newest_addition(target: Path) -> Path | None:
     return next((path for path in files if path.stat().st_mtime > written + _SAME_MOMENT), None)
 
 
-def _entries(regions: Sequence[QueuedRegion]) -> dict[int, _Entry]:
-    """The images of a queue by id, best rank first."""
-    items: dict[int, list[QueueItem]] = defaultdict(list)
-    images = {image.id: image for _, image in regions}
-    for item, image in regions:
-        items[image.id].append(item)
-    return {
-        image_id: _Entry(
-            image=images[image_id],
-            items=of_image,
-            name=export_name(rank=of_image[0].rank, image_id=image_id, uri=images[image_id].uri),
-            place=place,
-        )
-        for place, (image_id, of_image) in enumerate(items.items())
-    }
-
-
 def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
     return OutgoingQueue(
         name=work.queue.name,
@@ -302,51 +282,44 @@ def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
     )
 
 
-def _outgoing_image(
-    project: Project, entry: _Entry, proposal: Proposal, work: _Work, clicks: dict[int, float]
-) -> OutgoingImage:
-    image, score = entry.image, work.scores.get(entry.image.id)
-    class_names = project.config.data.class_names
+def _outgoing_image(project: Project, work: _Work, queued: _QueuedImage, proposal: Proposal) -> OutgoingImage:
+    image, items, score = queued.image, queued.items, work.scores.get(queued.image.id)
+    boxes = np.array([(item.x, item.y, item.w, item.h) for item in items], dtype=np.int32)
+    outlines = [item.outline for item in items]
+    effort = estimated_clicks(proposal.mask, boxes, outlines).tolist()
     return OutgoingImage(
         image_id=image.id,
         uri=image.uri,
         sha256=image.sha256,
         width=image.width,
         height=image.height,
-        name=entry.name,
-        rank=entry.items[0].rank,
-        place=entry.place,
+        name=export_name(rank=items[0].rank, image_id=image.id, uri=image.uri),
+        rank=items[0].rank,
+        place=queued.place,
         source=project.image(image.uri),
         scores={} if score is None else {measure: getattr(score, measure) for measure in MEASURES},
-        mask=only_inside(proposal.mask, entry.boxes, entry.outlines),
+        mask=only_inside(proposal.mask, boxes, outlines),
         map=proposal.map,
         title=proposal.title,
-        regions=[_region(item, clicks[item.id], class_names=class_names) for item in entry.items],
+        regions=[
+            _region(item, clicks, class_names=project.config.data.class_names)
+            for item, clicks in zip(items, effort, strict=True)
+        ],
     )
 
 
 def _region(item: QueueItem, clicks: float, *, class_names: list[str]) -> ManifestRegion:
     return ManifestRegion(
+        **{name: getattr(item, name) for name in _ITEM_FIELDS},
         item=item.id,
-        rank=item.rank,
-        x=item.x,
-        y=item.y,
-        w=item.w,
-        h=item.h,
-        outline=item.outline,
         polygons=[] if item.outline is None else polygons(item.outline, (item.x, item.y, item.w, item.h)),
-        measure=item.measure,
-        score=item.score,
         predicted_class=None if item.predicted_class is None else class_names[item.predicted_class],
-        slice=item.slice,
-        inclusion_probability=item.inclusion_probability,
-        reason=item.reason,
         clicks=clicks,
     )
 
 
 def _check_complete(folder: Path, written: int, *, target: Path) -> None:
-    """Two exports at once clear each other's unfinished folder away: the loser must not publish the rest."""
+    """Of two exports at once, one deletes the other's unfinished folder, which must not be published then."""
     manifest = folder / MANIFEST
     entries = read_manifest(manifest) if manifest.is_file() else iter(())
     if sum(_is_complete(folder, entry) for entry in entries) != written:
@@ -372,10 +345,10 @@ def _mark_exported(
 ) -> None:
     current = rounds.require(session, "export") if work.current is not None else None
     queue = queues.queue_by_name(session, work.queue.name)
-    ids = {region.item.id for region in work.regions}
+    ids = {item.id for queued in work.images.values() for item in queued.items}
     if queue is None or {item.id for item in queue_items.queue_items(session, queue.id)} != ids:
         raise UserError(
-            f"Queue {work.queue.name} was made anew while it was exported.",
+            f"Queue {work.queue.name} was replaced during its export.",
             "Run `segcurate export` again.",
         )
     if queue.export_uri is None or tool == project.config.labeling.tool:

@@ -125,7 +125,7 @@ def test_exporting_again_replaces_the_folder_until_somebody_has_worked_in_it(sel
     assert (folder / "labelmap.json").is_file()
     work = folder / "masks" / "mine.png"
     work.write_bytes(b"an afternoon of work")
-    with pytest.raises(UserError, match="holds masks already"):
+    with pytest.raises(UserError, match="contains masks already"):
         export(*selected)
     assert work.read_bytes() == b"an afternoon of work"
 
@@ -134,7 +134,7 @@ def test_a_folder_of_something_else_is_not_replaced(selected: Exported) -> None:
     other = selected.project.root / "thesis"
     other.mkdir()
     (other / "chapter1.txt").write_text("years")
-    with pytest.raises(UserError, match="thesis holds something else"):
+    with pytest.raises(UserError, match="thesis contains other files"):
         export(*selected, folder=other)
     assert (other / "chapter1.txt").read_text() == "years"
     assert selected.state() == (1, "export")

@@ -150,7 +150,7 @@ def test_a_queue_of_shapes_is_exported_labeled_inside_them_only_and_not_asked_fo
     again = select(project, database, overrides=wanted)
     assert again.items
     for item in again.items:
-        x, y, w, h = item.box
+        x, y, w, h = item.x, item.y, item.w, item.h
         shape = decode_outline(item.outline, width=w, height=h)
         assert (
             asked.get(item.image_id, np.zeros((HEIGHT, WIDTH), bool))[y : y + h, x : x + w] & shape

@@ -174,7 +174,7 @@ def test_a_review_that_was_never_exported_is_replaced(labeled: Labeled) -> None:
     occupied = labeled.project.root / "elsewhere"
     occupied.mkdir()
     (occupied / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         review(*labeled, budget=6, folder=occupied)
     report = review(*labeled, budget=4)
     assert report.queue == "review-01"
