@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from db.tables import ModelLabel, QueueItem
-from flows import cli
 from pipeline.format import short_count
+from tests.flows.console import Console
 from tests.pipeline.shared_queue import SharedQueue, disputing, filled, make_shared_queue
 
 IMAGES = 6
-
-
-class Console:
-    """The console script in a project's folder, on a terminal of 110 columns."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
-        patch.chdir(folder)
-        patch.setattr("flows.cli.display.console.width", 110, raising=False)
-        self.patch, self.capture = patch, capture
-
-    def run(self, *arguments: str, code: int = 0) -> str:
-        self.patch.setattr(sys, "argv", ["segcurate", *arguments])
-        self.capture.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        output, errors = self.capture.readouterr()
-        assert int(end.value.code or 0) == code, errors
-        return errors if code else output
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, "--json"))
 
 
 @pytest.fixture

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select
 
 from db.tables import Failure, Image, ImageScore, Lease, QueueItem, RegionScore, ScoringRun, Shard, utc_now
-from flows import cli
 from pipeline.leases import this_process
 from tests.conftest import opened
-
-
-class Console:
-    """The console script, in a project's folder."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
-        patch.chdir(folder)
-        patch.setattr("flows.cli.display.console.width", 220, raising=False)
-        self.patch, self.capture = patch, capture
-
-    def run(self, *arguments: str, code: int = 0) -> str:
-        """What a command prints; on standard error where it fails."""
-        self.patch.setattr(sys, "argv", ["segcurate", *arguments])
-        self.capture.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        output, errors = self.capture.readouterr()
-        assert int(end.value.code or 0) == code, errors
-        return errors if code else output
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, "--json"))
+from tests.flows.console import Console
 
 
 @pytest.fixture
