@@ -77,6 +77,17 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.fixture
+def one_thread() -> Generator[None]:
+    """As each of two processes has on two cores: with the threads, the last digit of sums changes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _closed(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Closes what a test has opened."""

@@ -26,8 +26,7 @@ from pipeline.steps.score import score
 from pipeline.steps.train import train
 from tests.factories import make_pool
 from tests.pipeline.labeling.exported_project import make_exported
-from tests.pipeline.steps.test_train import fill
-from tests.pipeline.steps.test_train import make_project as make_training_project
+from tests.pipeline.steps.test_train import fill, make_training_project
 
 SCORING: dict[str, Any] = {
     "samples": 2,
@@ -219,8 +218,7 @@ def test_a_checkpoint_on_a_full_disk_stops_the_training_which_then_resumes(
 ) -> None:
     weights: list[bytes] = []
     for name in ("undisturbed", "stopped"):
-        project = make_training_project(tmp_path / name, iterations=6, checkpoint_every=2)
-        project.workdir.mkdir(parents=True)
+        project, _ = make_training_project(tmp_path / name, iterations=6, checkpoint_every=2)
         seen: list[int] = []
         with closing(Database(f"sqlite:///{tmp_path}/{name}.db")) as database:
             fill(project, database)

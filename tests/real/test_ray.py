@@ -20,7 +20,6 @@ import numpy as np
 import psutil
 import pytest
 import ray
-import torch
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.logging.loggers import disable_run_logger
@@ -73,15 +72,6 @@ def cluster(prefect_server: None) -> Generator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-@pytest.fixture
-def one_thread() -> Generator[None]:
-    """As Ray gives a worker of one CPU: with the threads, the last digit of sums changes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ def make_exported(root: Path) -> Exported:
     generator = np.random.default_rng(0)
     truth: dict[str, Mask] = {}
     for name, (width, height) in NAMES.items():
-        truth[name] = _scene(generator, width=width, height=height)
-        _write_image(root / "images" / name, truth[name], generator)
+        truth[name] = scene(generator, width=width, height=height)
+        write_image(root / "images" / name, truth[name], generator)
         write_png((root / "masks" / name).with_suffix(".png"), ids(truth[name]))
     classes: dict[str, int] = dict(zip(("sky", "road", "pole"), CLASS_IDS, strict=True))
     return select_regions(root, truth, classes=classes, cell=32)
@@ -141,7 +141,7 @@ def select_regions(root: Path, truth: dict[str, Mask], *, classes: dict[str, int
     return exported
 
 
-def _scene(generator: np.random.Generator, *, width: int, height: int) -> Mask:
+def scene(generator: np.random.Generator, *, width: int, height: int, classes: int = 3) -> Mask:
     """A horizon, a disc with a hole in it, and objects of one pixel."""
     rows, columns = np.mgrid[:height, :width]
     mask = (rows > height * 0.55).astype(np.uint8)
@@ -149,13 +149,16 @@ def _scene(generator: np.random.Generator, *, width: int, height: int) -> Mask:
     radius = min(width, height) * 0.35
     mask[(distance < radius) & (distance > radius * 0.5)] = 2
     specks = generator.random((height, width)) < 0.02
-    mask[specks] = generator.integers(0, 3, size=int(specks.sum()), dtype=np.uint8)
+    mask[specks] = generator.integers(0, classes, size=int(specks.sum()), dtype=np.uint8)
     return mask
 
 
-def _write_image(path: Path, mask: Mask, generator: np.random.Generator) -> None:
+COLORS = [[120, 160, 220], [90, 90, 90], [200, 60, 40], [40, 160, 60], [200, 200, 60]]
+
+
+def write_image(path: Path, mask: Mask, generator: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    colors = np.array([[120, 160, 220], [90, 90, 90], [200, 60, 40]], dtype=np.int16)[mask]
+    colors = np.array(COLORS, dtype=np.int16)[mask]
     pixels = (colors + generator.integers(-20, 20, size=colors.shape)).clip(0, 255).astype(np.uint8)
     if path.suffix == ".tif":
         tifffile.imwrite(path, pixels[:, :, 0].astype(np.uint16) * 200)

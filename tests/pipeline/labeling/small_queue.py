@@ -51,15 +51,17 @@ def label_map(names: Sequence[str] = NAMES) -> LabelMap:
     return LabelMap(DataConfig(images=["images"], classes=list(names)))  # pyright: ignore[reportArgumentType]
 
 
-def outgoing_queue(*, labels: LabelMap | None = None) -> OutgoingQueue:
+def outgoing_queue(
+    name: str = "round-03", *, labels: LabelMap | None = None, overlays: bool = False
+) -> OutgoingQueue:
     return OutgoingQueue(
-        name="round-03",
+        name=name,
         round=3,
         kind="selected",
         project="streets",
         model="r02",
         labels=labels or label_map(),
-        overlays=False,
+        overlays=overlays,
     )
 
 

@@ -7,61 +7,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import ModelConfig, TrainingConfig
+from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError
 from pipeline.model.build import build_segmenter
-from pipeline.model.checkpoints import ModelCard, load_model, load_weights, save_model
+from pipeline.model.checkpoints import load_model, load_weights, save_model
 from pipeline.model.heads import heads_loss
 from pipeline.model.segmenter import Segmenter
-from pipeline.training.dataset import TrainingSet
-from pipeline.training.loop import train_segmenter
+from tests.factories import new_card
 from tests.pipeline.model.test_segmenter import CLASSES, tiny
-from tests.pipeline.training.test_loop import draw_images
+from tests.pipeline.training.test_loop import LINKNET, run
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig(
-    architecture="linknet", encoder="tu-mobilenetv3_small_050", encoder_weights="none", heads=3
-)
+MODEL = ModelConfig.model_validate(LINKNET | {"heads": 3})
 
 
 class PulledPlugError(Exception):
     """The run ends here, whatever it was doing."""
 
 
-def trained(folder: Path, *, heads: int, iterations: int = 8, stop_at: int = 0) -> Segmenter:
+def trained(folder: Path, *, heads: int, stop_at: int = 0) -> Segmenter:
     """A network after a few iterations; with `stop_at`, its run breaks off at that iteration."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    settings = {"iterations": iterations, "batch_size": 3, "crop": (32, 32), "checkpoint_every": 3}
-    config = TrainingConfig.model_validate(settings)
-    torch.manual_seed(0)
-    model = MODEL.model_copy(update={"heads": heads})
-    segmenter = build_segmenter(model, num_classes=2, channels=3, root=folder)
-    samples = TrainingSet(
-        draw_images(folder),
-        config=config,
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        input_scale=1.0,
-        max_pixels=10**6,
-    )
 
     def progress(title: str, done: int, total: int | None) -> None:
         if done == stop_at:
             raise PulledPlugError
 
-    train_segmenter(
-        segmenter,
-        samples,
-        config,
-        class_weights=None,
-        device=CPU,
-        folder=folder,
-        identity="same",
-        progress=progress,
-    )
-    return segmenter
+    folder.mkdir(parents=True, exist_ok=True)
+    return run(folder, model={"heads": heads}, batch_size=3, progress=progress)[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +73,7 @@ def test_a_broken_off_run_resumes_its_heads_to_the_same_weights(
 
 
 def test_heads_are_saved_and_loaded_with_the_network(with_heads: Segmenter, tmp_path: Path) -> None:
-    card = ModelCard(
-        model=MODEL,
-        class_names=["a", "b"],
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-        input_scale=1.0,
-        config_hash="",
-        labels_hash="",
-        seed=0,
-        iterations=8,
-    )
-    save_model(tmp_path, with_heads, card)
+    save_model(tmp_path, with_heads, new_card(MODEL, ["a", "b"]))
     loaded, _ = load_model(tmp_path, device=CPU, class_names=["a", "b"])
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,131 +12,97 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import models
-from db.queries.labels import LabeledRegion, record_label
 from db.tables import Failure, Image, Model, Queue, Round
 from pipeline import rounds
-from pipeline.config import ProjectConfig
-from pipeline.data.masks import store_mask
 from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, NotYourTurn, UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps import train as step
 from pipeline.steps.train import train
 from pipeline.training import loop
-from tests.factories import ask, fetch, fetch_one
+from tests.factories import (
+    Workspace,
+    add_label,
+    ask,
+    configured,
+    fetch,
+    fetch_one,
+    make_project,
+    new_image,
+    new_queue,
+    put,
+)
 
 CPU = torch.device("cpu")
 SIZE = 36
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return Database(f"sqlite:///{tmp_path}/store.db")
+def made(tmp_path: Path) -> Workspace:
+    return make_training_project(tmp_path)
 
 
-def make_project(root: Path, *, model: dict[str, Any] | None = None, **training: Any) -> Project:
-    config = ProjectConfig.model_validate(
-        {
-            "name": "test",
-            "device": "cpu",
-            "data": {"images": "images", "classes": ["ground", "thing"]},
-            "model": {
-                "architecture": "linknet",
-                "encoder": "tu-mobilenetv3_small_050",
-                "encoder_weights": "none",
-                **(model or {}),
-            },
-            "training": {
-                "iterations": 4,
-                "batch_size": 2,
-                "crop": [32, 32],
-                "checkpoint_every": 2,
-                **training,
-            },
-        }
+@pytest.fixture
+def project(made: Workspace) -> Project:
+    return made.project
+
+
+@pytest.fixture
+def database(made: Workspace) -> Database:
+    return made.database
+
+
+def make_training_project(root: Path, **training: Any) -> Workspace:
+    quick = {"iterations": 4, "batch_size": 2, "crop": [32, 32], "checkpoint_every": 2}
+    return make_project(
+        root,
+        data={"classes": ["ground", "thing"]},
+        model={"architecture": "linknet", "decoder": {}},
+        training=quick | training,
     )
-    return Project(config=config, root=root)
 
 
-def add_image(session: Any, root: Path, name: str, *, split: str = "pool", seed: int | None = None) -> Image:
+def add_image(session: Session, root: Path, name: str, *, seed: int | None = None, **values: Any) -> Image:
     (root / "images").mkdir(exist_ok=True)
     path = root / "images" / f"{name}.png"
     rng = np.random.default_rng(int.from_bytes(name.encode()) % 1000 if seed is None else seed)
     PillowImage.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(path)
-    image = Image(
-        uri=f"images/{name}.png",
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        width=SIZE,
-        height=SIZE,
-        channels=3,
-        group_name="g",
-        position=0,
-        split=split,
-    )
-    session.add(image)
-    session.flush()
-    return image
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return put(session, new_image(f"images/{name}.png", sha256=digest, width=SIZE, height=SIZE, **values))
 
 
-def add_queue(session: Any, name: str) -> Queue:
-    queue = Queue(name=name, kind="initial", strategy="initial", unit="image", seed=0, spec={})
-    session.add(queue)
-    session.flush()
-    return queue
-
-
-def add_label(
-    session: Any,
+def add_mask(
+    session: Session,
     project: Project,
     image: Image,
     queue: Queue,
     *,
     value: int = 1,
     rows: int = SIZE,
-    annotator: str | None = None,
+    **by: Any,
 ) -> int:
     mask = np.full((SIZE, SIZE), 255, dtype=np.uint8)
     mask[:rows] = 0
     mask[: rows // 2] = value
-    path, sha256 = store_mask(project.workdir / "labels", mask)
-    label = record_label(
-        session,
-        image_id=image.id,
-        queue_id=queue.id,
-        mask_uri=project.uri(path),
-        mask_sha256=sha256,
-        labeled_pixels=int((mask != 255).sum()),
-        source="initial",
-        annotator=annotator,
-        labeled_at=datetime.now(UTC),
-        regions=[LabeledRegion(0, 0, SIZE, rows)],
-    )
-    assert label is not None
-    return label.id
+    return add_label(session, project, image.id, queue.id, mask, regions=[(0, 0, SIZE, rows)], **by).id
 
 
 def fill(project: Project, database: Database) -> None:
     """Two labeled images of the pool, and round 1."""
     with database.session() as session:
-        queue = add_queue(session, "initial")
+        queue = put(session, new_queue("initial"))
         for name in ("a", "b"):
-            add_label(session, project, add_image(session, project.root, name), queue)
+            add_mask(session, project, add_image(session, project.root, name), queue)
         rounds.open_first(session)
 
 
-def test_a_model_is_trained_saved_and_on_record(tmp_path: Path, database: Database) -> None:
-    project = make_project(tmp_path)
+def test_a_model_is_trained_saved_and_on_record(project: Project, database: Database) -> None:
     fill(project, database)
     model = train(project, database).model
     assert (model.name, model.status, model.iterations) == ("r01", "trained", 4)
@@ -160,19 +124,18 @@ def test_a_model_is_trained_saved_and_on_record(tmp_path: Path, database: Databa
 
 @pytest.mark.parametrize("split", ["calibration", "test", "guard"])
 def test_held_out_images_are_never_trained_on_even_when_they_have_labels(
-    tmp_path: Path, database: Database, split: str, monkeypatch: pytest.MonkeyPatch
+    project: Project, database: Database, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = make_project(tmp_path)
     fill(project, database)
     with database.session() as session:
         queue = session.scalars(select(Queue)).one()
-        held_out = add_image(session, tmp_path, "held_out", split=split, seed=1)
-        copy = add_image(session, tmp_path, "copy_in_the_pool", seed=1)
+        held_out = add_image(session, project.root, "held_out", split=split, seed=1)
+        copy = add_image(session, project.root, "copy_in_the_pool", seed=1)
         assert copy.sha256 == held_out.sha256
-        linked = add_image(session, tmp_path, "linked")
+        linked = add_image(session, project.root, "linked")
         linked.duplicate_of = 1
         for image in (held_out, copy, linked):
-            add_label(session, project, image, queue)
+            add_mask(session, project, image, queue)
     read: set[str] = set()
     original = step.LabeledImage
 
@@ -188,30 +151,28 @@ def test_held_out_images_are_never_trained_on_even_when_they_have_labels(
 
 
 def test_the_latest_version_of_each_queue_is_painted_in_the_order_of_queues(
-    tmp_path: Path, database: Database
+    project: Project, database: Database
 ) -> None:
-    project = make_project(tmp_path)
     with database.session() as session:
-        image = add_image(session, tmp_path, "a")
-        first, second = add_queue(session, "initial"), add_queue(session, "round-01")
-        later = add_label(session, project, image, second, value=0)
-        add_label(session, project, image, first, value=1)
-        corrected = add_label(session, project, image, first, value=0, rows=10)
+        image = add_image(session, project.root, "a")
+        first, second = put(session, new_queue("initial")), put(session, new_queue("round-01"))
+        later = add_mask(session, project, image, second, value=0)
+        add_mask(session, project, image, first, value=1)
+        corrected = add_mask(session, project, image, first, value=0, rows=10)
     (found,) = ask(database, models.training_labels)
     assert [label.id for label in found.labels] == [corrected, later]
 
 
 def test_the_newest_label_of_every_annotator_is_in_force_in_the_order_of_their_versions(
-    tmp_path: Path, database: Database
+    project: Project, database: Database
 ) -> None:
-    project = make_project(tmp_path)
     with database.session() as session:
-        image = add_image(session, tmp_path, "a")
-        queue, later = add_queue(session, "initial"), add_queue(session, "round-01")
-        first = add_label(session, project, image, queue, annotator="Ann")
-        agreeing = add_label(session, project, image, queue, annotator="Bo")
-        corrected = add_label(session, project, image, queue, annotator="Ann", rows=10)
-        elsewhere = add_label(session, project, image, later, annotator="Ann", value=0, rows=4)
+        image = add_image(session, project.root, "a")
+        queue, later = put(session, new_queue("initial")), put(session, new_queue("round-01"))
+        first = add_mask(session, project, image, queue, annotator="Ann")
+        agreeing = add_mask(session, project, image, queue, annotator="Bo")
+        corrected = add_mask(session, project, image, queue, annotator="Ann", rows=10)
+        elsewhere = add_mask(session, project, image, later, annotator="Ann", value=0, rows=4)
     (found,) = ask(database, models.training_labels)
     assert first != corrected
     assert [label.id for label in found.labels] == [agreeing, corrected, elsewhere]
@@ -219,28 +180,27 @@ def test_the_newest_label_of_every_annotator_is_in_force_in_the_order_of_their_v
 
 
 def test_the_same_mask_again_is_a_vote_only_when_it_is_another_one_s(
-    tmp_path: Path, database: Database
+    project: Project, database: Database
 ) -> None:
-    project = make_project(tmp_path)
     with database.session() as session:
-        image, queue = add_image(session, tmp_path, "a"), add_queue(session, "initial")
-        add_label(session, project, image, queue, annotator="Ann")
+        image, queue = add_image(session, project.root, "a"), put(session, new_queue("initial"))
+        add_mask(session, project, image, queue, annotator="Ann")
         for nobody in (None, "Ann"):
             with pytest.raises(AssertionError):
-                add_label(session, project, image, queue, annotator=nobody)
-        add_label(session, project, image, queue, annotator="Bo")
+                add_mask(session, project, image, queue, annotator=nobody)
+        add_mask(session, project, image, queue, annotator="Bo")
 
 
 @pytest.mark.parametrize("annotators", ["majority", "soft"])
 def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
-    tmp_path: Path, database: Database, annotators: str, monkeypatch: pytest.MonkeyPatch
+    project: Project, database: Database, annotators: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = make_project(tmp_path, annotators=annotators, loss={"class_weights": "balanced"})
+    project = configured(project, training={"annotators": annotators, "loss": {"class_weights": "balanced"}})
     fill(project, database)
     with database.session() as session:
         image, queue = session.get_one(Image, 1), session.get_one(Queue, 1)
         for name in ("Bo", "Cy"):
-            add_label(session, project, image, queue, annotator=name, value=0)
+            add_mask(session, project, image, queue, annotator=name, value=0)
     seen: list[torch.Tensor] = []
     original = loop.segmentation_loss
 
@@ -256,19 +216,10 @@ def test_training_on_votes_is_another_model_and_its_lineage_names_every_vote(
     assert votes == [(1, None), (1, "Bo"), (1, "Cy"), (2, None)]
 
 
-def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: Database) -> None:
-    project = make_project(tmp_path / "one", iterations=5)
-    other = make_project(tmp_path / "two", iterations=5)
-    for item in (project, other):
-        item.root.mkdir()
+def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    project, database = make_training_project(tmp_path / "one", iterations=5)
+    other, second = make_training_project(tmp_path / "two", iterations=5)
     fill(project, database)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(title: str, done: int, total: int | None) -> None:
-        if title == "train r01" and done == 3:
-            raise Killed
 
     with pytest.raises(Killed):
         train(project, database, progress=kill)
@@ -278,9 +229,17 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, database: D
     resumed = train(project, database, progress=lambda title, done, total: _note(seen, title, done)).model
     assert seen == [3, 4, 5]
 
-    second = Database(f"sqlite:///{tmp_path}/two/store.db")
     fill(other, second)
     assert train(other, second).model.checkpoint_sha256 == resumed.checkpoint_sha256
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill(title: str, done: int, total: int | None) -> None:
+    if title == "train r01" and done == 3:
+        raise Killed
 
 
 def _note(seen: list[int], title: str, done: int) -> None:
@@ -288,22 +247,16 @@ def _note(seen: list[int], title: str, done: int) -> None:
         seen.append(done)
 
 
-def test_a_killed_training_starts_again_when_labels_have_changed(tmp_path: Path, database: Database) -> None:
-    project = make_project(tmp_path)
+def test_a_killed_training_starts_again_when_labels_have_changed(
+    project: Project, database: Database
+) -> None:
     fill(project, database)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(title: str, done: int, total: int | None) -> None:
-        if title == "train r01" and done == 3:
-            raise Killed
 
     with pytest.raises(Killed):
         train(project, database, progress=kill)
     with database.session() as session:
         image, queue = session.get_one(Image, 1), session.get_one(Queue, 1)
-        corrected = add_label(session, project, image, queue, rows=8)
+        corrected = add_mask(session, project, image, queue, rows=8)
     seen: list[int] = []
     train(project, database, progress=lambda title, done, total: _note(seen, title, done))
     assert seen == [1, 2, 3, 4]
@@ -311,16 +264,15 @@ def test_a_killed_training_starts_again_when_labels_have_changed(tmp_path: Path,
 
 
 def test_files_that_cannot_be_read_are_recorded_and_the_rest_is_trained_on(
-    tmp_path: Path, database: Database
+    project: Project, database: Database
 ) -> None:
-    project = make_project(tmp_path)
     fill(project, database)
     with database.session() as session:
         queue = session.get_one(Queue, 1)
         for name in ("gone", "cut"):
-            add_label(session, project, add_image(session, tmp_path, name), queue)
-    (tmp_path / "images" / "gone.png").unlink()
-    cut = tmp_path / "images" / "cut.png"
+            add_mask(session, project, add_image(session, project.root, name), queue)
+    (project.root / "images" / "gone.png").unlink()
+    cut = project.root / "images" / "cut.png"
     cut.write_bytes(cut.read_bytes()[:2000])
     train(project, database)
     failures = {row.subject: row.reason for row in fetch(database, Failure)}
@@ -328,16 +280,14 @@ def test_files_that_cannot_be_read_are_recorded_and_the_rest_is_trained_on(
     assert all(subject.split("/")[1] in reason for subject, reason in failures.items())
 
 
-def test_without_labels_there_is_nothing_to_train_on(tmp_path: Path, database: Database) -> None:
-    project = make_project(tmp_path)
+def test_without_labels_there_is_nothing_to_train_on(project: Project, database: Database) -> None:
     ask(database, rounds.open_first)
     with pytest.raises(UserError, match="no label to train on"):
         train(project, database)
     assert fetch(database, Model) == []
 
 
-def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Database) -> None:
-    project = make_project(tmp_path)
+def test_a_warm_start_begins_at_the_promoted_model(project: Project, database: Database) -> None:
     fill(project, database)
     first = train(project, database).model
     with database.session() as session:
@@ -345,7 +295,7 @@ def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Dat
         current = session.scalars(select(Round)).one()
         current.state = "closed"
         session.add(Round(number=2, state="train"))
-    warm = make_project(tmp_path, warm_start=True, learning_rate=1e-12, iterations=1)
+    warm = configured(project, training={"warm_start": True, "learning_rate": 1e-12, "iterations": 1})
     second = train(warm, database).model
     assert (second.name, second.parent_id) == ("r02", first.id)
     before, _ = load_model(project.path(first.checkpoint_uri), device=CPU, class_names=None)
@@ -357,13 +307,13 @@ def test_a_warm_start_begins_at_the_promoted_model(tmp_path: Path, database: Dat
     with database.session() as session:
         session.get_one(Model, second.id).status = "promoted"
         session.scalars(select(Round).where(Round.number == 2)).one().state = "train"
-    other = make_project(tmp_path, model={"architecture": "unet"}, warm_start=True)
+    other = configured(project, model={"architecture": "unet"}, training={"warm_start": True})
     with pytest.raises(CheckpointError, match=r"model\.architecture"):
         train(other, database)
 
 
-def test_the_card_is_plain_json(tmp_path: Path, database: Database) -> None:
-    project = make_project(tmp_path, loss={"class_weights": "balanced", "dice": 0.3})
+def test_the_card_is_plain_json(project: Project, database: Database) -> None:
+    project = configured(project, training={"loss": {"class_weights": "balanced", "dice": 0.3}})
     fill(project, database)
     model = train(project, database).model
     card = json.loads((project.path(model.checkpoint_uri) / "model.json").read_text())

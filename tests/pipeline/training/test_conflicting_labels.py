@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import ModelConfig, TrainingConfig
 from pipeline.data.masks import write_mask
 from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
-from pipeline.model.build import build_segmenter
-from pipeline.training.dataset import LabeledImage, TrainingSet
-from pipeline.training.loop import train_segmenter
+from pipeline.training.dataset import LabeledImage
+from tests.pipeline.training.test_loop import run
 
 SIDE, CELL = 48, 8
 CELLS = (SIDE // CELL) ** 2
 PEOPLE = ("Ann", "Bo", "Cy", "Di")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scene() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
@@ -33,35 +33,9 @@ def scene() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
 
 def predicted_share(folder: Path, images: list[LabeledImage], **settings: Any) -> npt.NDArray[np.float64]:
     """Train on the images; the mean predicted probability of class 1 in each disputed cell of the scene."""
-    torch.set_num_threads(1)
-    config = TrainingConfig.model_validate(
-        {
-            "iterations": 160,
-            "batch_size": 4,
-            "crop": (SIDE, SIDE),
-            "learning_rate": 0.01,
-            "encoder_learning_rate_factor": 1.0,
-            "transforms": [],
-            **settings,
-        }
-    )
-    model = ModelConfig(
-        architecture="linknet", encoder="tu-mobilenetv3_small_050", encoder_weights="none", dropout=0.05
-    )
-    torch.manual_seed(0)
-    segmenter = build_segmenter(model, num_classes=2, channels=3, root=folder)
-    samples = TrainingSet(
-        images, config=config, channels=3, mean=[0.5] * 3, std=[0.25] * 3, input_scale=1.0, max_pixels=10**6
-    )
-    train_segmenter(
-        segmenter,
-        samples,
-        config,
-        class_weights=None,
-        device=torch.device("cpu"),
-        folder=folder,
-        identity="conflict",
-    )
+    slowly = {"crop": (SIDE, SIDE), "encoder_learning_rate_factor": 1.0, "transforms": []}
+    slowly |= {"iterations": 160, "batch_size": 4, "checkpoint_every": 500} | settings
+    segmenter, _ = run(folder, images=images, model={"dropout": 0.05}, **slowly)
     pixels, disputed = scene()
     image = torch.from_numpy((pixels / 255 - 0.5) / 0.25).float().permute(2, 0, 1)[None]
     with torch.no_grad():
@@ -88,13 +62,6 @@ def store(folder: Path) -> list[Path]:
     for path in paths:
         write_mask(path, disputed.astype(np.uint8) * (path != paths[-1]))
     return paths
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_four_copies_of_an_image_with_labels_three_to_one_give_75_percent(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 from pipeline.training.dataset import LabeledImage, TrainingSet
 from pipeline.training.loop import Trained, schedule_factor, train_segmenter
+from tests.factories import TINY
 
 CPU = torch.device("cpu")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.pipeline.model.test_training import run
+from tests.pipeline.training.test_loop import run
 
 def kill(title, done, total):
     if done == 5:
@@ -34,13 +35,7 @@ def kill(title, done, total):
 run(Path(sys.argv[1]), progress=kill)
 """
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_images(folder: Path) -> list[LabeledImage]:
@@ -60,6 +55,7 @@ def draw_images(folder: Path) -> list[LabeledImage]:
     return images
 
 
+LINKNET = TINY | {"architecture": "linknet", "decoder": {}}
 OPTIONS: dict[str, dict[str, Any]] = {
     "smoothing": {"loss": {"label_smoothing": 0.1}},
     "focal": {"loss": {"focal_gamma": 2.0}},
@@ -71,8 +67,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    folder: Path, *, progress: Any = lambda *_: None, identity: str = "same", **settings: Any
+    folder: Path,
+    *,
+    images: list[LabeledImage] | None = None,
+    model: dict[str, Any] | None = None,
+    progress: Any = lambda *_: None,
+    identity: str = "same",
+    **settings: Any,
 ) -> tuple[Segmenter, Trained]:
+    """Train a tiny network; by default for eight iterations on dark squares."""
     folder.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     config = TrainingConfig.model_validate(
@@ -80,10 +83,10 @@ def run(
         | settings
     )
     torch.manual_seed(0)
-    model = ModelConfig(architecture="linknet", encoder="tu-mobilenetv3_small_050", encoder_weights="none")
-    segmenter = build_segmenter(model, num_classes=2, channels=3, root=folder)
+    network = ModelConfig.model_validate(LINKNET | (model or {}))
+    segmenter = build_segmenter(network, num_classes=2, channels=3, root=folder)
     samples = TrainingSet(
-        draw_images(folder),
+        draw_images(folder) if images is None else images,
         config=config,
         channels=3,
         mean=[0.5] * 3,

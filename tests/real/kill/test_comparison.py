@@ -12,13 +12,11 @@ from sqlalchemy import delete, text, update
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.tables import Failure, Image, ImageScore, Lease, Model, Round, ScoringRun, Shard, utc_now
+from db.tables import Failure, Image, ImageScore, Lease, Round, Shard, utc_now
+from tests.factories import add_model, new_image, new_run, put, score_columns
 from tests.real.kill.comparison import differences, leftovers
 
 HEATMAP = ".segcurate/heatmaps/{}/{}_entropy.png"
-MEASURES = dict.fromkeys(
-    ("impurity", "least_confidence", "margin", "entropy", "energy", "max_logit", "entropy_top10"), 0.5
-)
 
 
 def make(root: Path, *, first_id: int = 1, run_id: int = 1) -> Database:
@@ -26,41 +24,14 @@ def make(root: Path, *, first_id: int = 1, run_id: int = 1) -> Database:
     (root / ".segcurate").mkdir(parents=True)
     database = Database(f"sqlite:///{root / '.segcurate' / 'segcurate.db'}")
     with database.session() as session:
-        session.add(Round(id=1, number=1, state="select"))
-        session.flush()
-        document = {"config": {}, "config_hash": "", "labels_hash": "", "checkpoint_uri": "m", "seed": 0}
-        session.add(Model(id=1, round_id=1, name="r01", status="promoted", iterations=0, **document))
-        session.flush()
-        session.add(ScoringRun(id=run_id, model_id=1, scorer_hash="s", scorer={}))
-        session.flush()
+        add_model(session, state="select")
+        put(session, new_run(id=run_id))
         for position in range(2):
             image_id = first_id + position
-            session.add(
-                Image(
-                    id=image_id,
-                    uri=f"{position}.png",
-                    sha256=str(position),
-                    width=8,
-                    height=8,
-                    channels=3,
-                    group_name="",
-                    position=position,
-                )
-            )
-            session.flush()
+            put(session, new_image(f"{position}.png", id=image_id, position=position))
             uri = HEATMAP.format(run_id, image_id)
-            session.add(
-                ImageScore(
-                    run_id=run_id,
-                    image_id=image_id,
-                    regions=1,
-                    pixels=64,
-                    predicted_class=0,
-                    class_share=1,
-                    heatmaps={"entropy": uri},
-                    **MEASURES,
-                )
-            )
+            values = score_columns(run_id=run_id, image_id=image_id, regions=1, heatmaps={"entropy": uri})
+            session.add(ImageScore(**values))
             (root / uri).parent.mkdir(parents=True, exist_ok=True)
             (root / uri).write_bytes(f"map {position}".encode())
         shard = {"status": "done", "scored": 2, "finished_at": utc_now()}

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
-from PIL import Image
 
-from pipeline.config import DataConfig
 from pipeline.labeling.encoding import LabelMap, only_inside
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.label_studio import TasksWriter
 from pipeline.labeling.label_studio.config import Masks
 from pipeline.labeling.manifest import ManifestRegion, export_name
+from tests.pipeline.labeling import small_queue
+from tests.pipeline.labeling.exported_project import scene, write_image
 
 CLASSES = ["sky & <cloud>", 'a "quoted" road', "US$ price$tag", "柱 ' pole", " odd  spaces "]
 SIZES = {
@@ -32,32 +31,16 @@ SIZES = {
 
 
 def label_map(names: Sequence[str] = CLASSES) -> LabelMap:
-    return LabelMap(DataConfig(images=["images"], classes=list(names)))  # pyright: ignore[reportArgumentType]
+    return small_queue.label_map(names)
 
 
 def outgoing_queue(name: str = "round-03", *, overlays: bool = True) -> OutgoingQueue:
-    return OutgoingQueue(
-        name=name,
-        round=3,
-        kind="selected",
-        project="streets",
-        model="r02",
-        labels=label_map(),
-        overlays=overlays,
-    )
+    return small_queue.outgoing_queue(name, labels=label_map(), overlays=overlays)
 
 
 def truth(width: int, height: int, *, seed: int = 0, classes: int = len(CLASSES)) -> npt.NDArray[np.uint8]:
     """A class for every pixel: a horizon, a disc with a hole in it, and objects of one pixel."""
-    generator = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    mask = (rows > height * 0.55).astype(np.uint8)
-    distance = np.hypot(rows - height * 0.4, columns - width * 0.4)
-    radius = min(width, height) * 0.35
-    mask[(distance < radius) & (distance > radius * 0.5)] = 2
-    specks = generator.random((height, width)) < 0.02
-    mask[specks] = generator.integers(0, classes, size=int(specks.sum()), dtype=np.uint8)
-    return mask
+    return scene(np.random.default_rng(seed), width=width, height=height, classes=classes)
 
 
 def outgoing_images(folder: Path) -> list[OutgoingImage]:
@@ -67,7 +50,7 @@ def outgoing_images(folder: Path) -> list[OutgoingImage]:
     for place, (uri, (width, height)) in enumerate(SIZES.items()):
         mask = truth(width, height, seed=place)
         path = folder / uri.replace("/", "_")
-        _write_picture(path, mask)
+        write_image(path, mask, np.random.default_rng(place))
         boxes = [
             (0, 0, -(-width // 2), height),
             (width // 2, height // 3, width - width // 2, -(-height // 2)),
@@ -124,17 +107,3 @@ def export(
         writer.add(image)
     writer.finish()
     return folder
-
-
-def _write_picture(path: Path, mask: npt.NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    colors = np.array([[120, 160, 220], [90, 90, 90], [200, 60, 40], [40, 160, 60], [200, 200, 60]])
-    pixels = colors[mask].astype(np.uint8)
-    if path.suffix == ".tif":
-        tifffile.imwrite(path, pixels[:, :, 0].astype(np.uint16) * 200)
-    elif path.suffix == ".jpg":
-        exif = Image.Exif()
-        exif[274] = 6  # stored on its side: turned clockwise when it is shown
-        Image.fromarray(np.rot90(pixels)).save(path, exif=exif, quality=95)
-    else:
-        Image.fromarray(pixels).save(path)

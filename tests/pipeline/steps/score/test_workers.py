@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,6 @@ def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.Monke
     assert visible_devices(configured(project, device="cuda:1").config) == ["cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert visible_devices(auto) == ["cpu"]
-
-
-@pytest.fixture
-def one_thread() -> Generator[None]:
-    """As each of two processes has on two cores: with the threads, the last digit of sums changes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_process_that_is_killed_costs_only_what_it_had_begun(tmp_path: Path, one_thread: None) -> None:
