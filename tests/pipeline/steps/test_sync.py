@@ -68,6 +68,16 @@ class Server:
         self._answer()
         return len(self.images.pop(queue, []))
 
+    def finish(self, exported: Exported, *names: str, first_label: str | None = None) -> None:
+        """These images are labeled; with `first_label`, the first of them with a class of this name."""
+        answers = [
+            annotation(exported, name, exported.truth[name], number=number)
+            for number, name in enumerate(names, start=1)
+        ]
+        if first_label is not None:
+            answers[0]["result"][0]["value"]["brushlabels"] = [first_label]
+        self.finished = [submitted(exported, exported.project.root / "page-1.json", answers)]
+
     def _answer(self) -> None:
         if self.down:
             raise ServerError(f"{URL} cannot be reached.", "Start it.")
@@ -119,12 +129,9 @@ def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Export
     assert selected.state() == (1, "import")
 
 
-def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
-    selected: Exported, server: Server, tmp_path: Path
-) -> None:
+def test_a_second_sync_sends_nothing_and_imports_what_is_finished(selected: Exported, server: Server) -> None:
     sync(*selected, tool="label-studio")
-    answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME,)]
-    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    server.finish(selected, NAME)
     report = sync(*selected, tool="label-studio")
     assert report.pulled is not None
     assert [one.imported for one in report.pulled.imported] == [1]
@@ -134,11 +141,10 @@ def test_a_second_sync_sends_nothing_and_imports_what_is_finished(
 
 
 def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
-    selected: Exported, server: Server, tmp_path: Path
+    selected: Exported, server: Server
 ) -> None:
     sync(*selected, tool="label-studio")
-    answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
-    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    server.finish(selected, NAME)
     pull(*selected, tool="label-studio")
     again = pull(*selected, tool="label-studio")
     assert [one["since"] for one in server.asked if "pull" in one] == [
@@ -150,11 +156,10 @@ def test_a_pull_goes_on_where_the_last_one_ended_and_imports_everything_once(
 
 
 def test_a_pull_that_could_not_be_imported_is_fetched_again(
-    selected: Exported, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    selected: Exported, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(*selected, tool="label-studio")
-    answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
-    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    server.finish(selected, NAME)
 
     def die(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
@@ -169,12 +174,10 @@ def test_a_pull_that_could_not_be_imported_is_fetched_again(
 
 
 def test_what_a_server_sends_and_cannot_be_taken_is_on_record_under_its_address(
-    selected: Exported, server: Server, tmp_path: Path
+    selected: Exported, server: Server
 ) -> None:
     sync(*selected, tool="label-studio")
-    answers = [annotation(selected, name, selected.truth[name], number=1) for name in (NAME, OTHER)]
-    answers[0]["result"][0]["value"]["brushlabels"] = ["nothing of ours"]
-    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    server.finish(selected, NAME, OTHER, first_label="nothing of ours")
     report = pull(*selected, tool="label-studio")
     assert [(one.imported, len(one.rejected)) for one in report.imported] == [(1, 1)]
     (failure,) = ask(selected.database, failures.list_failures, step="import")
@@ -240,14 +243,10 @@ def test_an_import_of_files_leaves_what_a_server_sent_on_record(
 
 
 def test_all_of_the_queue_finished_closes_the_round_and_nothing_more_is_sent(
-    selected: Exported, server: Server, tmp_path: Path
+    selected: Exported, server: Server
 ) -> None:
     sync(*selected, tool="label-studio")
-    answers = [
-        annotation(selected, name, selected.truth[name], number=number)
-        for number, name in enumerate(NAMES, start=1)
-    ]
-    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    server.finish(selected, *NAMES)
     report = sync(*selected, tool="label-studio")
     assert report.pulled is not None
     assert report.pulled.closed
@@ -276,9 +275,7 @@ def test_a_queue_by_name_is_pushed_from_its_folder(selected: Exported, server: S
         push(*selected, folder=folder, tool="label-studio", queue="round-99")
 
 
-def test_a_nightly_run_pulls_first_and_pushes_last(
-    selected: Exported, server: Server, tmp_path: Path
-) -> None:
+def test_a_nightly_run_pulls_first_and_pushes_last(selected: Exported, server: Server) -> None:
     project = synced(selected)
     lines: list[str] = []
     export(project, selected.database)
@@ -286,8 +283,7 @@ def test_a_nightly_run_pulls_first_and_pushes_last(
     assert lines == []
     assert delivery.push_queue(Runner(project, selected.database, log=lines.append)) == ""
     assert lines[0] == f"round-01: {len(NAMES)} images pushed to {URL}, 0 were there already."
-    answers = [annotation(selected, NAME, selected.truth[NAME], number=1)]
-    server.finished = [submitted(selected, tmp_path / "page-1.json", answers)]
+    server.finish(selected, NAME)
     assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == ""
     assert "round-01: 1 masks imported, 0 unchanged." in lines
 

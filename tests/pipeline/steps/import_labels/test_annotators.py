@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import read_pixels
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
-from tests.factories import ask
+from tests.factories import Mask, ask
 from tests.pipeline.labeling.answered import annotation, inside, submitted
 from tests.pipeline.labeling.exported_project import NAMES, Exported
 
@@ -24,6 +25,14 @@ OTHER = "right/frame 1.png"
 
 def take(exported: Exported, file: Path, *, close: bool = False) -> ImportReport:
     return import_labels(*exported, source=file, close=close)
+
+
+def by_ann_and_bo(exported: Exported, first: Mask, second: Mask) -> list[dict[str, Any]]:
+    """Masks that two people have drawn in one image."""
+    return [
+        annotation(exported, NAME, first, number=1, by="ann@example.org"),
+        annotation(exported, NAME, second, number=2, by="bo@example.org"),
+    ]
 
 
 def statuses(exported: Exported, name: str) -> list[str]:
@@ -55,11 +64,7 @@ def test_how_far_they_agree_is_stored_for_each_region(exported: Exported, tmp_pa
     item, *rest = exported.items(NAME)
     second = first.copy()
     second[item.y : item.y + item.h // 4, item.x : item.x + item.w] = 1
-    answers = [
-        annotation(exported, NAME, first, number=1, by="ann@example.org"),
-        annotation(exported, NAME, second, number=2, by="bo@example.org"),
-    ]
-    take(exported, submitted(exported, tmp_path / "export.json", answers))
+    take(exported, submitted(exported, tmp_path / "export.json", by_ann_and_bo(exported, first, second)))
     disputed, *agreed = exported.items(NAME)
     assert disputed.annotators == 2
     assert disputed.disagreement == (item.h // 4) / item.h
@@ -87,11 +92,7 @@ def test_a_second_annotator_of_other_regions_takes_nothing_away(exported: Export
 
 def test_a_region_that_two_have_labeled_is_one_new_label(exported: Exported, tmp_path: Path) -> None:
     mask = inside(exported, NAME, exported.truth[NAME])
-    answers = [
-        annotation(exported, NAME, mask, number=1, by="ann@example.org"),
-        annotation(exported, NAME, mask, number=2, by="bo@example.org"),
-    ]
-    take(exported, submitted(exported, tmp_path / "export.json", answers))
+    take(exported, submitted(exported, tmp_path / "export.json", by_ann_and_bo(exported, mask, mask)))
     assert len(exported.labels()) == 2  # the same mask, and two votes
     assert ask(exported.database, count_new_labels) == len(exported.items(NAME))
 
@@ -117,10 +118,7 @@ def test_a_changed_annotation_is_the_next_version_of_its_own_annotator(
 ) -> None:
     mask = inside(exported, NAME, exported.truth[NAME])
     file = tmp_path / "export.json"
-    first = [
-        annotation(exported, NAME, mask, number=1, by="ann@example.org"),
-        annotation(exported, NAME, mask, number=2, by="bo@example.org"),
-    ]
+    first = by_ann_and_bo(exported, mask, mask)
     take(exported, submitted(exported, file, first))
     corrected = np.where(mask == IGNORE, mask, 2).astype(np.uint8)
     again = [
@@ -219,10 +217,7 @@ def test_agreement_is_forgotten_where_a_correction_leaves_no_second_vote(
 ) -> None:
     mask = inside(exported, NAME, exported.truth[NAME])
     file = tmp_path / "export.json"
-    first = [
-        annotation(exported, NAME, mask, number=1, by="ann@example.org"),
-        annotation(exported, NAME, mask, number=2, by="bo@example.org"),
-    ]
+    first = by_ann_and_bo(exported, mask, mask)
     take(exported, submitted(exported, file, first))
     assert [item.annotators for item in exported.items(NAME)] == [2] * len(exported.items(NAME))
     fewer = inside(exported, NAME, exported.truth[NAME], slice(1, None))
