@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,24 @@ def wait_for(what: str, look: Callable[[], Result | None], *, seconds: float) ->
             return found
         time.sleep(0.2)
     raise TimeoutError(f"{what} within {seconds:.0f} seconds")
+
+
+@contextmanager
+def running_prefect(home: Path, **settings: str) -> Generator[str]:
+    """The API of a Prefect server with its data in a folder, gone in the end."""
+    port = free_port()
+    kept = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    environment = os.environ | kept | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"} | settings
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    api = environment["PREFECT_API_URL"]
+    try:
+        wait_for("Prefect", lambda: httpx.get(f"{api}/health", timeout=2).is_success, seconds=120)
+        yield api
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 @dataclass

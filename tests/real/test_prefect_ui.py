@@ -10,10 +10,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Generator
 from contextlib import suppress
@@ -25,6 +23,7 @@ import pytest
 
 from pipeline.steps.annotate import annotate
 from tests.conftest import QUICK, draw, opened, write_config
+from tests.real.house import running_prefect
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -95,32 +94,9 @@ class Pages:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The API of a Prefect server on a free port."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _wait_for(api, process)
-            yield api
-        finally:
-            process.terminate()
-            process.wait(30)
+    quiet = {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+    with running_prefect(tmp_path_factory.mktemp("prefect"), **quiet) as api:
+        yield api
 
 
 @pytest.fixture(scope="module")
@@ -292,13 +268,3 @@ def _scroll_to(page: Any, words: re.Pattern[str]) -> None:
         page.mouse.wheel(0, 300)
         page.wait_for_timeout(250)
     pytest.fail(f"the log never shows {words.pattern!r}")
-
-
-def _wait_for(api: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
-        assert process.poll() is None, "the Prefect server has ended"
-        with suppress(OSError), urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
-            if answer.status == 200:
-                return
-        time.sleep(0.5)
-    pytest.fail("the Prefect server does not answer")

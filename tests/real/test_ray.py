@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import psutil
@@ -25,7 +24,7 @@ from prefect.client.orchestration import get_client
 from prefect.logging.loggers import disable_run_logger
 from prefect.testing.utilities import prefect_test_harness
 from ray.cluster_utils import Cluster
-from sqlalchemy import URL, create_engine, select, text
+from sqlalchemy import URL, make_url, select
 
 from db.engine import Database
 from db.queries import shards
@@ -38,6 +37,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.steps.score import score
 from pipeline.steps.score.step import ScoreReport, plan_scoring
 from tests.db.conftest import postgresql as server  # noqa: F401  (a fixture)
+from tests.db.private_server import empty_database
 from tests.factories import add_files, ask, configured, fetch, make_project, serve_random_model
 from tests.pipeline.steps.score.test_workers import COLUMNS, pool_of, rows_of
 
@@ -77,14 +77,8 @@ def cluster(prefect_server: None) -> Generator[Cluster]:
 @pytest.fixture
 def store(server: URL) -> Generator[str]:  # noqa: F811
     """The URL of an empty database, with a password that must not be seen anywhere."""
-    name = f"ray_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield server.set(database=name, password=PASSWORD).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+    with empty_database(server) as url:
+        yield make_url(url).set(password=PASSWORD).render_as_string(hide_password=False)
 
 
 def on_the_cluster(calm: Project, root: Path, *, url: str, **scale: Any) -> tuple[Project, Database]:

@@ -32,6 +32,7 @@ from PIL import Image as Picture
 from pipeline.data.project import load_project
 from pipeline.data.sources import find_images
 from tests.conftest import draw, write_config
+from tests.real.house import free_port
 
 pytestmark = pytest.mark.timeout(1200)  # two rounds of commands are the first test's set-up
 
@@ -115,9 +116,7 @@ def gate() -> Iterator[Gate]:
         parts = urlsplit(given)
         server = (parts.hostname or "127.0.0.1", parts.port or 80)
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            server = free.getsockname()
+        server = ("127.0.0.1", free_port())
         command = [sys.executable, "-m", "moto.server", "-H", server[0], "-p", str(server[1])]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = Gate(server)

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.step import plan_scoring
 from tests.pipeline.steps.score.test_workers import pool_of, rows_of, shards_of
+from tests.real.house import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -89,11 +88,11 @@ def test_workers_end_with_their_parent(tmp_path: Path, end: signal.Signals) -> N
         workers.update(workers_of(database))
         return len(workers) == 2
 
-    wait_for(both_have_been_at_it, seconds=300)
+    wait_for("both workers", both_have_been_at_it, seconds=300)
     assert all(psutil.Process(pid).ppid() == parent.pid for pid in workers)
     parent.send_signal(end)
     parent.wait(60)
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in workers), seconds=20)
+    wait_for("their end", lambda: not any(psutil.pid_exists(pid) for pid in workers), seconds=20)
     status = {shard.status for shard in shards_of(database)}
     assert "pending" in status  # it was amid its work
     assert ("running" in status) == (end != signal.SIGINT)  # in order, what was begun is given back
@@ -112,10 +111,3 @@ def workers_of(database: Database) -> set[int]:
     """The processes that are at a shard."""
     found = {shard.owner for shard in shards_of(database) if shard.status == "running" and shard.owner}
     return {int(owner.split(":")[-2]) for owner in found}
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,13 +17,12 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 
 from db.engine import connect
 from tests.db.conftest import postgresql as postgresql
+from tests.real.house import running_prefect
 from tests.real.kill.projects import draw_project, let_images_come
 from tests.real.kill.victims import Ended, Victims
 
 SEED = int(os.environ.get("SEGCURATE_KILL_SEED", "20261122"))
 """Of the random moments."""
-SERVER_STARTS = 90.0
-"""Seconds in which the Prefect server must answer."""
 
 
 class Copy(NamedTuple):
@@ -168,24 +162,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The URL of the API of a Prefect server of our own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
-    environment = os.environ | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with open(home / "server.log", "wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/api/health", server)
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+    with running_prefect(tmp_path_factory.mktemp("prefect")) as api:
+        yield api
 
 
 @pytest.fixture(scope="session")
@@ -206,12 +184,3 @@ def bench(
         yield Bench(folder, victims, partial(request.getfixturevalue, "postgresql"))
     finally:
         victims.close()
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + SERVER_STARTS
-    while time.monotonic() < until and server.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
-            return
-        time.sleep(0.2)
-    raise RuntimeError("The Prefect server did not start.")

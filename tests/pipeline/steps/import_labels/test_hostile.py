@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from db.queries import failures
@@ -39,40 +43,33 @@ def rejection(exported: Exported, folder: Path) -> tuple[str, str]:
     return report.rejected[0]
 
 
-def test_a_mask_of_the_wrong_size(exported: Exported, folder: Path) -> None:
-    write_png(mask_file(folder, BAD), ids(exported.truth[BAD].T))
+def unknown(pixels: npt.NDArray[Any], where: Any, value: Any) -> npt.NDArray[Any]:
+    pixels[where] = value
+    return pixels
+
+
+def holed(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    opaque = np.full(pixels.shape[:2], 255, np.uint8)
+    return np.dstack([pixels, unknown(opaque, np.s_[:5, :5], 0)])
+
+
+@pytest.mark.parametrize(
+    ("drawn", "words"),
+    [
+        (lambda truth: ids(truth.T), r".*64×96 pixels, its image 96×64.*"),
+        (lambda truth: unknown(ids(truth), np.s_[3, 4:6], 99), r".*99 \(2 px\).*"),
+        (lambda truth: unknown(COLORS[truth], (0, 0), (1, 1, 2)), r".*\(1, 1, 2\).*"),
+        (lambda truth: holed(COLORS[truth]), r".*transparent.*"),
+        (lambda truth: np.full_like(truth, UNPAINTED), r"Nothing in it is painted\."),
+    ],
+    ids=["of the wrong size", "an unknown class", "an unknown colour", "transparent", "nothing painted"],
+)
+def test_a_mask_that_cannot_be_read(
+    exported: Exported, folder: Path, drawn: Callable[[Any], npt.NDArray[Any]], words: str
+) -> None:
+    write_png(mask_file(folder, BAD), drawn(exported.truth[BAD]))
     _, reason = rejection(exported, folder)
-    assert "64×96 pixels, its image 96×64" in reason
-
-
-def test_an_unknown_class_id(exported: Exported, folder: Path) -> None:
-    mask = ids(exported.truth[BAD])
-    mask[3, 4:6] = 99
-    write_png(mask_file(folder, BAD), mask)
-    _, reason = rejection(exported, folder)
-    assert "99 (2 px)" in reason
-
-
-def test_an_unknown_colour(exported: Exported, folder: Path) -> None:
-    mask = COLORS[exported.truth[BAD]]
-    mask[0, 0] = (1, 1, 2)
-    write_png(mask_file(folder, BAD), mask)
-    _, reason = rejection(exported, folder)
-    assert "(1, 1, 2)" in reason
-
-
-def test_a_transparent_mask(exported: Exported, folder: Path) -> None:
-    pixels = np.dstack([COLORS[exported.truth[BAD]], np.full(exported.truth[BAD].shape, 255, np.uint8)])
-    pixels[:5, :5, 3] = 0
-    write_png(mask_file(folder, BAD), pixels)
-    _, reason = rejection(exported, folder)
-    assert "transparent" in reason
-
-
-def test_a_mask_in_which_nothing_is_painted(exported: Exported, folder: Path) -> None:
-    write_png(mask_file(folder, BAD), np.full_like(exported.truth[BAD], UNPAINTED))
-    _, reason = rejection(exported, folder)
-    assert reason == "Nothing in it is painted."
+    assert re.fullmatch(words, reason, re.DOTALL)
 
 
 @pytest.mark.parametrize(
