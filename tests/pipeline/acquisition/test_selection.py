@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipeline.acquisition.budget import class_quotas, queue_budget
 from pipeline.acquisition.candidates import Candidates
 from pipeline.acquisition.exclusion import taken
 from pipeline.acquisition.redundancy import touching
-from pipeline.acquisition.selection import NO_STRATUM, choose
+from pipeline.acquisition.selection import NO_STRATUM, Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES, perturbed
 from pipeline.config import SelectionConfig
 from tests.pipeline.acquisition.synthetic import make_candidates, whole
@@ -30,6 +31,11 @@ def overlap_or_touch(a: list[int], b: list[int]) -> bool:
     theirs = {(x, y) for x in range(b[0], b[0] + b[2]) for y in range(b[1], b[1] + b[3])}
     around = {(x + dx, y + dy) for x, y in ours for dx, dy in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))}
     return bool(around & theirs)
+
+
+def picked(candidates: Candidates, **settings: Any) -> Selection:
+    """What is selected from candidates in round 1."""
+    return choose(whole(candidates), SelectionConfig.model_validate(settings), round_number=1)
 
 
 class TestRules:
@@ -101,8 +107,7 @@ class TestRules:
 
     def test_the_queue_is_only_short_when_every_candidate_left_is_forbidden(self):
         candidates = make_candidates(images=6, rng=np.random.default_rng(0))
-        config = SelectionConfig(strategy="entropy", budget=1000, audit_fraction=0.0, per_image_cap=3)
-        selection = choose(whole(candidates), config, round_number=1)
+        selection = picked(candidates, strategy="entropy", budget=1000, audit_fraction=0.0, per_image_cap=3)
         chosen = set(selection.index.tolist())
         assert len(chosen) < len(candidates)
         for index in set(range(len(candidates))) - chosen:
@@ -115,15 +120,13 @@ class TestStrategies:
     @pytest.mark.parametrize("strategy", ["least_confidence", "margin", "entropy", "mutual_information"])
     def test_a_measure_takes_the_top_in_order(self, strategy):
         candidates = make_candidates(images=12, rng=np.random.default_rng(1))
-        config = SelectionConfig(strategy=strategy, budget=20, **FREE)
-        selection = choose(whole(candidates), config, round_number=1)
+        selection = picked(candidates, strategy=strategy, budget=20, **FREE)
         assert candidates.score is not None
         assert selection.index.tolist() == np.argsort(-candidates.score)[:20].tolist()
 
     def test_stratified_gives_two_thirds_evenly_to_the_predicted_classes_by_entropy_times_share(self):
         candidates = make_candidates(images=40, classes=4, rng=np.random.default_rng(2))
-        config = SelectionConfig(strategy="stratified", budget=90, **FREE)
-        selection = choose(whole(candidates), config, round_number=1)
+        selection = picked(candidates, strategy="stratified", budget=90, **FREE)
         assert np.unique(selection.stratum, return_counts=True)[1].tolist() == [30, 15, 15, 15, 15]
         weighted = np.asarray(candidates.score) * candidates.class_share
         for stratum in range(4):
@@ -139,7 +142,7 @@ class TestStrategies:
         rare = np.full(len(candidates), 0, dtype=np.int16)
         rare[[5, 100]] = 2
         candidates = replace(candidates, predicted_class=rare)
-        selection = choose(whole(candidates), SelectionConfig(budget=60, **FREE), round_number=1)
+        selection = picked(candidates, budget=60, **FREE)
         assert len(selection.index) == 60
         assert {5, 100} <= set(selection.index.tolist())
         assert 1 not in selection.stratum
@@ -151,8 +154,7 @@ class TestStrategies:
         candidates = replace(candidates, predicted_class=skewed, score=None)
         hits = np.zeros(len(candidates))
         for seed in range(300):
-            config = SelectionConfig(strategy="class_random", budget=9, seed=seed, **FREE)
-            selection = choose(whole(candidates), config, round_number=1)
+            selection = picked(candidates, strategy="class_random", budget=9, seed=seed, **FREE)
             inside = selection.index[selection.stratum == 1]
             assert len(inside) == 3
             hits[inside] += 1
@@ -163,17 +165,14 @@ class TestStrategies:
         candidates = replace(make_candidates(images=5, rng=np.random.default_rng(5)), score=None)
         hits = np.zeros(len(candidates))
         for seed in range(600):
-            config = SelectionConfig(strategy="random", budget=6, seed=seed, **FREE)
-            hits[choose(whole(candidates), config, round_number=1).index] += 1
+            hits[picked(candidates, strategy="random", budget=6, seed=seed, **FREE).index] += 1
         assert hits.sum() == 3600
         assert stats.chisquare(hits).pvalue > 1e-3
 
     @pytest.mark.parametrize(("budget", "step"), [(5, 8), (10, 4), (20, 2)])
     def test_strided_takes_every_kth_image_of_the_sequences(self, budget, step):
         candidates = make_candidates(images=40, groups=2, rng=np.random.default_rng(6))
-        selection = choose(
-            whole(candidates), SelectionConfig(strategy="strided", budget=budget, **FREE), round_number=1
-        )
+        selection = picked(candidates, strategy="strided", budget=budget, **FREE)
         images = candidates.image[selection.index]
         place = np.sort(candidates.group[images] * 20 + candidates.position[images])
         assert len(place) == budget
@@ -181,24 +180,20 @@ class TestStrategies:
 
     def test_strided_takes_from_every_image_when_more_is_wanted_than_there_are(self):
         candidates = make_candidates(images=10, rng=np.random.default_rng(7))
-        selection = choose(
-            whole(candidates), SelectionConfig(strategy="strided", budget=35, **FREE), round_number=1
-        )
+        selection = picked(candidates, strategy="strided", budget=35, **FREE)
         counts = np.bincount(candidates.image[selection.index], minlength=10)
         assert sorted(counts.tolist()) == [3] * 5 + [4] * 5
 
     def test_strided_skips_images_without_a_candidate(self):
         candidates = make_candidates(images=10, groups=1, rng=np.random.default_rng(8))
         candidates = candidates.where(candidates.image >= 5)
-        config = SelectionConfig(strategy="strided", budget=5, **FREE)
-        selection = choose(whole(candidates), config, round_number=1)
+        selection = picked(candidates, strategy="strided", budget=5, **FREE)
         assert sorted(candidates.image[selection.index].tolist()) == [5, 6, 7, 8, 9]
 
     def test_equal_scores_are_broken_by_chance_and_not_by_the_image_id(self):
         candidates = make_candidates(images=50, rng=np.random.default_rng(9))
         candidates = replace(candidates, score=np.zeros(len(candidates), dtype=np.float32))
-        config = SelectionConfig(strategy="entropy", budget=45, **FREE)
-        selection = choose(whole(candidates), config, round_number=1)
+        selection = picked(candidates, strategy="entropy", budget=45, **FREE)
         assert len(np.unique(candidates.image[selection.index])) > 20
 
 
@@ -219,8 +214,9 @@ class TestPowerNoise:
         candidates = replace(candidates, score=score)
         hits = np.zeros(9)
         for seed in range(1500):
-            config = SelectionConfig(strategy="entropy", budget=1, noise_beta=2.0, seed=seed, **FREE)
-            hits[choose(whole(candidates), config, round_number=1).index] += 1
+            hits[
+                picked(candidates, strategy="entropy", budget=1, noise_beta=2.0, seed=seed, **FREE).index
+            ] += 1
         assert stats.chisquare(hits, 1500 * score**2 / (score**2).sum(dtype=np.float64)).pvalue > 1e-3
 
     def test_much_beta_is_no_noise(self):
@@ -265,7 +261,7 @@ class TestAudit:
 
     def test_an_audit_of_everything_is_a_random_queue(self):
         candidates = make_candidates(images=4, rng=np.random.default_rng(2))
-        selection = choose(whole(candidates), SelectionConfig(budget=9, audit_fraction=1.0), round_number=1)
+        selection = picked(candidates, budget=9, audit_fraction=1.0)
         assert selection.audit.all()
         assert len(selection.index) == 9
 
@@ -280,7 +276,7 @@ class TestAudit:
 
     def test_the_slices_are_woven_into_each_other(self):
         candidates = make_candidates(images=200, rng=np.random.default_rng(4))
-        selection = choose(whole(candidates), SelectionConfig(budget=100), round_number=1)
+        selection = picked(candidates, budget=100)
         for first in (30, 50, 80):
             assert abs(selection.audit[:first].sum() - 0.1 * first) <= 1
             assert abs((selection.stratum[:first] != NO_STRATUM).sum() - 0.6 * first) <= 2
