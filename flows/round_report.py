@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -15,7 +15,7 @@ from db.queries.queues import newest_round_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
-from pipeline.format import percent
+from pipeline.format import counts, largest, percent
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
 from pipeline.summaries.rounds import RoundSummary, measured_rounds, round_history
@@ -162,9 +162,9 @@ def _queue(queue: QueueSummary | None) -> list[str]:
     parts = [
         f"## The queue {plain(queue.name)}",
         f"{queue.items} {queue.unit}s{chosen}, by the strategy {code(queue.strategy)}{measure}; "
-        f"{_counts(queue.by_status)}.",
-        table(("predicted class", f"{queue.unit}s"), _most(queue.by_class)),
-        f"Slices: {_counts(queue.by_slice)}. "
+        f"{plain(counts(queue.by_status))}.",
+        table(("predicted class", f"{queue.unit}s"), largest(queue.by_class, SHOWN_CLASSES).items()),
+        f"Slices: {plain(counts(queue.by_slice))}. "
         + ("The audit slice is drawn uniformly at random." if "audit" in queue.by_slice else ""),
     ]
     parts += [f"**Warning:** {prose(warning)}" for warning in queue.warnings]
@@ -193,15 +193,3 @@ def _trouble(session: Session) -> list[str]:
     if guard:
         parts.append(f"**Unlike the training images:** {prose(guard)} Their scores mean little.")
     return parts
-
-
-def _counts(parts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {plain(name)}" for name, count in parts.items())
-
-
-def _most(parts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The largest counts, and the rest together."""
-    ordered = sorted(parts.items(), key=lambda pair: (-pair[1], pair[0]))
-    rows = [(name, str(count)) for name, count in ordered[:SHOWN_CLASSES]]
-    rest = [count for _, count in ordered[SHOWN_CLASSES:]]
-    return [*rows, (f"{len(rest)} others", str(sum(rest)))] if rest else rows

@@ -4,6 +4,7 @@ softmax may be called. NaN and None are values that are not defined."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 MISSING = "–"
 
@@ -63,6 +64,26 @@ def count(number: int) -> str:
     '17 616'
     """
     return f"{number:,}".replace(",", " ")
+
+
+def counts(parts: Mapping[str, int]) -> str:
+    """Named counts in their order.
+
+    >>> counts({"queued": 3, "labeled": 2}), counts({})
+    ('3 queued, 2 labeled', 'nothing')
+    """
+    return ", ".join(f"{count(number)} {name}" for name, number in parts.items()) or "nothing"
+
+
+def largest(parts: Mapping[str, int], most: int) -> dict[str, int]:
+    """The `most` largest of named counts, and the rest together.
+
+    >>> largest({"a": 1, "b": 5, "c": 3, "d": 1}, 2)
+    {'b': 5, 'c': 3, '2 others': 2}
+    """
+    ordered = sorted(parts.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown, rest = dict(ordered[:most]), ordered[most:]
+    return shown | ({f"{len(rest)} others": sum(number for _, number in rest)} if rest else {})
 
 
 def short_count(number: int) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from flows.cli.app import LOOK, Json, opened_session, run_step
 from flows.cli.display import literal, print_json, table
 from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
+from pipeline.data.project import Project
 from pipeline.errors import UserError
 
+Row = TypeVar("Row")
 commands = typer.Typer()
 
 
@@ -52,10 +55,7 @@ def list_rounds(as_json: Json = False) -> None:
 
     with opened_session() as (project, session):
         rows = round_history(session, sampler=project.config.scoring.sampler)
-    if as_json:
-        print_json(rows)
-    else:
-        show_rounds(project.config.name, rows)
+    _show(rows, show_rounds, project, as_json=as_json)
 
 
 @commands.command(name="models", rich_help_panel=LOOK)
@@ -65,10 +65,7 @@ def list_models(as_json: Json = False) -> None:
 
     with opened_session() as (project, session):
         rows = model_history(session)
-    if as_json:
-        print_json(rows)
-    else:
-        show_models(project.config.name, rows)
+    _show(rows, show_models, project, as_json=as_json)
 
 
 @commands.command(name="runs", rich_help_panel=LOOK)
@@ -78,10 +75,7 @@ def list_runs(as_json: Json = False) -> None:
 
     with opened_session() as (project, session):
         rows = run_history(session)
-    if as_json:
-        print_json(rows)
-    else:
-        show_runs(project.config.name, rows)
+    _show(rows, show_runs, project, as_json=as_json)
 
 
 @commands.command(name="queue", rich_help_panel=LOOK)
@@ -108,10 +102,10 @@ def show_one_queue(
                 problem = "No queue has been selected yet" if name is None else f"There is no queue {name!r}"
                 raise UserError(f"{problem}; there are: {known}.", "Run `segcurate queue --all`.")
             rows = [queue_summary(session, queue, class_names=names, head=limit)]
-    if as_json:
-        print_json(rows if show_all else rows[0])
-    elif show_all:
-        show_queues(project.config.name, rows)
+    if show_all:
+        _show(rows, show_queues, project, as_json=as_json)
+    elif as_json:
+        print_json(rows[0])
     else:
         show_queue(rows[0])
 
@@ -124,3 +118,12 @@ def report(
     from pipeline.steps.report import report as step
 
     run_step(step, folder=folder)
+
+
+def _show(
+    rows: Sequence[Row], show: Callable[[str, Sequence[Row]], None], project: Project, *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(rows)
+    else:
+        show(project.config.name, rows)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from db.tables import Calibration
 from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import interval, number, percent, short_count
+from pipeline.format import counts, interval, number, percent, short_count
 from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import AtWork, Scoring, Status
 from pipeline.summaries.queues import QueueSummary
@@ -22,9 +22,8 @@ if TYPE_CHECKING:  # imports scipy, which most commands do without
 
 def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring | None) -> None:
     """A project at a glance, ending with the command that comes next."""
-    images = ", ".join(f"{count} {split}" for split, count in sorted(now.images.items())) or "none"
     console.print(f"[bold]{literal(name)}[/]")
-    console.print(f"images    {images}; {now.labeled_images} with labels")
+    console.print(f"images    {counts(dict(sorted(now.images.items())))}; {now.labeled_images} with labels")
     if now.failures:
         console.print(f"failures  {now.failures} files could not be used: `segcurate failures`")
     if now.round_number is not None:
@@ -45,7 +44,7 @@ def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring
         state = since if one.alive else ", which has died"
         console.print(f"running   {literal(one.work)} by {literal(one.owner)}{state}")
     if now.queue_items:
-        console.print("queue     " + ", ".join(f"{count} {what}" for what, count in now.queue_items.items()))
+        console.print(f"queue     {counts(now.queue_items)}")
     console.print(f"next      [bold]{literal(now.next_command)}[/]  {literal(now.reason)}")
 
 
@@ -139,7 +138,7 @@ def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
                 row.kind,
                 literal(row.strategy),
                 row.items,
-                _counts(row.by_status),
+                counts(row.by_status),
                 _moment(row.created_at),
                 None if row.folder is None else literal(row.folder),
             )
@@ -154,8 +153,8 @@ def show_queue(row: QueueSummary) -> None:
     console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
     if row.clicks is not None:
         console.print(f"effort    about {row.clicks:.0f} clicks")
-    for title, counts in (("slices", row.by_slice), ("classes", row.by_class), ("status", row.by_status)):
-        console.print(f"{title:8}  {literal(_counts(counts))}")
+    for title, parts in (("slices", row.by_slice), ("classes", row.by_class), ("status", row.by_status)):
+        console.print(f"{title:8}  {literal(counts(parts))}")
     folder = "not exported yet" if row.folder is None else literal(row.folder)
     console.print(f"folder    {folder}")
     for warning in row.warnings:
@@ -295,10 +294,6 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
 def _scorer(row: RunSummary) -> str:
     samples = f" × {row.samples}" if row.samples else ""
     return f"{row.sampler}{samples}, {row.calibrator}, {row.region_kind}"
-
-
-def _counts(parts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in parts.items()) or "nothing"
 
 
 def _moment(at: datetime | None) -> str | None:

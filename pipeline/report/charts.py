@@ -10,8 +10,6 @@ from pipeline.evaluation.estimate import Estimate
 from pipeline.format import percent
 from pipeline.report.svg import LETTER, WIDTH, Axis, Chart, Plot, named_axis, number_axis
 
-SERIES = tuple(f"s{index}" for index in range(10))
-"""Colours of the page, told apart by colour-blind eyes in this order."""
 MEASURE_COLORS = {
     "entropy": "s0",
     "mutual_information": "s1",
@@ -93,16 +91,9 @@ def line_chart(
     for line in lines:
         if line.kind != "points":
             plot.line(line.x, [v.value for v in line.y], line.color, kind=line.kind)
-        if dots:
-            for index, (place, value) in enumerate(zip(line.x, line.y, strict=True)):
-                plot.whisker(place, value.low, value.high, line.color)
-                plot.dot(
-                    place,
-                    value.value,
-                    line.color,
-                    title=f"{line.name}: {value.text()}",
-                    hollow=bool(line.hollow and line.hollow[index]),
-                )
+        for index, (place, value) in enumerate(zip(line.x, line.y, strict=True) if dots else ()):
+            hollow = bool(line.hollow and line.hollow[index])
+            plot.point(place, value, line.color, f"{line.name}: {value.text()}", hollow=hollow)
     names = tuple((line.color, line.name) for line in lines) if legend else ()
     return Chart(title, plot.drawn(title), names, note)
 
@@ -114,29 +105,22 @@ def dot_chart(
     colors: Mapping[str, str],
     x: Axis,
     note: str = "",
-    reference: tuple[float, str] | None = None,
     width: float = WIDTH,
 ) -> Chart:
     """A row a name, a dot with its interval a series: numbers that are to be compared.
 
     Args:
         colors: of the series, in order; only those that have a value are named in the legend.
-        reference: a value to compare with, and its name.
     """
     used = [name for name in colors if any(name in row.values for row in rows)]
     gap = 9.0 if len(used) > 2 else 8.0
     step = max(ROW, gap * len(used) + 8)
     label_width = min(150.0, 14 + max((len(row.name) for row in rows), default=0) * LETTER)
-    top = 26 if reference else 8
     rows_axis = Axis(-0.5, len(rows) - 0.5, ())
-    height = top + step * len(rows) + 46
-    plot = Plot(x, rows_axis, left=label_width, top=top, width=width, height=height)
+    height = 8 + step * len(rows) + 46
+    plot = Plot(x, rows_axis, left=label_width, top=8, width=width, height=height)
     for value, _ in x.ticks:
         plot.line([value, value], [-0.5, len(rows) - 0.5], "", kind="grid")
-    if reference is not None:
-        place, words = reference
-        plot.line([place, place], [-0.5, len(rows) - 0.5], "", kind="reference")
-        plot.text(place, len(rows) - 0.5, words, anchor="middle", color="muted", dy=-6)
     for index, row in enumerate(rows):
         middle = len(rows) - 1 - index
         plot.text(x.low, middle, _cut(row.name, label_width), anchor="end", dx=-8)
@@ -145,8 +129,7 @@ def dot_chart(
             at = middle - (order - (len(present) - 1) / 2) * gap / step
             estimate = row.values[name]
             plot.whisker(at, estimate.low, estimate.high, colors[name], across=True)
-            said = f"{row.name}, {spoken(name)}: {estimate.text()}"
-            plot.dot(estimate.value, at, colors[name], title=said)
+            plot.dot(estimate.value, at, colors[name], title=f"{row.name}, {spoken(name)}: {estimate.text()}")
     names = tuple((colors[name], spoken(name)) for name in used)
     return Chart(title, plot.drawn(title), names if len(names) > 1 else (), note)
 
@@ -155,9 +138,8 @@ def bar_chart(
     counts: Mapping[str, int],
     *,
     title: str,
-    colors: Mapping[str, str] | None = None,
-    note: str = "",
     unit: str = "regions",
+    colors: Mapping[str, str] | None = None,
     width: float = WIDTH,
 ) -> Chart:
     """Counts as bars, the number beside each."""
@@ -171,15 +153,13 @@ def bar_chart(
         at = len(counts) - 1 - index
         color = (colors or {}).get(name, "s0")
         plot.text(0, at, _cut(name, label_width), anchor="end", dx=-8)
-        said = f"{name}: {count} {unit}, {100 * count / total:.0f} %"
-        plot.bar((0, count), (at - 0.34, at + 0.34), color, title=said)
+        tooltip = f"{name}: {count} {unit}, {percent(count / total)}"
+        plot.bar((0, count), (at - 0.34, at + 0.34), color, title=tooltip)
         plot.text(count, at, str(count), dx=6, color="muted")
-    return Chart(title, plot.drawn(title), (), note)
+    return Chart(title, plot.drawn(title))
 
 
-def reliability_chart(
-    bins: Sequence[Bin], *, title: str, color: str, axis: str, note: str = "", width: float = WIDTH
-) -> Chart:
+def reliability_chart(bins: Sequence[Bin], *, title: str, color: str, axis: str) -> Chart:
     """Accuracy over confidence with its interval, and below it where the pixels are.
 
     Args:
@@ -187,19 +167,17 @@ def reliability_chart(
     """
     ends = number_axis([0, 1], axis, low=0, high=1, percent=True)
     side = number_axis([0, 1], "accuracy of these pixels", low=0, high=1, percent=True)
-    plot = Plot(ends, side, width=width, height=330, left=64, bottom=92)
+    plot = Plot(ends, side, height=330, left=64, bottom=92)
     plot.line([0, 1], [0, 1], "", kind="reference")
     _reliability_marks(plot, bins, color)
     _shares(plot, bins, color)
-    return Chart(title, plot.drawn(title), (), note)
+    return Chart(title, plot.drawn(title))
 
 
-def small_reliability(
-    before: Sequence[Bin], after: Sequence[Bin], *, title: str, note: str = "", width: float = 210
-) -> Chart:
+def small_reliability(before: Sequence[Bin], after: Sequence[Bin], *, title: str, note: str = "") -> Chart:
     """The same of one part of the pixels, before and after calibration in one small square."""
     ends = number_axis([0, 1], "", low=0, high=1, percent=True, wanted=2)
-    plot = Plot(ends, ends, width=width, height=170, left=42, bottom=24, top=8, right=10)
+    plot = Plot(ends, ends, width=210, height=170, left=42, bottom=24, top=8, right=10)
     plot.line([0, 1], [0, 1], "", kind="reference")
     for bins, color in ((before, BEFORE), (after, AFTER)):
         _reliability_marks(plot, bins, color)
@@ -239,10 +217,7 @@ def scatter_chart(
     plot.line([ends.low, ends.high], [ends.low, ends.high], "", kind="reference")
     for predicted, found, inside, name in points:
         color = "s0" if inside else "bad"
-        plot.whisker(predicted, found.low, found.high, color)
-        plot.dot(
-            predicted, found.value, color, title=f"{name}: predicted {predicted:.3f}, observed {found.text()}"
-        )
+        plot.point(predicted, found, color, f"{name}: predicted {predicted:.3f}, observed {found.text()}")
     legend = (("s0", "the interval contains the prediction"), ("bad", "it does not"))
     return Chart(title, plot.drawn(title), legend, note)
 
@@ -251,28 +226,22 @@ def spark_chart(values: Sequence[Estimate], names: Sequence[str], *, title: str,
     """One number over the rounds, small; the same axis from 0 to 1 in all of them."""
     x = named_axis(names)
     y = number_axis([0, 1], low=0, high=1, percent=True, wanted=2)
-    line = Line(title, color, [float(index) for index in range(len(values))], values)
     plot = Plot(x, y, width=210, height=116, left=46, right=8, top=8, bottom=22)
-    plot.band(line.x, [v.low for v in values], [v.high for v in values], color)
-    plot.line(line.x, [v.value for v in values], color)
+    plot.curve(range(len(values)), values, color)
     for index, value in enumerate(values):
-        plot.whisker(index, value.low, value.high, color)
-        plot.dot(index, value.value, color, title=f"{names[index]}: {value.text()}", radius=3)
-    last = next((v for v in reversed(values) if not math.isnan(v.value)), None)
+        plot.point(index, value, color, f"{names[index]}: {value.text()}", radius=3)
+    last = next((v for v in reversed(values) if v.defined), None)
     return Chart(title, plot.drawn(f"{title} over rounds"), (), last.text() if last else "not defined")
 
 
 def _reliability_marks(plot: Plot, bins: Sequence[Bin], color: str) -> None:
     """Points that mean something, with a band that joins their intervals."""
-    shown = [one for one in bins if one.share >= SMALLEST_SHARE and not math.isnan(one.accuracy.value)]
-    x = [one.confidence for one in shown]
-    plot.band(x, [one.accuracy.low for one in shown], [one.accuracy.high for one in shown], color)
-    plot.line(x, [one.accuracy.value for one in shown], color)
+    shown = [one for one in bins if one.share >= SMALLEST_SHARE and one.accuracy.defined]
+    plot.curve([one.confidence for one in shown], [one.accuracy for one in shown], color)
     for one in shown:
-        plot.whisker(one.confidence, one.accuracy.low, one.accuracy.high, color)
-        pixels = f"{percent(one.share)} of pixels"
-        said = f"confidence {percent(one.confidence, 1)}, accuracy {one.accuracy.text()}, {pixels}"
-        plot.dot(one.confidence, one.accuracy.value, color, title=said, radius=3.2)
+        accuracy = f"confidence {percent(one.confidence, 1)}, accuracy {one.accuracy.text()}"
+        title = f"{accuracy}, {percent(one.share)} of pixels"
+        plot.point(one.confidence, one.accuracy, color, title, radius=3.2)
 
 
 def _shares(plot: Plot, bins: Sequence[Bin], color: str) -> None:
@@ -284,13 +253,14 @@ def _shares(plot: Plot, bins: Sequence[Bin], color: str) -> None:
     width = 0.8 / max(len(bins), 1)
     for one in bins:
         if one.share >= SMALLEST_SHARE and not math.isnan(one.confidence):
-            said = f"{100 * one.share:.2g} % of the pixels"
             left = min(max(one.confidence - width / 2, 0), 1 - width)
-            below.bar((left, left + width), (low, math.log10(one.share)), color, title=said, kind="bar soft")
+            pixels = f"{percent(one.share)} of the pixels"
+            below.bar(
+                (left, left + width), (low, math.log10(one.share)), color, title=pixels, kind="bar soft"
+            )
     below.text(0, low, "pixels", anchor="end", color="muted", dx=-7, dy=-10)
     below.text(0, low, "(log)", anchor="end", color="muted", dx=-7, dy=2)
-    for mark in below.marks:
-        plot.add(mark)
+    plot.marks += below.marks
 
 
 def _widest(axis: Axis) -> int:

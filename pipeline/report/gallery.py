@@ -87,8 +87,8 @@ def draw_gallery(
         wspace=0.05,
     )
     scales = (
-        _end_of_scale([(row, row.entropy) for row in rows]),
-        _end_of_scale([(row, row.mutual_information) for row in rows]),
+        end_of_scale([cropped(row, row.entropy) for row in rows]),
+        end_of_scale([cropped(row, row.mutual_information) for row in rows]),
     )
     for index, row in enumerate(rows):
         axes = [figure.add_subplot(grid[index, column]) for column in range(len(COLUMNS))]
@@ -124,6 +124,20 @@ def crop_around(box: Box, *, width: int, height: int) -> Box:
     left = min(max(0, x + (w - across) // 2), width - across)
     top = min(max(0, y + (h - down) // 2), height - down)
     return left, top, across, down
+
+
+def cropped(row: GalleryRow, values: Map | None) -> Map | None:
+    """The part of a map that `crop_around` shows."""
+    if values is None:
+        return None
+    left, top, across, down = crop_around(row.box, width=values.shape[1], height=values.shape[0])
+    return values[top : top + down, left : left + across]
+
+
+def end_of_scale(parts: Sequence[Map | None]) -> float:
+    """The 99.8 % quantile of the shown parts: one scale for all regions."""
+    known = [part.ravel() for part in parts if part is not None]
+    return max(float(np.quantile(np.concatenate(known), 0.998)), 1e-3) if known else 1.0
 
 
 def painted(
@@ -219,17 +233,6 @@ def _outline(axes: Axes, box: Box) -> None:
     x, y, w, h = box
     for color, width in (("black", 2.6), ("white", 1.2)):
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=color, linewidth=width))
-
-
-def _end_of_scale(maps: Sequence[tuple[GalleryRow, Map | None]]) -> float:
-    """What nearly all pixels of the shown parts stay below; one scale for all rows."""
-    parts: list[Map] = []
-    for row, values in maps:
-        if values is not None:
-            height, width = values.shape
-            left, top, across, down = crop_around(row.box, width=width, height=height)
-            parts.append(values[top : top + down, left : left + across].ravel())
-    return max(float(np.quantile(np.concatenate(parts), 0.998)), 1e-3) if parts else 1.0
 
 
 def _draw_legends(

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pipeline.drawing.heatmaps import COLORMAP, EXPECTED_ENTROPY_SPAN, information_span, two_colour
 from pipeline.regions.outlines import polygons
 from pipeline.report.blocks import Layer, Scale, Tile
-from pipeline.report.gallery import GalleryRow, RgbImage, crop_around, painted
+from pipeline.report.gallery import GalleryRow, Map, RgbImage, crop_around, cropped, end_of_scale, painted
 
 SIDE = 320
 """Pixels along the longer side of a picture: sharp at twice the density where it is shown."""
@@ -30,8 +30,6 @@ IMAGE, PREDICTION, ENTROPY, INFORMATION, BOTH, LABEL = (
 )
 LAYERS = (IMAGE, PREDICTION, ENTROPY, INFORMATION, BOTH, LABEL)
 
-Map = npt.NDArray[np.float32]
-
 
 def draw_tiles(
     rows: Sequence[GalleryRow], *, tags: Sequence[Sequence[str]], colors: RgbImage
@@ -43,12 +41,8 @@ def draw_tiles(
         colors: of the classes [C, 3].
     """
     crops = [crop_around(row.box, width=row.image.shape[1], height=row.image.shape[0]) for row in rows]
-    entropy_end = _end([_cropped(row.entropy, crop) for row, crop in zip(rows, crops, strict=True)])
-    sampled = [
-        _cropped(row.mutual_information, crop)
-        for row, crop in zip(rows, crops, strict=True)
-        if row.mutual_information is not None
-    ]
+    entropy_end = end_of_scale([cropped(row, row.entropy) for row in rows])
+    sampled = [part for row in rows if (part := cropped(row, row.mutual_information)) is not None]
     span = information_span(np.concatenate([part.ravel() for part in sampled])) if sampled else 1.0
     tiles = [
         _tile(row, crop, words, colors=colors, entropy_end=entropy_end, span=span)
@@ -137,16 +131,6 @@ def _outlined(picture: Image.Image, row: GalleryRow, *, origin: tuple[int, int],
         points = [((px - origin[0]) * factor, (py - origin[1]) * factor) for px, py in ring]
         for color, width in (((0, 0, 0), 4), ((255, 255, 255), 2)):
             draw.line([*points, points[0]], fill=color, width=width, joint="curve")
-
-
-def _cropped(values: Map, crop: tuple[int, int, int, int]) -> Map:
-    left, top, across, down = crop
-    return values[top : top + down, left : left + across]
-
-
-def _end(parts: Sequence[Map]) -> float:
-    """What nearly all values stay below; one scale for all tiles."""
-    return max(float(np.quantile(np.concatenate([part.ravel() for part in parts]), 0.998)), 1e-3)
 
 
 def _bytes(values: Map, end: float) -> npt.NDArray[np.uint8]:

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from pipeline.evaluation.estimate import Estimate
+
 WIDTH, HEIGHT = 440, 272
 FLAT = 1e-9
 """Relative to its values, a span below this is none."""
@@ -116,15 +118,16 @@ class Plot:
         """Vertical place of a value."""
         return round(self.bottom - self.y.share(value) * (self.bottom - self.top), 2)
 
-    def add(self, mark: Markup) -> None:
-        self.marks.append(mark)
+    def add(self, template: str, *values: object) -> None:
+        """Add a mark from a template of SVG, which escapes the values."""
+        self.marks.append(Markup(template).format(*values))
 
     def line(self, x: Sequence[float], y: Sequence[float], color: str, *, kind: str = "line") -> None:
         """A line through the points, broken where a value is NaN. `kind` is a CSS class."""
         for part in _unbroken(x, y):
             if len(part) > 1:
                 points = " ".join(f"{self.px(a)},{self.py(b[0])}" for a, b in part)
-                self.add(Markup('<polyline class="{} {}" points="{}"/>').format(kind, color, points))
+                self.add('<polyline class="{} {}" points="{}"/>', kind, color, points)
 
     def band(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], color: str) -> None:
         """The area between two lines."""
@@ -132,20 +135,16 @@ class Plot:
             if len(part) > 1:
                 forth = [f"{self.px(a)},{self.py(b[1])}" for a, b in part]
                 back = [f"{self.px(a)},{self.py(b[0])}" for a, b in reversed(part)]
-                self.add(
-                    Markup('<polygon class="band {}" points="{}"/>').format(color, " ".join(forth + back))
-                )
+                self.add('<polygon class="band {}" points="{}"/>', color, " ".join(forth + back))
 
     def dot(
         self, x: float, y: float, color: str, *, title: str = "", hollow: bool = False, radius: float = 4
     ) -> None:
         """A point, with a tooltip."""
         if math.isfinite(x) and math.isfinite(y):
-            self.add(
-                Markup('<circle class="dot{} {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-                    " hollow" if hollow else "", color, self.px(x), self.py(y), radius, title
-                )
-            )
+            kind, place = "dot hollow" if hollow else "dot", (self.px(x), self.py(y))
+            circle = '<circle class="{} {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
+            self.add(circle, kind, color, *place, radius, title)
 
     def whisker(self, at: float, low: float, high: float, color: str, *, across: bool = False) -> None:
         """An interval, upright, or `across` at the height `at`."""
@@ -155,7 +154,7 @@ class Plot:
                 if across
                 else (self.px(at), self.py(low), self.px(at), self.py(high))
             )
-            self.add(Markup('<path class="whisker {}" d="M{} {}L{} {}"/>').format(color, *ends))
+            self.add('<path class="whisker {}" d="M{} {}L{} {}"/>', color, *ends)
 
     def bar(
         self,
@@ -169,11 +168,8 @@ class Plot:
         """A rectangle between two values on each axis."""
         left, right = sorted((self.px(x[0]), self.px(x[1])))
         top, bottom = sorted((self.py(y[0]), self.py(y[1])))
-        self.add(
-            Markup(
-                '<rect class="{} {}" x="{}" y="{}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>'
-            ).format(kind, color, left, top, right - left, bottom - top, title)
-        )
+        bar = '<rect class="{} {}" x="{}" y="{}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>'
+        self.add(bar, kind, color, left, top, right - left, bottom - top, title)
 
     def text(
         self,
@@ -187,65 +183,54 @@ class Plot:
         dy: float = 4,
     ) -> None:
         """Words at a point, moved by `dx`, `dy`."""
-        self.add(
-            Markup('<text class="word {}" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
-                color, anchor, self.px(x) + dx, self.py(y) + dy, words
-            )
-        )
+        text = '<text class="word {}" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>'
+        self.add(text, color, anchor, self.px(x) + dx, self.py(y) + dy, words)
+
+    def curve(self, x: Sequence[float], y: Sequence[Estimate], color: str, *, kind: str = "line") -> None:
+        """A line through estimates, with the band between their intervals."""
+        self.band(x, [v.low for v in y], [v.high for v in y], color)
+        self.line(x, [v.value for v in y], color, kind=kind)
+
+    def point(
+        self, x: float, y: Estimate, color: str, title: str, *, hollow: bool = False, radius: float = 4
+    ) -> None:
+        """An estimate with its interval upright, and a tooltip."""
+        self.whisker(x, y.low, y.high, color)
+        self.dot(x, y.value, color, title=title, hollow=hollow, radius=radius)
 
     def drawn(self, description: str) -> Markup:
-        """The SVG; `description` is what a screen reader says of it."""
+        """The SVG; a screen reader reads `description`."""
+        marks, self.marks = self.marks, []
+        self._across()
+        self._upright()
+        axes, self.marks = self.marks, marks
         return Markup(
-            '<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><g class="axes">{}{}</g>{}</svg>'
-        ).format(self.width, self.height, description, self._across(), self._upright(), _joined(self.marks))
+            '<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><g class="axes">{}</g>{}</svg>'
+        ).format(self.width, self.height, description, _joined(axes), _joined(marks))
 
-    def _across(self) -> Markup:
-        parts: list[Markup] = []
+    def _across(self) -> None:
         lines = max((text.count("\n") + 1 for _, text in self.x.ticks), default=1)
         for value, words in _apart(self.x.ticks, self.right - self.left, self.x):
+            x = self.px(value)
             for row, word in enumerate(words.split("\n")):
-                parts.append(
-                    Markup('<text text-anchor="middle" x="{}" y="{}">{}</text>').format(
-                        self.px(value), self.bottom + 16 + 13 * row, word
-                    )
-                )
-            parts.append(
-                Markup('<path class="tick" d="M{0} {1}V{2}"/>').format(
-                    self.px(value), self.bottom, self.bottom + 4
-                )
-            )
+                y = self.bottom + 16 + 13 * row
+                self.add('<text text-anchor="middle" x="{}" y="{}">{}</text>', x, y, word)
+            self.add('<path class="tick" d="M{} {}V{}"/>', x, self.bottom, self.bottom + 4)
         if self.x.label:
-            parts.append(
-                Markup('<text class="label" text-anchor="middle" x="{}" y="{}">{}</text>').format(
-                    (self.left + self.right) / 2, self.bottom + 21 + 13 * lines, self.x.label
-                )
-            )
+            label = '<text class="label" text-anchor="middle" x="{}" y="{}">{}</text>'
+            self.add(label, (self.left + self.right) / 2, self.bottom + 21 + 13 * lines, self.x.label)
         if self.x.ticks:
-            parts.append(
-                Markup('<path class="base" d="M{} {}H{}"/>').format(self.left, self.bottom, self.right)
-            )
-        return _joined(parts)
+            self.add('<path class="base" d="M{} {}H{}"/>', self.left, self.bottom, self.right)
 
-    def _upright(self) -> Markup:
-        parts: list[Markup] = []
+    def _upright(self) -> None:
         for value, words in self.y.ticks:
-            parts.append(
-                Markup('<path class="grid" d="M{} {}H{}"/>').format(self.left, self.py(value), self.right)
-            )
-            parts.append(
-                Markup('<text text-anchor="end" x="{}" y="{}">{}</text>').format(
-                    self.left - 7, self.py(value) + 4, words
-                )
-            )
+            y = self.py(value)
+            self.add('<path class="grid" d="M{} {}H{}"/>', self.left, y, self.right)
+            self.add('<text text-anchor="end" x="{}" y="{}">{}</text>', self.left - 7, y + 4, words)
         if self.y.label:
-            middle = (self.top + self.bottom) / 2
-            turned = f"translate(12 {middle}) rotate(-90)"
-            parts.append(
-                Markup('<text class="label" text-anchor="middle" transform="{}">{}</text>').format(
-                    turned, self.y.label
-                )
-            )
-        return _joined(parts)
+            turned = f"translate(12 {(self.top + self.bottom) / 2}) rotate(-90)"
+            label = '<text class="label" text-anchor="middle" transform="{}">{}</text>'
+            self.add(label, turned, self.y.label)
 
 
 def _joined(parts: Sequence[Markup]) -> Markup:

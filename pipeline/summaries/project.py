@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func, select
@@ -38,10 +38,10 @@ class Status:
     state: str | None
     promoted_model: str | None
     queue: str | None
-    queue_items: dict[str, int] = field(default_factory=dict)
-    export_folder: str | None = None
-    next_command: str = "segcurate ingest"
-    reason: str = ""
+    queue_items: dict[str, int]
+    export_folder: str | None
+    next_command: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -116,33 +116,25 @@ def project_status(session: Session) -> Status:
     failures = session.scalar(select(func.count()).select_from(Failure)) or 0
     promoted = models.promoted_model(session)
     current = rounds.current_round(session)
-    if current is None:
-        reason = (
-            "No image is known yet."
-            if not images
-            else "No pool image has a mask yet: label a few, put them into `data.masks`, and ingest again."
-        )
-        return Status(
-            images=images,
-            labeled_images=labeled,
-            failures=failures,
-            round_number=None,
-            state=None,
-            promoted_model=None,
-            queue=None,
-            reason=reason,
-        )
-    queue = queues.round_queue(session, current.id)
+    queue = None if current is None else queues.round_queue(session, current.id)
     items = item_queries.count_items(session, queue.id) if queue else {}
-    next_command, reason = _next(
-        session, state=current.state, number=current.number, queue=queue, items=items
-    )
+    if current is not None:
+        next_command, reason = _next(
+            session, state=current.state, number=current.number, queue=queue, items=items
+        )
+    else:
+        next_command = "segcurate ingest"
+        reason = (
+            "No pool image has a mask yet: label a few, put them into `data.masks`, and ingest again."
+            if images
+            else "No image is known yet."
+        )
     return Status(
         images=images,
         labeled_images=labeled,
         failures=failures,
-        round_number=current.number,
-        state=current.state,
+        round_number=current.number if current else None,
+        state=current.state if current else None,
         promoted_model=promoted.name if promoted else None,
         queue=queue.name if queue else None,
         queue_items=items,

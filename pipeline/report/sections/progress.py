@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.format import number, percent
+from pipeline.format import counts, largest, number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -33,7 +32,7 @@ def standing(contents: Contents) -> Section:
     last = contents.rounds[-1] if contents.rounds else None
     promoted = next((point for point in reversed(contents.rounds) if point.promoted), last)
     images = sum(now.images.values()) - now.images.get("duplicate", 0)
-    splits = ", ".join(f"{count} {name}" for name, count in sorted(now.images.items()))
+    splits = counts(dict(sorted(now.images.items())))
     tiles = [
         ("Round", str(now.round_number or 0), f"{now.state} comes next" if now.state else ""),
         (
@@ -128,7 +127,10 @@ def queue(contents: Contents) -> Section:
     charts = [
         bar_chart(facts.by_class, title="Predicted class", colors=colors, unit=f"{facts.unit}s", width=320),
         bar_chart(
-            _largest(contents.queue_groups), title="Sequence or group", unit=f"{facts.unit}s", width=320
+            largest(contents.queue_groups, MOST_GROUPS),
+            title="Sequence or group",
+            unit=f"{facts.unit}s",
+            width=320,
         ),
         bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}, width=320),
     ]
@@ -239,13 +241,3 @@ def _classes(contents: Contents) -> Charts:
 def _refused(contents: Contents) -> str:
     refused = [point.number for point in contents.rounds if not point.promoted]
     return "A hollow point is a model that was refused." if refused else ""
-
-
-def _largest(by_group: Mapping[str, int]) -> dict[str, int]:
-    """The groups with most items, and the rest together."""
-    ordered = sorted(by_group.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = dict(ordered[:MOST_GROUPS])
-    rest = ordered[MOST_GROUPS:]
-    if rest:
-        shown[f"{len(rest)} others"] = sum(count for _, count in rest)
-    return shown

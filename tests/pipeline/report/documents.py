@@ -372,6 +372,8 @@ def full_contents() -> Contents:
             state="import",
             promoted_model="r03",
             queue="round-03",
+            queue_items={"queued": 20},
+            export_folder="queues/round-03",
             next_command="segcurate import queues/round-03",
             reason="20 regions wait in its `masks` folder.",
         ),
