@@ -49,25 +49,14 @@ class ImageColumns:
         return ImageColumns(self.id[rows], self.group[rows], self.position[rows], self.regions[rows])
 
 
-@dataclass(frozen=True)
-class CandidateColumns:
-    """Scored boxes of eligible images, N rows by ascending image id and region index."""
+CandidateColumns = dict[str, npt.NDArray[Any]]
+"""Scored boxes of eligible images by column, N rows by ascending image id and region index.
 
-    image_id: npt.NDArray[np.int64]
-    region_index: npt.NDArray[np.int32]
-    box: npt.NDArray[np.int32]
-    """[N, 4]: x, y, w, h in image pixels."""
-    predicted_class: npt.NDArray[np.int16]
-    class_share: npt.NDArray[np.float32]
-    impurity: npt.NDArray[np.float32]
-    score: npt.NDArray[np.float32] | None
-    """The measure that was asked for; NaN where the run has none."""
-    expected_entropy: npt.NDArray[np.float32]
-    """NaN, as `mutual_information`, where the run has no samples."""
-    mutual_information: npt.NDArray[np.float32]
-    pixels: npt.NDArray[np.int64] | None
-    """None, as `outline`, where every region fills its box."""
-    outline: npt.NDArray[np.object_] | None
+`image_id` int64, `region_index` int32, `box` int32 [N, 4] as x, y, w, h in image pixels, `predicted_class`
+int16, and float32 `class_share`, `impurity`, `expected_entropy` and `mutual_information`, NaN without
+samples; `score`, the requested measure, NaN where the run has none; where outlines are requested, `pixels`
+int64 and `outline`, a text or None for a full box.
+"""
 
 
 def last_eligible(session: Session, *, run_id: int) -> int:
@@ -131,12 +120,7 @@ def region_candidates(
             RegionScore.y,
             RegionScore.w,
             RegionScore.h,
-            RegionScore.predicted_class,
-            RegionScore.class_share,
-            RegionScore.impurity,
-            literal(0.0) if measure is None else _known(RegionScore.__table__.c[measure]),
-            _known(RegionScore.expected_entropy),
-            _known(RegionScore.mutual_information),
+            *_scores(RegionScore, measure),
             *shapes,
         )
         .where(RegionScore.run_id == run_id, RegionScore.image_id.between(*_ends(images)))
@@ -162,12 +146,7 @@ def image_candidates(
             literal(0),
             Image.width,
             Image.height,
-            ImageScore.predicted_class,
-            ImageScore.class_share,
-            ImageScore.impurity,
-            literal(0.0) if measure is None else _known(ImageScore.__table__.c[measure]),
-            _known(ImageScore.expected_entropy),
-            _known(ImageScore.mutual_information),
+            *_scores(ImageScore, measure),
         )
         .join(Image, Image.id == ImageScore.image_id)
         .where(ImageScore.run_id == run_id, ImageScore.image_id.between(*_ends(images)))
@@ -178,6 +157,15 @@ def image_candidates(
 
 def _ends(images: ImageColumns) -> tuple[int, int]:
     return int(images.id[0]), int(images.id[-1])
+
+
+def _scores(table: type[RegionScore] | type[ImageScore], measure: str | None) -> tuple[Any, ...]:
+    """The columns that regions and images share; 0 as the score without a measure."""
+    return (
+        *(table.predicted_class, table.class_share, table.impurity),
+        literal(0.0) if measure is None else _known(table.__table__.c[measure]),
+        *(_known(table.expected_entropy), _known(table.mutual_information)),
+    )
 
 
 def _known(column: ColumnElement[float] | InstrumentedAttribute[float | None]) -> ColumnElement[float]:
@@ -202,17 +190,19 @@ def _candidates(
     mine = np.isin(numbers[:, 0], images.id)
     numbers = numbers[mine]
     measures = np.where(np.isinf(numbers[:, 9:12]), np.nan, numbers[:, 9:12]).astype(np.float32)
-    texts = np.array([row[width] for row in rows], dtype=np.object_)[mine] if outlines else None
-    return CandidateColumns(
-        image_id=numbers[:, 0].astype(np.int64),
-        region_index=numbers[:, 1].astype(np.int32),
-        box=numbers[:, 2:6].astype(np.int32),
-        predicted_class=numbers[:, 6].astype(np.int16),
-        class_share=numbers[:, 7].astype(np.float32),
-        impurity=numbers[:, 8].astype(np.float32),
-        score=measures[:, 0].copy() if scored else None,
-        expected_entropy=measures[:, 1].copy(),
-        mutual_information=measures[:, 2].copy(),
-        pixels=numbers[:, 12].astype(np.int64) if outlines else None,
-        outline=texts,
-    )
+    columns: CandidateColumns = {
+        "image_id": numbers[:, 0].astype(np.int64),
+        "region_index": numbers[:, 1].astype(np.int32),
+        "box": numbers[:, 2:6].astype(np.int32),
+        "predicted_class": numbers[:, 6].astype(np.int16),
+        "class_share": numbers[:, 7].astype(np.float32),
+        "impurity": numbers[:, 8].astype(np.float32),
+        "expected_entropy": measures[:, 1].copy(),
+        "mutual_information": measures[:, 2].copy(),
+    }
+    if scored:
+        columns["score"] = measures[:, 0].copy()
+    if outlines:
+        columns["pixels"] = numbers[:, 12].astype(np.int64)
+        columns["outline"] = np.array([row[width] for row in rows], dtype=np.object_)[mine]
+    return columns

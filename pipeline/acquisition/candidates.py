@@ -40,7 +40,7 @@ class Candidates:
     """[N]: share of the predicted class in the box, 0 to 1."""
     impurity: npt.NDArray[np.float32]
     """[N]: entropy of the predicted-class histogram / ln C."""
-    score: npt.NDArray[np.float32] | None
+    score: npt.NDArray[np.float32] | None = None
     expected_entropy: npt.NDArray[np.float32] | None = None
     """[N]; None, as `mutual_information`, for scores without samples."""
     mutual_information: npt.NDArray[np.float32] | None = None

@@ -1,4 +1,4 @@
-"""Heat maps: uint8 PNG files that carry their own scale, and overlays that a person can look at.
+"""Heat maps: uint8 PNG files with their scale, and overlays of a map on its image.
 
 Legend: H W image size, h w map size, R regions. A stored byte v means low + v / 255 · (high − low);
 `measure`, `low` and `high` are text chunks of the file.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +22,6 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
 from pipeline.regions.outlines import decode_outline, polygons
 
@@ -59,16 +57,6 @@ _LMS_TO_OKLAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """A map as it was stored: values float32 [h, w], exact to (high − low) / 510."""
-
-    values: FloatMap
-    measure: str
-    low: float
-    high: float
 
 
 def write_heatmap(
@@ -140,7 +128,6 @@ def write_two_colour(
     mutual_information: npt.NDArray[np.floating],
     *,
     mutual_information_span: float,
-    expected_entropy_span: float = EXPECTED_ENTROPY_SPAN,
 ) -> None:
     """Write a two-colour map as an RGB PNG with its spans as text chunks; to measure, read the two heat maps.
 
@@ -149,36 +136,14 @@ def write_two_colour(
         UserError: the folder cannot be written.
     """
     picture = two_colour(
-        expected_entropy,
-        mutual_information,
-        mutual_information_span=mutual_information_span,
-        expected_entropy_span=expected_entropy_span,
+        expected_entropy, mutual_information, mutual_information_span=mutual_information_span
     )
-    spans = {"expected_entropy": expected_entropy_span, "mutual_information": mutual_information_span}
-    _write_png(
-        path,
-        picture,
-        {"measure": TWO_COLOUR} | {f"{name}_span": repr(float(span)) for name, span in spans.items()},
-    )
-
-
-def read_heatmap(path: Path) -> Heatmap:
-    """Read what `write_heatmap` wrote.
-
-    Raises:
-        DataError: the file is missing, damaged, or no heat map of segcurate.
-    """
-    try:
-        with Image.open(path, formats=["PNG"]) as file:
-            file.load()
-            text = {str(key): str(value) for key, value in file.info.items()}
-            pixels = np.asarray(file)
-        low, high = float(text["low"]), float(text["high"])
-        measure = text["measure"]
-    except (OSError, SyntaxError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is not a heat map of segcurate.", "Run `segcurate score` again.") from error
-    values = low + pixels.astype(np.float32) / np.float32(255) * np.float32(high - low)
-    return Heatmap(values=values.astype(np.float32), measure=measure, low=low, high=high)
+    texts = {
+        "measure": TWO_COLOUR,
+        "expected_entropy_span": repr(EXPECTED_ENTROPY_SPAN),
+        "mutual_information_span": repr(float(mutual_information_span)),
+    }
+    _write_png(path, picture, texts)
 
 
 def overlay(
@@ -209,90 +174,21 @@ def overlay(
     Raises:
         ValueError: the image is not RGB uint8, or there are not as many names as boxes.
     """
-    _check_overlay(image, boxes, names)
-    height, width = image.shape[:2]
-    value = _stretched(_unit(map, low=low, high=high), width, height)
-    color = _palette()[np.rint(value * 255).astype(np.uint8)]
-    picture = _tinted(image, color, strength=value)
-    if boxes is not None:
-        _outline(picture, boxes, names, outlines)
-    return np.concatenate([np.asarray(picture), _scale(width, height, low=low, high=high, title=title)])
-
-
-def two_colour_overlay(
-    image: RgbImage,
-    expected_entropy: npt.NDArray[np.floating],
-    mutual_information: npt.NDArray[np.floating],
-    boxes: npt.NDArray[np.integer] | None = None,
-    *,
-    mutual_information_span: float,
-    expected_entropy_span: float = EXPECTED_ENTROPY_SPAN,
-    names: Sequence[str] | None = None,
-    outlines: Sequence[str | None] | None = None,
-) -> RgbImage:
-    """As `overlay`, with both halves of the uncertainty in two colours, and their legend below.
-
-    Raises:
-        ValueError: the image is not RGB uint8, or there are not as many names as boxes.
-    """
-    _check_overlay(image, boxes, names)
-    height, width = image.shape[:2]
-    aleatoric = _stretched(_unit(expected_entropy, low=0, high=expected_entropy_span), width, height)
-    epistemic = _stretched(_unit(mutual_information, low=0, high=mutual_information_span), width, height)
-    color = two_colour(aleatoric, epistemic, mutual_information_span=1, expected_entropy_span=1)
-    picture = _tinted(image, color, strength=np.maximum(aleatoric, epistemic))
-    if boxes is not None:
-        _outline(picture, boxes, names, outlines)
-    legend = two_colour_legend(
-        width,
-        mutual_information_span=mutual_information_span,
-        expected_entropy_span=expected_entropy_span,
-    )
-    return np.concatenate([np.asarray(picture), legend])
-
-
-def two_colour_legend(
-    width: int, *, mutual_information_span: float, expected_entropy_span: float = EXPECTED_ENTROPY_SPAN
-) -> RgbImage:
-    """A strip [s, width, 3]: the colours as a square, and what they mean in words."""
-    size = max(8, min(15, round(width / 26)))
-    line, gap = size + size // 3, size // 2
-    strip = Image.new("RGB", (width, 3 * line + gap), (255, 255, 255))
-    draw = ImageDraw.Draw(strip)
-    font = ImageFont.load_default(size=size)
-    square = Image.fromarray(np.ascontiguousarray(_two_colour_palette()[::-1])).resize((3 * line, 3 * line))
-    strip.paste(square, (gap, gap // 2))
-    words = (
-        f"orange: expected entropy, up to {expected_entropy_span:.2g}",
-        f"blue: mutual information, up to {mutual_information_span:.2g}",
-        "white: both; dark: neither",
-    )
-    for index, text in enumerate(words):
-        draw.text((3 * line + 2 * gap, gap // 2 + index * line), text, font=font, fill=(30, 30, 30))
-    return np.asarray(strip)
-
-
-def _check_overlay(
-    image: RgbImage, boxes: npt.NDArray[np.integer] | None, names: Sequence[str] | None
-) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"Expected an RGB image uint8 [H, W, 3], but got {image.dtype} {image.shape}.")
     if names is not None and len(names) != (0 if boxes is None else len(boxes)):
         raise ValueError("Expected a name for each box.")
-
-
-def _stretched(unit: FloatMap, width: int, height: int) -> FloatMap:
-    """A map [h, w] of 0 to 1 over the whole image, [H, W]."""
-    return np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _tinted(image: RgbImage, color: RgbImage, *, strength: FloatMap) -> Image.Image:
-    """The muted image under colours [H, W, 3], which cover it where `strength` [H, W] is high."""
-    grey = image.mean(axis=2, dtype=np.float32, keepdims=True)
-    muted = 0.65 * image + 0.35 * grey
-    opacity = 0.78 * np.clip(strength[:, :, None] / 0.6, 0, 1)
-    blended = muted * (1 - opacity) + color.astype(np.float32) * opacity
-    return Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
+    height, width = image.shape[:2]
+    small = Image.fromarray(_unit(map, low=low, high=high))
+    value = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+    color = _palette()[np.rint(value * 255).astype(np.uint8)].astype(np.float32)
+    muted = 0.65 * image + 0.35 * image.mean(axis=2, dtype=np.float32, keepdims=True)
+    opacity = 0.78 * np.clip(value[:, :, None] / 0.6, 0, 1)
+    blended = muted * (1 - opacity) + color * opacity
+    picture = Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
+    if boxes is not None:
+        _outline(picture, boxes, names, outlines)
+    return np.concatenate([np.asarray(picture), _scale(width, height, low=low, high=high, title=title)])
 
 
 def _write_png(path: Path, pixels: npt.NDArray[np.uint8], texts: Mapping[str, str]) -> None:

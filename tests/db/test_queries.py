@@ -395,19 +395,16 @@ def test_only_eligible_images_of_a_run_become_candidates(session: Session) -> No
     regions = candidates.region_candidates(
         session, run_id=run.id, images=found, measure="entropy", outlines=True
     )
-    assert regions.image_id.tolist() == [1, 2]
-    assert regions.box.tolist() == [[8, 0, 8, 8]] * 2
-    assert regions.score is not None
-    np.testing.assert_allclose(regions.score, [0.1, 0.2], rtol=1e-6)
-    assert np.isnan(regions.mutual_information).all()
-    assert regions.pixels is not None
-    assert regions.pixels.tolist() == [64, 64]
-    assert regions.outline is not None
-    assert regions.outline.tolist() == [None, None]
+    assert regions["image_id"].tolist() == [1, 2]
+    assert regions["box"].tolist() == [[8, 0, 8, 8]] * 2
+    np.testing.assert_allclose(regions["score"], [0.1, 0.2], rtol=1e-6)
+    assert np.isnan(regions["mutual_information"]).all()
+    assert regions["pixels"].tolist() == [64, 64]
+    assert regions["outline"].tolist() == [None, None]
     whole = candidates.image_candidates(session, run_id=run.id, images=found, measure=None)
-    assert whole.score is None
-    assert whole.region_index.tolist() == [candidates.WHOLE_IMAGE] * 2
-    assert whole.box.tolist() == [[0, 0, 16, 8]] * 2
+    assert "score" not in whole
+    assert whole["region_index"].tolist() == [candidates.WHOLE_IMAGE] * 2
+    assert whole["box"].tolist() == [[0, 0, 16, 8]] * 2
 
 
 def test_the_newest_run_is_the_one_that_was_finished_or_begun_last(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""The scored pool of a run, read block by block: what is neither queued nor labeled yet."""
+"""The scored pool of a run, read block by block, without the regions that are queued or labeled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 
 PAGE_IMAGES = 5_000
 BLOCK_REGIONS = 25_000
-"""Regions that a block has at most, unless one image has more."""
+"""The most regions of a block, unless one image has more."""
 
 
 class ScoredPool:
@@ -94,17 +94,8 @@ class ScoredPool:
             group=images.group,
             position=images.position,
             regions=images.regions,
-            image=np.searchsorted(images.id, columns.image_id),
-            region_index=columns.region_index,
-            box=columns.box,
-            predicted_class=columns.predicted_class,
-            class_share=columns.class_share,
-            impurity=columns.impurity,
-            score=columns.score,
-            pixels=columns.pixels,
-            outline=columns.outline,
-            expected_entropy=columns.expected_entropy,
-            mutual_information=columns.mutual_information,
+            image=np.searchsorted(images.id, columns.pop("image_id")),
+            **columns,
         )
         self.scored += len(everything)
         left = everything.where(~self._taken(everything))
@@ -137,7 +128,7 @@ class ScoredPool:
 
 
 def _blocks(page: candidate_queries.ImageColumns, most: int) -> Iterator[candidate_queries.ImageColumns]:
-    """Neighbouring images with at most so many regions together, or one with more."""
+    """Consecutive images with at most `most` regions together, or one image with more."""
     ends = np.cumsum(page.regions)
     start = 0
     while start < len(page):

@@ -14,13 +14,9 @@ from pipeline.drawing.heatmaps import (
     SMALLEST_INFORMATION_SPAN,
     TWO_COLOUR_CORNERS,
     information_span,
-    read_heatmap,
     two_colour,
-    two_colour_legend,
-    two_colour_overlay,
     write_two_colour,
 )
-from pipeline.errors import DataError
 
 DEFICIENCIES = {
     "protanopia": [
@@ -111,25 +107,6 @@ def test_the_file_is_a_picture_with_its_spans_and_no_map_to_measure(tmp_path: Pa
         assert (file.info["expected_entropy_span"], file.info["mutual_information_span"]) == ("0.5", "0.25")
         pixels = np.asarray(file)
     assert np.array_equal(pixels, two_colour(entropy, information, mutual_information_span=0.25))
-    with pytest.raises(DataError, match="is not a heat map"):
-        read_heatmap(path)
-
-
-def test_an_overlay_shows_the_image_where_there_is_no_doubt_and_says_what_the_colours_mean() -> None:
-    image = np.full((80, 240, 3), 90, dtype=np.uint8)
-    entropy, information = np.zeros((20, 60), np.float32), np.zeros((20, 60), np.float32)
-    entropy[:, 20:40], information[:, 40:] = 0.5, 0.1
-    picture = two_colour_overlay(
-        image, entropy, information, np.array([[4, 4, 20, 20]]), mutual_information_span=0.1, names=["1"]
-    ).astype(int)
-    legend = two_colour_legend(240, mutual_information_span=0.1)
-    assert picture.shape == (80 + len(legend), 240, 3)
-    assert np.array_equal(picture[80:], legend)
-    assert abs(picture[40, 60] - 90).max() <= 2
-    orange, blue = picture[60, 120], picture[60, 220]
-    assert orange[0] > orange[1] > orange[2] + 40
-    assert blue[2] > blue[1] > blue[0]
-    assert picture[4:24, 4:24].max() == 255
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 1), (4, 3)])

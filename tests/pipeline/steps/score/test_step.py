@@ -23,7 +23,7 @@ from db.queries.failures import list_failures
 from db.queries.rounds import current_round
 from db.tables import Image, ImageScore, Model, RegionScore, Round, ScoringRun, Shard
 from pipeline.config import HeatmapConfig, RegionConfig
-from pipeline.drawing.heatmaps import read_heatmap, two_colour
+from pipeline.drawing.heatmaps import two_colour
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.score import score
@@ -42,6 +42,7 @@ from tests.factories import (
     new_queue,
     put,
 )
+from tests.pipeline.drawing.stored import read_heatmap
 
 COLUMNS = ("image_id", "region_index", "x", "y", "w", "h", "pixels", "predicted_class", *MEASURES)
 
