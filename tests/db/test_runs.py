@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import select
 
 from db.engine import Database
 from db.queries.runs import lock_summary, newest_run, update_summary
 from db.tables import Model, Round, ScoringRun
-from tests.factories import open_store
+from tests.factories import ask, fetch_one, open_store
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def database(store_url: str) -> Generator[Database]:
+def database(store_url: str) -> Database:
     """A store whose model 1 has run 1, begun on the first day."""
     database = open_store(store_url)
     with database.session() as session:
         session.get_one(ScoringRun, 1).created_at = START
-    yield database
-    database.close()
+    return database
 
 
 def add_run(database: Database, begun: int, finished: int | None = None, *, model_id: int = 1) -> int:
@@ -43,11 +42,10 @@ class TestNewestRun:
         long_ago = add_run(database, 1, 9)
         later = add_run(database, 2, 5)
         unfinished = add_run(database, 7)
-        with database.session(write=False) as session:
-            ids = [newest_run(session, 1, finished=finished) for finished in (True, False)]
-            assert [row and row.id for row in ids] == [long_ago, long_ago]
-            other = newest_run(session, 1, finished=True, other_than=long_ago)
-            begun = newest_run(session, 1, finished=False, other_than=long_ago)
+        ids = [ask(database, newest_run, 1, finished=finished) for finished in (True, False)]
+        assert [row and row.id for row in ids] == [long_ago, long_ago]
+        other = ask(database, newest_run, 1, finished=True, other_than=long_ago)
+        begun = ask(database, newest_run, 1, finished=False, other_than=long_ago)
         assert (other and other.id, begun and begun.id) == (later, unfinished)
 
     def test_a_pruned_run_and_the_run_of_another_model_are_none(self, database: Database) -> None:
@@ -58,21 +56,18 @@ class TestNewestRun:
             session.add(Model(round_id=2, name="r02", status="trained", seed=0, iterations=0, **document))
             session.flush()
             session.get_one(ScoringRun, 1).pruned_at = START
-        with database.session(write=False) as session:
-            assert newest_run(session, 1, finished=False) is None
+        assert ask(database, newest_run, 1, finished=False) is None
         of_second = add_run(database, 1, 2, model_id=2)
-        with database.session(write=False) as session:
-            assert newest_run(session, 1, finished=False) is None
-            of_any = newest_run(session, None, finished=True)
+        assert ask(database, newest_run, 1, finished=False) is None
+        of_any = ask(database, newest_run, None, finished=True)
         assert of_any is not None
         assert of_any.id == of_second
 
     def test_where_it_has_other_settings_no_older_run_takes_its_place(self, database: Database) -> None:
         add_run(database, 1, 1)
         newest = add_run(database, 2, 2)
-        with database.session(write=False) as session:
-            assert newest_run(session, 1, finished=True, settings={"begun": 1}) is None
-            found = newest_run(session, 1, finished=True, settings={"begun": 2, "seed": 0})
+        assert ask(database, newest_run, 1, finished=True, settings={"begun": 1}) is None
+        found = ask(database, newest_run, 1, finished=True, settings={"begun": 2, "seed": 0})
         assert found is not None
         assert found.id == newest
 
@@ -82,8 +77,7 @@ class TestSummary:
         with database.session() as session:
             update_summary(session, 1, drift={"checked": 1}, reordering={"share": 0.5})
             update_summary(session, 1, drift={"checked": 2})
-        with database.session(write=False) as session:
-            summary = session.get_one(ScoringRun, 1).summary
+        summary = fetch_one(database, select(ScoringRun).where(ScoringRun.id == 1)).summary
         assert summary == {"drift": {"checked": 2}, "reordering": {"share": 0.5}}
 
     def test_workers_that_add_to_one_list_at_the_same_time_lose_nothing(self, database: Database) -> None:
@@ -95,7 +89,6 @@ class TestSummary:
 
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(add, range(20)))
-        with database.session(write=False) as session:
-            summary = session.get_one(ScoringRun, 1).summary
+        summary = fetch_one(database, select(ScoringRun).where(ScoringRun.id == 1)).summary
         assert summary is not None
         assert sorted(summary["images"]) == list(range(20))

@@ -88,15 +88,14 @@ def add_audit(
 def test_the_source_is_the_split_where_it_has_masks_unless_another_one_is_asked_for(
     pool: Workspace,
 ) -> None:
-    project, database = pool
 
     def source(named: str) -> str:
-        return ask(database, calibration_source, configured(project, calibration={"source": named}))
+        return ask(pool.database, calibration_source, configured(pool.project, calibration={"source": named}))
 
     assert [source(name) for name in ("auto", "split", "audit")] == ["audit", "calibration", "audit"]
-    add_images(project, database, "calibration", 2)
+    add_images(*pool, "calibration", 2)
     assert [source(name) for name in ("auto", "split", "audit")] == ["calibration", "calibration", "audit"]
-    change(database, Image, Image.split == "calibration", mask_uri=None)
+    change(pool.database, Image, Image.split == "calibration", mask_uri=None)
     assert source("auto") == "audit"
 
 

@@ -26,7 +26,7 @@ from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.score import score
 from pipeline.steps.select import select
-from tests.factories import change, fetch, fetch_one, make_pool
+from tests.factories import ask, change, fetch, fetch_one, make_pool
 
 WIDTH, HEIGHT = 96, 64
 
@@ -95,8 +95,7 @@ def test_an_image_without_its_region_map_is_recorded_and_the_others_are_scored(t
     PillowImage.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "maps" / "001.png")
     report = score(project, database)
     assert (report.images, report.failed) == (1, 2)
-    with database.session(write=False) as session:
-        reasons = {row.subject: row.reason for row in failures.list_failures(session, step="score")}
+    reasons = {row.subject: row.reason for row in ask(database, failures.list_failures, step="score")}
     missing, small = (reasons[f"images/00{number}.png"] for number in (0, 1))
     assert "no region map" in missing
     assert "000.png" in missing

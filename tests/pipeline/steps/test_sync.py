@@ -109,8 +109,7 @@ def unknown_class(selected: Exported, name: str, *, number: int) -> dict[str, An
 
 def rejected(selected: Exported) -> list[str]:
     """The subjects of the import's recorded failures."""
-    with selected.database.session(write=False) as session:
-        return [row.subject for row in failures.list_failures(session, step="import")]
+    return [row.subject for row in ask(selected.database, failures.list_failures, step="import")]
 
 
 def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Exported, server: Server) -> None:

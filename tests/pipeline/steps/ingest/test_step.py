@@ -384,4 +384,3 @@ def test_images_outside_the_projects_folder_keep_their_whole_path(tmp_path: Path
     report = here.ingest(images=["../data/images"], masks="../data/masks")
     assert report.added == 4
     assert set(here.splits()) == {f"{tmp_path}/data/images/{group}/f0.png" for group in "abcd"}
-    here.database.close()
