@@ -77,6 +77,16 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             raise
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, in UTF-8 and with the line ends of the text; the file is made where it is missing.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    with writing(path), path.open("a", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
     """A new folder to fill, which replaces `path` when the block ends.

@@ -157,11 +157,6 @@ def count_waiting(session: Session, queue_id: int) -> int:
     return session.scalar(statement) or 0
 
 
-def images_in_queue(session: Session, queue_id: int) -> set[int]:
-    """The images that have an item in a queue."""
-    return set(session.scalars(select(QueueItem.image_id).where(QueueItem.queue_id == queue_id).distinct()))
-
-
 def skipped_images(session: Session, queue_id: int) -> set[int]:
     """The ids of the images of a queue that hold a skipped item."""
     statement = select(QueueItem.image_id).where(

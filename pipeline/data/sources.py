@@ -10,8 +10,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -73,8 +73,24 @@ class _Folder:
         return path if self.pattern is None or self.pattern.fullmatch(path) else None
 
     def walk(self, excluded: set[str]) -> Iterator[ImageFile]:
-        """Its image files; the folder itself is never excluded."""
-        return _walk(self, excluded=excluded)
+        """Its image files, depth first; the folder itself is never excluded."""
+        stack: list[tuple[Path, int, frozenset[str]]] = [
+            (self.base, 1, frozenset({os.path.realpath(self.base)}))
+        ]
+        while stack:
+            folder, depth, ancestors = stack.pop()
+            folders: list[str] = []
+            with _sorted_names(_names(folder, folders=folders), key=natural_key) as names:
+                for name in names:
+                    path = folder / name
+                    if self.pattern is None or self.below(path) is not None:
+                        yield path
+            if self.depth is not None and depth >= self.depth:
+                continue
+            for name in sorted(folders, key=natural_key, reverse=True):
+                real = os.path.realpath(folder / name)
+                if real not in excluded and real not in ancestors:
+                    stack.append((folder / name, depth + 1, ancestors | {real}))
 
 
 @dataclass(frozen=True)
@@ -276,27 +292,6 @@ def _mask_test(project: Project) -> Callable[[ImageFile], bool]:
     return is_mask
 
 
-def _walk(source: _Folder, *, excluded: set[str]) -> Iterator[Path]:
-    """Matching image files below a folder, depth first."""
-    stack: list[tuple[Path, int, frozenset[str]]] = [
-        (source.base, 1, frozenset({os.path.realpath(source.base)}))
-    ]
-    while stack:
-        folder, depth, ancestors = stack.pop()
-        folders: list[str] = []
-        with _sorted_names(_names(folder, folders=folders), key=natural_key) as names:
-            for name in names:
-                path = folder / name
-                if source.pattern is None or source.below(path) is not None:
-                    yield path
-        if source.depth is not None and depth >= source.depth:
-            continue
-        for name in sorted(folders, key=natural_key, reverse=True):
-            real = os.path.realpath(folder / name)
-            if real not in excluded and real not in ancestors:
-                stack.append((folder / name, depth + 1, ancestors | {real}))
-
-
 def _names(folder: Path, *, folders: list[str]) -> Iterator[str]:
     """Image files of a folder, unsorted; its folders are put into `folders`."""
     try:
@@ -314,29 +309,19 @@ def _names(folder: Path, *, folders: list[str]) -> Iterator[str]:
         ) from error
 
 
-class _sorted_names:
+@contextmanager
+def _sorted_names(names: Iterator[str], *, key: Callable[[str], Any]) -> Generator[Iterator[str]]:
     """Names in natural order; beyond `SORTED_IN_MEMORY` they are sorted in temporary files and merged."""
-
-    def __init__(self, names: Iterator[str], *, key: Callable[[str], Any]) -> None:
-        self._names = names
-        self._key = key
-        self._files = ExitStack()
-
-    def __enter__(self) -> Iterator[str]:
+    with ExitStack() as files:
         runs: list[IO[str]] = []
-        while True:
-            chunk = sorted(islice(self._names, SORTED_IN_MEMORY), key=self._key)
+        while chunk := sorted(islice(names, SORTED_IN_MEMORY), key=key):
             if not runs and len(chunk) < SORTED_IN_MEMORY:
-                return iter(chunk)
-            if not chunk:
-                break
-            run = self._files.enter_context(
+                yield iter(chunk)
+                return
+            run = files.enter_context(
                 tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogateescape")
             )
             run.writelines(json.dumps(name) + "\n" for name in chunk)
             run.seek(0)
             runs.append(run)
-        return heapq.merge(*((json.loads(line) for line in run) for run in runs), key=self._key)
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
+        yield heapq.merge(*((json.loads(line) for line in run) for run in runs), key=key)

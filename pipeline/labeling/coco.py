@@ -22,14 +22,13 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.coco_document import (
     ANNOTATIONS,
-    CocoDocument,
+    CocoQueueWriter,
     coco_files,
     documents,
     is_coco_zip,
     is_panoptic,
     looks_like_coco,
     read_documents,
-    readme,
     unpacked,
 )
 from pipeline.labeling.encoding import LabelMap
@@ -37,14 +36,10 @@ from pipeline.labeling.exchange import (
     Annotation,
     DecodedMask,
     OutgoingImage,
-    OutgoingQueue,
     Rejected,
     Tool,
     shown,
 )
-from pipeline.labeling.image_files import write_image
-from pipeline.labeling.manifest import IMAGES, ManifestWriter
-from pipeline.labeling.unchanged import ProposalList
 from pipeline.labeling.untrusted.canvas import Canvas
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 from pipeline.labeling.untrusted.coco_shapes import read_shape
@@ -64,35 +59,19 @@ labeled", and so does an image without any.
 """
 
 
-class CocoWriter:
+class CocoWriter(CocoQueueWriter):
     """Writes a queue as COCO instances."""
 
-    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
-        self._folder = folder
-        self._queue = queue
-        self._manifest = ManifestWriter(folder)
-        self._document = CocoDocument(folder / ANNOTATIONS / INSTANCES)
-        (folder / IMAGES).mkdir()
+    file = f"{ANNOTATIONS}/{INSTANCES}"
+    text = _README
 
-    def add(self, image: OutgoingImage) -> None:
-        """Write one image, its annotations, and its line of the manifest."""
-        placed = write_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
-        id_ = self._document.add_image(image, self._queue, file_name=placed)
-        self._document.add_annotations(instances(image.mask, image_id=id_), numbered=True)
-        self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}"))
-
-    def finish(self) -> None:
-        """Put the annotations together, and write the small files beside them."""
-        self._document.finish(self._queue, of_category={})
-        ProposalList(self._folder).add(self._document.path)
-        self._manifest.finish(
-            label_map=self._queue.labels.document(),
-            readme=readme(self._queue, self._manifest, file=f"{ANNOTATIONS}/{INSTANCES}", text=_README),
-        )
+    def annotations(self, image: OutgoingImage, image_id: int) -> Iterator[dict[str, Any]]:
+        """The connected parts of the image's classes."""
+        return instances(image.mask, image_id=image_id)
 
 
 def instances(mask: Mask, *, image_id: int) -> Iterator[dict[str, Any]]:
-    """The annotations of a mask [H, W], without ids: one a connected part of a class, class after class."""
+    """The annotations of a mask [H, W], with ids to be given: one for each connected part, class by class."""
     height, width = mask.shape
     for class_index in np.unique(mask[mask != IGNORE]).tolist():
         count, parts, stats, _ = cv2.connectedComponentsWithStats(
@@ -103,6 +82,7 @@ def instances(mask: Mask, *, image_id: int) -> Iterator[dict[str, Any]]:
             runs: Any = {"size": [height, width], "counts": counts}
             encoded: Any = coco.frPyObjects(runs, height, width)
             yield {
+                "id": None,
                 "image_id": image_id,
                 "category_id": class_index + 1,
                 "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},

@@ -10,13 +10,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import Annotation, DecodedMask, OutgoingImage, OutgoingQueue, Rejected, shown
-from pipeline.labeling.manifest import IMAGES, ManifestWriter
-from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
+from pipeline.labeling.manifest import IMAGES
+from pipeline.labeling.queue_writer import QueueWriter
+from pipeline.labeling.unchanged import without_unchanged
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 
@@ -65,12 +66,12 @@ class CocoDocument:
         self._append(IMAGES, [entry])
         return id_
 
-    def add_annotations(self, annotations: Iterable[dict[str, Any]], *, numbered: bool) -> None:
-        """Write annotations, with ids from 1 on where they are numbered."""
+    def add_annotations(self, annotations: Iterable[dict[str, Any]]) -> None:
+        """Write annotations. An `id` of None becomes the next number, from 1 on."""
         first = self._counts[ANNOTATIONS] + 1
         self._append(
             ANNOTATIONS,
-            ({"id": id_, **item} if numbered else item for id_, item in enumerate(annotations, first)),
+            ({**item, "id": id_} if "id" in item else item for id_, item in enumerate(annotations, first)),
         )
 
     def finish(self, queue: OutgoingQueue, *, of_category: dict[str, Any]) -> None:
@@ -102,16 +103,51 @@ class CocoDocument:
                 self._counts[name] += 1
 
 
-def readme(queue: OutgoingQueue, written: ManifestWriter, *, file: str, text: str) -> str:
-    """The annotator's README of a COCO export."""
-    return text.format(
-        name=queue.name,
-        regions=written.regions,
-        images=written.images,
-        file=file,
-        start="labels as they are now" if queue.kind == "review" else "model's proposals",
-        images_folder=IMAGES,
-    )
+class CocoQueueWriter(QueueWriter):
+    """Writes a queue with a COCO file.
+
+    Attributes:
+        file: the COCO file, in the folder.
+        of_category: fields of a category beside its id and name.
+        text: the README, to be formatted.
+    """
+
+    overlays = None
+    file: str
+    of_category: ClassVar[dict[str, Any]] = {}
+    text: str
+
+    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
+        super().__init__(folder, queue)
+        self.document = CocoDocument(folder / self.file)
+
+    def add(self, image: OutgoingImage) -> None:
+        """Write one image, its annotations, and its line of the manifest."""
+        placed = self.write_image(image)
+        id_ = self.document.add_image(image, self.queue, file_name=placed.removeprefix(f"{IMAGES}/"))
+        self.document.add_annotations(self.annotations(image, id_))
+        self.manifest.add(image.entry(self.queue, image=placed))
+
+    def annotations(self, image: OutgoingImage, image_id: int) -> Iterable[dict[str, Any]]:
+        """What the COCO file says of the image that it calls by this id. A format writes its masks here."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Put the COCO file together, and write the small files beside it."""
+        self.document.finish(self.queue, of_category=self.of_category)
+        self.proposals.add(self.document.path)
+        super().finish()
+
+    def readme(self) -> str:
+        """The annotator's README."""
+        return self.text.format(
+            name=self.queue.name,
+            regions=self.manifest.regions,
+            images=self.manifest.images,
+            file=self.file,
+            start="labels as they are now" if self.queue.kind == "review" else "model's proposals",
+            images_folder=IMAGES,
+        )
 
 
 def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rejected]:
@@ -134,14 +170,9 @@ def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:
     found = list(coco_files(source, wanted=wanted))
     if not found:
         raise DataError(f"There is no COCO file in {source}.", "Name the exported JSON file.")
-    proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent.parent)
-    changed = [path for path in found if path.resolve() not in proposed]
-    if not changed:
-        raise DataError(
-            f"{source} is as it was exported: it holds proposals, not labels.",
-            f"Name what the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
-        )
-    return changed
+    return without_unchanged(
+        source, found, folder=source if source.is_dir() else source.absolute().parent.parent
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +21,23 @@ from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
 from pipeline.labeling.coco_document import (
     ANNOTATIONS,
-    CocoDocument,
+    CocoQueueWriter,
     coco_files,
     documents,
     is_panoptic,
     looks_like_coco,
     read_documents,
-    readme,
 )
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import (
     Annotation,
     DecodedMask,
     OutgoingImage,
-    OutgoingQueue,
     Rejected,
     Tool,
     shown,
 )
-from pipeline.labeling.image_files import write_image
-from pipeline.labeling.manifest import IMAGES, ManifestWriter
 from pipeline.labeling.pictures import png
-from pipeline.labeling.unchanged import ProposalList
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 
 PANOPTIC = "panoptic_default"
@@ -61,40 +56,22 @@ leave out images that nobody has looked at: what comes back is a label.
 """
 
 
-class PanopticWriter:
+class PanopticWriter(CocoQueueWriter):
     """Writes a queue as COCO panoptic."""
 
-    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
-        self._folder = folder
-        self._queue = queue
-        self._manifest = ManifestWriter(folder)
-        self._document = CocoDocument(folder / ANNOTATIONS / f"{PANOPTIC}.json")
-        self._proposals = ProposalList(folder)
-        for part in (folder / IMAGES, folder / ANNOTATIONS / PANOPTIC):
-            part.mkdir()
+    file = f"{ANNOTATIONS}/{PANOPTIC}.json"
+    parts = (f"{ANNOTATIONS}/{PANOPTIC}",)
+    of_category: ClassVar[dict[str, Any]] = {"isthing": 0}
+    text = _README
 
-    def add(self, image: OutgoingImage) -> None:
-        """Write one image, its PNG of segments, and its line of the manifest."""
-        placed = write_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
-        file = self._folder / ANNOTATIONS / PANOPTIC / f"{image.name}.png"
+    def annotations(self, image: OutgoingImage, image_id: int) -> Iterator[dict[str, Any]]:
+        """The image's PNG of segments, which is written here."""
+        file = self.folder / ANNOTATIONS / PANOPTIC / f"{image.name}.png"
         segments = np.zeros((*image.mask.shape, 3), dtype=np.uint8)
         segments[:, :, 0] = np.where(image.mask == IGNORE, 0, image.mask + 1)
         atomic_write_bytes(file, png(segments))
-        self._proposals.add(file)
-        id_ = self._document.add_image(image, self._queue, file_name=placed)
-        annotation = {"image_id": id_, "file_name": file.name, "segments_info": _segments(image.mask)}
-        self._document.add_annotations([annotation], numbered=False)
-        self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}"))
-
-    def finish(self) -> None:
-        """Put the JSON file together, and write the small files beside it."""
-        self._document.finish(self._queue, of_category={"isthing": 0})
-        self._proposals.add(self._document.path)
-        name = f"{ANNOTATIONS}/{PANOPTIC}.json"
-        self._manifest.finish(
-            label_map=self._queue.labels.document(),
-            readme=readme(self._queue, self._manifest, file=name, text=_README),
-        )
+        self.proposals.add(file)
+        yield {"image_id": image_id, "file_name": file.name, "segments_info": _segments(image.mask)}
 
 
 def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:

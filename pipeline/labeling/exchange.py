@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from pipeline.data.masks import Mask
 from pipeline.data.remote import ImageFile
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.manifest import ManifestImage, ManifestRegion
+
+if TYPE_CHECKING:
+    from pipeline.labeling.queue_writer import QueueWriter
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class OutgoingQueue:
     labels: LabelMap
     how: Literal["link", "copy"] = "link"
     overlays: bool = True
+
+
+_SHARED = ("image_id", "uri", "sha256", "width", "height", "rank", "scores", "regions")
+"""What an `OutgoingImage` and its line of the manifest have in common."""
 
 
 @dataclass(frozen=True)
@@ -79,52 +86,15 @@ class OutgoingImage:
     title: str
     regions: list[ManifestRegion]
 
-    def entry(
-        self,
-        queue: OutgoingQueue,
-        *,
-        image: str,
-        premask: str | None = None,
-        overlay: str | None = None,
-        heatmap: str | None = None,
-        mask: str | None = None,
-    ) -> ManifestImage:
-        """The image's line of the manifest; what is named are files, relative to the exported folder."""
-        return ManifestImage(
-            queue=queue.name,
-            round=queue.round,
-            image_id=self.image_id,
-            uri=self.uri,
-            sha256=self.sha256,
-            width=self.width,
-            height=self.height,
-            rank=self.rank,
-            scores=dict(self.scores),
-            model=queue.model,
-            image=image,
-            premask=premask,
-            overlay=overlay,
-            heatmap=heatmap,
-            mask=mask,
-            regions=self.regions,
-        )
+    def entry(self, queue: OutgoingQueue, *, image: str, **files: str | None) -> ManifestImage:
+        """The image's line of the manifest.
 
-
-class Writer(Protocol):
-    """Writes a queue in one tool's format, into a folder that only appears when all of it is there."""
-
-    def add(self, image: OutgoingImage) -> None:
-        """Write one image.
-
-        Raises:
-            DataError: its file cannot be read; it is left out then.
-            UserError: the folder cannot be written.
+        Args:
+            image, files: paths relative to the exported folder, as `ManifestImage` names them.
         """
-        ...
-
-    def finish(self) -> None:
-        """Write what belongs to the queue as a whole."""
-        ...
+        mine = {name: getattr(self, name) for name in _SHARED}
+        named = {"queue": queue.name, "round": queue.round, "model": queue.model, "image": image}
+        return ManifestImage.model_validate({**mine, **named, **files})
 
 
 class DecodedMask(NamedTuple):
@@ -186,7 +156,7 @@ class Tool:
 
     name: str
     title: str
-    writer: Callable[[Path, OutgoingQueue], Writer]
+    writer: Callable[[Path, OutgoingQueue], QueueWriter]
     read: Callable[[Path, LabelMap], Iterator[Annotation | Rejected]]
     recognises: Callable[[Path], bool]
 

@@ -25,7 +25,6 @@ from pipeline.labeling.exchange import (
     Tool,
     shown,
 )
-from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import (
     HEATMAPS,
     IMAGES,
@@ -36,7 +35,8 @@ from pipeline.labeling.manifest import (
     REGIONS,
     ManifestWriter,
 )
-from pipeline.labeling.pictures import write_look, write_overlay
+from pipeline.labeling.pictures import write_look
+from pipeline.labeling.queue_writer import QueueWriter
 
 _OUTLINES = f"""
 ## Regions that are no rectangles
@@ -61,38 +61,30 @@ class Delivery:
     manifest: Path | None
 
 
-class FolderWriter:
+class FolderWriter(QueueWriter):
     """Writes the neutral format."""
 
-    def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
-        self.folder = folder
-        self._queue = queue
-        self._manifest = ManifestWriter(folder)
-        for part in (IMAGES, PREMASKS, *((OVERLAYS,) if queue.overlays else ()), HEATMAPS, MASKS):
-            (folder / part).mkdir()
+    parts = (PREMASKS, HEATMAPS, MASKS)
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its premask, its heat map and overlay, and its line of the manifest."""
-        placed = write_image(image.source, self.folder / IMAGES, name=image.name, how=self._queue.how)
+        placed = self.write_image(image)
         file = f"{image.name}.png"
-        self._queue.labels.write(self.folder / PREMASKS / file, image.mask)
+        self.queue.labels.write(self.folder / PREMASKS / file, image.mask)
         write_look(self.folder / HEATMAPS / file, image)
-        if self._queue.overlays:
-            write_overlay(self.folder / OVERLAYS / file, image)
         entry = image.entry(
-            self._queue,
-            image=f"{IMAGES}/{placed}",
+            self.queue,
+            image=placed,
             premask=f"{PREMASKS}/{file}",
-            overlay=f"{OVERLAYS}/{file}" if self._queue.overlays else None,
+            overlay=self.write_overlay(image),
             heatmap=f"{HEATMAPS}/{file}",
             mask=f"{MASKS}/{file}",
         )
-        self._manifest.add(entry)
+        self.manifest.add(entry)
 
-    def finish(self) -> None:
-        """Write the regions as CSV, the label map and the annotator's README."""
-        document = self._queue.labels.document()
-        self._manifest.finish(label_map=document, readme=_readme(self._queue, self._manifest))
+    def readme(self) -> str:
+        """The annotator's README."""
+        return _readme(self.queue, self.manifest)
 
 
 def read_folder(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.files import atomic_write_bytes, writing
+from pipeline.files import append_text, atomic_write_bytes
 
 MANIFEST = "manifest.jsonl"
 REGIONS = "regions.csv"
@@ -146,9 +146,7 @@ class ManifestWriter:
         Raises:
             UserError: the folder cannot be written, or the disk is full.
         """
-        path = self._folder / MANIFEST
-        with writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(entry.model_dump_json() + "\n")
+        append_text(self._folder / MANIFEST, entry.model_dump_json() + "\n")
         self._lines += _region_lines(entry)
         self.images += 1
         self.regions += len(entry.regions)

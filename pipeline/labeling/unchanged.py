@@ -7,9 +7,11 @@ what they proposed, in the way of `sha256sum`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.files import file_sha256, writing
+from pipeline.errors import DataError
+from pipeline.files import append_text, file_sha256
 
 PROPOSALS = "proposals.sha256"
 
@@ -29,9 +31,8 @@ class ProposalList:
         Raises:
             UserError: the folder cannot be written, or the disk is full.
         """
-        path = self._folder / PROPOSALS
-        with writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{file_sha256(file)}  {file.relative_to(self._folder).as_posix()}\n")
+        line = f"{file_sha256(file)}  {file.relative_to(self._folder).as_posix()}\n"
+        append_text(self._folder / PROPOSALS, line)
 
 
 def unchanged_proposals(folder: Path) -> set[Path]:
@@ -50,6 +51,30 @@ def unchanged_proposals(folder: Path) -> set[Path]:
                 return set()
             files.add(file)
     return files
+
+
+def without_unchanged(source: Path, files: Sequence[Path], *, folder: Path) -> list[Path]:
+    """The files of a source without those that hold proposals as they were exported.
+
+    Args:
+        folder: the exported folder, where the source is one or lies in one.
+
+    Raises:
+        DataError: none is left of some files.
+    """
+    proposed = unchanged_proposals(folder)
+    changed = [path for path in files if path.resolve() not in proposed]
+    if files and not changed:
+        raise as_exported(source)
+    return changed
+
+
+def as_exported(source: Path) -> DataError:
+    """A source holds only what was exported."""
+    return DataError(
+        f"{source} is as it was exported: it holds proposals, not labels.",
+        f"Name what the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
+    )
 
 
 def _inside(folder: Path, name: str) -> Path | None:

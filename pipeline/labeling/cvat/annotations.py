@@ -26,7 +26,7 @@ from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
-from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
+from pipeline.labeling.unchanged import without_unchanged
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.canvas import Canvas
 from pipeline.labeling.untrusted.coco_shapes import read_shape
@@ -179,14 +179,7 @@ def _files(source: Path) -> list[Path]:
             for path in source.iterdir()
             if path.suffix.lower() in (".xml", ".zip") and path.is_file() and not path.is_symlink()
         )
-    proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent)
-    changed = [path for path in found if path.resolve() not in proposed]
-    if found and not changed:
-        raise DataError(
-            f"{source} is as it was exported: it holds proposals, not labels.",
-            f"Name what CVAT has exported. If every proposal is right, remove {PROPOSALS}.",
-        )
-    return changed
+    return without_unchanged(source, found, folder=source if source.is_dir() else source.absolute().parent)
 
 
 def _is_document(path: Path) -> bool:

@@ -6,59 +6,64 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from pipeline.files import atomic_write_bytes, writing
+from pipeline.files import append_text, atomic_write_bytes
 from pipeline.labeling.cvat.labels import LOOK_HERE, hexadecimal, label_colors, label_names, raw_labels
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
-from pipeline.labeling.image_files import write_image
-from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
-from pipeline.labeling.pictures import write_overlay
-from pipeline.labeling.unchanged import PROPOSALS, ProposalList
+from pipeline.labeling.manifest import IMAGES
+from pipeline.labeling.queue_writer import QueueWriter
+from pipeline.labeling.unchanged import PROPOSALS
 
 ANNOTATIONS, LABELS = "annotations.xml", "labels.json"
 END = "</annotations>\n"
 
 
-class CvatWriter:
-    """Writes `images`, `annotations.xml`, `labels.json`, `overlays`, and the manifest.
-
-    Args:
-        folder: exists, is empty, and is nobody else's.
-    """
+class CvatWriter(QueueWriter):
+    """Writes `images`, `annotations.xml`, `labels.json`, `overlays`, and the manifest."""
 
     def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
-        self._folder = folder
-        self._queue = queue
-        self._manifest = ManifestWriter(folder)
+        super().__init__(folder, queue)
         self._names = label_names(queue.labels.names)
-        for part in (IMAGES, *((OVERLAYS,) if queue.overlays else ())):
-            (folder / part).mkdir()
-        self._append(document_head(queue.name, queue.labels))
+        append_text(folder / ANNOTATIONS, document_head(queue.name, queue.labels))
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its shapes, and its line of the manifest."""
-        placed = write_image(image.source, self._folder / IMAGES, name=image.name, how=self._queue.how)
-        overlay = None
-        if self._queue.overlays:
-            overlay = f"{OVERLAYS}/{image.name}.png"
-            write_overlay(self._folder / overlay, image)
-        self._append("".join(_image_element(image, placed, self._names)))
-        self._manifest.add(image.entry(self._queue, image=f"{IMAGES}/{placed}", overlay=overlay))
+        placed = self.write_image(image)
+        overlay = self.write_overlay(image)
+        element = _image_element(image, placed.removeprefix(f"{IMAGES}/"), self._names)
+        append_text(self.folder / ANNOTATIONS, "".join(element))
+        self.manifest.add(image.entry(self.queue, image=placed, overlay=overlay))
 
     def finish(self) -> None:
         """Write the end of the document, the labels, and the annotator's README."""
-        self._append(END)
-        ProposalList(self._folder).add(self._folder / ANNOTATIONS)
-        labels = self._queue.labels
-        atomic_write_bytes(self._folder / LABELS, raw_labels(labels).encode())
-        readme = _readme(self._queue, images=self._manifest.images, regions=self._manifest.regions)
-        self._manifest.finish(label_map=labels.document(), readme=readme)
+        append_text(self.folder / ANNOTATIONS, END)
+        self.proposals.add(self.folder / ANNOTATIONS)
+        atomic_write_bytes(self.folder / LABELS, raw_labels(self.queue.labels).encode())
+        super().finish()
 
-    def _append(self, text: str) -> None:
-        path = self._folder / ANNOTATIONS
-        with writing(path), path.open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+    def readme(self) -> str:
+        """The annotator's README."""
+        images, regions = self.manifest.images, self.manifest.regions
+        return f"""# {self.queue.name} for CVAT: {regions} regions in {images} images
+
+The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks,
+and boxes "{LOOK_HERE}" around the regions to label.
+
+`segcurate export --to cvat --url https://…` brings it onto a server. By hand:
+
+1. Create a task. Paste `{LABELS}` into Labels > Raw, and select all files of `{IMAGES}/`. In the advanced
+   configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image
+   quality 100.
+2. Upload annotations in the format "CVAT 1.1", from `{ANNOTATIONS}`.
+3. Correct the masks inside the boxes. A pixel that you cannot tell stays unpainted. Polygons are taken too;
+   other shapes are not. Where shapes of two classes overlap, the upper one counts.
+4. Export the task's annotations in the format "CVAT for images 1.1", and run `segcurate import` with that
+   file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
+
+`{ANNOTATIONS}` here holds proposals, and is not imported as labels. Where every proposal is right, remove
+`{PROPOSALS}`, then import this folder.
+"""
 
 
 def document_head(queue: str, labels: LabelMap) -> str:
@@ -101,25 +106,3 @@ def _image_element(image: OutgoingImage, placed: str, names: list[str]) -> Itera
             f'width="{piece.width}" height="{piece.height}" z_order="0"></mask>\n'
         )
     yield "</image>\n"
-
-
-def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
-    return f"""# {queue.name} for CVAT: {regions} regions in {images} images
-
-The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks,
-and boxes "{LOOK_HERE}" around the regions to label.
-
-`segcurate export --to cvat --url https://…` brings it onto a server. By hand:
-
-1. Create a task. Paste `{LABELS}` into Labels > Raw, and select all files of `{IMAGES}/`. In the advanced
-   configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image
-   quality 100.
-2. Upload annotations in the format "CVAT 1.1", from `{ANNOTATIONS}`.
-3. Correct the masks inside the boxes. A pixel that you cannot tell stays unpainted. Polygons are taken too;
-   other shapes are not. Where shapes of two classes overlap, the upper one counts.
-4. Export the task's annotations in the format "CVAT for images 1.1", and run `segcurate import` with that
-   file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
-
-`{ANNOTATIONS}` here holds proposals, and is not imported as labels. Where every proposal is right, remove
-`{PROPOSALS}`, then import this folder.
-"""

@@ -14,9 +14,8 @@ import numpy as np
 from pipeline.config import IGNORE
 from pipeline.data.images import as_rgb, probe_image, read_pixels
 from pipeline.data.masks import Mask
-from pipeline.files import atomic_write_bytes, writing
+from pipeline.files import append_text, atomic_write_bytes
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
-from pipeline.labeling.image_files import write_image
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import (
     HEATMAPS as HEATMAPS_KEY,
@@ -32,8 +31,9 @@ from pipeline.labeling.label_studio.config import (
     label_values,
     labeling_config,
 )
-from pipeline.labeling.manifest import HEATMAPS, IMAGES, ManifestWriter
-from pipeline.labeling.pictures import png, write_overlay
+from pipeline.labeling.manifest import HEATMAPS, IMAGES
+from pipeline.labeling.pictures import png
+from pipeline.labeling.queue_writer import QueueWriter
 
 TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
@@ -50,66 +50,58 @@ _SHOWN_BY_BROWSERS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 _HALF_WAY = 1000
 
 
-class TasksWriter:
+class TasksWriter(QueueWriter):
     """Writes `images`, `heatmaps`, `tasks.json`, `config.xml`, and the manifest.
 
     Args:
-        folder: exists, is empty, and is nobody else's.
         masks: how masks travel; `brush` for a Label Studio before 1.21.
     """
 
+    overlays = HEATMAPS
+
     def __init__(self, folder: Path, queue: OutgoingQueue, *, masks: Masks = "bitmask") -> None:
-        self._folder = folder
-        self._queue = queue
+        super().__init__(folder, queue)
         self._masks: Masks = masks
-        self._manifest = ManifestWriter(folder)
-        for part in (IMAGES, *((HEATMAPS,) if queue.overlays else ())):
-            (folder / part).mkdir()
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, the picture of where to look in it, its task, and its line of the manifest."""
-        placed = f"{IMAGES}/{self._place(image)}"
-        heatmap = None
-        if self._queue.overlays:
-            heatmap = f"{HEATMAPS}/{image.name}.png"
-            write_overlay(self._folder / heatmap, image)
+        placed, heatmap = self.write_image(image), self.write_overlay(image)
         task = {
-            "data": _data(image, self._queue, picture=placed, heatmap=heatmap),
+            "data": _data(image, self.queue, picture=placed, heatmap=heatmap),
             "predictions": [self._prediction(image)],
         }
         text = json.dumps(task, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        with writing(self._folder / TASKS), (self._folder / TASKS).open("a", encoding="utf-8") as stream:
-            stream.write((",\n" if self._manifest.images else "[\n") + text)
-        self._manifest.add(image.entry(self._queue, image=placed, overlay=heatmap))
+        append_text(self.folder / TASKS, (",\n" if self.manifest.images else "[\n") + text)
+        self.manifest.add(image.entry(self.queue, image=placed, overlay=heatmap))
 
     def finish(self) -> None:
         """Write the configuration, the end of the tasks, and the annotator's README."""
-        with writing(self._folder / TASKS), (self._folder / TASKS).open("a", encoding="utf-8") as stream:
-            stream.write("\n]\n" if self._manifest.images else "[]\n")
-        labels = self._queue.labels
-        config = labeling_config(labels, masks=self._masks, heatmaps=self._queue.overlays)
-        atomic_write_bytes(self._folder / CONFIG, config.encode())
-        readme = _readme(self._queue, images=self._manifest.images, regions=self._manifest.regions)
-        self._manifest.finish(label_map=labels.document(), readme=readme)
+        append_text(self.folder / TASKS, "\n]\n" if self.manifest.images else "[]\n")
+        config = labeling_config(self.queue.labels, masks=self._masks, heatmaps=self.queue.overlays)
+        atomic_write_bytes(self.folder / CONFIG, config.encode())
+        super().finish()
 
-    def _place(self, image: OutgoingImage) -> str:
-        """The image as a browser can show it; its name."""
-        folder = self._folder / IMAGES
+    def readme(self) -> str:
+        """The annotator's README."""
+        return _readme(self.queue, images=self.manifest.images, regions=self.manifest.regions)
+
+    def write_image(self, image: OutgoingImage) -> str:
+        """Write the image as a browser can show it; its path in the folder."""
         info = probe_image(image.source, max_pixels=sys.maxsize)
         if image.source.suffix.lower() in _SHOWN_BY_BROWSERS and info.bits == 8:
-            return write_image(image.source, folder, name=image.name, how=self._queue.how)
-        file = f"{image.name}.png"
-        atomic_write_bytes(folder / file, png(as_rgb(read_pixels(image.source, floats=True))))
+            return super().write_image(image)
+        file = f"{IMAGES}/{image.name}.png"
+        atomic_write_bytes(self.folder / file, png(as_rgb(read_pixels(image.source, floats=True))))
         return file
 
     def _prediction(self, image: OutgoingImage) -> dict[str, Any]:
         return {
-            "model_version": model_version(self._queue.name, self._queue.model),
+            "model_version": model_version(self.queue.name, self.queue.model),
             # Label Studio's uncertainty sampling begins with the lowest: the order of the queue
             "score": image.place / (image.place + _HALF_WAY),
             "result": [
                 *mask_results(
-                    image.mask, self._queue.labels.names, image_id=image.image_id, masks=self._masks
+                    image.mask, self.queue.labels.names, image_id=image.image_id, masks=self._masks
                 ),
                 *_look_results(image),
             ],

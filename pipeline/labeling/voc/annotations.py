@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
-from pipeline.labeling.unchanged import PROPOSALS, unchanged_proposals
+from pipeline.labeling.unchanged import as_exported, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files, read_file
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap
 from pipeline.labeling.voc.layout import CLASS_MASKS
@@ -89,10 +89,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
                 found = True
                 yield path, files, masks
     if not found and proposed:
-        raise DataError(
-            f"{source} is as it was exported: it holds proposals, not labels.",
-            f"Name what the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
-        )
+        raise as_exported(source)
     if not found:
         raise DataError(
             f"{source} holds no masks in {CLASS_MASKS}.",

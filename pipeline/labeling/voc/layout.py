@@ -13,14 +13,13 @@ from PIL import Image
 
 from pipeline.config import IGNORE
 from pipeline.data.masks import Mask
-from pipeline.files import atomic_write_bytes, writing
+from pipeline.files import append_text, atomic_write_bytes, writing
 from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
 from pipeline.labeling.cvat.pieces import number_pieces
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
-from pipeline.labeling.image_files import write_image
-from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
-from pipeline.labeling.pictures import write_overlay
-from pipeline.labeling.unchanged import PROPOSALS, ProposalList
+from pipeline.labeling.manifest import IMAGES
+from pipeline.labeling.queue_writer import QueueWriter
+from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, Color, write_label_map
 
 CLASS_MASKS, OBJECT_MASKS = "SegmentationClass", "SegmentationObject"
@@ -31,59 +30,37 @@ ARCHIVE, LABELS = "annotations.zip", "labels.json"
 _MOST_OBJECTS = 255
 
 
-class VocWriter:
-    """Writes images, `SegmentationClass` and `Object`, `ImageSets`, `labelmap.txt`, and the manifest.
-
-    Args:
-        folder: exists, is empty, and is nobody else's.
-    """
+class VocWriter(QueueWriter):
+    """Writes images, `SegmentationClass` and `Object`, `ImageSets`, `labelmap.txt`, and the manifest."""
 
     images = VOC_IMAGES
-    """The folder of the images."""
+    parts = (CLASS_MASKS, OBJECT_MASKS, LISTS)
 
     def __init__(self, folder: Path, queue: OutgoingQueue) -> None:
-        self._folder = folder
-        self._queue = queue
-        self._manifest = ManifestWriter(folder)
-        self._proposals = ProposalList(folder)
+        super().__init__(folder, queue)
         self._palette = [BACKGROUND_COLOR, *label_colors(queue.labels)]
-        for part in (
-            *(self.images, CLASS_MASKS, OBJECT_MASKS, LISTS),
-            *((OVERLAYS,) if queue.overlays else ()),
-        ):
-            (folder / part).mkdir(parents=True)
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its masks, and its line of the manifest."""
-        placed = write_image(image.source, self._folder / self.images, name=image.name, how=self._queue.how)
-        overlay = None
-        if self._queue.overlays:
-            overlay = f"{OVERLAYS}/{image.name}.png"
-            write_overlay(self._folder / overlay, image)
+        placed, overlay = self.write_image(image), self.write_overlay(image)
         mask = f"{CLASS_MASKS}/{image.name}.png"
-        atomic_write_bytes(self._folder / mask, _png(_class_indices(image.mask), self._palette))
-        self._proposals.add(self._folder / mask)
+        atomic_write_bytes(self.folder / mask, _png(_class_indices(image.mask), self._palette))
+        self.proposals.add(self.folder / mask)
         objects = _png(object_numbers(image.mask), [BACKGROUND_COLOR, *voc_colors()])
-        atomic_write_bytes(self._folder / OBJECT_MASKS / f"{image.name}.png", objects)
-        self._append(f"{image.name}\n")
-        entry = image.entry(self._queue, image=f"{self.images}/{placed}", overlay=overlay, mask=mask)
-        self._manifest.add(entry)
+        atomic_write_bytes(self.folder / OBJECT_MASKS / f"{image.name}.png", objects)
+        append_text(self.folder / LISTS / LIST, f"{image.name}\n")
+        self.manifest.add(image.entry(self.queue, image=placed, overlay=overlay, mask=mask))
 
     def finish(self) -> None:
         """Write the label map and the annotator's README."""
-        labels = self._queue.labels
-        self._append("")
-        atomic_write_bytes(self._folder / LABEL_MAP_FILE, write_label_map(labels).encode())
-        readme = self._readme(images=self._manifest.images, regions=self._manifest.regions)
-        self._manifest.finish(label_map=labels.document(), readme=readme)
+        append_text(self.folder / LISTS / LIST, "")
+        atomic_write_bytes(self.folder / LABEL_MAP_FILE, write_label_map(self.queue.labels).encode())
+        super().finish()
 
-    def _append(self, text: str) -> None:
-        path = self._folder / LISTS / LIST
-        with writing(path), path.open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-
-    def _readme(self, *, images: int, regions: int) -> str:
-        return f"""# {self._queue.name} as Pascal VOC: {regions} regions in {images} images
+    def readme(self) -> str:
+        """The annotator's README."""
+        images, regions = self.manifest.images, self.manifest.regions
+        return f"""# {self.queue.name} as Pascal VOC: {regions} regions in {images} images
 
 The most useful first: names begin with the rank, and `{LISTS}/{LIST}` lists them in its order. Every image of
 `{VOC_IMAGES}/` has a proposal in `{CLASS_MASKS}/`: a PNG with a palette, in the colours of
@@ -105,20 +82,22 @@ class CvatMasksWriter(VocWriter):
     def finish(self) -> None:
         """Write the label map, the archive, the labels, and the annotator's README."""
         super().finish()
-        atomic_write_bytes(self._folder / LABELS, raw_labels(self._queue.labels).encode())
-        path = self._folder / ARCHIVE
+        atomic_write_bytes(self.folder / LABELS, raw_labels(self.queue.labels).encode())
+        path = self.folder / ARCHIVE
         with writing(path), zipfile.ZipFile(path, "w") as archive:
-            listed = (self._folder / LISTS / LIST).open(encoding="utf-8")
+            listed = (self.folder / LISTS / LIST).open(encoding="utf-8")
             with listed:
                 masks = (
                     f"{part}/{line.rstrip()}.png" for line in listed for part in (CLASS_MASKS, OBJECT_MASKS)
                 )
                 for name in chain((LABEL_MAP_FILE, f"{LISTS}/{LIST}"), masks):
-                    archive.write(self._folder / name, name)
-        self._proposals.add(path)
+                    archive.write(self.folder / name, name)
+        self.proposals.add(path)
 
-    def _readme(self, *, images: int, regions: int) -> str:
-        return f"""# {self._queue.name} for CVAT: {regions} regions in {images} images
+    def readme(self) -> str:
+        """The annotator's README."""
+        images, regions = self.manifest.images, self.manifest.regions
+        return f"""# {self.queue.name} for CVAT: {regions} regions in {images} images
 
 The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from tempfile import TemporaryFile
@@ -75,7 +76,8 @@ def label_initial(
     """
     with ThreadPoolExecutor(workers) as threads, TemporaryFile() as file:
         regions = InitialRegions(project, file)
-        regions.prepare(_pages(project, database, named=named), threads, progress)
+        pages = _pages(lambda: database.session(write=False), project.config.splits.initial, named)
+        regions.prepare(pages, threads, progress)
         with database.session() as session:
             queue, warnings = _plan(session, project, regions, named=named)
             waiting = queue_items.count_waiting(session, queue.id) if queue is not None else 0
@@ -107,33 +109,27 @@ def label_initial(
     return InitialLabels(images=images, regions=labeled, failures=failures, warnings=tuple(warnings))
 
 
-def _pages(project: Project, database: Database, *, named: Sequence[str]) -> Callable[[], Sequence[Image]]:
-    """The images whose regions are still to be planned, a page a call; none when a draw was made."""
-    spec = project.config.splits.initial
+def _pages(
+    reading: Callable[[], AbstractContextManager[Session]], spec: InitialSplit, named: Sequence[str]
+) -> Iterator[list[Image]]:
+    """The images whose regions are to be planned, page by page; none once a draw is made."""
+    listed = None if spec.list is None and spec.folder is None else set(named)
     after_id = 0
-
-    def page() -> Sequence[Image]:
-        nonlocal after_id
-        with database.session(write=False) as session:
+    while True:
+        with reading() as session:
             queue = queues.initial_queue(session)
-            if queue is not None and (spec.fraction is not None or spec.count is not None):
-                return []
-            queue_id = queue.id if queue is not None else -1
-            found = queue_items.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE)
-        after_id = found[-1].id if found else after_id
-        return found
+            if queue is not None and _is_drawn(spec):
+                return
+            queue_id = -1 if queue is None else queue.id
+            page = queue_items.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE)
+        if not page:
+            return
+        after_id = page[-1].id
+        yield [image for image in page if listed is None or image.uri in listed]
 
-    if spec.list is None and spec.folder is None:
-        return page
-    listed = set(named)
 
-    def wanted() -> Sequence[Image]:
-        while found := page():
-            if chosen := [image for image in found if image.uri in listed]:
-                return chosen
-        return []
-
-    return wanted
+def _is_drawn(spec: InitialSplit) -> bool:
+    return spec.fraction is not None or spec.count is not None
 
 
 def _plan(
@@ -142,16 +138,13 @@ def _plan(
     """The queue `initial` with an item for everything that is to be labeled. A draw is made once."""
     spec = project.config.splits.initial
     queue = queues.initial_queue(session)
-    drawn = spec.fraction is not None or spec.count is not None
-    if queue is not None and drawn:
+    if queue is not None and _is_drawn(spec):
         return queue, []
     warnings: list[str] = []
-    if drawn:
+    if _is_drawn(spec):
         found = _draw(session, spec, regions, seed=project.config.splits.seed, warnings=warnings)
-    elif spec.list is not None or spec.folder is not None:
-        found = _named(session, regions, queue=queue, named=named)
     else:
-        found = _every(session, regions, queue=queue)
+        found = _every(session, spec, regions, named=named)
     ranks: Iterator[int] | None = None
     rows: list[dict[str, Any]] = []
     for image_id, of_image, row in found:
@@ -211,32 +204,16 @@ def _draw(
             yield image.id, of_image, pick - int(ends[place] - per_image[row])
 
 
-def _named(
-    session: Session, regions: InitialRegions, *, queue: Queue | None, named: Sequence[str]
-) -> Iterator[tuple[int, Regions, int]]:
-    known = queue_items.images_in_queue(session, queue.id) if queue is not None else set[int]()
-    for image in sorted(image_queries.images_by_uri(session, named).values(), key=lambda image: image.id):
-        usable = image.split == "pool" and image.duplicate_of is None and image.mask_uri is not None
-        if usable and image.id not in known:
-            yield from _rows(image, regions)
-
-
 def _every(
-    session: Session, regions: InitialRegions, *, queue: Queue | None
+    session: Session, spec: InitialSplit, regions: InitialRegions, *, named: Sequence[str]
 ) -> Iterator[tuple[int, Regions, int]]:
-    after_id = 0
-    queue_id = queue.id if queue is not None else -1
-    while page := queue_items.images_to_label(session, queue_id=queue_id, after_id=after_id, limit=PAGE):
-        after_id = page[-1].id
+    """All regions of the images that are to be labeled."""
+    for page in _pages(lambda: nullcontext(session), spec, named):
         for image in page:
-            yield from _rows(image, regions)
+            of_image = regions.of(image)
+            if of_image is not None:
+                yield from ((image.id, of_image, row) for row in range(len(of_image)))
         session.expunge_all()
-
-
-def _rows(image: Image, regions: InitialRegions) -> Iterator[tuple[int, Regions, int]]:
-    of_image = regions.of(image)
-    if of_image is not None:
-        yield from ((image.id, of_image, row) for row in range(len(of_image)))
 
 
 def _waiting_page(database: Database, queue_id: int, *, after_id: int) -> list[tuple[Image, list[QueueItem]]]:

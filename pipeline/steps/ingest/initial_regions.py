@@ -6,7 +6,7 @@ Segments are parts of a prediction, and there is no model yet: cells of the grid
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import BinaryIO
@@ -47,13 +47,12 @@ class InitialRegions:
         self._offsets: dict[int, int] = {}
         self.unusable: dict[str, str] = {}
 
-    def prepare(self, pages: Callable[[], Sequence[Image]], threads: Executor, progress: Progress) -> None:
-        """Find the regions of images, page by page until there is none. Superpixels take long, so this is no
-        part of a transaction."""
+    def prepare(self, pages: Iterable[Sequence[Image]], threads: Executor, progress: Progress) -> None:
+        """Find the regions of images, page by page. No part of a transaction: superpixels take long."""
         if self._source is None:
             return
         find = partial(self._find, self._source)
-        while page := pages():
+        for page in pages:
             for image, found in zip(page, threads.map(find, page), strict=True):
                 if isinstance(found, str):
                     self.unusable[image.uri] = found

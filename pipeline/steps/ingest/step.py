@@ -22,7 +22,7 @@ from db.queries import images
 from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
 from pipeline.config import IGNORE
-from pipeline.data.images import ImageInfo, open_image
+from pipeline.data.images import OpenImage, open_image
 from pipeline.data.listings import Named
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.data.project import Project
@@ -78,14 +78,13 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class _Examined:
-    """What decoding said. `info` is None for an image that is known already, or cannot be used."""
+    """A file after it was decoded: the row of a new image, or a known one, and the mask that was found."""
 
     placed: Placed
     known: Image | None
-    info: ImageInfo | None
-    sha256: str
-    mask_uri: str | None
-    failures: tuple[tuple[str, str], ...]
+    row: dict[str, Any] | None = None
+    mask_uri: str | None = None
+    failures: tuple[tuple[str, str], ...] = ()
 
 
 @one_at_a_time("ingest")
@@ -215,7 +214,7 @@ def _ingest_batch(
     )
     failures += [failure for entry in examined for failure in entry.failures]
     with database.session() as session:
-        added = _write_new(session, [entry for entry in examined if entry.info is not None], placement)
+        added = _write_new(session, [entry for entry in examined if entry.row is not None], placement)
         old = [entry for entry in examined if entry.known is not None]
         images.set_masks(
             session, {entry.known.id: entry.mask_uri for entry in old if entry.known and entry.mask_uri}
@@ -229,66 +228,61 @@ def _ingest_batch(
 def _examine(project: Project, placed: Placed, known: Image | None, codec: MaskCodec) -> _Examined:
     """Decode a new image and its mask; of a known image, the mask that it lacks."""
     found, config = placed.found, project.config.data
-    info: ImageInfo | None = None
-    sha256 = ""
-    failures: list[tuple[str, str]] = []
+    row: dict[str, Any] | None = None
     try:
         if known is None:
             with open_image(found.path, max_pixels=config.max_pixels) as image:
                 image.check_channels(config.channels)
                 image.pixels(floats=True)  # a damaged file raises here
-                info, sha256 = image.info, image.sha256()
+                row = _row(placed, image)
     except DataError as error:
-        return _Examined(placed, known, None, "", None, ((found.uri, str(error)),))
+        return _Examined(placed, known, failures=((found.uri, str(error)),))
     except MemoryError:
         reason = f"{found.path} does not fit into memory. Lower `data.max_pixels`, or use a larger machine."
-        return _Examined(placed, known, None, "", None, ((found.uri, reason),))
-    mask_uri: str | None = None
+        return _Examined(placed, known, failures=((found.uri, reason),))
     mask = mask_path(project, found) if known is None or known.mask_uri is None else None
-    if mask is not None:
-        shape = known or info
-        size = (shape.width, shape.height) if shape is not None else None
-        try:
-            if (read_mask(mask, codec, size=size) != IGNORE).any():
-                mask_uri = project.uri(mask)
-        except DataError as error:
-            failures.append((_as_text(project.uri(mask)), str(error)))
-    return _Examined(placed, known, info, sha256, mask_uri, tuple(failures))
+    if mask is None:
+        return _Examined(placed, known, row)
+    size = (row["width"], row["height"]) if row else (known.width, known.height) if known else None
+    try:
+        labeled = (read_mask(mask, codec, size=size) != IGNORE).any()
+    except DataError as error:
+        return _Examined(placed, known, row, failures=((_as_text(project.uri(mask)), str(error)),))
+    return _Examined(placed, known, row, project.uri(mask) if labeled else None)
+
+
+def _row(placed: Placed, image: OpenImage) -> dict[str, Any]:
+    return {
+        "uri": placed.found.uri,
+        "sha256": image.sha256(),
+        "width": image.info.width,
+        "height": image.info.height,
+        "channels": image.info.channels,
+        "group_name": placed.group,
+        "position": placed.position,
+        "duplicate_of": None,
+    }
 
 
 def _write_new(session: Session, examined: Sequence[_Examined], placement: Placement) -> int:
     """Insert new images; one whose content is known is linked to the image that stands for it."""
     present = images.images_by_uri(session, [entry.placed.found.uri for entry in examined])
-    fresh = [entry for entry in examined if entry.placed.found.uri not in present]
-    stands_for = images.originals(session, [entry.sha256 for entry in fresh])
+    fresh = [entry for entry in examined if entry.row and entry.placed.found.uri not in present]
     splits = placement.splits([entry.placed for entry in fresh])
+    rows = [
+        {**(entry.row or {}), "split": split, "mask_uri": entry.mask_uri}
+        for entry, split in zip(fresh, splits, strict=True)
+    ]
+    stands_for = images.originals(session, [row["sha256"] for row in rows])
     firsts: list[dict[str, Any]] = []
     copies: list[dict[str, Any]] = []
-    for entry, split in zip(fresh, splits, strict=True):
-        (copies if entry.sha256 in stands_for else firsts).append(_row(entry, split=split))
-        stands_for.setdefault(entry.sha256, 0)
+    for row in rows:
+        (copies if row["sha256"] in stands_for else firsts).append(row)
+        stands_for.setdefault(row["sha256"], 0)
     images.insert_images(session, firsts)
     stands_for = images.originals(session, [row["sha256"] for row in copies])
     images.insert_images(session, [{**row, "duplicate_of": stands_for[row["sha256"]]} for row in copies])
     return len(fresh)
-
-
-def _row(entry: _Examined, *, split: str) -> dict[str, Any]:
-    info, placed = entry.info, entry.placed
-    if info is None:
-        raise ValueError("Expected an examined image, but got one without a header.")
-    return {
-        "uri": placed.found.uri,
-        "sha256": entry.sha256,
-        "width": info.width,
-        "height": info.height,
-        "channels": info.channels,
-        "group_name": placed.group,
-        "position": placed.position,
-        "split": split,
-        "mask_uri": entry.mask_uri,
-        "duplicate_of": None,
-    }
 
 
 def _moved(examined: Sequence[_Examined]) -> Iterator[dict[str, Any]]:
