@@ -203,7 +203,7 @@ def check_pixels(path: ImageFile, *, width: int, height: int, max_pixels: int) -
         DataError: the image has more than `max_pixels` pixels, or none.
     """
     if width < 1 or height < 1:
-        raise DataError(f"{path} is empty: it says {width}×{height} pixels.", _REPLACE)
+        raise DataError(f"{path} is empty: its size is {width}×{height} pixels.", _REPLACE)
     if width * height > max_pixels:
         raise DataError(
             f"{path} has {width}×{height} pixels, more than `data.max_pixels` ({max_pixels}).",

@@ -19,7 +19,7 @@ from pipeline.errors import DataError
 
 
 def compose_labels(paths: Sequence[Path], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Paint stored masks over each other: a later one wins where it says something.
+    """Paint stored masks over each other: a later one wins where it has a class.
 
     Args:
         paths: index PNGs as `pipeline.data.masks.store_mask` writes them, oldest first.
@@ -75,7 +75,7 @@ def majority(votes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         votes: [N, H, W], the newest last.
 
     Returns:
-        uint8 [H, W], 255 where nobody says anything.
+        uint8 [H, W], 255 where no annotator has a class.
     """
     winner = np.full(votes.shape[1:], IGNORE, dtype=np.uint8)
     most = np.zeros(votes.shape[1:], dtype=np.int64)
@@ -106,10 +106,10 @@ def count_classes(mask: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[
         DataError: a value is neither a class index nor 255.
     """
     counts = np.bincount(mask.ravel(), minlength=256)
-    strangers = np.flatnonzero(counts[num_classes:IGNORE]) + num_classes
-    if strangers.size:
+    unknown = np.flatnonzero(counts[num_classes:IGNORE]) + num_classes
+    if unknown.size:
         raise DataError(
-            f"A label holds the class index {strangers[0]}, but the project has {num_classes} classes.",
+            f"A label holds the class index {unknown[0]}, but the project has {num_classes} classes.",
             "Import the label again.",
         )
     return counts[:num_classes]

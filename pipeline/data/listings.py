@@ -34,7 +34,7 @@ class Sequences:
         if config.group_csv is not None:
             self._rows = PathTable(read_groups(project.path(config.group_csv)))
 
-    def place(self, found: Found) -> tuple[str, int | None]:
+    def locate(self, found: Found) -> tuple[str, int | None]:
         """Group, and position where it is written in the CSV or in the path.
 
         Raises:
@@ -58,7 +58,7 @@ class Sequences:
         text = None if match is None else match.group(1 if match.re.groups else 0)
         if not text:
             raise DataError(
-                f"`data.group_regex` finds no group in {found.uri}.", "Mend the regular expression."
+                f"`data.group_regex` finds no group in {found.uri}.", "Correct the regular expression."
             )
         return text
 
@@ -69,7 +69,7 @@ class Sequences:
             return whole_number(text or "")
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"`data.position_regex` finds no number in {found.uri}.", "Mend the regular expression."
+                f"`data.position_regex` finds no number in {found.uri}.", "Correct the regular expression."
             ) from error
 
 
@@ -146,7 +146,7 @@ def read_groups(path: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"{path} cannot be read: {error}.", "Name a readable CSV.") from error
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
-            f"{path} has a line that is not image, group, position: {error}.", "Mend it."
+            f"{path} has a line that is not image, group, position: {error}.", "Correct it."
         ) from error
 
 
@@ -184,7 +184,7 @@ class Named:
         return self._folder is not None and any(part.fullmatch(found.uri) for part in self._folder)
 
     def unmatched(self) -> str | None:
-        """The lines of the list that no image had, in words."""
+        """The lines of the list that no image had, as text."""
         paths, count = self._paths.unseen(3) if self._paths is not None else ([], 0)
         if not count:
             return None

@@ -1,6 +1,6 @@
 """Masks: the files that annotators write, and the one form in which segcurate keeps them.
 
-Legend: H height, W width, C classes. A mask is uint8 [H, W]: the class index, or 255 where it says nothing.
+Legend: H height, W width, C classes. A mask is uint8 [H, W]: the class index, or 255 where there is none.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _from_ids(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
         values, counts = np.unique(ids[unknown], return_counts=True)
         raise DataError(
             f"The mask {path} has values that are no class id: {_listed(values.tolist(), counts.tolist())}.",
-            "Add them to `data.classes` or `data.ignore_index`, or mend the mask.",
+            "Add them to `data.classes` or `data.ignore_index`, or correct the mask.",
         )
     return index.astype(np.uint8)
 
@@ -208,7 +208,7 @@ def _from_colors(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
         named = [f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in colors.tolist()]
         raise DataError(
             f"The mask {path} has colours that are no class: {_listed(named, counts.tolist())}.",
-            "Add them to `data.classes` or `data.ignore_color`, or mend the mask.",
+            "Add them to `data.classes` or `data.ignore_color`, or correct the mask.",
         )
     return values[place]
 

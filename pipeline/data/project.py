@@ -107,7 +107,7 @@ def load_project(path: Path) -> Project:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Mend that line.") from None
+        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no settings.", "Run `segcurate init` to write one.")
     try:

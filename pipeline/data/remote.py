@@ -70,11 +70,11 @@ class ImageCache:
             DataError: there is no such object, it may not be read, or the store cannot be reached.
             UserError: the disk is full, or the folder cannot be written.
         """
-        place = self.place(uri)
+        path = self.path_of(uri)
         try:
-            stream = place.open("rb")
+            stream = path.open("rb")
         except FileNotFoundError:
-            return self._fetch(uri, place)
+            return self._fetch(uri, path)
         with suppress(OSError):
             os.utime(stream.fileno())  # read now: the last to leave
         return stream
@@ -82,23 +82,23 @@ class ImageCache:
     def forget(self, uri: str) -> None:
         """Fetch the object anew when it is read next."""
         with suppress(OSError):
-            self.place(uri).unlink()
+            self.path_of(uri).unlink()
 
-    def place(self, uri: str) -> Path:
-        """Where the object is kept."""
+    def path_of(self, uri: str) -> Path:
+        """The file that holds the object."""
         name = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
         return self.folder / name[:2] / name[2:]
 
-    def _fetch(self, uri: str, place: Path) -> BufferedReader:
-        with writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=place.parent, prefix=".", suffix=PARTIAL)
+    def _fetch(self, uri: str, path: Path) -> BufferedReader:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PARTIAL)
         stream = os.fdopen(handle, "rb")
         try:
-            with writing(place):
+            with writing(path):
                 _reaching(uri, lambda: _filesystem(uri, self.options).get_file(uri, name))
                 self._book(os.fstat(stream.fileno()).st_size)
-                os.replace(name, place)
+                os.replace(name, path)
         except BaseException:
             stream.close()
             with suppress(OSError):
@@ -193,7 +193,7 @@ def canonical(uri: str) -> str:
 @contextmanager
 def opened(file: ImageFile) -> Generator[BufferedReader]:
     """The content of a file. Of a remote one, what the block cannot use is not kept: a damaged object that is
-    mended later is fetched anew.
+    replaced later is fetched anew.
 
     Raises:
         OSError: a file of this machine cannot be opened.
@@ -269,7 +269,7 @@ def _filesystem(uri: str, options: Mapping[str, Any]) -> Any:
         ) from error
     except TypeError as error:
         raise ConfigError(
-            f"`data.storage_options` does not fit {scheme}://: {error}.", "Mend its keys."
+            f"`data.storage_options` does not fit {scheme}://: {error}.", "Correct its keys."
         ) from error
     if hasattr(files, "retries"):
         files.retries = 1  # they are repeated here: inside of that, its own would multiply

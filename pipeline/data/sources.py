@@ -187,7 +187,7 @@ def _source(project: Project, entry: str) -> _Folder | _Prefix:
     fixed = next((index for index, part in enumerate(parts) if _MAGIC.search(part)), None)
     base = Path(*parts[:fixed]) if fixed is not None else absolute
     if fixed is None or not base.is_dir():
-        raise DataError(f"`data.images` names {entry!r}, and there is no {base}.", "Mend the path.")
+        raise DataError(f"`data.images` names {entry!r}, and there is no {base}.", "Correct the path.")
     tail = parts[fixed:]
     depth = None if "**" in tail else len(tail)
     return _Folder(base=base, pattern=glob_pattern("/".join(tail)), depth=depth)
@@ -209,7 +209,7 @@ def _prefix(project: Project, entry: str) -> _Prefix:
     if fixed is None or kind(base, options) != "directory":
         raise DataError(
             f"`data.images` names {entry!r}, and there is nothing at {base}.",
-            "Mend the bucket or the prefix, or the endpoint (AWS_ENDPOINT_URL).",
+            "Correct the bucket or the prefix, or the endpoint (AWS_ENDPOINT_URL).",
         )
     return _Prefix(base, glob_pattern("/".join(parts[fixed:])), file.cache)
 
@@ -256,7 +256,7 @@ def _excluded(project: Project) -> set[str]:
         if not masks.is_dir():
             raise DataError(
                 f"`data.masks` is {config.data.masks!r}, and there is no folder {masks}.",
-                "Make it, or mend the path.",
+                "Make it, or correct the path.",
             )
         own.append(masks)
     if config.scoring.regions.folder is not None:

@@ -139,7 +139,7 @@ def blocks(*, groups: Integers, positions: Integers, size: int) -> npt.NDArray[n
 def _hold_listed(splits: Codes, *, name: str, code: int, named: Flags) -> None:
     if not named.any():
         raise ConfigError(
-            f"`splits.{name}` names no image of the project.", "Mend its `list` or its `folder`."
+            f"`splits.{name}` names no image of the project.", "Correct its `list` or its `folder`."
         )
     both = int((named & (splits != POOL)).sum())
     if both:

@@ -112,7 +112,7 @@ def read_coco(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]
     has annotations. It can be read until the next one is asked for.
 
     Raises:
-        DataError: it is no COCO file, or is what was exported and nobody has touched.
+        DataError: it is no COCO file, or is what was exported, unchanged.
     """
     with unpacked(source) as files:
         yield from read_documents(documents(files, wanted=_is_instances), partial(_paint, labels))

@@ -165,7 +165,7 @@ def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:
     """The COCO files of a source: itself, or those of a folder, of which links are none.
 
     Raises:
-        DataError: there are none, or they are what was exported and nobody has touched.
+        DataError: there are none, or they are what was exported and is unchanged.
     """
     found = list(coco_files(source, wanted=wanted))
     if not found:

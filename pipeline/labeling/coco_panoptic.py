@@ -78,7 +78,7 @@ def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejec
     """The masks of a panoptic JSON file with its PNGs beside it, or of those of a folder.
 
     Raises:
-        DataError: it is no COCO file, or is what was exported and nobody has touched.
+        DataError: it is no COCO file, or is what was exported, unchanged.
     """
     return read_documents(documents(source, wanted=_is_panoptic), partial(_paint, labels))
 

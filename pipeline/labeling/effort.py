@@ -1,4 +1,4 @@
-"""What a region costs to label, before anybody has: clicks, estimated from the predicted mask.
+"""What a region costs to label, before it is labeled: clicks, estimated from the predicted mask.
 
 Legend: H W the image's height and width; h w those of a region's box; R regions; E edges.
 

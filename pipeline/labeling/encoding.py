@@ -174,6 +174,6 @@ def is_whole_image(
 
 
 def _refuse_transparency(path: Path, image: OpenImage) -> None:
-    """A transparent pixel has a colour that nobody sees; it must not become a label."""
+    """A transparent pixel has an invisible colour, which must not become a label."""
     if (unit_float(image.pixels()[:, :, -1]) != 1).any():
         raise DataError(f"{path} has transparent pixels.", "Flatten it, then save it without transparency.")

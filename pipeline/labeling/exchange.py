@@ -5,8 +5,8 @@ of their ranks, and keeps none of them. The reader gets untrusted files: it yiel
 image and annotator, or what it rejects. Time and memory are bounded whatever the source contains. Neither
 of the two knows the database; the steps do.
 
-Legend: H height, W width. A mask is uint8 [H, W] of the upright image: class index, or 255 where it says
-nothing.
+Legend: H height, W width. A mask is uint8 [H, W] of the upright image: class index, or 255 where
+there is none.
 """
 
 from __future__ import annotations
@@ -162,11 +162,11 @@ class Tool:
 
 
 LONGEST_TEXT = 200
-"""Of a stranger's text in a report."""
+"""Of untrusted text in a report."""
 
 
 def shown(text: object) -> str:
-    """A stranger's text for a report: one short line without control characters.
+    """Untrusted text for a report: one short line without control characters.
 
     >>> shown("a\\x1b[31m\\nb")
     'a\\\\x1b[31m\\\\x0ab'

@@ -129,7 +129,7 @@ class ManifestWriter:
     map, and a README.
 
     Args:
-        folder: exists, and is nobody else's.
+        folder: exists, and has no other writer.
     """
 
     def __init__(self, folder: Path) -> None:

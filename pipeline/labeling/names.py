@@ -1,4 +1,4 @@
-"""Which image a stranger's name means."""
+"""Which image an untrusted name means."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NameIndex:
     """Which image a mask file means, by its name.
 
     A name of the export decides. Otherwise the name without its ending may be the image's id, or the image's
-    own name, with as many of its folders as are given; what can be said of two images is said of none.
+    own name, with as many of its folders as are given; a name that fits two images means none.
     """
 
     def __init__(self, wanted: Iterable[Wanted]) -> None:

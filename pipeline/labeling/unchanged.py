@@ -37,7 +37,7 @@ class ProposalList:
 
 def unchanged_proposals(folder: Path) -> set[Path]:
     """The files of a folder that hold proposals, resolved, where every one of them is as it was exported;
-    none where anybody has changed one."""
+    none where one has changed."""
     root = folder.resolve()
     path = root / PROPOSALS
     if path.is_symlink() or not path.is_file():
@@ -78,7 +78,7 @@ def as_exported(source: Path) -> DataError:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """A plain file of the folder; None where the name, which anybody may have written, is no such file's."""
+    """A plain file of the folder; None where the untrusted name is that of no such file."""
     try:
         path = (folder / name).resolve(strict=True)
         return path if path.is_relative_to(folder) and path.is_file() else None

@@ -136,7 +136,7 @@ def dice_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 def shares(votes: Tensor, num_classes: int, *, prior: float = 0.0) -> Tensor:
     """The soft target of annotators' votes: (n_c + a) / (N + a·C), the mean of the posterior under a
-    Dirichlet(a, …, a) prior (a = 1: Laplace), and 0 for every class where nobody voted.
+    Dirichlet(a, …, a) prior (a = 1: Laplace), and 0 for every class where there is no vote.
 
     Args:
         votes: integers [B, N, H, W]: the class, or 255 where an annotator says nothing.

@@ -89,7 +89,7 @@ def test_what_the_user_can_mend_fails_the_run_with_its_remedy_and_no_traceback(o
     assert str(state.message).startswith("`data.images` names 'images', and there is no")
     with get_client(sync_client=True) as client:
         run = run_of(client, state)
-        log = _log(client, run, until="Mend the path")
+        log = _log(client, run, until="Correct the path")
         (step,) = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
     assert "Traceback" not in log
     assert step.run_count == 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -64,8 +64,8 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
     """One annotation for each image.
 
     Args:
-        source: a file; or an exported folder into which CVAT's files were put. What it held already is passed
-            over where nobody has touched it.
+        source: a file; or an exported folder into which CVAT's files were put. What was exported is left out
+            where it is unchanged.
 
     Raises:
         DataError: it cannot be read (after what came before has been yielded), or holds no annotations.
@@ -96,7 +96,7 @@ class _Task:
 
 
 class _Document:
-    """A document as it is read: what it says of its tasks comes before its images."""
+    """A document as it is read: its tasks come before its images."""
 
     def __init__(self, subject: str) -> None:
         self._subject = subject
@@ -132,25 +132,6 @@ class _Document:
         )
 
 
-@contextmanager
-def _opened(file: Path) -> Generator[list[tuple[str, BinaryIO | Rejected]]]:
-    """The documents of a file: itself, or those in the archive that it is."""
-    subject = shown(file.name)
-    if not is_zip(file):
-        with file.open("rb") as stream:
-            yield [(subject, stream)]
-        return
-    with open_files(file) as files:
-        names = list(_members(files))
-        rejected = [
-            (subject, rejection) for rejection in files.rejected if rejection.subject.endswith(".xml")
-        ]
-        streams = [
-            (f"{subject}, {shown(name)}", files.open(name, longest=LARGEST_DOCUMENT)) for name in names
-        ]
-        yield [*rejected, *streams]
-
-
 def _members(files: Files) -> Iterator[str]:
     """The documents of an archive: CVAT's, whatever their names, and damaged ones of the name it gives."""
     for name in files.names:
@@ -163,10 +144,19 @@ def _members(files: Files) -> Iterator[str]:
 
 
 def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Rejected]]:
+    """The documents of a source: its files, and those of the archives among them. Each can be read until the
+    next one is asked for."""
     for file in _files(source):
+        subject = shown(file.name)
         try:
-            with _opened(file) as documents:
-                yield from documents
+            if not is_zip(file):
+                with file.open("rb") as stream:
+                    yield subject, stream
+                continue
+            with open_files(file) as files:
+                yield from ((subject, one) for one in files.rejected if one.subject.endswith(".xml"))
+                for name in list(_members(files)):
+                    yield f"{subject}, {shown(name)}", files.open(name, longest=LARGEST_DOCUMENT)
         except OSError as error:
             raise DataError(f"{file} cannot be read.", "Name the file that was exported.") from error
 
@@ -194,13 +184,13 @@ def _tasks(meta: Element) -> Iterator[_Task]:
     for holder in meta.children:
         tasks = holder.child("tasks")
         for task in [holder] if tasks is None else tasks.children:
-            identifier, assignee = task.said("id"), task.child("assignee")
+            identifier, assignee = task.text_of("id"), task.child("assignee")
             if task.tag in ("task", "job") and identifier is not None:
-                username = None if assignee is None else assignee.said("username")
+                username = None if assignee is None else assignee.text_of("username")
                 yield _Task(
                     identifier=identifier,
-                    created=task.said("created") or "",
-                    updated=_time(task.said("updated")),
+                    created=task.text_of("created") or "",
+                    updated=_time(task.text_of("updated")),
                     annotator=None if username is None else shown(username),
                 )
 

@@ -21,7 +21,7 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 
 MOST_PIECES = 2000
-"""Shapes of an image that are written, beside one more for each class: nobody can handle more than that."""
+"""Shapes of an image that are written, beside one more for each class: more than that cannot be handled."""
 
 _RUNS = re.compile("[0-9, ]+")
 _REMEDY = "Export it from CVAT again."
@@ -40,7 +40,7 @@ class Piece:
 
 
 def number_pieces(mask: Mask, *, most: int = MOST_PIECES) -> tuple[npt.NDArray[np.int32], list[int]]:
-    """The pieces of a mask [H, W]: their numbers [H, W] from 1 on, 0 where it says nothing, and the class of
+    """The pieces of a mask [H, W]: their numbers [H, W] from 1 on, 0 where it has no class, and the class of
     each.
 
     Pixels that touch at a corner are of one piece, as they are for OpenCV's contours, by which CVAT makes
@@ -64,7 +64,7 @@ def number_pieces(mask: Mask, *, most: int = MOST_PIECES) -> tuple[npt.NDArray[n
 
 
 def encode(mask: Mask) -> Iterator[Piece]:
-    """The pieces of a mask [H, W]; what it says nothing about is in none."""
+    """The pieces of a mask [H, W]; a pixel without a class is in none."""
     numbers, classes = number_pieces(mask)
     height, width = numbers.shape
     padded = np.zeros((height, width + 1), dtype=np.int32)
@@ -88,7 +88,7 @@ def encode(mask: Mask) -> Iterator[Piece]:
 
 
 def parse_runs(text: str, *, width: int, height: int) -> npt.NDArray[np.int64]:
-    """The runs of a box, from a stranger's text.
+    """The runs of a box, from untrusted text.
 
     Raises:
         DataError: they are no counts, or do not fill the box.

@@ -32,7 +32,7 @@ def encode(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def decode(url: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Which pixels are painted, bool [H, W], of a data URL that a stranger has written.
+    """Which pixels are painted, bool [H, W], of an untrusted data URL.
 
     Args:
         url: whatever JSON stands in its place.

@@ -46,7 +46,7 @@ def encode(mask: npt.NDArray[np.bool_]) -> list[int]:
 
 
 def decode(rle: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Which pixels are painted, bool [H, W], of an encoding that a stranger has written.
+    """Which pixels are painted, bool [H, W], of an untrusted encoding.
 
     Args:
         rle: whatever JSON stands in its place.

@@ -1,4 +1,4 @@
-"""Files of a stranger, in a zip archive or in a folder: found and read one by one, within limits.
+"""Untrusted files, in a zip archive or in a folder: found and read one by one, within limits.
 
 Nothing is ever extracted to a name that the archive chose, and no size that it states is believed: what is
 counted are the bytes that really come out.

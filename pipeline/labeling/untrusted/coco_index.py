@@ -110,7 +110,7 @@ class CocoIndex:
 
     def images(self) -> Iterator[CocoImage | Rejected]:
         """The images that have annotations, in the order of the file; and why others are left out: an id, or
-        a name, that two images have is nobody's."""
+        a name, that two images have is that of none."""
         twice_by_id, twice_by_key = _repeated(self._images[:, 0]), _repeated(self._images[:, 3])
         begins, ends = self._slices(self._images[:, 0])
         with self.path.open("rb") as stream:

@@ -1,6 +1,6 @@
 """The shapes of COCO annotations: run lengths, compressed or not, and polygons (Lin et al. 2014).
 
-Nothing that a stranger wrote reaches pycocotools' C code unchecked: run lengths are decoded here, and a
+No untrusted value reaches pycocotools' C code unchecked: run lengths are decoded here, and a
 polygon's corners are finite, few and near the image.
 
 Legend: H height, W width, R runs. Pixels are numbered column by column, as COCO does.

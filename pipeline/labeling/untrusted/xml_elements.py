@@ -1,4 +1,4 @@
-"""The elements of an XML file that a stranger has sent: one after another, in bounded memory.
+"""The elements of an untrusted XML file: one after another, in bounded memory.
 
 Document types are refused, and with them every entity that a file could declare. expat keeps a tag until it
 has all of it, so that the length of a tag is bounded while it arrives.
@@ -51,7 +51,7 @@ class Element:
         """The first child of this tag."""
         return next((child for child in self.children if child.tag == tag), None)
 
-    def said(self, tag: str) -> str | None:
+    def text_of(self, tag: str) -> str | None:
         """The text of the first child of this tag; None where there is none."""
         child = self.child(tag)
         return None if child is None or not child.text else child.text

@@ -51,7 +51,7 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
 
     Args:
         source: a folder or a zip archive; archives that lie in a folder are read too. What was exported is
-            passed over where nobody has touched it.
+            left out where it is unchanged.
 
     Raises:
         DataError: it cannot be read (after what came before has been yielded), or holds no masks.
@@ -68,10 +68,10 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
 
 def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
     """The archive; or the folder, and the archives in it: each with its masks, without what was exported and
-    nobody has touched.
+    is unchanged.
 
     Raises:
-        DataError: one of them is damaged; there are no masks; or nobody has touched them.
+        DataError: one of them is damaged; there are no masks; or they are unchanged.
     """
     proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent)
     paths = [source]
@@ -141,7 +141,7 @@ def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, hei
 
 
 def _packed_colors(content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
-    """The colours [H, W] of a stranger's PNG, as numbers; its size is looked at before it is decoded."""
+    """The colours [H, W] of an untrusted PNG, as numbers; its size is looked at before it is decoded."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             warnings.simplefilter("ignore")

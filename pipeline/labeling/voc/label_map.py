@@ -64,7 +64,7 @@ class ColorMap:
 
     @classmethod
     def parse(cls, content: bytes, labels: LabelMap) -> ColorMap:
-        """Of a stranger's `labelmap.txt`. Its names are looked up among the project's classes.
+        """Of an untrusted `labelmap.txt`. Its names are looked up among the project's classes.
 
         Raises:
             DataError: it is none.

@@ -124,7 +124,7 @@ def object_numbers(mask: Mask) -> npt.NDArray[np.uint8]:
 
 
 def _class_indices(mask: Mask) -> npt.NDArray[np.uint8]:
-    """A mask [H, W] as indices of the palette: 0 where it says nothing, and the classes after it."""
+    """A mask [H, W] as indices of the palette: 0 where there is no class, and the classes after it."""
     table = np.arange(1, 257).astype(np.uint8)
     table[IGNORE] = 0
     return table[mask]

@@ -1,4 +1,4 @@
-"""What an import did, in words and in numbers."""
+"""What an import did."""
 
 from __future__ import annotations
 
@@ -46,29 +46,31 @@ class ImportReport:
             self.rejected_more += 1
 
     def lines(self) -> list[str]:
-        """The report in words; every file that was not taken has a line."""
-        said = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
-        said += [f"rejected: {subject}: {reason}" for subject, reason in self.rejected]
+        """The report as text; every file that was not taken has a line."""
+        lines = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
+        lines += [f"rejected: {subject}: {reason}" for subject, reason in self.rejected]
         if self.rejected_more:
-            said.append(f"rejected: {self.rejected_more} more.")
-        said += [
+            lines.append(f"rejected: {self.rejected_more} more.")
+        lines += [
             f"overlapping: {subject}: {pixels} pixels of several classes; the later shape has them."
             for subject, pixels in self.overlapping
         ]
-        said += [f"unpainted: {region}" for region in self.unpainted]
+        lines += [f"unpainted: {region}" for region in self.unpainted]
         if self.skipped:
-            said.append(
+            lines.append(
                 f"{self.skipped} images were skipped by their annotator, and are not asked for again."
             )
         if self.missing:
-            said.append(f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}.")
+            lines.append(
+                f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}."
+            )
         if self.released:
-            said.append(f"{self.released} regions went back to the pool without a label.")
+            lines.append(f"{self.released} regions went back to the pool without a label.")
         if self.closed:
-            said.append("The round is closed, and the next one is open.")
+            lines.append("The round is closed, and the next one is open.")
         elif self.open_items:
-            said.append(
+            lines.append(
                 f"{self.open_items} regions still wait for a label; "
                 "`--close` ends the round with what is there."
             )
-        return said
+        return lines

@@ -155,7 +155,7 @@ def _record(session: Session, incoming: IncomingQueue, *, origin: Origin, report
 
 
 def _unanswered(session: Session, incoming: IncomingQueue) -> list[str]:
-    """The images of a queue without a label in force, that nobody has looked at or skipped."""
+    """The images of a queue without a label in force, that no annotator has labeled or skipped."""
     answered = label_queries.labeled_images(session, queue_id=incoming.queue.id) | incoming.skipped
     answered |= queue_items.skipped_images(session, incoming.queue.id)
     answered |= {new.target.image.id for new in incoming.labels}

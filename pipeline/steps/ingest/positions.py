@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Placed:
+class Assigned:
     """A found file with its place.
 
     Attributes:
@@ -34,7 +34,7 @@ class Placed:
     named: str | None
 
 
-class Placement:
+class Assignments:
     """Group, position and split of each file, in the order of the walk.
 
     While splits are open, an image without a written position takes the next one of its group. Afterwards a
@@ -61,14 +61,14 @@ class Placement:
                 name: int(self._columns.positions[rows].max()) for name, rows in self._members.items()
             }
 
-    def place(self, found: Found, *, known: Image | None) -> Placed:
+    def assign(self, found: Found, *, known: Image | None) -> Assigned:
         """The place of a file.
 
         Raises:
             DataError: its group or position cannot be told.
             ConfigError: two held-out splits name it.
         """
-        group, written = self._sequences.place(found)
+        group, written = self._sequences.locate(found)
         named = [name for name, listed in self._held_out.items() if listed.given and found in listed]
         if len(named) > 1:
             raise ConfigError(
@@ -78,20 +78,20 @@ class Placement:
             self._last[group] = known.position
             if named and known.split != named[0]:
                 self._late[named[0]] += 1
-            return Placed(found, group, known.position, known.position, named[0] if named else None)
+            return Assigned(found, group, known.position, known.position, named[0] if named else None)
         last = self._last.get(group, -1)
         between = written is None and self.locked and last < self._highest.get(group, -1)
         lies_at = written if written is not None else last + 0.5 if between else last + 1
         position = max(0, last) if between else int(lies_at)
         self._last[group] = last if between else position
         self._highest[group] = max(position, self._highest.get(group, -1))
-        return Placed(found, group, position, lies_at, named[0] if named else None)
+        return Assigned(found, group, position, lies_at, named[0] if named else None)
 
-    def splits(self, placed: Sequence[Placed]) -> list[str]:
+    def splits(self, assigned: Sequence[Assigned]) -> list[str]:
         """The split of each new image."""
-        chosen = [entry.named or "pool" for entry in placed]
+        chosen = [entry.named or "pool" for entry in assigned]
         rows_of: dict[str, list[int]] = {}
-        for row, entry in enumerate(placed):
+        for row, entry in enumerate(assigned):
             if self.locked and entry.named is None and entry.group in self._members:
                 rows_of.setdefault(entry.group, []).append(row)
         for group, rows in rows_of.items():
@@ -100,7 +100,7 @@ class Placement:
                 self._config,
                 group_splits=self._columns.splits[members],
                 group_positions=self._columns.positions[members],
-                positions=np.array([placed[row].lies_at for row in rows]),
+                positions=np.array([assigned[row].lies_at for row in rows]),
             )
             for row, code in zip(rows, codes.tolist(), strict=True):
                 chosen[row] = images.SPLITS[code]

@@ -32,7 +32,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.initial_labels import label_initial
-from pipeline.steps.ingest.positions import Placed, Placement
+from pipeline.steps.ingest.positions import Assigned, Assignments
 
 BATCH = 256
 """Files in a transaction."""
@@ -61,26 +61,26 @@ class IngestReport:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report in words."""
+        """The report as text."""
         splits = ", ".join(f"{count} {name}" for name, count in sorted(self.splits.items()))
-        said = [
+        lines = [
             f"Found {self.found} image files, {self.added} of them new; {self.masks} images have a mask.",
             f"Images: {splits or 'none'}.",
         ]
         if self.labeled_images:
-            said.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
+            lines.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
         if self.failures:
-            said.append(f"{self.failures} files could not be used: `segcurate failures` says why.")
+            lines.append(f"{self.failures} files could not be used: `segcurate failures` says why.")
         for split, count in sorted(self.unmasked.items()):
-            said.append(f"Warning: {count} {split} images have no mask and cannot be evaluated.")
-        return said + [f"Warning: {text}" for text in self.warnings]
+            lines.append(f"Warning: {count} {split} images have no mask and cannot be evaluated.")
+        return lines + [f"Warning: {text}" for text in self.warnings]
 
 
 @dataclass(frozen=True)
 class _Examined:
     """A file after it was decoded: the row of a new image, or a known one, and the mask that was found."""
 
-    placed: Placed
+    assigned: Assigned
     known: Image | None
     row: dict[str, Any] | None = None
     mask_uri: str | None = None
@@ -106,13 +106,13 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     report = IngestReport()
     with database.session() as session:
         locked = _open_project(session, project)
-    placement = Placement(project, database if locked else None, held_out)
+    assignments = Assignments(project, database if locked else None, held_out)
     codec = MaskCodec.from_config(project.config.data)
     files = find_images(project)
     with ThreadPoolExecutor(workers) as threads:
         while batch := list(islice(files, BATCH)):
             initial_uris += [found.uri for found in batch if found in initial]
-            added, failed = _ingest_batch(project, database, batch, placement, codec, threads)
+            added, failed = _ingest_batch(project, database, batch, assignments, codec, threads)
             report = replace(
                 report,
                 found=report.found + len(batch),
@@ -123,7 +123,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     if not report.found:
         raise DataError(
             f"There is no image in {', '.join(project.config.data.images)}.",
-            "Put PNG, JPEG, TIFF, WebP or BMP files there, or mend `data.images`.",
+            "Put PNG, JPEG, TIFF, WebP or BMP files there, or correct `data.images`.",
         )
     with database.session() as session:
         failure_queries.clear_failures_before(session, "ingest", started)
@@ -137,7 +137,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             )
         if masks and not locked:
             _lock_splits(session, project, held_out)
-    warnings = list(placement.warnings())
+    warnings = list(assignments.warnings())
     if not masks:
         warnings.append(_no_masks(project))
     else:
@@ -191,7 +191,7 @@ def _ingest_batch(
     project: Project,
     database: Database,
     batch: Sequence[Found],
-    placement: Placement,
+    assignments: Assignments,
     codec: MaskCodec,
     threads: ThreadPoolExecutor,
 ) -> tuple[int, int]:
@@ -203,72 +203,72 @@ def _ingest_batch(
             failures.append((_as_text(found.uri), "Its name is not UTF-8. Rename the file."))
     with database.session(write=False) as session:
         known = images.images_by_uri(session, [found.uri for found in readable])
-    placed: list[Placed] = []
+    assigned: list[Assigned] = []
     for found in readable:
         try:
-            placed.append(placement.place(found, known=known.get(found.uri)))
+            assigned.append(assignments.assign(found, known=known.get(found.uri)))
         except DataError as error:
             failures.append((found.uri, str(error)))
     examined = list(
-        threads.map(lambda entry: _examine(project, entry, known.get(entry.found.uri), codec), placed)
+        threads.map(lambda entry: _examine(project, entry, known.get(entry.found.uri), codec), assigned)
     )
     failures += [failure for entry in examined for failure in entry.failures]
     with database.session() as session:
-        added = _write_new(session, [entry for entry in examined if entry.row is not None], placement)
+        added = _write_new(session, [entry for entry in examined if entry.row is not None], assignments)
         old = [entry for entry in examined if entry.known is not None]
         images.set_masks(
             session, {entry.known.id: entry.mask_uri for entry in old if entry.known and entry.mask_uri}
         )
-        if not placement.locked:
+        if not assignments.locked:
             images.move_images(session, list(_moved(old)))
         failure_queries.record_failures(session, "ingest", failures)
     return added, len(failures)
 
 
-def _examine(project: Project, placed: Placed, known: Image | None, codec: MaskCodec) -> _Examined:
+def _examine(project: Project, assigned: Assigned, known: Image | None, codec: MaskCodec) -> _Examined:
     """Decode a new image and its mask; of a known image, the mask that it lacks."""
-    found, config = placed.found, project.config.data
+    found, config = assigned.found, project.config.data
     row: dict[str, Any] | None = None
     try:
         if known is None:
             with open_image(found.path, max_pixels=config.max_pixels) as image:
                 image.check_channels(config.channels)
                 image.pixels(floats=True)  # a damaged file raises here
-                row = _row(placed, image)
+                row = _row(assigned, image)
     except DataError as error:
-        return _Examined(placed, known, failures=((found.uri, str(error)),))
+        return _Examined(assigned, known, failures=((found.uri, str(error)),))
     except MemoryError:
         reason = f"{found.path} does not fit into memory. Lower `data.max_pixels`, or use a larger machine."
-        return _Examined(placed, known, failures=((found.uri, reason),))
+        return _Examined(assigned, known, failures=((found.uri, reason),))
     mask = mask_path(project, found) if known is None or known.mask_uri is None else None
     if mask is None:
-        return _Examined(placed, known, row)
+        return _Examined(assigned, known, row)
     size = (row["width"], row["height"]) if row else (known.width, known.height) if known else None
     try:
         labeled = (read_mask(mask, codec, size=size) != IGNORE).any()
     except DataError as error:
-        return _Examined(placed, known, row, failures=((_as_text(project.uri(mask)), str(error)),))
-    return _Examined(placed, known, row, project.uri(mask) if labeled else None)
+        return _Examined(assigned, known, row, failures=((_as_text(project.uri(mask)), str(error)),))
+    return _Examined(assigned, known, row, project.uri(mask) if labeled else None)
 
 
-def _row(placed: Placed, image: OpenImage) -> dict[str, Any]:
+def _row(assigned: Assigned, image: OpenImage) -> dict[str, Any]:
     return {
-        "uri": placed.found.uri,
+        "uri": assigned.found.uri,
         "sha256": image.sha256(),
         "width": image.info.width,
         "height": image.info.height,
         "channels": image.info.channels,
-        "group_name": placed.group,
-        "position": placed.position,
+        "group_name": assigned.group,
+        "position": assigned.position,
         "duplicate_of": None,
     }
 
 
-def _write_new(session: Session, examined: Sequence[_Examined], placement: Placement) -> int:
+def _write_new(session: Session, examined: Sequence[_Examined], assignments: Assignments) -> int:
     """Insert new images; one whose content is known is linked to the image that stands for it."""
-    present = images.images_by_uri(session, [entry.placed.found.uri for entry in examined])
-    fresh = [entry for entry in examined if entry.row and entry.placed.found.uri not in present]
-    splits = placement.splits([entry.placed for entry in fresh])
+    present = images.images_by_uri(session, [entry.assigned.found.uri for entry in examined])
+    fresh = [entry for entry in examined if entry.row and entry.assigned.found.uri not in present]
+    splits = assignments.splits([entry.assigned for entry in fresh])
     rows = [
         {**(entry.row or {}), "split": split, "mask_uri": entry.mask_uri}
         for entry, split in zip(fresh, splits, strict=True)
@@ -288,10 +288,10 @@ def _write_new(session: Session, examined: Sequence[_Examined], placement: Place
 def _moved(examined: Sequence[_Examined]) -> Iterator[dict[str, Any]]:
     """Known images whose place or named split is another one now; only before splits are locked."""
     for entry in examined:
-        known, placed = entry.known, entry.placed
+        known, assigned = entry.known, entry.assigned
         if known is None:
             continue
-        now = (placed.group, placed.position, placed.named or "pool")
+        now = (assigned.group, assigned.position, assigned.named or "pool")
         if (known.group_name, known.position, known.split) != now:
             yield {"id": known.id, "group_name": now[0], "position": now[1], "split": now[2]}
 
@@ -301,7 +301,7 @@ def _lock_splits(session: Session, project: Project, held_out: dict[str, Named])
     for name, listed in held_out.items():
         unmatched = listed.unmatched()
         if unmatched:
-            raise ConfigError(f"`splits.{name}.list`: {unmatched}.", "Mend these lines, or take them out.")
+            raise ConfigError(f"`splits.{name}.list`: {unmatched}.", "Correct these lines, or remove them.")
     columns = images.split_columns(session)
     splits = assign_splits(
         project.config.splits,
@@ -324,7 +324,7 @@ def _no_masks(project: Project) -> str:
     if data.masks is None:
         return "`data.masks` is not set: give a folder with the masks of a few images, and ingest again."
     return (
-        f"No image has a mask {data.mask_template!r} in {data.masks}: mend `data.mask_template`, or put "
+        f"No image has a mask {data.mask_template!r} in {data.masks}: correct `data.mask_template`, or put "
         "masks of a few images there, and ingest again. Splits stay open until then."
     )
 

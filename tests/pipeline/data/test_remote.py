@@ -148,8 +148,8 @@ def test_the_cache_keeps_its_bound_and_lets_the_least_recently_read_go(
     for number, file in enumerate(files):
         assert read(file) == bytes([number]) * 100
         assert kept(tmp_path) <= 1000
-        os.utime(file.cache.place(file.uri), (number, number))  # each later than the one before
-        os.utime(files[0].cache.place(files[0].uri), (0, 0))
+        os.utime(file.cache.path_of(file.uri), (number, number))  # each later than the one before
+        os.utime(files[0].cache.path_of(files[0].uri), (0, 0))
         read(files[0])  # the first to leave but for this
     assert len(fetched) == 40
 
@@ -163,7 +163,7 @@ def test_a_file_that_leaves_the_cache_stays_readable_for_who_has_it_open(
     with opened(first) as stream:
         assert stream.read(10) == b"a" * 10
         assert read(second) == b"b" * 90
-        assert not first.cache.place(first.uri).exists()
+        assert not first.cache.path_of(first.uri).exists()
         assert stream.read() == b"a" * 80
 
 

@@ -133,14 +133,14 @@ def test_groups_and_positions_come_from_the_path(tmp_path: Path) -> None:
     touch(tmp_path, "images/P1_0007.png", "images/P2_0012.png")
     here = project(tmp_path, group_regex=r"(P\d)_", position_regex=r"_(\d+)")
     sequences = Sequences(here)
-    assert [sequences.place(found) for found in find_images(here)] == [("P1", 7), ("P2", 12)]
+    assert [sequences.locate(found) for found in find_images(here)] == [("P1", 7), ("P2", 12)]
 
 
 def test_without_expressions_a_folder_is_a_group_and_positions_are_left_open(tmp_path: Path) -> None:
     touch(tmp_path, "images/s1/a.png", "images/b.png")
     here = project(tmp_path)
     sequences = Sequences(here)
-    assert [sequences.place(found) for found in find_images(here)] == [("images", None), ("images/s1", None)]
+    assert [sequences.locate(found) for found in find_images(here)] == [("images", None), ("images/s1", None)]
 
 
 def test_an_expression_that_finds_nothing_names_file_and_key(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_an_expression_that_finds_nothing_names_file_and_key(tmp_path: Path) -> 
     here = project(tmp_path, group_regex=r"(P\d)_")
     found = next(find_images(here))
     with pytest.raises(DataError, match=r"`data.group_regex` finds no group in images/odd.png"):
-        Sequences(here).place(found)
+        Sequences(here).locate(found)
     here = project(tmp_path, position_regex=r"(o)dd")
     with pytest.raises(DataError, match=r"`data.position_regex` finds no number"):
-        Sequences(here).place(found)
+        Sequences(here).locate(found)
 
 
 def test_groups_come_from_a_csv_by_any_of_the_images_paths(tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_groups_come_from_a_csv_by_any_of_the_images_paths(tmp_path: Path) -> No
     )
     here = project(tmp_path, group_csv="groups.csv")
     sequences, found = Sequences(here), list(find_images(here))
-    assert [sequences.place(image) for image in found[:3]] == [
+    assert [sequences.locate(image) for image in found[:3]] == [
         ("one", 12345678901234567),
         ("two", None),
         ("two", 5),
     ]
     with pytest.raises(DataError, match=r"images/s/d.png is not in groups.csv"):
-        sequences.place(found[3])
+        sequences.locate(found[3])
 
 
 @pytest.mark.parametrize("text", ["file,group\na,b\n", "image,group,position\na,b,third\n", ""])
