@@ -127,13 +127,18 @@ class OpenImage:
 
 
 @contextmanager
-def open_image(path: ImageFile, *, max_pixels: int = sys.maxsize) -> Generator[OpenImage]:
+def open_image(
+    path: ImageFile, *, max_pixels: int = sys.maxsize, size: tuple[int, int] | None = None
+) -> Generator[OpenImage]:
     """Open an image file once, for all that is wanted of it. An error of the block that is no `UserError`
     counts as damage of the file.
 
+    Args:
+        size: width and height of the image when it was ingested, where it was.
+
     Raises:
-        DataError: the file cannot be opened, is no image of a known kind, is damaged, or is larger than
-            `max_pixels`.
+        DataError: the file cannot be opened, is no image of a known kind, is damaged, is larger than
+            `max_pixels`, or has another size.
         UserError: a remote image does not fit on the disk.
     """
     with ExitStack() as opened_files:
@@ -143,21 +148,29 @@ def open_image(path: ImageFile, *, max_pixels: int = sys.maxsize) -> Generator[O
         else:
             source = opened_files.enter_context(Image.open(stream, formats=_FORMATS))
         image = OpenImage(path, stream, source)
-        check_pixels(path, width=image.info.width, height=image.info.height, max_pixels=max_pixels)
+        width, height = image.info.width, image.info.height
+        check_pixels(path, width=width, height=height, max_pixels=max_pixels)
+        if size is not None and size != (width, height):
+            raise DataError(
+                f"{path} has {width}×{height} pixels, but had {size[0]}×{size[1]} when it was ingested.",
+                "Put the old file back, or give the new one another name.",
+            )
         yield image
 
 
-def probe_image(path: ImageFile, *, max_pixels: int) -> ImageInfo:
+def probe_image(path: ImageFile, *, max_pixels: int, size: tuple[int, int] | None = None) -> ImageInfo:
     """Size, channels and depth from the header, without decoding; the size is the displayed one.
 
     Raises:
         DataError, UserError: as `open_image`.
     """
-    with open_image(path, max_pixels=max_pixels) as image:
+    with open_image(path, max_pixels=max_pixels, size=size) as image:
         return image.info
 
 
-def read_image(path: ImageFile, *, channels: int, max_pixels: int) -> ImageArray:
+def read_image(
+    path: ImageFile, *, channels: int, max_pixels: int, size: tuple[int, int] | None = None
+) -> ImageArray:
     """Decode an image upright, with the wanted number of channels.
 
     A grey image is repeated for 3 channels; an alpha channel that is not wanted is dropped; every other
@@ -169,7 +182,7 @@ def read_image(path: ImageFile, *, channels: int, max_pixels: int) -> ImageArray
     Raises:
         DataError: as `open_image`; or its channels do not fit.
     """
-    with open_image(path, max_pixels=max_pixels) as image:
+    with open_image(path, max_pixels=max_pixels, size=size) as image:
         image.check_channels(channels)
         pixels = image.pixels(floats=True)
         colors = image.info.channels - image.info.alpha

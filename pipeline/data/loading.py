@@ -155,17 +155,9 @@ def _read(
     input_scale: float,
     derive: Callable[[ImageRef, ImageArray], Derived] | None,
 ) -> _Decoded[Derived] | Unreadable:
+    size = ref.width, ref.height
     try:
-        pixels = read_image(ref.path, channels=channels, max_pixels=max_pixels)
-    except DataError as error:
-        return Unreadable(id=ref.id, path=ref.path, reason=str(error))
-    if pixels.shape[:2] != (ref.height, ref.width):
-        reason = (
-            f"{ref.path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but had {ref.width}×{ref.height} "
-            "when it was ingested. Put the old file back, or give the new one another name."
-        )
-        return Unreadable(id=ref.id, path=ref.path, reason=reason)
-    try:
+        pixels = read_image(ref.path, channels=channels, max_pixels=max_pixels, size=size)
         derived = () if derive is None else (derive(ref, pixels),)
     except DataError as error:
         return Unreadable(id=ref.id, path=ref.path, reason=str(error))

@@ -16,7 +16,7 @@ from db.engine import Database
 from db.queries import failures as failure_queries
 from db.queries import models
 from db.queries.audits import HELD_OUT
-from db.queries.models import TrainingImage, TrainingLabel
+from db.queries.models import TrainingImage
 from db.tables import Model, utc_now
 from pipeline import rounds
 from pipeline.config import content_hash
@@ -186,13 +186,8 @@ def survey_labels(
     pixels = np.zeros(data.num_classes)
     for done, image in enumerate(labeled, start=1):
         try:
-            info = probe_image(project.image(image.uri), max_pixels=data.max_pixels)
-            if (info.width, info.height) != (image.width, image.height):
-                raise DataError(
-                    f"{image.uri} has {info.width}×{info.height} pixels, but had "
-                    f"{image.width}×{image.height} when it was ingested.",
-                    "Put the old file back, or give the new one another name.",
-                )
+            size = image.width, image.height
+            probe_image(project.image(image.uri), max_pixels=data.max_pixels, size=size)
             masks = read_masks(_labeled(project, image), project.config.training.annotators)
             counts = count_votes(masks, data.num_classes)
         except DataError as error:
@@ -212,7 +207,10 @@ def hash_labels(project: Project, survey: Survey) -> str:
         [
             [
                 image.uri,
-                *(label.mask_sha256 if latest else _vote(label) for label in image.labels),
+                *(
+                    label.mask_sha256 if latest else [label.annotator, label.mask_sha256]
+                    for label in image.labels
+                ),
                 *(list(region) for region in image.held_out),
             ]
             for image in survey.usable
@@ -327,7 +325,3 @@ def _labeled(project: Project, image: TrainingImage) -> LabeledImage:
         annotators=tuple(label.annotator for label in image.labels),
         held_out=tuple(((part.x, part.y, part.w, part.h), part.outline) for part in image.held_out),
     )
-
-
-def _vote(label: TrainingLabel) -> list[str | None]:
-    return [label.annotator, label.mask_sha256]

@@ -176,13 +176,12 @@ class TrainingSet(Dataset[Crops]):
         if which in self._cache:
             return self._cache[which]
         item = self._images[which]
-        pixels = read_image(item.path, channels=self._channels, max_pixels=self._max_pixels)
-        if pixels.shape[:2] != (item.height, item.width):
-            raise DataError(
-                f"{item.path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but had "
-                f"{item.width}×{item.height} when it was ingested.",
-                "Put the old file back, or give the new one another name.",
-            )
+        pixels = read_image(
+            item.path,
+            channels=self._channels,
+            max_pixels=self._max_pixels,
+            size=(item.width, item.height),
+        )
         size = network_size(item.height, item.width, self._input_scale)
         pair = (
             _scaled(pixels, self._input_scale),
