@@ -14,7 +14,15 @@ from typing import Any, BinaryIO, ClassVar
 
 from pipeline.errors import DataError
 from pipeline.files import writing
-from pipeline.labeling.exchange import Annotation, DecodedMask, OutgoingImage, OutgoingQueue, Rejected, shown
+from pipeline.labeling.exchange import (
+    Annotation,
+    DecodedMask,
+    OutgoingImage,
+    OutgoingQueue,
+    Rejected,
+    check_size,
+    shown,
+)
 from pipeline.labeling.manifest import IMAGES
 from pipeline.labeling.queue_writer import QueueWriter
 from pipeline.labeling.unchanged import without_unchanged
@@ -257,9 +265,5 @@ def _annotations(path: Path, paint: Paint) -> Iterator[Annotation | Rejected]:
 
 
 def _read(index: CocoIndex, image: CocoImage, paint: Paint, width: int, height: int) -> DecodedMask:
-    if (image.width, image.height) != (width, height):
-        raise DataError(
-            f"It says {image.width}×{image.height} pixels, and the image has {width}×{height}.",
-            "Label the image that was exported.",
-        )
+    check_size((image.width, image.height), width, height)
     return paint(index, image, width, height)

@@ -35,6 +35,7 @@ from pipeline.labeling.exchange import (
     OutgoingImage,
     Rejected,
     Tool,
+    check_size,
     shown,
 )
 from pipeline.labeling.pictures import png
@@ -110,11 +111,7 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
     file = _segment_file(annotations[0].get("file_name"), index.path.with_suffix(""))
     with open_image(file, max_pixels=width * height) as opened:
         info = opened.info
-        if (info.width, info.height) != (width, height):
-            raise DataError(
-                f"Its PNG has {info.width}×{info.height} pixels, and the image {width}×{height}.",
-                "Label the image that was exported.",
-            )
+        check_size((info.width, info.height), width, height)
         if (info.channels, info.bits, info.alpha) != (3, 8, False):
             raise DataError("Its PNG is not one of 8 bits in red, green and blue.", "Export it again.")
         pixels = opened.pixels().astype(np.uint32)

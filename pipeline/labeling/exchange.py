@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pipeline.data.masks import Mask
 from pipeline.data.remote import ImageFile
+from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.manifest import ManifestImage, ManifestRegion
 
@@ -176,3 +177,39 @@ def shown(text: object) -> str:
         for character in str(text)[: LONGEST_TEXT + 1]
     )
     return plain if len(plain) <= LONGEST_TEXT else plain[:LONGEST_TEXT] + "…"
+
+
+def check_size(stated: tuple[object, object], width: object, height: object) -> None:
+    """Compare the width and height that an untrusted source states with those of the image.
+
+    Raises:
+        DataError: they differ.
+    """
+    if stated != (width, height):
+        raise DataError(
+            f"The mask has {shown(stated[0])}×{shown(stated[1])} pixels, and the image {width}×{height}.",
+            "Label the image that was exported.",
+        )
+
+
+def class_named(label: object, classes: Mapping[str, int]) -> int:
+    """The index of the class that an untrusted label names.
+
+    Raises:
+        DataError: it names none.
+    """
+    if not isinstance(label, str) or label not in classes:
+        raise DataError(
+            f"It has a shape of the label {shown(label)!r}, which is no class of the project.",
+            "Use the labels that were exported.",
+        )
+    return classes[label]
+
+
+def aware_time(text: object) -> datetime | None:
+    """The time that an untrusted text states, in UTC; None where it is none, or has no time zone."""
+    try:
+        time = datetime.fromisoformat(text) if isinstance(text, str) else None
+        return None if time is None or time.utcoffset() is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # the year 1 of another time zone may be before all years
+        return None

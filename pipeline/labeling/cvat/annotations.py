@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -25,7 +25,15 @@ from pipeline.labeling.cvat.document import ANNOTATIONS
 from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
+from pipeline.labeling.exchange import (
+    Annotation,
+    DecodedMask,
+    Rejected,
+    aware_time,
+    check_size,
+    class_named,
+    shown,
+)
 from pipeline.labeling.unchanged import without_unchanged
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
 from pipeline.labeling.untrusted.canvas import Canvas
@@ -190,24 +198,19 @@ def _tasks(meta: Element) -> Iterator[_Task]:
                 yield _Task(
                     identifier=identifier,
                     created=task.text_of("created") or "",
-                    updated=_time(task.text_of("updated")),
+                    updated=aware_time(task.text_of("updated")),
                     annotator=None if username is None else shown(username),
                 )
 
 
 def _paint(image: Element, labels: LabelMap, width: int, height: int) -> DecodedMask:
     """The mask [H, W] of an image, given its width and height."""
-    said = image.attributes.get("width"), image.attributes.get("height")
-    if said != (str(width), str(height)):
-        raise DataError(
-            f"It was drawn on an image of {shown(said[0])}×{shown(said[1])} pixels, and this one has "
-            f"{width}×{height}.",
-            "Label the image that was exported.",
-        )
+    stated = image.attributes.get("width"), image.attributes.get("height")
+    check_size(stated, str(width), str(height))
     canvas, classes = Canvas(width=width, height=height), meanings(labels.names)
     shapes = [(_z_order(shape), shape) for shape in image.children if _is_shape(shape)]
     for _, shape in sorted(shapes, key=lambda pair: pair[0]):  # stable: among equals, the later is above
-        index = _class(shape, classes)
+        index = class_named(shape.attributes.get("label", ""), classes)
         if shape.tag == "mask":
             box, runs = _mask(shape, width=width, height=height)
             canvas.paint_box(runs, index, **box)
@@ -225,16 +228,6 @@ def _is_shape(element: Element) -> bool:
             "Paint masks, or draw polygons.",
         )
     return element.tag in ("mask", "polygon")
-
-
-def _class(shape: Element, classes: dict[str, int]) -> int:
-    label = shape.attributes.get("label", "")
-    if label not in classes:
-        raise DataError(
-            f"It has a shape of the label {shown(label)!r}, which is no class of the project.",
-            "Use the labels that were exported.",
-        )
-    return classes[label]
 
 
 def _mask(shape: Element, *, width: int, height: int) -> tuple[dict[str, int], npt.NDArray[np.int64]]:
@@ -272,11 +265,3 @@ def _whole(shape: Element, key: str) -> int:
     if match is None:
         raise DataError(f"It has a shape whose {key} is no whole number.", _REMEDY)
     return int(match[1])
-
-
-def _time(value: str | None) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(value or "")
-        return None if time.utcoffset() is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None

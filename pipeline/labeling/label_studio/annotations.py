@@ -9,14 +9,14 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Annotation, Rejected, shown
+from pipeline.labeling.exchange import Annotation, Rejected, aware_time, shown
 from pipeline.labeling.label_studio.shapes import paint
 from pipeline.labeling.label_studio.tasks import TASKS
 from pipeline.labeling.manifest import LABEL_MAP, MANIFEST
@@ -125,7 +125,7 @@ class _Task:
 
 
 def _annotation(annotation: dict[str, Any], task: _Task, labels: LabelMap, subject: str) -> Annotation:
-    identifier, created = annotation.get("id"), _time(annotation.get("created_at"))
+    identifier, created = annotation.get("id"), aware_time(annotation.get("created_at"))
     return Annotation(
         subject=_named(subject, identifier, "annotation"),
         image=task.image_id,
@@ -133,7 +133,7 @@ def _annotation(annotation: dict[str, Any], task: _Task, labels: LabelMap, subje
         queue=task.queue,
         sha256=task.sha256,
         annotator=_annotator(annotation.get("completed_by")),
-        labeled_at=_time(annotation.get("updated_at")) or created,
+        labeled_at=aware_time(annotation.get("updated_at")) or created,
         seconds=_seconds(annotation.get("lead_time")),
         skipped=annotation.get("was_cancelled") is True,
         origin=_origin(identifier, created),
@@ -178,16 +178,6 @@ def _annotator(completed_by: object) -> str | None:
 
 def _text(value: object) -> str | None:
     return shown(value) if isinstance(value, str) and value else None
-
-
-def _time(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        time = datetime.fromisoformat(value)
-        return None if time.utcoffset() is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):  # the year 1 of another time zone may be before all years
-        return None
 
 
 def _seconds(value: object) -> float | None:

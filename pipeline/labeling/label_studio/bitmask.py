@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.labeling.label_studio.brush import PAINTED
+from pipeline.labeling.untrusted.png import open_png
 
 PREFIX = "data:image/png;base64,"
 
@@ -44,20 +44,9 @@ def decode(url: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
         raise DataError("The mask is not a PNG in a data URL.", _REMEDY)
     try:
         content = base64.b64decode(url[len(PREFIX) :], validate=True)
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            warnings.simplefilter("ignore")
-            if picture.size != (width, height):
-                found = "×".join(map(str, picture.size))
-                raise DataError(
-                    f"The mask has {found} pixels, and the image {width}×{height}.",
-                    "Label the image that was exported.",
-                )
-            if not picture.has_transparency_data:
-                raise DataError("The mask's PNG has no transparency, so that nothing is painted.", _REMEDY)
-            return np.asarray(picture.convert("RGBA").getchannel("A")) >= PAINTED
-    except DataError:
-        raise
     except (ValueError, binascii.Error) as error:
         raise DataError("The mask is not a readable PNG.", _REMEDY) from error
-    except Exception as error:  # decoders raise anything over a damaged file
-        raise DataError("The mask is not a readable PNG.", _REMEDY) from error
+    with open_png(content, width=width, height=height) as picture:
+        if not picture.has_transparency_data:
+            raise DataError("The mask's PNG has no transparency, so that nothing is painted.", _REMEDY)
+        return np.asarray(picture.convert("RGBA").getchannel("A")) >= PAINTED

@@ -18,7 +18,7 @@ from pipeline.config import IGNORE
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import DecodedMask, shown
+from pipeline.labeling.exchange import DecodedMask, check_size, class_named, shown
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
 
@@ -113,22 +113,10 @@ def _painted(
 def _class(labels: object, values: dict[str, int]) -> int:
     if not isinstance(labels, list) or len(labels) != 1:
         raise DataError("It has a shape that has not exactly one class.", "Choose its class in Label Studio.")
-    (label,) = labels
-    if not isinstance(label, str) or label not in values:
-        raise DataError(
-            f"It has a shape of the class {shown(label)!r}, which the project does not have.",
-            "Use the classes that were exported.",
-        )
-    return values[label]
+    return class_named(labels[0], values)
 
 
 def _check_sizes(region: dict[str, Any], *, width: int, height: int) -> None:
     if region.get("image_rotation") not in (0, None):
         raise DataError("It was drawn on a turned image.", "Turn the image back in Label Studio.")
-    said = region.get("original_width"), region.get("original_height")
-    if said != (width, height):
-        raise DataError(
-            f"It was drawn on an image of {shown(said[0])}×{shown(said[1])} pixels, and this one has "
-            f"{width}×{height}.",
-            "Label the image that was exported.",
-        )
+    check_size((region.get("original_width"), region.get("original_height")), width, height)

@@ -7,8 +7,6 @@ Legend: H height, W width.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,6 +20,7 @@ from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
 from pipeline.labeling.unchanged import as_exported, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files, read_file
+from pipeline.labeling.untrusted.png import open_png
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap
 from pipeline.labeling.voc.layout import CLASS_MASKS
 
@@ -142,28 +141,16 @@ def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, hei
 
 def _packed_colors(content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
     """The colours [H, W] of an untrusted PNG, as numbers; its size is looked at before it is decoded."""
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            warnings.simplefilter("ignore")
-            if picture.size != (width, height):
-                found = "×".join(map(str, picture.size))
-                raise DataError(
-                    f"The mask has {found} pixels, and the image {width}×{height}.",
-                    "Label the image that was exported.",
-                )
-            if picture.mode not in _MODES:
-                raise DataError("The mask has no colours of 8 bits.", _REMEDY)
-            if picture.has_transparency_data:
-                if np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
-                    raise DataError("The mask has transparent pixels.", "Flatten it, then save it again.")
-            elif picture.mode == "P":
-                return _of_palette(picture)
-            rgb = np.asarray(picture.convert("RGB")).astype(np.int32)
-            return rgb[:, :, 0] << 16 | rgb[:, :, 1] << 8 | rgb[:, :, 2]
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise anything over a damaged file
-        raise DataError("The mask is not a readable PNG.", _REMEDY) from error
+    with open_png(content, width=width, height=height) as picture:
+        if picture.mode not in _MODES:
+            raise DataError("The mask has no colours of 8 bits.", _REMEDY)
+        if picture.has_transparency_data:
+            if np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
+                raise DataError("The mask has transparent pixels.", "Flatten it, then save it again.")
+        elif picture.mode == "P":
+            return _of_palette(picture)
+        rgb = np.asarray(picture.convert("RGB")).astype(np.int32)
+        return rgb[:, :, 0] << 16 | rgb[:, :, 1] << 8 | rgb[:, :, 2]
 
 
 def _of_palette(picture: Image.Image) -> npt.NDArray[np.int32]:

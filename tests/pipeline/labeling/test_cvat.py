@@ -367,7 +367,7 @@ def test_a_shape_that_cannot_be_refuses_its_image_alone(tmp_path: Path, shape: s
 def test_an_image_of_another_size_is_refused(tmp_path: Path, size: tuple[str, str]) -> None:
     said = read_one(tmp_path / "a.xml", mask_element(), size=size)
     assert isinstance(said, str)
-    assert "and this one has 8×6" in said
+    assert "and the image 8×6" in said
 
 
 def test_tracks_and_images_without_names_are_refused_by_line(tmp_path: Path) -> None:

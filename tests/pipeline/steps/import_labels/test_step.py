@@ -23,6 +23,7 @@ from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
 from tests.factories import ask
 from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, ids, write_png
+from tests.pipeline.steps.ingest.folder import count_opens
 
 COLORS = np.array([[230, 25, 75], [60, 180, 75], [255, 225, 25]], dtype=np.uint8)
 """What the label map of an export says for three classes without a colour of their own."""
@@ -76,6 +77,17 @@ def test_whole_masks_come_back_pixel_by_pixel_and_close_the_round(exported: Expo
     assert statuses(exported) == {"labeled"}
     assert report.closed
     assert exported.state() == (2, "train")
+
+
+def test_the_manifest_and_each_mask_are_opened_once(
+    exported: Exported, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(exported, folder)
+    opens = count_opens(monkeypatch, folder)
+    assert take(exported, folder).imported == len(NAMES)
+    read = {name: count for name, count in opens.items() if name.startswith(("masks/", "manifest"))}
+    assert len(read) == len(NAMES) + 1
+    assert set(read.values()) == {1}
 
 
 def test_masks_of_the_regions_alone_label_these_regions_and_nothing_else(
