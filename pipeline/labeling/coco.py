@@ -23,12 +23,10 @@ from pipeline.errors import DataError
 from pipeline.labeling.coco_document import (
     ANNOTATIONS,
     CocoQueueWriter,
-    coco_files,
     documents,
     is_coco_zip,
-    is_panoptic,
-    looks_like_coco,
     read_documents,
+    recognises,
     unpacked,
 )
 from pipeline.labeling.encoding import LabelMap
@@ -115,7 +113,7 @@ def read_coco(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]
         DataError: it is no COCO file, or is what was exported, unchanged.
     """
     with unpacked(source) as files:
-        yield from read_documents(documents(files, wanted=_is_instances), partial(_paint, labels))
+        yield from read_documents(documents(files, panoptic=False), partial(_paint, labels))
 
 
 def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> DecodedMask:
@@ -130,14 +128,8 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
     return canvas.decoded()
 
 
-def _is_instances(path: Path) -> bool:
-    return looks_like_coco(path) and not is_panoptic(path)
-
-
 def _recognises(source: Path) -> bool:
-    if source.is_dir():
-        return next(coco_files(source, wanted=_is_instances), None) is not None
-    return is_coco_zip(source) or (source.suffix.lower() == ".json" and _is_instances(source))
+    return is_coco_zip(source) or recognises(source, panoptic=False)
 
 
 COCO = Tool(

@@ -169,13 +169,13 @@ def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rej
             yield Rejected(shown(path.name), str(error))
 
 
-def documents(source: Path, *, wanted: Callable[[Path], bool]) -> list[Path]:
+def documents(source: Path, *, panoptic: bool) -> list[Path]:
     """The COCO files of a source: itself, or those of a folder, of which links are none.
 
     Raises:
         DataError: there are none, or they are what was exported and is unchanged.
     """
-    found = list(coco_files(source, wanted=wanted))
+    found = list(_coco_files(source, panoptic=panoptic))
     if not found:
         raise DataError(f"There is no COCO file in {source}.", "Name the exported JSON file.")
     return without_unchanged(
@@ -219,33 +219,36 @@ def _documents_in(files: Files) -> list[str]:
     return [name for name in names if name.lower().endswith(".json")][:MOST_DOCUMENTS]
 
 
-def coco_files(source: Path, *, wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """The file that a source is, or the wanted files of the folder that it is."""
+def recognises(source: Path, *, panoptic: bool) -> bool:
+    """Whether a source is, or holds, a COCO file of this kind."""
+    if source.is_dir():
+        return next(_coco_files(source, panoptic=panoptic), None) is not None
+    return source.suffix.lower() == ".json" and _is_coco(source, panoptic=panoptic)
+
+
+def _coco_files(source: Path, *, panoptic: bool) -> Iterator[Path]:
+    """The file that a source is, or the files of this kind in the folder that it is."""
     if not source.is_dir():
         yield source
         return
     for folder in (source / ANNOTATIONS, source):
         if folder.is_dir() and not (folder.is_symlink() and folder != source):
             for path in sorted(folder.glob("*.json")):
-                if path.is_file() and not path.is_symlink() and wanted(path):
+                if path.is_file() and not path.is_symlink() and _is_coco(path, panoptic=panoptic):
                     yield path
 
 
-def looks_like_coco(path: Path) -> bool:
-    """Whether a file's first bytes are those of a COCO file, of instances or panoptic."""
+def _is_coco(path: Path, *, panoptic: bool) -> bool:
+    """Whether a file begins like COCO, and is of this kind: beside a panoptic one is the folder of its masks,
+    named like it."""
+    folder = path.with_suffix("")
     with path.open("rb") as stream:
-        return _begins_like_coco(stream)
+        return _begins_like_coco(stream) and (folder.is_dir() and not folder.is_symlink()) == panoptic
 
 
 def _begins_like_coco(stream: BinaryIO) -> bool:
     head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
     return _FIRST.match(head) is not None and _LISTS.search(head) is not None
-
-
-def is_panoptic(path: Path) -> bool:
-    """Whether a COCO file is panoptic: the folder of its masks, named like it, is beside it."""
-    folder = path.with_suffix("")
-    return folder.is_dir() and not folder.is_symlink()
 
 
 def _annotations(path: Path, paint: Paint) -> Iterator[Annotation | Rejected]:

@@ -22,11 +22,9 @@ from pipeline.files import atomic_write_bytes
 from pipeline.labeling.coco_document import (
     ANNOTATIONS,
     CocoQueueWriter,
-    coco_files,
     documents,
-    is_panoptic,
-    looks_like_coco,
     read_documents,
+    recognises,
 )
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import (
@@ -81,7 +79,7 @@ def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejec
     Raises:
         DataError: it is no COCO file, or is what was exported, unchanged.
     """
-    return read_documents(documents(source, wanted=_is_panoptic), partial(_paint, labels))
+    return read_documents(documents(source, panoptic=True), partial(_paint, labels))
 
 
 def _segments(mask: Mask) -> list[dict[str, Any]]:
@@ -160,20 +158,10 @@ def _segment_file(name: Any, folder: Path) -> Path:
     return path
 
 
-def _is_panoptic(path: Path) -> bool:
-    return looks_like_coco(path) and is_panoptic(path)
-
-
-def _recognises(source: Path) -> bool:
-    if source.is_dir():
-        return next(coco_files(source, wanted=_is_panoptic), None) is not None
-    return source.suffix.lower() == ".json" and _is_panoptic(source)
-
-
 COCO_PANOPTIC = Tool(
     name="coco-panoptic",
     title="COCO panoptic",
     writer=PanopticWriter,
     read=read_panoptic,
-    recognises=_recognises,
+    recognises=partial(recognises, panoptic=True),
 )
