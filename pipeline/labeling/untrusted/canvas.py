@@ -91,10 +91,12 @@ def _paint(
     classes: npt.NDArray[np.uint8], contested: npt.NDArray[np.bool_], chosen: npt.NDArray[Any], value: int
 ) -> None:
     """Paint the chosen pixels of a window: indices, or bool of its shape."""
+    if chosen.dtype == np.bool_:
+        contested |= chosen & (classes != IGNORE) & (classes != value)
+        np.copyto(classes, np.uint8(value), where=chosen)
+        return
     before = classes[chosen]
-    other = (before != IGNORE) & (before != value)
-    if other.any():
-        contested[chosen] |= other
+    contested[chosen] |= (before != IGNORE) & (before != value)
     classes[chosen] = value
 
 
