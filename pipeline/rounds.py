@@ -18,15 +18,9 @@ from pipeline.errors import NotYourTurn
 Step = Literal["train", "calibrate", "evaluate", "score", "select", "export", "import"]
 STEPS: tuple[Step, ...] = ("train", "calibrate", "evaluate", "score", "select", "export", "import")
 
-ALLOWED: dict[Step, frozenset[str]] = {
-    "train": frozenset({"train"}),
-    "calibrate": frozenset({"calibrate", "evaluate"}),
-    "evaluate": frozenset({"evaluate", "score"}),
-    "score": frozenset({"score", "select"}),
-    "select": frozenset({"select", "export"}),
-    "export": frozenset({"export", "import"}),
-    "import": frozenset({"import"}),
-}
+ALLOWED: dict[Step, frozenset[str]] = {step: frozenset(STEPS[at : at + 2]) for at, step in enumerate(STEPS)}
+ALLOWED["train"] = frozenset({"train"})
+"""The states of a round in which a step may run. A model that is trained stays."""
 
 
 def require(session: Session, step: Step) -> Round:

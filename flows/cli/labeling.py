@@ -108,8 +108,8 @@ def sync(
     close: Close = False,
 ) -> None:
     """Pull finished labels from the labeling tool's server, and push the active queue to it."""
-    from pipeline.steps.sync import sync as step
+    from pipeline.operation import delivery
 
     with opened_runner() as runner:
-        runner.run(step, tool=tool or runner.project.config.labeling.tool, url=url, close=close)
+        delivery.sync(runner, tool=tool or runner.project.config.labeling.tool, url=url, close=close)
         print_next(runner.database)

@@ -6,6 +6,8 @@ on, and the next one tries again.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy.orm import Session
 
 from db.engine import Database
@@ -18,6 +20,31 @@ from pipeline.errors import UserError
 from pipeline.labeling.manifest import MASKS
 from pipeline.operation.runner import Runner
 
+if TYPE_CHECKING:
+    from pipeline.steps.sync import PullReport, PushReport
+
+
+def sync(
+    runner: Runner, *, tool: str, url: str | None = None, close: bool = False
+) -> tuple[PullReport | None, PushReport | None]:
+    """Pull what is finished on a tool's server, then push the active queue to it.
+
+    Args:
+        url: of the server, instead of the configured one.
+        close: end the round with the labels that have come.
+
+    Returns:
+        What was pulled and pushed; None where there was no queue for it.
+
+    Raises:
+        UserError: the server cannot be used, or the queue cannot be exported.
+    """
+    pulled = _pull(runner, tool, url, close=close)
+    pushed = _push(runner, tool, url)
+    if pulled is None and pushed is None:
+        runner.log("No queue is active: nothing to pull, and nothing to push.")
+    return pulled, pushed
+
 
 def pull_labels(runner: Runner) -> str:
     """Import what is finished on the labeling server, where `labeling.sync` is on.
@@ -25,17 +52,10 @@ def pull_labels(runner: Runner) -> str:
     Returns:
         Why nothing could be pulled; empty otherwise.
     """
-    if not runner.project.config.labeling.sync:
-        return ""
-    from pipeline.steps.sync import open_server, pull
-
-    tool = runner.project.config.labeling.tool
+    labeling = runner.project.config.labeling
     try:
-        url = open_server(runner.project, tool).url
-        with runner.database.session(write=False) as session:
-            if not queues.places_on(session, tool=tool, url=url):
-                return ""
-        runner.run(pull, tool=tool)
+        if labeling.sync:
+            _pull(runner, labeling.tool, None)
     except UserError as error:
         runner.log(str(error))
         return f"No labels were pulled: {error.problem}"
@@ -48,26 +68,41 @@ def push_queue(runner: Runner) -> str:
     Returns:
         Why it could not be pushed; empty otherwise.
     """
-    if not runner.project.config.labeling.sync:
-        return ""
-    from pipeline.steps.sync import exported_folder, push
-
-    tool = runner.project.config.labeling.tool
-    with runner.database.session(write=False) as session:
-        current, queue = round_queries.current_round(session), queues.current_queue(session)
-        if current is None or queue is None or current.state != "import":
-            return ""
-        folder = exported_folder(session, runner.project, queue, tool)
+    labeling = runner.project.config.labeling
     try:
-        if folder is None:  # it was exported before the server was configured
-            from pipeline.steps.export import export
-
-            folder = runner.run(export).folder
-        runner.run(push, folder=folder, tool=tool)
+        if labeling.sync:
+            _push(runner, labeling.tool, None)
     except UserError as error:
         runner.log(str(error))
-        return f"{queue.name} was not pushed: {error.problem}"
+        return f"The queue was not pushed: {error.problem}"
     return ""
+
+
+def _pull(runner: Runner, tool: str, url: str | None, *, close: bool = False) -> PullReport | None:
+    from pipeline.steps.sync import open_server, pull
+
+    server = open_server(runner.project, tool, url)
+    with runner.database.session(write=False) as session:
+        if not queues.places_on(session, tool=tool, url=server.url):
+            return None
+    return runner.run(pull, tool=tool, url=url, close=close)
+
+
+def _push(runner: Runner, tool: str, url: str | None) -> PushReport | None:
+    """Push the current round's queue; where it was not exported for the tool yet, export it first."""
+    from pipeline.steps.sync import push
+
+    with runner.database.session(write=False) as session:
+        current, queue = round_queries.current_round(session), queues.current_queue(session)
+        if current is None or queue is None or current.state not in ("export", "import"):
+            return None
+        places = queues.places_of(session, queue.id, tool=tool, url="")
+    folder = runner.project.path(places[-1].place) if places else None
+    if folder is None or not folder.is_dir():
+        from pipeline.steps.export import export
+
+        folder = runner.run(export, to=tool).folder
+    return runner.run(push, folder=folder, tool=tool, url=url)
 
 
 def is_begun(project: Project, database: Database, queue: Queue) -> bool:

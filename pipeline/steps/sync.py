@@ -61,20 +61,6 @@ class PullReport:
         return lines or [f"{', '.join(self.queues)}: nothing new at {self.url}."]
 
 
-@dataclass(frozen=True)
-class SyncReport:
-    """What a sync has pulled and pushed; each is None where there was no queue for it."""
-
-    pulled: PullReport | None
-    pushed: PushReport | None
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        reports = [report for report in (self.pulled, self.pushed) if report is not None]
-        lines = [line for report in reports for line in report.lines()]
-        return lines or ["No queue is active: nothing to pull, and nothing to push."]
-
-
 def open_server(project: Project, tool: str, url: str | None = None) -> LabelingServer:
     """The server of a labeling tool, with the token from the environment.
 
@@ -253,46 +239,6 @@ def _pull_queue(
         with database.session() as session:
             queues.mark_pulled(session, queue_id=queue.id, tool=tool, url=server.url, until=pulled.newest)
     return report
-
-
-def sync(
-    project: Project,
-    database: Database,
-    *,
-    tool: str,
-    url: str | None = None,
-    close: bool = False,
-    progress: Progress = silent,
-) -> SyncReport:
-    """Pull what is finished on a tool's server, then export and push the current round's queue.
-
-    Raises:
-        UserError: the server cannot be used, or the queue cannot be exported.
-    """
-    server = open_server(project, tool, url)
-    with database.session(write=False) as session:
-        known = queues.places_on(session, tool=tool, url=server.url)
-    pulled = None
-    if known:
-        pulled = pull(project, database, tool=tool, url=url, close=close, progress=progress)
-    with database.session(write=False) as session:
-        current, queue = rounds.current_round(session), queues.current_queue(session)
-        if current is None or queue is None or current.state not in ("export", "import"):
-            return SyncReport(pulled=pulled, pushed=None)
-        folder = exported_folder(session, project, queue, tool)
-    if folder is None:
-        from pipeline.steps.export import export
-
-        folder = export(project, database, to=tool, progress=progress).folder
-    pushed = push(project, database, folder=folder, tool=tool, url=url, progress=progress)
-    return SyncReport(pulled=pulled, pushed=pushed)
-
-
-def exported_folder(session: Session, project: Project, queue: Queue, tool: str) -> Path | None:
-    """The newest folder that a queue was exported to for a tool; None where it is missing."""
-    written = queues.places_of(session, queue.id, tool=tool, url="")
-    folder = project.path(written[-1].place) if written else None
-    return folder if folder is not None and folder.is_dir() else None
 
 
 def _finished_queues(session: Session, newest: Queue, tool: str, url: str) -> dict[str, list[str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from db.engine import Database
 from db.queries import failures, queue_items, queues
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
@@ -21,7 +23,7 @@ from pipeline.operation.runner import Runner
 from pipeline.steps import sync as step
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
-from pipeline.steps.sync import open_server, pull, push, sync
+from pipeline.steps.sync import PullReport, PushReport, open_server, pull, push
 from tests.factories import ask
 from tests.pipeline.labeling.answered import annotation, submitted
 from tests.pipeline.labeling.exported_project import NAMES, Exported
@@ -95,6 +97,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return made
 
 
+@dataclass
+class Synced:
+    """What a sync has done, and its log."""
+
+    pulled: PullReport | None
+    pushed: PushReport | None
+    lines: list[str]
+
+
+def sync(project: Project, database: Database, *, tool: str) -> Synced:
+    lines: list[str] = []
+    pulled, pushed = delivery.sync(Runner(project, database, log=lines.append), tool=tool)
+    return Synced(pulled, pushed, lines)
+
+
 def synced(selected: Exported, **labeling: Any) -> Project:
     settings = {"tool": "label-studio", "sync": True, "label_studio": {"url": URL}}
     return selected.configured(labeling=settings | labeling)
@@ -117,7 +134,7 @@ def test_sync_exports_pushes_and_remembers_where_the_queue_lies(selected: Export
     assert report.pulled is None
     assert report.pushed is not None
     assert (report.pushed.created, report.pushed.unchanged) == (len(NAMES), 0)
-    assert any(f"{URL}/projects/7" in line for line in report.lines())
+    assert any(f"{URL}/projects/7" in line for line in report.lines)
     with selected.database.session(write=False) as session:
         (queue,) = queues.list_queues(session)
         lying = [(place.tool, place.url, place.place) for place in queues.places_of(session, queue.id)]
@@ -308,7 +325,7 @@ def test_a_nightly_run_goes_on_while_the_server_is_away(selected: Exported, serv
     )
     assert (
         delivery.push_queue(Runner(project, selected.database))
-        == f"round-01 was not pushed: {URL} cannot be reached."
+        == f"The queue was not pushed: {URL} cannot be reached."
     )
 
 
