@@ -140,8 +140,13 @@ def update_queue(runner: Runner) -> QueueUpdate:
         except UserError as error:
             return QueueUpdate(f"{waiting} {error.problem}", name=queue.name)
         withdrawn = f"{queue.name} was withdrawn unlabeled, {count(released)} regions; "
+    from pipeline.steps.export import export
+    from pipeline.steps.select import select
+
     try:
-        folder = _select_and_export(runner, select_again=current.state != "export" or unseen > 0)
+        if current.state != "export" or unseen:
+            runner.run(select)
+        folder = runner.run(export).folder
     except NothingLeft as error:
         return QueueUpdate(f"{withdrawn}{error.problem[0].lower()}{error.problem[1:]}")
     except NotYourTurn:
@@ -155,15 +160,6 @@ def update_queue(runner: Runner) -> QueueUpdate:
         name=name,
         folder=folder,
     )
-
-
-def _select_and_export(runner: Runner, *, select_again: bool) -> Path:
-    from pipeline.steps.export import export
-    from pipeline.steps.select import select
-
-    if select_again:
-        runner.run(select)
-    return runner.run(export).folder
 
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:

@@ -14,7 +14,7 @@ from db.queries import queue_items, queues, rounds
 from db.tables import Queue
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
-from pipeline.labeling.servers.base import LabelingServer
+from pipeline.labeling.servers.base import LabelingServer, Pushed
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels import import_labels
@@ -25,14 +25,11 @@ TOKENS = {"label-studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
 
 
 @dataclass(frozen=True)
-class PushReport:
-    """What a push has done: images created, and images that were on the server already."""
+class PushReport(Pushed):
+    """What a push of a queue to a server has done."""
 
     queue: str
     url: str
-    created: int
-    unchanged: int
-    page: str
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -155,13 +152,7 @@ def push(
         finished = _finished_queues(session, row, tool, server.url) if pushed.created else {}
     for name, names in finished.items():
         server.retire(queue=name, places=names)
-    return PushReport(
-        queue=row.name,
-        url=server.url,
-        created=pushed.created,
-        unchanged=pushed.unchanged,
-        page=pushed.page,
-    )
+    return PushReport(**vars(pushed), queue=row.name, url=server.url)
 
 
 def pull(

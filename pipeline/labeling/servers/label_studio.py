@@ -30,7 +30,7 @@ from pipeline.labeling.label_studio.tasks import (
 from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
 from pipeline.labeling.servers.label_studio_api import LabelStudioApi, ServerProject, condition
 from pipeline.labeling.servers.label_studio_http import GoneError, LabelStudioHttp, UnansweredError
-from pipeline.labeling.servers.label_studio_images import placer
+from pipeline.labeling.servers.label_studio_images import image_urls
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 
 Sampling = Literal["Sequential sampling", "Uncertainty sampling"]
@@ -210,7 +210,9 @@ class LabelStudioServer:
 
     def _send_missing(self, project: ServerProject, folder: Path, there: set[object]) -> list[int]:
         """Create the tasks of images that are not there, in the order of their ranks; the ids of all."""
-        images = placer(self._api, project.id, folder, images=self._images, document_root=self._document_root)
+        with_urls = image_urls(
+            self._api, project.id, folder, images=self._images, document_root=self._document_root
+        )
         masks = masks_of(project.label_config or "") or "brush"
         ids: list[int] = []
         chunk: list[bytes] = []
@@ -218,7 +220,7 @@ class LabelStudioServer:
             ids.append(task["data"]["image_id"])
             if ids[-1] in there:
                 continue
-            task["data"] = images.placed(task["data"])
+            task["data"] = with_urls(task["data"])
             for prediction in task["predictions"]:
                 prediction["result"] = with_masks_as(prediction["result"], masks)
             chunk.append(json.dumps(task, ensure_ascii=False, separators=(",", ":")).encode())
