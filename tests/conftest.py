@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from sqlalchemy import Engine, inspect
 
+from db import migrations
 from db.engine import Database
 from db.queries import leases
 from pipeline.data.project import Project, load_project
@@ -126,6 +129,28 @@ QUICK = {
     "retrain": {"min_new_labels": 4},
 }
 """Settings with which a whole round takes a second or two."""
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store that the migrations have filled, without a row."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    Database(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def new_stores_are_copies(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new SQLite store is a copy of the empty one: the migrations take most of the time of a small test."""
+    prepare = migrations.prepare
+
+    def copy_and_prepare(engine: Engine) -> None:
+        if engine.dialect.name == "sqlite" and not inspect(engine).get_table_names():
+            with closing(sqlite3.connect(empty_store)) as source, engine.connect() as connection:
+                source.backup(connection.connection.driver_connection)  # pyright: ignore[reportArgumentType]
+        prepare(engine)
+
+    monkeypatch.setattr(migrations, "prepare", copy_and_prepare)
 
 
 @pytest.fixture

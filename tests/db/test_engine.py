@@ -25,6 +25,11 @@ def failure(subject: str) -> Failure:
 
 
 @pytest.fixture
+def new_stores_are_copies() -> None:
+    """No: here the migrations fill each store."""
+
+
+@pytest.fixture
 def database(url: str) -> Database:
     return Database(url)
 

@@ -66,6 +66,11 @@ SCORES = {
 
 
 @pytest.fixture
+def new_stores_are_copies() -> None:
+    """No: here the migrations fill each store."""
+
+
+@pytest.fixture
 def old(url: str) -> Generator[Engine]:
     """A store as the first version left it, with a row in each table that has changed since."""
     engine = connect(url)
