@@ -1,5 +1,5 @@
-"""How numbers are written for people: an estimate, a value, a share, a count and a duration; and what a
-softmax may be called. NaN and None are values that are not defined."""
+"""How numbers are written for people: an estimate, a value, a share and counts; and what a softmax may be
+called. NaN and None are values that are not defined."""
 
 from __future__ import annotations
 
@@ -96,20 +96,6 @@ def short_count(number: int) -> str:
         if round(number / size, 4) >= 1:
             return f"{number / size:.1f} {unit}"
     return str(number)
-
-
-def duration(seconds: float) -> str:
-    """A time span.
-
-    >>> duration(4.25), duration(200), duration(9000)
-    ('4.2 s', '3 min 20 s', '2 h 30 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def confidence_name(passed: bool) -> str:

@@ -197,5 +197,8 @@ def _next(
     if state == "train":
         model = session.scalars(select(Model).where(Model.status == "training")).first()
         if model is not None:
-            return "segcurate train", f"The training of {model.name} was interrupted; it goes on from there."
+            return (
+                "segcurate train",
+                f"The training of {model.name} has begun; it continues from its checkpoint.",
+            )
     return f"segcurate {state}", reasons[state]
