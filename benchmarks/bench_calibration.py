@@ -4,7 +4,7 @@
 
 Each calibrator is fitted on the whole calibration split, on random regions of it as an audit slice draws them
 (here they are held out; a real audit slice lies in the pool), on images that the model was trained on, and,
-with `--clip`, on one further clip; and judged on the test split, with intervals over blocks of its frames.
+with `--clip`, on one further clip; and evaluated on the test split, with intervals over blocks of its frames.
 What was found for a project is kept in `--work`, and not measured again.
 """
 
@@ -25,18 +25,18 @@ from db.engine import Database
 from db.queries import models
 from db.tables import Model
 from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators
-from pipeline.calibration.comparison import fit_calibrator, judge
+from pipeline.calibration.comparison import evaluate_calibrator, fit_calibrator
 from pipeline.calibration.fit import Pixels
 from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import ImageRef, probe_image
-from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask, MaskCodec
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.bootstrap import blocks
 from pipeline.files import atomic_write_bytes
+from pipeline.progress import silent
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.held_out import held_out_images
-from pipeline.studies.held_out import HeldOut, read_held_out
+from pipeline.studies.held_out import HeldOut, HeldOutImages
 from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.uncertainty.served_model import open_model
 
@@ -81,7 +81,7 @@ class SomeRegions(HeldOut):
 
 
 def measure(project: Project, clip: tuple[Path, Path] | None, most: int) -> list[dict[str, Any]]:
-    """Rows of sampler, source and calibrator with their judgement on the test split."""
+    """Rows of sampler, source and calibrator with their comparison on the test split."""
     database = Database(project.database_url)
     with database.session(write=False) as session:
         model = models.list_models(session)[-1]
@@ -100,13 +100,13 @@ def measure(project: Project, clip: tuple[Path, Path] | None, most: int) -> list
         sources["clip"] = _clip(project, *clip, most=most)
     rows: list[dict[str, Any]] = []
     for sampler in SAMPLERS:
-        judges = _draw(project, model, test, sampler)
-        rows.append(_row(project, sampler, "", fit_calibrator("identity", judges), judges, test))
+        evaluated = _draw(project, model, test, sampler)
+        rows.append(_row(project, sampler, "", fit_calibrator("identity", evaluated), evaluated, test))
         for source, images in sources.items():
             pixels = _draw(project, model, images, sampler)
             for name in KINDS:
                 if name != "identity":
-                    rows.append(_row(project, sampler, source, fit_calibrator(name, pixels), judges, test))
+                    rows.append(_row(project, sampler, source, fit_calibrator(name, pixels), evaluated, test))
     return rows
 
 
@@ -115,9 +115,8 @@ def _draw(project: Project, model: Model, images: Sequence[HeldOut], sampler: Sa
     served = open_model(project, model.checkpoint_uri, calibrators=Calibrators(), sampler=sampler)
     row_of = {item.ref.id: row for row, item in enumerate(images)}
     drawn: dict[int, DrawnPixels] = {}
-    for batch in read_held_out(images, model=served, data=project.config.data):
-        if isinstance(batch, Unreadable):
-            raise SystemExit(f"{batch.path}: {batch.reason}")
+    held_out = HeldOutImages(project, images)
+    for batch in held_out.read(served, title="", progress=silent):
         for place, image_id in enumerate(batch.ids):
             drawn[row_of[image_id]] = draw_pixels(
                 served.predictor,
@@ -126,6 +125,8 @@ def _draw(project: Project, model: Model, images: Sequence[HeldOut], sampler: Sa
                 pixels=PIXELS,
                 generator=np.random.default_rng([0, image_id]),
             )
+    for file, reason in held_out.failed:
+        raise SystemExit(f"{file}: {reason}")
     rows = sorted(drawn)
     logits = [drawn[row].deterministic if sampler == "none" else drawn[row].sampled for row in rows]
     return Pixels(
@@ -141,13 +142,13 @@ def _row(
     sampler: str,
     source: str,
     calibrator: Calibrator,
-    judges: Pixels,
+    evaluated: Pixels,
     images: Sequence[HeldOut],
 ) -> dict[str, Any]:
     config = project.config.evaluation
-    found = judge(
+    found = evaluate_calibrator(
         calibrator,
-        judges,
+        evaluated,
         blocks([item.group for item in images], [item.position for item in images], config.block),
         bins=config.bins,
         resamples=config.resamples,

@@ -25,17 +25,16 @@ from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Temperature
 from pipeline.calibration.fit import Pixels, fit_temperature
 from pipeline.config import Measure
-from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project, load_project
-from pipeline.evaluation.bootstrap import blocks
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.files import atomic_write_bytes
+from pipeline.progress import silent
 from pipeline.steps.held_out import held_out_images
 from pipeline.steps.ingest import ingest
 from pipeline.steps.train import train
-from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
+from pipeline.studies.held_out import HeldOutImages, LabeledBatch
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.served_model import ServedModel, open_model
 
@@ -115,7 +114,10 @@ def measure(project: Project) -> dict[str, Any]:
         trained = [row for row in models.list_models(session) if row.status == "trained"]
     model = trained[0] if trained else train(project, database).model
     with database.session(write=False) as session:
-        calibration, test = (held_out_images(session, project, split) for split in ("calibration", "test"))
+        calibration, test = (
+            HeldOutImages(project, held_out_images(session, project, split))
+            for split in ("calibration", "test")
+        )
     database.close()
     temperature = fit(project, model, calibration)
     calibrators = Calibrators(deterministic=Temperature(temperature))
@@ -126,7 +128,7 @@ def measure(project: Project) -> dict[str, Any]:
     return {"temperature": temperature, "images": len(test), "figures": figures}
 
 
-def fit(project: Project, model: Model, images: list[HeldOut]) -> float:
+def fit(project: Project, model: Model, images: HeldOutImages) -> float:
     served = open_model(project, model.checkpoint_uri, calibrators=Calibrators())
     generator = np.random.default_rng(0)
     drawn = [
@@ -137,7 +139,7 @@ def fit(project: Project, model: Model, images: list[HeldOut]) -> float:
             pixels=project.config.calibration.pixels_per_image,
             generator=generator,
         )
-        for batch in batches(project, served, images)
+        for batch in batches(served, images)
         for row in range(len(batch.ids))
     ]
     rows = [torch.full((len(part.labels),), index) for index, part in enumerate(drawn)]
@@ -151,16 +153,13 @@ def fit(project: Project, model: Model, images: list[HeldOut]) -> float:
 
 
 def evaluate(
-    project: Project, served: ServedModel, images: list[HeldOut]
+    project: Project, served: ServedModel, images: HeldOutImages
 ) -> list[dict[tuple[str, int], Estimate]]:
     """Every metric over blocks of the test frames, before and after calibration."""
     config = project.config.evaluation
     predictor = served.predictor
-    index = blocks([item.group for item in images], [item.position for item in images], config.block)
-    block_of = {item.ref.id: int(block) for item, block in zip(images, index, strict=True)}
     sums: tuple[dict[int, Statistics], dict[int, Statistics]] = ({}, {})
-    for batch in batches(project, served, images):
-        size = batch.label.shape[-2], batch.label.shape[-1]
+    for batch in batches(served, images):
         predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
         for prediction, by_block in zip(predictions, sums, strict=True):
             maps = prediction.measures()
@@ -168,7 +167,7 @@ def evaluate(
                 [prediction.probability, *(maps[name][:, None] for name in MEASURES)],
                 dim=1,
             )
-            large = prediction.at(planes, size)
+            large = prediction.at(planes, batch.size)
             for row, image_id in enumerate(batch.ids):
                 probability, measured = large[row, : -len(MEASURES)], large[row, -len(MEASURES) :]
                 record = image_statistics(
@@ -177,7 +176,7 @@ def evaluate(
                     {name: measured[place] for place, name in enumerate(MEASURES)},
                     class_bins=config.bins,
                 )
-                block = block_of[image_id]
+                block = images.block_of[image_id]
                 by_block[block] = merge(by_block[block], record) if block in by_block else record
     return [
         summarise(
@@ -191,11 +190,10 @@ def evaluate(
     ]
 
 
-def batches(project: Project, served: ServedModel, images: list[HeldOut]) -> Iterator[LabeledBatch]:
-    for batch in read_held_out(images, model=served, data=project.config.data):
-        if isinstance(batch, Unreadable):
-            raise SystemExit(f"{batch.path}: {batch.reason}")
-        yield batch
+def batches(served: ServedModel, images: HeldOutImages) -> Iterator[LabeledBatch]:
+    yield from images.read(served, title="", progress=silent)
+    for file, reason in images.failed:
+        raise SystemExit(f"{file}: {reason}")
 
 
 def print_row(option: str, seed: int, document: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ called. NaN and None are values that are not defined."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 MISSING = "–"
 
@@ -114,3 +114,14 @@ def undefined(value: float | None) -> bool:
     (True, True, False)
     """
     return value is None or math.isnan(value)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of columns as wide as they need to be.
+
+    >>> list(table(["a", "b"], [["long", "1"]]))
+    ['  a     b', '  long  1']
+    """
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

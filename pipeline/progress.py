@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 
@@ -20,3 +20,9 @@ class Progress(Protocol):
 
 def silent(title: str, done: int, total: int | None) -> None:
     """A progress that nobody watches."""
+
+
+def notes(failed: Sequence[tuple[str, str]] = (), warnings: Sequence[str] = ()) -> Iterator[str]:
+    """The lines of a report about files that could not be used, each with its reason, and its warnings."""
+    yield from (f"not used: {file}: {reason}" for file, reason in failed)
+    yield from (f"warning: {warning}" for warning in warnings)

@@ -8,7 +8,6 @@ import typer
 
 from flows.cli.app import ROUND, Json, opened_runner, print_next, run_step
 from flows.cli.display import console, print_json
-from flows.cli.tables import show_calibrations
 
 commands = typer.Typer()
 
@@ -26,9 +25,7 @@ def calibrate() -> None:
     """Fit every calibrator on held-out labels; the one that passes makes softmax scores probabilities."""
     from pipeline.steps.calibrate import calibrate as step
 
-    with opened_runner() as runner:
-        show_calibrations(runner.call(step))
-        print_next(runner.database)
+    run_step(step, then_next=True)
 
 
 @commands.command(rich_help_panel=ROUND)

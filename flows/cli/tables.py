@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from db.tables import Calibration
 from flows.cli.display import console, errors, literal, table
-from pipeline.evaluation.estimate import Estimate
 from pipeline.format import counts, interval, number, percent, short_count
 from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import AtWork, Scoring, Status
@@ -242,32 +240,6 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
             for row in shown
         ],
     )
-
-
-def show_calibrations(rows: Sequence[Calibration]) -> None:
-    """Every calibrator beside the chosen one, each judged on images that did not fit it."""
-    from pipeline.steps.calibrate import in_words  # imports torch
-
-    for row in rows:
-        judged = (row.report or {}).get("calibrators", [])
-        if judged:
-            table(
-                f"{row.sampler}: {row.images} images, half of them fit and the other half judges",
-                ("calibrator", "NLL", "ECE", "labels changed", ""),
-                [
-                    (
-                        item["name"],
-                        Estimate.from_document(item["nll"]),
-                        Estimate.from_document(item["ece"]),
-                        percent(item["labels_changed"]),
-                        "in use" if item["name"] == row.calibrator else "",
-                    )
-                    for item in judged
-                ],
-            )
-        console.print(literal(in_words(row)))
-        if row.warning:
-            errors.print(f"[yellow]warning:[/] {literal(row.warning)}")
 
 
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:

@@ -1,10 +1,10 @@
-"""Which calibrator is the best, and whether its scores may be called probabilities: judged by cross-fitting.
+"""All calibrators compared by cross-fitting: the best one, and whether its scores are probabilities.
 
 Legend: T samples, C classes, N pixels, b blocks of images, R resamples, K bins of confidence.
 
-Each calibrator is fitted on one half of the images and judged on the other, both ways round, so that no
-pixel judges what it has chosen. Halves are made of blocks of neighbouring images, and every number carries a
-bootstrap interval over blocks.
+Each calibrator is fitted on one half of the images and evaluated on the other, both ways round, so that no
+pixel evaluates a calibrator that it has fitted. Halves are made of blocks of neighbouring images, and every
+number has a bootstrap interval over blocks.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One calibrator: fitted on all pixels, and judged on pixels that did not fit it.
+class FittedCalibrator:
+    """One calibrator: fitted on all pixels, and evaluated on pixels that did not fit it.
 
     Attributes:
         calibrator: fitted on all pixels.
@@ -87,21 +87,22 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """All calibrators, judged on the same pixels.
+class Comparison:
+    """All calibrators, evaluated on the same pixels.
 
     Attributes:
-        judged: by name, identity first.
-        cross_fitted: whether there were two halves; if not, each has judged itself and none passes.
+        fitted: by name, identity first.
+        cross_fitted: whether there were two halves; if not, each is evaluated on the pixels
+            that it was fitted on, and none passes.
     """
 
-    judged: dict[str, Judged]
+    fitted: dict[str, FittedCalibrator]
     cross_fitted: bool
 
     @property
     def auto(self) -> str:
         """The calibrator with the lowest NLL among those that change no winner."""
-        allowed = [item for item in self.judged.values() if not item.winners_changed]
+        allowed = [item for item in self.fitted.values() if not item.winners_changed]
         return min(allowed, key=lambda item: item.nll.value).name
 
     def passed(self, name: str) -> bool:
@@ -113,7 +114,7 @@ class Judgement:
         proof is on the calibrator: with few blocks the interval is wide, and with a single one, or without
         two halves, nothing passes.
         """
-        item = self.judged[name]
+        item = self.fitted[name]
         return self.cross_fitted and not item.worse and item.ece.high < PASSING_ECE
 
 
@@ -146,8 +147,8 @@ def cross_fit(
     confidence: float,
     seed: int,
     names: Sequence[str] = tuple(KINDS),
-) -> Judgement:
-    """Fit every calibrator on each half of the blocks, and judge it on the other.
+) -> Comparison:
+    """Fit every calibrator on each half of the blocks, and evaluate it on the other.
 
     Args:
         blocks: of each image, numbered from 0; `pixels.images` are rows of it.
@@ -155,25 +156,25 @@ def cross_fit(
         names: calibrators; `identity` is always among them.
     """
     block_N = torch.from_numpy(blocks)[pixels.images]
-    jury = _Jury.of(pixels, block_N)
+    evaluated = _Evaluated.of(pixels, block_N)
     half_N = _halves(pixels, block_N)
     cross_fitted = bool((half_N == 0).any() and (half_N == 1).any())
-    halves = [jury.where(half_N == half) for half in (0, 1)] if cross_fitted else []
-    judged: dict[str, Judged] = {}
+    halves = [evaluated.where(half_N == half) for half in (0, 1)] if cross_fitted else []
+    fitted: dict[str, FittedCalibrator] = {}
     uncalibrated: _Sums | None = None
     for name in dict.fromkeys(("identity", *names)):
         whole = fit_calibrator(name, pixels)
         sums = _Sums(blocks=int(block_N.max()) + 1, bins=bins)
-        for fitted, held_out in zip(halves, halves[::-1], strict=True):
-            sums.add(fit_calibrator(name, fitted.pixels), held_out)
+        for half, held_out in zip(halves, halves[::-1], strict=True):
+            sums.add(fit_calibrator(name, half.pixels), held_out)
         if not cross_fitted:
-            sums.add(whole, jury)
+            sums.add(whole, evaluated)
         uncalibrated = uncalibrated or sums
-        judged[name] = sums.judged(whole, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
-    return Judgement(judged=judged, cross_fitted=cross_fitted)
+        fitted[name] = sums.result(whole, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
+    return Comparison(fitted=fitted, cross_fitted=cross_fitted)
 
 
-def judge(
+def evaluate_calibrator(
     calibrator: Calibrator,
     pixels: Pixels,
     blocks: npt.NDArray[np.int64],
@@ -182,17 +183,17 @@ def judge(
     resamples: int,
     confidence: float,
     seed: int,
-) -> Judged:
-    """Judge a calibrator that other pixels have fitted.
+) -> FittedCalibrator:
+    """Evaluate a calibrator that other pixels have fitted.
 
     Args:
         blocks: of each image, numbered from 0; `pixels.images` are rows of it.
     """
-    jury = _Jury.of(pixels, torch.from_numpy(blocks)[pixels.images])
+    evaluated = _Evaluated.of(pixels, torch.from_numpy(blocks)[pixels.images])
     sums, uncalibrated = (_Sums(blocks=int(blocks.max()) + 1, bins=bins) for _ in range(2))
-    sums.add(calibrator, jury)
-    uncalibrated.add(Identity(), jury)
-    return sums.judged(calibrator, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
+    sums.add(calibrator, evaluated)
+    uncalibrated.add(Identity(), evaluated)
+    return sums.result(calibrator, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
@@ -202,24 +203,24 @@ def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Jury:
-    """Pixels that judge, the block [N] of each, and the class [N] that it has without a calibrator."""
+class _Evaluated:
+    """Pixels that evaluate a calibrator, the block [N] of each, and its predicted class [N] without one."""
 
     pixels: Pixels
     block: Tensor
     predicted: Tensor
 
     @classmethod
-    def of(cls, pixels: Pixels, block_N: Tensor) -> _Jury:
+    def of(cls, pixels: Pixels, block_N: Tensor) -> _Evaluated:
         parts = [log_probability(Identity(), part.logits).argmax(dim=0) for part in pixels.parts()]
         return cls(pixels, block_N, torch.cat(parts))
 
-    def where(self, keep: Tensor) -> _Jury:
-        return _Jury(self.pixels.where(keep), self.block[keep], self.predicted[keep])
+    def where(self, keep: Tensor) -> _Evaluated:
+        return _Evaluated(self.pixels.where(keep), self.block[keep], self.predicted[keep])
 
 
 class _Sums:
-    """Weighted sums over pixels, a row a block: all that the judgement is made from."""
+    """Weighted sums over pixels, a row a block: all that the comparison is made from."""
 
     def __init__(self, *, blocks: int, bins: int) -> None:
         self.blocks, self.bins = blocks, bins
@@ -230,12 +231,12 @@ class _Sums:
         self.changed = 0.0
         self.winners_changed = False
 
-    def add(self, calibrator: Calibrator, jury: _Jury) -> None:
-        """Take in what these pixels say of a calibrator."""
+    def add(self, calibrator: Calibrator, evaluated: _Evaluated) -> None:
+        """Add the sums of these pixels with a calibrator."""
         start = 0
-        for part in jury.pixels.parts():
+        for part in evaluated.pixels.parts():
             some = slice(start, start + len(part))
-            self._add(calibrator, part, jury.block[some], jury.predicted[some])
+            self._add(calibrator, part, evaluated.block[some], evaluated.predicted[some])
             start = some.stop
 
     def _add(self, calibrator: Calibrator, pixels: Pixels, block_N: Tensor, before_N: Tensor) -> None:
@@ -256,13 +257,13 @@ class _Sums:
         if not self.winners_changed:
             self.winners_changed = _changes_winners(calibrator, pixels.logits)
 
-    def judged(
+    def result(
         self, calibrator: Calibrator, uncalibrated: _Sums, *, resamples: int, confidence: float, seed: int
-    ) -> Judged:
+    ) -> FittedCalibrator:
         """What the sums say of this calibrator, beside those of the same pixels without one."""
-        there = self.totals[:, 0] > 0
-        totals, reliability = self.totals[there], self.reliability[there]
-        change = totals[:, 1] - uncalibrated.totals[there, 1]
+        weighed = self.totals[:, 0] > 0
+        totals, reliability = self.totals[weighed], self.reliability[weighed]
+        change = totals[:, 1] - uncalibrated.totals[weighed, 1]
         count = len(totals)
         drawn = bootstrap_weights(count, resamples=resamples, seed=seed)
 
@@ -274,7 +275,7 @@ class _Sums:
             return Estimate(value, float(low), float(high))
 
         noise = calibration_noise(reliability, drawn) if count > 1 else np.array(math.nan)
-        return Judged(
+        return FittedCalibrator(
             calibrator=calibrator,
             nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0])),
             nll_change=estimate(lambda rows: rows @ change / (rows @ totals[:, 0])),

@@ -17,6 +17,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import EvaluationConfig
+
 MOST_BLOCKS = 512
 """Blocks are merged at random above this number: the intervals stay, the memory is bounded."""
 RESAMPLES_AT_ONCE = 250
@@ -104,6 +106,12 @@ class BlockBootstrap:
 
     weights: npt.NDArray[np.float64]
     confidence: float
+
+    @classmethod
+    def draw(cls, count: int, config: EvaluationConfig, *, seed: int) -> BlockBootstrap:
+        """The resamples of `count` blocks that a project asks for."""
+        weights = bootstrap_weights(count, resamples=config.resamples, seed=seed)
+        return cls(weights, config.confidence)
 
     def interval(self, statistic: Statistic, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Low and high end [2, ...] of a statistic; NaN where there are fewer than two blocks.

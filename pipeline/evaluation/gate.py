@@ -38,7 +38,7 @@ class Gate:
         return self.row.auroc.low >= self.threshold
 
 
-def judge(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: float) -> Gate | None:
+def decide_gate(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: float) -> Gate | None:
     """The gate of mutual information under one sampler; None where it was never measured.
 
     Classes held out of the training decide where they were measured: they are the novelty that a pool holds.

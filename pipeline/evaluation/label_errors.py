@@ -65,16 +65,16 @@ class RegionDoubts:
     Attributes:
         region: [K] row of the region.
         score: [K] sum of the margins of its doubted pixels / its area, 0 to 1.
-        label, said: [K] the pair of classes with the largest sum of margins: what the label says, and what
-            the model says instead.
+        label, predicted: [K] the pair of classes, that of the label and that of the prediction, with the
+            largest sum of margins.
         share: [K] doubted pixels of that pair / the region's area.
-        confidence: [K] mean probability of `said` on them.
+        confidence: [K] mean probability of `predicted` on them.
     """
 
     region: npt.NDArray[np.int64]
     score: Floats
     label: npt.NDArray[np.int64]
-    said: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
     share: Floats
     confidence: Floats
 
@@ -133,13 +133,13 @@ def region_doubts(
     classes = probability.shape[0]
     known = label != IGNORE
     limit = torch.from_numpy(thresholds).to(probability)[:, None, None]
-    confidence, said = probability.masked_fill(probability < limit, -1).max(dim=0)
-    doubted = known & (confidence > 0) & (said != label)
+    confidence, predicted = probability.masked_fill(probability < limit, -1).max(dim=0)
+    doubted = known & (confidence > 0) & (predicted != label)
     where = doubted.nonzero(as_tuple=True)
     given = label[where].long()
     confident = confidence[where]
     margin = (confident - probability[given, where[0], where[1]]).double().cpu().numpy()
-    pair = (given * classes + said[where]).cpu().numpy()
+    pair = (given * classes + predicted[where]).cpu().numpy()
     region = rows[tuple(place.cpu().numpy() for place in where)].astype(np.int64)
     sure = confident.double().cpu().numpy()
     inside = (region >= 0) & (margin > 0)
@@ -167,12 +167,12 @@ def _by_region(
     found, first = np.unique(of_region[strongest], return_index=True)
     best = strongest[first]
     totals = np.bincount(np.searchsorted(found, of_region), weights=margins, minlength=len(found))
-    label, said = np.divmod(of_pair[best], classes)
+    label, predicted = np.divmod(of_pair[best], classes)
     return RegionDoubts(
         region=found,
         score=totals / areas[found],
         label=label,
-        said=said,
+        predicted=predicted,
         share=pixels[best] / areas[found],
         confidence=sure[best] / pixels[best],
     )

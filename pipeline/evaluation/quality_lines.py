@@ -1,13 +1,13 @@
-"""A stored assessment in words: tables for a terminal."""
+"""A stored assessment as text: tables for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import GATED
-from pipeline.format import number
+from pipeline.format import number, table
 
 Row = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ WORDS = {
 
 
 def report_lines(model: str, document: Mapping[str, Any]) -> Iterator[str]:
-    """What an assessment found, the most asked first."""
+    """The results of an assessment, the most important ones first."""
     yield (
         f"{model} on {document['images']} {document['split']} images in {document['blocks']} blocks; "
         f"{document['confidence']:.0%} intervals over blocks."
@@ -43,17 +43,6 @@ def gate_line(gate: Row | None) -> str:
         f"gate: {verdict}: mutual information ({gate['sampler']}) tells {WORDS[gate['source']]} from known "
         f"pixels with AUROC {_interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of columns as wide as they need to be.
-
-    >>> list(table(["a", "b"], [["long", "1"]]))
-    ['  a     b', '  long  1']
-    """
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _detection(document: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
@@ -82,14 +83,13 @@ class Sample:
 
     Args:
         block: [n], the block of each image.
-        resamples, confidence, seed: of the bootstrap.
+        config, seed: of the bootstrap.
     """
 
-    def __init__(self, block: npt.NDArray[np.int64], *, resamples: int, confidence: float, seed: int) -> None:
+    def __init__(self, block: npt.NDArray[np.int64], config: EvaluationConfig, *, seed: int) -> None:
         _, self.block = np.unique(block, return_inverse=True)
         self.count = int(self.block.max()) + 1
-        weights = bootstrap_weights(self.count, resamples=resamples, seed=seed)
-        self.bootstrap = BlockBootstrap(weights=weights, confidence=confidence)
+        self.bootstrap = BlockBootstrap.draw(self.count, config, seed=seed)
 
     def mean(self, values: Array) -> Estimate:
         """Mean of the defined values [n], and its interval."""

@@ -109,7 +109,7 @@ def _train_and_evaluate(runner: Runner, *, force: bool) -> RetrainReport:
     if not decision.train:
         return RetrainReport(summary=decision.reason, new_labels=decision.new_labels)
     runner.log(decision.reason)
-    from pipeline.steps.calibrate import calibrate, in_words
+    from pipeline.steps.calibrate import calibrate
     from pipeline.steps.evaluate import evaluate
     from pipeline.steps.train import train
 
@@ -120,8 +120,7 @@ def _train_and_evaluate(runner: Runner, *, force: bool) -> RetrainReport:
     if state == "train":
         runner.run(train)
     if state in ("train", "calibrate"):
-        for row in runner.call(calibrate):
-            runner.log(in_words(row))
+        runner.run(calibrate)
     evaluated = runner.run(evaluate)
     return RetrainReport(
         summary=evaluated.decision,

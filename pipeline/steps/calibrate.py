@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sqlalchemy.orm import Session
 from torch import Tensor
 
 from db.engine import Database
-from db.queries import evaluations, models
+from db.queries import evaluations
 from db.queries import failures as failure_queries
-from db.tables import Calibration, Model, Round
+from db.tables import Calibration, Model
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from
-from pipeline.calibration.comparison import Judgement, cross_fit
+from pipeline.calibration.comparison import Comparison, cross_fit
 from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.config import Sampler
-from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
-from pipeline.errors import UserError
-from pipeline.evaluation.bootstrap import blocks
-from pipeline.format import confidence_name
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import confidence_name, percent, table
 from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
-from pipeline.progress import Progress, silent
+from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import Source, audited_images, calibration_source, held_out_images
-from pipeline.steps.served_model import evaluated_samplers
-from pipeline.studies.held_out import AuditedImage, HeldOut, read_held_out
+from pipeline.steps.served_model import evaluated_samplers, model_of_round
+from pipeline.studies.held_out import AuditedImage, HeldOut, HeldOutImages, block_index
 from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.uncertainty.served_model import open_model
 
@@ -57,20 +54,27 @@ class _Fit:
     passed: bool
 
 
-@dataclass
-class _Drawn:
-    """Pixels of each image that has labeled ones, by image id, and the files that could not be used."""
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What was stored for each sampler. `failed` holds files that could not be used, with the reason."""
 
-    pixels: dict[int, DrawnPixels]
-    failures: dict[str, str]
+    rows: list[Calibration]
+    failed: list[tuple[str, str]]
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for row in self.rows:
+            yield from _lines(row)
+        yield from notes(self.failed)
 
 
 @one_at_a_time("calibrate")
-def calibrate(project: Project, database: Database, *, progress: Progress = silent) -> list[Calibration]:
-    """Fit every calibrator for every judged sampler, and store the configured one with the comparison of all.
+def calibrate(project: Project, database: Database, *, progress: Progress = silent) -> CalibrationReport:
+    """Fit every calibrator for every evaluated sampler, and store the configured one and the comparison of
+    all.
 
     They are fitted on the calibration split or, where there is none, on the audit slices that the model has
-    not learned from (see `calibration_set`). As many pixels are drawn from each image of the split, so that a
+    not learned from (see `steps.held_out`). As many pixels are drawn from each image of the split, so that a
     large image counts no more than a small one; those of audit regions are weighed by 1 / inclusion
     probability. Without any image that has a label, the calibrators are identities with a warning. Run again,
     it replaces what it stored.
@@ -90,17 +94,18 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
         )
     forget_resume(project.path(model.checkpoint_uri))  # where the training was killed before it did so itself
     fits: dict[Sampler, _Fit] = {}
-    failures: dict[str, str] = {}
+    failed: dict[str, str] = {}
     samplers = evaluated_samplers(project.config)
     for sampler in samplers:
         if sampler == "none" or not images:
             continue
-        drawn = _draw(project, model, images, sampler, progress)
-        failures |= drawn.failures
-        usable = [item for item in images if item.ref.id in drawn.pixels]
+        held_out = HeldOutImages(project, images)
+        drawn = _draw(project, model, held_out, sampler, progress)
+        failed |= dict(held_out.failed)
+        usable = [item for item in images if item.ref.id in drawn]
         if not usable:
             break
-        parts = [drawn.pixels[item.ref.id] for item in usable]
+        parts = [drawn[item.ref.id] for item in usable]
         if "none" not in fits:
             fits["none"] = _fit(project, usable, parts, [part.deterministic for part in parts], source)
         sampled = [part.sampled for part in parts if part.sampled is not None]
@@ -112,79 +117,74 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
                 session,
                 model_id=model.id,
                 sampler=sampler,
-                **asdict(fits.get(sampler) or _nothing_to_fit(source, failed=len(failures))),
+                **asdict(fits.get(sampler) or _nothing_to_fit(source, failed=len(failed))),
             )
             for sampler in samplers
         ]
         failure_queries.clear_failures(session, "calibrate")
-        failure_queries.record_failures(session, "calibrate", list(failures.items()))
+        failure_queries.record_failures(session, "calibrate", list(failed.items()))
         rounds.advance(session, current, "calibrate")
-    return rows
+    return CalibrationReport(rows=rows, failed=list(failed.items()))
 
 
-def in_words(row: Calibration) -> str:
-    """What was stored for one sampler, in a line."""
+def _lines(row: Calibration) -> Iterator[str]:
+    """What was stored for one sampler, after a table of all calibrators."""
     if row.report is None:
-        return f"{row.sampler}: nothing to fit on; its scores stay {confidence_name(False)}s."
-    items = {item["name"]: item for item in row.report["calibrators"]}
-    before, after = items["identity"], items[row.calibrator]
-    figures = ", ".join(
-        f"{label} {before[name]['value']:.3f} → {after[name]['value']:.3f}"
-        for label, name in (("NLL", "nll"), ("ECE", "ece"))
-    )
-    found = _temperatures(calibrator_from(row.calibrator, row.parameters))
-    values = f" {', '.join(f'{value:.2f}' for value in found)}" if found else ""
-    where = "audited images" if row.report["source"] == "audit" else "images"
-    return (
-        f"{row.sampler}: {row.calibrator}{values} from {row.images} {where}; {figures} on images that did "
-        f"not fit it: {confidence_name(row.passed)}"
-    )
-
-
-def model_of_round(session: Session, current: Round) -> Model:
-    """The model that the current round has trained.
-
-    Raises:
-        UserError: there is none.
-    """
-    model = models.round_model(session, current.id)
-    if model is None or model.status == "training":
-        raise UserError(f"Round {current.number} has no trained model.", "Run `segcurate train`.")
-    return model
+        yield f"{row.sampler}: nothing to fit on; its scores stay {confidence_name(False)}s."
+    else:
+        items = {item["name"]: item for item in row.report["calibrators"]}
+        yield f"{row.sampler}: each calibrator fitted on one half of the images, evaluated on the other"
+        yield from table(
+            ("calibrator", "NLL", "ECE", "labels changed"),
+            [
+                (
+                    name,
+                    *(Estimate.from_document(item[metric]).text() for metric in ("nll", "ece")),
+                    percent(item["labels_changed"]),
+                )
+                for name, item in items.items()
+            ],
+        )
+        found = _temperatures(calibrator_from(row.calibrator, row.parameters))
+        values = f" {', '.join(f'{value:.2f}' for value in found)}" if found else ""
+        of = "audited images" if row.report["source"] == "audit" else "images"
+        before, after = items["identity"], items[row.calibrator]
+        figures = ", ".join(
+            f"{label} {before[name]['value']:.3f} → {after[name]['value']:.3f}"
+            for label, name in (("NLL", "nll"), ("ECE", "ece"))
+        )
+        yield (
+            f"{row.sampler}: {row.calibrator}{values} from {row.images} {of}; {figures} on images that did "
+            f"not fit it: {confidence_name(row.passed)}"
+        )
+    if row.warning:
+        yield f"warning: {row.warning}"
 
 
 def _draw(
-    project: Project, model: Model, images: Sequence[HeldOut], sampler: Sampler, progress: Progress
-) -> _Drawn:
-    """One pass over the images."""
+    project: Project, model: Model, images: HeldOutImages, sampler: Sampler, progress: Progress
+) -> dict[int, DrawnPixels]:
+    """Pixels of each image that has labeled ones, by image id, drawn in one pass."""
     config = project.config
     served = open_model(
         project, model.checkpoint_uri, calibrators=Calibrators(), sampler=sampler, for_scores=True
     )
-    by_id = {item.ref.id: item for item in images}
-    drawn = _Drawn(pixels={}, failures={})
     room = MOST_VALUES // (config.scoring.samples * config.data.num_classes * len(images))
     pixels = max(1, min(config.calibration.pixels_per_image, room))
-    done = 0
-    for batch in read_held_out(images, model=served, data=config.data):
-        if isinstance(batch, Unreadable):
-            drawn.failures[project.uri(batch.path)] = batch.reason
-            done += 1
-        else:
-            for row, image_id in enumerate(batch.ids):
-                item = by_id[image_id]
-                found = draw_pixels(
-                    served.predictor,
-                    batch.image[row : row + 1],
-                    batch.label[row],
-                    pixels=pixels,
-                    generator=np.random.default_rng([config.scoring.seed, image_id]),
-                    weights=item.weights() if isinstance(item, AuditedImage) else None,
-                )
-                if len(found.labels):
-                    drawn.pixels[image_id] = found
-            done += len(batch.ids)
-        progress(f"calibrate {sampler}", done, len(images))
+    drawn: dict[int, DrawnPixels] = {}
+    for batch in images.read(served, title=f"calibrate {sampler}", progress=progress):
+        for row, image_id in enumerate(batch.ids):
+            item = images.by_id[image_id]
+            found = draw_pixels(
+                served.predictor,
+                batch.image[row : row + 1],
+                batch.label[row],
+                pixels=pixels,
+                generator=np.random.default_rng([config.scoring.seed, image_id]),
+                weights=item.weights() if isinstance(item, AuditedImage) else None,
+            )
+            if len(found.labels):
+                drawn[image_id] = found
     return drawn
 
 
@@ -195,7 +195,7 @@ def _fit(
     logits: Sequence[Tensor],
     source: Source,
 ) -> _Fit:
-    """Fit and judge every calibrator on these logits of the images, and take the configured one."""
+    """Fit and compare all calibrators on these logits of the images, and take the configured one."""
     config = project.config
     counts = torch.tensor([len(part.labels) for part in parts])
     pixels = Pixels(
@@ -204,10 +204,8 @@ def _fit(
         weights=torch.cat([part.weights for part in parts]),
         images=torch.arange(len(parts)).repeat_interleave(counts),
     )
-    block = blocks(
-        [item.group for item in images], [item.position for item in images], config.evaluation.block
-    )
-    judgement = cross_fit(
+    block = block_index(images, config.evaluation.block)
+    comparison = cross_fit(
         pixels,
         block,
         bins=config.evaluation.bins,
@@ -216,34 +214,34 @@ def _fit(
         seed=SEED,
     )
     name = config.calibration.calibrator
-    chosen = judgement.auto if name == "auto" else name
-    judged = judgement.judged[chosen]
+    chosen = comparison.auto if name == "auto" else name
+    fitted = comparison.fitted[chosen]
     return _Fit(
         calibrator=chosen,
-        parameters=judged.calibrator.parameters,
-        nll_before=judgement.judged["identity"].nll.value,
-        nll_after=judged.nll.value,
+        parameters=fitted.calibrator.parameters,
+        nll_before=comparison.fitted["identity"].nll.value,
+        nll_after=fitted.nll.value,
         images=len(images),
         pixels=len(pixels),
-        warning=" ".join(_warnings(judgement, chosen, images=len(images))) or None,
+        warning=" ".join(_warnings(comparison, chosen, images=len(images))) or None,
         report={
             "source": source,
             "images": len(images),
             "blocks": len(set(block.tolist())),
             "pixels": len(pixels),
-            "cross_fitted": judgement.cross_fitted,
-            "calibrators": [item.document() for item in judgement.judged.values()],
+            "cross_fitted": comparison.cross_fitted,
+            "calibrators": [item.document() for item in comparison.fitted.values()],
             "chosen": chosen,
-            "auto": judgement.auto,
+            "auto": comparison.auto,
         },
-        passed=judgement.passed(chosen),
+        passed=comparison.passed(chosen),
     )
 
 
-def _warnings(judgement: Judgement, chosen: str, *, images: int) -> list[str]:
+def _warnings(comparison: Comparison, chosen: str, *, images: int) -> list[str]:
     warnings: list[str] = []
-    judged = judgement.judged[chosen]
-    ends = [value for value in _temperatures(judged.calibrator) if at_bound(value)]
+    fitted = comparison.fitted[chosen]
+    ends = [value for value in _temperatures(fitted.calibrator) if at_bound(value)]
     if ends:
         warnings.append(
             f"The temperature is at the bound of its search, {ends[0]:.2f}: the network, not its "
@@ -251,7 +249,7 @@ def _warnings(judgement: Judgement, chosen: str, *, images: int) -> list[str]:
         )
     if images < FEWEST_IMAGES:
         warnings.append(f"Fitted on {images} images only: the calibration is uncertain.")
-    if judgement.cross_fitted and judged.worse:
+    if comparison.cross_fitted and fitted.worse:
         warnings.append(
             "On images that did not fit it, the calibrator raises the NLL: without it the network is better "
             "calibrated."

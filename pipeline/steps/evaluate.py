@@ -1,74 +1,31 @@
-"""Measuring the round's model on held-out images, before and after calibration, and promoting or refusing it.
-
-Legend: B batch, C classes, H W image size.
-"""
+"""Evaluate: the round's model is measured on held-out images, then promoted or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import torch
 from sqlalchemy.orm import Session
-from torch import Tensor
 
 from db.engine import Database
 from db.queries import evaluations, failures, models
 from db.queries.evaluations import Interval
 from db.tables import Model
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import EvaluationConfig, Measure, Sampler
-from pipeline.data.loading import Unreadable
+from pipeline.config import EvaluationConfig
 from pipeline.data.project import Project
-from pipeline.evaluation.bootstrap import blocks
-from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.metrics import Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap, compare
-from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.leases import one_at_a_time
-from pipeline.progress import Progress, silent
-from pipeline.steps.calibrate import model_of_round
+from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import held_out_images
-from pipeline.steps.served_model import evaluated_samplers, stored_calibrators
-from pipeline.studies.held_out import HeldOut, LabeledBatch, read_held_out
-from pipeline.uncertainty.predictor import Prediction, Predictor
-from pipeline.uncertainty.served_model import ServedModel, open_model
+from pipeline.steps.served_model import evaluated_samplers, model_of_round, sampler_calibrators
+from pipeline.studies.held_out import HeldOutImages
+from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow, measure
+from pipeline.uncertainty.served_model import open_samplers
 
 SPLITS = ("test", "calibration")
-DETECTORS: tuple[Measure, ...] = (
-    "least_confidence",
-    "margin",
-    "entropy",
-    "mutual_information",
-    "energy",
-    "max_logit",
-)
-"""Measures that are asked to find the wrong pixels; mutual information only with samples."""
 FEWEST_BLOCKS = 10
 """Below this number of blocks, the intervals come with a warning."""
-SEED = 0
-"""Of every bootstrap, so that all models are judged on the same resamples."""
-
-Variant = tuple[str, bool]
-"""Sampler, and whether the calibrators are applied."""
-
-DECIDING: Variant = ("none", True)
-"""What a model's promotion is decided on; a temperature changes no cell's winner, and so hardly its mIoU."""
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One evaluation: of a split, with a sampler, before or after calibration."""
-
-    split: str
-    sampler: str
-    calibrated: bool
-    images: int
-    blocks: int
-    metrics: dict[Key, Estimate]
-    curves: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +40,7 @@ class EvaluationReport:
     warnings: list[str]
 
     def lines(self) -> Iterator[str]:
-        """The report in words."""
+        """The report as text."""
         for row in self.rows:
             what = "calibrated" if row.calibrated else "uncalibrated"
             figures = ", ".join(
@@ -97,20 +54,16 @@ class EvaluationReport:
                 )
             )
             yield f"{row.split}, {row.sampler}, {what}: {figures}"
-        for subject, reason in self.failed:
-            yield f"not used: {subject}: {reason}"
-        for warning in self.warnings:
-            yield f"warning: {warning}"
+        yield from notes(self.failed, self.warnings)
         yield self.decision
 
 
 @one_at_a_time("evaluate")
 def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
-    """Measure the round's model with every judged sampler; promote it unless it is worse than the current one
-    beyond its interval.
+    """Measure the round's model with every evaluated sampler; promote it unless it is worse than the current
+    one beyond its interval.
 
-    Every image is read once, and passes through the network once a sampler. Run again, it replaces what it
-    wrote.
+    Run again, it replaces what it wrote.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -119,15 +72,14 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     with database.session(write=False) as session:
         current = rounds.require(session, "evaluate")
         model = model_of_round(session, current)
-        calibrators: dict[Sampler, Calibrators] = {
-            sampler: stored_calibrators(session, model.id, sampler=sampler)
-            for sampler in evaluated_samplers(project.config)
-        }
-        images = {split: held_out_images(session, project, split) for split in SPLITS}
+        calibrators = sampler_calibrators(session, model.id, evaluated_samplers(project.config))
+        splits = {split: HeldOutImages(project, held_out_images(session, project, split)) for split in SPLITS}
     rows: list[EvaluationRow] = []
-    failed: list[tuple[str, str]] = []
-    if any(images.values()):
-        rows, failed = _measure(project, model, calibrators, images, progress)
+    if any(map(len, splits.values())):
+        sampled = open_samplers(project, model.checkpoint_uri, calibrators)
+        for split, images in splits.items():
+            rows += measure(split, images, sampled, config=project.config.evaluation, progress=progress)
+    failed = [failure for images in splits.values() for failure in images.failed]
     warnings = _warnings(rows)
     with database.session() as session:
         current = rounds.require(session, "evaluate")
@@ -156,120 +108,10 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     )
 
 
-def _measure(
-    project: Project,
-    model: Model,
-    calibrators: Mapping[Sampler, Calibrators],
-    images: Mapping[str, Sequence[HeldOut]],
-    progress: Progress,
-) -> tuple[list[EvaluationRow], list[tuple[str, str]]]:
-    config = project.config
-    models: dict[Sampler, ServedModel] = {
-        sampler: open_model(project, model.checkpoint_uri, calibrators=pair, sampler=sampler)
-        for sampler, pair in calibrators.items()
-        if sampler != "none"
-    }
-    predictors: dict[Sampler, Predictor] = {sampler: served.predictor for sampler, served in models.items()}
-    total = sum(len(items) for items in images.values())
-    done = 0
-    rows: list[EvaluationRow] = []
-    failed: list[tuple[str, str]] = []
-    for split, items in images.items():
-        ids = [item.ref.id for item in items]
-        index = blocks(
-            [item.group for item in items], [item.position for item in items], config.evaluation.block
-        )
-        block_of = dict(zip(ids, index.tolist(), strict=True))
-        sums: dict[Variant, dict[int, Statistics]] = {}
-        seen: list[int] = []
-        for batch in read_held_out(items, model=next(iter(models.values())), data=config.data):
-            if isinstance(batch, Unreadable):
-                failed.append((project.uri(batch.path), batch.reason))
-                done += 1
-            else:
-                for image_id, variant, record in _records(predictors, batch, bins=config.evaluation.bins):
-                    by_block, block = sums.setdefault(variant, {}), block_of[image_id]
-                    by_block[block] = merge(by_block[block], record) if block in by_block else record
-                seen.extend(batch.ids)
-                done += len(batch.ids)
-            progress("evaluate", done, total)
-        for (sampler, calibrated), by_block in sums.items():
-            statistics = stack([by_block[block] for block in sorted(by_block)])
-            row = _row(split, sampler, calibrated, statistics, images=len(seen), config=config.evaluation)
-            if (sampler, calibrated) == DECIDING:
-                places = [block_of[image_id] for image_id in seen]
-                overlap = Overlap.of(statistics, image_ids=seen, image_blocks=places)
-                row.curves["overlap"] = overlap.document()
-            rows.append(row)
-    return rows, failed
-
-
-def _records(
-    predictors: Mapping[Sampler, Predictor], batch: LabeledBatch, *, bins: int
-) -> Iterator[tuple[int, Variant, Statistics]]:
-    """The record of each image, with each sampler, before and after calibration."""
-    size = (batch.label.shape[-2], batch.label.shape[-1])
-    for variant, predictor, prediction in _predictions(predictors, batch):
-        measures = prediction.measures()
-        detectors: list[Measure] = [name for name in DETECTORS if name in measures]
-        maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
-        label = batch.label.to(predictor.device)
-        for row, image_id in enumerate(batch.ids):
-            probability_CHW, measured_MHW = (
-                prediction.at(maps[row : row + 1], size)[0] for maps in (prediction.probability, maps_BMHW)
-            )
-            measured: dict[str, Tensor] = dict(zip(detectors, measured_MHW, strict=True))
-            yield image_id, variant, image_statistics(probability_CHW, label[row], measured, class_bins=bins)
-
-
-def _predictions(
-    predictors: Mapping[Sampler, Predictor], batch: LabeledBatch
-) -> Iterator[tuple[Variant, Predictor, Prediction]]:
-    """Those of `none` come from the deterministic pass of the first sampler."""
-    for place, (sampler, predictor) in enumerate(predictors.items()):
-        both = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
-        for calibrated, prediction in zip((False, True), both, strict=True):
-            if place == 0:
-                yield ("none", calibrated), predictor, prediction.without_samples()
-            yield (sampler, calibrated), predictor, prediction
-
-
-def _row(
-    split: str,
-    sampler: str,
-    calibrated: bool,
-    statistics: Statistics,
-    *,
-    images: int,
-    config: EvaluationConfig,
-) -> EvaluationRow:
-    return EvaluationRow(
-        split=split,
-        sampler=sampler,
-        calibrated=calibrated,
-        images=images,
-        blocks=len(statistics.pixels),
-        metrics=summarise(
-            statistics,
-            bins=config.bins,
-            resamples=config.resamples,
-            confidence=config.confidence,
-            seed=SEED,
-        ),
-        curves=curves(
-            statistics,
-            bins=config.bins,
-            resamples=config.resamples,
-            confidence=config.confidence,
-            seed=SEED,
-        ),
-    )
-
-
 def _decide(
     session: Session, model: Model, rows: Sequence[EvaluationRow], config: EvaluationConfig
 ) -> tuple[bool, str]:
-    """Whether the model is promoted, and why, in words."""
+    """Whether the model is promoted, and the reason as a sentence."""
     row = next((row for row in rows if (row.sampler, row.calibrated) == DECIDING), None)
     if row is None:
         return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
@@ -320,5 +162,7 @@ def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:
                 f"{'s' if count > 1 else ''}: its intervals are rough."
             )
     if "calibration" in sizes and "test" not in sizes:
-        warnings.append("The calibrators were fitted on the images that judge them here: ECE is optimistic.")
+        warnings.append(
+            "The calibrators are evaluated on the images that they were fitted on: ECE is optimistic."
+        )
     return warnings

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from sqlalchemy.orm import Session
 
 from db.queries import audits
@@ -21,12 +20,9 @@ from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut
+from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages, horvitz_thompson
 
 Source = Literal["calibration", "audit"]
-HEAVIEST = 10.0
-"""A region's weight, 1 / inclusion probability, is cut at this many times the median weight: one region of a
-thin slice shall not speak for all others. Cut weights are biased towards equal ones."""
 
 
 def calibration_source(session: Session, project: Project) -> Source:
@@ -60,8 +56,8 @@ def held_out_images(session: Session, project: Project, split: str) -> list[Held
     ]
 
 
-def judging_images(session: Session, project: Project) -> tuple[str, list[HeldOut]]:
-    """The split that a model's uncertainty is judged on, `test` where it has masks, and its images.
+def assessed_images(session: Session, project: Project) -> tuple[str, list[HeldOut]]:
+    """The split that a model is assessed on, `test` where it has masks, and its images.
 
     Raises:
         UserError: no held-out image has a mask.
@@ -73,6 +69,14 @@ def judging_images(session: Session, project: Project) -> tuple[str, list[HeldOu
     raise UserError(
         "No image of the test or calibration split has a mask.",
         "Put masks in `data.masks` and run `segcurate ingest`.",
+    )
+
+
+def none_usable(images: HeldOutImages, split: str) -> UserError:
+    """The error where none of the images of a split can be used."""
+    return UserError(
+        f"None of the {len(images)} {split} images can be used: {images.failed[0][1]}",
+        "Put the files back, or give them masks and run `segcurate ingest`.",
     )
 
 
@@ -94,16 +98,6 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
         )
         for row in images
     ]
-
-
-def horvitz_thompson(probabilities: Sequence[float]) -> list[float]:
-    """1 / inclusion probability (Horvitz & Thompson 1952), cut at 10 times the median weight.
-
-    >>> horvitz_thompson([0.5, 0.25, 0.5, 0.01])
-    [2.0, 4.0, 2.0, 30.0]
-    """
-    weights = 1 / np.asarray(probabilities, dtype=np.float64)
-    return np.minimum(weights, HEAVIEST * np.median(weights)).tolist() if len(weights) else []
 
 
 def _audited(project: Project, region: AuditRegion, weight: float) -> AuditedRegion:

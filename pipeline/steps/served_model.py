@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations
 from db.queries import models as model_queries
-from db.queries.models import list_models
-from db.tables import Model
+from db.tables import Model, Round
 from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
 from pipeline.config import ProjectConfig, Sampler
 from pipeline.errors import UserError
@@ -35,7 +36,7 @@ def chosen_model(session: Session, name: str | None) -> Model:
     Raises:
         UserError: there is no such model, or its training has not ended.
     """
-    models = [model for model in list_models(session) if model.status != "training"]
+    models = [model for model in model_queries.list_models(session) if model.status != "training"]
     if name is not None:
         models = [model for model in models if model.name == name]
     if not models:
@@ -44,6 +45,18 @@ def chosen_model(session: Session, name: str | None) -> Model:
             "Run `segcurate train`." if name is None else "`segcurate models` lists them.",
         )
     return (model_queries.promoted_model(session) if name is None else None) or models[-1]
+
+
+def model_of_round(session: Session, current: Round) -> Model:
+    """The model that the current round has trained.
+
+    Raises:
+        UserError: there is none.
+    """
+    model = model_queries.round_model(session, current.id)
+    if model is None or model.status == "training":
+        raise UserError(f"Round {current.number} has no trained model.", "Run `segcurate train`.")
+    return model
 
 
 def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> Calibrators:
@@ -55,3 +68,10 @@ def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> 
     )
     passed = sampler in stored and stored[sampler].passed
     return Calibrators(deterministic=deterministic, sampled=sampled, passed=passed)
+
+
+def sampler_calibrators(
+    session: Session, model_id: int, samplers: Iterable[Sampler]
+) -> dict[Sampler, Calibrators]:
+    """The calibrators of a model for each of several samplers."""
+    return {sampler: stored_calibrators(session, model_id, sampler=sampler) for sampler in samplers}

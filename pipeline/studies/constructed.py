@@ -1,28 +1,26 @@
-"""What several samplers of one model say, and inputs made to be out of distribution for all of them.
+"""Inputs made to be out of distribution, and how each sampler's measures separate them from real images.
 
 Legend: B batch, K image channels, h w size of the maps, M measures, E measure bins, b blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import SAMPLED_MEASURES, Measure, Sampler
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.detection import separation
 from pipeline.evaluation.gate import NoveltyRow
 from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
-from pipeline.model.checkpoints import ModelCard
 from pipeline.studies.corruptions import noise, shuffle_patches, to_normalised, to_unit
 from pipeline.studies.held_out import LabeledBatch
 from pipeline.uncertainty.measures import MEASURES
-from pipeline.uncertainty.predictor import Prediction, Predictor
+from pipeline.uncertainty.served_model import SampledModel
 
 SHUFFLED = 8
 """Patches along a side: nothing larger than an eighth of the image stays whole."""
@@ -34,28 +32,18 @@ def measures_of(sampler: Sampler) -> tuple[Measure, ...]:
     return tuple(name for name in MEASURES if sampler != "none" or name not in SAMPLED_MEASURES)
 
 
-def answers(
-    predictors: Mapping[Sampler, Predictor], wanted: Iterable[Sampler], image: Tensor
-) -> Iterator[tuple[Sampler, Predictor, Prediction, Prediction]]:
-    """Each sampler's prediction of images [B, K, h, w], before and after calibration."""
-    for place, (sampler, predictor) in enumerate(predictors.items()):
-        plain, calibrated = predictor.predict_each(image, [Calibrators(), predictor.calibrators])
-        yield sampler, predictor, plain, calibrated
-        if place == 0 and sampler != "none" and "none" in wanted:
-            yield "none", predictor, plain.without_samples(), calibrated.without_samples()
-
-
 class ConstructedInputs:
-    """Out-of-distribution inputs made of held-out images, and how each measure tells them from the images.
+    """Out-of-distribution inputs made of held-out images, and how each measure separates the two.
 
     Args:
+        measures: of each sampler of the model.
         chosen: ids of the images that they are made of.
     """
 
     def __init__(
-        self, card: ModelCard, measures: Mapping[Sampler, Sequence[Measure]], *, chosen: set[int]
+        self, model: SampledModel, measures: Mapping[Sampler, Sequence[Measure]], *, chosen: set[int]
     ) -> None:
-        self.card = card
+        self.model = model
         self.measures = measures
         self.chosen = chosen
         self.sums: dict[tuple[Sampler, int], npt.NDArray[np.float64]] = {}
@@ -73,11 +61,10 @@ class ConstructedInputs:
             if image_id in self.chosen:
                 self._add(sampler, block_of[image_id], 0, maps, place)
 
-    def add_novel(
-        self, predictors: Mapping[Sampler, Predictor], batch: LabeledBatch, block_of: Mapping[int, int]
-    ) -> None:
+    def add_novel(self, batch: LabeledBatch, block_of: Mapping[int, int]) -> None:
         """Add what is made of them: their patches shuffled, and noise of their size."""
-        mean, std = self.card.mean, self.card.std
+        card = self.model.first.card
+        mean, std = card.mean, card.std
         for place, image_id in enumerate(batch.ids):
             if image_id not in self.chosen:
                 continue
@@ -91,7 +78,7 @@ class ConstructedInputs:
                 ]
             )
             image = to_normalised(novel, mean=mean, std=std)
-            for sampler, _, _, calibrated in answers(predictors, self.measures, image):
+            for sampler, _, calibrated in self.model.predict(image):
                 maps = calibrated.measures()
                 for source in range(len(CONSTRUCTED)):
                     self._add(sampler, block_of[image_id], 1 + source, maps, source)

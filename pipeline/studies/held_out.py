@@ -5,33 +5,48 @@ Legend: B batch, K image channels, h w the network's image, H W the image and it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import IGNORE, DataConfig
+from pipeline.config import IGNORE
 from pipeline.data.images import ImageRef
 from pipeline.data.labels import compose_labels
-from pipeline.data.loading import Unreadable
+from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.masks import Mask, MaskCodec, read_mask
+from pipeline.data.project import Project
+from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
+from pipeline.evaluation.bootstrap import MOST_BLOCKS, blocks
+from pipeline.progress import Progress
 from pipeline.regions.outlines import paint_regions
 from pipeline.uncertainty.served_model import ServedModel
 
+HEAVIEST = 10.0
+"""A region's weight, 1 / inclusion probability, is cut at this many times the median weight: one region of a
+thin slice shall not speak for all others. Cut weights are biased towards equal ones."""
+
 
 @dataclass(frozen=True)
-class HeldOut:
-    """An image of a locked split, its mask, and its place in a sequence."""
+class PlacedImage:
+    """An image, and its place in a sequence of images that resemble each other."""
 
     ref: ImageRef
-    mask: Path
     group: str
     position: int
+
+
+@dataclass(frozen=True)
+class HeldOut(PlacedImage):
+    """An image of a locked split, and its mask."""
+
+    mask: Path
 
     def label(self, codec: MaskCodec) -> Mask:
         """uint8 [H, W], class index or 255.
@@ -61,7 +76,7 @@ class AuditedRegion:
 
 @dataclass(frozen=True)
 class AuditedImage(HeldOut):
-    """An image of the pool of which only audited regions may be looked at."""
+    """An image of the pool of which only the audited regions count."""
 
     regions: tuple[AuditedRegion, ...]
 
@@ -100,31 +115,110 @@ class LabeledBatch:
     image: Tensor
     label: Tensor
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the masks."""
+        return self.label.shape[-2], self.label.shape[-1]
 
-def read_held_out(
-    images: Sequence[HeldOut], *, model: ServedModel, data: DataConfig
-) -> Iterator[LabeledBatch | Unreadable]:
-    """Every image with its mask, batched by size. A file that cannot be used comes out as `Unreadable`,
-    and the rest goes on."""
-    codec = MaskCodec.from_config(data)
-    by_id = {item.ref.id: item for item in images}
-    for batch in model.batches([item.ref for item in images]):
-        if isinstance(batch, Unreadable):
-            yield batch
-            continue
+
+class HeldOutImages:
+    """Images with masks and the blocks that they are in.
+
+    Attributes:
+        by_id: the images.
+        block_of: the block of each image, by its id.
+        blocks: how many blocks there are.
+        failed: URI and reason of each file that could not be used.
+
+    Args:
+        most_blocks: more blocks are joined.
+    """
+
+    def __init__(
+        self, project: Project, images: Sequence[HeldOut], *, most_blocks: int = MOST_BLOCKS
+    ) -> None:
+        self.project = project
+        self.by_id = {image.ref.id: image for image in images}
+        index = block_index(images, project.config.evaluation.block, most=most_blocks)
+        self.block_of = dict(zip(self.by_id, index.tolist(), strict=True))
+        self.blocks = 1 + max(self.block_of.values(), default=-1)
+        self.failed: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def keep(self, ids: Iterable[int]) -> None:
+        """Leave out all but these images, which stay in their blocks."""
+        self.by_id = {image_id: self.by_id[image_id] for image_id in ids}
+
+    def read(self, model: ServedModel, *, title: str, progress: Progress) -> Iterator[LabeledBatch]:
+        """Every image with its mask, in batches of one size. A file that cannot be used is listed in
+        `failed`, and the rest goes on.
+
+        Args:
+            model: that the images are prepared for.
+            title: of the progress, which counts a batch when the caller asks for the next one.
+        """
+        codec = MaskCodec.from_config(self.project.config.data)
+        done = 0
+        for batch in model.batches([image.ref for image in self.by_id.values()]):
+            if isinstance(batch, Unreadable):
+                self.fail(batch.path, batch.reason)
+                done += 1
+            else:
+                labeled = self._with_labels(batch, codec)
+                if labeled is not None:
+                    yield labeled
+                done += len(batch.ids)
+            progress(title, done, len(self))
+
+    def fail(self, path: ImageFile, reason: str) -> None:
+        """List a file that cannot be used."""
+        self.failed.append((self.project.uri(path), reason))
+
+    def _with_labels(self, batch: Batch[Any], codec: MaskCodec) -> LabeledBatch | None:
         kept: list[int] = []
         masks: list[Mask] = []
         for row, image_id in enumerate(batch.ids):
-            item = by_id[image_id]
+            image = self.by_id[image_id]
             try:
-                masks.append(item.label(codec))
+                masks.append(image.label(codec))
             except DataError as error:
-                yield Unreadable(id=image_id, path=item.mask, reason=str(error))
+                self.fail(image.mask, str(error))
             else:
                 kept.append(row)
-        if kept:
-            yield LabeledBatch(
-                ids=tuple(batch.ids[row] for row in kept),
-                image=batch.image_BKHW[kept],
-                label=torch.from_numpy(np.stack(masks)),
-            )
+        if not kept:
+            return None
+        return LabeledBatch(
+            ids=tuple(batch.ids[row] for row in kept),
+            image=batch.image_BKHW[kept],
+            label=torch.from_numpy(np.stack(masks)),
+        )
+
+
+def block_index(
+    images: Sequence[PlacedImage], length: int, *, most: int = MOST_BLOCKS
+) -> npt.NDArray[np.int64]:
+    """The block of each image, see `blocks`."""
+    return blocks([image.group for image in images], [image.position for image in images], length, most=most)
+
+
+def spread(count: int, most: int | None) -> list[int]:
+    """At most `most` of `count` places, evenly spaced.
+
+    >>> spread(10, 3), spread(2, 3), spread(3, None)
+    ([0, 4, 9], [0, 1], [0, 1, 2])
+    """
+    if most is None or most >= count:
+        return list(range(count))
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
+
+
+def horvitz_thompson(probabilities: Sequence[float]) -> list[float]:
+    """1 / inclusion probability (Horvitz & Thompson 1952), cut at 10 times the median weight.
+
+    >>> horvitz_thompson([0.5, 0.25, 0.5, 0.01])
+    [2.0, 4.0, 2.0, 30.0]
+    """
+    weights = 1 / np.asarray(probabilities, dtype=np.float64)
+    return np.minimum(weights, HEAVIEST * np.median(weights)).tolist() if len(weights) else []

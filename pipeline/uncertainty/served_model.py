@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Resolution, Sampler
@@ -17,7 +18,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.checkpoints import CARD_FILE, ModelCard, load_model
 from pipeline.model.device import pick_device
 from pipeline.uncertainty.network import ScoringNetwork
-from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.samplers import Member, Normalisation
 
 
@@ -62,6 +63,52 @@ class ServedModel:
             max_batch_pixels=size * predictor.scoring.tile**2,
             derive=derive,
         )
+
+
+@dataclass(frozen=True)
+class SampledModel:
+    """One model, opened once for each of several samplers.
+
+    Attributes:
+        samplers: those that are asked for.
+        opened: by sampler; without `none` where there is another one, whose deterministic pass serves it.
+    """
+
+    samplers: tuple[Sampler, ...]
+    opened: dict[Sampler, ServedModel]
+
+    @property
+    def first(self) -> ServedModel:
+        """One of them: all read their images alike."""
+        return next(iter(self.opened.values()))
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.predictor.device
+
+    def predict(self, image: Tensor) -> Iterator[tuple[Sampler, Prediction, Prediction]]:
+        """Each sampler's prediction of normalised images [B, K, h, w], before and after calibration."""
+        for served in self.opened.values():
+            predictor = served.predictor
+            plain, calibrated = predictor.predict_each(image, [Calibrators(), predictor.calibrators])
+            sampler = predictor.scoring.sampler
+            if served is self.first and sampler != "none" and "none" in self.samplers:
+                yield "none", plain.without_samples(), calibrated.without_samples()
+            yield sampler, plain, calibrated
+
+
+def open_samplers(
+    project: Project, checkpoint: str | Path, calibrators: Mapping[Sampler, Calibrators]
+) -> SampledModel:
+    """Open a model with every sampler that `calibrators` names; raises what `open_model` does."""
+    wanted: list[Sampler] = [name for name in calibrators if name != "none"] or ["none"]
+    return SampledModel(
+        samplers=tuple(calibrators),
+        opened={
+            name: open_model(project, checkpoint, calibrators=calibrators[name], sampler=name)
+            for name in wanted
+        },
+    )
 
 
 def open_model(

@@ -29,7 +29,7 @@ from pipeline.evaluation.drift import (
     differences,
 )
 from pipeline.regions.sources import region_source
-from pipeline.steps.assess import spread
+from pipeline.studies.held_out import spread
 from pipeline.uncertainty.reduction import RegionColumns, keep_regions
 from pipeline.uncertainty.scoring import ScoredImage, score_images
 from pipeline.uncertainty.served_model import ServedModel

@@ -8,7 +8,7 @@ from db.queries.evaluations import Kind, assessment_of
 from db.tables import ScoringRun
 from pipeline.config import EvaluationConfig
 from pipeline.errors import UserError
-from pipeline.evaluation.gate import GATED, judge
+from pipeline.evaluation.gate import GATED, decide_gate
 from pipeline.evaluation.quality_lines import gate_line
 from pipeline.evaluation.quality_rows import gate_row, novelty_rows
 
@@ -36,7 +36,7 @@ def gate_warnings(
         return None if found is None else found.document
 
     rows = novelty_rows(stored("quality"), stored("novelty"))
-    gate = judge(rows, sampler=run.scorer["sampler"], threshold=config.gate)
+    gate = decide_gate(rows, sampler=run.scorer["sampler"], threshold=config.gate)
     if gate is None:
         return [
             f"The mutual information of `{run.scorer['sampler']}` was not assessed: it is unknown whether it "

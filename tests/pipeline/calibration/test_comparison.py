@@ -9,42 +9,42 @@ import pytest
 import torch
 
 from pipeline.calibration.calibrators import KINDS, Identity, Temperature, VectorScaling
-from pipeline.calibration.comparison import Judgement, cross_fit, fit_calibrator, judge
+from pipeline.calibration.comparison import Comparison, cross_fit, evaluate_calibrator, fit_calibrator
 from pipeline.calibration.fit import Pixels, mean_nll
 from tests.pipeline.calibration.planted import law, pixels_of, planted
 
 
-def judgement_of(pixels: Pixels, *, block: int = 2, names: tuple[str, ...] = tuple(KINDS)) -> Judgement:
+def comparison_of(pixels: Pixels, *, block: int = 2, names: tuple[str, ...] = tuple(KINDS)) -> Comparison:
     images = int(pixels.images.max()) + 1
     blocks = np.arange(images) // block
     return cross_fit(pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0, names=names)
 
 
 def test_an_overconfident_network_is_put_right_and_passes_only_then() -> None:
-    judgement = judgement_of(planted(2.5))
-    assert judgement.cross_fitted
-    before, after = judgement.judged["identity"], judgement.judged["temperature"]
+    comparison = comparison_of(planted(2.5))
+    assert comparison.cross_fitted
+    before, after = comparison.fitted["identity"], comparison.fitted["temperature"]
     assert after.nll.high < before.nll.low
     assert after.ece.value < before.ece.value / 5
     assert after.brier.value < before.brier.value
-    assert not judgement.passed("identity")
-    assert judgement.passed("temperature")
-    assert list(judgement.judged) == list(KINDS)
+    assert not comparison.passed("identity")
+    assert comparison.passed("temperature")
+    assert list(comparison.fitted) == list(KINDS)
 
 
 def test_what_is_calibrated_already_passes_as_it_is() -> None:
-    judgement = judgement_of(planted(1.0), names=("temperature",))
-    assert judgement.passed("identity")
-    assert judgement.judged["identity"].ece.value < 3 * judgement.judged["identity"].ece_noise
+    comparison = comparison_of(planted(1.0), names=("temperature",))
+    assert comparison.passed("identity")
+    assert comparison.fitted["identity"].ece.value < 3 * comparison.fitted["identity"].ece_noise
 
 
-def test_each_half_is_judged_by_the_calibrator_of_the_other() -> None:
+def test_each_half_is_evaluated_with_the_calibrator_of_the_other() -> None:
     """The two halves need different temperatures: cross-fitting shows it, fitting on all would not."""
     logits, labels = law()
     images = torch.arange(12_000) * 30 // 12_000
     second = (images // 2) % 2 == 1
     pixels = pixels_of(logits * torch.where(second, 4.0, 1.0), labels)
-    found = judgement_of(pixels, names=("temperature",)).judged["temperature"]
+    found = comparison_of(pixels, names=("temperature",)).fitted["temperature"]
     halves = [pixels.where(~second), pixels.where(second)]
     crossed = [mean_nll(fit_calibrator("temperature", halves[1 - row]), halves[row]) for row in (0, 1)]
     assert found.nll.value == pytest.approx(np.average(crossed, weights=list(map(len, halves))), abs=1e-4)
@@ -55,7 +55,9 @@ def test_ece_and_brier_are_those_of_a_direct_computation() -> None:
     pixels = planted(2.0, samples=3, pixels=4000)
     weights = torch.where(pixels.images < 10, 3.0, 1.0)
     pixels = Pixels(pixels.logits, pixels.labels, weights, pixels.images)
-    found = judge(Temperature(1.4), pixels, np.arange(30), bins=15, resamples=200, confidence=0.95, seed=0)
+    found = evaluate_calibrator(
+        Temperature(1.4), pixels, np.arange(30), bins=15, resamples=200, confidence=0.95, seed=0
+    )
     p = (pixels.logits / 1.4).softmax(dim=1).mean(dim=0).double().numpy()
     w, y = weights.numpy() / weights.numpy().sum(), pixels.labels.numpy()
     confidence, right = p.max(axis=0), p.argmax(axis=0) == y
@@ -72,40 +74,40 @@ def test_auto_takes_the_best_nll_among_those_that_change_no_winner() -> None:
     """One class was made too likely: vector scaling repairs it, but changes labels."""
     logits, labels = law()
     biases = torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0])[:, None]
-    judgement = judgement_of(pixels_of(logits * 2 + biases, labels))
-    vector = judgement.judged["vector"]
-    assert vector.nll.value == min(item.nll.value for item in judgement.judged.values())
+    comparison = comparison_of(pixels_of(logits * 2 + biases, labels))
+    vector = comparison.fitted["vector"]
+    assert vector.nll.value == min(item.nll.value for item in comparison.fitted.values())
     assert vector.winners_changed
     assert vector.labels_changed > 0.05
-    chosen = judgement.judged[judgement.auto]
+    chosen = comparison.fitted[comparison.auto]
     assert not chosen.winners_changed
     assert chosen.labels_changed == 0
-    assert chosen.nll.value < judgement.judged["identity"].nll.value
+    assert chosen.nll.value < comparison.fitted["identity"].nll.value
 
 
 def test_a_temperature_changes_no_winner_though_the_mean_of_samples_may_have_another() -> None:
     logits, labels = law(samples=6, spread=2.0)
-    found = judgement_of(pixels_of(logits * 3, labels), names=("temperature",)).judged["temperature"]
+    found = comparison_of(pixels_of(logits * 3, labels), names=("temperature",)).fitted["temperature"]
     assert not found.winners_changed
     before, after = ((logits * 3 / tau).softmax(dim=1).mean(dim=0).argmax(dim=0) for tau in (1.0, 3.0))
     assert found.labels_changed == pytest.approx((before != after).float().mean().item(), rel=0.1)
 
 
-def test_one_image_judges_itself_and_nothing_passes() -> None:
-    judgement = judgement_of(planted(2.0, images=1, pixels=2000), names=("temperature",))
-    assert not judgement.cross_fitted
-    found = judgement.judged["temperature"]
+def test_one_image_is_evaluated_on_itself_and_nothing_passes() -> None:
+    comparison = comparison_of(planted(2.0, images=1, pixels=2000), names=("temperature",))
+    assert not comparison.cross_fitted
+    found = comparison.fitted["temperature"]
     assert math.isnan(found.ece.low)
     assert found.document()["ece"]["high"] is None
     assert found.document()["ece_noise"] is None
-    assert not judgement.passed("temperature")
+    assert not comparison.passed("temperature")
 
 
 def test_images_of_one_block_are_halved_but_have_no_interval_and_do_not_pass() -> None:
-    judgement = judgement_of(planted(2.0, images=4, pixels=4000), block=4, names=("temperature",))
-    assert judgement.cross_fitted
-    assert math.isnan(judgement.judged["temperature"].ece.high)
-    assert not judgement.passed("temperature")
+    comparison = comparison_of(planted(2.0, images=4, pixels=4000), block=4, names=("temperature",))
+    assert comparison.cross_fitted
+    assert math.isnan(comparison.fitted["temperature"].ece.high)
+    assert not comparison.passed("temperature")
 
 
 def test_an_unknown_calibrator_is_refused() -> None:
@@ -118,14 +120,16 @@ def test_a_calibrator_that_is_worse_by_chance_passes_and_one_that_is_worse_does_
     blocks = np.arange(30) // 2
 
     def verdict(temperature: float) -> tuple[bool, bool, float]:
-        item = judge(
+        item = evaluate_calibrator(
             Temperature(temperature), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0
         )
         expected = mean_nll(Temperature(temperature), pixels) - mean_nll(Identity(), pixels)
         assert item.nll_change.value == pytest.approx(expected, abs=1e-5)
-        uncalibrated = judge(Identity(), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0)
-        judged = {"identity": uncalibrated, "temperature": item}
-        return Judgement(judged=judged, cross_fitted=True).passed("temperature"), item.worse, expected
+        uncalibrated = evaluate_calibrator(
+            Identity(), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0
+        )
+        fitted = {"identity": uncalibrated, "temperature": item}
+        return Comparison(fitted=fitted, cross_fitted=True).passed("temperature"), item.worse, expected
 
     passed, worse, change = verdict(1.01)
     assert (passed, worse) == (True, False)
@@ -137,7 +141,9 @@ def test_a_label_change_is_a_share_of_weights() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 2)
     pixels = Pixels(logits, torch.tensor([0, 1]), torch.tensor([3.0, 1.0]), torch.tensor([0, 1]))
     flip = VectorScaling((1.0, 1.0), (0.0, 5.0))
-    found = judge(flip, pixels, np.arange(2), bins=15, resamples=100, confidence=0.95, seed=0)
+    found = evaluate_calibrator(flip, pixels, np.arange(2), bins=15, resamples=100, confidence=0.95, seed=0)
     assert found.labels_changed == pytest.approx(0.75)
-    same = judge(Identity(), pixels, np.arange(2), bins=15, resamples=100, confidence=0.95, seed=0)
+    same = evaluate_calibrator(
+        Identity(), pixels, np.arange(2), bins=15, resamples=100, confidence=0.95, seed=0
+    )
     assert same.labels_changed == 0

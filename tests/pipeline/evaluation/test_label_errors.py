@@ -79,7 +79,7 @@ def test_doubts_are_those_of_confident_learning_by_region(seed: int) -> None:
         total = sum(margin for values in pairs.values() for margin, _ in values)
         assert found.score[place] == pytest.approx(total / 64, rel=1e-5)
         best = max(pairs, key=lambda pair: sum(margin for margin, _ in pairs[pair]))
-        assert (found.label[place], found.said[place]) == best
+        assert (found.label[place], found.predicted[place]) == best
         assert found.share[place] == pytest.approx(len(pairs[best]) / 64)
         sure = [confidence for _, confidence in pairs[best]]
         assert found.confidence[place] == pytest.approx(sum(sure) / len(sure), rel=1e-5)
@@ -90,7 +90,7 @@ def test_a_class_that_the_model_is_never_sure_of_needs_less_to_be_believed() -> 
     label = torch.zeros(4, 4, dtype=torch.uint8)
     settings = {"rows": np.zeros((4, 4), np.int32), "areas": np.array([16])}
     easy = region_doubts(probability, label, thresholds=np.array([0.9, 0.5, 0.9]), **settings)
-    assert (easy.label.tolist(), easy.said.tolist(), easy.share.tolist()) == ([0], [1], [1.0])
+    assert (easy.label.tolist(), easy.predicted.tolist(), easy.share.tolist()) == ([0], [1], [1.0])
     assert easy.score == pytest.approx([0.3])
     hard = region_doubts(probability, label, thresholds=np.array([0.9, 0.7, 0.9]), **settings)
     assert len(hard.region) == 0

@@ -16,8 +16,9 @@ from pipeline.data.masks import store_mask
 from pipeline.data.project import Project
 from pipeline.regions.outlines import encode_outline
 from pipeline.steps.calibrate import calibrate
-from pipeline.steps.held_out import audited_images, calibration_source, horvitz_thompson
+from pipeline.steps.held_out import audited_images, calibration_source
 from pipeline.steps.train import train
+from pipeline.studies.held_out import horvitz_thompson
 from pipeline.training.dataset import LabeledImage, read_masks
 from tests.factories import (
     HEIGHT,
@@ -155,7 +156,7 @@ def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
     for image_id in range(1, 9):
         add_audit(*pool, image_id)
     model = add_trained_model(*pool, make_segmenter(pool.project, overconfident=5))
-    rows = calibrate(*pool)
+    rows = calibrate(*pool).rows
     for row in rows:
         assert row.calibrator == "temperature"
         assert row.parameters["temperature"] > 2
@@ -168,13 +169,13 @@ def test_calibrators_are_fitted_on_the_cells_of_unseen_audit_regions(
     with pool.database.session() as session:
         labels = session.scalars(select(Label)).all()
         session.add_all(ModelLabel(model_id=model.id, label_id=label.id) for label in labels)
-    for row in calibrate(*pool):
+    for row in calibrate(*pool).rows:
         assert row.calibrator == "identity"
         assert row.warning is not None
         assert "no audit region that the model has not seen" in row.warning
 
     change(pool.database, Model, config={"held_out": "audit"})
-    assert [row.parameters for row in calibrate(*pool)] == [row.parameters for row in rows]
+    assert [row.parameters for row in calibrate(*pool).rows] == [row.parameters for row in rows]
 
 
 def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(

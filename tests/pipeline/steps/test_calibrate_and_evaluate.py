@@ -24,7 +24,7 @@ from pipeline.calibration.calibrators import (
 )
 from pipeline.data.project import Project
 from pipeline.errors import NotYourTurn, UserError
-from pipeline.steps.calibrate import calibrate, in_words
+from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.drawn_pixels import draw_pixels
@@ -84,14 +84,14 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: Workspace
     add_images(*small, "test", 9)
     model = add_trained_model(*small, make_segmenter(small.project, overconfident=5))
 
-    rows = calibrate(*small)
+    report = calibrate(*small)
+    rows = report.rows
 
     assert [row.sampler for row in rows] == ["none", "mc_dropout"]
     assert state(small.database) == "evaluate"
     for row in rows:
-        assert in_words(row).startswith(
-            f"{row.sampler}: temperature {row.parameters['temperature']:.2f} from 8"
-        )
+        first = f"{row.sampler}: temperature {row.parameters['temperature']:.2f} from 8"
+        assert any(line.startswith(first) for line in report.lines())
         assert row.calibrator == "temperature"
         assert row.images == 8
         assert 2 < row.parameters["temperature"] < 15
@@ -134,7 +134,7 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: Workspace
     assert eces[1] < eces[0] / 2
 
 
-def test_mutual_information_is_judged_only_where_there_are_samples(small: Workspace) -> None:
+def test_mutual_information_is_evaluated_only_where_there_are_samples(small: Workspace) -> None:
     add_images(*small, "test", 3)
     add_trained_model(*small, make_segmenter(small.project, overconfident=5))
     calibrate(*small)
@@ -150,7 +150,7 @@ def test_running_again_replaces_and_gives_the_same_numbers(small: Workspace) -> 
     add_trained_model(*small, make_segmenter(small.project, overconfident=5))
     first = calibrate(*small)
     again = calibrate(*small)
-    assert [row.parameters for row in again] == [row.parameters for row in first]
+    assert [row.parameters for row in again.rows] == [row.parameters for row in first.rows]
     report = evaluate(*small)
     repeated = evaluate(*small)
     np.testing.assert_equal([row.metrics for row in repeated.rows], [row.metrics for row in report.rows])
@@ -195,12 +195,14 @@ def test_without_calibration_masks_scores_stay_scores_and_say_so(small: Workspac
     add_images(*small, "calibration", 3, masks=False)
     add_images(*small, "test", 3)
     model = add_trained_model(*small, make_segmenter(small.project, overconfident=5))
-    for row in calibrate(*small):
+    report = calibrate(*small)
+    for row in report.rows:
         assert row.calibrator == "identity"
         assert row.nll_after is None
         assert row.warning is not None
         assert "stay uncalibrated" in row.warning
-        assert in_words(row) == f"{row.sampler}: nothing to fit on; its scores stay softmax scores."
+        line = f"{row.sampler}: nothing to fit on; its scores stay softmax scores."
+        assert line in report.lines()
     assert ask(small.database, stored_calibrators, model.id, sampler="mc_dropout") == Calibrators(
         Identity(), Identity()
     )
@@ -224,7 +226,7 @@ def test_a_broken_file_is_recorded_and_the_rest_goes_on(small: Workspace) -> Non
     broken = project.root / "images" / "test_1.png"
     broken.write_bytes(broken.read_bytes()[:200])
     (project.root / "masks" / "calibration_0.png").unlink()
-    rows = calibrate(project, database)
+    rows = calibrate(project, database).rows
     assert [row.images for row in rows] == [2, 2]
     report = evaluate(project, database)
     assert {row.images for row in report.rows if row.split == "test"} == {3}
@@ -239,7 +241,7 @@ def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path:
     add_images(project, database, "calibration", 2)
     add_images(project, database, "test", 2)
     add_trained_model(project, database, make_segmenter(project, overconfident=5))
-    rows = calibrate(project, database)
+    rows = calibrate(project, database).rows
     assert all(row.pixels > 200 for row in rows)
     report = evaluate(project, database)
     test = next(row for row in report.rows if row.split == "test")
@@ -318,7 +320,7 @@ def test_the_report_compares_all_calibrators_and_says_which_one_is_stored(tmp_pa
     project = configured(project, calibration={"calibrator": "auto"}, scoring={"sampler": "tta"})
     add_images(project, database, "calibration", 16)
     model = add_trained_model(project, database, make_segmenter(project, overconfident=5))
-    rows = {row.sampler: row for row in calibrate(project, database)}
+    rows = {row.sampler: row for row in calibrate(project, database).rows}
     assert list(rows) == ["none", "mc_dropout", "tta"]
     for row in rows.values():
         report = row.report
@@ -350,7 +352,7 @@ def test_the_configured_calibrator_is_stored_and_applied(tmp_path: Path, name: s
     project = configured(project, calibration={"calibrator": name})
     add_images(project, database, "calibration", 4)
     model = add_trained_model(project, database, make_segmenter(project, overconfident=5))
-    for row in calibrate(project, database):
+    for row in calibrate(project, database).rows:
         assert row.report is not None
         assert (row.calibrator, row.report["chosen"]) == (name, name)
     calibrators = ask(database, stored_calibrators, model.id, sampler="mc_dropout")

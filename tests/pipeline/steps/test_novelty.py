@@ -104,12 +104,12 @@ def small(tmp_path: Path) -> tuple[Project, Database, Model]:
     return project, database, model
 
 
-def test_the_pool_is_compared_and_classes_are_held_out_in_one_look(tmp_path: Path) -> None:
+def test_the_pool_is_compared_and_classes_are_held_out_in_one_call(tmp_path: Path) -> None:
     project, database, model = small(tmp_path)
     report = novelty(project, database, classes=["water"], pool_images=2)
-    assert report.unseen is not None
-    assert {row.sampler for row in report.unseen.rows} == {"none", "mc_dropout", "tta"}
-    folder = project.workdir / "novelty" / report.unseen.model
+    assert report.held_out_classes is not None
+    assert {row.sampler for row in report.held_out_classes.rows} == {"none", "mc_dropout", "tta"}
+    folder = project.workdir / "novelty" / report.held_out_classes.model
     assert (folder / "model.safetensors").is_file()
     with database.session(write=False) as session:
         stored = assessment_of(session, model_id=model.id, kind="novelty")
@@ -129,9 +129,9 @@ def test_the_pool_is_compared_and_classes_are_held_out_in_one_look(tmp_path: Pat
     before = (folder / "model.safetensors").stat().st_mtime_ns
     again = novelty(project, database, classes=["water"], pool_images=2)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before  # trained once
-    assert again.unseen is not None
-    assert [row.estimate.value for row in again.unseen.rows] == [
-        row.estimate.value for row in report.unseen.rows
+    assert again.held_out_classes is not None
+    assert [row.estimate.value for row in again.held_out_classes.rows] == [
+        row.estimate.value for row in report.held_out_classes.rows
     ]
     novelty(project, database, pool_images=2)
     kept = ask(database, assessment_of, model_id=model.id, kind="novelty")

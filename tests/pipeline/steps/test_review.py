@@ -115,10 +115,10 @@ def test_planted_errors_are_found_far_more_often_than_by_chance_and_named(labele
     precision = sum(place in labeled.planted() for place in found) / len(found)
     assert precision > 6 * chance  # with a small head on a random encoder
     first = report.items[0]
-    label, said = (CLASSES[index] for index in (first.label, first.said))
+    label, predicted = (CLASSES[index] for index in (first.label, first.predicted))
     stored = labeled.items("review-01")
     assert [(item.image_id, item.region_index) for item in stored] == found
-    assert stored[0].reason.startswith(f"labeled {label}, the model says {said} with ")
+    assert stored[0].reason.startswith(f"labeled {label}, predicted {predicted} with ")
     assert stored[0].reason.endswith(" of the region")
     assert {item.slice for item in stored} == {"review"}
     assert [item.score for item in stored] == sorted((item.score or 0 for item in stored), reverse=True)

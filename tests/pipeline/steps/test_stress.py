@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from db.queries.evaluations import assessment_of
+from pipeline.config import EvaluationConfig
 from pipeline.data.input_range import InputRange
 from pipeline.errors import UserError
 from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
@@ -22,7 +23,7 @@ BLOCK = np.arange(IMAGES) % BLOCKS
 
 
 def sample() -> Sample:
-    return Sample(BLOCK, resamples=500, confidence=0.95, seed=0)
+    return Sample(BLOCK, EvaluationConfig(resamples=500, confidence=0.95), seed=0)
 
 
 def results(
@@ -156,7 +157,7 @@ def test_the_guard_of_the_input_range_catches_magnified_images(tmp_path: Path) -
 
 
 def test_one_block_gives_no_interval() -> None:
-    alone = Sample(np.zeros(4, dtype=np.int64), resamples=100, confidence=0.95, seed=0)
+    alone = Sample(np.zeros(4, dtype=np.int64), EvaluationConfig(resamples=100, confidence=0.95), seed=0)
     found = alone.mean(np.arange(4.0))
     assert found.value == 1.5
     assert math.isnan(found.low)

@@ -10,7 +10,7 @@ import pytest
 from db.queries.evaluations import Kind, put_assessment
 from pipeline.errors import UserError
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.gate import NoveltyRow, judge
+from pipeline.evaluation.gate import NoveltyRow, decide_gate
 from pipeline.evaluation.quality_rows import novelty_row, novelty_rows
 from pipeline.steps.select import select
 from tests.factories import ask
@@ -45,27 +45,27 @@ def put(store: Store, kind: Kind, document: dict[str, Any]) -> None:
 class TestWhatDecides:
     def test_classes_that_were_held_out_decide_before_inputs_that_were_made_up(self):
         rows = novelty_rows(quality(row("noise", 0.2)), novelty(row("held_out_classes", 0.7)))
-        gate = judge(rows, sampler="mc_dropout", threshold=0.6)
+        gate = decide_gate(rows, sampler="mc_dropout", threshold=0.6)
         assert gate is not None
         assert gate.row.source == "held_out_classes"
         assert gate.passed
 
     def test_of_made_up_inputs_the_one_that_is_noticed_least_decides(self):
         rows = [row("noise", 0.9), row("shuffled_patches", 0.55)]
-        gate = judge(rows, sampler="mc_dropout", threshold=0.6)
+        gate = decide_gate(rows, sampler="mc_dropout", threshold=0.6)
         assert gate is not None
         assert gate.row.source == "shuffled_patches"
         assert not gate.passed
 
     def test_an_auroc_without_an_interval_does_not_pass(self):
         single = NoveltyRow("mc_dropout", "mutual_information", "noise", Estimate(0.99))
-        gate = judge([single], sampler="mc_dropout", threshold=0.6)
+        gate = decide_gate([single], sampler="mc_dropout", threshold=0.6)
         assert gate is not None
         assert not gate.passed
 
     def test_other_samplers_and_measures_say_nothing(self):
         rows = [row("noise", 0.9, sampler="tta"), row("noise", 0.9, measure="entropy")]
-        assert judge(rows, sampler="mc_dropout", threshold=0.6) is None
+        assert decide_gate(rows, sampler="mc_dropout", threshold=0.6) is None
 
     def test_a_former_copy_of_held_out_classes_gives_way_to_the_stored_ones(self):
         old = quality(row("held_out_classes", 0.9))

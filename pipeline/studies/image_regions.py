@@ -20,7 +20,7 @@ Rows = npt.NDArray[np.integer]
 """[H, W]: the row of each pixel's region, or −1."""
 
 
-class JudgedRegions:
+class ImageRegions:
     """Grid cells, superpixels and segments of the project's size, and its own region maps where it has some.
 
     Raises:

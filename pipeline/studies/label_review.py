@@ -1,0 +1,226 @@
+"""Label review: regions of labeled images whose label a model doubts.
+
+Legend: C classes, H W image size, R regions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import IGNORE
+from pipeline.data.images import ImageRef, read_image
+from pipeline.data.labels import compose_labels
+from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
+from pipeline.data.remote import ImageFile
+from pipeline.errors import DataError, UserError
+from pipeline.evaluation.label_errors import (
+    Floats,
+    RegionDoubts,
+    SelfConfidence,
+    merged,
+    region_doubts,
+    self_confidence,
+)
+from pipeline.evaluation.parts import boundary_band
+from pipeline.format import percent
+from pipeline.progress import Progress
+from pipeline.regions.outlines import paint_regions
+from pipeline.regions.segments import segments
+from pipeline.regions.shapes import RegionMap, map_regions
+from pipeline.regions.sources import RegionSource, region_source
+from pipeline.studies.held_out import spread
+from pipeline.studies.image_regions import grid_rows
+from pipeline.uncertainty.served_model import ServedModel
+
+LABEL_EDGE = 2
+"""Pixels so close to another label do not count: where exactly an edge runs is a matter of taste."""
+THRESHOLD_IMAGES = 256
+"""Images that the mean self-confidence of each class is taken from, spread over all that are labeled."""
+LEAST_SHARE = 0.01
+"""A region with fewer doubted pixels, as a share of its area, is not reviewed."""
+
+Box = tuple[int, int, int, int]
+"""x, y, w, h in image pixels."""
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image with its masks in the order in which they are painted, and the regions, by box and outline,
+    that were reviewed before."""
+
+    ref: ImageRef
+    masks: tuple[Path, ...]
+    reviewed: tuple[tuple[Box, str | None], ...]
+
+
+@dataclass(frozen=True)
+class DoubtedRegion:
+    """A region whose label the model doubts.
+
+    Attributes:
+        score: as `RegionDoubts`; so are `share` and `confidence`.
+        label, predicted: indices of the classes of the label and of the prediction on most doubted pixels.
+    """
+
+    image_id: int
+    uri: str
+    region_index: int
+    box: Box
+    outline: str | None
+    score: float
+    label: int
+    predicted: int
+    share: float
+    confidence: float
+
+    def reason(self, class_names: Sequence[str]) -> str:
+        """Why the region should be reviewed."""
+        return (
+            f"labeled {class_names[self.label]}, predicted {class_names[self.predicted]} with "
+            f"{percent(self.confidence)} on {percent(self.share)} of the region"
+        )
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """A labeled image with probability [C, H, W] and label uint8 [H, W] on the model's device."""
+
+    image: LabeledImage
+    probability: Tensor
+    label: Tensor
+
+
+class LabelReview:
+    """Predictions of labeled images, compared with their labels.
+
+    Attributes:
+        failed: URI and reason of each file that could not be used.
+    """
+
+    def __init__(self, project: Project, model: ServedModel) -> None:
+        self.project = project
+        self.model = model
+        self.device = model.predictor.device
+        self.source: RegionSource | None = region_source(project, project.config.scoring.regions)
+        self.failed: list[tuple[str, str]] = []
+
+    def thresholds(self, images: Sequence[LabeledImage], progress: Progress) -> Floats:
+        """The mean self-confidence of each class [C].
+
+        Raises:
+            UserError: none of the images can be used.
+        """
+        some = [images[place] for place in spread(len(images), THRESHOLD_IMAGES)]
+        sums: list[SelfConfidence] = []
+        for done, item in enumerate(self._predict(some), start=1):
+            sums.append(self_confidence(item.probability, item.label))
+            progress("self-confidence", done, len(some))
+        if not sums or not merged(sums).pixels.any():
+            first = (self.project.uri(some[0].ref.path), "Nothing in it is labeled.")
+            file, reason = self.failed[0] if self.failed else first
+            raise UserError(f"No labeled image can be used: {file}: {reason}", "Import the labels again.")
+        self.failed.clear()
+        return merged(sums).thresholds()
+
+    def doubts(
+        self, images: Sequence[LabeledImage], thresholds: Floats, *, most: int, progress: Progress
+    ) -> tuple[list[DoubtedRegion], int]:
+        """The `most` doubted regions, best first, and how many are doubted at all."""
+        best: list[DoubtedRegion] = []
+        doubted = 0
+        for done, item in enumerate(self._predict(images), start=1):
+            try:
+                found = self._of_image(item, thresholds)
+            except DataError as error:
+                self._fail(item.image.ref.path, error)
+                continue
+            doubted += len(found)
+            best = heapq.nsmallest(
+                most, best + found, key=lambda region: (-region.score, region.image_id, region.region_index)
+            )
+            progress("review", done, len(images))
+        return best, doubted
+
+    def _of_image(self, item: _Predicted, thresholds: Floats) -> list[DoubtedRegion]:
+        regions = self._regions(item)
+        found = region_doubts(
+            item.probability,
+            self._unreviewed(item),
+            thresholds=thresholds,
+            rows=regions.row,
+            areas=regions.regions.pixels,
+        )
+        return [
+            self._doubted(item.image.ref, regions, found, place)
+            for place in np.flatnonzero(found.share >= LEAST_SHARE).tolist()
+        ]
+
+    def _unreviewed(self, item: _Predicted) -> Tensor:
+        """The label without the regions of earlier reviews."""
+        regions = item.image.reviewed
+        if not regions:
+            return item.label
+        canvas = np.zeros(tuple(item.label.shape), dtype=np.bool_)
+        paint_regions(canvas, np.array([box for box, _ in regions]), [outline for _, outline in regions])
+        return item.label.masked_fill(torch.from_numpy(canvas).to(self.device), IGNORE)
+
+    def _regions(self, item: _Predicted) -> RegionMap:
+        data, regions, ref = self.project.config.data, self.project.config.scoring.regions, item.image.ref
+        if self.source is not None:
+            return self.source(ref, read_image(ref.path, channels=data.channels, max_pixels=data.max_pixels))
+        if regions.kind == "segment":
+            predicted = item.probability.argmax(dim=0).cpu().numpy()
+            return map_regions(segments(predicted, smallest=regions.smallest * regions.cell**2))
+        if regions.kind == "image":
+            return map_regions(np.zeros((ref.height, ref.width), dtype=np.int64))
+        return map_regions(grid_rows(regions, ref.width, ref.height))
+
+    def _predict(self, images: Sequence[LabeledImage]) -> Iterator[_Predicted]:
+        """Each image with its label, one by one at its own size; a file that cannot be used is listed in
+        `failed`."""
+        by_id = {image.ref.id: image for image in images}
+        for batch in self.model.batches([image.ref for image in images], batch_size=1):
+            if isinstance(batch, Unreadable):
+                self.failed.append((self.project.uri(batch.path), batch.reason))
+                continue
+            image = by_id[batch.ids[0]]
+            try:
+                mask = compose_labels(image.masks, (image.ref.width, image.ref.height))
+            except DataError as error:
+                self._fail(image.ref.path, error)
+                continue
+            prediction = self.model.predictor.predict(batch.image_BKHW)
+            label = torch.from_numpy(mask).to(self.device)
+            yield _Predicted(
+                image=image,
+                probability=prediction.at(prediction.probability, batch.sizes[0])[0],
+                label=label.masked_fill(boundary_band(label, width=LABEL_EDGE), IGNORE),
+            )
+
+    def _fail(self, path: ImageFile, error: DataError) -> None:
+        self.failed.append((self.project.uri(path), str(error)))
+
+    def _doubted(self, ref: ImageRef, shapes: RegionMap, found: RegionDoubts, place: int) -> DoubtedRegion:
+        row = int(found.region[place])
+        regions = shapes.regions
+        x, y, w, h = regions.boxes[row].tolist()
+        return DoubtedRegion(
+            image_id=ref.id,
+            uri=self.project.uri(ref.path),
+            region_index=int(regions.index[row]),
+            box=(x, y, w, h),
+            outline=None if regions.outlines is None else regions.outlines[row],
+            score=float(found.score[place]),
+            label=int(found.label[place]),
+            predicted=int(found.predicted[place]),
+            share=float(found.share[place]),
+            confidence=float(found.confidence[place]),
+        )

@@ -1,0 +1,106 @@
+"""Segmentation quality and calibration of a model on a locked split, before and after its calibrators.
+
+Legend: B batch, C classes, M measures, H W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import EvaluationConfig, Measure
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.metrics import Key, curves, summarise
+from pipeline.evaluation.promotion import Overlap
+from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
+from pipeline.progress import Progress
+from pipeline.studies.held_out import HeldOutImages, LabeledBatch
+from pipeline.uncertainty.served_model import SampledModel
+
+DETECTORS: tuple[Measure, ...] = (
+    "least_confidence",
+    "margin",
+    "entropy",
+    "mutual_information",
+    "energy",
+    "max_logit",
+)
+"""Measures that are tested as detectors of wrong pixels; mutual information only with samples."""
+SEED = 0
+"""Of every bootstrap, so that all models are compared on the same resamples."""
+
+Variant = tuple[str, bool]
+"""Sampler, and whether the calibrators are applied."""
+
+DECIDING: Variant = ("none", True)
+"""What a model's promotion is decided on; a temperature changes no cell's winner, and so hardly its mIoU."""
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One evaluation: of a split, with a sampler, before or after calibration."""
+
+    split: str
+    sampler: str
+    calibrated: bool
+    images: int
+    blocks: int
+    metrics: dict[Key, Estimate]
+    curves: dict[str, Any] = field(repr=False)
+
+
+def measure(
+    split: str,
+    images: HeldOutImages,
+    model: SampledModel,
+    *,
+    config: EvaluationConfig,
+    progress: Progress,
+) -> list[EvaluationRow]:
+    """A row for each sampler, before and after calibration; none where no image can be used.
+
+    Every image is read once, and passes through the network once for each sampler.
+    """
+    sums: dict[Variant, dict[int, Statistics]] = {}
+    block_of: dict[int, int] = {}
+    for batch in images.read(model.first, title=f"evaluate {split}", progress=progress):
+        block_of |= {image_id: images.block_of[image_id] for image_id in batch.ids}
+        for image_id, variant, record in _records(model, batch, bins=config.bins):
+            by_block, block = sums.setdefault(variant, {}), block_of[image_id]
+            by_block[block] = merge(by_block[block], record) if block in by_block else record
+    rows: list[EvaluationRow] = []
+    for variant, by_block in sums.items():
+        statistics = stack([by_block[block] for block in sorted(by_block)])
+        settings = {"bins": config.bins, "resamples": config.resamples, "seed": SEED}
+        metrics = summarise(statistics, confidence=config.confidence, **settings)
+        shown = curves(statistics, confidence=config.confidence, **settings)
+        if variant == DECIDING:
+            shown["overlap"] = Overlap.of(
+                statistics, image_ids=list(block_of), image_blocks=list(block_of.values())
+            ).document()
+        rows.append(EvaluationRow(split, *variant, len(block_of), len(by_block), metrics, shown))
+    return rows
+
+
+def _records(
+    model: SampledModel, batch: LabeledBatch, *, bins: int
+) -> Iterator[tuple[int, Variant, Statistics]]:
+    """The sums of each image, with each sampler, before and after calibration."""
+    label = batch.label.to(model.device)
+    for sampler, *both in model.predict(batch.image):
+        for calibrated, prediction in zip((False, True), both, strict=True):
+            measures = prediction.measures()
+            detectors: list[Measure] = [name for name in DETECTORS if name in measures]
+            maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
+            for row, image_id in enumerate(batch.ids):
+                probability_CHW, measured_MHW = (
+                    prediction.at(maps[row : row + 1], batch.size)[0]
+                    for maps in (prediction.probability, maps_BMHW)
+                )
+                measured: dict[str, Tensor] = dict(zip(detectors, measured_MHW, strict=True))
+                record = image_statistics(probability_CHW, label[row], measured, class_bins=bins)
+                yield image_id, (sampler, calibrated), record

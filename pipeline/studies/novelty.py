@@ -1,0 +1,285 @@
+"""Novelty: the pool compared with held-out images, and the detection of classes that a model was trained
+without.
+
+Legend: n images, F encoder features, H W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import EvaluationConfig
+from pipeline.data.loading import Batch, Unreadable
+from pipeline.data.project import Project
+from pipeline.errors import UserError
+from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric
+from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
+from pipeline.progress import Progress
+from pipeline.studies.held_out import HeldOutImages, PlacedImage, block_index
+from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import SampledModel, ServedModel
+
+SEED = 0
+CONFIDENCE_BINS = 150
+SHOWN_BINS = 30
+FARTHEST = 10
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One number of the held-out images and of the pool: shares of each in common bins, and the pool's mean
+    less that of the held-out images."""
+
+    edges: list[float]
+    held_out: list[float]
+    pool: list[float]
+    difference: Estimate
+    means: tuple[float, float]
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "edges": self.edges,
+            "held_out": self.held_out,
+            "pool": self.pool,
+            "difference": self.difference.document(),
+        }
+
+
+@dataclass(frozen=True)
+class FarImage:
+    """A pool image that lies far from everything labeled: its distance to the nearest labeled image, and the
+    share of held-out images that lie nearer, in per cent."""
+
+    image_id: int
+    uri: str
+    distance: float
+    percentile: float
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored."""
+        return asdict(self) | {
+            "distance": round(self.distance, 6),
+            "percentile": round(self.percentile, 1),
+        }
+
+
+@dataclass(frozen=True)
+class PoolComparison:
+    """The pool beside the held-out images: confidence, distance to the nearest labeled image, and the pool
+    images of the largest distance."""
+
+    confidence: Compared
+    neighbours: Compared
+    farthest: list[FarImage]
+
+
+@dataclass(frozen=True)
+class ClassDetection:
+    """How well a model that was trained without some classes detects their pixels."""
+
+    classes: list[str]
+    model: str
+    images: int
+    blocks: int
+    rows: list[NoveltyMetric]
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "classes": self.classes,
+            "model": self.model,
+            "images": self.images,
+            "blocks": self.blocks,
+            "rows": [
+                {
+                    "sampler": row.sampler,
+                    "measure": row.measure,
+                    "metric": row.metric,
+                    **row.estimate.document(),
+                }
+                for row in self.rows
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """Of the images that could be read: confidence histograms [n, 150], mean confidence [n], features [n, F]
+    and the block of each [n]."""
+
+    images: list[PlacedImage]
+    histograms: Array
+    confidence: Array
+    features: Array
+    block: npt.NDArray[np.int64]
+
+
+def compare_pool(
+    project: Project,
+    model: ServedModel,
+    *,
+    held_out: Sequence[PlacedImage],
+    pool: Sequence[PlacedImage],
+    labeled: Sequence[PlacedImage],
+    failed: list[tuple[str, str]],
+    progress: Progress,
+) -> PoolComparison | None:
+    """Compare unlabeled pool images with held-out ones; None where one of the three sets has no image.
+
+    Args:
+        labeled: images that the model has learned from.
+        failed: gets URI and reason of each file that could not be used.
+    """
+    if not (held_out and pool and labeled):
+        return None
+    known, new, references = (
+        _predict(project, model, images, failed, progress, with_confidence=images is not labeled)
+        for images in (held_out, pool, labeled)
+    )
+    if not (known.images and new.images and references.images):
+        return None
+    near, far = (nearest_distances(side.features, references.features) for side in (known, new))
+    config = project.config.evaluation
+    per_bin = CONFIDENCE_BINS // SHOWN_BINS
+    histograms = [
+        side.histograms.mean(axis=0).reshape(SHOWN_BINS, per_bin).sum(axis=1).round(6).tolist()
+        for side in (known, new)
+    ]
+    confidence = Compared(
+        edges=np.linspace(0, 1, SHOWN_BINS + 1).round(6).tolist(),
+        held_out=histograms[0],
+        pool=histograms[1],
+        difference=_difference(known.confidence, new.confidence, known, new, config),
+        means=(float(known.confidence.mean()), float(new.confidence.mean())),
+    )
+    edges = np.linspace(0, max(near.max(), far.max(), 1e-6), SHOWN_BINS + 1)
+    neighbours = Compared(
+        edges=edges.round(6).tolist(),
+        held_out=shares(near, edges),
+        pool=shares(far, edges),
+        difference=_difference(near, far, known, new, config),
+        means=(float(near.mean()), float(far.mean())),
+    )
+    farthest = [
+        FarImage(
+            image_id=new.images[row].ref.id,
+            uri=project.uri(new.images[row].ref.path),
+            distance=float(far[row]),
+            percentile=float(100 * (near <= far[row]).mean()),
+        )
+        for row in np.argsort(-far, kind="stable")[:FARTHEST]
+    ]
+    return PoolComparison(confidence, neighbours, farthest)
+
+
+@torch.inference_mode()
+def detect_classes(
+    model: SampledModel,
+    images: HeldOutImages,
+    *,
+    name: str,
+    classes: Sequence[str],
+    class_names: Sequence[str],
+    progress: Progress,
+) -> ClassDetection:
+    """Out-of-distribution detection of a model that was trained without `classes`, with every sampler and
+    measure; uncalibrated, because no calibrator was fitted to it.
+
+    Raises:
+        UserError: no held-out image has a pixel of the classes.
+    """
+    found = HeldOutClasses([class_names.index(one) for one in classes], blocks=images.blocks)
+    count = 0
+    for batch in images.read(model.first, title="detect the classes", progress=progress):
+        count += len(batch.ids)
+        label = batch.label.to(model.device)
+        for sampler, prediction, _ in model.predict(batch.image):
+            maps = prediction.measures()
+            for row, image_id in enumerate(batch.ids):
+                stacked = torch.stack([plane[row] for plane in maps.values()])[None]
+                measures: dict[str, Tensor] = dict(
+                    zip(maps, prediction.at(stacked, batch.size)[0], strict=True)
+                )
+                found.add(sampler, measures, label[row], block=images.block_of[image_id])
+    if not found.pixels:
+        raise UserError(
+            f"No held-out image has a pixel of {', '.join(classes)}.", "Hold out classes that they have."
+        )
+    bootstrap = BlockBootstrap.draw(images.blocks, images.project.config.evaluation, seed=SEED)
+    return ClassDetection(
+        classes=list(classes),
+        model=name,
+        images=count,
+        blocks=images.blocks,
+        rows=list(found.rows(bootstrap)),
+    )
+
+
+def _difference(
+    first: Array, second: Array, held_out: _Predicted, pool: _Predicted, config: EvaluationConfig
+) -> Estimate:
+    return mean_difference(
+        first,
+        second,
+        held_out.block,
+        pool.block,
+        resamples=config.resamples,
+        confidence=config.confidence,
+        seed=SEED,
+    )
+
+
+def _predict(
+    project: Project,
+    model: ServedModel,
+    images: Sequence[PlacedImage],
+    failed: list[tuple[str, str]],
+    progress: Progress,
+    *,
+    with_confidence: bool,
+) -> _Predicted:
+    """Read images once; those that cannot be read are left out."""
+    by_id = {image.ref.id: image for image in images}
+    found: dict[int, tuple[Array, float, Array]] = {}
+    for batch in model.batches([image.ref for image in images]):
+        if isinstance(batch, Unreadable):
+            failed.append((project.uri(batch.path), batch.reason))
+            continue
+        rows = _rows(model.predictor, batch, with_confidence=with_confidence)
+        found.update(zip(batch.ids, rows, strict=True))
+        progress("compare images", len(found), len(images))
+    kept = [by_id[image_id] for image_id in sorted(found)]
+    histograms, confidence, features = (
+        np.array([found[image.ref.id][column] for image in kept]) for column in range(3)
+    )
+    block = block_index(kept, project.config.evaluation.block)
+    return _Predicted(kept, histograms, confidence, features, block)
+
+
+@torch.inference_mode()
+def _rows(
+    predictor: Predictor, batch: Batch[Any], *, with_confidence: bool
+) -> Iterator[tuple[Array, float, Array]]:
+    """Of each image: shares of its pixels by confidence [150], mean confidence, features [F]."""
+    padded = predictor.segmenter.pad(batch.image_BKHW.to(predictor.device))
+    features = predictor.segmenter.image_features(padded).double().cpu().numpy()
+    if not with_confidence:
+        yield from ((np.zeros(CONFIDENCE_BINS), float("nan"), row) for row in features)
+        return
+    confidence = predictor.predict(batch.image_BKHW).probability.amax(dim=1).flatten(1).clamp(0, 1)
+    for values, row in zip(confidence, features, strict=True):
+        bins = (values * CONFIDENCE_BINS).long().clamp_(max=CONFIDENCE_BINS - 1)
+        histogram = torch.bincount(bins, minlength=CONFIDENCE_BINS).double().cpu().numpy()
+        yield histogram / histogram.sum(), float(values.double().mean()), row

@@ -1,0 +1,230 @@
+"""Quality of the uncertainty: every sampler and measure of a model, added up over held-out images.
+
+Legend: C classes, M measures, H W image size, h w size of the maps, b blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import Measure, Sampler
+from pipeline.data.images import ImageRef
+from pipeline.data.loading import Unreadable
+from pipeline.data.project import Project
+from pipeline.errors import DataError
+from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.frequency import fit_groups, frequency_test
+from pipeline.evaluation.gate import decide_gate
+from pipeline.evaluation.parts import part_names
+from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_blocks, region_table
+from pipeline.evaluation.quality_rows import (
+    detection_rows,
+    frequency_row,
+    gate_row,
+    novelty_row,
+    novelty_rows,
+    region_rows,
+    reliability_rows,
+)
+from pipeline.evaluation.reliability import reliability_estimates
+from pipeline.progress import Progress
+from pipeline.studies.constructed import ConstructedInputs, measures_of
+from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch
+from pipeline.studies.image_regions import ImageRegions
+from pipeline.uncertainty.served_model import SampledModel
+
+SEED = 0
+"""Of the bootstrap, the shuffles and the noise, so that all models get the same inputs."""
+NOVELTY_IMAGES = 30
+"""Images that out-of-distribution inputs are made of, spread over the blocks."""
+GROUPING_PIXELS = 2000
+"""Pixels of each image that the groups of the frequency test are found on."""
+
+
+class QualityStudy:
+    """One pass over held-out images, and the sums that it gives.
+
+    Args:
+        held_out: images with masks.
+        others: images without overlap with them, on whose predictions the groups of the frequency test are
+            found.
+    """
+
+    def __init__(
+        self, project: Project, model: SampledModel, held_out: Sequence[HeldOut], others: Sequence[ImageRef]
+    ) -> None:
+        self.config = project.config
+        self.model = model
+        self.others = others
+        self.measures: dict[Sampler, tuple[Measure, ...]] = {
+            sampler: measures_of(sampler) for sampler in model.samplers
+        }
+        self.images = HeldOutImages(
+            project,
+            held_out,
+            most_blocks=most_blocks(
+                measures=sum(map(len, self.measures.values())), num_classes=self.config.data.num_classes
+            ),
+        )
+        self.regions = ImageRegions(project)
+        self.used: Counter[int] = Counter()
+        """Images of each block that could be used."""
+        self.qualities: dict[Sampler, Quality] = {}
+        self.constructed = ConstructedInputs(
+            model, self.measures, chosen=_spread_over_blocks(self.images.block_of, NOVELTY_IMAGES)
+        )
+
+    def run(self, progress: Progress) -> int:
+        """Read every image once; returns how many could be used."""
+        progress("Grouping predictions", 0, None)
+        centroids = self._centroids()
+        for sampler, measures in self.measures.items():
+            self.qualities[sampler] = Quality(
+                measures=measures,
+                num_classes=self.config.data.num_classes,
+                blocks=self.images.blocks,
+                bins=self.config.evaluation.bins,
+                centroids=centroids.get(sampler),
+            )
+        for batch in self.images.read(self.model.first, title="Assessing images", progress=progress):
+            self._add(batch)
+        return self.used.total()
+
+    def document(self, split: str, novelty: Mapping[str, Any] | None) -> dict[str, Any]:
+        """All numbers with their intervals, as they are stored.
+
+        Args:
+            split: that the images are of.
+            novelty: the stored document of the model's novelty study.
+        """
+        used = sorted(self.used)
+        bootstrap = self._bootstrap(len(used))
+        parts = part_names(self.config.data.class_names)
+        detection: list[dict[str, Any]] = []
+        regions: list[dict[str, Any]] = []
+        reliability: list[dict[str, Any]] = []
+        frequency: list[dict[str, Any]] = []
+        for sampler, quality in self.qualities.items():
+            quality.keep_blocks(used)
+            detection += detection_rows(sampler, quality.detection(bootstrap), parts)
+            regions += region_rows(sampler, quality.rank_correlations(bootstrap))
+            for calibrated, tables in zip((False, True), quality.reliability, strict=True):
+                found = reliability_estimates(tables, bootstrap=bootstrap)
+                reliability += reliability_rows(sampler, found, parts, calibrated=calibrated)
+            if quality.centroids is not None:
+                groups = frequency_test(quality.frequency, bootstrap=bootstrap)
+                frequency.append(frequency_row(sampler, groups))
+        constructed = {"novelty": [novelty_row(row) for row in self.constructed.rows(self._bootstrap)]}
+        aurocs = novelty_rows(constructed, novelty)
+        gate = decide_gate(aurocs, sampler=self._gated_sampler(), threshold=self.config.evaluation.gate)
+        return {
+            "split": split,
+            "images": self.used.total(),
+            "blocks": len(used),
+            "confidence": self.config.evaluation.confidence,
+            "boundary_pixels": self.config.evaluation.boundary,
+            "detection": detection,
+            "regions": regions,
+            "reliability": reliability,
+            "frequency": frequency,
+            "novelty": [novelty_row(row) for row in aurocs],
+            "gate": gate_row(gate),
+        }
+
+    def _add(self, batch: LabeledBatch) -> None:
+        device = self.model.device
+        labels = batch.label.to(device)
+        pixels: dict[int, LabeledPixels] = {}
+        rows: dict[int, dict[str, Tensor]] = {}
+        for place, image_id in enumerate(batch.ids):
+            item = self.images.by_id[image_id]
+            try:
+                found = self.regions.of_image(item)
+            except DataError as error:
+                self.images.fail(item.ref.path, str(error))
+                continue
+            rows[place] = {kind: torch.from_numpy(of_kind).to(device) for kind, of_kind in found.items()}
+            pixels[place] = LabeledPixels.of(
+                labels[place],
+                num_classes=self.config.data.num_classes,
+                boundary=self.config.evaluation.boundary,
+            )
+            self.used[self.images.block_of[image_id]] += 1
+        for sampler, plain, calibrated in self.model.predict(batch.image):
+            maps = calibrated.measures()
+            stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
+            quality = self.qualities[sampler]
+            for place, of_image in pixels.items():
+                part = slice(place, place + 1)
+                values_MHW, probability, uncalibrated = (
+                    calibrated.at(tensor[part], batch.size)[0]
+                    for tensor in (stacked, calibrated.probability, plain.probability)
+                )
+                measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MHW, strict=True))
+                block = self.images.block_of[batch.ids[place]]
+                quality.add(
+                    block,
+                    of_image,
+                    measures=measures,
+                    probability_CHW=probability,
+                    uncalibrated_CHW=uncalibrated,
+                )
+                predicted = probability.argmax(dim=0)
+                segments = torch.from_numpy(self.regions.of_prediction(predicted.cpu().numpy())).to(device)
+                for kind, row_HW in {**rows[place], "segment": segments}.items():
+                    table = region_table(
+                        row_HW,
+                        measures,
+                        predicted != labels[place],
+                        of_image.valid,
+                        most=max(1, MOST_REGIONS // len(self.images)),
+                        generator=np.random.default_rng([SEED, batch.ids[place]]),
+                    )
+                    quality.add_regions(block, kind, table)
+            self.constructed.add_known(sampler, maps, batch.ids, self.images.block_of)
+        self.constructed.add_novel(batch, self.images.block_of)
+
+    def _centroids(self) -> dict[Sampler, Tensor]:
+        """Of each sampler, from predictions on the other images; empty without such images."""
+        drawn: dict[Sampler, list[npt.NDArray[np.float64]]] = {}
+        for batch in self.model.first.batches(self.others):
+            if isinstance(batch, Unreadable):
+                continue
+            for sampler, _, calibrated in self.model.predict(batch.image_BKHW):
+                for image_id, probability_Chw in zip(batch.ids, calibrated.probability, strict=True):
+                    vectors = probability_Chw.flatten(1).T.double().cpu().numpy()
+                    generator = np.random.default_rng([SEED, image_id])
+                    some = generator.permutation(len(vectors))[:GROUPING_PIXELS]
+                    drawn.setdefault(sampler, []).append(vectors[some])
+        return {
+            sampler: torch.from_numpy(fit_groups(np.concatenate(vectors), seed=SEED))
+            .float()
+            .to(self.model.device)
+            for sampler, vectors in drawn.items()
+        }
+
+    def _bootstrap(self, count: int) -> BlockBootstrap:
+        return BlockBootstrap.draw(count, self.config.evaluation, seed=SEED)
+
+    def _gated_sampler(self) -> Sampler:
+        """The sampler that scores, or the first one that could give mutual information."""
+        sampled: list[Sampler] = [sampler for sampler in self.measures if sampler != "none"]
+        scoring = self.config.scoring.sampler
+        return scoring if scoring in sampled or not sampled else sampled[0]
+
+
+def _spread_over_blocks(block_of: Mapping[int, int], most: int) -> set[int]:
+    """At most so many images, each block giving one before any gives a second."""
+    turns: Counter[int] = Counter()
+    order: list[tuple[int, int, int]] = []
+    for image_id, block in block_of.items():
+        order.append((turns[block], block, image_id))
+        turns[block] += 1
+    return {image_id for _, _, image_id in sorted(order)[:most]}

@@ -1,0 +1,157 @@
+"""Stress: held-out images made worse step by step, and what a model predicts for them.
+
+Legend: B batch, K image channels, C classes, h w the network's image, H W the image and its mask, n images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.data.input_range import pixel_statistics
+from pipeline.data.labels import resize_mask
+from pipeline.evaluation.stress_verdicts import (
+    BASES,
+    METRICS,
+    STRESSES,
+    UNRECOGNISABLE,
+    Condition,
+    Results,
+)
+from pipeline.progress import Progress, silent
+from pipeline.studies import corruptions
+from pipeline.studies.held_out import HeldOutImages, LabeledBatch
+from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.served_model import ServedModel
+
+SEED = 0
+"""Of the noise, the shuffles and the bootstrap, so that all models get the same images."""
+BASE = BASES["magnify"]
+"""The unchanged images, under the name that they are measured by."""
+
+Measured = dict[Condition, dict[str, float]]
+"""Of one image."""
+
+
+def measure_stress(
+    model: ServedModel, images: HeldOutImages, *, progress: Progress
+) -> tuple[dict[int, Measured], int]:
+    """Every metric of every image under every condition, by image id; and how many images the input-range
+    guard flags when they are magnified most."""
+    measured: dict[int, Measured] = {}
+    flagged, done = 0, 0
+    input_range = model.card.input_range
+    for batch in images.read(model, title="stress", progress=silent):
+        for condition, image in _conditions(batch, model):
+            rows = _metrics(model.predictor, image, batch, condition)
+            for image_id, values in zip(batch.ids, rows, strict=True):
+                measured.setdefault(image_id, {})[condition] = values
+            if input_range is not None and (condition.kind, condition.strength) == ("magnify", 16):
+                flagged += sum(found is not None for found in input_range.outliers(pixel_statistics(image)))
+            done += len(batch.ids)
+            progress("stress", done, (len(images) - len(images.failed)) * (len(STRESSES) + 1))
+    return measured, flagged
+
+
+def results_of(measured: Sequence[Measured]) -> Results:
+    """Values by condition and metric; the unchanged images stand under each kind's own name too."""
+
+    def column(condition: Condition) -> dict[str, npt.NDArray[np.float64]]:
+        return {
+            metric: np.array([image[condition].get(metric, np.nan) for image in measured])
+            for metric in METRICS
+        }
+
+    unchanged = column(BASE)
+    results: dict[Condition, dict[str, npt.NDArray[np.float64]]] = {}
+    for kind, base in BASES.items():
+        mine = [condition for condition in STRESSES if condition.kind == kind]
+        smaller = [condition for condition in mine if condition.strength < base.strength]
+        for condition in (*smaller, base, *(one for one in mine if one not in smaller)):
+            results[condition] = unchanged if condition == base else column(condition)
+    return results
+
+
+def _conditions(batch: LabeledBatch, model: ServedModel) -> Iterator[tuple[Condition, Tensor]]:
+    """The unchanged images, then each stress: normalised [B, K, h', w']."""
+    card = model.card
+    unit = corruptions.to_unit(batch.image, mean=card.mean, std=card.std)
+    attacked = iter(_attacked(batch, model))
+    yield BASE, batch.image
+    for condition in STRESSES:
+        strength = condition.strength
+        if condition.kind == "magnify":
+            yield condition, corruptions.magnify(batch.image, strength)
+            continue
+        if condition.kind == "fgsm":
+            yield condition, next(attacked)
+            continue
+        if condition.kind in UNRECOGNISABLE:
+            changed = torch.cat([_destroyed(unit[[row]], condition, id) for row, id in enumerate(batch.ids)])
+        elif condition.kind == "blur":
+            changed = corruptions.blur(unit, strength)
+        elif condition.kind == "night_gamma":
+            changed = corruptions.darken(unit, strength)
+        else:
+            changed = corruptions.rescale(unit, strength)
+        yield condition, corruptions.to_normalised(changed, mean=card.mean, std=card.std)
+
+
+def _attacked(batch: LabeledBatch, model: ServedModel) -> list[Tensor]:
+    """The images after each FGSM step, through the deterministic network; the gradient of a large image is
+    that of its tiles."""
+    predictor, card = model.predictor, model.card
+    size = (batch.image.shape[-2], batch.image.shape[-1])
+    label = torch.from_numpy(np.stack([resize_mask(mask.numpy(), size) for mask in batch.label])).long()
+    strengths = [condition.strength / 255 for condition in STRESSES if condition.kind == "fgsm"]
+    attacked = [torch.empty_like(batch.image) for _ in strengths]
+    side = predictor.scoring.tile
+    for top in range(0, size[0], side):
+        for left in range(0, size[1], side):
+            part = (..., slice(top, top + side), slice(left, left + side))
+            tiles = corruptions.fgsm(
+                batch.image[part].to(predictor.device),
+                label[part].to(predictor.device),
+                predictor.segmenter,
+                strengths=strengths,
+                mean=card.mean,
+                std=card.std,
+            )
+            for whole, tile in zip(attacked, tiles, strict=True):
+                whole[part] = tile.cpu()
+    return attacked
+
+
+def _destroyed(unit: Tensor, condition: Condition, image_id: int) -> Tensor:
+    """One unrecognisable image [1, K, h, w]; the same one for every model."""
+    generator = torch.Generator().manual_seed(SEED + 1_000_003 * image_id + int(condition.strength))
+    if condition.kind == "noise":
+        return corruptions.noise(unit, condition.label, generator=generator)
+    patches = min(int(condition.strength), *unit.shape[-2:])
+    return corruptions.shuffle_patches(unit, patches, generator=generator)
+
+
+@torch.inference_mode()
+def _metrics(
+    predictor: Predictor, image: Tensor, batch: LabeledBatch, condition: Condition
+) -> list[dict[str, float]]:
+    """Each metric of each image: accuracy over its labeled pixels, the rest over all of its cells."""
+    prediction = predictor.predict(image)
+    maps = prediction.measures()
+    means: dict[str, list[float]] = {
+        metric: maps[metric].mean(dim=(-2, -1)).tolist()
+        for metric in ("entropy", "mutual_information", "energy")
+        if metric in maps
+    }
+    means["confidence"] = prediction.probability.amax(dim=1).mean(dim=(-2, -1)).tolist()
+    if condition.kind not in UNRECOGNISABLE:
+        predicted = prediction.at(prediction.probability, batch.size).argmax(1)
+        means["accuracy"] = [
+            float((predicted[row].cpu() == mask)[mask < prediction.probability.shape[1]].double().mean())
+            for row, mask in enumerate(batch.label)
+        ]
+    return [{metric: values[row] for metric, values in means.items()} for row in range(len(batch.ids))]
