@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import EvaluationConfig
+from pipeline.evaluation.estimate import Estimate
 
 MOST_BLOCKS = 512
 """Blocks are merged at random above this number: the intervals stay, the memory is bounded."""
@@ -129,6 +130,11 @@ class BlockBootstrap:
             ]
         )
         return percentile_interval(drawn, self.confidence, count=len(sums))
+
+    def estimate(self, statistic: Statistic, sums: npt.NDArray[np.float64]) -> Estimate:
+        """One number of the sums of all blocks [b, *], with its interval."""
+        low, high = self.interval(statistic, sums)
+        return Estimate(float(statistic(sums.sum(axis=0)[None])[0]), float(low), float(high))
 
 
 def student_quantile(probability: float, degrees: int) -> float:

@@ -221,10 +221,8 @@ def separation(known: Array, novel: Array, *, bootstrap: BlockBootstrap) -> Esti
     def of_sums(sums: Array) -> Array:
         return auroc(sums[..., 0, :], sums[..., 1, :])
 
-    both = np.stack([known, novel], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = bootstrap.interval(of_sums, both)
-        return Estimate(float(of_sums(both.sum(axis=0)[None])[0]), float(low), float(high))
+        return bootstrap.estimate(of_sums, np.stack([known, novel], axis=1))
 
 
 def coarse(errors: Array) -> Array:

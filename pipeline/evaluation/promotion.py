@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.metrics import intersection_over_union, mean_defined
 from pipeline.evaluation.statistics import Statistics
@@ -60,13 +60,6 @@ class Overlap:
         parts = {name: np.array(document[name], dtype=np.float64) for name in _PARTS}
         return cls(fingerprint=document["fingerprint"], **parts)
 
-    def mean_iou(self, weights: Array) -> Array:
-        """mIoU [R] for weights [R, b] over blocks."""
-        iou = intersection_over_union(
-            weights @ self.true_positive, weights @ self.true, weights @ self.predicted
-        )
-        return mean_defined(iou)
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -76,9 +69,7 @@ class Verdict:
     difference: Estimate
 
 
-def compare(
-    new: Overlap, current: Overlap, *, tolerance: float, resamples: int, confidence: float, seed: int
-) -> Verdict:
+def compare(new: Overlap, current: Overlap, *, tolerance: float, bootstrap: BlockBootstrap) -> Verdict:
     """Refuse a model that is worse beyond the interval of the difference, and beyond the tolerance.
 
     With a single block there is no interval, and the difference itself decides.
@@ -88,15 +79,14 @@ def compare(
     """
     if new.fingerprint != current.fingerprint:
         raise ValueError("Expected two models measured on the same images in the same blocks.")
-    count = len(new.true)
-    ones = np.ones((1, count))
-    difference = float((new.mean_iou(ones) - current.mean_iou(ones))[0])
-    if count < 2:
-        return Verdict(difference >= -tolerance, Estimate(difference))
-    weights = bootstrap_weights(count, resamples=resamples, seed=seed)
-    drawn = new.mean_iou(weights) - current.mean_iou(weights)
-    low, high = percentile_interval(drawn, confidence, count=count)
-    return Verdict(bool(high >= -tolerance), Estimate(difference, float(low), float(high)))
+
+    def difference(sums: Array) -> Array:
+        iou = intersection_over_union(*np.moveaxis(sums, 2, 0))
+        return np.subtract(*mean_defined(iou).T)
+
+    sums = np.stack([[getattr(one, name) for name in _PARTS] for one in (new, current)])
+    found = bootstrap.estimate(difference, np.moveaxis(sums, 2, 0))
+    return Verdict(found.highest >= -tolerance, found)
 
 
 _PARTS = ("true_positive", "true", "predicted")

@@ -70,21 +70,6 @@ class Statistics:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measures"}
 
 
-def empty_statistics(*, num_classes: int, measures: Sequence[str], class_bins: int) -> Statistics:
-    """The record of no pixel."""
-    return Statistics(
-        measures=tuple(measures),
-        pixels=np.zeros(()),
-        nll=np.zeros(()),
-        brier=np.zeros(()),
-        confusion=np.zeros((num_classes, num_classes)),
-        reliability=np.zeros((LINEAR_BINS, 3)),
-        tail=np.zeros((LOG_BINS, 3)),
-        class_reliability=np.zeros((num_classes, class_bins, 3)),
-        errors=np.zeros((len(measures), 2, MEASURE_BINS)),
-    )
-
-
 def image_statistics(
     probability_CHW: Tensor, label_HW: Tensor, measures: Mapping[str, Tensor], *, class_bins: int
 ) -> Statistics:

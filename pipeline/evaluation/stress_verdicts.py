@@ -101,8 +101,7 @@ class Sample:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return sums[..., 0] / sums[..., 1]
 
-        low, high = self.bootstrap.interval(ratio, sums)
-        return Estimate(float(ratio(sums.sum(axis=0))), float(low), float(high))
+        return self.bootstrap.estimate(ratio, sums)
 
     def separation(self, known: Array, strange: Array) -> Estimate:
         """AUROC: the probability that a strange image has a larger value than a known one, [n] each; image i

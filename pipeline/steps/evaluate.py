@@ -14,6 +14,7 @@ from db.tables import Model
 from pipeline import rounds
 from pipeline.config import EvaluationConfig
 from pipeline.data.project import Project
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
@@ -129,9 +130,7 @@ def _decide(
             mine,
             Overlap.from_document(theirs.curves["overlap"]),
             tolerance=config.promote_tolerance,
-            resamples=config.resamples,
-            confidence=config.confidence,
-            seed=SEED,
+            bootstrap=BlockBootstrap.draw(len(mine.true), config, seed=SEED),
         )
         promoted = verdict.promoted
         against = f"{verdict.difference.text(sign='+')} against {other.name} on the same images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from pipeline.evaluation.metrics import (
 from pipeline.evaluation.statistics import (
     MEASURE_BINS,
     Statistics,
-    empty_statistics,
     image_statistics,
     measure_bin,
     merge,
@@ -211,10 +211,16 @@ def test_miou_leaves_absent_classes_out() -> None:
 def test_records_of_parts_add_up_to_the_record_of_the_whole() -> None:
     probability, label, measures = make_image(3)
     whole = image_statistics(probability, label, measures, class_bins=BINS)
-    total = empty_statistics(num_classes=CLASSES, measures=MEASURES, class_bins=BINS)
-    for rows in (slice(0, 17), slice(17, 59), slice(59, 60)):
-        part = {name: values[rows] for name, values in measures.items()}
-        total = merge(total, image_statistics(probability[:, rows], label[rows], part, class_bins=BINS))
+    parts = [
+        image_statistics(
+            probability[:, rows],
+            label[rows],
+            {name: values[rows] for name, values in measures.items()},
+            class_bins=BINS,
+        )
+        for rows in (slice(0, 17), slice(17, 59), slice(59, 60))
+    ]
+    total = reduce(merge, parts)
     for name, array in whole.arrays().items():
         np.testing.assert_allclose(total.arrays()[name], array, rtol=1e-9, atol=1e-9)
 
@@ -334,6 +340,8 @@ def test_bad_arguments_are_named() -> None:
         stack([])
     with pytest.raises(ValueError, match="same measures"):
         merge(
-            empty_statistics(num_classes=2, measures=["entropy"], class_bins=5),
-            empty_statistics(num_classes=2, measures=["energy"], class_bins=5),
+            *(
+                image_statistics(probability, label, {name: measures[name]}, class_bins=BINS)
+                for name in ("entropy", "max_logit")
+            )
         )
