@@ -1,4 +1,4 @@
-"""Whether mutual information may choose what is labeled: only where it notices what the model has not seen.
+"""Whether the selection may rank by mutual information: only where it detects out-of-distribution inputs.
 
 Legend: a row is one out-of-distribution AUROC: sampler, measure, source, and the value with its interval.
 """

@@ -1,8 +1,8 @@
-"""Does the uncertainty of a model that was never shown some classes rise on their pixels?
+"""How well the uncertainty of a model detects the pixels of classes that it was trained without.
 
 Legend: C classes, E = 512 measure bins, b blocks, H W image size.
 
-Pixels of the held-out classes are the positives; a larger measure says "never seen".
+Pixels of the held-out classes are the positives; a larger measure means more likely held out.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ mean self-confidence of the pixels that are labeled j (eqs. 1 and 2): a class th
 needs less to be believed than one that it always is. Doubted pixels are ranked by the margin p_j − p_i, as in
 the paper's "prune by noise rate"; here a region's score is the sum of its pixels' margins over its area.
 
-The paper asks for predictions of a model that has not seen the labels. A model that was trained on them has
-partly learned their errors too, so it finds fewer: what it doubts nevertheless is worth a look. With one
+The paper asks for predictions of a model that was not trained on the labels. A model that was has partly
+learned their errors too, so it finds fewer: what it doubts nevertheless is worth a look. With one
 class swapped in 485 of 9696 CamVid regions (5 %), 94 % of the first 485 regions were swapped ones for a model
 that was trained on the true labels, and 75 % for one that was trained on the wrong ones (400 iterations); of
 the first 200 regions, 100 % and 99.5 %.

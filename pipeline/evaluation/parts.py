@@ -1,4 +1,4 @@
-"""Parts of an image's labeled pixels that a number is asked for: the boundary band, the interior, each class.
+"""Parts of an image's labeled pixels with numbers of their own: the boundary band, the interior, each class.
 
 Legend: H W image size, N labeled pixels, C classes, P = 2 + C stored parts, K columns of a histogram.
 

@@ -54,7 +54,7 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
     subjects = list(dict.fromkeys(key[:2] for key in found))
     width = document["boundary_pixels"]
     yield (
-        f"Does it find the errors? AUROC, also within {width} px of a label edge and beyond; "
+        f"How well it finds errors: AUROC, also within {width} px of a label edge and beyond; "
         "rank correlation of regions with their error."
     )
     head = ["sampler", "measure", "AUROC", "edge", "inside", *(name for _, name in SHOWN), "PAvPU", *kinds]
@@ -89,17 +89,17 @@ def _classes(document: Mapping[str, Any]) -> Iterator[str]:
             and row["part"].startswith("class:")
         ]
         worst = sorted(rows, key=lambda row: row["value"])[:WORST_CLASSES]
-        said = ", ".join(
+        text = ", ".join(
             f"{row['part'].removeprefix('class:')} {Estimate.from_document(row).text(digits=2)}"
             for row in worst
         )
-        yield f"Classes whose errors entropy finds worst ({sampler}): {said}"
+        yield f"Classes whose errors entropy finds worst ({sampler}): {text}"
 
 
 def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
     found = {(row["sampler"], row["calibrated"], row["part"]): row for row in document["reliability"]}
     covered = {row["sampler"]: row for row in document["frequency"]}
-    yield "Is 90 % right nine times out of ten? ECE before and after calibration, and what chance would show."
+    yield "Reliability: ECE before and after calibration, and the ECE that chance alone would give."
     rows: list[list[str]] = []
     for sampler in dict.fromkeys(key[0] for key in found):
         after = found[sampler, True, "all"]
@@ -125,7 +125,7 @@ def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
     sources = [source for source in WORDS if any(key[2] == source for key in found)]
     if not sources:
         return
-    yield "Does it notice what the model has not seen? Out-of-distribution AUROC."
+    yield "Does it detect inputs unlike the training images? Out-of-distribution AUROC."
     rows = [
         [sampler, measure, *(_interval(found.get((sampler, measure, source))) for source in sources)]
         for sampler, measure in dict.fromkeys(key[:2] for key in found)

@@ -125,20 +125,20 @@ def verdicts(results: Results, sample: Sample, *, guarded: str) -> list[Verdict]
 
     Args:
         results: of each of `BASES`, which are the same images, and of some or all of `STRESSES`.
-        guarded: what the input-range guard said to the magnified images, as the end of a sentence.
+        guarded: the result of the input-range guard on the magnified images, as the end of a sentence.
     """
-    said: list[Verdict] = []
+    found: list[Verdict] = []
     for kind, base in BASES.items():
         stressed = [condition for condition in results if condition.kind == kind and condition != base]
         if not stressed:
             continue
         if kind == "magnify":
-            said.append(_magnified(results, base, stressed[-1], sample, guarded))
+            found.append(_magnified(results, base, stressed[-1], sample, guarded))
         elif kind in UNRECOGNISABLE:
-            said.extend(_unrecognisable(results, base, condition, sample) for condition in stressed)
+            found.extend(_unrecognisable(results, base, condition, sample) for condition in stressed)
         else:
-            said.append(_degraded(results, base, stressed, sample))
-    return said
+            found.append(_degraded(results, base, stressed, sample))
+    return found
 
 
 def _magnified(results: Results, base: Condition, most: Condition, sample: Sample, guarded: str) -> Verdict:

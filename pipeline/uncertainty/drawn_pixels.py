@@ -64,8 +64,8 @@ def draw_pixels(
         int(generator.integers(max(0, side - predictor.scoring.tile) + 1)) for side in image.shape[-2:]
     ]
     window = image[..., origins[0] :, origins[1] :][..., : predictor.scoring.tile, : predictor.scoring.tile]
-    seen = network.run(window.to(predictor.device))
-    places = network.places(seen.image.shape[-2], seen.image.shape[-1])
+    forward = network.run(window.to(predictor.device))
+    places = network.places(forward.image.shape[-2], forward.image.shape[-1])
     rows, columns = (
         _pixel_of_cell(
             places[axis].numpy(),
@@ -85,12 +85,12 @@ def draw_pixels(
             len(labeled) / max(1, len(chosen))
         )
     cell_row, cell_column = np.divmod(chosen, len(columns))
-    cells = torch.from_numpy(cell_row * seen.logits.shape[-1] + cell_column).to(predictor.device)
+    cells = torch.from_numpy(cell_row * forward.logits.shape[-1] + cell_column).to(predictor.device)
     sampled = None
     if predictor.sampler is not None:
-        sampled = torch.cat([_at(chunk[:, 0], cells) for chunk in predictor.sampler.stream(network, seen)])
+        sampled = torch.cat([_at(chunk[:, 0], cells) for chunk in predictor.sampler.stream(network, forward)])
     return DrawnPixels(
-        deterministic=_at(seen.logits, cells),
+        deterministic=_at(forward.logits, cells),
         sampled=sampled,
         labels=torch.from_numpy(labels.ravel()[chosen].astype(np.int64)),
         weights=torch.from_numpy(weighed),

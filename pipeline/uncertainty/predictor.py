@@ -89,8 +89,8 @@ class Predictor:
     Attributes:
         sampler: where its samples come from; None with sampler `none`.
         members: the other networks of an ensemble.
-        batch_size: images that the device takes at once; less than asked for on the CPU, and after its memory
-            has run out.
+        batch_size: images that the device takes at once; less than `scoring.batch_size` on the CPU, and after
+            its memory has run out.
 
     Args:
         segmenter: moved to `device`, channels last.
@@ -100,7 +100,7 @@ class Predictor:
         members: the other networks, with the sampler `ensemble`.
 
     Raises:
-        ConfigError: the segmenter cannot be asked for the sampler.
+        ConfigError: the segmenter does not offer the sampler.
         ValueError: the sampler is `mc_dropout` and the segmenter has no active dropout; or the sampler needs
             `normalisation`.
     """
@@ -200,16 +200,16 @@ class Predictor:
             log.warning("The memory of %s ran out: going on with batches of %d.", self.device, size)
 
     def _forward(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
-        seen = self.network.run(image.to(self.device, non_blocking=True))
+        forward = self.network.run(image.to(self.device, non_blocking=True))
         sampled: list[SampledPrediction] = []
         if self.sampler is not None:
             sampled = sum_bands(
-                self.sampler.bands(self.network, seen),
+                self.sampler.bands(self.network, forward),
                 [pair.sampled for pair in calibrators],
                 samples=self.sampler.samples,
-                like=seen.logits,
+                like=forward.logits,
             )
-        return _Sums(logits=seen.logits, sampled=sampled)
+        return _Sums(logits=forward.logits, sampled=sampled)
 
     def _tiled(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
         """One image [1, K, H, W], tile by tile; tiles begin at multiples of the network's stride."""

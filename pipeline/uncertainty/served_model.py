@@ -70,7 +70,7 @@ class SampledModel:
     """One model, opened once for each of several samplers.
 
     Attributes:
-        samplers: those that are asked for.
+        samplers: all of them.
         opened: by sampler; without `none` where there is another one, whose deterministic pass serves it.
     """
 

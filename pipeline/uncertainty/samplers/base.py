@@ -44,12 +44,12 @@ class Sampler(ABC):
     samples: int
 
     @abstractmethod
-    def stream(self, network: ScoringNetwork, seen: Pass) -> Iterator[Tensor]:
+    def stream(self, network: ScoringNetwork, forward: Pass) -> Iterator[Tensor]:
         """Uncalibrated logits in chunks [t, B, C, h, w], float32, T in all, at the network's cells."""
 
-    def bands(self, network: ScoringNetwork, seen: Pass) -> Iterator[Band]:
+    def bands(self, network: ScoringNetwork, forward: Pass) -> Iterator[Band]:
         """The same samples in parts that are summed one after the other, each while a cache holds it."""
-        yield Band(slice(None), slice(None), self.stream(network, seen))
+        yield Band(slice(None), slice(None), self.stream(network, forward))
 
 
 def room(device: torch.device) -> int:

@@ -31,7 +31,7 @@ def make_sampler(
         members: the other networks of an `ensemble`.
 
     Raises:
-        ConfigError: the network cannot be asked for this sampler, or there would be one sample only.
+        ConfigError: the network does not offer this sampler, or there would be one sample only.
         ValueError: the sampler is `mc_dropout` and the network has no active dropout; or it is `tta` or
             `ensemble`, and `normalisation` is not given.
     """

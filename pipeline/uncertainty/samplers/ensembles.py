@@ -42,10 +42,10 @@ class HeadEnsemble(Sampler):
     def __init__(self, heads: int) -> None:
         self.samples = heads
 
-    def stream(self, network: ScoringNetwork, seen: Pass) -> Iterator[Tensor]:
-        height, width = seen.image.shape[-2:]
+    def stream(self, network: ScoringNetwork, forward: Pass) -> Iterator[Tensor]:
+        height, width = forward.image.shape[-2:]
         target = network.places(height, width)
-        logits = network.segmenter.head_logits(seen.trunk)
+        logits = network.segmenter.head_logits(forward.trunk)
         cells: Places = (aligned_places(logits.shape[-2], height), aligned_places(logits.shape[-1], width))
         for head in logits.split(1):
             yield resample(head, cells, target)
@@ -67,10 +67,10 @@ class Ensemble(Sampler):
         self.input_scale = input_scale
         self.samples = 1 + len(members)
 
-    def stream(self, network: ScoringNetwork, seen: Pass) -> Iterator[Tensor]:
-        yield seen.logits[None]
+    def stream(self, network: ScoringNetwork, forward: Pass) -> Iterator[Tensor]:
+        yield forward.logits[None]
         for member in self.members:
-            image = seen.image
+            image = forward.image
             if member.normalisation != self.normalisation:
                 image = member.normalisation.normalise(self.normalisation.pixels(image))
             scale = member.input_scale / self.input_scale

@@ -69,16 +69,16 @@ class MCDropout(Sampler):
         self.masks = masks
         self.samples = len(masks)
 
-    def stream(self, network: ScoringNetwork, seen: Pass) -> Iterator[Tensor]:
+    def stream(self, network: ScoringNetwork, forward: Pass) -> Iterator[Tensor]:
         layer = network.segmenter.linear_head
         if layer is None or network.full:
-            yield from _repeated(network, seen.trunk, seen.logits, self.masks)
+            yield from _repeated(network, forward.trunk, forward.logits, self.masks)
         else:
-            yield from _collapsed(layer, _padded(layer, seen.trunk.features), self.masks, network.lattice)
+            yield from _collapsed(layer, _padded(layer, forward.trunk.features), self.masks, network.lattice)
 
-    def bands(self, network: ScoringNetwork, seen: Pass) -> Iterator[Band]:
+    def bands(self, network: ScoringNetwork, forward: Pass) -> Iterator[Band]:
         layer = network.segmenter.linear_head
-        for images, part in _images(network, seen):
+        for images, part in _images(network, forward):
             if layer is None or network.full:
                 yield Band(images, slice(None), self.stream(network, part))
                 continue
@@ -87,20 +87,20 @@ class MCDropout(Sampler):
                 yield Band(images, rows, _collapsed(layer, band, self.masks, network.lattice))
 
 
-def _images(network: ScoringNetwork, seen: Pass) -> Iterator[tuple[slice, Pass]]:
+def _images(network: ScoringNetwork, forward: Pass) -> Iterator[tuple[slice, Pass]]:
     """The pass in parts of as many images as have room for a few samples."""
-    batch = seen.logits.shape[0]
+    batch = forward.logits.shape[0]
     if network.segmenter.linear_head is None:
-        size = max(part.numel() for part in (seen.trunk.features, *seen.trunk.context)) // batch
+        size = max(part.numel() for part in (forward.trunk.features, *forward.trunk.context)) // batch
     else:
-        size = SAMPLES_AT_ONCE * seen.logits[0].numel()
-    count = max(1, room(seen.logits.device) // size)
+        size = SAMPLES_AT_ONCE * forward.logits[0].numel()
+    count = max(1, room(forward.logits.device) // size)
     for start in range(0, batch, count):
         some = slice(start, start + count)
         trunk = Trunk(
-            features=seen.trunk.features[some], context=tuple(part[some] for part in seen.trunk.context)
+            features=forward.trunk.features[some], context=tuple(part[some] for part in forward.trunk.context)
         )
-        yield some, Pass(image=seen.image[some], trunk=trunk, logits=seen.logits[some])
+        yield some, Pass(image=forward.image[some], trunk=trunk, logits=forward.logits[some])
 
 
 def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:

@@ -58,15 +58,15 @@ class TestTimeAugmentation(Sampler):
         self.normalisation = normalisation
         self.samples = 1 + views.flip + len(views.scales) + len(views.gamma)
 
-    def stream(self, network: ScoringNetwork, seen: Pass) -> Iterator[Tensor]:
-        yield seen.logits[None]
+    def stream(self, network: ScoringNetwork, forward: Pass) -> Iterator[Tensor]:
+        yield forward.logits[None]
         if self.views.flip:
-            mirrored = network.run(seen.image.flip(-1), lattice=network.mirrored)
+            mirrored = network.run(forward.image.flip(-1), lattice=network.mirrored)
             yield mirrored.logits.flip(-1)[None]
         for scale in self.views.scales:
-            yield resized_logits(network, seen.image, scale, target=network)[None]
+            yield resized_logits(network, forward.image, scale, target=network)[None]
         for gamma in self.views.gamma:
-            pixels = self.normalisation.pixels(seen.image).clamp_(0, 1).pow_(gamma)
+            pixels = self.normalisation.pixels(forward.image).clamp_(0, 1).pow_(gamma)
             yield network.run(self.normalisation.normalise(pixels)).logits[None]
 
 
@@ -85,10 +85,10 @@ def resized_logits(network: ScoringNetwork, image: Tensor, scale: float, *, targ
         view = functional.interpolate(
             image, size=size, mode="bilinear", align_corners=False, antialias=scale < 1
         )
-    seen = network.run(view)
-    rows, columns = network.places(seen.image.shape[-2], seen.image.shape[-1])
+    forward = network.run(view)
+    rows, columns = network.places(forward.image.shape[-2], forward.image.shape[-1])
     places: Places = (
         (rows + 0.5) * (height / size[0]) - 0.5,
         (columns + 0.5) * (width / size[1]) - 0.5,
     )
-    return resample(seen.logits, places, target.places(height, width))
+    return resample(forward.logits, places, target.places(height, width))
