@@ -37,7 +37,7 @@ class Tally:
     """What has become of a target's cases."""
 
     read: int = 0
-    refused: int = 0
+    rejected: int = 0
     masks: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
@@ -65,7 +65,7 @@ def run_case(target: Target, number: int, *, seed: int, tally: Tally, keep: Path
             tally.masks += target.run(source)
             tally.read += 1
         except UserError:
-            tally.refused += 1
+            tally.rejected += 1
         except (Exception, Hanging) as error:
             kind, told = _kind(error), traceback.format_exc()
         finally:
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             run_case(target, number, seed=options.seed, tally=tallies[target.name], keep=options.keep)
     for name, tally in tallies.items():
         print(
-            f"{name}: {tally.cases} cases, {tally.read} read, {tally.refused} refused whole, "
+            f"{name}: {tally.cases} cases, {tally.read} read, {tally.rejected} rejected whole, "
             f"{tally.masks} masks or items, {tally.seconds:.0f} s, slowest {tally.slowest:.2f} s"
         )
         for kind, count in tally.findings.most_common():

@@ -27,7 +27,7 @@ def test_a_reader_keeps_its_promises_whatever_it_reads(target: Target) -> None:
         fuzz.run_case(target, number, seed=0, tally=tally, keep=None)
     assert tally.findings == {}
     assert tally.masks > 0
-    assert tally.refused > 0 or target.name in ("folder", "voc")  # a folder is hardly ever refused whole
+    assert tally.rejected > 0 or target.name in ("folder", "voc")  # a folder is hardly ever rejected whole
 
 
 def annotation(**changes: Any) -> Annotation:
