@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -48,14 +48,8 @@ class ScoringTotals:
     remarks: tuple[str, ...] = ()
 
     def __add__(self, other: ScoringTotals) -> ScoringTotals:
-        return ScoringTotals(
-            images=self.images + other.images,
-            regions=self.regions + other.regions,
-            failed=self.failed + other.failed,
-            outliers=self.outliers + other.outliers,
-            workers=self.workers + other.workers,
-            remarks=self.remarks + other.remarks,
-        )
+        sums = (getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
+        return ScoringTotals(*sums)
 
 
 def score_shards(
