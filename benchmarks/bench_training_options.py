@@ -26,6 +26,7 @@ from pipeline.calibration.calibrators import Calibrators, Temperature
 from pipeline.calibration.fit import Pixels, fit_temperature
 from pipeline.config import Measure
 from pipeline.data.project import Project, load_project
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
@@ -182,9 +183,7 @@ def evaluate(
         summarise(
             stack([by_block[block] for block in sorted(by_block)]),
             bins=config.bins,
-            resamples=config.resamples,
-            confidence=config.confidence,
-            seed=0,
+            bootstrap=BlockBootstrap.draw(len(by_block), config, seed=0),
         )
         for by_block in sums
     ]

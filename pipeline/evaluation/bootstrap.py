@@ -10,7 +10,7 @@ to far more evidence than there is; drawing blocks of neighbours keeps their dep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -123,13 +123,20 @@ class BlockBootstrap:
         """
         if len(sums) < 2:
             return np.full((2, *statistic(sums.sum(axis=0)[None]).shape[1:]), np.nan)
-        drawn = np.concatenate(
-            [
-                statistic(np.tensordot(self.weights[start : start + RESAMPLES_AT_ONCE], sums, axes=1))
-                for start in range(0, len(self.weights), RESAMPLES_AT_ONCE)
-            ]
-        )
-        return percentile_interval(drawn, self.confidence, count=len(sums))
+        drawn = [statistic(np.tensordot(weights, sums, axes=1)) for weights in self.chunks()]
+        return percentile_interval(np.concatenate(drawn), self.confidence, count=len(sums))
+
+    def chunks(self) -> Iterator[npt.NDArray[np.float64]]:
+        """The weights, as many resamples at once as the memory should hold."""
+        for start in range(0, len(self.weights), RESAMPLES_AT_ONCE):
+            yield self.weights[start : start + RESAMPLES_AT_ONCE]
+
+    def percentiles(self, drawn: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Low and high end [2, ...] of numbers [R, ...] of the resamples; NaN with fewer than two blocks."""
+        count = self.weights.shape[1]
+        if count < 2:
+            return np.full((2, *drawn.shape[1:]), np.nan)
+        return percentile_interval(drawn, self.confidence, count=count)
 
     def estimate(self, statistic: Statistic, sums: npt.NDArray[np.float64]) -> Estimate:
         """One number of the sums of all blocks [b, *], with its interval."""

@@ -9,13 +9,12 @@ its sums. Nothing here sees a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.proportions import clustered_interval
 from pipeline.evaluation.statistics import LINEAR_BINS, Statistics
@@ -24,13 +23,10 @@ Array = npt.NDArray[np.float64]
 Key = tuple[str, int]
 """Name and class index; −1 for a number over all classes."""
 
-RESAMPLES_AT_ONCE = 250
 COVERAGE_STEPS = 50
 
 
-def summarise(
-    statistics: Statistics, *, bins: int, resamples: int, confidence: float, seed: int
-) -> dict[Key, Estimate]:
+def summarise(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> dict[Key, Estimate]:
     """Every metric of a stack of b blocks, with its percentile interval over blocks.
 
     Names: `miou`, `iou` (a class), `pixel_accuracy`, `ece`, `adaptive_ece`, `classwise_ece` (also a
@@ -41,16 +37,15 @@ def summarise(
     """
     count = len(statistics.pixels)
     points = compute(statistics, np.ones((1, count)), bins=bins)
-    chunks = list(_in_chunks(bootstrap_weights(count, resamples=resamples, seed=seed)))
-    drawn = [compute(statistics, weights, bins=bins) for weights in chunks]
+    drawn = [compute(statistics, weights, bins=bins) for weights in bootstrap.chunks()]
     table = linear_bins(statistics.reliability, bins)
-    noise = np.concatenate([calibration_noise(table, weights) for weights in chunks])
-    low, high = _interval(noise, confidence, count=count)
+    noise = np.concatenate([calibration_noise(table, weights) for weights in bootstrap.chunks()])
+    low, high = bootstrap.percentiles(noise)
     estimates = {
         ("ece_noise", -1): Estimate(float(noise.mean()) if count > 1 else np.nan, float(low), float(high))
     }
     for key, value in points.items():
-        low, high = _interval(np.concatenate([part[key] for part in drawn]), confidence, count=count)
+        low, high = bootstrap.percentiles(np.concatenate([part[key] for part in drawn]))
         estimates[key] = Estimate(float(value[0]), float(low), float(high))
     return estimates
 
@@ -91,22 +86,18 @@ def compute(statistics: Statistics, weights: Array, *, bins: int) -> dict[Key, A
     return metrics
 
 
-def curves(
-    statistics: Statistics, *, bins: int, resamples: int, confidence: float, seed: int
-) -> dict[str, Any]:
+def curves(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> dict[str, Any]:
     """What a report draws, as a JSON document.
 
     `reliability`: for each of K bins its edges, pixels, mean confidence, accuracy and the accuracy's
     interval. `risk_coverage`: for each measure the error rate of the most certain share of pixels, with
     its interval. null where a bin is empty, or no interval is defined.
     """
-    count = len(statistics.pixels)
-    ones = np.ones((1, count))
-    weights = bootstrap_weights(count, resamples=resamples, seed=seed)
+    ones = np.ones((1, len(statistics.pixels)))
     linear = linear_bins(statistics.reliability, bins)
     pixels, confident, correct = np.moveaxis(_weigh(ones, linear)[0], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        _, (low, high) = clustered_interval(linear[..., 2], linear[..., 0], confidence=confidence)
+        _, (low, high) = clustered_interval(linear[..., 2], linear[..., 0], confidence=bootstrap.confidence)
         reliability: dict[str, Any] = {
             "edges": np.linspace(0, 1, bins + 1).tolist(),
             "pixels": pixels.astype(int).tolist(),
@@ -123,11 +114,11 @@ def curves(
             samples = np.stack(
                 [
                     risk_at(right, wrong, coverage)
-                    for chunk in _in_chunks(weights)
+                    for chunk in bootstrap.chunks()
                     for right, wrong in _weigh(chunk, statistics.errors[:, index])
                 ]
             )
-            low, high = _interval(samples, confidence, count=count)
+            low, high = bootstrap.percentiles(samples)
             risks[name] = {"risk": _json(risk), "low": _json(low), "high": _json(high)}
     return {"reliability": reliability, "risk_coverage": risks}
 
@@ -237,17 +228,6 @@ def _margins(confusion: Array) -> tuple[Array, Array, Array]:
 def _weigh(weights: Array, sums: Array) -> Array:
     """[R, ...] from weights [R, b] and sums [b, ...]."""
     return np.tensordot(weights, sums, axes=1)
-
-
-def _interval(values: Array, confidence: float, *, count: int) -> Array:
-    if count < 2:
-        return np.full((2, *values.shape[1:]), np.nan)
-    return percentile_interval(values, confidence, count=count)
-
-
-def _in_chunks(weights: Array) -> Iterator[Array]:
-    for start in range(0, len(weights), RESAMPLES_AT_ONCE):
-        yield weights[start : start + RESAMPLES_AT_ONCE]
 
 
 def _json(values: Array) -> list[float | None]:

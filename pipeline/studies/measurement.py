@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import EvaluationConfig, Measure
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.metrics import Key, curves, summarise
 from pipeline.evaluation.promotion import Overlap
@@ -75,9 +76,9 @@ def measure(
     rows: list[EvaluationRow] = []
     for variant, by_block in sums.items():
         statistics = stack([by_block[block] for block in sorted(by_block)])
-        settings = {"bins": config.bins, "resamples": config.resamples, "seed": SEED}
-        metrics = summarise(statistics, confidence=config.confidence, **settings)
-        shown = curves(statistics, confidence=config.confidence, **settings)
+        bootstrap = BlockBootstrap.draw(len(by_block), config, seed=SEED)
+        metrics = summarise(statistics, bins=config.bins, bootstrap=bootstrap)
+        shown = curves(statistics, bins=config.bins, bootstrap=bootstrap)
         if variant == DECIDING:
             shown["overlap"] = Overlap.of(
                 statistics, image_ids=list(block_of), image_blocks=list(block_of.values())

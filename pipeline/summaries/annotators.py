@@ -23,7 +23,7 @@ from pipeline.data.labels import compose_labels
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.evaluation.agreement import pair_counts
-from pipeline.evaluation.bootstrap import BlockBootstrap, blocks, bootstrap_weights
+from pipeline.evaluation.bootstrap import BlockBootstrap, blocks
 from pipeline.evaluation.ranks import rank_correlation
 from pipeline.progress import Progress, silent
 
@@ -163,8 +163,8 @@ def correlation(
     of_image = blocks(groups, positions, evaluation.block)
     block_of = dict(zip(places, of_image.tolist(), strict=True))
     block = np.array([block_of[row.image_id] for row, _ in known])
-    weights = bootstrap_weights(int(of_image.max()) + 1, resamples=evaluation.resamples, seed=SEED)
-    found = rank_correlation(score, votes, block, bootstrap=BlockBootstrap(weights, evaluation.confidence))
+    bootstrap = BlockBootstrap.draw(int(of_image.max()) + 1, evaluation, seed=SEED)
+    found = rank_correlation(score, votes, block, bootstrap=bootstrap)
     value, low, high = found.document(digits=None).values()
     return RankCorrelation(measure, len(known), len(places), value, low, high)
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score, log_loss, roc_auc_score
 from torch import Tensor
 
-from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights, percentile_interval
 from pipeline.evaluation.metrics import (
     area_under_risk_coverage,
     auroc,
@@ -36,6 +36,10 @@ from pipeline.evaluation.statistics import (
 MEASURES = ("least_confidence", "entropy", "max_logit")
 CLASSES = 4
 BINS = 15
+
+
+def resampled(statistics: Statistics, resamples: int) -> BlockBootstrap:
+    return BlockBootstrap(bootstrap_weights(len(statistics.pixels), resamples=resamples, seed=0), 0.95)
 
 
 def make_image(seed: int, *, height: int = 60, width: int = 70) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -251,13 +255,13 @@ def test_weights_are_repetitions_of_blocks(statistics: Statistics) -> None:
 
 
 def test_every_metric_has_an_interval_around_it(statistics: Statistics) -> None:
-    estimates = summarise(statistics, bins=BINS, resamples=300, confidence=0.95, seed=0)
+    estimates = summarise(statistics, bins=BINS, bootstrap=resampled(statistics, 300))
     assert estimates[("ece_noise", -1)].value < estimates[("ece", -1)].value / 2
     for (name, _), estimate in estimates.items():
         assert estimate.low < estimate.high, name
         slack = estimate.high - estimate.low
         assert estimate.low - slack <= estimate.value <= estimate.high + slack, name
-    again = summarise(statistics, bins=BINS, resamples=300, confidence=0.95, seed=0)
+    again = summarise(statistics, bins=BINS, bootstrap=resampled(statistics, 300))
     assert again == estimates
 
 
@@ -293,18 +297,18 @@ def test_the_interval_of_ece_holds_the_truth_where_there_is_a_gap() -> None:
 
 def test_one_block_has_no_interval(statistics: Statistics) -> None:
     one = dataclasses.replace(statistics, **{name: a[:1] for name, a in statistics.arrays().items()})
-    estimate = summarise(one, bins=BINS, resamples=100, confidence=0.95, seed=0)[("miou", -1)]
+    estimate = summarise(one, bins=BINS, bootstrap=resampled(one, 100))[("miou", -1)]
     assert estimate.value > 0.3
     assert np.isnan(estimate.low)
     assert np.isnan(estimate.high)
-    document = curves(one, bins=BINS, resamples=100, confidence=0.95, seed=0)
+    document = curves(one, bins=BINS, bootstrap=resampled(one, 100))
     assert set(document["reliability"]["accuracy_low"]) == {None}
 
 
 def test_curves_end_at_the_error_rate_and_agree_with_ece(
     statistics: Statistics, metrics: dict[tuple[str, int], float]
 ) -> None:
-    document = curves(statistics, bins=BINS, resamples=100, confidence=0.95, seed=0)
+    document = curves(statistics, bins=BINS, bootstrap=resampled(statistics, 100))
     risk = document["risk_coverage"]
     for name in MEASURES:
         assert risk[name]["risk"][-1] == pytest.approx(1 - metrics[("pixel_accuracy", -1)], abs=1e-6)

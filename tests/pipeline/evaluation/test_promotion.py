@@ -41,16 +41,17 @@ def overlap(statistics: Statistics, *, first_id: int = 0) -> Overlap:
     )
 
 
+def resampled(statistics: Statistics) -> BlockBootstrap:
+    return BlockBootstrap(bootstrap_weights(len(statistics.pixels), resamples=500, seed=0), 0.95)
+
+
 def decide(new: Statistics, current: Statistics, *, tolerance: float = 0.0) -> Verdict:
-    bootstrap = BlockBootstrap(bootstrap_weights(len(new.pixels), resamples=500, seed=0), 0.95)
-    return compare(overlap(new), overlap(current), tolerance=tolerance, bootstrap=bootstrap)
+    return compare(overlap(new), overlap(current), tolerance=tolerance, bootstrap=resampled(new))
 
 
 def test_a_worse_model_is_refused_even_where_the_two_intervals_overlap() -> None:
     new, current = measured(0.60, seed=2), measured(0.64, seed=3)
-    apart = [
-        summarise(s, bins=5, resamples=500, confidence=0.95, seed=0)[("miou", -1)] for s in (new, current)
-    ]
+    apart = [summarise(s, bins=5, bootstrap=resampled(s))[("miou", -1)] for s in (new, current)]
     assert apart[0].high > apart[1].value
     verdict = decide(new, current)
     assert not verdict.promoted
@@ -91,5 +92,5 @@ def test_models_measured_on_other_images_are_not_paired() -> None:
             overlap(statistics),
             overlap(statistics, first_id=5),
             tolerance=0,
-            bootstrap=BlockBootstrap(bootstrap_weights(BLOCKS, resamples=100, seed=0), 0.95),
+            bootstrap=resampled(statistics),
         )
