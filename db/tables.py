@@ -288,26 +288,11 @@ class Lease(Base):
     until: Mapped[datetime]
 
 
-class RegionScore(Base):
-    """A row a region: its box in image pixels, what the model sees there, and the mean of each measure.
-
-    No foreign key: checking one costs more than writing the row, and neither images nor runs are deleted.
-    On SQLite the rows lie in the order of their key; on PostgreSQL each run is a partition.
-
-    `outline` says which pixels of its box the region holds, as COCO's compressed run-length encoding of a
-    mask of the box's size; NULL where it holds them all.
-    """
-
-    __tablename__ = "region_score"
-    __table_args__ = (BY_RUN,)
+class Scores:
+    """The columns that regions and images have in common."""
 
     run_id: Mapped[int] = mapped_column(primary_key=True)
     image_id: Mapped[int] = mapped_column(BigId, primary_key=True)
-    region_index: Mapped[int] = mapped_column(Integer, primary_key=True)
-    x: Mapped[int]
-    y: Mapped[int]
-    w: Mapped[int]
-    h: Mapped[int]
     pixels: Mapped[int]
     predicted_class: Mapped[int] = mapped_column(SmallInteger)
     class_share: Mapped[float] = mapped_column(REAL)
@@ -322,10 +307,30 @@ class RegionScore(Base):
     max_logit: Mapped[float] = mapped_column(REAL)
     max_logit_norm: Mapped[float | None] = mapped_column(REAL)
     entropy_top10: Mapped[float] = mapped_column(REAL)
+
+
+class RegionScore(Scores, Base):
+    """A row a region: its box in image pixels, what the model sees there, and the mean of each measure.
+
+    No foreign key: checking one costs more than writing the row, and neither images nor runs are deleted.
+    On SQLite the rows lie in the order of their key; on PostgreSQL each run is a partition.
+
+    `outline` says which pixels of its box the region holds, as COCO's compressed run-length encoding of a
+    mask of the box's size; NULL where it holds them all.
+    """
+
+    __tablename__ = "region_score"
+    __table_args__ = (BY_RUN,)
+
+    region_index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    x: Mapped[int]
+    y: Mapped[int]
+    w: Mapped[int]
+    h: Mapped[int]
     outline: Mapped[str | None] = mapped_column(Text)
 
 
-class ImageScore(Base):
+class ImageScore(Scores, Base):
     """A row an image: each measure is the mean over the image's top quarter of regions by that measure.
 
     `entropy_max` is the highest entropy of its rows in `region_score`: the regions at the top of a run are
@@ -339,23 +344,7 @@ class ImageScore(Base):
         BY_RUN,
     )
 
-    run_id: Mapped[int] = mapped_column(primary_key=True)
-    image_id: Mapped[int] = mapped_column(BigId, primary_key=True)
     regions: Mapped[int]
-    pixels: Mapped[int]
-    predicted_class: Mapped[int] = mapped_column(SmallInteger)
-    class_share: Mapped[float] = mapped_column(REAL)
-    impurity: Mapped[float] = mapped_column(REAL)
-    least_confidence: Mapped[float] = mapped_column(REAL)
-    margin: Mapped[float] = mapped_column(REAL)
-    entropy: Mapped[float] = mapped_column(REAL)
-    expected_entropy: Mapped[float | None] = mapped_column(REAL)
-    mutual_information: Mapped[float | None] = mapped_column(REAL)
-    variation_ratio: Mapped[float | None] = mapped_column(REAL)
-    energy: Mapped[float] = mapped_column(REAL)
-    max_logit: Mapped[float] = mapped_column(REAL)
-    max_logit_norm: Mapped[float | None] = mapped_column(REAL)
-    entropy_top10: Mapped[float] = mapped_column(REAL)
     entropy_max: Mapped[float | None] = mapped_column(REAL)
     heatmaps: Mapped[dict[str, Any] | None]
 

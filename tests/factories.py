@@ -31,7 +31,21 @@ from db.engine import Database
 from db.queries.labels import LabeledRegion, record_label
 from db.queries.rounds import current_round
 from db.queries.runs import open_run
-from db.tables import Calibration, Image, Label, Model, Queue, QueueItem, Round, ScoringRun, utc_now
+from db.queries.shards import PlannedShard
+from db.tables import (
+    Calibration,
+    Image,
+    ImageScore,
+    Label,
+    Model,
+    Queue,
+    QueueItem,
+    RegionScore,
+    Round,
+    ScoringRun,
+    Shard,
+    utc_now,
+)
 from pipeline.config import IGNORE, ModelConfig, ProjectConfig, ScoringConfig
 from pipeline.data.images import probe_image
 from pipeline.data.masks import store_mask
@@ -239,6 +253,19 @@ def rows_for(ids: Sequence[int], entropy: float = 0.5) -> tuple[Columns, Columns
         images | {name: [value] * count for name, value in common.items()},
         regions | boxes | {name: [value] * 2 * count for name, value in common.items()},
     )
+
+
+def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
+    """How many images and regions a run has scored."""
+    images = session.scalar(select(func.count()).where(ImageScore.run_id == run_id)) or 0
+    return images, session.scalar(select(func.count()).where(RegionScore.run_id == run_id)) or 0
+
+
+def pending_shards(session: Session, *, run_id: int) -> list[PlannedShard]:
+    """The shards that no worker has begun, by id."""
+    pending = select(Shard.first_image_id, Shard.last_image_id).where(Shard.run_id == run_id)
+    rows = session.execute(pending.where(Shard.status == "pending").order_by(Shard.first_image_id))
+    return [PlannedShard(*row) for row in rows]
 
 
 def open_store(url: str, *, images: int = 10) -> Database:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from db.queries.paging import BATCH, PAGE, in_parts
+from db.queries.paging import PAGE, in_parts
 from db.tables import Image, Label, Project
 
 SPLITS = ("pool", "calibration", "test", "guard")
@@ -102,8 +102,7 @@ def images_by_uri(session: Session, uris: Sequence[str]) -> dict[str, Image]:
 def images_by_id(session: Session, image_ids: Sequence[int]) -> list[Image]:
     """Images, by id."""
     found: list[Image] = []
-    for start in range(0, len(image_ids), BATCH):
-        part = image_ids[start : start + BATCH]
+    for part in in_parts(image_ids):
         found.extend(session.scalars(select(Image).where(Image.id.in_(part)).order_by(Image.id)))
     return found
 
@@ -125,8 +124,7 @@ def images_named(session: Session, *, stems: Collection[str], copies_of: Collect
 def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
     """The URI of each image."""
     found: dict[int, str] = {}
-    for start in range(0, len(image_ids), 500):
-        part = image_ids[start : start + 500]
+    for part in in_parts(image_ids):
         rows = session.execute(select(Image.id, Image.uri).where(Image.id.in_(part)))
         found.update((row[0], row[1]) for row in rows)
     return found
@@ -151,14 +149,8 @@ def insert_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
         session.execute(insert(Image), list(rows))
 
 
-def set_masks(session: Session, masks: dict[int, str]) -> None:
-    """Give images the mask that was found for them."""
-    if masks:
-        session.execute(update(Image), [{"id": id, "mask_uri": uri} for id, uri in masks.items()])
-
-
-def move_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """Another group, position or split of images, while splits are not locked: `id` and the new values."""
+def update_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """New values of images: `id` and the columns to change, the same ones in each row."""
     if rows:
         session.execute(update(Image), list(rows))
 

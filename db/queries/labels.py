@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from db.queries.paging import BATCH
+from db.queries.paging import in_parts
 from db.tables import Image, Label, LabelRegion, QueueItem
 
 
@@ -171,8 +171,7 @@ def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set
     """The regions that each label covers."""
     table = LabelRegion
     found: dict[int, set[CoveredRegion]] = {label_id: set() for label_id in label_ids}
-    for start in range(0, len(label_ids), BATCH):
-        part = label_ids[start : start + BATCH]
+    for part in in_parts(label_ids):
         statement = select(
             *(table.label_id, table.x, table.y, table.w, table.h, table.region_index),
             table.outline.is_(None),

@@ -44,21 +44,10 @@ def round_model(session: Session, round_id: int) -> Model | None:
     return session.scalars(select(Model).where(Model.round_id == round_id)).first()
 
 
-def promoted_model(session: Session) -> Model | None:
-    """The model that scores: the newest promoted one."""
-    statement = select(Model).where(Model.status == "promoted").order_by(Model.id.desc()).limit(1)
-    return session.scalars(statement).first()
-
-
-def other_promoted_model(session: Session, model_id: int) -> Model | None:
-    """The newest promoted model besides this one: what a new model is compared with."""
-    statement = (
-        select(Model)
-        .where(Model.status == "promoted", Model.id != model_id)
-        .order_by(Model.id.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).first()
+def promoted_model(session: Session, *, other_than: int = 0) -> Model | None:
+    """The model that scores: the newest promoted one, or the newest besides one that it is compared with."""
+    statement = select(Model).where(Model.status == "promoted", Model.id != other_than)
+    return session.scalars(statement.order_by(Model.id.desc()).limit(1)).first()
 
 
 def newest_trained(session: Session) -> Model | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import ColumnElement, func, insert, select, union, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.queries.labels import is_version, newest_versions
-from db.queries.paging import BATCH
+from db.queries.paging import in_parts
 from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+
+Key = TypeVar("Key")
 
 
 class QueuedImage(NamedTuple):
@@ -72,19 +74,8 @@ def queue_items(session: Session, queue_id: int, *, status: str | None = None) -
     return session.scalars(statement).all()
 
 
-def queued_regions(session: Session, *, queue_id: int) -> list[QueuedRegion]:
-    """Every item of a queue with its image, best rank first."""
-    statement = (
-        select(QueueItem, Image)
-        .join(Image, Image.id == QueueItem.image_id)
-        .where(QueueItem.queue_id == queue_id)
-        .order_by(QueueItem.rank)
-    )
-    return [QueuedRegion(item, image) for item, image in session.execute(statement)]
-
-
-def queue_head(session: Session, queue_id: int, *, limit: int) -> list[QueuedRegion]:
-    """The first items of a queue with their images, by rank."""
+def queued_regions(session: Session, *, queue_id: int, limit: int | None = None) -> list[QueuedRegion]:
+    """The items of a queue with their images, best rank first; with `limit`, the first ones."""
     statement = (
         select(QueueItem, Image)
         .join(Image, Image.id == QueueItem.image_id)
@@ -149,20 +140,6 @@ def waiting_items(session: Session, queue_id: int, *, image_ids: Sequence[int]) 
         .order_by(QueueItem.rank)
     )
     return session.scalars(statement).all()
-
-
-def count_waiting(session: Session, queue_id: int) -> int:
-    """Items of a queue that wait for their label."""
-    statement = select(func.count()).where(QueueItem.queue_id == queue_id, QueueItem.status == "queued")
-    return session.scalar(statement) or 0
-
-
-def skipped_images(session: Session, queue_id: int) -> set[int]:
-    """The ids of the images of a queue that hold a skipped item."""
-    statement = select(QueueItem.image_id).where(
-        QueueItem.queue_id == queue_id, QueueItem.status == "skipped"
-    )
-    return set(session.scalars(statement.distinct()))
 
 
 def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
@@ -237,24 +214,13 @@ def count_items(session: Session, queue_id: int) -> dict[str, int]:
     return dict(session.execute(statement).tuples().all())
 
 
-def count_by_slice(session: Session, queue_id: int) -> dict[str, int]:
-    """Items of a queue by slice, most first."""
+def count_by(session: Session, queue_id: int, column: InstrumentedAttribute[Key]) -> dict[Key, int]:
+    """Items of a queue by slice or another column, most first."""
     statement = (
-        select(QueueItem.slice, func.count())
+        select(column, func.count())
         .where(QueueItem.queue_id == queue_id)
-        .group_by(QueueItem.slice)
-        .order_by(func.count().desc(), QueueItem.slice)
-    )
-    return dict(session.execute(statement).tuples().all())
-
-
-def count_by_class(session: Session, queue_id: int) -> dict[int | None, int]:
-    """Items of a queue by predicted class, most first; None where nothing was predicted."""
-    statement = (
-        select(QueueItem.predicted_class, func.count())
-        .where(QueueItem.queue_id == queue_id)
-        .group_by(QueueItem.predicted_class)
-        .order_by(func.count().desc(), QueueItem.predicted_class)
+        .group_by(column)
+        .order_by(func.count().desc(), column)
     )
     return dict(session.execute(statement).tuples().all())
 
@@ -277,9 +243,8 @@ def insert_items(session: Session, rows: Sequence[dict[str, Any]]) -> None:
 
 def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> None:
     """Move queue items to `labeled`, `released` or back to `queued`."""
-    for start in range(0, len(item_ids), BATCH):
-        statement = update(QueueItem).where(QueueItem.id.in_(item_ids[start : start + BATCH]))
-        session.execute(statement.values(status=status))
+    for part in in_parts(item_ids):
+        session.execute(update(QueueItem).where(QueueItem.id.in_(part)).values(status=status))
 
 
 def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:

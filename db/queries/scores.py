@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.bulk import Columns, Values, insert_columns
 from db.queries.images import ImageRow
-from db.queries.paging import BATCH, PAGE
+from db.queries.paging import PAGE, in_parts
 from db.tables import Image, ImageScore, RegionScore, Shard
 
 _IMAGES, _REGIONS = cast(Table, ImageScore.__table__), cast(Table, RegionScore.__table__)
@@ -90,8 +90,7 @@ def insert_scores(session: Session, *, run_id: int, images: Columns, regions: Co
 
 def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) -> None:
     """Take the scores of images back, so that the run is still to score them."""
-    for start in range(0, len(image_ids), BATCH):
-        part = image_ids[start : start + BATCH]
+    for part in in_parts(image_ids):
         for table in (RegionScore, ImageScore):
             session.execute(delete(table).where(table.run_id == run_id, table.image_id.in_(part)))
 
@@ -101,13 +100,6 @@ def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[s
     for image_id, uris in heatmaps.items():
         mine = (ImageScore.run_id == run_id, ImageScore.image_id == image_id)
         session.execute(update(ImageScore).where(*mine).values(heatmaps=uris))
-
-
-def count_scores(session: Session, *, run_id: int) -> tuple[int, int]:
-    """How many images and regions a run has scored."""
-    images = session.scalar(select(func.count()).where(ImageScore.run_id == run_id)) or 0
-    regions = session.scalar(select(func.count()).where(RegionScore.run_id == run_id)) or 0
-    return images, regions
 
 
 def count_scored(session: Session, *, run_id: int) -> int:
@@ -155,7 +147,7 @@ def scored_ids(session: Session, run_id: int) -> npt.NDArray[np.int64]:
 def scored_rows(session: Session, run_id: int, image_ids: Sequence[int]) -> list[ScoredRow]:
     """The scores of images, by id."""
     rows: list[ScoredRow] = []
-    for start in range(0, len(image_ids), BATCH):
+    for part in in_parts(image_ids):
         statement = (
             select(
                 Image.id,
@@ -168,7 +160,7 @@ def scored_rows(session: Session, run_id: int, image_ids: Sequence[int]) -> list
                 ImageScore.max_logit,
             )
             .join(ImageScore, ImageScore.image_id == Image.id)
-            .where(ImageScore.run_id == run_id, Image.id.in_(image_ids[start : start + BATCH]))
+            .where(ImageScore.run_id == run_id, Image.id.in_(part))
             .order_by(Image.id)
         )
         rows.extend(ScoredRow(*row) for row in session.execute(statement))
@@ -178,10 +170,8 @@ def scored_rows(session: Session, run_id: int, image_ids: Sequence[int]) -> list
 def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int]) -> dict[int, ImageScore]:
     """The image scores of one run, by image id."""
     found: dict[int, ImageScore] = {}
-    for start in range(0, len(image_ids), BATCH):
-        statement = select(ImageScore).where(
-            ImageScore.run_id == run_id, ImageScore.image_id.in_(image_ids[start : start + BATCH])
-        )
+    for part in in_parts(image_ids):
+        statement = select(ImageScore).where(ImageScore.run_id == run_id, ImageScore.image_id.in_(part))
         found.update((row.image_id, row) for row in session.scalars(statement))
     return found
 
@@ -238,11 +228,11 @@ def regions_at(
     )
     wanted, images = set(places), sorted({image_id for image_id, _ in places})
     found: dict[tuple[int, int], FoundRegion] = {}
-    for start in range(0, len(images), BATCH):
+    for part in in_parts(images):
         statement = (
             select(*columns)
             .join(Image, Image.id == table.image_id)
-            .where(table.run_id == run_id, table.image_id.in_(images[start : start + BATCH]))
+            .where(table.run_id == run_id, table.image_id.in_(part))
         )
         rows = (FoundRegion(*row) for row in session.execute(statement))
         found.update(
@@ -256,7 +246,7 @@ def regions_at(
 def scored_regions(session: Session, *, run_id: int, image_ids: Sequence[int]) -> list[ScoredRegion]:
     """The regions of a few images, by image and index."""
     found: list[ScoredRegion] = []
-    for start in range(0, len(image_ids), BATCH):
+    for part in in_parts(image_ids):
         statement = (
             select(
                 RegionScore.image_id,
@@ -268,7 +258,7 @@ def scored_regions(session: Session, *, run_id: int, image_ids: Sequence[int]) -
                 RegionScore.outline,
                 RegionScore.entropy,
             )
-            .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(image_ids[start : start + BATCH]))
+            .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(part))
             .order_by(RegionScore.image_id, RegionScore.region_index)
         )
         found.extend(ScoredRegion(*row) for row in session.execute(statement))
@@ -281,10 +271,10 @@ def class_pixels(
     """Pixels of the regions that each class is predicted on, [n, C], in the order of `image_ids`."""
     place = {image_id: row for row, image_id in enumerate(image_ids)}
     pixels = np.zeros((len(image_ids), num_classes))
-    for start in range(0, len(image_ids), BATCH):
+    for part in in_parts(image_ids):
         statement = (
             select(RegionScore.image_id, RegionScore.predicted_class, func.sum(RegionScore.pixels))
-            .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(image_ids[start : start + BATCH]))
+            .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(part))
             .group_by(RegionScore.image_id, RegionScore.predicted_class)
         )
         for image_id, predicted, count in session.execute(statement):

@@ -198,16 +198,6 @@ def open_shards(session: Session, *, run_id: int) -> OpenShards:
     return OpenShards(*map(int, session.execute(statement).one()))
 
 
-def pending_shards(session: Session, *, run_id: int) -> list[PlannedShard]:
-    """The shards that nobody has begun, by id."""
-    statement = (
-        select(Shard.first_image_id, Shard.last_image_id)
-        .where(Shard.run_id == run_id, Shard.status == "pending")
-        .order_by(Shard.first_image_id)
-    )
-    return [PlannedShard(*row) for row in session.execute(statement)]
-
-
 def workers(session: Session, *, run_id: int, since: datetime | None = None) -> list[Worker]:
     """Who finished how many shards and images of a run, busiest first."""
     done = [Shard.run_id == run_id, Shard.status == "done", Shard.owner.is_not(None)]

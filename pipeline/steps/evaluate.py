@@ -118,7 +118,7 @@ def _decide(
         return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
     found = row.metrics[("miou", -1)]
     measured = f"mIoU {found.text()} on {row.images} {row.split} images"
-    other = models.other_promoted_model(session, model.id)
+    other = models.promoted_model(session, other_than=model.id)
     if other is None:
         return True, f"{model.name} is promoted, the first model: {measured}."
     theirs = evaluations.evaluation_of(

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from db.queries import queue_items
-from db.tables import Queue
+from db.tables import Queue, QueueItem
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str],
             annotators=item.annotators,
             disagreement=item.disagreement,
         )
-        for item, image in queue_items.queue_head(session, queue.id, limit=max(head, 1))
+        for item, image in queue_items.queued_regions(session, queue_id=queue.id, limit=max(head, 1))
     ]
     by_status = queue_items.count_items(session, queue.id)
-    by_class = queue_items.count_by_class(session, queue.id)
+    by_class = queue_items.count_by(session, queue.id, QueueItem.predicted_class)
     return QueueSummary(
         name=queue.name,
         kind=queue.kind,
@@ -109,7 +109,7 @@ def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str],
         measure=next((item.measure for item in items if item.measure), None),
         items=sum(by_status.values()),
         candidates=queue.spec.get("candidates"),
-        by_slice=queue_items.count_by_slice(session, queue.id),
+        by_slice=queue_items.count_by(session, queue.id, QueueItem.slice),
         by_class={class_of(index) or "not predicted": count for index, count in by_class.items()},
         by_status=by_status,
         clicks=queue_items.count_clicks(session, queue.id),

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import update
 
 from db.engine import Database
-from db.queries import leases, runs, scores, shards
+from db.queries import leases, runs, shards
 from db.queries.shards import PlannedShard
 from db.tables import Lease, Shard, utc_now
-from tests.factories import ask, at_once, count_rows, open_store, rows_for
+from tests.factories import ask, at_once, count_rows, count_scores, open_store, pending_shards, rows_for
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_shard_whose_lease_has_run_out_is_another_ones_and_its_first_owner_wri
     assert claim(database, "b") == shard  # after those that nobody had begun
     assert not write(database, "a", shard)
     assert write(database, "b", shard)
-    assert ask(database, scores.count_scores, run_id=1) == (2, 4)
+    assert ask(database, count_scores, run_id=1) == (2, 4)
 
 
 def test_a_lease_that_is_renewed_is_kept(database: Database) -> None:
@@ -74,7 +74,7 @@ def test_what_is_planned_anew_goes_around_a_shard_that_somebody_is_at(database: 
     with database.session() as session:
         shards.release_shards(session, run_id=1, owner="a")
         opened = shards.plan_shards(session, run_id=1, shard_images=5)
-        assert shards.pending_shards(session, run_id=1) == [(1, 2), (5, 9), (10, 10)]
+        assert pending_shards(session, run_id=1) == [(1, 2), (5, 9), (10, 10)]
     assert opened == (3, 1)
 
 
@@ -82,7 +82,7 @@ def test_what_a_dead_owner_had_is_planned_anew(database: Database) -> None:
     claim(database, "dead")
     with database.session() as session:
         shards.plan_shards(session, run_id=1, shard_images=10, dead={"dead"})
-        assert shards.pending_shards(session, run_id=1) == [(1, 10)]
+        assert pending_shards(session, run_id=1) == [(1, 10)]
 
 
 def test_many_that_claim_at_once_never_get_the_same_shard(store_url: str) -> None:
@@ -97,7 +97,7 @@ def test_many_that_claim_at_once_never_get_the_same_shard(store_url: str) -> Non
 
     at_once(4, drain)
     assert sorted(found) == [(n, n) for n in range(1, 41)]
-    assert ask(database, scores.count_scores, run_id=1) == (40, 80)
+    assert ask(database, count_scores, run_id=1) == (40, 80)
 
 
 def test_many_that_plan_at_once_make_one_plan(database: Database) -> None:
@@ -107,7 +107,7 @@ def test_many_that_plan_at_once_make_one_plan(database: Database) -> None:
             shards.plan_shards(session, run_id=1, shard_images=3)
 
     at_once(4, plan)
-    assert ask(database, shards.pending_shards, run_id=1) == [(1, 3), (4, 6), (7, 9), (10, 10)]
+    assert ask(database, pending_shards, run_id=1) == [(1, 3), (4, 6), (7, 9), (10, 10)]
     assert count_rows(database, Shard) == 4
 
 

@@ -20,6 +20,7 @@ from tests.factories import (
     ask,
     at_once,
     change,
+    count_scores,
     fetch,
     fetch_one,
     new_item,
@@ -60,7 +61,7 @@ def prune(database: Database, run_id: int) -> bool:
 
 
 def rows_of(database: Database, run_id: int) -> tuple[int, int]:
-    return ask(database, scores.count_scores, run_id=run_id)
+    return ask(database, count_scores, run_id=run_id)
 
 
 def delete_rows(database: Database, run_id: int, rows: int) -> int:

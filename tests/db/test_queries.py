@@ -83,8 +83,8 @@ def test_images_are_found_by_split_name_and_content(session: Session) -> None:
 
 
 def test_images_are_counted_and_read_as_columns(session: Session) -> None:
-    images.set_masks(session, {1: "a", 5: "e"})
-    images.move_images(session, [{"id": 2, "group_name": "w", "position": 70}])
+    images.update_images(session, [{"id": 1, "mask_uri": "a"}, {"id": 5, "mask_uri": "e"}])
+    images.update_images(session, [{"id": 2, "group_name": "w", "position": 70}])
     columns = images.split_columns(session)
     assert columns.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [columns.names[group] for group in columns.groups] == ["x", "w", "y", "y", "x", "z", "z", "z"]
@@ -170,7 +170,7 @@ def test_a_queue_has_places_in_folders_and_on_servers(session: Session) -> None:
 
 
 def test_the_items_of_a_queue_are_read_counted_and_moved(session: Session) -> None:
-    images.set_masks(session, {1: "a", 3: "c"})
+    images.update_images(session, [{"id": 1, "mask_uri": "a"}, {"id": 3, "mask_uri": "c"}])
     queue = put(session, new_queue())
     boxes = {1: (1, (0, 0, 8, 8)), 2: (2, (0, 0, 8, 8)), 3: (1, (8, 0, 8, 8))}
     for rank, (image_id, box) in boxes.items():
@@ -186,7 +186,10 @@ def test_the_items_of_a_queue_are_read_counted_and_moved(session: Session) -> No
         (3, "a.png"),
         (4, "b.png"),
     ]
-    assert [found.item.rank for found in queue_items.queue_head(session, queue.id, limit=2)] == [1, 2]
+    assert [found.item.rank for found in queue_items.queued_regions(session, queue_id=queue.id, limit=2)] == [
+        1,
+        2,
+    ]
     box, image = list(queue_items.queued_boxes(session, queue_id=queue.id))[3]
     assert tuple(box) == (items[3].id, 4, 8, 0, 8, 8, 0, "04")
     assert tuple(image) == (2, "b.png", "b", 16, 8)
@@ -200,13 +203,14 @@ def test_the_items_of_a_queue_are_read_counted_and_moved(session: Session) -> No
     assert ids(queue_items.waiting_images(session, queue.id, after_id=0, limit=9)) == [1, 2]
     waiting = queue_items.waiting_items(session, queue.id, image_ids=[1])
     assert [item.rank for item in waiting] == [3]
-    assert queue_items.count_waiting(session, queue.id) == 2
     assert queue_items.images_in_queue(session, queue.id) == {1, 2}
-    assert queue_items.skipped_images(session, queue.id) == {2}
     assert queue_items.item_statuses(session, queue.id)[items[1].id] == "skipped"
     assert queue_items.count_items(session, queue.id) == {"labeled": 1, "skipped": 1, "queued": 2}
-    assert list(queue_items.count_by_slice(session, queue.id).items()) == [("selected", 3), ("audit", 1)]
-    assert queue_items.count_by_class(session, queue.id) == {1: 2, 0: 1, None: 1}
+    assert list(queue_items.count_by(session, queue.id, QueueItem.slice).items()) == [
+        ("selected", 3),
+        ("audit", 1),
+    ]
+    assert queue_items.count_by(session, queue.id, QueueItem.predicted_class) == {1: 2, 0: 1, None: 1}
     assert queue_items.count_clicks(session, queue.id) == 6.5
     assert queue_items.next_rank(session, queue.id) == 5
     row = {"slice": "selected", "reason": "", "status": "released", "region_index": 0}
@@ -302,8 +306,8 @@ def test_what_a_model_may_be_trained_on_and_what_is_new_to_it(session: Session) 
     second = add_model(session, 2, status="refused", created_at=utc_now() - timedelta(hours=2))
     assert models.list_models(session) == [model, second]
     assert models.promoted_model(session) is model
-    assert models.other_promoted_model(session, model.id) is None
-    assert models.other_promoted_model(session, second.id) is model
+    assert models.promoted_model(session, other_than=model.id) is None
+    assert models.promoted_model(session, other_than=second.id) is model
     assert models.newest_trained(session) is second
     assert models.count_new_labels(session) == 1
 

@@ -15,7 +15,7 @@ from db.engine import Database
 from db.queries import runs, scores, shards
 from db.queries.shards import PlannedShard
 from db.tables import Shard, utc_now
-from tests.factories import ask, fetch, rows_for
+from tests.factories import ask, count_scores, fetch, pending_shards, rows_for
 
 OWNER = "here:1:0"
 LATER = utc_now() + timedelta(hours=1)
@@ -50,7 +50,7 @@ def take(session: Session, shard: PlannedShard) -> None:
 def plan(database: Database, shard_images: int) -> list[PlannedShard]:
     with database.session() as session:
         shards.plan_shards(session, run_id=1, shard_images=shard_images)
-        return shards.pending_shards(session, run_id=1)
+        return pending_shards(session, run_id=1)
 
 
 def test_planning_cuts_the_pool_into_shards_and_forgets_the_plan_before(database: Database) -> None:
@@ -62,14 +62,14 @@ def test_a_shard_that_is_done_is_not_planned_again(database: Database) -> None:
     first, *_ = plan(database, 4)
     write(database, first, [1, 2, 3, 4])
     assert plan(database, 4) == [(5, 8), (9, 10)]
-    assert ask(database, scores.count_scores, run_id=1) == (4, 8)
+    assert ask(database, count_scores, run_id=1) == (4, 8)
 
 
 def test_writing_a_shard_twice_leaves_its_rows_once(database: Database) -> None:
     first, *_ = plan(database, 4)
     write(database, first, [1, 2, 3, 4])
     write(database, first, [1, 2, 3, 4])
-    assert ask(database, scores.count_scores, run_id=1) == (4, 8)
+    assert ask(database, count_scores, run_id=1) == (4, 8)
 
 
 def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(database: Database) -> None:
@@ -80,7 +80,7 @@ def test_failed_images_are_planned_again_and_their_neighbours_keep_their_rows(da
     found = ask(database, shards.unscored_images, run_id=1, shard=shards.PlannedShard(1, 10))
     assert [image.id for image in found] == [1, 5, 10]
     write(database, again[0], [1, 5], tried=[10])
-    assert ask(database, scores.count_scores, run_id=1) == (9, 18)
+    assert ask(database, count_scores, run_id=1) == (9, 18)
     (shard,) = fetch(database, Shard)
     assert (shard.status, shard.scored, shard.failed) == ("done", 2, 1)
 
@@ -94,8 +94,8 @@ def test_a_transaction_that_fails_leaves_neither_rows_nor_a_done_shard(database:
         shards.replace_shard(
             session, run_id=1, shard=first, owner=OWNER, image_ids=[1, 2], images=images, regions=broken
         )
-    assert ask(database, scores.count_scores, run_id=1) == (0, 0)
-    assert ask(database, shards.pending_shards, run_id=1)[0] == first
+    assert ask(database, count_scores, run_id=1) == (0, 0)
+    assert ask(database, pending_shards, run_id=1)[0] == first
 
 
 def test_columns_come_back_in_order_with_nan_for_what_was_not_measured(database: Database) -> None:

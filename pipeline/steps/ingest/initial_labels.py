@@ -80,7 +80,7 @@ def label_initial(
         regions.prepare(pages, threads, progress)
         with database.session() as session:
             queue, warnings = _plan(session, project, regions, named=named)
-            waiting = queue_items.count_waiting(session, queue.id) if queue is not None else 0
+            waiting = queue_items.count_items(session, queue.id).get("queued", 0) if queue is not None else 0
             failure_queries.record_failures(session, "ingest", list(regions.unusable.items()))
     if queue is None:
         return InitialLabels(warnings=tuple(warnings))

@@ -216,11 +216,10 @@ def _ingest_batch(
     with database.session() as session:
         added = _write_new(session, [entry for entry in examined if entry.row is not None], assignments)
         old = [entry for entry in examined if entry.known is not None]
-        images.set_masks(
-            session, {entry.known.id: entry.mask_uri for entry in old if entry.known and entry.mask_uri}
-        )
+        masked = [(entry.known.id, entry.mask_uri) for entry in old if entry.known and entry.mask_uri]
+        images.update_images(session, [{"id": image_id, "mask_uri": uri} for image_id, uri in masked])
         if not assignments.locked:
-            images.move_images(session, list(_moved(old)))
+            images.update_images(session, list(_moved(old)))
         failure_queries.record_failures(session, "ingest", failures)
     return added, len(failures)
 

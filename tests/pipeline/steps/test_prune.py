@@ -9,14 +9,13 @@ import pytest
 from sqlalchemy import select
 
 from db.engine import Database
-from db.queries import scores
 from db.tables import Image, ImageScore, Round, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps import prune as step
 from pipeline.steps.prune import prune
 from pipeline.steps.score import score
-from tests.factories import Workspace, fetch, make_pool
+from tests.factories import Workspace, count_scores, fetch, make_pool
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_what_was_pruned_is_scored_from_the_start(scored: Workspace) -> None:
     report = score(*scored, any_time=True)
     assert (report.run_id, report.images) == (4, 2)
     with scored.database.session(write=False) as session:
-        assert scores.count_scores(session, run_id=4) == (2, 8)
+        assert count_scores(session, run_id=4) == (2, 8)
         first, again = (session.get_one(ScoringRun, run_id) for run_id in (1, 4))
         assert first.scorer_hash == again.scorer_hash
 
