@@ -142,6 +142,12 @@ def waiting_items(session: Session, queue_id: int, *, image_ids: Sequence[int]) 
     return session.scalars(statement).all()
 
 
+def skipped_images(session: Session, queue_id: int) -> set[int]:
+    """The ids of the images of a queue that hold a skipped item."""
+    skipped = (QueueItem.queue_id == queue_id, QueueItem.status == "skipped")
+    return set(session.scalars(select(QueueItem.image_id).where(*skipped).distinct()))
+
+
 def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
     """The regions that must not be queued again, each once.
 

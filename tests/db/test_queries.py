@@ -203,7 +203,7 @@ def test_the_items_of_a_queue_are_read_counted_and_moved(session: Session) -> No
     assert ids(queue_items.waiting_images(session, queue.id, after_id=0, limit=9)) == [1, 2]
     waiting = queue_items.waiting_items(session, queue.id, image_ids=[1])
     assert [item.rank for item in waiting] == [3]
-    assert queue_items.images_in_queue(session, queue.id) == {1, 2}
+    assert queue_items.skipped_images(session, queue.id) == {2}
     assert queue_items.item_statuses(session, queue.id)[items[1].id] == "skipped"
     assert queue_items.count_items(session, queue.id) == {"labeled": 1, "skipped": 1, "queued": 2}
     assert list(queue_items.count_by(session, queue.id, QueueItem.slice).items()) == [
