@@ -11,8 +11,8 @@ The contract of the store, for every backend:
   wait for each other instead of failing half-way; readers never wait.
 - Every table has a natural unique key, so that a step that was killed may run again: nothing is lost, and
   nothing is there twice.
-- A value that is made from what a row holds is read under the row's lock (`FOR UPDATE`), and read anew, because
-  PostgreSQL lets another transaction change the row until then. One shard of scores is one transaction.
+- A value that is made from what a row holds is read under the row's lock (`FOR UPDATE`), and read anew,
+  because PostgreSQL lets another transaction change the row until then. A shard of scores is one transaction.
 - A block that only reads says so (`write=False`), or it waits for every writer on SQLite.
 - A database at another revision than this code is refused, except for an empty one, which is filled.
 """
