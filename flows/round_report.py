@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries import models
-from db.queries import rounds as round_queries
 from db.queries.failures import list_failures
+from db.queries.models import list_models
 from db.queries.queues import newest_round_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
@@ -55,7 +54,7 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
             else queue_summary(session, queue, class_names=config.data.class_names, head=SHOWN_ITEMS)
         )
         trouble = _trouble(session)
-        decision = _decision(session, rounds)
+        decision = next((row.decision for row in list_models(session) if row.name == rounds[-1].model), None)
     parts = [f"# {plain(config.name)}, round {now.round_number}", _next(now)]
     parts += _model(project, rounds, decision)
     parts += _curve(project, database, rounds)
@@ -74,14 +73,6 @@ def _headline(now: Status, rounds: Sequence[RoundSummary]) -> str:
 
 def _next(now: Status) -> str:
     return f"**Next:** {code(now.next_command)} — {prose(now.reason)}"
-
-
-def _decision(session: Session, rounds: Sequence[RoundSummary]) -> str | None:
-    if not rounds:
-        return None
-    row = next(row for row in round_queries.list_rounds(session) if row.number == rounds[-1].number)
-    model = models.round_model(session, row.id)
-    return model.decision if model else None
 
 
 def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | None) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,6 +128,14 @@ def run_step(step: Callable[..., Report], *, then_next: bool = False, **options:
         runner.run(step, **options)
         if then_next:
             print_next(runner.database)
+
+
+def add_step_command(commands: typer.Typer, name: str, panel: str, explanation: str) -> None:
+    """Add the command of a step without options, which prints the next command at its end."""
+
+    @commands.command(name, rich_help_panel=panel, help=explanation)
+    def _run() -> None:
+        run_step(getattr(import_module(f"pipeline.steps.{name}"), name), then_next=True)
 
 
 def print_line(line: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -21,11 +21,7 @@ commands = typer.Typer()
 def nightly(prefect: AsFlow = False) -> None:
     """Ingest and score new images, and update the queue."""
     if prefect:
-        from flows.nightly import nightly as flow
-        from flows.prefect_server import require_server
-
-        require_server()
-        flow(config=_config())
+        _run_flow("nightly")
         return
     from pipeline.operation.nightly import run_nightly
 
@@ -46,11 +42,7 @@ def retrain(
 ) -> None:
     """Train and evaluate a model once there are enough new labels; score with it and export a queue."""
     if prefect:
-        from flows.prefect_server import require_server
-        from flows.retrain import retrain as flow
-
-        require_server()
-        flow(config=_config(), force=force, then_nightly=then_nightly)
+        _run_flow("retrain", force=force, then_nightly=then_nightly)
         return
     from pipeline.operation.retrain import run_retrain
 
@@ -73,5 +65,10 @@ def loop(
     list_rounds()
 
 
-def _config() -> Path:
-    return state.config_file.absolute()
+def _run_flow(name: str, **parameters: bool) -> None:
+    """Run a flow of ours in this process, under the configured Prefect server."""
+    from flows.prefect_server import require_server
+
+    require_server()
+    flow = getattr(import_module(f"flows.{name}"), name)
+    flow(config=state.config_file.absolute(), **parameters)

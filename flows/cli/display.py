@@ -65,9 +65,9 @@ def progress_bar() -> Generator[StepProgress]:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers are right-aligned by their column's first row."""
+    """Print a table; text is shown as it is, and numbers are right-aligned by their column's first row."""
     listed = [[_cell(value) for value in row] for row in rows]
-    drawn = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    drawn = Table(title=literal(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         first = listed[0][index] if listed else ""
         numeric = first[:1].isdigit() or first[:1] in "−-"
@@ -92,7 +92,7 @@ def _cell(value: object) -> str:
         return value.text() if value.defined else MISSING
     if value is None or isinstance(value, float):
         return number(value)
-    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return count(value) if isinstance(value, int) and not isinstance(value, bool) else literal(str(value))
 
 
 def _plain(value: Any) -> Any:

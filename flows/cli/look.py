@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from flows.cli.app import LOOK, Json, opened_session, run_step
-from flows.cli.display import literal, print_json, table
+from flows.cli.display import print_json, table
 from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
 from pipeline.data.project import Project
 from pipeline.errors import UserError
@@ -41,11 +41,7 @@ def failures(as_json: Json = False) -> None:
     if as_json:
         print_json([dict(zip(("step", "file", "reason"), row, strict=True)) for row in rows])
     else:
-        table(
-            f"{len(rows)} files",
-            ("step", "file", "reason"),
-            [[literal(cell) for cell in row] for row in rows],
-        )
+        table(f"{len(rows)} files", ("step", "file", "reason"), rows)
 
 
 @commands.command(name="rounds", rich_help_panel=LOOK)

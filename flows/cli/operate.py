@@ -127,5 +127,5 @@ def _show(deployments: Sequence[Deployment]) -> None:
             for schedule in deployment.schedules
         ]
         when = next_run(deployment)
-        rows.append((literal(deployment.name), ", ".join(schedules), when and f"{when:%a %Y-%m-%d %H:%M %Z}"))
+        rows.append((deployment.name, ", ".join(schedules), when and f"{when:%a %Y-%m-%d %H:%M %Z}"))
     table(f"{len(rows)} deployments", ("deployment", "schedule", "next run"), rows)

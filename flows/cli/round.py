@@ -6,42 +6,23 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Json, opened_runner, print_next, run_step
+from flows.cli.app import ROUND, Json, add_step_command, opened_runner, print_next
 from flows.cli.display import console, print_json
 
 commands = typer.Typer()
-
-
-@commands.command(rich_help_panel=ROUND)
-def train() -> None:
-    """Train this round's model on every label. A killed run goes on from its last checkpoint."""
-    from pipeline.steps.train import train as step
-
-    run_step(step, then_next=True)
-
-
-@commands.command(rich_help_panel=ROUND)
-def calibrate() -> None:
-    """Fit every calibrator on held-out labels; the one that passes makes softmax scores probabilities."""
-    from pipeline.steps.calibrate import calibrate as step
-
-    run_step(step, then_next=True)
-
-
-@commands.command(rich_help_panel=ROUND)
-def evaluate() -> None:
-    """Measure the model on held-out images, each number with its interval; promote or refuse it."""
-    from pipeline.steps.evaluate import evaluate as step
-
-    run_step(step, then_next=True)
-
-
-@commands.command(rich_help_panel=ROUND)
-def score() -> None:
-    """Score what the promoted model has not scored yet."""
-    from pipeline.steps.score import score as step
-
-    run_step(step, then_next=True)
+for _name, _explanation in (
+    ("train", "Train this round's model on every label. A killed run goes on from its last checkpoint."),
+    (
+        "calibrate",
+        "Fit every calibrator on held-out labels; the one that passes makes softmax scores probabilities.",
+    ),
+    (
+        "evaluate",
+        "Measure the model on held-out images, each number with its interval; promote or refuse it.",
+    ),
+    ("score", "Score what the promoted model has not scored yet."),
+):
+    add_step_command(commands, _name, ROUND, _explanation)
 
 
 @commands.command(rich_help_panel=ROUND)

@@ -49,7 +49,7 @@ def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring
 def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     """What each round's labels cost, and the mIoU that they came to; then its calibration."""
     table(
-        f"{literal(name)}: {len(rows)} rounds",
+        f"{name}: {len(rows)} rounds",
         ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "mIoU", "next"),
         [
             (
@@ -82,24 +82,16 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
     """Each scoring run, then its workers, then what was noticed."""
     table(
-        f"{literal(name)}: {len(rows)} scoring runs",
+        f"{name}: {len(rows)} scoring runs",
         (
-            "run",
-            "model",
-            "scorer",
-            "images",
-            "regions",
-            "shards",
-            "images/s",
-            "begun",
-            "finished",
-            "heat maps",
+            *("run", "model", "scorer", "images", "regions", "shards", "images/s"),
+            *("begun", "finished", "heat maps"),
         ),
         [
             (
                 row.id,
                 row.model,
-                literal(_scorer(row)),
+                _scorer(row),
                 "pruned" if row.pruned_at else row.images,
                 "pruned" if row.pruned_at else row.regions,
                 f"{row.shards_done} done, {row.shards_running + row.shards_pending} open",
@@ -128,17 +120,12 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
 def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
     """A line a queue."""
     table(
-        f"{literal(name)}: {len(rows)} queues",
+        f"{name}: {len(rows)} queues",
         ("queue", "kind", "strategy", "items", "status", "made", "folder"),
         [
             (
-                literal(row.name),
-                row.kind,
-                literal(row.strategy),
-                row.items,
-                counts(row.by_status),
-                _moment(row.created_at),
-                None if row.folder is None else literal(row.folder),
+                *(row.name, row.kind, row.strategy, row.items, counts(row.by_status)),
+                *(_moment(row.created_at), row.folder),
             )
             for row in rows
         ],
@@ -167,15 +154,10 @@ def show_queue(row: QueueSummary) -> None:
             head,
             [
                 (
-                    item.rank,
-                    literal(item.image),
-                    ", ".join(map(str, item.box)),
-                    None if item.class_name is None else literal(item.class_name),
-                    item.score,
-                    item.slice,
-                    item.status,
+                    *(item.rank, item.image, ", ".join(map(str, item.box)), item.class_name),
+                    *(item.score, item.slice, item.status),
                     *((None if item.clicks is None else round(item.clicks),) if with_clicks else ()),
-                    literal(item.reason),
+                    item.reason,
                 )
                 for item in row.head
             ],
@@ -202,8 +184,8 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
         [
             (
                 percent(pair.agreement, 1),
-                literal(pair.annotator),
-                "all others" if pair.other is None else literal(pair.other),
+                pair.annotator,
+                pair.other or "all others",
                 pair.images,
                 short_count(pair.pixels),
             )
@@ -227,9 +209,9 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
         ),
         [
             (
-                literal(row.queue),
+                row.queue,
                 row.rank,
-                literal(row.uri),
+                row.uri,
                 f"{row.x}, {row.y}, {row.w}, {row.h}",
                 row.annotators,
                 percent(row.disagreement, 1),
@@ -249,14 +231,8 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
         ("model", "status", "parent", "labels", "seed", "iterations", "config", "decision"),
         [
             (
-                row.name,
-                row.status,
-                row.parent,
-                row.labels,
-                row.seed,
-                row.iterations,
-                row.config_hash[:8],
-                row.decision,
+                *(row.name, row.status, row.parent, row.labels, row.seed, row.iterations),
+                *(row.config_hash[:8], row.decision),
             )
             for row in rows
         ],
