@@ -106,7 +106,6 @@ class Tile:
     """A region in pictures: first the image, then what is laid over it; `where` is the whole image."""
 
     heading: str
-    name: str
     tags: Sequence[str]
     reason: str
     where: Layer
@@ -150,6 +149,18 @@ class Section:
     blocks: Sequence[Block]
     question: str = ""
     fresh: bool = False
+
+
+def cells(*values: Cell | Estimate | str | int) -> list[Cell]:
+    """A row of a table; an estimate comes with its interval."""
+    return [
+        value
+        if isinstance(value, Cell)
+        else figure(value)
+        if isinstance(value, Estimate)
+        else Cell(str(value))
+        for value in values
+    ]
 
 
 def figure(value: Estimate, *, digits: int = 3, strong: bool = False) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.estimate import Estimate
@@ -50,6 +50,14 @@ class DotRow:
 
     name: str
     values: Mapping[str, Estimate]
+
+
+def dot_rows(values: Iterable[tuple[str, str, Estimate]]) -> list[DotRow]:
+    """A row a name from (name, series, estimate), in the order in which the names come first."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for name, series, value in values:
+        found.setdefault(name, {})[series] = value
+    return [DotRow(name, series) for name, series in found.items()]
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,6 @@ def _tile(
         layers.append(layer(LABEL, painted(row.image, row.label, colors)[part], smooth=False))
     return Tile(
         heading=row.heading,
-        name=row.heading,
         tags=tags,
         reason=row.reason,
         where=_where(row),

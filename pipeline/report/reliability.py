@@ -5,7 +5,7 @@ Legend: K bins of confidence.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +49,13 @@ class Reliability:
     @classmethod
     def from_document(cls, document: dict[str, Any], *, ece: Estimate) -> Reliability:
         """From the `reliability` of a stored evaluation."""
+        names = ("edges", "pixels", "confidence", "accuracy", "accuracy_low", "accuracy_high")
+        return cls(*(null_as_nan(document[name]) for name in names), ece=ece)
 
-        def numbers(name: str) -> Array:
-            return np.array([math.nan if item is None else item for item in document[name]], dtype=np.float64)
 
-        return cls(
-            edges=numbers("edges"),
-            pixels=numbers("pixels"),
-            confidence=numbers("confidence"),
-            accuracy=numbers("accuracy"),
-            low=numbers("accuracy_low"),
-            high=numbers("accuracy_high"),
-            ece=ece,
-        )
+def null_as_nan(values: Sequence[float | None]) -> Array:
+    """Numbers of a JSON document; null is NaN."""
+    return np.array(values, dtype=np.float64)
 
 
 @in_style

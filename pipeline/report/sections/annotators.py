@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import interval, number, percent
-from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text
+from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text, cells
 from pipeline.report.charts import MEASURE_COLORS, Line, line_chart, spoken
 from pipeline.report.contents import Contents
 from pipeline.report.svg import Chart, number_axis
@@ -67,7 +67,7 @@ def _entropies(facts: AnnotatorReport) -> Chart | None:
 
 def _people(facts: AnnotatorReport) -> Table:
     rows = [
-        [Cell(one.annotator), Cell(percent(one.agreement, 1)), Cell(str(one.images)), Cell(str(one.pixels))]
+        cells(one.annotator, percent(one.agreement, 1), one.images, one.pixels)
         for one in facts.against_others
     ]
     head = ("annotator", "agreement with all others", "images", "pixels that both have labeled")
@@ -77,13 +77,11 @@ def _people(facts: AnnotatorReport) -> Table:
 def _disputed(facts: AnnotatorReport) -> Table:
     shown = facts.rows[:MOST_ROWS]
     rows = [
-        [
+        cells(
             Cell(Path(row.uri).name, f"{row.queue}, {row.rank}: {row.annotators} annotators"),
-            Cell(percent(row.disagreement, 1)),
-            Cell(number(row.vote_entropy)),
-            Cell(number(row.expected_entropy)),
-            Cell(number(row.mutual_information)),
-        ]
+            percent(row.disagreement, 1),
+            *map(number, (row.vote_entropy, row.expected_entropy, row.mutual_information)),
+        )
         for row in shown
     ]
     head = ("region", "disagreement", "vote entropy", "expected entropy", "mutual information")

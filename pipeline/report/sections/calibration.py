@@ -6,19 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.evaluation.estimate import Estimate, from_json
 from pipeline.format import number, percent
-from pipeline.report.blocks import (
-    Block,
-    Cell,
-    Charts,
-    Heading,
-    Missing,
-    Section,
-    Table,
-    Text,
-    figure,
-)
+from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
 from pipeline.report.charts import (
     AFTER,
     BEFORE,
@@ -54,36 +46,24 @@ def calibration(contents: Contents) -> Section:
 
 def reliability_bins(diagram: Reliability) -> list[Bin]:
     """The bins of an evaluation."""
-    total = max(float(diagram.pixels.sum()), 1.0)
-    return [
-        Bin(confidence, Estimate(accuracy, low, high), pixels / total)
-        for confidence, accuracy, low, high, pixels in zip(
-            diagram.confidence.tolist(),
-            diagram.accuracy.tolist(),
-            diagram.low.tolist(),
-            diagram.high.tolist(),
-            diagram.pixels.tolist(),
-            strict=True,
-        )
-    ]
+    share = diagram.pixels / max(float(diagram.pixels.sum()), 1.0)
+    columns = np.stack([diagram.confidence, diagram.accuracy, diagram.low, diagram.high, share], axis=1)
+    return [Bin(row[0], Estimate(*row[1:4]), row[4]) for row in columns.tolist()]
 
 
 def _of_sampler(one: Calibrated) -> list[Block]:
-    said = (
+    meaning = (
         f"Its calibrated softmax may be called a {one.confidence_name}: the calibrator has a passing report."
         if one.confidence_name == "probability"
         else "No calibrator has a passing report: read its output as a softmax score, not as a probability."
     )
     blocks: list[Block] = [
         Heading(f"{spoken(one.sampler)[:1].upper()}{spoken(one.sampler)[1:]}, {spoken(one.calibrator)}"),
-        Text(said, tone="good" if one.confidence_name == "probability" else "warn"),
+        Text(meaning, tone="good" if one.confidence_name == "probability" else "warn"),
     ]
     charts = [
         reliability_chart(
-            reliability_bins(diagram),
-            title=f"{name}: ECE {diagram.ece.text()}",
-            color=color,
-            axis=axis,
+            reliability_bins(diagram), title=f"{name}: ECE {diagram.ece.text()}", color=color, axis=axis
         )
         for name, diagram, color, axis in (
             ("Before", one.before, BEFORE, "softmax score of the prediction"),
@@ -110,13 +90,12 @@ def _calibrators(one: Calibrated) -> list[Block]:
     for row in compared:
         marks = [name for name, found in (("in use", chosen), ("best allowed", auto)) if found == row["name"]]
         rows.append(
-            [
+            cells(
                 Cell(spoken(row["name"]), ", ".join(marks), strong=row["name"] == chosen),
                 figure(Estimate.from_document(row["nll"]), strong=row["nll"]["value"] == best),
-                figure(Estimate.from_document(row["ece"])),
-                figure(Estimate.from_document(row["brier"])),
-                Cell(percent(row["labels_changed"])),
-            ]
+                *(Estimate.from_document(row[name]) for name in ("ece", "brier")),
+                percent(row["labels_changed"]),
+            )
         )
     source = {"audit": "the audit slices, weighted by inclusion probability"}.get(
         str(one.report.get("source")), "the calibration split"
@@ -147,10 +126,7 @@ def _parts(contents: Contents) -> list[Block]:
         values = [number(row["ece"]["value"] if row else None) for row in (before, after)]
         charts.append(
             small_reliability(
-                _bins(before),
-                _bins(after),
-                title=part_name(part),
-                note=f"ECE {values[0]} → {values[1]}",
+                _bins(before), _bins(after), title=part_name(part), note=f"ECE {values[0]} → {values[1]}"
             )
         )
     width = contents.quality["boundary_pixels"] if contents.quality else 0
@@ -175,18 +151,12 @@ def _frequency(contents: Contents) -> list[Block]:
         return [*blocks, Text("Too few blocks of images for the class-frequency test.", tone="note")]
     points = []
     for index, group in enumerate(found["groups"]):
-        for name, said, seen, low, high in zip(
-            contents.class_names,
-            group["predicted"],
-            group["empirical"],
-            group["low"],
-            group["high"],
-            strict=True,
-        ):
-            share = Estimate(*map(from_json, (seen, low, high)))
-            inside = math.isnan(share.low) or share.low <= said <= share.high
-            if max(said, share.value) >= 0.005:
-                points.append((said, share, inside, f"{name}, group {index + 1}"))
+        columns = (group[key] for key in ("predicted", "empirical", "low", "high"))
+        for name, predicted, *observed in zip(contents.class_names, *columns, strict=True):
+            share = Estimate(*map(from_json, observed))
+            inside = math.isnan(share.low) or share.low <= predicted <= share.high
+            if max(predicted, share.value) >= 0.005:
+                points.append((predicted, share, inside, f"{name}, group {index + 1}"))
     covered = found["covered"]["value"]
     level = (contents.quality or {}).get("confidence")
     note = (

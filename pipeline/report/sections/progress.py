@@ -16,6 +16,7 @@ from pipeline.report.blocks import (
     Table,
     Text,
     Tiles,
+    cells,
     figure,
 )
 from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_chart, line_chart, spark_chart
@@ -65,12 +66,8 @@ def learning(contents: Contents) -> Section:
     """mIoU and calibration error over the labels, and each class's IoU over the rounds."""
     points = contents.rounds
     if not points:
-        return Section(
-            "learning",
-            "Learning curve",
-            "",
-            [Missing("No model has been measured yet.", "segcurate evaluate")],
-        )
+        missing = Missing("No model has been measured yet.", "segcurate evaluate")
+        return Section("learning", "Learning curve", "", [missing])
     share = [point.labeled_share for point in points]
     last = max(share) or 1.0
     digits = 0 if last > 0.1 else 1 if last > 0.01 else 2
@@ -90,7 +87,7 @@ def learning(contents: Contents) -> Section:
         title="mIoU on held-out images, with its interval",
         x=axis,
         y=number_axis(ends, "mean IoU"),
-        note=_refused(contents),
+        note="" if all(point.promoted for point in points) else "A hollow point is a model that was refused.",
         legend=False,
     )
     gap = 0.008 * last
@@ -135,14 +132,12 @@ def queue(contents: Contents) -> Section:
         bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}, width=320),
     ]
     rows = [
-        [
-            Cell(str(item.rank)),
-            Cell(Path(item.image).name),
+        cells(
+            item.rank,
+            Path(item.image).name,
             Cell(item.class_name or "not predicted", color=colors.get(item.class_name or "", "")),
-            Cell(item.reason),
-            Cell(number(item.score)),
-            Cell(item.status),
-        ]
+            *(item.reason, number(item.score), item.status),
+        )
         for item in facts.head
     ]
     total = facts.items
@@ -200,17 +195,15 @@ def _rounds_table(contents: Contents) -> Table:
     clicks = any(point.clicks is not None for point in contents.rounds)
     hours = any(point.hours is not None for point in contents.rounds)
     rows = [
-        [
-            Cell(f"round {point.number}"),
-            Cell("promoted" if point.promoted else "refused"),
-            Cell(percent(point.labeled_share)),
-            Cell(str(point.labeled_regions)),
-            *([Cell(number(point.clicks, 0))] if clicks else []),
-            *([Cell(number(point.hours, 1))] if hours else []),
-            figure(point.mean_iou),
-            figure(point.ece_before),
-            figure(point.ece_after),
-        ]
+        cells(
+            f"round {point.number}",
+            "promoted" if point.promoted else "refused",
+            percent(point.labeled_share),
+            point.labeled_regions,
+            *([number(point.clicks, 0)] if clicks else []),
+            *([number(point.hours, 1)] if hours else []),
+            *(point.mean_iou, point.ece_before, point.ece_after),
+        )
         for point in contents.rounds
     ]
     cost = (*(("clicks",) if clicks else ()), *(("hours",) if hours else ()))
@@ -236,8 +229,3 @@ def _classes(contents: Contents) -> Charts:
         ],
         layout="small",
     )
-
-
-def _refused(contents: Contents) -> str:
-    refused = [point.number for point in contents.rounds if not point.promoted]
-    return "A hollow point is a model that was refused." if refused else ""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.report.blocks import (
-    Block,
-    Cell,
-    Charts,
-    Heading,
-    Missing,
-    Section,
-    Table,
-    Text,
-    figure,
+from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
+from pipeline.report.charts import (
+    MEASURE_COLORS,
+    SAMPLER_COLORS,
+    DotRow,
+    Line,
+    dot_chart,
+    dot_rows,
+    line_chart,
+    spoken,
 )
-from pipeline.report.charts import MEASURE_COLORS, SAMPLER_COLORS, DotRow, Line, dot_chart, line_chart, spoken
 from pipeline.report.contents import Contents, Document, Risks
 from pipeline.report.sections.calibration import part_name
-from pipeline.report.svg import Chart, number_axis
+from pipeline.report.svg import Axis, Chart, number_axis
 
 METRICS = {
     "auroc": ("AUROC", True),
@@ -62,10 +63,11 @@ def quality(contents: Contents) -> Section:
     )
 
 
-def auroc_axis(values: Sequence[Estimate], label: str) -> tuple[float, float, str]:
-    """Ends of an axis for AUROCs: from 0.5, or from below it where one lies there."""
+def auroc_axis(rows: Iterable[DotRow], label: str) -> Axis:
+    """An axis for AUROCs: from 0.5, or from below it where one lies there."""
+    values = [value for row in rows for value in row.values.values()]
     lowest = min([v.lowest for v in values if v.defined] + [0.5])
-    return math.floor(lowest * 10) / 10, 1.0, label
+    return number_axis([], label, low=math.floor(lowest * 10) / 10, high=1)
 
 
 def _gate(document: Document) -> list[Block]:
@@ -108,42 +110,36 @@ def _detection(document: Document, contents: Contents) -> list[Block]:
 
 
 def _auroc_chart(table: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Chart:
-    by_measure: dict[str, dict[str, Estimate]] = {}
-    for (sampler, measure), metrics in table.items():
-        if "auroc" in metrics:
-            by_measure.setdefault(measure, {})[sampler] = metrics["auroc"]
-    low, high, label = auroc_axis([v for found in by_measure.values() for v in found.values()], "AUROC")
-    order = sorted(by_measure, key=lambda name: -max(v.value for v in by_measure[name].values()))
+    rows = dot_rows(
+        (spoken(measure), sampler, metrics["auroc"])
+        for (sampler, measure), metrics in table.items()
+        if "auroc" in metrics
+    )
     return dot_chart(
-        [DotRow(spoken(name), by_measure[name]) for name in order],
+        sorted(rows, key=lambda row: -max(v.value for v in row.values.values())),
         title="Error detection by measure and sampler",
         colors=SAMPLER_COLORS,
-        x=number_axis([], label, low=low, high=high),
+        x=auroc_axis(rows, "AUROC"),
     )
 
 
 def _parts_chart(rows: Sequence[Document], contents: Contents) -> Chart | None:
     """Entropy and mutual information of the scores' sampler, in each part of the image."""
     measures = ("entropy", "mutual_information")
-    found: dict[str, dict[str, Estimate]] = {}
-    for row in rows:
-        if (
-            row["sampler"] == contents.sampler
-            and row["metric"] == "auroc"
-            and row["measure"] in measures
-            and row["value"] is not None
-        ):
-            found.setdefault(row["part"], {})[row["measure"]] = Estimate.from_document(row)
+    found = dot_rows(
+        (row["part"], row["measure"], Estimate.from_document(row))
+        for row in rows
+        if (row["sampler"], row["metric"]) == (contents.sampler, "auroc")
+        and row["measure"] in measures
+        and row["value"] is not None
+    )
     if len(found) < 2:
         return None
-    low, high, label = auroc_axis(
-        [v for values in found.values() for v in values.values()], "AUROC of error detection"
-    )
     return dot_chart(
-        [DotRow(part_name(part), values) for part, values in found.items()],
+        [DotRow(part_name(row.name), row.values) for row in found],
         title=f"The same by part of the image, {spoken(contents.sampler)}",
         colors=MEASURE_COLORS,
-        x=number_axis([], label, low=low, high=high),
+        x=auroc_axis(found, "AUROC of error detection"),
         note="At a boundary every pixel is uncertain, so the wrong ones are harder to find.",
     )
 
@@ -164,7 +160,7 @@ def _detection_table(table: Mapping[tuple[str, str], Mapping[str, Estimate]]) ->
             figure(metrics[name], strong=metrics[name].value == best[name]) if name in metrics else Cell("–")
             for name in shown
         ]
-        rows.append([Cell("" if sampler == before else spoken(sampler)), Cell(spoken(measure)), *figures])
+        rows.append(cells("" if sampler == before else spoken(sampler), spoken(measure), *figures))
         before = sampler
     head = (
         "sampler",
@@ -180,22 +176,21 @@ def _regions(document: Document) -> list[Block]:
     if not rows:
         return [*blocks, Missing("Region scores have not been compared with errors.", "segcurate assess")]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-    charts = []
     values = [Estimate.from_document(row) for row in rows]
     lowest = min([v.lowest for v in values if v.defined] + [0.0])
-    for sampler in samplers:
-        by_measure: dict[str, dict[str, Estimate]] = {}
-        for row in rows:
-            if row["sampler"] == sampler:
-                by_measure.setdefault(row["measure"], {})[row["kind"]] = Estimate.from_document(row)
-        charts.append(
-            dot_chart(
-                [DotRow(spoken(measure), found) for measure, found in by_measure.items()],
-                title=f"{spoken(sampler)}: score of a region and its error",
-                colors=REGION_COLORS,
-                x=number_axis([], "Spearman’s rank correlation", low=math.floor(lowest * 5) / 5, high=1),
-            )
+    charts = [
+        dot_chart(
+            dot_rows(
+                (spoken(row["measure"]), row["kind"], value)
+                for row, value in zip(rows, values, strict=True)
+                if row["sampler"] == sampler
+            ),
+            title=f"{spoken(sampler)}: score of a region and its error",
+            colors=REGION_COLORS,
+            x=number_axis([], "Spearman’s rank correlation", low=math.floor(lowest * 5) / 5, high=1),
         )
+        for sampler in samplers
+    ]
     return [*blocks, Charts(charts)]
 
 
@@ -205,12 +200,8 @@ def _risk_chart(risks: Risks) -> Chart:
     lines = []
     for name, curve in risks.curves.items():
         with_band = name == "entropy"
-        estimates = [
-            Estimate(risk, low if with_band else math.nan, high if with_band else math.nan)
-            for risk, low, high in zip(
-                curve.risk.tolist(), curve.low.tolist(), curve.high.tolist(), strict=True
-            )
-        ]
+        columns = [curve.risk, curve.low, curve.high] if with_band else [curve.risk]
+        estimates = [Estimate(*values) for values in np.stack(columns, axis=1).tolist()]
         kind = "line" if name in ("entropy", "mutual_information") else "line faint"
         lines.append(Line(spoken(name), MEASURE_COLORS.get(name, "s5"), coverage, estimates, kind=kind))
     top = max((float(curve.risk[-1]) for curve in risks.curves.values()), default=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import number, percent
@@ -16,14 +17,14 @@ from pipeline.report.blocks import (
     Table,
     Text,
     Verdicts,
-    figure,
+    cells,
 )
 from pipeline.report.charts import (
     MEASURE_COLORS,
     SAMPLER_COLORS,
-    DotRow,
     Line,
     dot_chart,
+    dot_rows,
     histogram_chart,
     line_chart,
     spoken,
@@ -55,7 +56,7 @@ def stress(contents: Contents) -> Section:
     if document is None:
         blocks.append(Missing("No stress test has been run yet.", "segcurate stress"))
     else:
-        blocks += _verdicts(document)
+        blocks.append(Verdicts([(row["ok"], row["text"]) for row in document["verdicts"]]))
         blocks += _stress_charts(document)
         blocks.append(_stress_table(document))
     blocks += _novelty(contents)
@@ -108,10 +109,6 @@ def drift(contents: Contents) -> Section:
         )
         blocks.append(_outside(guard["images"]))
     return Section("drift", "Has the pool drifted?", "", blocks)
-
-
-def _verdicts(document: Document) -> list[Block]:
-    return [Verdicts([(row["ok"], row["text"]) for row in document["verdicts"]])]
 
 
 def _by_kind(document: Document) -> dict[str, dict[str, dict[float, tuple[str, Estimate]]]]:
@@ -193,11 +190,11 @@ def _stress_table(document: Document) -> Table:
             found = {name: metrics.get(name, {}).get(strength) for name in names}
             label = next(item[0] for item in found.values() if item is not None)
             rows.append(
-                [
-                    Cell(STRESS_NAMES.get(kind, spoken(kind)) if index == 0 else ""),
-                    Cell(label),
-                    *(Cell("–") if item is None else figure(item[1]) for item in found.values()),
-                ]
+                cells(
+                    STRESS_NAMES.get(kind, spoken(kind)) if index == 0 else "",
+                    label,
+                    *("–" if item is None else item[1] for item in found.values()),
+                )
             )
     return Table(
         ("input", "strength", *(spoken(name) for name in names)),
@@ -235,20 +232,21 @@ def _novelty(contents: Contents) -> list[Block]:
     else:
         words += " To test unseen classes, run `segcurate novelty --classes NAMES`."
     blocks.append(Text(words, tone="note"))
-    by_source: dict[str, dict[str, dict[str, Estimate]]] = {}
-    for row, source in rows:
-        by_source.setdefault(source, {}).setdefault(row["measure"], {})[row["sampler"]] = (
-            Estimate.from_document(row)
+    by_source = {
+        source: dot_rows(
+            (spoken(row["measure"]), row["sampler"], Estimate.from_document(row))
+            for row, of_source in rows
+            if of_source == source
         )
-    low, high, label = auroc_axis(
-        [Estimate.from_document(row) for row, _ in rows], "out-of-distribution AUROC"
-    )
+        for source in dict.fromkeys(source for _, source in rows)
+    }
+    axis = auroc_axis(chain.from_iterable(by_source.values()), "out-of-distribution AUROC")
     charts = [
         dot_chart(
-            [DotRow(spoken(measure), values) for measure, values in found.items()],
+            found,
             title=f"{spoken(source)[:1].upper()}{spoken(source)[1:]}",
             colors=SAMPLER_COLORS,
-            x=number_axis([], label, low=low, high=high),
+            x=axis,
         )
         for source, found in by_source.items()
     ]
@@ -257,11 +255,7 @@ def _novelty(contents: Contents) -> list[Block]:
 
 def _farthest(document: Document) -> list[Block]:
     rows = [
-        [
-            Cell(row["uri"]),
-            Cell(number(row["distance"])),
-            Cell(number(row["percentile"], 1)),
-        ]
+        cells(row["uri"], number(row["distance"]), number(row["percentile"], 1))
         for row in document.get("farthest", [])[:MOST_IMAGES]
     ]
     head = ("image", "distance", "percentile of held-out images")
@@ -295,13 +289,13 @@ def _comparisons(document: Document, contents: Contents) -> list[Chart]:
 def _drift_tables(found: Document) -> list[Block]:
     blocks: list[Block] = []
     rows = [
-        [
-            Cell(_against(reference) if index == 0 else ""),
-            Cell(spoken(row["measure"]), color=""),
-            Cell(number(row["distance"])),
-            Cell(_p_value(row["p"])),
+        cells(
+            _against(reference) if index == 0 else "",
+            spoken(row["measure"]),
+            number(row["distance"]),
+            "< 0.001" if row["p"] < 0.001 else number(row["p"]),
             Cell("drifted" if row["drifted"] else "–", strong=bool(row["drifted"])),
-        ]
+        )
         for reference in found["references"]
         for index, row in enumerate(reference["measures"])
     ]
@@ -309,12 +303,7 @@ def _drift_tables(found: Document) -> list[Block]:
         head = ("compared with", "measure", "distance", "p", "verdict")
         blocks.append(Table(head, rows, "Distributions of image scores", words=2))
     images = [
-        [
-            Cell(row["uri"]),
-            Cell(spoken(row["measure"])),
-            Cell(number(row["value"])),
-            Cell(number(row["percentile"], 1)),
-        ]
+        cells(row["uri"], spoken(row["measure"]), number(row["value"]), number(row["percentile"], 1))
         for row in found["images"]
     ]
     if images:
@@ -325,12 +314,12 @@ def _drift_tables(found: Document) -> list[Block]:
 
 def _outside(images: Sequence[Document]) -> Table:
     rows = [
-        [
-            Cell(row["uri"]),
-            Cell(f"{row['statistic']} of channel {row['channel']}"),
-            Cell(f"{row['value']:.3g}"),
-            Cell(f"{row['low']:.3g} to {row['high']:.3g}"),
-        ]
+        cells(
+            row["uri"],
+            f"{row['statistic']} of channel {row['channel']}",
+            f"{row['value']:.3g}",
+            f"{row['low']:.3g} to {row['high']:.3g}",
+        )
         for row in images[:MOST_IMAGES]
     ]
     head = ("image", "statistic", "value", "in training")
@@ -342,7 +331,3 @@ def _against(reference: Document) -> str:
         reference["against"], str(reference["against"])
     )
     return f"{reference['images']} {what}"
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else number(value)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations, queue_items, queues
@@ -24,7 +21,7 @@ from pipeline.data.project import Project
 from pipeline.format import confidence_name
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
-from pipeline.report.reliability import Reliability
+from pipeline.report.reliability import Reliability, null_as_nan
 from pipeline.steps.served_model import chosen_model
 from pipeline.summaries.annotators import annotator_report
 from pipeline.summaries.models import UNDEFINED, estimates, model_history
@@ -154,11 +151,11 @@ def _risks(session: Session, model: Model, *, split: str, sampler: str) -> Risks
         if evaluation is not None:
             document: dict[str, Any] = evaluation.curves["risk_coverage"]
             curves = {
-                name: RiskCurve(*(_numbers(item[key]) for key in ("risk", "low", "high")))
+                name: RiskCurve(*(null_as_nan(item[key]) for key in ("risk", "low", "high")))
                 for name, item in document.items()
                 if name != "coverage"
             }
-            return Risks(_numbers(document["coverage"]), curves) if curves else None
+            return Risks(null_as_nan(document["coverage"]), curves) if curves else None
     return None
 
 
@@ -189,8 +186,3 @@ def _scoring(session: Session, model: Model) -> Document | None:
     """The summary of the model's newest scoring run."""
     run = newest_run(session, model.id, finished=False)
     return None if run is None else run.summary
-
-
-def _numbers(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    """null is NaN."""
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
