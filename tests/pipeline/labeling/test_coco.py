@@ -367,8 +367,8 @@ def test_of_several_files_a_broken_one_is_refused_and_the_others_go_in(tmp_path:
     (tmp_path / "annotations" / "c.json").symlink_to(broken)
     rejection, answer = COCO.read(tmp_path, LABELS)
     assert isinstance(rejection, Rejected)
-    assert (rejection.subject, isinstance(answer, Annotation)) == ("a.json", True)
-    assert answer.image == "a.png"
+    assert isinstance(answer, Annotation)
+    assert (rejection.subject, answer.image) == ("a.json", "a.png")
 
 
 def test_a_zip_archive_is_read_like_the_files_in_it(tmp_path: Path) -> None:
@@ -455,9 +455,9 @@ def test_an_export_of_many_specks_takes_no_time_that_grows_with_their_number_tim
 ) -> None:
     mask = np.full((1000, 1000), 255, np.uint8)
     mask[::8, ::8] = 1
-    start = time.perf_counter()
+    start = time.process_time()
     path = reopened(write_queue(COCO, tmp_path, [mask]))
     ((_, painted),) = read_masks(COCO.read(path, LABELS), sizes_of([mask]))
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
     assert isinstance(painted, DecodedMask)
     assert np.array_equal(painted.mask, mask)

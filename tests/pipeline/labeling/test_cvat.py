@@ -408,7 +408,7 @@ def test_shapes_that_cover_an_image_again_and_again_cost_bounded_time(tmp_path: 
     whole = mask_element(rle=f"0, {side * side}", left=0, top=0, width=side, height=side)
     sparse = mask_element(rle=f"{side * side - 1}, 1", left=0, top=0, width=side, height=side)
     around = polygon(";".join(f"{number % 2 * side},{number * side / 2000:.1f}" for number in range(2000)))
-    started = time.monotonic()
+    started = time.process_time()
     for inside, reason in (([whole] * 100, "more than 64 times"), ([around] * 100, "64 times|too long")):
         path = document(tmp_path / "a.xml", *inside, size=(side, side))
         (said,) = painted(path, (side, side))
@@ -417,7 +417,7 @@ def test_shapes_that_cover_an_image_again_and_again_cost_bounded_time(tmp_path: 
     (said,) = painted(document(tmp_path / "a.xml", *[sparse] * 20_000, size=(side, side)), (side, side))
     assert isinstance(said, DecodedMask)
     assert (said.mask == 0).sum() == 1
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_photograph_full_of_pieces_is_written_and_read_fast(tmp_path: Path) -> None:
