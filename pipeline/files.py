@@ -7,6 +7,7 @@ the operating system reports becomes a `UserError` that names the folder.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -103,7 +104,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
         if (aside / path.name).exists() and not path.exists():
             os.replace(aside / path.name, path)
         shutil.rmtree(aside, ignore_errors=True)
-        for stale in path.parent.glob(f".{_escaped(path.name)}.*{PARTIAL}"):
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
             shutil.rmtree(stale, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
     try:
@@ -155,11 +156,6 @@ def writable_folder(path: Path) -> Path:
             trial.write(b"segcurate")
             trial.flush()
     return path
-
-
-def _escaped(name: str) -> str:
-    """A name in which a glob sees no pattern."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _current_umask() -> int:

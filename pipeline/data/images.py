@@ -100,7 +100,7 @@ class OpenImage:
         colors = self.info.channels - self.info.alpha
         if channels not in (self.info.channels, colors) and not (colors == 1 and channels == 3):
             raise DataError(
-                f"{self._path} has {_plural(self.info.channels, 'channel')}, "
+                f"{self._path} has {self.info.channels} channel{'s' * (self.info.channels != 1)}, "
                 f"where the model sees {channels}.",
                 "Convert the file, or set `data.channels`.",
             )
@@ -149,7 +149,13 @@ def open_image(
             source = opened_files.enter_context(Image.open(stream, formats=_FORMATS))
         image = OpenImage(path, stream, source)
         width, height = image.info.width, image.info.height
-        check_pixels(path, width=width, height=height, max_pixels=max_pixels)
+        if width < 1 or height < 1:
+            raise DataError(f"{path} is empty: its size is {width}×{height} pixels.", _REPLACE)
+        if width * height > max_pixels:
+            raise DataError(
+                f"{path} has {width}×{height} pixels, more than `data.max_pixels` ({max_pixels}).",
+                "Raise `data.max_pixels` if the file is yours and the memory suffices.",
+            )
         if size is not None and size != (width, height):
             raise DataError(
                 f"{path} has {width}×{height} pixels, but had {size[0]}×{size[1]} when it was ingested.",
@@ -207,21 +213,6 @@ def read_pixels(path: ImageFile, *, palette_indices: bool = False, floats: bool 
     """
     with open_image(path) as image:
         return image.pixels(palette_indices=palette_indices, floats=floats)
-
-
-def check_pixels(path: ImageFile, *, width: int, height: int, max_pixels: int) -> None:
-    """Refuse what is too large to decode.
-
-    Raises:
-        DataError: the image has more than `max_pixels` pixels, or none.
-    """
-    if width < 1 or height < 1:
-        raise DataError(f"{path} is empty: its size is {width}×{height} pixels.", _REPLACE)
-    if width * height > max_pixels:
-        raise DataError(
-            f"{path} has {width}×{height} pixels, more than `data.max_pixels` ({max_pixels}).",
-            "Raise `data.max_pixels` if the file is yours and the memory suffices.",
-        )
 
 
 def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
@@ -409,7 +400,3 @@ def _reason(error: Exception) -> str:
         return "its content is not what its ending says"
     lines = str(error).strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

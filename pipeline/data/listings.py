@@ -46,31 +46,27 @@ class Sequences:
                 raise DataError(f"{found.uri} is not in {self._csv}.", "Add a line for it.")
             group, position = json.loads(row)
         else:
-            group, position = self._group_of(found), None
+            position = None
+            group = _matched(self._group, found) if self._group else found.uri.rpartition("/")[0] or "."
+            if not group:
+                raise DataError(
+                    f"`data.group_regex` finds no group in {found.uri}.", "Correct the regular expression."
+                )
         if position is None and self._position is not None:
-            position = self._position_of(found)
+            try:
+                position = whole_number(_matched(self._position, found))
+            except (ValueError, OverflowError) as error:
+                raise DataError(
+                    f"`data.position_regex` finds no number in {found.uri}.",
+                    "Correct the regular expression.",
+                ) from error
         return group, position
 
-    def _group_of(self, found: Found) -> str:
-        if self._group is None:
-            return found.uri.rpartition("/")[0] or "."
-        match = self._group.search(found.uri)
-        text = None if match is None else match.group(1 if match.re.groups else 0)
-        if not text:
-            raise DataError(
-                f"`data.group_regex` finds no group in {found.uri}.", "Correct the regular expression."
-            )
-        return text
 
-    def _position_of(self, found: Found) -> int:
-        match = self._position.search(found.uri) if self._position else None
-        text = None if match is None else match.group(1 if match.re.groups else 0)
-        try:
-            return whole_number(text or "")
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"`data.position_regex` finds no number in {found.uri}.", "Correct the regular expression."
-            ) from error
+def _matched(pattern: re.Pattern[str], found: Found) -> str:
+    """The first group of a pattern in an image's URI, or the whole match; empty without a match."""
+    match = pattern.search(found.uri)
+    return (match and match.group(1 if pattern.groups else 0)) or ""
 
 
 class PathTable:

@@ -160,11 +160,8 @@ def _endless_colors() -> Generator[tuple[int, int, int]]:
 
 def _is_colored(pixels: ImageArray, codec: MaskCodec) -> bool:
     """Whether a mask spells classes as colours. Grey saved as RGB is an index mask."""
-    if pixels.shape[2] < 3 or codec.encoding != "auto":
-        return False
-    if codec.index_of_color:
-        return True
-    return not _is_grey(pixels)
+    may_be = pixels.shape[2] >= 3 and codec.encoding == "auto"
+    return may_be and (bool(codec.index_of_color) or not _is_grey(pixels))
 
 
 def _is_grey(pixels: ImageArray) -> bool:

@@ -163,7 +163,7 @@ def _draw_groups(
     count = int(groups.max()) + 1
     whole = np.bincount(groups, weights=splits != POOL, minlength=count) == 0
     candidates = np.flatnonzero(whole & _has_any(groups, has_mask, count))
-    wanted = max(1, round(_fraction(spec) * _countable(groups, has_mask, count)))
+    wanted = max(1, round((spec.fraction or 0.0) * _countable(groups, has_mask, count)))
     free = int(whole.sum())
     if wanted > len(candidates) or wanted >= free:
         raise ConfigError(
@@ -194,7 +194,7 @@ def _draw_blocks(
     sizes = np.bincount(numbers, minlength=count)
     usable = (held_elsewhere == 0) & (free * 2 >= sizes)
     candidates = np.flatnonzero(usable & _has_any(numbers, has_mask & (splits == POOL), count))
-    wanted = max(1, round(_fraction(spec) * _countable(numbers, has_mask, count)))
+    wanted = max(1, round((spec.fraction or 0.0) * _countable(numbers, has_mask, count)))
     if wanted > len(candidates) or wanted >= int(usable.sum()):
         raise ConfigError(
             f"`splits.{name}` takes {wanted} of the blocks, but only {len(candidates)} are free for it, and "
@@ -234,7 +234,3 @@ def _has_any(units: Integers, has_mask: Flags, count: int) -> Flags:
 
 def _countable(units: Integers, has_mask: Flags, count: int) -> int:
     return int(_has_any(units, has_mask, count).sum())
-
-
-def _fraction(spec: HeldOutSplit) -> float:
-    return 0.0 if spec.fraction is None else spec.fraction

@@ -31,22 +31,18 @@ def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["lin
         UserError: the folder cannot be written, or the disk is full.
     """
     with writing(folder / name):
-        return _write(source, folder, name=name, how=how)
-
-
-def _write(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
-    with open_image(source) as image:
-        turned = image.pixels(floats=True) if image.info.orientation != 1 else None
-    if turned is not None:
-        return _write_upright(turned, folder, name=name)
-    destination = folder / f"{name}{source.suffix.lower()}"
-    if how == "link" and isinstance(source, Path):
-        with suppress(OSError, NotImplementedError):  # a file system, or a system, without links
-            destination.symlink_to(source.absolute())
-            return destination.name
-    with opened(source) as content, destination.open("wb") as copy:
-        shutil.copyfileobj(content, copy)
-    return destination.name
+        with open_image(source) as image:
+            turned = image.pixels(floats=True) if image.info.orientation != 1 else None
+        if turned is not None:
+            return _write_upright(turned, folder, name=name)
+        destination = folder / f"{name}{source.suffix.lower()}"
+        if how == "link" and isinstance(source, Path):
+            with suppress(OSError, NotImplementedError):  # a file system, or a system, without links
+                destination.symlink_to(source.absolute())
+                return destination.name
+        with opened(source) as content, destination.open("wb") as copy:
+            shutil.copyfileobj(content, copy)
+        return destination.name
 
 
 def _write_upright(pixels: ImageArray, folder: Path, *, name: str) -> str:

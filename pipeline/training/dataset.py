@@ -96,11 +96,8 @@ class TrainingSet(Dataset[Crops]):
         self._std = np.asarray(std, dtype=np.float32)
         self._input_scale = input_scale
         self._max_pixels = max_pixels
-        shape = (*config.crop, channels)
-        self._transforms = {
-            dtype: Transforms(config.transforms, shape=shape, dtype=dtype) for dtype in (np.uint8,)
-        }
-        self._shape = shape
+        self._shape = (*config.crop, channels)
+        self._transforms = {np.uint8: Transforms(config.transforms, shape=self._shape, dtype=np.uint8)}
         self._cache: dict[int, tuple[npt.NDArray, npt.NDArray[np.uint8]]] = {}
         self._room = CACHE_BYTES // max(1, config.workers)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from pipeline.config import IGNORE, TrainingConfig
@@ -235,22 +236,12 @@ def load_batches(
 
 
 def _collate(samples: list[Crops]) -> Crops:
+    """A batch; the labels of an annotator that a crop lacks are 255."""
     return Crops(
         image=torch.stack([sample.image for sample in samples]),
-        label=_stack_labels([sample.label for sample in samples]),
+        label=pad_sequence([sample.label for sample in samples], batch_first=True, padding_value=IGNORE),
         unreadable=tuple(problem for sample in samples for problem in sample.unreadable),
     )
-
-
-def _stack_labels(labels: list[Tensor]) -> Tensor:
-    """[B, h, w], or [B, N, h, w] with N the most annotators that a crop has; absent ones say nothing."""
-    if labels[0].ndim == 2:
-        return torch.stack(labels)
-    most = max(len(label) for label in labels)
-    stacked = labels[0].new_full((len(labels), most, *labels[0].shape[1:]), IGNORE)
-    for index, label in enumerate(labels):
-        stacked[index, : len(label)] = label
-    return stacked
 
 
 def _one_thread(_worker: int) -> None:

@@ -8,6 +8,7 @@ Legend: H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -36,13 +37,11 @@ def recognises(source: Path) -> bool:
     """Whether it is a folder with `SegmentationClass` in it, or an archive with one."""
     if source.is_dir():
         return (source / CLASS_MASKS).is_dir()
-    if not is_zip(source):
-        return False
-    try:
-        with open_files(source) as files:
-            return any(map(_below, files.names))
-    except DataError:
-        return False
+    with suppress(DataError):
+        if is_zip(source):
+            with open_files(source) as files:
+                return any(map(_below, files.names))
+    return False
 
 
 def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:

@@ -197,9 +197,9 @@ def _ingest_batch(
 ) -> tuple[int, int]:
     """Place, decode and write some files. Returns how many images are new, and how many files failed."""
     failures: list[tuple[str, str]] = []
-    readable = [found for found in batch if _is_text(found.uri)]
+    readable = [found for found in batch if _as_text(found.uri) == found.uri]
     for found in batch:
-        if not _is_text(found.uri):
+        if _as_text(found.uri) != found.uri:
             failures.append((_as_text(found.uri), "Its name is not UTF-8. Rename the file."))
     with database.session(write=False) as session:
         known = images.images_by_uri(session, [found.uri for found in readable])
@@ -328,10 +328,6 @@ def _no_masks(project: Project) -> str:
     )
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file name is valid UTF-8, and so can be stored."""
-    return _as_text(name) == name
-
-
 def _as_text(name: str) -> str:
+    """A file name that can be stored: the name itself where it is valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
