@@ -8,10 +8,11 @@ because Pillow would cut it to 8 bits. A truncated file raises; none of the thre
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -230,6 +231,16 @@ def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
     low, high = np.percentile(shown, (0.5, 99.5))
     unit = (shown.astype(np.float32) - low) / max(high - low, 1 if shown.dtype == np.uint16 else 1e-6)
     return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
+
+
+def encode_png(pixels: npt.NDArray[Any], palette: Sequence[tuple[int, int, int]] = ()) -> bytes:
+    """Pixels [H, W] or [H, W, K] as a PNG; with a palette, [H, W] are indices of its colours."""
+    stream = io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if palette:
+        picture.putpalette([value for color in palette for value in color])
+    picture.save(stream, format="PNG", compress_level=3)
+    return stream.getvalue()
 
 
 def unit_float(image: ImageArray) -> npt.NDArray[np.float32]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import io
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import ImageArray, OpenImage, open_image
+from pipeline.data.images import ImageArray, OpenImage, encode_png, open_image
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes, sweep
 
@@ -56,11 +54,11 @@ class MaskCodec:
         """The codec of a project."""
         index_of_id = np.full(65536, _UNKNOWN, dtype=np.int16)
         index_of_id[config.ignore_index] = IGNORE
-        colors = {_packed(color): IGNORE for color in config.ignore_color}
+        colors = {pack(color): IGNORE for color in config.ignore_color}
         for index, item in enumerate(config.classes):
             index_of_id[index if item.id is None else item.id] = index
             if item.color is not None:
-                colors[_packed(item.color)] = index
+                colors[pack(item.color)] = index
         return cls(
             encoding=config.mask_encoding,
             index_of_id=index_of_id,
@@ -111,9 +109,7 @@ def write_mask(path: Path, mask: Mask) -> None:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(stream, format="PNG", compress_level=3)
-    atomic_write_bytes(path, stream.getvalue())
+    atomic_write_bytes(path, encode_png(mask.astype(np.uint8, copy=False)))
 
 
 def store_mask(folder: Path, mask: Mask) -> tuple[Path, str]:
@@ -138,6 +134,16 @@ def mask_sha256(mask: Mask) -> str:
     digest = hashlib.sha256(f"{mask.shape[1]}x{mask.shape[0]}\n".encode())
     digest.update(np.ascontiguousarray(mask, dtype=np.uint8).data)
     return digest.hexdigest()
+
+
+def pack(color: tuple[int, int, int]) -> int:
+    """A colour as one number."""
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def unpack(packed: int) -> tuple[int, int, int]:
+    """The colour of a number."""
+    return packed >> 16, packed >> 8 & 255, packed & 255
 
 
 def palette(config: DataConfig) -> npt.NDArray[np.uint8]:
@@ -202,7 +208,7 @@ def _from_colors(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
     unknown = keys[place] != packed
     if unknown.any():
         colors, counts = np.unique(packed[unknown], return_counts=True)
-        named = [f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in colors.tolist()]
+        named = [str(unpack(color)) for color in colors.tolist()]
         raise DataError(
             f"The mask {path} has colours that are no class: {_listed(named, counts.tolist())}.",
             "Add them to `data.classes` or `data.ignore_color`, or correct the mask.",
@@ -215,7 +221,3 @@ def _listed(values: list[int] | list[str], counts: list[int]) -> str:
     ranked = sorted(zip(counts, values, strict=True), key=lambda pair: -pair[0])
     shown = ", ".join(f"{value} ({count} px)" for count, value in ranked[:_LISTED])
     return shown + (f" and {len(ranked) - _LISTED} more" if len(ranked) > _LISTED else "")
-
-
-def _packed(color: tuple[int, int, int]) -> int:
-    return color[0] << 16 | color[1] << 8 | color[2]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE
-from pipeline.data.images import open_image
+from pipeline.data.images import encode_png, open_image
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
@@ -36,7 +36,6 @@ from pipeline.labeling.exchange import (
     check_size,
     shown,
 )
-from pipeline.labeling.pictures import png
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 
 PANOPTIC = "panoptic_default"
@@ -68,7 +67,7 @@ class PanopticWriter(CocoQueueWriter):
         file = self.folder / ANNOTATIONS / PANOPTIC / f"{image.name}.png"
         segments = np.zeros((*image.mask.shape, 3), dtype=np.uint8)
         segments[:, :, 0] = np.where(image.mask == IGNORE, 0, image.mask + 1)
-        atomic_write_bytes(file, png(segments))
+        atomic_write_bytes(file, encode_png(segments))
         self.proposals.add(file)
         yield {"image_id": image_id, "file_name": file.name, "segments_info": _segments(image.mask)}
 

@@ -6,17 +6,15 @@ class ids that the project's `data.classes` gave, or the colours of the label ma
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import OpenImage, open_image, unit_float
+from pipeline.data.images import OpenImage, encode_png, open_image, unit_float
 from pipeline.data.masks import Mask, MaskCodec, decode_mask, palette
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
@@ -86,9 +84,7 @@ class LabelMap:
         table = np.zeros(256, dtype=np.uint16 if largest > 255 else np.uint8)
         table[: len(self.ids)] = self.ids
         table[IGNORE] = self.unpainted_id
-        stream = io.BytesIO()
-        Image.fromarray(table[mask]).save(stream, format="PNG", compress_level=3)
-        atomic_write_bytes(path, stream.getvalue())
+        atomic_write_bytes(path, encode_png(table[mask]))
 
     def read(self, path: Path, *, size: tuple[int, int]) -> Mask:
         """Read a mask that came back: an index mask, a palette mask, or colours of the label map.

@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 import tifffile
-from PIL import Image
 
-from pipeline.data.images import ImageArray, open_image
+from pipeline.data.images import ImageArray, encode_png, open_image
 from pipeline.data.remote import ImageFile, opened
 from pipeline.files import writing
 
@@ -48,9 +47,7 @@ def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["lin
 def _write_upright(pixels: ImageArray, folder: Path, *, name: str) -> str:
     if pixels.dtype == np.uint8 and pixels.shape[2] <= 4:
         destination = folder / f"{name}.png"
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).save(
-            destination, compress_level=3
-        )
+        destination.write_bytes(encode_png(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
     else:
         destination = folder / f"{name}.tif"
         tifffile.imwrite(destination, pixels)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image as PillowImage
 
-from pipeline.data.images import as_rgb, read_pixels
+from pipeline.data.images import as_rgb, encode_png, read_pixels
 from pipeline.drawing.heatmaps import overlay, write_heatmap
 from pipeline.files import atomic_write_bytes
 from pipeline.labeling.exchange import OutgoingImage
@@ -45,11 +42,4 @@ def write_overlay(path: Path, image: OutgoingImage) -> None:
         outlines=[region.outline for region in image.regions],
         names=[str(region.rank) for region in image.regions],
     )
-    atomic_write_bytes(path, png(picture))
-
-
-def png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """A picture [H, W] or [H, W, 3] as a PNG."""
-    stream = io.BytesIO()
-    PillowImage.fromarray(picture).save(stream, format="PNG", compress_level=3)
-    return stream.getvalue()
+    atomic_write_bytes(path, encode_png(picture))

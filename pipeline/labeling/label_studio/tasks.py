@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from pipeline.config import IGNORE
-from pipeline.data.images import as_rgb, probe_image, read_pixels
+from pipeline.data.images import as_rgb, encode_png, probe_image, read_pixels
 from pipeline.data.masks import Mask
 from pipeline.files import append_text, atomic_write_bytes
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
@@ -32,7 +32,6 @@ from pipeline.labeling.label_studio.config import (
     labeling_config,
 )
 from pipeline.labeling.manifest import HEATMAPS, IMAGES
-from pipeline.labeling.pictures import png
 from pipeline.labeling.queue_writer import QueueWriter
 
 TASKS, CONFIG = "tasks.json", "config.xml"
@@ -91,7 +90,7 @@ class TasksWriter(QueueWriter):
         if image.source.suffix.lower() in _SHOWN_BY_BROWSERS and info.bits == 8:
             return super().write_image(image)
         file = f"{IMAGES}/{image.name}.png"
-        atomic_write_bytes(self.folder / file, png(as_rgb(read_pixels(image.source, floats=True))))
+        atomic_write_bytes(self.folder / file, encode_png(as_rgb(read_pixels(image.source, floats=True))))
         return file
 
     def _prediction(self, image: OutgoingImage) -> dict[str, Any]:

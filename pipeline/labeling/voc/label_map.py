@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE
-from pipeline.data.masks import Mask
+from pipeline.data.masks import Mask, pack, unpack
 from pipeline.errors import DataError
 from pipeline.labeling.cvat.labels import (
     BACKGROUND,
@@ -133,16 +133,6 @@ class ColorMap:
             for place, color in ((place, int(colors[place])) for place in order)
         ]
         return "; ".join(said) + (" and more" if len(colors) > _LISTED else "")
-
-
-def pack(color: Color) -> int:
-    """A colour as one number."""
-    return color[0] << 16 | color[1] << 8 | color[2]
-
-
-def unpack(packed: int) -> Color:
-    """The colour of a number."""
-    return packed >> 16, packed >> 8 & 255, packed & 255
 
 
 def _label(line: str, number: int) -> tuple[str, Color | None]:

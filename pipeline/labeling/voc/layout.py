@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.config import IGNORE
+from pipeline.data.images import encode_png
 from pipeline.data.masks import Mask
 from pipeline.files import append_text, atomic_write_bytes, writing
 from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
@@ -20,7 +19,7 @@ from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import IMAGES
 from pipeline.labeling.queue_writer import QueueWriter
 from pipeline.labeling.unchanged import PROPOSALS
-from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, Color, write_label_map
+from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, write_label_map
 
 CLASS_MASKS, OBJECT_MASKS = "SegmentationClass", "SegmentationObject"
 VOC_IMAGES = "JPEGImages"
@@ -44,9 +43,9 @@ class VocWriter(QueueWriter):
         """Write one image, its masks, and its line of the manifest."""
         placed, overlay = self.write_image(image), self.write_overlay(image)
         mask = f"{CLASS_MASKS}/{image.name}.png"
-        atomic_write_bytes(self.folder / mask, _png(_class_indices(image.mask), self._palette))
+        atomic_write_bytes(self.folder / mask, encode_png(_class_indices(image.mask), self._palette))
         self.proposals.add(self.folder / mask)
-        objects = _png(object_numbers(image.mask), [BACKGROUND_COLOR, *voc_colors()])
+        objects = encode_png(object_numbers(image.mask), [BACKGROUND_COLOR, *voc_colors()])
         atomic_write_bytes(self.folder / OBJECT_MASKS / f"{image.name}.png", objects)
         append_text(self.folder / LISTS / LIST, f"{image.name}\n")
         self.manifest.add(image.entry(self.queue, image=placed, overlay=overlay, mask=mask))
@@ -128,11 +127,3 @@ def _class_indices(mask: Mask) -> npt.NDArray[np.uint8]:
     table = np.arange(1, 257).astype(np.uint8)
     table[IGNORE] = 0
     return table[mask]
-
-
-def _png(indices: npt.NDArray[np.uint8], palette: list[Color]) -> bytes:
-    stream = io.BytesIO()
-    picture = Image.fromarray(indices)
-    picture.putpalette([value for color in palette for value in color])
-    picture.save(stream, format="PNG", compress_level=3)
-    return stream.getvalue()
