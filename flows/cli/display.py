@@ -96,6 +96,8 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):  # a row of a query
+        value = value._asdict()
     if isinstance(value, Estimate):
         return list(value.document(digits=None).values())
     if is_dataclass(value) and not isinstance(value, type):

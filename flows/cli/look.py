@@ -12,7 +12,6 @@ from flows.cli.app import LOOK, Json, opened_session, run_step
 from flows.cli.display import print_json, table
 from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
 from pipeline.data.project import Project
-from pipeline.errors import UserError
 
 Row = TypeVar("Row")
 commands = typer.Typer()
@@ -82,8 +81,8 @@ def show_one_queue(
     as_json: Json = False,
 ) -> None:
     """A queue: counts by slice, class and status, and its first items with the reason of each."""
-    from db.queries.queues import list_queues, newest_queue, queue_by_name
-    from pipeline.summaries.queues import queue_summary
+    from db.queries.queues import list_queues
+    from pipeline.summaries.queues import queue_or_newest, queue_summary
 
     with opened_session() as (project, session):
         names = project.config.data.class_names
@@ -92,11 +91,7 @@ def show_one_queue(
                 queue_summary(session, queue, class_names=names, head=0) for queue in list_queues(session)
             ]
         else:
-            queue = newest_queue(session) if name is None else queue_by_name(session, name)
-            if queue is None:
-                known = ", ".join(row.name for row in list_queues(session)) or "none"
-                problem = "No queue has been selected yet" if name is None else f"There is no queue {name!r}"
-                raise UserError(f"{problem}; there are: {known}.", "Run `segcurate queue --all`.")
+            queue = queue_or_newest(session, name)
             rows = [queue_summary(session, queue, class_names=names, head=limit)]
     if show_all:
         _show(rows, show_queues, project, as_json=as_json)

@@ -97,7 +97,7 @@ def annotators(
     with opened_session() as (project, session), progress_bar() as progress:
         report = annotator_report(session, project, queue=queue, progress=progress)
     if as_json:
-        print_json({**vars(report), "rows": [row._asdict() for row in report.rows[:limit]]})
+        print_json({**vars(report), "rows": report.rows[:limit]})
     else:
         show_annotators(report, limit=limit)
 

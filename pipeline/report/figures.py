@@ -104,13 +104,16 @@ def draw_interval(axes: Axes, x: float, estimate: Estimate, *, color: str, width
         axes.plot([x, x], [estimate.low, estimate.high], color=color, linewidth=width, alpha=0.55, zorder=2)
 
 
-def line_color(color: npt.NDArray[np.uint8]) -> str:
-    """A class colour (3 bytes) as hex, dark enough to be seen as a line on white.
+def line_color(color: npt.NDArray[np.uint8], *, on_dark: bool = False) -> str:
+    """A class colour (3 bytes) as hex, dark enough to be seen as a line on white, or light enough on a dark
+    page.
 
     >>> line_color(np.array([255, 255, 255], dtype=np.uint8))
     '#7a7a7a'
+    >>> line_color(np.array([0, 0, 0], dtype=np.uint8), on_dark=True)
+    '#9e9e9e'
     """
-    red, green, blue = (float(value) / 255 for value in color)
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    parts = colorsys.hls_to_rgb(hue, min(lightness, 0.48), saturation)
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(float(value) / 255 for value in color))
+    seen = max(lightness, 0.62) if on_dark else min(lightness, 0.48)
+    parts = colorsys.hls_to_rgb(hue, seen, saturation)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

@@ -1,4 +1,4 @@
-"""The gallery: what the model was asked about, what it answered, and where it was unsure.
+"""The gallery: regions that were queued, with the model's prediction and its uncertainty.
 
 Legend: H W image size, C classes. A box is (x, y, w, h) in image pixels.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class GalleryRow:
     heading: str
     reason: str
     outline: str | None = None
-    """Which pixels of its box the region holds, as `uncertainty.outlines` writes it; None: all."""
+    """Which pixels of its box the region holds, as `regions.outlines` writes it; None: all."""
 
 
 @in_style
@@ -95,17 +96,7 @@ def draw_gallery(
         _draw_row(axes, row, colors=colors, scales=scales)
         if index == 0:
             for name, one in zip(COLUMNS, axes, strict=True):
-                one.annotate(
-                    name,
-                    (0.5, 1),
-                    xycoords=_cell(one),
-                    xytext=(0, 22),
-                    textcoords="offset points",
-                    ha="center",
-                    fontweight="bold",
-                    color=INK,
-                    annotation_clip=False,
-                )
+                _write_above(one, name, at=0.5, points=22, ha="center", fontweight="bold", color=INK)
     _draw_legends(figure, class_names=class_names, colors=colors, scales=scales)
     return figure
 
@@ -170,7 +161,7 @@ def _draw_row(
     image.imshow(row.image[part], extent=extent, interpolation="bicubic")
     for one, mask in ((prediction, row.prediction), (label, row.label)):
         if mask is None:
-            _say(one, "not labeled yet")
+            _write_instead(one, "not labeled yet")
         else:
             one.imshow(painted(row.image, mask, colors)[part], extent=extent, interpolation="nearest")
     for one, values, high in (
@@ -178,33 +169,21 @@ def _draw_row(
         (information, row.mutual_information, scales[1]),
     ):
         if values is None:
-            _say(one, "needs samples")
+            _write_instead(one, "needs samples")
         else:
             one.imshow(values[part], extent=extent, cmap=COLORMAP, vmin=0, vmax=high, interpolation="bicubic")
     for one in axes:
         if one.images:
             _outline(one, row.box)
     reason = textwrap.shorten(row.reason, width=156, placeholder=" …")
-    where.annotate(
-        _shorten(row.heading),
-        (0, 1),
-        xycoords=_cell(where),
-        xytext=(0, 5),
-        textcoords="offset points",
-        fontsize=9.5,
-        fontweight="bold",
-        annotation_clip=False,
-    )
-    image.annotate(
-        reason,
-        (0, 1),
-        xycoords=_cell(image),
-        xytext=(0, 5),
-        textcoords="offset points",
-        fontsize=9,
-        color=MUTED,
-        annotation_clip=False,
-    )
+    _write_above(where, _shorten(row.heading), at=0, points=5, fontsize=9.5, fontweight="bold")
+    _write_above(image, reason, at=0, points=5, fontsize=9, color=MUTED)
+
+
+def _write_above(axes: Axes, text: str, *, at: float, points: float, **style: Any) -> None:
+    """Write a text above the cell of a picture, which it may leave; `at` is 0 to 1 across the cell."""
+    place: dict[str, Any] = {"xycoords": _cell(axes), "textcoords": "offset points"}
+    axes.annotate(text, (at, 1), xytext=(0, points), annotation_clip=False, **place, **style)
 
 
 def _cell(axes: Axes) -> Transform:
@@ -223,7 +202,7 @@ def _shorten(heading: str) -> str:
     return f"{heading[: half - 1]}…{heading[-half:]}"
 
 
-def _say(axes: Axes, words: str) -> None:
+def _write_instead(axes: Axes, words: str) -> None:
     axes.set_facecolor("#f3f4f6")
     axes.set_box_aspect(1)
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import colorsys
 import hashlib
 from importlib import resources
 
@@ -68,7 +67,7 @@ def class_colors(colors: npt.NDArray[np.uint8]) -> str:
         red, green, blue = (int(value) for value in color)
         rules.append(
             f".c{index}{{--area:#{red:02x}{green:02x}{blue:02x};--light:{line_color(color)};"
-            f"--dark:{_bright(color)};color:var(--light)}}"
+            f"--dark:{line_color(color, on_dark=True)};color:var(--light)}}"
         )
     dark = "".join(f".c{index}{{color:var(--dark)}}" for index in range(len(colors)))
     return "\n" + "\n".join(rules) + f"\n@media screen and (prefers-color-scheme:dark){{{dark}}}\n"
@@ -94,17 +93,6 @@ def coded(words: str) -> Markup:
         Markup("<code>{}</code>").format(part) if index % 2 and index < len(parts) - 1 else escape(part)
         for index, part in enumerate(parts)
     )
-
-
-def _bright(color: npt.NDArray[np.uint8]) -> str:
-    """A class colour light enough to be seen as a line on a dark page.
-
-    >>> _bright(np.array([0, 0, 0], dtype=np.uint8))
-    '#9e9e9e'
-    """
-    hue, lightness, saturation = colorsys.rgb_to_hls(*(float(value) / 255 for value in color))
-    parts = colorsys.hls_to_rgb(hue, max(lightness, 0.62), saturation)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
 
 
 def _gallery(contents: Contents) -> Section:

@@ -17,15 +17,15 @@ from sqlalchemy.orm import Session
 from db.queries import agreement as agreement_queries
 from db.queries.agreement import SharedImage, SharedRegion
 from db.queries.labels import labels_in_force
-from db.queries.queues import list_queues, queue_by_name
 from pipeline.config import EvaluationConfig
 from pipeline.data.labels import compose_labels
 from pipeline.data.project import Project
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError
 from pipeline.evaluation.agreement import pair_counts
 from pipeline.evaluation.bootstrap import BlockBootstrap, blocks
 from pipeline.evaluation.ranks import rank_correlation
 from pipeline.progress import Progress, silent
+from pipeline.summaries.queues import queue_or_newest
 
 LEAST_REGIONS = 20
 """Below this number no rank correlation is computed."""
@@ -112,7 +112,7 @@ def annotator_report(
     Raises:
         UserError: there is no such queue.
     """
-    queue_id = _queue_id(session, queue)
+    queue_id = None if queue is None else queue_or_newest(session, queue).id
     rows = agreement_queries.shared_regions(session, queue_id=queue_id)
     images = agreement_queries.shared_images(session, queue_id=queue_id)
     compared = _Comparison()
@@ -167,16 +167,6 @@ def correlation(
     found = rank_correlation(score, votes, block, bootstrap=bootstrap)
     value, low, high = found.document(digits=None).values()
     return RankCorrelation(measure, len(known), len(places), value, low, high)
-
-
-def _queue_id(session: Session, name: str | None) -> int | None:
-    if name is None:
-        return None
-    found = queue_by_name(session, name)
-    if found is None:
-        known = ", ".join(row.name for row in list_queues(session)) or "none"
-        raise UserError(f"There is no queue {name!r}; there are: {known}.", "Run `segcurate queue --all`.")
-    return found.id
 
 
 class _Comparison:

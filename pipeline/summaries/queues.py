@@ -8,8 +8,15 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from db.queries import queue_items
+from db.queries import queue_items, queues
 from db.tables import Queue, QueueItem
+from pipeline.errors import UserError
+
+SHOWN = (
+    *("rank", "measure", "score", "slice", "inclusion_probability"),
+    *("status", "reason", "clicks", "annotators", "disagreement"),
+)
+"""Columns of a queue item that are shown as they are."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,20 @@ class QueueSummary:
     head: list[HeadItem]
 
 
+def queue_or_newest(session: Session, name: str | None) -> Queue:
+    """The queue of that name; the newest one without a name.
+
+    Raises:
+        UserError: there is no such queue.
+    """
+    queue = queues.newest_queue(session) if name is None else queues.queue_by_name(session, name)
+    if queue is None:
+        known = ", ".join(row.name for row in queues.list_queues(session)) or "none"
+        problem = "No queue has been selected yet" if name is None else f"There is no queue {name!r}"
+        raise UserError(f"{problem}; there are: {known}.", "Run `segcurate queue --all`.")
+    return queue
+
+
 def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str], head: int) -> QueueSummary:
     """Count a queue, and read its first `head` items."""
 
@@ -81,19 +102,10 @@ def queue_summary(session: Session, queue: Queue, *, class_names: Sequence[str],
 
     items = [
         HeadItem(
-            rank=item.rank,
             image=image.uri,
             box=(item.x, item.y, item.w, item.h),
             class_name=class_of(item.predicted_class),
-            measure=item.measure,
-            score=item.score,
-            slice=item.slice,
-            inclusion_probability=item.inclusion_probability,
-            status=item.status,
-            reason=item.reason,
-            clicks=item.clicks,
-            annotators=item.annotators,
-            disagreement=item.disagreement,
+            **{name: getattr(item, name) for name in SHOWN},
         )
         for item, image in queue_items.queued_regions(session, queue_id=queue.id, limit=max(head, 1))
     ]

@@ -11,21 +11,10 @@ from sqlalchemy.orm import Session
 from db.queries import runs, scores
 from db.queries import shards as shard_queries
 from db.queries.scores import Scored
-from db.queries.shards import ShardTime
+from db.queries.shards import ShardTime, Worker
 
 PAUSE = timedelta(minutes=15)
 """Nothing was scored between two shards that were done so long after each other."""
-
-
-@dataclass(frozen=True)
-class WorkerShare:
-    """What one process has scored; `owner` is `host:pid:start`."""
-
-    owner: str
-    shards: int
-    images: int
-    regions: int
-    failed: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class RunSummary:
     shards_done: int
     shards_running: int
     shards_pending: int
-    workers: list[WorkerShare]
+    workers: list[Worker]
     started_at: datetime
     finished_at: datetime | None
     images_per_second: float | None
@@ -74,7 +63,6 @@ def run_history(session: Session) -> list[RunSummary]:
     for run, model in runs.list_runs(session):
         scorer, summary = run.scorer, run.summary or {}
         there, by_status = scored.get(run.id, Scored(0, 0, 0)), counted.get(run.id, {})
-        workers = [WorkerShare(*row) for row in shard_queries.workers(session, run_id=run.id)]
         rows.append(
             RunSummary(
                 id=run.id,
@@ -90,7 +78,7 @@ def run_history(session: Session) -> list[RunSummary]:
                 shards_done=by_status.get("done", 0),
                 shards_running=by_status.get("running", 0),
                 shards_pending=by_status.get("pending", 0),
-                workers=workers,
+                workers=shard_queries.workers(session, run_id=run.id),
                 started_at=run.created_at,
                 finished_at=run.finished_at,
                 images_per_second=images_per_second(

@@ -138,8 +138,10 @@ def shown(rude: Path, prefect_server: str) -> dict[str, Any]:
             artifacts.link_export(project, project.path("queues/round-01"))
 
     state = everything(return_state=True)
+    run_id = state.state_details.flow_run_id
+    assert run_id is not None
     with get_client(sync_client=True) as client:
-        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
         return {str(row.key): row for row in client.read_artifacts(flow_run_filter=of_run, limit=50)}
 
 

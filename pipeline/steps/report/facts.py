@@ -60,6 +60,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         found = assessment_of(session, model_id=model.id, kind=kind)
         return None if found is None else found.document
 
+    run = newest_run(session, model.id, finished=False)
     queue = next((row for row in reversed(queues.list_queues(session)) if row.kind == "selected"), None)
     items = [] if queue is None else queue_items.queued_regions(session, queue_id=queue.id)
     return Contents(
@@ -78,7 +79,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         quality=document("quality"),
         stress=document("stress"),
         novelty=document("novelty"),
-        scoring=_scoring(session, model),
+        scoring=None if run is None else run.summary,
         queue=None if queue is None else queue_summary(session, queue, class_names=names, head=FIRST_ITEMS),
         queue_groups=Counter(image.group_name for _, image in items),
         annotators=annotator_report(session, project),
@@ -180,9 +181,3 @@ def _calibrated(session: Session, model: Model, *, split: str, sampler: str) -> 
             )
         )
     return found
-
-
-def _scoring(session: Session, model: Model) -> Document | None:
-    """The summary of the model's newest scoring run."""
-    run = newest_run(session, model.id, finished=False)
-    return None if run is None else run.summary

@@ -52,7 +52,6 @@ class Wanted:
 class Asked:
     """What a round's queue asked for by uncertainty, one region an image, and the model that asked."""
 
-    number: int
     queue: Queue
     model: Model
     calibrators: Calibrators
@@ -93,7 +92,6 @@ def asked_regions(session: Session, project: Project, number: int) -> Asked | No
             mask_uri=masks.get(image.id) if item.status == "labeled" else None,
         )
     return Asked(
-        number=number,
         queue=queue,
         model=session.get_one(Model, run.model_id),
         calibrators=stored_calibrators(session, run.model_id, sampler=project.config.scoring.sampler),

@@ -24,7 +24,6 @@ from pipeline.report.reliability import draw_reliability
 from pipeline.steps.disagreements import disagreements
 from pipeline.steps.report.facts import Judged, judged_models, metrics_table, read_contents
 from pipeline.steps.report.gallery import (
-    Asked,
     Failures,
     Wanted,
     asked_regions,
@@ -153,25 +152,19 @@ def _draw_galleries(
         rows = _rows(project, asked.model, asked.calibrators, asked.wanted[:most], drawn.failures)
         if not rows:
             continue
-        _draw_queue(project, asked, [row for _, row in rows][:GALLERY_ROWS], target)
+        picture = draw_gallery(
+            [row for _, row in rows][:GALLERY_ROWS],
+            class_names=project.config.data.class_names,
+            colors=palette(project.config.data),
+            title=f"Round {number}: what the model asks to have labeled next",
+        )
+        write_figure(target / f"gallery_{asked.queue.name}.png", picture)
         if on_page:
             words = f"Round {number}: {'labeled by now' if asked.labeled else 'waiting for labels'}"
             drawn.queues.append((words, _gallery(project, asked.queue.name, rows)))
             labels_shown = labels_shown or asked.labeled
     drawn.disagreeing = _draw_disagreeing(project, database, drawn.failures)
     return drawn
-
-
-def _draw_queue(project: Project, asked: Asked, rows: Sequence[GalleryRow], target: Path) -> None:
-    write_figure(
-        target / f"gallery_{asked.queue.name}.png",
-        draw_gallery(
-            rows,
-            class_names=project.config.data.class_names,
-            colors=palette(project.config.data),
-            title=f"Round {asked.number}: what the model asks to have labeled next",
-        ),
-    )
 
 
 def _draw_disagreeing(project: Project, database: Database, failures: Failures) -> Gallery | None:
