@@ -44,9 +44,9 @@ QUEUE_HEAD = 50
 SHOWN_FILES = 20
 UPDATE_SECONDS = 1.0
 POLL_SECONDS = 3.0
-"""How often the store is asked what other processes have done."""
+"""Seconds between two looks into the database at what other processes have done."""
 PATIENCE = 15.0
-"""Seconds for which a finished run waits for its last update to be taken."""
+"""Seconds for which a finished run waits until its last update is sent."""
 
 
 def in_a_run() -> bool:
@@ -55,7 +55,7 @@ def in_a_run() -> bool:
 
 
 def never_fails(show: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """An artifact that is shown in a run, and only there; where it cannot be, the log says why."""
+    """Show an artifact in a run, and only there; an error becomes a warning in the log."""
 
     @wraps(show)
     def shown(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -73,12 +73,12 @@ def never_fails(show: Callable[Arguments, None]) -> Callable[Arguments, None]:
 def scoring_progress(run_id: int, total: int, *, database: Database | None = None) -> Generator[Progress]:
     """A progress that is shown as the artifact `scoring-run-<id>`, once a second at most.
 
-    What it is told may come from any thread. Where the work is done by other processes, `database` says how
-    much they have finished: the larger figure is shown. It ends at 100 %, or at what was reached.
+    It may be called from any thread. Where other processes do the work, the number of finished images is read
+    from `database`; the larger number is shown. It ends at 100 %, or at what was reached.
 
     Args:
-        total: images that are to be scored now, by whomever.
-        database: asked every few seconds how many of them are done.
+        total: images that are to be scored now, by all processes together.
+        database: read every few seconds for the number of them that are done.
     """
     if not in_a_run():
         yield silent
@@ -95,7 +95,7 @@ def scoring_progress(run_id: int, total: int, *, database: Database | None = Non
 
 @never_fails
 def show_queue(project: Project, database: Database) -> None:
-    """The head of the round's queue as a table: what is asked for, and why."""
+    """The head of the round's queue as a table: the regions to label, and why."""
     with database.session(write=False) as session:
         queue = newest_round_queue(session)
         if queue is None:
@@ -165,7 +165,7 @@ class _ShownProgress:
         self._since: datetime | None = None
         self._ask_next_at = 0.0
         self._artifact: UUID | None = None
-        self._said = -1
+        self._shown = -1
 
     def report(self, title: str, done: int, total: int | None) -> None:
         """A `Progress`. Only its largest figure counts."""
@@ -199,9 +199,9 @@ class _ShownProgress:
 
     def _show(self, *, over: bool) -> None:
         done = min(max(self._reported, self._stored), self.total)
-        if done == self._said and not over:
+        if done == self._shown and not over:
             return
-        self._said = done
+        self._shown = done
         percent = 100.0 if self.total == 0 else math.floor(1000 * done / self.total) / 10
         words = self._words(done, over=over)
         if self._artifact is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LABELS_IMPORTED = "segcurate.labels.imported"
 """The event that an import emits when labels have come."""
 TAG = "segcurate"
-"""The tag of each deployment in configs/prefect.yaml. Runs without it are not judged here: other flows on the
+"""The tag of each deployment in configs/prefect.yaml. Runs without it are left alone: other flows on the
 server may have slower heartbeats."""
 SILENCE = timedelta(seconds=90)
 """Three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s) without one: the run is dead."""

@@ -78,9 +78,9 @@ selection: {strategy: stratified, budget: 20, per_image_cap: 2, min_gap: 3}
 
 
 def write_demo(folder: Path) -> Path:
-    """Write slices, masks and `segcurate.yaml` into a folder; what is there is replaced by the same.
+    """Write slices, masks and `segcurate.yaml` into a folder; existing images and masks are replaced.
 
-    A configuration that is there is kept: somebody may have changed it.
+    An existing configuration is kept: it may have been changed.
 
     Returns:
         The path of the configuration.

@@ -28,7 +28,7 @@ _VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
 class Schedule(Section):
     cron: str
     timezone: str
-    """An IANA name; the hour is that of the clock on the wall, also when it is set to summer time."""
+    """An IANA name; the hour is local time, in summer time too."""
     slug: str
     """The schedule's name, by which a later registration finds it again."""
     active: bool = True
@@ -109,7 +109,7 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
             f"{path} cannot be read: {error.strerror}.", "Name a file with `--file`."
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", "Mend the line that it names.") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}", "Correct the line that it names.") from error
     variables = {TIMEZONE: "UTC"} | os.environ | {CONFIG: os.path.abspath(config)}
     try:
         return TypeAdapter(Deployments).validate_python(_filled(document, variables, path))

@@ -24,8 +24,8 @@ def export_queue(
         queue: A queue by name, such as review-01; the round's where it is empty.
         folder: Where it is written, instead of a folder below `export.folder`; a relative one is inside the
             project's folder.
-        to: The tool: folder, label-studio, cvat, cvat-masks, coco, coco-panoptic or voc; what `labeling.tool`
-            says where it is empty.
+        to: The tool: folder, label-studio, cvat, cvat-masks, coco, coco-panoptic or voc; `labeling.tool`
+            where it is empty.
     """
 
     def work(runner: FlowRunner) -> Done:

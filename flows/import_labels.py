@@ -21,7 +21,7 @@ from pipeline.steps.sync import pull
 
 
 def resource_id(project_name: str) -> str:
-    """Whom the event is about."""
+    """The id of the project in the event."""
     return f"segcurate.project.{project_name}"
 
 
@@ -33,17 +33,17 @@ def import_labels_flow(
     close: bool = False,
     tool: str | None = None,
 ) -> State[Any]:
-    """Take labels back. Importing the same masks twice changes nothing.
+    """Import labels. Importing the same masks twice changes nothing.
 
-    When anything new has come, the event `segcurate.labels.imported` says so.
+    New labels emit the event `segcurate.labels.imported`.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.
         folder: The exported folder with the masks in it, any folder of masks, or a file that a labeling tool
             has exported; a relative one is inside the project's folder. Empty: from the tool's server.
-        annotator: Who drew the masks, where they do not say themselves.
-        close: End the round with the labels that are there.
-        tool: Whose format or server it is; found out, or what `labeling.tool` says, where it is empty.
+        annotator: The annotator of masks that do not name one.
+        close: Close the round with the labels that have been imported.
+        tool: The tool whose format or server it is; where it is empty, it is detected, or is `labeling.tool`.
     """
 
     def work(runner: FlowRunner) -> Done:
@@ -61,7 +61,7 @@ def import_labels_flow(
         rejected = sum(len(report.rejected) + report.rejected_more for report in reports)
         if rejected and not (imported or unchanged):
             raise UserError(
-                f"Nothing could be imported from {folder or 'the server'}.", "Mend what the log names."
+                f"Nothing could be imported from {folder or 'the server'}.", "Correct what the log lists."
             )
         with runner.database.session(write=False) as session:
             new_labels = count_new_labels(session)

@@ -1,4 +1,4 @@
-"""Markdown that shows a text as it is, whoever wrote it.
+"""Markdown that shows the text of users as it is.
 
 Class names, file names and reasons come from users: no character in them may become a tag, a link, a cell's
 end or a heading. Both interfaces of Prefect honour a backslash before punctuation, also inside a table; the
@@ -60,7 +60,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture(words: str, png: bytes) -> str:
-    """A picture that travels inside the text. `words` are for who cannot see it."""
+    """A picture that travels inside the text. `words` describe it for a screen reader."""
     return f"![{plain(words)}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 

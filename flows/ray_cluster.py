@@ -49,7 +49,7 @@ def score_on_cluster(
         began_at: when the run was planned, by the store's clock.
 
     Raises:
-        ConfigError: Ray is not installed, no cluster answers, or it has no GPU and one was asked for.
+        ConfigError: Ray is not installed, no cluster answers, or it has fewer GPUs than a worker needs.
         UserError: as `score_shards` does, in any task, which ends all; or the workers died again and again.
     """
     if project.file is None:

@@ -33,7 +33,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class RoundReport:
-    """A page of Markdown, and what it comes to in one line."""
+    """A page of Markdown, and its summary in one line."""
 
     page: str
     headline: str
@@ -48,7 +48,7 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
             return None
         rounds = [row for row in round_history(session, sampler=config.scoring.sampler) if row.model]
         queue = newest_round_queue(session)
-        held = (
+        summary = (
             None
             if queue is None
             else queue_summary(session, queue, class_names=config.data.class_names, head=SHOWN_ITEMS)
@@ -58,7 +58,7 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
     parts = [f"# {plain(config.name)}, round {now.round_number}", _next(now)]
     parts += _model(project, rounds, decision)
     parts += _curve(project, database, rounds)
-    parts += _queue(held)
+    parts += _queue(summary)
     parts += ["## What went wrong", *(trouble or ["Nothing."])]
     return RoundReport("\n\n".join(parts) + "\n", _headline(now, rounds))
 
@@ -161,7 +161,7 @@ def _queue(queue: QueueSummary | None) -> list[str]:
     parts += [f"**Warning:** {prose(warning)}" for warning in queue.warnings]
     if queue.head:
         rows = [(item.rank, item.image, item.reason) for item in queue.head]
-        parts.append(table(("rank", "image", "why it is asked for"), rows))
+        parts.append(table(("rank", "image", "why it was selected"), rows))
     if queue.folder:
         parts.append(f"Exported to {code(queue.folder)}.")
     return parts

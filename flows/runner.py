@@ -72,8 +72,8 @@ class FlowRunner(Runner):
 def run_flow(config: Path, work: Callable[[FlowRunner], Summarised], *, title: str) -> State[Any]:
     """Run a flow's work on a project, and return the state that the flow ends in.
 
-    An error that the user can mend fails the run with its problem and remedy, and without a traceback. Where
-    another process does the same work, the run ends as `Skipped`, which is no failure.
+    An error that the user can correct fails the run with its problem and remedy, and without a traceback.
+    Where another process does the same work, the run ends as `Skipped`, which is no failure.
     """
     logger = get_run_logger()
     try:

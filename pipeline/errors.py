@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake may become."""
+"""The exceptions for a user's mistake: each has a problem and a remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something that the user can mend: what is wrong, and what to do about it.
+    """An error that the user can correct: what is wrong, and what to do about it.
 
     Args:
         problem: what is wrong, naming the file, key or command concerned.
@@ -55,7 +55,7 @@ class Busy(UserError):
 
     Args:
         work: what it does.
-        owner: who does it, as `pipeline.leases.this_process` names processes.
+        owner: the process, as `pipeline.leases.this_process` names it.
         since: when it began.
     """
 

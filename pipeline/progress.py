@@ -19,7 +19,7 @@ class Progress(Protocol):
 
 
 def silent(title: str, done: int, total: int | None) -> None:
-    """A progress that nobody watches."""
+    """A progress that does nothing."""
 
 
 def notes(failed: Sequence[tuple[str, str]] = (), warnings: Sequence[str] = ()) -> Iterator[str]:

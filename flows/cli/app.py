@@ -153,7 +153,7 @@ def print_next(database: Database) -> None:
     console.print(f"Next: [bold]{literal(now.next_command)}[/]")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"segcurate {installed_version('segcurate')}")
         raise typer.Exit

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words."""
+"""The errors of a configuration as text for the user."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """One sampler of the judged model, before and after calibration.
+    """One sampler of the reported model, before and after calibration.
 
     Attributes:
         confidence_name: what its calibrated softmax may be called.
@@ -54,7 +54,7 @@ class Contents:
 
     Attributes:
         class_colors: uint8 [C, 3].
-        model: the one that is judged: the promoted one, or else the newest.
+        model: the reported one: the promoted one, or else the newest.
         sampler: that of the scores.
         newest: the round that has begun last.
         rounds: those whose model has been measured, oldest first.

@@ -46,7 +46,7 @@ class Status:
 
 @dataclass(frozen=True)
 class AtWork:
-    """A process that is at something.
+    """A running process, or one that has died.
 
     Attributes:
         work: such as `train`, `nightly`, or `scoring run 3`.

@@ -80,7 +80,7 @@ def _of_sampler(one: Calibrated) -> list[Block]:
 
 
 def _calibrators(one: Calibrated) -> list[Block]:
-    """All calibrators side by side, each judged on images that it was not fitted on."""
+    """All calibrators side by side, each measured on images that it was not fitted on."""
     if not one.report:
         return [Missing("The calibrators of this model have not been compared.", "segcurate calibrate")]
     compared: list[dict[str, Any]] = list(one.report["calibrators"])
