@@ -289,10 +289,10 @@ class Lease(Base):
 
 
 class Scores:
-    """The columns that regions and images have in common."""
+    """The columns that regions and images have in common; `sort_order` keeps the order of the key."""
 
-    run_id: Mapped[int] = mapped_column(primary_key=True)
-    image_id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[int] = mapped_column(primary_key=True, sort_order=-2)
+    image_id: Mapped[int] = mapped_column(BigId, primary_key=True, sort_order=-1)
     pixels: Mapped[int]
     predicted_class: Mapped[int] = mapped_column(SmallInteger)
     class_share: Mapped[float] = mapped_column(REAL)
@@ -327,7 +327,7 @@ class RegionScore(Scores, Base):
     y: Mapped[int]
     w: Mapped[int]
     h: Mapped[int]
-    outline: Mapped[str | None] = mapped_column(Text)
+    outline: Mapped[str | None] = mapped_column(Text, sort_order=1)
 
 
 class ImageScore(Scores, Base):
@@ -345,8 +345,8 @@ class ImageScore(Scores, Base):
     )
 
     regions: Mapped[int]
-    entropy_max: Mapped[float | None] = mapped_column(REAL)
-    heatmaps: Mapped[dict[str, Any] | None]
+    entropy_max: Mapped[float | None] = mapped_column(REAL, sort_order=1)
+    heatmaps: Mapped[dict[str, Any] | None] = mapped_column(sort_order=1)
 
 
 class Queue(Base):
