@@ -10,8 +10,8 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.queries.runs import lock_summary, newest_run, update_summary
-from db.tables import Model, Round, ScoringRun
-from tests.factories import ask, fetch_one, open_store
+from db.tables import ScoringRun
+from tests.factories import add_model, ask, fetch_one, new_run, open_store, put
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -29,12 +29,10 @@ def database(store_url: str) -> Database:
 def add_run(database: Database, begun: int, finished: int | None = None, *, model_id: int = 1) -> int:
     """A run that was begun, and finished, so many days after the first."""
     with database.session() as session:
-        row = ScoringRun(model_id=model_id, scorer_hash=f"{begun}", scorer={"begun": begun, "seed": 0})
+        row = new_run(model_id, scorer_hash=f"{begun}", scorer={"begun": begun, "seed": 0})
         row.created_at = START + begun * DAY
         row.finished_at = None if finished is None else START + finished * DAY
-        session.add(row)
-        session.flush()
-        return row.id
+        return put(session, row).id
 
 
 class TestNewestRun:
@@ -50,11 +48,7 @@ class TestNewestRun:
 
     def test_a_pruned_run_and_the_run_of_another_model_are_none(self, database: Database) -> None:
         with database.session() as session:
-            session.add(Round(number=2, state="score"))
-            session.flush()
-            document = {"config": {}, "config_hash": "", "labels_hash": "", "checkpoint_uri": ""}
-            session.add(Model(round_id=2, name="r02", status="trained", seed=0, iterations=0, **document))
-            session.flush()
+            add_model(session, 2, status="trained")
             session.get_one(ScoringRun, 1).pruned_at = START
         assert ask(database, newest_run, 1, finished=False) is None
         of_second = add_run(database, 1, 2, model_id=2)

@@ -24,12 +24,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from sqlalchemy import select, update
 
 from db.queries.queues import put_review
-from db.tables import Calibration, Metric, Queue, QueueItem, Round, Shard, utc_now
+from db.tables import Calibration, Metric, QueueItem, Round, Shard, utc_now
 from db.tables import Image as ImageRow
 from flows import artifacts
 from flows.markdown import code, harmless, picture, plain, prose, table
 from flows.round_report import round_report
 from tests.conftest import opened
+from tests.factories import at_once, new_queue
 
 HOSTILE = (
     "a|b `c` [x](http://evil.example).png",
@@ -287,9 +288,7 @@ def test_a_review_or_a_withdrawn_queue_is_not_shown_as_the_queue_of_the_round(
         page = round_report(project, database)
         with database.session() as session:  # the round is closed, and the queue of the next one withdrawn
             session.add(Round(number=2, state="select"))
-            session.add(
-                Queue(name="round-02", kind="selected", strategy="entropy", unit="region", seed=0, spec={})
-            )
+            session.add(new_queue("round-02"))
         artifacts.show_queue(project, database)
         later = round_report(project, database)
     assert in_a_run == []
@@ -313,16 +312,12 @@ def test_many_threads_may_report_and_once_a_second_is_shown(
     )
     with artifacts.scoring_progress(1, 400) as progress:
 
-        def work(first: int) -> None:
-            for done in range(first, 401, 4):
+        def work(number: int) -> None:
+            for done in range(number + 1, 401, 4):
                 progress("Scoring", done, 400)
                 time.sleep(0.01)
 
-        threads = [threading.Thread(target=work, args=(first,)) for first in range(1, 5)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(4, work)
     assert in_a_run == []
     percents = [percent for _, percent in shown]
     assert percents[-1] == 100

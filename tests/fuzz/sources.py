@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.fuzz.values import TEXTS, mutate_bytes, mutate_json, mutate_lines, mutate_xml
+from tests.pipeline.claiming_png import SIGNATURE, chunk
 
 Files = dict[str, bytes]
 """Contents by their paths in a folder."""
@@ -21,7 +22,6 @@ Files = dict[str, bytes]
 Shape = Literal["file", "folder", "zip"]
 """What a reader is given: the one file, or all of them in a folder or a zip archive."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PLAIN = 60
 """A way in which nothing is hostile."""
 _HOSTILE_NAMES = [
@@ -87,7 +87,7 @@ def _mutate_content(name: str, content: bytes, chance: random.Random) -> bytes:
 def mutate_png(content: bytes, chance: random.Random) -> bytes:
     """Change the chunks of a PNG, and make their sums right again."""
     chunks: list[tuple[bytes, bytes]] = []
-    at = len(_PNG)
+    at = len(SIGNATURE)
     while at < len(content):
         (length,) = struct.unpack_from(">I", content, at)
         chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + length]))
@@ -112,10 +112,7 @@ def mutate_png(content: bytes, chance: random.Random) -> bytes:
         chunks.insert(1, (chance.choice([b"zTXt", b"iCCP"]), b"a\0\0" + text))
     else:
         chunks[index] = (kind, mutate_bytes(data, chance))
-    return _PNG + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    return SIGNATURE + b"".join(chunk(kind, data) for kind, data in chunks)
 
 
 def materialise(files: Files, root: Path, *, shape: Shape, main: str, chance: random.Random | None) -> Path:

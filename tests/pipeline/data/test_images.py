@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from PIL import Image, ImageOps
 
 from pipeline.data.images import ImageArray, probe_image, read_image, read_pixels, unit_float
 from pipeline.errors import DataError
+from tests.pipeline.claiming_png import claiming_png
 
 MANY = 10**6
 
@@ -181,21 +180,8 @@ def test_floats_that_are_no_numbers_are_refused(tmp_path: Path, value: float) ->
         read_image(tmp_path / "nan.tif", channels=1, max_pixels=MANY)
 
 
-def bomb(path: Path, width: int, height: int) -> None:
-    """A valid PNG header of any size, and next to nothing behind it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
-
-
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
-    bomb(tmp_path / "bomb.png", 60_000, 60_000)
+    (tmp_path / "bomb.png").write_bytes(claiming_png(60_000, 60_000))
     for call in (probe_image, lambda path, max_pixels: read_image(path, channels=3, max_pixels=max_pixels)):
         with pytest.raises(DataError, match="60000×60000 pixels, more than") as caught:
             call(tmp_path / "bomb.png", max_pixels=200_000_000)
@@ -203,7 +189,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_the_configured_one_and_not_pillows(tmp_path: Path) -> None:
-    bomb(tmp_path / "large.png", 20_000, 9_500)
+    (tmp_path / "large.png").write_bytes(claiming_png(20_000, 9_500))
     assert probe_image(tmp_path / "large.png", max_pixels=200_000_000).width == 20_000
     Image.new("L", (10, 10)).save(tmp_path / "small.png")
     assert read_image(tmp_path / "small.png", channels=1, max_pixels=100).shape == (10, 10, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,21 @@ def refs_of(paths: list[Path]) -> list[ImageRef]:
     return found
 
 
-def load(refs: Any, **changes: Any) -> list[Batch | Unreadable]:
-    settings: dict[str, Any] = {
-        "channels": 3,
-        "max_pixels": 10**8,
-        "input_scale": 1.0,
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.3, 0.4],
-        "batch_size": 4,
-        "workers": 2,
-    }
-    return list(load_batches(refs, **(settings | changes)))
+def loading_of(refs: Iterable[ImageRef], **changes: Any) -> Generator[Batch | Unreadable]:
+    settings: dict[str, Any] = {"channels": 3, "max_pixels": 10**8, "input_scale": 1.0, "workers": 2}
+    settings |= {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "batch_size": 4}
+    return load_batches(refs, **(settings | changes))
+
+
+def load(refs: Iterable[ImageRef], **changes: Any) -> list[Batch | Unreadable]:
+    return list(loading_of(refs, **changes))
+
+
+def noting(refs: Iterable[ImageRef], taken: list[int]) -> Generator[ImageRef]:
+    """The same images; the id of each is appended to `taken` when it is taken."""
+    for ref in refs:
+        taken.append(ref.id)
+        yield ref
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -102,22 +107,7 @@ def test_a_rare_size_does_not_wait_for_the_end(tmp_path: Path) -> None:
 def test_reading_stays_only_a_little_ahead(tmp_path: Path) -> None:
     refs = refs_of(draw_images(tmp_path, [(32, 32)] * 60))
     taken: list[int] = []
-
-    def lazily() -> Any:
-        for ref in refs:
-            taken.append(ref.id)
-            yield ref
-
-    batches = load_batches(
-        lazily(),
-        channels=3,
-        max_pixels=10**8,
-        input_scale=1.0,
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-        batch_size=4,
-        workers=2,
-    )
+    batches = loading_of(noting(refs, taken))
     next(batches)
     assert len(taken) <= 20
     batches.close()
@@ -129,22 +119,7 @@ def test_pixels_ahead_are_bounded_whatever_their_number(
     monkeypatch.setattr(loading, "PIXELS_AHEAD", 3 * 32 * 32)
     refs = refs_of(draw_images(tmp_path, [(32, 32)] * 20))
     taken: list[int] = []
-
-    def lazily() -> Any:
-        for ref in refs:
-            taken.append(ref.id)
-            yield ref
-
-    batches = load_batches(
-        lazily(),
-        channels=3,
-        max_pixels=10**8,
-        input_scale=1.0,
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-        batch_size=8,
-        workers=2,
-    )
+    batches = loading_of(noting(refs, taken), batch_size=8)
     first = next(batches)
     assert isinstance(first, Batch)
     assert len(first.ids) < 8

@@ -103,6 +103,14 @@ def write_queue(tool: Tool, root: Path, masks: Iterable[Mask], *, queue: Outgoin
     return folder
 
 
+def decoded(answer: Annotation | Rejected, size: tuple[int, int]) -> DecodedMask | str:
+    """The mask of an answer for an image of this width and height, or why there is none."""
+    try:
+        return answer.reason if isinstance(answer, Rejected) else answer.read(*size)
+    except DataError as error:
+        return str(error)
+
+
 def read_masks(
     found: Iterable[Annotation | Rejected], sizes: dict[int | str, tuple[int, int]]
 ) -> Iterator[tuple[int | str, DecodedMask | str]]:
@@ -110,11 +118,8 @@ def read_masks(
     for answer in found:
         if isinstance(answer, Rejected):
             yield answer.subject, answer.reason
-            continue
-        try:
-            yield answer.image, answer.read(*sizes[answer.image])
-        except DataError as error:
-            yield answer.image, str(error)
+        else:
+            yield answer.image, decoded(answer, sizes[answer.image])
 
 
 def sizes_of(masks: Sequence[npt.NDArray[np.uint8]]) -> dict[int | str, tuple[int, int]]:

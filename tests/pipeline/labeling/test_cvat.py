@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import zipfile
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -36,6 +37,7 @@ from pipeline.labeling.untrusted.coco_shapes import read_shape
 from tests.pipeline.labeling.small_queue import (
     MASKS,
     NAMES,
+    decoded,
     label_map,
     outgoing_queue,
     shapes,
@@ -50,17 +52,8 @@ META = """<meta><task><id>7</id><name>streets</name>
 
 def painted(source: Path, *sizes: tuple[int, int], labels: LabelMap = LABELS) -> list[DecodedMask | str]:
     """What the answers of a source paint, or why not, given the widths and heights of its images."""
-    said: list[DecodedMask | str] = []
     found = list(CVAT.read(source, labels))
-    for answer, size in zip(found, sizes * len(found), strict=False):
-        if isinstance(answer, Rejected):
-            said.append(answer.reason)
-            continue
-        try:
-            said.append(answer.read(*size))
-        except DataError as error:
-            said.append(str(error))
-    return said
+    return [decoded(answer, size) for answer, size in zip(found, cycle(sizes), strict=False)]
 
 
 def document(path: Path, *inside: str, size: tuple[int, int] = (8, 6), meta: str = META) -> Path:

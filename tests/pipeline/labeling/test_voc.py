@@ -8,7 +8,6 @@ import struct
 import tempfile
 import tracemalloc
 import zipfile
-import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.voc import CVAT_MASKS, VOC
 from pipeline.labeling.voc.label_map import write_label_map
 from pipeline.labeling.voc.layout import object_numbers
-from tests.pipeline.labeling.small_queue import MASKS, NAMES, label_map, write_queue
+from tests.pipeline.claiming_png import chunk, claiming_png
+from tests.pipeline.labeling.small_queue import MASKS, NAMES, decoded, label_map, write_queue
 
 LABELS = label_map()
 BOTH = pytest.mark.parametrize("tool", [VOC, CVAT_MASKS], ids=["voc", "cvat-masks"])
@@ -63,13 +63,7 @@ def source(root: Path, masks: dict[str, bytes], *, colors: str | None = LABEL_MA
 
 def said_of(path: Path, size: tuple[int, int], *, names: tuple[str, ...] = PLAIN) -> list[DecodedMask | str]:
     """What the answers of a source paint, or why not."""
-    said: list[DecodedMask | str] = []
-    for answer in VOC.read(path, label_map(names)):
-        try:
-            said.append(answer.reason if isinstance(answer, Rejected) else answer.read(*size))
-        except DataError as error:
-            said.append(str(error))
-    return said
+    return [decoded(answer, size) for answer in VOC.read(path, label_map(names))]
 
 
 def said_of_one(root: Path, mask: bytes, *, size: tuple[int, int] = (3, 1), **how: Any) -> DecodedMask | str:
@@ -294,17 +288,6 @@ def test_an_unknown_label_refuses_only_the_masks_that_have_it(tmp_path: Path) ->
     assert mask_of(taken) == [[0, 0, 0]]
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _claiming(width: int, height: int) -> bytes:
-    """A PNG that states a size, and has next to no content."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    ends = _chunk(b"IDAT", zlib.compress(bytes(100))) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + ends
-
-
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
@@ -312,7 +295,7 @@ def _claiming(width: int, height: int) -> bytes:
         (b"GIF89a", "not a readable PNG"),
         (colored([ROAD] * 3)[:-30], "not a readable PNG"),
         (colored([ROAD] * 4), "has 4×1 pixels, and the image 3×1"),
-        (_claiming(1_000_000, 1_000_000), "has 1000000×1000000 pixels"),
+        (claiming_png(1_000_000, 1_000_000), "has 1000000×1000000 pixels"),
         (png(np.array([[1, 2, 3]], np.uint16)), "no colours of 8 bits"),
         (png(np.array([[[*ROAD, 0]] * 3], np.uint8)), "transparent pixels"),
         (png(np.array([[[*ROAD, 254]] * 3], np.uint8)), "transparent pixels"),
@@ -337,7 +320,7 @@ def test_an_index_that_the_palette_lacks_is_no_colour(tmp_path: Path) -> None:
     whole = stream.getvalue()
     begin = whole.index(b"PLTE") - 4
     (length,) = struct.unpack_from(">I", whole, begin)
-    cut = whole[:begin] + _chunk(b"PLTE", bytes([0, 0, 0, *ROAD])) + whole[begin + 12 + length :]
+    cut = whole[:begin] + chunk(b"PLTE", bytes([0, 0, 0, *ROAD])) + whole[begin + 12 + length :]
     assert mask_of(said_of_one(tmp_path, whole)) == [[255, 0, 255]]
     said = said_of_one(tmp_path, cut)
     assert isinstance(said, str)

@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import select
 
 from db.engine import Database
-from db.tables import Image, ImageScore, Round, ScoringRun
+from db.tables import ImageScore, Round, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps import prune as step
 from pipeline.steps.prune import prune
 from pipeline.steps.score import score
-from tests.factories import Workspace, count_scores, fetch, make_pool
+from tests.factories import Workspace, count_scores, fetch, make_pool, new_image, new_run
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def test_a_prune_that_is_killed_goes_on(
 
 def test_the_run_that_serves_stays_though_it_is_old(scored: Workspace) -> None:
     with scored.database.session() as session:
-        session.add(Image(uri="x", sha256="x", width=1, height=1, channels=3, group_name="", position=9))
+        session.add(new_image("x", position=9))
         session.add(Round(number=2, state="train"))
         model = session.get_one(ScoringRun, 3).model_id
-        session.add(ScoringRun(model_id=model, scorer_hash="begun", scorer={}))
+        session.add(new_run(model, scorer_hash="begun"))
     report = prune(*scored, keep_runs=1)
     assert report.kept == {3: "the scores of r01, which serves"}
     assert runs_with_rows(scored.database) == {3}

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 from sqlalchemy import delete, select
 
-from db.tables import Label, Queue, QueueItem, RegionScore
+from db.tables import Label, QueueItem, RegionScore
 from pipeline.config import IGNORE
 from pipeline.errors import UserError
 from pipeline.summaries.annotators import (
@@ -19,7 +19,7 @@ from pipeline.summaries.annotators import (
     AnnotatorReport,
     annotator_report,
 )
-from tests.factories import ask, fetch_one
+from tests.factories import add_rows, ask, fetch_one, new_queue
 from tests.pipeline.shared_queue import CELL, SIDE, SharedQueue, disputing, filled, make_shared_queue
 
 IMAGES = 8
@@ -184,8 +184,7 @@ def test_a_mask_that_cannot_be_read_is_counted_and_the_rest_compared(shared: Sha
 
 
 def test_one_queue_is_looked_at_alone_and_an_unknown_one_is_named(shared: SharedQueue) -> None:
-    with shared.database.session() as session:
-        session.add(Queue(name="review-01", kind="review", strategy="doubt", unit="region", seed=0, spec={}))
+    add_rows(shared.database, new_queue("review-01"))
     assert report(shared, queue="round-01").regions == 4 * IMAGES
     empty = report(shared, queue="review-01")
     assert (empty.queue, empty.regions, empty.pairs) == ("review-01", 0, [])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
 import time
-import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from pipeline.labeling.label_studio import LABEL_STUDIO, annotations, bitmask
 from pipeline.labeling.label_studio.config import Masks
 from pipeline.labeling.label_studio.shapes import MOST_SHAPES, paint
 from pipeline.labeling.label_studio.tasks import mask_results
+from tests.pipeline.claiming_png import RGBA, claiming_png
 from tests.pipeline.labeling.label_studio.synthetic import CLASSES, label_map, truth
 
 WIDTH, HEIGHT = 12, 8
@@ -183,16 +182,6 @@ def png(make: Callable[[], bytes]) -> list[dict[str, Any]]:
     return valued(imageDataURL=bitmask.PREFIX + base64.b64encode(make()).decode())
 
 
-def claiming(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size, and whose pixels are not there."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
-    )
-
-
 def opaque() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (WIDTH, HEIGHT)).save(stream, format="PNG")
@@ -222,8 +211,8 @@ def opaque() -> bytes:
         (valued(imageDataURL="https://evil.example/a.png"), "not a PNG in a data URL"),
         (valued(imageDataURL=bitmask.PREFIX + "é"), "not a readable PNG"),
         (valued(imageDataURL=bitmask.PREFIX + "AAAA"), "not a readable PNG"),
-        (png(lambda: claiming(10**6, 10**6)), "1000000×1000000 pixels, and the image 12×8"),
-        (png(lambda: claiming(WIDTH, HEIGHT)), "not a readable PNG"),
+        (png(lambda: claiming_png(10**6, 10**6, color=RGBA)), "1000000×1000000 pixels, and the image 12×8"),
+        (png(lambda: claiming_png(WIDTH, HEIGHT, color=RGBA)), "not a readable PNG"),
         (png(opaque), "no transparency"),
         (shapes() * (MOST_SHAPES + 1), "more than 2000"),
     ],

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 from db.queries import failures
 from pipeline.errors import DataError
 from tests.factories import ask
+from tests.pipeline.claiming_png import GREY, claiming_png
 from tests.pipeline.labeling.exported_project import NAMES, UNPAINTED, Exported, ids, write_png
 from tests.pipeline.steps.import_labels.test_step import COLORS, deliver, mask_file, take
 
@@ -107,16 +106,7 @@ def test_a_truncated_png(exported: Exported, folder: Path) -> None:
 
 
 def test_a_decompression_bomb_is_not_decoded(exported: Exported, folder: Path) -> None:
-    side = 100_000
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    mask_file(folder, BAD).write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks
-        )
-    )
+    mask_file(folder, BAD).write_bytes(claiming_png(100_000, 100_000, color=GREY))
     _, reason = rejection(exported, folder)
     assert "100000×100000" in reason
 

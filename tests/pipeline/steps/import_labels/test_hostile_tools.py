@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from pipeline.errors import DataError
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
+from tests.pipeline.claiming_png import GREY, claiming_png
 from tests.pipeline.labeling.annotators_tools import ANNOTATORS_TOOLS
 from tests.pipeline.labeling.answered import annotation, submitted
 from tests.pipeline.labeling.exported_project import Exported, write_png
@@ -95,25 +93,16 @@ def refusal_of(attack: Attack, report: ImportReport, stem: str) -> str:
     return f"{subject}: {reason}"
 
 
-def label_studio(attack: Attack, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Two annotations, the second one changed."""
+def label_studio(attack: Attack, key: str, value: Any) -> Path:
+    """Two annotations; a key of the second one's first region, or of that region's value, is changed."""
     truth = attack.exported.truth
     answers = [
         annotation(attack.exported, name, truth[name], number=number)
         for number, name in enumerate((GOOD, BAD), start=1)
     ]
-    change(answers[1])
+    region = answers[1]["result"][0]
+    (region["value"] if key in region["value"] else region)[key] = value
     return submitted(attack.exported, attack.folder / "export.json", answers)
-
-
-def huge_png(side: int) -> bytes:
-    """A PNG that claims side × side pixels in a few bytes."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")]
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for kind, data in chunks:
-        parts.append(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-    return b"".join(parts)
 
 
 def bits(*values: tuple[int, int]) -> list[int]:
@@ -126,49 +115,28 @@ def bits(*values: tuple[int, int]) -> list[int]:
 HEADER = ((7, 5), (2, 4), (3, 4), (7, 4), (15, 4))
 
 
-def set_rle(rle: Any) -> Callable[[dict[str, Any]], None]:
-    def change(answer: dict[str, Any]) -> None:
-        answer["result"][0]["value"]["rle"] = rle
-
-    return change
-
-
-def set_key(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(answer: dict[str, Any]) -> None:
-        answer["result"][0][key] = value
-
-    return change
-
-
-def set_class(name: Any) -> Callable[[dict[str, Any]], None]:
-    def change(answer: dict[str, Any]) -> None:
-        answer["result"][0]["value"]["brushlabels"] = [name]
-
-    return change
+PAST_THE_IMAGE = ((96 * 64 * 4, 32), *HEADER, (1, 1), (3, 2), (65535, 16), (255, 8))
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("key", "value"),
     [
-        pytest.param(set_rle(bits((2**32 - 1, 32), *HEADER)), id="counts that claim four thousand million"),
-        pytest.param(
-            set_rle(bits((96 * 64 * 4, 32), *HEADER, (1, 1), (3, 2), (65535, 16), (255, 8))),
-            id="past the image",
-        ),
-        pytest.param(set_rle([1, 2, 3]), id="cut off"),
-        pytest.param(set_rle([-1, 300, 1e99]), id="no bytes"),
-        pytest.param(set_rle({"a": [[[]]]}), id="no list"),
-        pytest.param(set_key("original_width", -96), id="negative size"),
-        pytest.param(set_key("original_height", 10**400), id="endless size"),
-        pytest.param(set_key("original_width", float("nan")), id="NaN"),
-        pytest.param(set_key("type", ["brushlabels"]), id="a kind that is none"),
-        pytest.param(set_class("<script>alert(1)</script>"), id="script in a class name"),
-        pytest.param(set_class("\x1b[2Jroad\n" * 10_000), id="a class name that paints the terminal"),
-        pytest.param(set_class({"": None}), id="a class that is no name"),
+        pytest.param("rle", bits((2**32 - 1, 32), *HEADER), id="counts that claim four thousand million"),
+        pytest.param("rle", bits(*PAST_THE_IMAGE), id="past the image"),
+        pytest.param("rle", [1, 2, 3], id="cut off"),
+        pytest.param("rle", [-1, 300, 1e99], id="no bytes"),
+        pytest.param("rle", {"a": [[[]]]}, id="no list"),
+        pytest.param("original_width", -96, id="negative size"),
+        pytest.param("original_height", 10**400, id="endless size"),
+        pytest.param("original_width", float("nan"), id="NaN"),
+        pytest.param("type", ["brushlabels"], id="a kind that is none"),
+        pytest.param("brushlabels", ["<script>alert(1)</script>"], id="script in a class name"),
+        pytest.param("brushlabels", ["\x1b[2Jroad\n" * 10_000], id="a class name that paints the terminal"),
+        pytest.param("brushlabels", [{"": None}], id="a class that is no name"),
     ],
 )
-def test_a_label_studio_annotation(attack: Attack, change: Callable[[dict[str, Any]], None]) -> None:
-    report = attack.take(label_studio(attack, change))
+def test_a_label_studio_annotation(attack: Attack, key: str, value: Any) -> None:
+    report = attack.take(label_studio(attack, key, value))
     refused = [f"{subject}: {reason}" for subject, reason in report.rejected]
     if refused:  # NaN makes the whole task no JSON
         assert report.unchanged + report.imported <= 1
@@ -190,24 +158,18 @@ def _labeled(attack: Attack) -> set[int]:
     ids=["gigantic", "negative", "past the image", "a float", "NaN", "nothing"],
 )
 def test_a_cvat_mask_whose_counts_cannot_be(attack: Attack, count: str) -> None:
-    source, stems = attack.finished("cvat", GOOD, BAD)
-    with zipfile.ZipFile(source) as archive:
-        text = archive.read("annotations.xml").decode()
-    begin = text.index('rle="', text.index(stems[BAD])) + len('rle="')
-    text = text[:begin] + count + text[text.index('"', begin) :]
-    source = attack.folder / "annotations.xml"
-    source.write_text(text)
-    report = attack.take(source)
-    assert "Nothing in it is painted" not in refusal_of(attack, report, stems[BAD])
-    assert report.imported + report.unchanged == 1
+    refuse_cvat_mask(attack, "rle", count)
 
 
 @pytest.mark.parametrize("key", ["width", "left", "top", "height"])
 @pytest.mark.parametrize("value", ["-1", "99999999999", "NaN", "&#60;script&#62;"])
 def test_a_cvat_mask_whose_box_cannot_be(attack: Attack, key: str, value: str) -> None:
-    source, stems = attack.finished("cvat", GOOD, BAD)
-    with zipfile.ZipFile(source) as archive:
-        text = archive.read("annotations.xml").decode()
+    refuse_cvat_mask(attack, key, value)
+
+
+def refuse_cvat_mask(attack: Attack, key: str, value: str) -> None:
+    """Check that an image is refused when an attribute of its first mask has this value."""
+    text, stems = cvat_document(attack, GOOD, BAD)
     begin = text.index("<mask", text.index(stems[BAD]))
     begin = text.index(f'{key}="', begin) + len(f'{key}="')
     text = text[:begin] + value + text[text.index('"', begin) :]
@@ -216,6 +178,13 @@ def test_a_cvat_mask_whose_box_cannot_be(attack: Attack, key: str, value: str) -
     report = attack.take(source)
     assert "Nothing in it is painted" not in refusal_of(attack, report, stems[BAD])
     assert report.imported + report.unchanged == 1
+
+
+def cvat_document(attack: Attack, *names: str) -> tuple[str, dict[str, str]]:
+    """The XML that CVAT exports when these images are labeled, and the file stem of each image."""
+    source, stems = attack.finished("cvat", *names)
+    with zipfile.ZipFile(source) as archive:
+        return archive.read("annotations.xml").decode(), stems
 
 
 def test_an_xml_entity_bomb(attack: Attack) -> None:
@@ -230,9 +199,7 @@ def test_an_xml_entity_bomb(attack: Attack) -> None:
 
 
 def test_an_xml_entity_that_reads_a_file(attack: Attack) -> None:
-    source, _ = attack.finished("cvat", GOOD)
-    with zipfile.ZipFile(source) as archive:
-        text = archive.read("annotations.xml").decode()
+    text, _ = cvat_document(attack, GOOD)
     secret = '<!DOCTYPE annotations [<!ENTITY secret SYSTEM "file:///etc/passwd">]>'
     source = attack.folder / "annotations.xml"
     source.write_text(secret + text.replace("<version>1.1", "<version>&secret;"))
@@ -263,12 +230,8 @@ def test_zip_slip(attack: Attack) -> None:
     with warnings.catch_warnings(), zipfile.ZipFile(source, "a") as archive:
         warnings.simplefilter("ignore")  # the same name twice is the point
         mask = archive.read(f"SegmentationClass/{stems[GOOD]}.png")
-        for name in (
-            "../../slipped.png",
-            "/tmp/slipped.png",
-            "SegmentationClass/../../slipped.png",
-            "C:\\s.png",
-        ):
+        above = "../../slipped.png"
+        for name in (above, "/tmp/slipped.png", f"SegmentationClass/{above}", "C:\\s.png"):
             archive.writestr(name, mask)
         link = zipfile.ZipInfo(f"SegmentationClass/{stems[BAD]}.png")
         link.external_attr = 0o120777 << 16
@@ -283,7 +246,7 @@ def test_zip_slip(attack: Attack) -> None:
 @pytest.mark.parametrize("tool", ["folder", "voc", "cvat-masks", "coco-panoptic"])
 def test_a_png_that_claims_a_million_pixels_square(attack: Attack, tool: str) -> None:
     source, stems = attack.finished(tool, GOOD, BAD)
-    claim = huge_png(10**6)
+    claim = claiming_png(10**6, 10**6, color=GREY)
     if source.suffix == ".zip":
         copy = attack.folder / "claim.zip"
         with zipfile.ZipFile(source) as old, zipfile.ZipFile(copy, "w") as new:
@@ -302,40 +265,26 @@ def test_a_png_that_claims_a_million_pixels_square(attack: Attack, tool: str) ->
 @pytest.mark.parametrize(
     "counts",
     ["9" * 5000, "\x00", "{}", [0, 10**30], [-3, 6147], [float("inf")], [6145], ["1"], None, 7],
-    ids=[
-        "a long text",
-        "NUL",
-        "text",
-        "gigantic",
-        "negative",
-        "Infinity",
-        "past",
-        "a text",
-        "null",
-        "a number",
-    ],
+    ids=["long", "NUL", "text", "gigantic", "negative", "Infinity", "past", "a text", "null", "a number"],
 )
 def test_a_coco_run_length_that_cannot_be(attack: Attack, counts: Any) -> None:
-    source, stems = attack.finished("coco", GOOD, BAD)
-    document = json.loads(source.read_text())
-    (image,) = [one["id"] for one in document["images"] if stems[BAD] in one["file_name"]]
-    shape = next(one for one in document["annotations"] if one["image_id"] == image)
-    shape["segmentation"]["counts"] = counts
-    source.write_text(json.dumps(document))
-    with suppress(DataError):  # Infinity is no JSON: nothing of the file is taken
-        assert attack.take(source, tool="coco").rejected
-    attack.unharmed()
+    refuse_coco_shape(attack, "counts", counts)
 
 
 @pytest.mark.parametrize("size", [[-64, -96], [10**9, 10**9], [64.5, 96], "64", [float("nan"), 96], None])
 def test_a_coco_size_that_cannot_be(attack: Attack, size: Any) -> None:
+    refuse_coco_shape(attack, "size", size)
+
+
+def refuse_coco_shape(attack: Attack, key: str, value: Any) -> None:
+    """Check that a shape is refused when its segmentation has this value."""
     source, stems = attack.finished("coco", GOOD, BAD)
     document = json.loads(source.read_text())
     (image,) = [one for one in document["images"] if stems[BAD] in one["file_name"]]
     shape = next(one for one in document["annotations"] if one["image_id"] == image["id"])
-    shape["segmentation"]["size"] = size
+    shape["segmentation"][key] = value
     source.write_text(json.dumps(document))
-    with suppress(DataError):  # NaN is no JSON
+    with suppress(DataError):  # NaN and Infinity are no JSON: nothing of the file is taken
         assert attack.take(source, tool="coco").rejected
     attack.unharmed()
 
@@ -368,17 +317,14 @@ def test_a_panoptic_file_out_of_the_folder(attack: Attack, path: str) -> None:
     assert report.imported + report.unchanged == 1
 
 
-@pytest.mark.parametrize("tool", ["folder", "coco-panoptic", "voc"])
-def test_a_link_out_of_the_folder(attack: Attack, tool: str) -> None:
+@pytest.mark.parametrize(
+    ("tool", "place"),
+    [("folder", "masks"), ("coco-panoptic", "annotations/panoptic_default"), ("voc", "SegmentationClass")],
+)
+def test_a_link_out_of_the_folder(attack: Attack, tool: str, place: str) -> None:
     out, stems = attack.out(tool)
     secret = write_png(attack.folder / "secret.png", np.zeros((64, 96), np.uint8))
-    if tool == "folder":
-        place = out / "masks"
-    elif tool == "voc":
-        place = out / "SegmentationClass"
-    else:
-        place = out / "annotations" / "panoptic_default"
-    target = place / f"{stems[BAD]}.png"
+    target = out / place / f"{stems[BAD]}.png"
     target.unlink(missing_ok=True)
     target.symlink_to(secret)
     report = attack.take(out, tool=tool)
@@ -386,19 +332,12 @@ def test_a_link_out_of_the_folder(attack: Attack, tool: str) -> None:
     assert attack.exported.images()[BAD].id not in _labeled(attack)
 
 
+NESTED = b'[{"annotations": [[]]}]'
+
+
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"{}",
-        b"[]",
-        b"null",
-        b"[" * 200_000,
-        b'{"images":',
-        b"\xff\xfe\x00",
-        b'[{"annotations": [[]]}]',
-        b"[1,2",
-    ],
+    [b"", b"{}", b"[]", b"null", b"[" * 200_000, b'{"images":', b"\xff\xfe\x00", b"[1,2", NESTED],
 )
 @pytest.mark.parametrize("tool", ["label-studio", "coco", "coco-panoptic"])
 def test_json_that_says_nothing(attack: Attack, tool: str, content: bytes) -> None:

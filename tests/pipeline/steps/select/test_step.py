@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import select, update
 
 from db.queries import queue_items, queues
-from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, Round, ScoringRun
+from db.tables import ImageScore, Queue, QueueItem, RegionScore, Round
 from pipeline import rounds
 from pipeline.acquisition.strategies import STRATEGIES, Priority, Strategy
 from pipeline.errors import ConfigError, NotYourTurn, UserError
 from pipeline.steps.select import step
-from tests.factories import add_rows, ask, change, count_rows, fetch, fetch_one
+from tests.factories import add_model, add_rows, ask, change, count_rows, fetch, fetch_one, new_run
 from tests.pipeline.acquisition.synthetic import CELLS, SIDE, Store, make_store
 
 EVERYTHING: dict[str, Any] = {"budget": 10_000, "per_image_cap": None, "no_touching": False}
@@ -112,16 +112,11 @@ class TestWhatMayBeQueued:
         assert {box(item) for item in preview.items} == {(0, 0, SIDE, SIDE)}
 
     def test_scores_of_another_model_or_of_an_unfinished_run_are_not_used(self, store: Store):
-        add_rows(store.database, ScoringRun(model_id=1, scorer_hash="b" * 64, scorer={}, finished_at=None))
+        add_rows(store.database, new_run(scorer_hash="b" * 64))
         preview = step.select(store.configured(budget=3), store.database)
         assert len(preview.items) == 3
         with store.database.session() as session:
-            other = Round(number=0, state="closed")
-            session.add(other)
-            session.flush()
-            model = Model(round_id=other.id, name="r00", status="promoted", checkpoint_uri="x", config={})
-            model.config_hash, model.labels_hash, model.seed, model.iterations = "", "", 0, 1
-            session.add(model)
+            add_model(session, 0, state="closed")
         with pytest.raises(UserError, match="segcurate score"):
             step.select(store.configured(budget=3), store.database)
 
