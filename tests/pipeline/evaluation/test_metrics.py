@@ -36,13 +36,17 @@ from pipeline.evaluation.statistics import (
 MEASURES = ("least_confidence", "entropy", "max_logit")
 CLASSES = 4
 BINS = 15
+Metrics = dict[tuple[str, int], float]
+Pixels = dict[str, npt.NDArray[np.float64]]
+Measured = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""Probability [C, H, W], label [H, W], and measures [H, W] by name."""
 
 
 def resampled(statistics: Statistics, resamples: int) -> BlockBootstrap:
     return BlockBootstrap(bootstrap_weights(len(statistics.pixels), resamples=resamples, seed=0), 0.95)
 
 
-def make_image(seed: int, *, height: int = 60, width: int = 70) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def make_image(seed: int, *, height: int = 60, width: int = 70) -> Measured:
     """An overconfident network on one image: probability, label with some ignored pixels, measures."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randint(0, CLASSES, (height, width), generator=generator)
@@ -61,17 +65,17 @@ def make_image(seed: int, *, height: int = 60, width: int = 70) -> tuple[Tensor,
 
 
 @pytest.fixture(scope="module")
-def images() -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+def images() -> list[Measured]:
     return [make_image(seed) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
-def statistics(images: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> Statistics:
+def statistics(images: list[Measured]) -> Statistics:
     return stack([image_statistics(p, y, m, class_bins=BINS) for p, y, m in images])
 
 
 @pytest.fixture(scope="module")
-def pixels(images: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> dict[str, npt.NDArray[np.float64]]:
+def pixels(images: list[Measured]) -> Pixels:
     """All labeled pixels of all images in one list: what the product never builds."""
     valid = [label != 255 for _, label, _ in images]
     flat = {
@@ -84,7 +88,7 @@ def pixels(images: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def metrics(statistics: Statistics) -> dict[tuple[str, int], float]:
+def metrics(statistics: Statistics) -> Metrics:
     computed = compute(statistics, np.ones((1, 5)), bins=BINS)
     return {key: float(value[0]) for key, value in computed.items()}
 
@@ -97,9 +101,7 @@ def direct_ece(confidence: npt.NDArray, correct: npt.NDArray, edges: npt.NDArray
     )
 
 
-def test_iou_and_accuracy_are_those_of_scikit_learn(
-    metrics: dict[tuple[str, int], float], pixels: dict[str, npt.NDArray]
-) -> None:
+def test_iou_and_accuracy_are_those_of_scikit_learn(metrics: Metrics, pixels: Pixels) -> None:
     predicted = pixels["p"].argmax(axis=1)
     for index in range(CLASSES):
         expected = jaccard_score(pixels["y"] == index, predicted == index)
@@ -109,16 +111,12 @@ def test_iou_and_accuracy_are_those_of_scikit_learn(
     assert metrics[("pixel_accuracy", -1)] == pytest.approx((predicted == pixels["y"]).mean(), abs=1e-12)
 
 
-def test_the_confusion_matrix_has_true_classes_in_rows(
-    statistics: Statistics, pixels: dict[str, npt.NDArray]
-) -> None:
+def test_the_confusion_matrix_has_true_classes_in_rows(statistics: Statistics, pixels: Pixels) -> None:
     expected = confusion_matrix(pixels["y"], pixels["p"].argmax(axis=1))
     assert np.array_equal(statistics.confusion.sum(axis=0), expected)
 
 
-def test_nll_and_brier_are_those_of_a_direct_computation(
-    metrics: dict[tuple[str, int], float], pixels: dict[str, npt.NDArray]
-) -> None:
+def test_nll_and_brier_are_those_of_a_direct_computation(metrics: Metrics, pixels: Pixels) -> None:
     p = pixels["p"] / pixels["p"].sum(axis=1, keepdims=True)
     assert metrics[("nll", -1)] == pytest.approx(log_loss(pixels["y"], p), rel=1e-5)
     one_hot = np.eye(CLASSES)[pixels["y"].astype(int)]
@@ -129,7 +127,7 @@ def test_nll_and_brier_are_those_of_a_direct_computation(
 
 @pytest.mark.parametrize("bins", [5, 10, 15, 30, 150])
 def test_ece_equals_the_direct_one_on_the_same_bins(
-    statistics: Statistics, pixels: dict[str, npt.NDArray], bins: int
+    statistics: Statistics, pixels: Pixels, bins: int
 ) -> None:
     confidence = pixels["p"].max(axis=1)
     correct = pixels["p"].argmax(axis=1) == pixels["y"]
@@ -139,9 +137,7 @@ def test_ece_equals_the_direct_one_on_the_same_bins(
     assert found > 0.01
 
 
-def test_adaptive_ece_equals_the_direct_one_on_bins_of_equal_mass(
-    metrics: dict[tuple[str, int], float], pixels: dict[str, npt.NDArray]
-) -> None:
+def test_adaptive_ece_equals_the_direct_one_on_bins_of_equal_mass(metrics: Metrics, pixels: Pixels) -> None:
     confidence = pixels["p"].max(axis=1)
     correct = (pixels["p"].argmax(axis=1) == pixels["y"]).astype(float)
     order = np.argsort(-confidence, kind="stable")
@@ -150,9 +146,7 @@ def test_adaptive_ece_equals_the_direct_one_on_bins_of_equal_mass(
     assert metrics[("adaptive_ece", -1)] == pytest.approx(expected, abs=5e-4)
 
 
-def test_classwise_ece_equals_the_direct_one(
-    metrics: dict[tuple[str, int], float], pixels: dict[str, npt.NDArray]
-) -> None:
+def test_classwise_ece_equals_the_direct_one(metrics: Metrics, pixels: Pixels) -> None:
     edges = np.linspace(0, 1, BINS + 1)
     expected = [direct_ece(pixels["p"][:, c], pixels["y"] == c, edges) for c in range(CLASSES)]
     for index in range(CLASSES):
@@ -161,9 +155,7 @@ def test_classwise_ece_equals_the_direct_one(
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_error_detection_is_that_of_scikit_learn(
-    metrics: dict[tuple[str, int], float], pixels: dict[str, npt.NDArray], name: str
-) -> None:
+def test_error_detection_is_that_of_scikit_learn(metrics: Metrics, pixels: Pixels, name: str) -> None:
     wrong = pixels["p"].argmax(axis=1) != pixels["y"]
     assert 0.05 < wrong.mean() < 0.5
     assert metrics[(f"auroc_{name}", -1)] == pytest.approx(roc_auc_score(wrong, pixels[name]), abs=2e-4)
@@ -305,9 +297,7 @@ def test_one_block_has_no_interval(statistics: Statistics) -> None:
     assert set(document["reliability"]["accuracy_low"]) == {None}
 
 
-def test_curves_end_at_the_error_rate_and_agree_with_ece(
-    statistics: Statistics, metrics: dict[tuple[str, int], float]
-) -> None:
+def test_curves_end_at_the_error_rate_and_agree_with_ece(statistics: Statistics, metrics: Metrics) -> None:
     document = curves(statistics, bins=BINS, bootstrap=resampled(statistics, 100))
     risk = document["risk_coverage"]
     for name in MEASURES:

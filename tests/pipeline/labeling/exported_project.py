@@ -16,6 +16,7 @@ from sqlalchemy import select
 from db.tables import Image, ImageScore, Label, LabelRegion, QueueItem
 from pipeline.data.images import probe_image
 from pipeline.data.project import Project
+from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.regions.shapes import region_boxes
 from tests.factories import (
     Box,
@@ -80,6 +81,12 @@ def ids(mask: Mask) -> Mask:
     table = np.full(256, UNPAINTED, dtype=np.uint8)
     table[: len(CLASS_IDS)] = CLASS_IDS
     return table[mask]
+
+
+def entries_of(folder: Path) -> dict[str, ManifestImage]:
+    """The images of an exported folder's manifest, by name."""
+    lines = read_manifest(folder / "manifest.jsonl")
+    return {line.uri.removeprefix("images/"): line for line in lines if isinstance(line, ManifestImage)}
 
 
 def write_png(path: Path, pixels: npt.NDArray[Any]) -> Path:

@@ -14,7 +14,6 @@ from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import (
-    ModelCard,
     forget_resume,
     load_model,
     load_resume,
@@ -22,6 +21,7 @@ from pipeline.model.checkpoints import (
     save_resume,
 )
 from pipeline.model.segmenter import Segmenter
+from tests.factories import new_card
 
 CPU = torch.device("cpu")
 CLASSES = ["road", "sky"]
@@ -33,19 +33,9 @@ def saved(folder: Path) -> tuple[Segmenter, str]:
     segmenter = build_segmenter(config, num_classes=2, channels=3, root=folder)
     with torch.no_grad():
         segmenter(torch.randn(2, 3, 64, 64))  # moves BatchNorm's statistics
-    card = ModelCard(
-        model=config,
-        class_names=CLASSES,
-        channels=3,
-        mean=[0.5, 0.4, 0.3],
-        std=[0.1, 0.2, 0.3],
-        input_scale=0.5,
-        config_hash="c" * 64,
-        labels_hash="l" * 64,
-        seed=7,
-        iterations=10,
-        metrics={"training_loss": 0.25},
-    )
+    values: dict[str, Any] = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "input_scale": 0.5}
+    values |= {"config_hash": "c" * 64, "labels_hash": "l" * 64, "metrics": {"training_loss": 0.25}}
+    card = new_card(config, CLASSES, seed=7, iterations=10, **values)
     return segmenter.eval(), save_model(folder, segmenter, card)
 
 

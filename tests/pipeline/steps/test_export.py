@@ -17,23 +17,22 @@ from PIL import Image as PillowImage
 from db.queries import failures, rounds
 from pipeline.errors import NotYourTurn, UserError
 from pipeline.labeling.folder import FolderWriter
-from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.steps.export import export
 from tests.factories import ask
-from tests.pipeline.labeling.exported_project import CLASS_IDS, NAMES, ROTATED, UNPAINTED, Exported
-
-
-def manifest_of(folder: Path) -> dict[str, ManifestImage]:
-    entries = [
-        entry for entry in read_manifest(folder / "manifest.jsonl") if isinstance(entry, ManifestImage)
-    ]
-    return {entry.uri.removeprefix("images/"): entry for entry in entries}
+from tests.pipeline.labeling.exported_project import (
+    CLASS_IDS,
+    NAMES,
+    ROTATED,
+    UNPAINTED,
+    Exported,
+    entries_of,
+)
 
 
 def test_an_export_has_all_that_an_annotator_needs(selected: Exported) -> None:
     folder = export(*selected).folder
     assert folder == selected.project.root / "queues" / "round-01"
-    entries = manifest_of(folder)
+    entries = entries_of(folder)
     assert set(entries) == set(NAMES)
     assert [entry.rank for entry in entries.values()] == sorted(entry.rank for entry in entries.values())
     for name, entry in entries.items():
@@ -57,7 +56,7 @@ def test_an_export_has_all_that_an_annotator_needs(selected: Exported) -> None:
 def test_premasks_are_the_models_prediction_inside_the_queued_regions_only(selected: Exported) -> None:
     folder = export(*selected).folder
     seen: set[int] = set()
-    for name, entry in manifest_of(folder).items():
+    for name, entry in entries_of(folder).items():
         assert entry.premask is not None
         premask = np.asarray(PillowImage.open(folder / entry.premask))
         inside = np.zeros(premask.shape, dtype=bool)
@@ -88,21 +87,21 @@ def test_the_regions_table_and_the_label_map_say_what_the_manifest_says(selected
 
 
 def test_images_are_linked_copied_on_request_and_turned_upright(selected: Exported) -> None:
-    linked = manifest_of(export(*selected, folder=selected.project.root / "one").folder)
+    linked = entries_of(export(*selected, folder=selected.project.root / "one").folder)
     plain = selected.project.root / "one" / linked["left/frame 1.png"].image
     assert plain.is_symlink()
     assert plain.resolve() == selected.project.root / "images" / "left" / "frame 1.png"
     turned = selected.project.root / "one" / linked[ROTATED].image
     assert not turned.is_symlink()
     copying = selected.configured(export={"images": "copy"})
-    copied = manifest_of(export(copying, selected.database, folder=selected.project.root / "two").folder)
+    copied = entries_of(export(copying, selected.database, folder=selected.project.root / "two").folder)
     copy = selected.project.root / "two" / copied["left/frame 1.png"].image
     assert not copy.is_symlink()
     assert copy.read_bytes() == plain.read_bytes()
 
 
 def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) -> None:
-    entries = manifest_of(export(*selected).folder)
+    entries = entries_of(export(*selected).folder)
     stems = [Path(entry.mask or "").stem for entry in entries.values()]
     assert len(set(stems)) == len(NAMES)
     assert all(
@@ -113,7 +112,7 @@ def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) 
 def test_an_unreadable_image_is_left_out_and_recorded(selected: Exported) -> None:
     (selected.project.root / "images" / "tiny.png").write_bytes(b"not an image")
     folder = export(*selected).folder
-    assert set(manifest_of(folder)) == set(NAMES) - {"tiny.png"}
+    assert set(entries_of(folder)) == set(NAMES) - {"tiny.png"}
     (failure,) = ask(selected.database, failures.list_failures, step="export")
     assert failure.subject == "images/tiny.png"
 
@@ -199,7 +198,7 @@ def test_a_killed_export_leaves_no_half_folder_and_can_be_run_again(selected: Ex
     assert selected.state() == (1, "export")
     folder = export(*selected).folder
     assert [path.name for path in queues.iterdir()] == ["round-01"]
-    assert set(manifest_of(folder)) == set(NAMES)
+    assert set(entries_of(folder)) == set(NAMES)
 
 
 def test_export_refuses_politely_when_it_is_not_its_turn(selected: Exported) -> None:

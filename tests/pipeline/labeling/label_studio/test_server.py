@@ -86,6 +86,11 @@ class Canned:
         return httpx.Response(404, json={"detail": "Not found."})
 
 
+def is_import(request: httpx.Request) -> bool:
+    """Whether it brings tasks, not a picture."""
+    return request.url.path.endswith("/import") and "commit_to_project" not in request.url.params
+
+
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_studio_http, "PAUSES", (0.0, 0.0))
@@ -143,7 +148,7 @@ def test_an_import_that_is_never_answered_is_looked_at_and_not_repeated(
     lost: list[str] = []
 
     def lose_the_second(request: httpx.Request) -> None:
-        if request.url.path.endswith("/import") and "commit_to_project" not in request.url.params:
+        if is_import(request):
             lost.append("import")
             if len(lost) == 2:
                 raise httpx.ReadTimeout("too slow", request=request)
@@ -157,11 +162,7 @@ def test_an_import_that_is_never_answered_is_looked_at_and_not_repeated(
 def test_an_import_that_is_lost_each_time_is_an_error(folder: Path) -> None:
     canned = Canned()
 
-    def lose(request: httpx.Request) -> httpx.Response | None:
-        lost = request.url.path.endswith("/import") and "commit_to_project" not in request.url.params
-        return httpx.Response(504) if lost else None
-
-    canned.before = lose
+    canned.before = lambda request: httpx.Response(504) if is_import(request) else None
     with pytest.raises(ServerError, match="not answered it. Run the command again"):
         canned.tool().push(folder)
     assert canned.asked.count("POST /api/projects/") == 1
@@ -176,11 +177,8 @@ def test_an_edition_that_imports_in_the_background_is_waited_for(folder: Path) -
             return httpx.Response(200, json={"status": states.pop(0)})
         return None
 
-    def background(request: httpx.Request) -> httpx.Response | None:
-        imported = request.url.path.endswith("/import") and "commit_to_project" not in request.url.params
-        return httpx.Response(201, json={"import": 3}) if imported else None
-
-    canned.before, canned.after = later, background
+    canned.before = later
+    canned.after = lambda request: httpx.Response(201, json={"import": 3}) if is_import(request) else None
     assert canned.tool().push(folder).created == 7
     assert states == []
 

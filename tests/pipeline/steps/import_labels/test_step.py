@@ -16,24 +16,16 @@ from db.tables import Label
 from pipeline.config import IGNORE
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import DataError, NotYourTurn
-from pipeline.labeling.manifest import ManifestImage, read_manifest
 from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
 from tests.factories import ask
-from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, ids, write_png
+from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, entries_of, ids, write_png
 from tests.pipeline.steps.ingest.folder import count_opens
 
 COLORS = np.array([[230, 25, 75], [60, 180, 75], [255, 225, 25]], dtype=np.uint8)
 """What the label map of an export says for three classes without a colour of their own."""
-
-
-def entries_of(folder: Path) -> dict[str, ManifestImage]:
-    entries = [
-        entry for entry in read_manifest(folder / "manifest.jsonl") if isinstance(entry, ManifestImage)
-    ]
-    return {entry.uri.removeprefix("images/"): entry for entry in entries}
 
 
 def mask_file(folder: Path, name: str) -> Path:
