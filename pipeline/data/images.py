@@ -38,7 +38,7 @@ _ORIENTATION_TAG = 274
 _REPLACE = "Replace the file, or take it out of `data.images`."
 
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked here, on the header, before anything is decoded
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would remark on becomes a DataError
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings become a DataError here
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def unit_float(image: ImageArray) -> npt.NDArray[np.float32]:
 
 @contextmanager
 def _decoding(path: ImageFile) -> Generator[BufferedReader]:
-    """The content; whatever a decoder raises over a damaged file is the file's fault, and says so."""
+    """The content. Any error of a decoder becomes a DataError that names the file."""
     try:
         with warnings.catch_warnings(), opened(path) as stream:
             warnings.simplefilter("ignore")  # remarks on odd metadata, which does not matter here

@@ -2,9 +2,9 @@
 
 Legend: B batch, n images, K channels, H W image size, S = 4 statistics.
 
-A network says something about any input, and a ReLU network says it the more confidently the farther the
-input lies from its training data (Hein et al. 2019): no calibrator mends that, but a look at the pixels
-does. A file of the wrong scale, depth or exposure shows here before it shows anywhere else.
+A network predicts a class for any input, and a ReLU network is the more confident the farther the input lies
+from its training data (Hein et al. 2019). No calibrator corrects that, but the statistics of the pixels show
+it. They also show a file of the wrong scale, depth or exposure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What COCO's formats share: their JSON file, written and read without ever being held."""
+"""What COCO's formats share: their JSON file, written and read as a stream."""
 
 from __future__ import annotations
 

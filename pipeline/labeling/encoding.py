@@ -124,6 +124,15 @@ class LabelMap:
         return readings[0]
 
 
+def hexadecimal(color: Sequence[int]) -> str:
+    """A colour as `#rrggbb`.
+
+    >>> hexadecimal((255, 0, 10))
+    '#ff000a'
+    """
+    return "#" + "".join(f"{value:02x}" for value in color)
+
+
 def only_inside(
     mask: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None] | None = None
 ) -> Mask:

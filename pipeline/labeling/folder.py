@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.labeling.encoding import MASK_ENDINGS, LabelMap
+from pipeline.labeling.encoding import MASK_ENDINGS, LabelMap, hexadecimal
 from pipeline.labeling.exchange import (
     Annotation,
     DecodedMask,
@@ -188,7 +188,7 @@ def _is_plain_file(path: Path) -> bool:
 def _readme(queue: OutgoingQueue, written: ManifestWriter) -> str:
     label_map = queue.labels.document()
     classes = "\n".join(
-        f"| {item['id']} | {item['name'].replace('|', '/')} | {_hex(item['color'])} |"
+        f"| {item['id']} | {item['name'].replace('|', '/')} | {hexadecimal(item['color'])} |"
         for item in label_map["classes"]
     )
     unpainted = label_map["not_labeled"]
@@ -214,14 +214,10 @@ A mask's pixel values are the class ids below; or its colours are, in a palette 
 | id | class | colour |
 |---:|---|---|
 {classes}
-| {unpainted["id"]} | not labeled | {_hex(unpainted["color"])} |
+| {unpainted["id"]} | not labeled | {hexadecimal(unpainted["color"])} |
 
 A pixel that you cannot tell stays "not labeled". A region counts as labeled once half of it is painted.
 {_OUTLINES if written.outlines else ""}"""
-
-
-def _hex(color: Sequence[int]) -> str:
-    return "#" + "".join(f"{value:02x}" for value in color)
 
 
 FOLDER = Tool(

@@ -7,9 +7,9 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from pipeline.files import append_text, atomic_write_bytes
-from pipeline.labeling.cvat.labels import LOOK_HERE, hexadecimal, label_colors, label_names, raw_labels
+from pipeline.labeling.cvat.labels import LOOK_HERE, label_colors, label_names, raw_labels
 from pipeline.labeling.cvat.pieces import encode
-from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.encoding import LabelMap, hexadecimal
 from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import IMAGES
 from pipeline.labeling.queue_writer import QueueWriter

@@ -8,7 +8,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.encoding import LabelMap, hexadecimal
 
 BACKGROUND = "background"
 """What CVAT calls the pixels that have no label."""
@@ -87,15 +87,6 @@ def raw_labels(labels: LabelMap) -> str:
         {"name": LOOK_HERE, "color": hexadecimal(_LOOK_COLOR), "type": "rectangle", "attributes": []},
     ]
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def hexadecimal(color: tuple[int, int, int]) -> str:
-    """A colour as CVAT writes it.
-
-    >>> hexadecimal((255, 0, 10))
-    '#ff000a'
-    """
-    return "#" + "".join(f"{value:02x}" for value in color)
 
 
 def _plain(name: str) -> str:

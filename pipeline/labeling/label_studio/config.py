@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 from xml.etree import ElementTree
 
-from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.encoding import LabelMap, hexadecimal
 
 Masks = Literal["brush", "bitmask"]
 """`bitmask` is exact to the pixel, and only newer servers know it; `brush` is known to all of them."""
@@ -100,7 +100,7 @@ def _mask_control(config: str) -> ElementTree.Element | None:
 
 
 def _label(value: str, color: tuple[int, int, int]) -> dict[str, str]:
-    label = {"value": value, "background": "#" + "".join(f"{part:02x}" for part in color)}
+    label = {"value": value, "background": hexadecimal(color)}
     if "$" in value:  # would be looked up in the task's data; results say the alias
         label |= {"value": value.replace("$", "\N{FULLWIDTH DOLLAR SIGN}"), "alias": value}
     return label

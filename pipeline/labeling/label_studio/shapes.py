@@ -81,15 +81,15 @@ def _shapes(result: object, pixels: int) -> list[dict[str, Any]]:
         raise DataError("Its result is no list.", _AGAIN)
     if not all(isinstance(region, dict) and isinstance(region.get("type"), str) for region in result):
         raise DataError("Its result holds what is no region.", _AGAIN)
-    shapes = [region for region in result if _is_drawn(region) and region.get("from_name") != LOOK]
+    shapes = [
+        region
+        for region in result
+        if _DRAWN.fullmatch(region["type"].lower()) and region.get("from_name") != LOOK
+    ]
     most = min(MOST_SHAPES, MOST_PIXELS // pixels)
     if len(shapes) > most:
         raise DataError(f"It has {len(shapes)} shapes, more than {most}.", "Merge shapes of a class.")
     return shapes
-
-
-def _is_drawn(region: dict[str, Any]) -> bool:
-    return _DRAWN.fullmatch(region["type"].lower()) is not None
 
 
 def _painted(

@@ -106,9 +106,9 @@ class LabelingServer(Protocol):
         ...
 
     def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
-        """Whether anybody has worked on a queue there, drafts included."""
+        """Whether an annotator has worked on a queue on this server; drafts count."""
         ...
 
     def retire(self, *, queue: str, places: Sequence[str]) -> int:
-        """Delete the images of a queue that nobody has begun from the server, and return their number."""
+        """Delete the images of a queue that no annotator has begun from the server; returns their number."""
         ...

@@ -44,7 +44,7 @@ class CvatServer:
 
     def push(self, folder: Path, *, places: Sequence[str]) -> Pushed:
         """Make tasks of the images that are not in any; a task without images was left behind by a push that
-        was killed, and is removed. Images get their annotations where they have none and nobody is at them.
+        was killed, and is removed. Images without annotations get theirs, unless an annotator has begun it.
 
         Raises:
             DataError: the folder is no queue that was exported for CVAT.
@@ -96,12 +96,12 @@ class CvatServer:
         return Pulled(files=files, newest=newest)
 
     def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
-        """Whether anybody has taken up a job of these tasks, or drawn anything."""
+        """Whether an annotator has opened a job of these tasks, or drawn a shape."""
         with self._connected() as server:
             return any(server.is_begun(task) for task in _of_places(server, places))
 
     def retire(self, *, queue: str, places: Sequence[str]) -> int:
-        """Remove the tasks that nobody has begun; how many images they had."""
+        """Remove the tasks that no annotator has begun; returns how many images they had."""
         removed = 0
         with self._connected() as server:
             for task in _of_places(server, places):
@@ -130,7 +130,7 @@ class CvatServer:
     def _annotate(
         self, server: CvatConnection, task: Task, queue: ExportedQueue, names: Sequence[str]
     ) -> None:
-        """Put the proposals onto a task's images, unless there is anything on them, or anybody at them."""
+        """Send the proposals for a task's images, unless it has annotations or an annotator has begun it."""
         if server.has_annotations(task) or server.is_begun(task):
             return
         with queue.annotations(names) as document:

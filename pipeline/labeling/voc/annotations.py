@@ -1,6 +1,6 @@
 """Reads the masks of a Pascal VOC folder, or of a zip archive with one: CVAT's "Segmentation mask 1.1".
 
-What a colour means is said by the label map beside the masks; the objects in them are not asked for.
+The label map beside the masks gives the class of each colour. Object masks are not read.
 
 Legend: H height, W width.
 """

@@ -128,11 +128,11 @@ class ColorMap:
 
     def _listed(self, colors: npt.NDArray[Any], counts: npt.NDArray[Any]) -> str:
         order = np.argsort(-counts, kind="stable")[:_LISTED].tolist()
-        said = [
+        listed = [
             f"{counts[place]} {self.why_not.get(color, f'of the colour {unpack(color)}, which no label has')}"
             for place, color in ((place, int(colors[place])) for place in order)
         ]
-        return "; ".join(said) + (" and more" if len(colors) > _LISTED else "")
+        return "; ".join(listed) + (" and more" if len(colors) > _LISTED else "")
 
 
 def _label(line: str, number: int) -> tuple[str, Color | None]:
