@@ -150,9 +150,7 @@ def _row(
         calibrator,
         evaluated,
         blocks([item.group for item in images], [item.position for item in images], config.block),
-        bins=config.bins,
-        resamples=config.resamples,
-        confidence=config.confidence,
+        config,
         seed=0,
     )
     return {"sampler": sampler, "source": source, **found.document()}

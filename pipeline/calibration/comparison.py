@@ -24,7 +24,8 @@ from pipeline.calibration.fit import Pixels, fit_temperature, log_probability
 from pipeline.calibration.histogram import fit_histogram
 from pipeline.calibration.scaling import fit_classwise, fit_vector
 from pipeline.calibration.selective import fit_selective
-from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
 
@@ -141,10 +142,8 @@ def fit_calibrator(name: str, pixels: Pixels) -> Calibrator:
 def cross_fit(
     pixels: Pixels,
     blocks: npt.NDArray[np.int64],
+    config: EvaluationConfig,
     *,
-    bins: int,
-    resamples: int,
-    confidence: float,
     seed: int,
     names: Sequence[str] = tuple(KINDS),
 ) -> Comparison:
@@ -152,7 +151,7 @@ def cross_fit(
 
     Args:
         blocks: of each image, numbered from 0; `pixels.images` are rows of it.
-        bins: K of the ECE.
+        config, seed: of the ECE's bins and of the bootstrap.
         names: calibrators; `identity` is always among them.
     """
     block_N = torch.from_numpy(blocks)[pixels.images]
@@ -164,13 +163,13 @@ def cross_fit(
     uncalibrated: _Sums | None = None
     for name in dict.fromkeys(("identity", *names)):
         whole = fit_calibrator(name, pixels)
-        sums = _Sums(blocks=int(block_N.max()) + 1, bins=bins)
+        sums = _Sums(blocks=int(block_N.max()) + 1, bins=config.bins)
         for half, held_out in zip(halves, halves[::-1], strict=True):
             sums.add(fit_calibrator(name, half.pixels), held_out)
         if not cross_fitted:
             sums.add(whole, evaluated)
         uncalibrated = uncalibrated or sums
-        fitted[name] = sums.result(whole, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
+        fitted[name] = sums.result(whole, uncalibrated, config, seed=seed)
     return Comparison(fitted=fitted, cross_fitted=cross_fitted)
 
 
@@ -178,10 +177,8 @@ def evaluate_calibrator(
     calibrator: Calibrator,
     pixels: Pixels,
     blocks: npt.NDArray[np.int64],
+    config: EvaluationConfig,
     *,
-    bins: int,
-    resamples: int,
-    confidence: float,
     seed: int,
 ) -> FittedCalibrator:
     """Evaluate a calibrator that other pixels have fitted.
@@ -190,10 +187,10 @@ def evaluate_calibrator(
         blocks: of each image, numbered from 0; `pixels.images` are rows of it.
     """
     evaluated = _Evaluated.of(pixels, torch.from_numpy(blocks)[pixels.images])
-    sums, uncalibrated = (_Sums(blocks=int(blocks.max()) + 1, bins=bins) for _ in range(2))
+    sums, uncalibrated = (_Sums(blocks=int(blocks.max()) + 1, bins=config.bins) for _ in range(2))
     sums.add(calibrator, evaluated)
     uncalibrated.add(Identity(), evaluated)
-    return sums.result(calibrator, uncalibrated, resamples=resamples, confidence=confidence, seed=seed)
+    return sums.result(calibrator, uncalibrated, config, seed=seed)
 
 
 def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
@@ -258,23 +255,20 @@ class _Sums:
             self.winners_changed = _changes_winners(calibrator, pixels.logits)
 
     def result(
-        self, calibrator: Calibrator, uncalibrated: _Sums, *, resamples: int, confidence: float, seed: int
+        self, calibrator: Calibrator, uncalibrated: _Sums, config: EvaluationConfig, *, seed: int
     ) -> FittedCalibrator:
         """What the sums say of this calibrator, beside those of the same pixels without one."""
         weighed = self.totals[:, 0] > 0
         totals, reliability = self.totals[weighed], self.reliability[weighed]
         change = totals[:, 1] - uncalibrated.totals[weighed, 1]
         count = len(totals)
-        drawn = bootstrap_weights(count, resamples=resamples, seed=seed)
+        bootstrap = BlockBootstrap.draw(count, config, seed=seed)
 
         def estimate(of: Callable[[Array], Array]) -> Estimate:
-            value = float(of(np.ones((1, count)))[0])
-            if count < 2:
-                return Estimate(value)
-            low, high = percentile_interval(of(drawn), confidence, count=count)
-            return Estimate(value, float(low), float(high))
+            low, high = bootstrap.percentiles(of(bootstrap.weights))
+            return Estimate(float(of(np.ones((1, count)))[0]), float(low), float(high))
 
-        noise = calibration_noise(reliability, drawn) if count > 1 else np.array(math.nan)
+        noise = calibration_noise(reliability, bootstrap.weights) if count > 1 else np.array(math.nan)
         return FittedCalibrator(
             calibrator=calibrator,
             nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0])),

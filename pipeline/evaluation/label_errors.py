@@ -18,7 +18,6 @@ the first 200 regions, 100 % and 99.5 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,33 +28,6 @@ from torch import Tensor
 from pipeline.config import IGNORE
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SelfConfidence:
-    """Sums over labeled pixels, by label: of the probability that the model gives the label, and of pixels.
-
-    Both [C].
-    """
-
-    total: Floats
-    pixels: Floats
-
-    def thresholds(self) -> Floats:
-        """t [C]: the mean self-confidence of each class; of all pixels where no pixel has the label.
-
-        >>> SelfConfidence(np.array([0.9, 1.0, 0]), np.array([1, 2.0, 0])).thresholds().round(3).tolist()
-        [0.9, 0.5, 0.633]
-
-        Raises:
-            ValueError: no pixel is labeled.
-        """
-        if not self.pixels.any():
-            raise ValueError("Expected at least one labeled pixel.")
-        overall = self.total.sum() / self.pixels.sum()
-        found = np.full(len(self.total), overall)
-        np.divide(self.total, self.pixels, out=found, where=self.pixels > 0)
-        return found
 
 
 @dataclass(frozen=True)
@@ -80,8 +52,9 @@ class RegionDoubts:
 
 
 @torch.inference_mode()
-def self_confidence(probability: Tensor, label: Tensor) -> SelfConfidence:
-    """The sums of one image.
+def self_confidence(probability: Tensor, label: Tensor) -> Floats:
+    """Sums [2, C] over the labeled pixels of one image, by label: of the probability that the model gives the
+    label, and of pixels. Those of several images are added.
 
     Args:
         probability: [C, H, W].
@@ -91,25 +64,24 @@ def self_confidence(probability: Tensor, label: Tensor) -> SelfConfidence:
     counted = label != IGNORE
     index = label[counted].long()
     given = probability.permute(1, 2, 0)[counted].gather(1, index[:, None])[:, 0]
-    return SelfConfidence(
-        total=torch.bincount(index, weights=given.double(), minlength=classes).cpu().numpy(),
-        pixels=torch.bincount(index, minlength=classes).double().cpu().numpy(),
-    )
+    columns = (given.double(), torch.ones_like(given, dtype=torch.float64))
+    return np.stack([torch.bincount(index, column, minlength=classes).cpu().numpy() for column in columns])
 
 
-def merged(parts: Iterable[SelfConfidence]) -> SelfConfidence:
-    """The sums of several images.
+def class_thresholds(sums: Floats) -> Floats:
+    """t [C] from the sums [2, C]: the mean self-confidence of each class; of all pixels where no pixel has
+    the label.
+
+    >>> class_thresholds(np.array([[0.9, 1.0, 0], [1, 2.0, 0]])).round(3).tolist()
+    [0.9, 0.5, 0.633]
 
     Raises:
-        ValueError: there is none.
+        ValueError: no pixel is labeled.
     """
-    known = list(parts)
-    if not known:
-        raise ValueError("Expected the sums of at least one image.")
-    return SelfConfidence(
-        total=np.sum([part.total for part in known], axis=0),
-        pixels=np.sum([part.pixels for part in known], axis=0),
-    )
+    total, pixels = sums
+    if not pixels.any():
+        raise ValueError("Expected at least one labeled pixel.")
+    return np.divide(total, pixels, out=np.full(len(total), total.sum() / pixels.sum()), where=pixels > 0)
 
 
 @torch.inference_mode()

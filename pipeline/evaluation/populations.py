@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.bootstrap import bootstrap_weights, percentile_interval
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation.bootstrap import BlockBootstrap, percentile_interval
 from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
@@ -48,9 +49,8 @@ def mean_difference(
     second: Array,
     first_block: npt.NDArray[np.int64],
     second_block: npt.NDArray[np.int64],
+    config: EvaluationConfig,
     *,
-    resamples: int,
-    confidence: float,
     seed: int,
 ) -> Estimate:
     """Mean of the second set less the mean of the first, with its interval: blocks of both sets are drawn
@@ -60,10 +60,10 @@ def mean_difference(
     if min(counts) < 2:
         return Estimate(value)
     drawn = [
-        _drawn_means(values, block, resamples=resamples, seed=seed + side)
+        _drawn_means(values, block, config, seed=seed + side)
         for side, (values, block) in enumerate(((first, first_block), (second, second_block)))
     ]
-    low, high = percentile_interval(drawn[1] - drawn[0], confidence, count=min(counts))
+    low, high = percentile_interval(drawn[1] - drawn[0], config.confidence, count=min(counts))
     return Estimate(value, float(low), float(high))
 
 
@@ -73,11 +73,14 @@ def shares(values: Array, edges: Array) -> list[float]:
     return (counts / max(counts.sum(), 1)).round(6).tolist()
 
 
-def _drawn_means(values: Array, block: npt.NDArray[np.int64], *, resamples: int, seed: int) -> Array:
+def _drawn_means(
+    values: Array, block: npt.NDArray[np.int64], config: EvaluationConfig, *, seed: int
+) -> Array:
+    """The mean [R] of each resample of the blocks."""
     _, index = np.unique(block, return_inverse=True)
     sums = np.bincount(index, weights=values)
     sizes = np.bincount(index).astype(float)
-    weights = bootstrap_weights(len(sums), resamples=resamples, seed=seed)
+    weights = BlockBootstrap.draw(len(sums), config, seed=seed).weights
     return (weights @ sums) / (weights @ sizes)
 
 

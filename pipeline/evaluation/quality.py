@@ -10,7 +10,7 @@ ranks need them, and no more than `MOST_REGIONS` of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -90,21 +90,6 @@ class RegionTable:
     errors: Array
 
 
-@dataclass
-class Regions:
-    """Regions of one kind, image by image."""
-
-    scores: list[Array] = field(default_factory=list[Array])
-    errors: list[Array] = field(default_factory=list[Array])
-    blocks: list[int] = field(default_factory=list[int])
-
-    def add(self, block: int, table: RegionTable) -> None:
-        """Keep an image's regions."""
-        self.scores.append(table.scores)
-        self.errors.append(table.errors)
-        self.blocks.append(block)
-
-
 class Quality:
     """Sums over the images of b blocks.
 
@@ -137,7 +122,8 @@ class Quality:
         """Before and after calibration."""
         groups = 0 if centroids is None else len(centroids)
         self.frequency = np.zeros((blocks, groups, 2, num_classes))
-        self.regions: dict[str, Regions] = {}
+        self.regions: dict[str, list[tuple[int, RegionTable]]] = {}
+        """By kind, each image's block and regions."""
 
     def add(
         self,
@@ -177,7 +163,7 @@ class Quality:
 
     def add_regions(self, block: int, kind: str, table: RegionTable) -> None:
         """Add one image's regions of one kind."""
-        self.regions.setdefault(kind, Regions()).add(block, table)
+        self.regions.setdefault(kind, []).append((block, table))
 
     def keep_blocks(self, used: Sequence[int]) -> None:
         """Drop the blocks of which no image could be used."""
@@ -186,7 +172,7 @@ class Quality:
             if len(used) < getattr(self, name).shape[axis]:
                 setattr(self, name, getattr(self, name).take(used, axis=axis))
         for regions in self.regions.values():
-            regions.blocks = [renamed[block] for block in regions.blocks]
+            regions[:] = [(renamed[block], table) for block, table in regions]
 
     def detection(self, bootstrap: BlockBootstrap) -> dict[str, dict[str, list[Estimate]]]:
         """By measure and metric, an estimate a part (the whole first)."""
@@ -205,9 +191,9 @@ class Quality:
         """By kind of region: how many there were, and Spearman's correlation with their error by measure."""
         found: dict[str, tuple[int, dict[str, Estimate]]] = {}
         for kind, regions in self.regions.items():
-            errors = np.concatenate(regions.errors)
-            scores = np.concatenate(regions.scores)
-            block = np.repeat(np.array(regions.blocks), [len(part) for part in regions.errors])
+            errors = np.concatenate([table.errors for _, table in regions])
+            scores = np.concatenate([table.scores for _, table in regions])
+            block = np.concatenate([np.full(len(table.errors), place) for place, table in regions])
             found[kind] = (
                 len(errors),
                 {

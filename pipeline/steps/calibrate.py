@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,21 +37,6 @@ MOST_VALUES = 10_000_000
 """Logits kept for the fit: with many images or samples, fewer pixels are drawn from each image."""
 SEED = 0
 """Of every bootstrap."""
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What is stored for one sampler."""
-
-    calibrator: str
-    parameters: dict[str, Any]
-    nll_before: float | None
-    nll_after: float | None
-    images: int
-    pixels: int
-    warning: str | None
-    report: dict[str, Any] | None
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
             else held_out_images(session, project, "calibration")
         )
     forget_resume(project.path(model.checkpoint_uri))  # where the training was killed before it did so itself
-    fits: dict[Sampler, _Fit] = {}
+    fits: dict[Sampler, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     samplers = evaluated_samplers(project.config)
     for sampler in samplers:
@@ -117,7 +102,7 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
                 session,
                 model_id=model.id,
                 sampler=sampler,
-                **asdict(fits.get(sampler) or _nothing_to_fit(source, failed=len(failed))),
+                **fits.get(sampler) or _nothing_to_fit(source, failed=len(failed)),
             )
             for sampler in samplers
         ]
@@ -194,8 +179,9 @@ def _fit(
     parts: Sequence[DrawnPixels],
     logits: Sequence[Tensor],
     source: Source,
-) -> _Fit:
-    """Fit and compare all calibrators on these logits of the images, and take the configured one."""
+) -> dict[str, Any]:
+    """The columns of a calibration: all calibrators are fitted and compared on these logits, and
+    the configured one is taken."""
     config = project.config
     counts = torch.tensor([len(part.labels) for part in parts])
     pixels = Pixels(
@@ -205,26 +191,19 @@ def _fit(
         images=torch.arange(len(parts)).repeat_interleave(counts),
     )
     block = block_index(images, config.evaluation.block)
-    comparison = cross_fit(
-        pixels,
-        block,
-        bins=config.evaluation.bins,
-        resamples=config.evaluation.resamples,
-        confidence=config.evaluation.confidence,
-        seed=SEED,
-    )
+    comparison = cross_fit(pixels, block, config.evaluation, seed=SEED)
     name = config.calibration.calibrator
     chosen = comparison.auto if name == "auto" else name
     fitted = comparison.fitted[chosen]
-    return _Fit(
-        calibrator=chosen,
-        parameters=fitted.calibrator.parameters,
-        nll_before=comparison.fitted["identity"].nll.value,
-        nll_after=fitted.nll.value,
-        images=len(images),
-        pixels=len(pixels),
-        warning=" ".join(_warnings(comparison, chosen, images=len(images))) or None,
-        report={
+    return {
+        "calibrator": chosen,
+        "parameters": fitted.calibrator.parameters,
+        "nll_before": comparison.fitted["identity"].nll.value,
+        "nll_after": fitted.nll.value,
+        "images": len(images),
+        "pixels": len(pixels),
+        "warning": " ".join(_warnings(comparison, chosen, images=len(images))) or None,
+        "report": {
             "source": source,
             "images": len(images),
             "blocks": len(set(block.tolist())),
@@ -234,8 +213,8 @@ def _fit(
             "chosen": chosen,
             "auto": comparison.auto,
         },
-        passed=comparison.passed(chosen),
-    )
+        "passed": comparison.passed(chosen),
+    }
 
 
 def _warnings(comparison: Comparison, chosen: str, *, images: int) -> list[str]:
@@ -263,7 +242,8 @@ def _temperatures(calibrator: Calibrator) -> list[float]:
     return [*single, *parameters.get("temperatures", ())]
 
 
-def _nothing_to_fit(source: Source, *, failed: int) -> _Fit:
+def _nothing_to_fit(source: Source, *, failed: int) -> dict[str, Any]:
+    """The columns of a calibration that is the identity, with the reason as its warning."""
     if failed:
         reason = f"None of the {failed} files that would calibrate the model could be read"
         remedy = "See `segcurate failures`."
@@ -273,14 +253,12 @@ def _nothing_to_fit(source: Source, *, failed: int) -> _Fit:
     else:
         reason = "There is no calibration split with masks, and no audit region that the model has not seen"
         remedy = "The audit slice of this round's queue serves, once it is labeled."
-    return _Fit(
-        calibrator="identity",
-        parameters={},
-        nll_before=None,
-        nll_after=None,
-        images=0,
-        pixels=0,
-        warning=f"{reason}: softmax scores stay uncalibrated. {remedy}",
-        report=None,
-        passed=False,
-    )
+    return {
+        "calibrator": "identity",
+        "parameters": {},
+        "nll_before": None,
+        "nll_after": None,
+        "images": 0,
+        "pixels": 0,
+        "warning": f"{reason}: softmax scores stay uncalibrated. {remedy}",
+    }

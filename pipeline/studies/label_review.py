@@ -24,8 +24,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.evaluation.label_errors import (
     Floats,
     RegionDoubts,
-    SelfConfidence,
-    merged,
+    class_thresholds,
     region_doubts,
     self_confidence,
 )
@@ -119,16 +118,16 @@ class LabelReview:
             UserError: none of the images can be used.
         """
         some = [images[place] for place in spread(len(images), THRESHOLD_IMAGES)]
-        sums: list[SelfConfidence] = []
+        sums = np.zeros((2, self.project.config.data.num_classes))
         for done, item in enumerate(self._predict(some), start=1):
-            sums.append(self_confidence(item.probability, item.label))
+            sums += self_confidence(item.probability, item.label)
             progress("self-confidence", done, len(some))
-        if not sums or not merged(sums).pixels.any():
+        if not sums[1].any():
             first = (self.project.uri(some[0].ref.path), "Nothing in it is labeled.")
             file, reason = self.failed[0] if self.failed else first
             raise UserError(f"No labeled image can be used: {file}: {reason}", "Import the labels again.")
         self.failed.clear()
-        return merged(sums).thresholds()
+        return class_thresholds(sums)
 
     def doubts(
         self, images: Sequence[LabeledImage], thresholds: Floats, *, most: int, progress: Progress

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import EvaluationConfig
 from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import UserError
@@ -161,7 +160,9 @@ def compare_pool(
         edges=np.linspace(0, 1, SHOWN_BINS + 1).round(6).tolist(),
         held_out=histograms[0],
         pool=histograms[1],
-        difference=_difference(known.confidence, new.confidence, known, new, config),
+        difference=mean_difference(
+            known.confidence, new.confidence, known.block, new.block, config, seed=SEED
+        ),
         means=(float(known.confidence.mean()), float(new.confidence.mean())),
     )
     edges = np.linspace(0, max(near.max(), far.max(), 1e-6), SHOWN_BINS + 1)
@@ -169,7 +170,7 @@ def compare_pool(
         edges=edges.round(6).tolist(),
         held_out=shares(near, edges),
         pool=shares(far, edges),
-        difference=_difference(near, far, known, new, config),
+        difference=mean_difference(near, far, known.block, new.block, config, seed=SEED),
         means=(float(near.mean()), float(far.mean())),
     )
     farthest = [
@@ -224,20 +225,6 @@ def detect_classes(
         images=count,
         blocks=images.blocks,
         rows=list(found.rows(bootstrap)),
-    )
-
-
-def _difference(
-    first: Array, second: Array, held_out: _Predicted, pool: _Predicted, config: EvaluationConfig
-) -> Estimate:
-    return mean_difference(
-        first,
-        second,
-        held_out.block,
-        pool.block,
-        resamples=config.resamples,
-        confidence=config.confidence,
-        seed=SEED,
     )
 
 

@@ -26,7 +26,7 @@ from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.regions.outlines import decode_outline
 from pipeline.report.gallery import GalleryRow
-from pipeline.steps.disagreements import DisagreeingRegion
+from pipeline.steps.disagreements import DisagreementReport
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.served_model import open_model
 
@@ -100,20 +100,20 @@ def asked_regions(session: Session, project: Project, number: int) -> Asked | No
     )
 
 
-def disagreeing_regions(session: Session, rows: Sequence[DisagreeingRegion]) -> list[Wanted]:
+def disagreeing_regions(session: Session, report: DisagreementReport) -> list[Wanted]:
     """The same for regions that are confident but disagreeing, one an image."""
     best: dict[int, Wanted] = {}
-    for rank, row in enumerate(rows, start=1):
+    for rank, row in enumerate(report.rows, start=1):
         image = session.get(Image, row.image_id)
         if image is None or image.id in best:
             continue
         best[image.id] = Wanted(
             image=image,
-            box=row.box,
+            box=(row.x, row.y, row.w, row.h),
             outline=row.outline,
             heading=f"{rank}. {Path(row.uri).name}",
-            reason=row.words(),
-            tags=(f"mostly {row.class_name}",),
+            reason=report.described(row),
+            tags=(f"mostly {report.class_names[row.predicted_class]}",),
             mask_uri=None,
         )
     return list(best.values())

@@ -174,7 +174,7 @@ def _draw_disagreeing(project: Project, database: Database, failures: Failures) 
     except UserError:
         return None
     with database.session(write=False) as session:
-        wanted = disagreeing_regions(session, found.rows)[:PAGE_TILES]
+        wanted = disagreeing_regions(session, found)[:PAGE_TILES]
         model = session.query(Model).filter_by(name=found.model).one()
         calibrators = stored_calibrators(session, model.id, sampler=project.config.scoring.sampler)
     rows = _rows(project, model, calibrators, wanted, failures)

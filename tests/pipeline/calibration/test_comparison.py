@@ -11,13 +11,14 @@ import torch
 from pipeline.calibration.calibrators import KINDS, Identity, Temperature, VectorScaling
 from pipeline.calibration.comparison import Comparison, cross_fit, evaluate_calibrator, fit_calibrator
 from pipeline.calibration.fit import Pixels, mean_nll
+from pipeline.config import EvaluationConfig
 from tests.pipeline.calibration.planted import law, pixels_of, planted
 
 
 def comparison_of(pixels: Pixels, *, block: int = 2, names: tuple[str, ...] = tuple(KINDS)) -> Comparison:
     images = int(pixels.images.max()) + 1
     blocks = np.arange(images) // block
-    return cross_fit(pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0, names=names)
+    return cross_fit(pixels, blocks, EvaluationConfig(resamples=500), seed=0, names=names)
 
 
 def test_an_overconfident_network_is_put_right_and_passes_only_then() -> None:
@@ -56,7 +57,7 @@ def test_ece_and_brier_are_those_of_a_direct_computation() -> None:
     weights = torch.where(pixels.images < 10, 3.0, 1.0)
     pixels = Pixels(pixels.logits, pixels.labels, weights, pixels.images)
     found = evaluate_calibrator(
-        Temperature(1.4), pixels, np.arange(30), bins=15, resamples=200, confidence=0.95, seed=0
+        Temperature(1.4), pixels, np.arange(30), EvaluationConfig(resamples=200), seed=0
     )
     p = (pixels.logits / 1.4).softmax(dim=1).mean(dim=0).double().numpy()
     w, y = weights.numpy() / weights.numpy().sum(), pixels.labels.numpy()
@@ -121,12 +122,12 @@ def test_a_calibrator_that_is_worse_by_chance_passes_and_one_that_is_worse_does_
 
     def verdict(temperature: float) -> tuple[bool, bool, float]:
         item = evaluate_calibrator(
-            Temperature(temperature), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0
+            Temperature(temperature), pixels, blocks, EvaluationConfig(resamples=500), seed=0
         )
         expected = mean_nll(Temperature(temperature), pixels) - mean_nll(Identity(), pixels)
         assert item.nll_change.value == pytest.approx(expected, abs=1e-5)
         uncalibrated = evaluate_calibrator(
-            Identity(), pixels, blocks, bins=15, resamples=500, confidence=0.95, seed=0
+            Identity(), pixels, blocks, EvaluationConfig(resamples=500), seed=0
         )
         fitted = {"identity": uncalibrated, "temperature": item}
         return Comparison(fitted=fitted, cross_fitted=True).passed("temperature"), item.worse, expected
@@ -141,9 +142,7 @@ def test_a_label_change_is_a_share_of_weights() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 2)
     pixels = Pixels(logits, torch.tensor([0, 1]), torch.tensor([3.0, 1.0]), torch.tensor([0, 1]))
     flip = VectorScaling((1.0, 1.0), (0.0, 5.0))
-    found = evaluate_calibrator(flip, pixels, np.arange(2), bins=15, resamples=100, confidence=0.95, seed=0)
+    found = evaluate_calibrator(flip, pixels, np.arange(2), EvaluationConfig(resamples=100), seed=0)
     assert found.labels_changed == pytest.approx(0.75)
-    same = evaluate_calibrator(
-        Identity(), pixels, np.arange(2), bins=15, resamples=100, confidence=0.95, seed=0
-    )
+    same = evaluate_calibrator(Identity(), pixels, np.arange(2), EvaluationConfig(resamples=100), seed=0)
     assert same.labels_changed == 0

@@ -63,7 +63,7 @@ def test_sure_samples_that_contradict_each_other_are_found_and_unsure_or_agreein
         "unsure and wavering": [unsure] * 5 + [[0.25, 0.35, 0.4]] * 5,
     }
     names = list(pixels)
-    entropy, information, votes = np.float32([of_samples(samples) for samples in pixels.values()]).T
+    entropy, information, votes = np.array([of_samples(samples) for samples in pixels.values()], np.float32).T
     found = strongest(entropy, information, votes)
     assert [names[row] for row in rows_of(found)] == ["contradict", "contradict less"]
     assert found.most_entropy == np.median(entropy)
@@ -110,10 +110,11 @@ def test_the_list_names_image_box_class_and_outline_of_the_strongest_cases(store
         mine = (RegionScore.image_id == image, RegionScore.region_index == 7)
         session.execute(update(RegionScore).where(*mine).values(predicted_class=2, outline="021O"))
     report = disagreements(store.project, store.database, limit=2)
-    assert (report.model, report.regions, len(report.rows)) == ("r01", 180, 2)
+    assert (report.model, report.found.regions, len(report.rows)) == ("r01", 180, 2)
     first, second = report.rows
     assert (first.image_id, first.uri, first.region_index) == (image, "images/0003.png", 7)
-    assert (first.box, first.outline, first.class_name) == ((32, 64, 32, 32), "021O", "sky")
+    assert ((first.x, first.y, first.w, first.h), first.outline) == ((32, 64, 32, 32), "021O")
+    assert report.class_names[first.predicted_class] == "sky"
     assert first.variation_ratio == pytest.approx(0.6)
     assert (second.region_index, second.outline) == (4, None)
     words = list(report.lines())
@@ -126,7 +127,7 @@ def test_scores_without_votes_are_ranked_by_mutual_information(store: Store) -> 
     rows = disagreements(store.project, store.database, limit=50).rows
     assert len(rows) > 10
     assert all(row.variation_ratio is None for row in rows)
-    information = [row.mutual_information for row in rows]
+    information = [row.mutual_information or 0 for row in rows]
     assert information == sorted(information, reverse=True)
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from db.engine import Database
 from db.queries.evaluations import assessment_of
 from db.tables import Model, ModelLabel
+from pipeline.config import EvaluationConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
@@ -51,12 +52,12 @@ def test_a_difference_of_means_covers_zero_where_there_is_none_and_not_where_the
     first_block, second_block = np.repeat(np.arange(20), 4), np.repeat(np.arange(15), 4)
     first = np.repeat(generator.normal(size=20), 4)
     second = np.repeat(generator.normal(size=15), 4)
-    settings = {"resamples": 800, "confidence": 0.95, "seed": 0}
-    found = mean_difference(first, second, first_block, second_block, **settings)
+    config = EvaluationConfig(resamples=800)
+    found = mean_difference(first, second, first_block, second_block, config, seed=0)
     assert found.value == pytest.approx(second.mean() - first.mean())
     assert found.low < 0 < found.high
     assert found.high - found.low > 1  # 35 blocks, not 140 images: ± 2·√(1/20 + 1/15)
-    moved = mean_difference(first, second + 3, first_block, second_block, **settings)
+    moved = mean_difference(first, second + 3, first_block, second_block, config, seed=0)
     assert moved.low > 0
 
 
