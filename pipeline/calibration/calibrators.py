@@ -11,51 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from pipeline.calibration.histogram import HistogramBinning
-from pipeline.calibration.scaling import ClasswiseTemperature, Temperature, VectorScaling
+from pipeline.calibration.scaling import Calibrator, ClasswiseTemperature, Temperature, VectorScaling
 from pipeline.calibration.selective import SelectiveScaling
 from pipeline.format import confidence_name
 
 
-class Calibrator(Protocol):
-    """Scales logits [..., C, h, w]. `calibrator_from(name, parameters)` makes the same one again."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def parameters(self) -> dict[str, Any]: ...
-
-    def __call__(self, logits: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True)
-class Identity:
-    """Logits as they are: what stands behind their softmax is a score, not a probability."""
+class Identity(Calibrator):
+    """Logits as they are: their softmax is a score, not a probability."""
 
-    @property
-    def name(self) -> str:
-        return "identity"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {}
+    name = "identity"
 
     def __call__(self, logits: Tensor) -> Tensor:
         return logits
 
 
 KINDS: dict[str, type[Any]] = {
-    "identity": Identity,
-    "temperature": Temperature,
-    "classwise_temperature": ClasswiseTemperature,
-    "vector": VectorScaling,
-    "histogram": HistogramBinning,
-    "selective": SelectiveScaling,
+    kind.name: kind
+    for kind in (
+        *(Identity, Temperature, ClasswiseTemperature),
+        *(VectorScaling, HistogramBinning, SelectiveScaling),
+    )
 }
 
 

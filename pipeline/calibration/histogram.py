@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.calibration.fit import Pixels
-from pipeline.calibration.scaling import planes
+from pipeline.calibration.scaling import Calibrator, planes
 
 BINS = 15
 ROUNDS = 20
@@ -24,7 +23,7 @@ ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class HistogramBinning:
+class HistogramBinning(Calibrator):
     """The winner's confidence is the accuracy of its bin; the other classes share the rest as they did.
 
     Where a bin's accuracy is low, the second class may win.
@@ -41,6 +40,7 @@ class HistogramBinning:
         ValueError: the edges do not ascend, or an accuracy is not between 0 and 1.
     """
 
+    name = "histogram"
     edges: tuple[float, ...]
     accuracies: tuple[float, ...]
 
@@ -52,14 +52,6 @@ class HistogramBinning:
             )
         if not all(0 < accuracy < 1 for accuracy in self.accuracies):
             raise ValueError(f"Expected accuracies between 0 and 1, but got {list(self.accuracies)}.")
-
-    @property
-    def name(self) -> str:
-        return "histogram"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"edges": list(self.edges), "accuracies": list(self.accuracies)}
 
     def __call__(self, logits: Tensor) -> Tensor:
         winner, rest, log_odds = _winner(logits)

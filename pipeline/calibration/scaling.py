@@ -6,9 +6,10 @@ Legend: C classes, T samples, N pixels, h and w the logits' height and width, `.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,8 +29,22 @@ def planes(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, device=device)[:, None, None]
 
 
+class Calibrator(ABC):
+    """Scales logits [..., C, h, w]. `calibrator_from(name, parameters)` makes the same one again."""
+
+    name: ClassVar[str]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The fields of the dataclass, for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @abstractmethod
+    def __call__(self, logits: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Calibrator):
     """Logits divided by one positive number (Guo et al. 2017, section 4.2). Never changes the argmax.
 
     >>> Temperature(2.0)(torch.tensor([2.0, 4.0]).reshape(2, 1, 1)).flatten().tolist()
@@ -39,25 +54,18 @@ class Temperature:
         ValueError: the temperature is not a positive finite number.
     """
 
+    name = "temperature"
     temperature: float
 
     def __post_init__(self) -> None:
         _check(self.temperature)
-
-    @property
-    def name(self) -> str:
-        return "temperature"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"temperature": self.temperature}
 
     def __call__(self, logits: Tensor) -> Tensor:
         return logits / self.temperature
 
 
 @dataclass(frozen=True)
-class ClasswiseTemperature:
+class ClasswiseTemperature(Calibrator):
     """Logits divided by the temperature of the class that they predict. Never changes the argmax.
 
     >>> logits = torch.tensor([[2.0, 4.0], [0.0, 8.0]]).reshape(2, 2, 1, 1)
@@ -68,19 +76,12 @@ class ClasswiseTemperature:
         ValueError: a temperature is not a positive finite number.
     """
 
+    name = "classwise_temperature"
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
         for temperature in self.temperatures:
             _check(temperature)
-
-    @property
-    def name(self) -> str:
-        return "classwise_temperature"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"temperatures": list(self.temperatures)}
 
     def __call__(self, logits: Tensor) -> Tensor:
         temperatures_C = planes(self.temperatures, logits.device).flatten()
@@ -88,13 +89,14 @@ class ClasswiseTemperature:
 
 
 @dataclass(frozen=True)
-class VectorScaling:
+class VectorScaling(Calibrator):
     """w_c z_c + b_c, a line a class (Guo et al. 2017, section 4.2). May change the argmax.
 
     Raises:
         ValueError: there are not as many weights as biases, or one of them is not finite.
     """
 
+    name = "vector"
     weights: tuple[float, ...]
     biases: tuple[float, ...]
 
@@ -104,14 +106,6 @@ class VectorScaling:
                 "Expected as many finite weights as biases, but got "
                 f"{list(self.weights)} and {list(self.biases)}."
             )
-
-    @property
-    def name(self) -> str:
-        return "vector"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"weights": list(self.weights), "biases": list(self.biases)}
 
     def __call__(self, logits: Tensor) -> Tensor:
         return logits * planes(self.weights, logits.device) + planes(self.biases, logits.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipeline.calibration.fit import HIGHEST, LOWEST, Pixels, fit_temperature, minimise_nll
-from pipeline.calibration.scaling import planes
+from pipeline.calibration.scaling import Calibrator, planes
 
 LARGEST = 5
 """Sorted probabilities that the classifier sees."""
@@ -25,7 +24,7 @@ RIDGE = 1e-4
 
 
 @dataclass(frozen=True)
-class SelectiveScaling:
+class SelectiveScaling(Calibrator):
     """Logits divided by τ₁, or by τ₂ ≥ τ₁ where a logistic classifier of the largest probabilities suspects
     an error. Never changes the argmax; it does reorder uncertainties.
 
@@ -38,6 +37,7 @@ class SelectiveScaling:
         ValueError: not 0 < τ₁ ≤ τ₂.
     """
 
+    name = "selective"
     temperature: float
     suspected_temperature: float
     weights: tuple[float, ...]
@@ -48,19 +48,6 @@ class SelectiveScaling:
             raise ValueError(
                 f"Expected 0 < τ₁ ≤ τ₂, but got {self.temperature} and {self.suspected_temperature}."
             )
-
-    @property
-    def name(self) -> str:
-        return "selective"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {
-            "temperature": self.temperature,
-            "suspected_temperature": self.suspected_temperature,
-            "weights": list(self.weights),
-            "bias": self.bias,
-        }
 
     def __call__(self, logits: Tensor) -> Tensor:
         largest = logits.softmax(dim=-3).topk(len(self.weights), dim=-3).values

@@ -17,7 +17,7 @@ from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.detection import separation
 from pipeline.evaluation.gate import NoveltyRow
 from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
-from pipeline.studies.corruptions import noise, shuffle_patches, to_normalised, to_unit
+from pipeline.studies.corruptions import noise, shuffle_patches
 from pipeline.studies.held_out import LabeledBatch
 from pipeline.uncertainty.measures import MEASURES
 from pipeline.uncertainty.served_model import SampledModel
@@ -63,13 +63,12 @@ class ConstructedInputs:
 
     def add_novel(self, batch: LabeledBatch, block_of: Mapping[int, int]) -> None:
         """Add what is made of them: their patches shuffled, and noise of their size."""
-        card = self.model.first.card
-        mean, std = card.mean, card.std
+        normalisation = self.model.first.normalisation
         for place, image_id in enumerate(batch.ids):
             if image_id not in self.chosen:
                 continue
             generator = torch.Generator().manual_seed(image_id)
-            unit = to_unit(batch.image[place : place + 1], mean=mean, std=std)
+            unit = normalisation.pixels(batch.image[place : place + 1])
             patches = min(SHUFFLED, *unit.shape[-2:])
             novel = torch.cat(
                 [
@@ -77,8 +76,7 @@ class ConstructedInputs:
                     noise(unit, "uniform", generator=generator),
                 ]
             )
-            image = to_normalised(novel, mean=mean, std=std)
-            for sampler, _, calibrated in self.model.predict(image):
+            for sampler, _, calibrated in self.model.predict(normalisation.normalise(novel)):
                 maps = calibrated.measures()
                 for source in range(len(CONSTRUCTED)):
                     self._add(sampler, block_of[image_id], 1 + source, maps, source)

@@ -16,23 +16,10 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from pipeline.config import IGNORE
+from pipeline.uncertainty.samplers import Normalisation
 
 GAUSSIAN_STD = 0.25
 """Of gaussian noise around mid-grey: two of it reach black and white."""
-
-
-def to_unit(image: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pixels in 0 to 1 of a normalised image."""
-    return image * _channels(std, image) + _channels(mean, image)
-
-
-def to_normalised(unit: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """What the network sees of pixels in 0 to 1.
-
-    >>> to_normalised(torch.ones(1, 1, 1, 1), mean=[0.5], std=[0.25]).item()
-    2.0
-    """
-    return (unit - _channels(mean, unit)) / _channels(std, unit)
 
 
 def magnify(image: Tensor, factor: float) -> Tensor:
@@ -47,8 +34,7 @@ def fgsm(
     logits_of: Callable[[Tensor], Tensor],
     *,
     strengths: Sequence[float],
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalisation: Normalisation,
 ) -> list[Tensor]:
     """Fast gradient sign method (Goodfellow et al. 2015, section 4): a step of ε a pixel in 0 to 1, up the
     loss on the label, cut to 0 to 1.
@@ -58,7 +44,7 @@ def fgsm(
         label: int64 [B, H, W], class index or 255. Without any label the image stays as it is.
         logits_of: differentiable; [B, C, H, W].
         strengths: ε in 0 to 1, such as 2/255; one gradient serves them all.
-        mean, std: of the normalisation.
+        normalisation: of the image.
 
     Returns:
         Normalised images, one a strength.
@@ -69,10 +55,9 @@ def fgsm(
             logits_of(variable).float(), label, ignore_index=IGNORE, reduction="sum"
         )
         (gradient,) = torch.autograd.grad(loss, variable)
-    unit = to_unit(image, mean=mean, std=std)
+    unit = normalisation.pixels(image)
     return [
-        to_normalised((unit + strength * gradient.sign()).clamp(0, 1), mean=mean, std=std)
-        for strength in strengths
+        normalisation.normalise((unit + strength * gradient.sign()).clamp(0, 1)) for strength in strengths
     ]
 
 
@@ -149,7 +134,3 @@ def rescale(image: Tensor, factor: float) -> Tensor:
     return functional.interpolate(
         image, size=(height, width), mode="bilinear", antialias=factor < 1, align_corners=False
     )
-
-
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)

@@ -78,8 +78,7 @@ def results_of(measured: Sequence[Measured]) -> Results:
 
 def _conditions(batch: LabeledBatch, model: ServedModel) -> Iterator[tuple[Condition, Tensor]]:
     """The unchanged images, then each stress: normalised [B, K, h', w']."""
-    card = model.card
-    unit = corruptions.to_unit(batch.image, mean=card.mean, std=card.std)
+    unit = model.normalisation.pixels(batch.image)
     attacked = iter(_attacked(batch, model))
     yield BASE, batch.image
     for condition in STRESSES:
@@ -98,13 +97,13 @@ def _conditions(batch: LabeledBatch, model: ServedModel) -> Iterator[tuple[Condi
             changed = corruptions.darken(unit, strength)
         else:
             changed = corruptions.rescale(unit, strength)
-        yield condition, corruptions.to_normalised(changed, mean=card.mean, std=card.std)
+        yield condition, model.normalisation.normalise(changed)
 
 
 def _attacked(batch: LabeledBatch, model: ServedModel) -> list[Tensor]:
     """The images after each FGSM step, through the deterministic network; the gradient of a large image is
     that of its tiles."""
-    predictor, card = model.predictor, model.card
+    predictor = model.predictor
     size = (batch.image.shape[-2], batch.image.shape[-1])
     label = torch.from_numpy(np.stack([resize_mask(mask.numpy(), size) for mask in batch.label])).long()
     strengths = [condition.strength / 255 for condition in STRESSES if condition.kind == "fgsm"]
@@ -118,8 +117,7 @@ def _attacked(batch: LabeledBatch, model: ServedModel) -> list[Tensor]:
                 label[part].to(predictor.device),
                 predictor.segmenter,
                 strengths=strengths,
-                mean=card.mean,
-                std=card.std,
+                normalisation=model.normalisation,
             )
             for whole, tile in zip(attacked, tiles, strict=True):
                 whole[part] = tile.cpu()

@@ -34,6 +34,11 @@ class ServedModel:
     card: ModelCard
     max_pixels: int
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the images that the network takes."""
+        return _normalisation(self.card)
+
     def batches(
         self,
         images: Iterable[ImageRef],

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.studies import corruptions
+from pipeline.uncertainty.samplers import Normalisation
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+NORMAL = Normalisation(MEAN, STD)
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:
@@ -23,10 +25,10 @@ def seeded(seed: int) -> torch.Generator:
 
 def test_pixels_survive_the_way_to_the_network_and_back() -> None:
     unit = image(2, 3, 5, 7)
-    normalised = corruptions.to_normalised(unit, mean=MEAN, std=STD)
+    normalised = NORMAL.normalise(unit)
     expected = (unit.numpy() - np.array(MEAN)[:, None, None]) / np.array(STD)[:, None, None]
     np.testing.assert_allclose(normalised.numpy(), expected, atol=1e-5)
-    torch.testing.assert_close(corruptions.to_unit(normalised, mean=MEAN, std=STD), unit)
+    torch.testing.assert_close(NORMAL.pixels(normalised), unit)
 
 
 def test_an_adversary_steps_up_the_loss_by_exactly_epsilon_and_stays_an_image() -> None:
@@ -41,15 +43,15 @@ def test_an_adversary_steps_up_the_loss_by_exactly_epsilon_and_stays_an_image() 
     def loss(normalised: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(logits_of(normalised), label))
 
-    normalised = corruptions.to_normalised(unit, mean=MEAN, std=STD)
+    normalised = NORMAL.normalise(unit)
     steps = (1 / 255, 4 / 255)
-    attacked = corruptions.fgsm(normalised, label, logits_of, strengths=steps, mean=MEAN, std=STD)
+    attacked = corruptions.fgsm(normalised, label, logits_of, strengths=steps, normalisation=NORMAL)
     assert loss(normalised) < loss(attacked[0]) < loss(attacked[1])
     for step, result in zip(steps, attacked, strict=True):
-        moved = (corruptions.to_unit(result, mean=MEAN, std=STD) - unit).abs()
+        moved = (NORMAL.pixels(result) - unit).abs()
         assert moved.max() <= step + 1e-6
         assert (moved[:, :, 1:] > step * 0.99).float().mean() > 0.95
-        back = corruptions.to_unit(result, mean=MEAN, std=STD)
+        back = NORMAL.pixels(result)
         assert back.min() >= -1e-6
         assert back.max() <= 1 + 1e-6
 
