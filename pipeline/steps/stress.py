@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,40 +24,29 @@ from pipeline.uncertainty.served_model import open_model
 
 
 @dataclass(frozen=True)
-class StressRow:
-    """One metric under one condition: a mean over images."""
-
-    condition: Condition
-    metric: str
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
 class StressReport:
     """The result of a stress test. `failed` holds files that could not be used, with the reason."""
 
     model: str
     split: str
     images: int
-    rows: list[StressRow]
+    means: dict[Condition, dict[str, Estimate]]
+    """By condition and metric, over images; without a metric that is not defined."""
     verdicts: list[Verdict]
     failed: list[tuple[str, str]]
 
     def lines(self) -> Iterator[str]:
         """The report as a table and text."""
         yield f"{self.model} on {self.images} {self.split} images; means over images."
-        values: dict[Condition, dict[str, float]] = {}
-        for row in self.rows:
-            values.setdefault(row.condition, {})[row.metric] = row.estimate.value
         yield from table(
             ["stress", "strength", *(metric.replace("_", " ") for metric in METRICS)],
             [
                 [
                     condition.kind.replace("_", " "),
                     condition.label,
-                    *(number(of_condition.get(metric)) for metric in METRICS),
+                    *(number(found[metric].value if metric in found else None) for metric in METRICS),
                 ]
-                for condition, of_condition in values.items()
+                for condition, found in self.means.items()
             ],
         )
         for verdict in self.verdicts:
@@ -103,12 +92,14 @@ def stress(
         model=row.name,
         split=split,
         images=len(ids),
-        rows=[
-            StressRow(condition, metric, sample.mean(values))
+        means={
+            condition: {
+                metric: sample.mean(values)
+                for metric, values in metrics.items()
+                if not np.isnan(values).all()
+            }
             for condition, metrics in results.items()
-            for metric, values in metrics.items()
-            if not np.isnan(values).all()
-        ],
+        },
         verdicts=verdicts(results, sample, guarded=_guarded(served.card, flagged, len(ids))),
         failed=stressed.failed,
     )
@@ -134,15 +125,12 @@ def _document(report: StressReport, project: Project) -> dict[str, Any]:
         "confidence": project.config.evaluation.confidence,
         "rows": [
             {
-                "kind": row.condition.kind,
-                "strength": row.condition.strength,
-                "label": row.condition.label,
-                "metric": row.metric,
-                **row.estimate.document(),
+                **asdict(condition),
+                "metric": metric,
+                **estimate.document(),
             }
-            for row in report.rows
+            for condition, metrics in report.means.items()
+            for metric, estimate in metrics.items()
         ],
-        "verdicts": [
-            {"kind": verdict.kind, "ok": verdict.ok, "text": verdict.text} for verdict in report.verdicts
-        ],
+        "verdicts": [asdict(verdict) for verdict in report.verdicts],
     }

@@ -155,9 +155,9 @@ class Predictor:
             deterministic = pair.deterministic(logits).softmax(dim=-3)
             probability, expected_entropy, votes = deterministic, None, None
             if sums.sampled:
-                probability = sums.sampled[index].probability[..., :height, :width]
-                expected_entropy = sums.sampled[index].expected_entropy[..., :height, :width]
-                votes = sums.sampled[index].votes[..., :height, :width]
+                probability, expected_entropy, votes = (
+                    maps[..., :height, :width] for maps in sums.sampled[index]
+                )
             predictions.append(
                 Prediction(
                     logits=logits,
@@ -258,31 +258,20 @@ def _concatenate(parts: list[_Sums]) -> _Sums:
     return _Sums(
         logits=torch.cat([part.logits for part in parts]),
         sampled=[
-            SampledPrediction(
-                probability=torch.cat([part.sampled[index].probability for part in parts]),
-                expected_entropy=torch.cat([part.sampled[index].expected_entropy for part in parts]),
-                votes=torch.cat([part.sampled[index].votes for part in parts]),
-            )
-            for index in range(len(parts[0].sampled))
+            SampledPrediction(*map(torch.cat, zip(*of_calibrator, strict=True)))
+            for of_calibrator in zip(*(part.sampled for part in parts), strict=True)
         ],
     )
 
 
 def _blank(like: _Sums, *, height: int, width: int) -> _Sums:
     """Zeros for one image [1, …, height, width]."""
-    classes = like.logits.shape[1]
-    return _Sums(
-        logits=like.logits.new_zeros(1, classes, height, width),
-        sampled=[
-            replace(
-                sampled,
-                probability=sampled.probability.new_zeros(1, classes, height, width),
-                expected_entropy=sampled.expected_entropy.new_zeros(1, height, width),
-                votes=sampled.votes.new_zeros(1, classes, height, width),
-            )
-            for sampled in like.sampled
-        ],
-    )
+
+    def zeros(maps: Tensor) -> Tensor:
+        return maps.new_zeros(1, *maps.shape[1:-2], height, width)
+
+    sampled = [SampledPrediction(*map(zeros, maps)) for maps in like.sampled]
+    return _Sums(logits=zeros(like.logits), sampled=sampled)
 
 
 def _paint(total: _Sums, tiles: _Sums, index: int, *, y: int, x: int, weight: Tensor) -> None:
@@ -290,6 +279,5 @@ def _paint(total: _Sums, tiles: _Sums, index: int, *, y: int, x: int, weight: Te
     place = (slice(y, y + weight.shape[0]), slice(x, x + weight.shape[1]))
     total.logits[0, :, *place] += tiles.logits[index] * weight
     for whole, part in zip(total.sampled, tiles.sampled, strict=True):
-        whole.probability[0, :, *place] += part.probability[index] * weight
-        whole.expected_entropy[0, *place] += part.expected_entropy[index] * weight
-        whole.votes[0, :, *place] += part.votes[index] * weight
+        for maps, of_tile in zip(whole, part, strict=True):
+            maps[0, ..., *place] += of_tile[index] * weight

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from pipeline.calibration.calibrators import Calibrator
 from pipeline.uncertainty.samplers.base import Band
 
 
-@dataclass(frozen=True)
-class SampledPrediction:
+class SampledPrediction(NamedTuple):
     """What T samples say: mean probability [B, C, h, w], mean normalised entropy [B, h, w], and the share of
     samples in which a class has the largest probability [B, C, h, w]. Each class of a tie gets the vote."""
 
@@ -47,9 +46,8 @@ def sum_bands(
     ]
     for band in bands:
         for whole, part in zip(predictions, sum_samples(band.chunks, calibrators, samples), strict=True):
-            whole.probability[band.images, :, band.rows] = part.probability
-            whole.expected_entropy[band.images, band.rows] = part.expected_entropy
-            whole.votes[band.images, :, band.rows] = part.votes
+            for maps, of_band in zip(whole, part, strict=True):
+                maps[band.images, ..., band.rows, :] = of_band
     return predictions
 
 

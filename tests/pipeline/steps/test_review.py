@@ -199,7 +199,7 @@ def test_a_queue_is_exported_again_by_its_name_without_touching_the_round(labele
 def test_where_nothing_is_worth_a_look_there_is_no_queue(
     labeled: Labeled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.steps.review.LEAST_SHARE", 1.1)
+    monkeypatch.setattr("pipeline.studies.label_review.LEAST_SHARE", 1.1)
     report = review(*labeled)
     assert (report.queue, report.folder, report.doubted, report.items) == (None, None, 0, [])
     assert [queue.name for queue in ask(labeled.database, queues.list_queues)] == ["initial"]
