@@ -61,7 +61,7 @@ def test_an_adversary_does_nothing_to_pixels_that_no_label_depends_on() -> None:
     label = torch.full((1, 4, 4), 255)
     label[0, 0, 0] = 1
     (attacked,) = corruptions.fgsm(
-        normalised, label, lambda z: z, strengths=[0.1], mean=[0.0] * 3, std=[1.0] * 3
+        normalised, label, lambda z: z, strengths=[0.1], normalisation=Normalisation([0.0] * 3, [1.0] * 3)
     )
     changed = (attacked != normalised).any(dim=1)[0]
     assert changed[0, 0]
