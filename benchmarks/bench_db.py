@@ -182,7 +182,7 @@ def _scores(rng: np.random.Generator, ids: np.ndarray) -> tuple[Columns, Columns
 
 def _top(database: Database) -> None:
     with database.session(write=False) as session:
-        found = scores.top_regions(session, run_id=1, measure="entropy", limit=TOP)
+        found = scores.top_regions(session, run_id=1, limit=TOP)
         if len(found) != TOP:
             raise RuntimeError(f"Expected {TOP} regions, but got {len(found)}.")
 

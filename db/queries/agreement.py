@@ -110,13 +110,9 @@ def shared_images(session: Session, *, queue_id: int | None = None) -> list[Shar
 
 def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem | None]) -> None:
     """Write down how annotators agree on queue items, by the items' ids; None where that is not known."""
+    names = ("annotators", "disagreement", "vote_entropy")
     rows = [
-        {
-            "id": item_id,
-            "annotators": None if found is None else found.annotators,
-            "disagreement": None if found is None else found.disagreement,
-            "vote_entropy": None if found is None else found.vote_entropy,
-        }
+        {"id": item_id, **{name: getattr(found, name, None) for name in names}}
         for item_id, found in agreement.items()
     ]
     if rows:

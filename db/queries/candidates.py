@@ -114,14 +114,9 @@ def region_candidates(
     shapes = (RegionScore.pixels, RegionScore.outline) if outlines else ()
     statement = (
         select(
-            RegionScore.image_id,
-            RegionScore.region_index,
-            RegionScore.x,
-            RegionScore.y,
-            RegionScore.w,
-            RegionScore.h,
-            *_scores(RegionScore, measure),
-            *shapes,
+            *(RegionScore.image_id, RegionScore.region_index),
+            *(RegionScore.x, RegionScore.y, RegionScore.w, RegionScore.h),
+            *(*_scores(RegionScore, measure), *shapes),
         )
         .where(RegionScore.run_id == run_id, RegionScore.image_id.between(*_ends(images)))
         .order_by(RegionScore.image_id, RegionScore.region_index)
@@ -140,12 +135,8 @@ def image_candidates(
     """
     statement = (
         select(
-            ImageScore.image_id,
-            literal(WHOLE_IMAGE),
-            literal(0),
-            literal(0),
-            Image.width,
-            Image.height,
+            *(ImageScore.image_id, literal(WHOLE_IMAGE)),
+            *(literal(0), literal(0), Image.width, Image.height),
             *_scores(ImageScore, measure),
         )
         .join(Image, Image.id == ImageScore.image_id)

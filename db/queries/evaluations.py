@@ -24,38 +24,18 @@ class Interval(NamedTuple):
     high: float | None
 
 
-def put_calibration(
-    session: Session,
-    *,
-    model_id: int,
-    sampler: str,
-    calibrator: str,
-    parameters: dict[str, Any],
-    nll_before: float | None,
-    nll_after: float | None,
-    images: int,
-    pixels: int,
-    warning: str | None,
-    report: dict[str, Any] | None = None,
-    passed: bool = False,
-) -> Calibration:
-    """The one calibration of a model and a sampler, made or replaced."""
-    row = session.scalars(
-        select(Calibration).where(Calibration.model_id == model_id, Calibration.sampler == sampler)
-    ).one_or_none()
+def put_calibration(session: Session, *, model_id: int, sampler: str, **columns: Any) -> Calibration:
+    """The one calibration of a model and a sampler, made or replaced.
+
+    Args:
+        columns: the other columns of `calibration`; no report and not passed by default.
+    """
+    row = session.scalars(select(Calibration).filter_by(model_id=model_id, sampler=sampler)).one_or_none()
     if row is None:
         row = Calibration(model_id=model_id, sampler=sampler)
         session.add(row)
-    row.calibrator = calibrator
-    row.parameters = parameters
-    row.nll_before = nll_before
-    row.nll_after = nll_after
-    row.images = images
-    row.pixels = pixels
-    row.warning = warning
-    row.report = report
-    row.passed = passed
-    row.created_at = utc_now()
+    for name, value in {"report": None, "passed": False, **columns, "created_at": utc_now()}.items():
+        setattr(row, name, value)
     session.flush()
     return row
 
@@ -96,14 +76,7 @@ def add_evaluation(
     session.add(row)
     session.flush()
     session.add_all(
-        Metric(
-            evaluation_id=row.id,
-            name=name,
-            class_index=class_index,
-            value=interval.value,
-            low=interval.low,
-            high=interval.high,
-        )
+        Metric(evaluation_id=row.id, name=name, class_index=class_index, **interval._asdict())
         for (name, class_index), interval in metrics.items()
     )
     session.flush()
@@ -114,11 +87,8 @@ def evaluation_of(
     session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool
 ) -> Evaluation | None:
     """One evaluation, with its curves."""
-    statement = select(Evaluation).where(
-        Evaluation.model_id == model_id,
-        Evaluation.split == split,
-        Evaluation.sampler == sampler,
-        Evaluation.calibrated == calibrated,
+    statement = select(Evaluation).filter_by(
+        model_id=model_id, split=split, sampler=sampler, calibrated=calibrated
     )
     return session.scalars(statement).one_or_none()
 
@@ -140,12 +110,8 @@ def metrics_of(
     statement = (
         select(Metric)
         .join(Evaluation, Evaluation.id == Metric.evaluation_id)
-        .where(
-            Evaluation.model_id == model_id,
-            Evaluation.split == split,
-            Evaluation.sampler == sampler,
-            Evaluation.calibrated == calibrated,
-        )
+        .where(Evaluation.model_id == model_id, Evaluation.split == split)
+        .where(Evaluation.sampler == sampler, Evaluation.calibrated == calibrated)
     )
     return {(row.name, row.class_index): row for row in session.scalars(statement)}
 

@@ -93,18 +93,15 @@ def split_images(session: Session, split: str) -> Sequence[Image]:
 
 def images_by_uri(session: Session, uris: Sequence[str]) -> dict[str, Image]:
     """The known images among these URIs."""
-    found: dict[str, Image] = {}
-    for part in in_parts(uris):
-        found.update((row.uri, row) for row in session.scalars(select(Image).where(Image.uri.in_(part))))
-    return found
+    pages = (session.scalars(select(Image).where(Image.uri.in_(part))) for part in in_parts(uris))
+    return {row.uri: row for page in pages for row in page}
 
 
 def images_by_id(session: Session, image_ids: Sequence[int]) -> list[Image]:
     """Images, by id."""
-    found: list[Image] = []
-    for part in in_parts(image_ids):
-        found.extend(session.scalars(select(Image).where(Image.id.in_(part)).order_by(Image.id)))
-    return found
+    statement = select(Image).order_by(Image.id)
+    pages = (session.scalars(statement.where(Image.id.in_(part))) for part in in_parts(image_ids))
+    return [row for page in pages for row in page]
 
 
 def images_named(session: Session, *, stems: Collection[str], copies_of: Collection[int]) -> list[NamedImage]:
@@ -123,11 +120,9 @@ def images_named(session: Session, *, stems: Collection[str], copies_of: Collect
 
 def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
     """The URI of each image."""
-    found: dict[int, str] = {}
-    for part in in_parts(image_ids):
-        rows = session.execute(select(Image.id, Image.uri).where(Image.id.in_(part)))
-        found.update((row[0], row[1]) for row in rows)
-    return found
+    statement = select(Image.id, Image.uri)
+    pages = (session.execute(statement.where(Image.id.in_(part))) for part in in_parts(image_ids))
+    return {image_id: uri for page in pages for image_id, uri in page}
 
 
 def originals(session: Session, hashes: Sequence[str]) -> dict[str, int]:
@@ -191,44 +186,32 @@ def link_duplicates(session: Session) -> None:
 
 def split_columns(session: Session) -> SplitColumns:
     """Group, position and split of every image, as columns: some 25 bytes an image."""
-    count = session.scalar(select(func.count()).select_from(Image)) or 0
-    ids = np.zeros(count, dtype=np.int64)
-    groups = np.zeros(count, dtype=np.int32)
-    positions = np.zeros(count, dtype=np.int64)
-    splits = np.zeros(count, dtype=np.uint8)
-    has_mask = np.zeros(count, dtype=np.bool_)
+    kinds = zip(SplitColumns._fields, (np.int64, np.int32, np.int64, np.uint8, np.bool_), strict=False)
     index_of: dict[str, int] = {}
     statement = (
         select(Image.id, Image.group_name, Image.position, Image.split, Image.mask_uri.is_not(None))
         .order_by(Image.id)
         .execution_options(yield_per=PAGE)
     )
-    for row, (image_id, group, position, split, mask) in enumerate(session.execute(statement)):
-        ids[row], positions[row], has_mask[row] = image_id, position, mask
-        groups[row] = index_of.setdefault(group, len(index_of))
-        splits[row] = SPLITS.index(split)
-    return SplitColumns(ids, groups, positions, splits, has_mask, list(index_of))
+    rows = (
+        (image_id, index_of.setdefault(group, len(index_of)), position, SPLITS.index(split), mask)
+        for image_id, group, position, split, mask in session.execute(statement)
+    )
+    table = np.fromiter(rows, dtype=list(kinds))
+    return SplitColumns(*(table[name].copy() for name in SplitColumns._fields[:-1]), names=list(index_of))
 
 
 def pool_sizes(session: Session) -> PoolSizes:
     """Sizes of the usable pool, as columns."""
-    usable = (Image.split == "pool", Image.duplicate_of.is_(None))
-    count = session.scalar(select(func.count()).select_from(Image).where(*usable)) or 0
-    sizes = PoolSizes(
-        np.zeros(count, dtype=np.int64),
-        np.zeros(count, dtype=np.int32),
-        np.zeros(count, dtype=np.int32),
-        np.zeros(count, dtype=np.bool_),
-    )
+    kinds = zip(PoolSizes._fields, (np.int64, np.int32, np.int32, np.bool_), strict=True)
     statement = (
         select(Image.id, Image.width, Image.height, Image.mask_uri.is_not(None))
-        .where(*usable)
+        .where(Image.split == "pool", Image.duplicate_of.is_(None))
         .order_by(Image.id)
         .execution_options(yield_per=PAGE)
     )
-    for row, values in enumerate(session.execute(statement)):
-        sizes.ids[row], sizes.widths[row], sizes.heights[row], sizes.has_mask[row] = values
-    return sizes
+    table = np.fromiter((tuple(row) for row in session.execute(statement)), dtype=list(kinds))
+    return PoolSizes(*(table[name].copy() for name in PoolSizes._fields))
 
 
 def unlabeled_ids(session: Session) -> Sequence[int]:

@@ -116,13 +116,7 @@ def record_label(
 
 def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | None:
     """The newest version of one image's label in one queue."""
-    statement = (
-        select(Label)
-        .where(Label.image_id == image_id, Label.queue_id == queue_id)
-        .order_by(Label.version.desc())
-        .limit(1)
-    )
-    return session.scalars(statement).first()
+    return session.scalars(_newest_version(image_id, queue_id)).first()
 
 
 def labels_in_force(
@@ -157,14 +151,10 @@ def labeled_images(session: Session, *, queue_id: int) -> set[int]:
     return set(session.scalars(select(Label.image_id).where(Label.queue_id == queue_id).distinct()))
 
 
-def has_labels(session: Session) -> bool:
-    """Whether any image has a label."""
-    return session.scalar(select(Label.id).limit(1)) is not None
-
-
-def has_labels_of(session: Session, *, queue_id: int) -> bool:
-    """Whether any mask has come back for a queue."""
-    return session.scalar(select(Label.id).where(Label.queue_id == queue_id).limit(1)) is not None
+def has_labels(session: Session, *, queue_id: int | None = None) -> bool:
+    """Whether any image has a label; of one queue where it is given."""
+    mine = () if queue_id is None else (Label.queue_id == queue_id,)
+    return session.scalar(select(Label.id).where(*mine).limit(1)) is not None
 
 
 def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set[CoveredRegion]]:
@@ -218,14 +208,15 @@ def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
 
 def _earlier(session: Session, latest: Label, *, annotator: str | None, origin: str | None) -> list[Label]:
     """The newest version of one annotation where there is one, else of one annotator."""
-    of_image = (
-        select(Label)
-        .where(Label.image_id == latest.image_id, Label.queue_id == latest.queue_id)
-        .order_by(Label.version.desc())
-        .limit(1)
-    )
+    of_image = _newest_version(latest.image_id, latest.queue_id)
     if origin is not None:
         known = session.scalars(of_image.where(Label.origin == origin)).all()
         if known:
             return list(known)
     return list(session.scalars(of_image.where(Label.annotator.is_not_distinct_from(annotator))))
+
+
+def _newest_version(image_id: int, queue_id: int) -> Select[tuple[Label]]:
+    """The newest version of one image's label in one queue."""
+    mine = (Label.image_id == image_id, Label.queue_id == queue_id)
+    return select(Label).where(*mine).order_by(Label.version.desc()).limit(1)

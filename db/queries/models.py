@@ -145,35 +145,20 @@ def count_new_labels(session: Session) -> int:
 
 
 def start_model(
-    session: Session,
-    *,
-    round_id: int,
-    name: str,
-    parent_id: int | None,
-    checkpoint_uri: str,
-    config: dict[str, Any],
-    config_hash: str,
-    labels_hash: str,
-    seed: int,
-    iterations: int,
-    label_ids: Iterable[int],
+    session: Session, *, round_id: int, name: str, label_ids: Iterable[int], **columns: Any
 ) -> Model:
-    """The round's model, about to be trained: a new row, or the one of an attempt that did not end."""
-    model = session.scalars(select(Model).where(Model.round_id == round_id)).first()
+    """The round's model, about to be trained: a new row, or the one of an attempt that did not end.
+
+    Args:
+        columns: the other columns of `model` that are known before the training.
+    """
+    model = round_model(session, round_id)
     if model is None:
         model = Model(round_id=round_id, name=name)
         session.add(model)
-    model.status = "training"
-    model.parent_id = parent_id
-    model.checkpoint_uri = checkpoint_uri
-    model.checkpoint_sha256 = None
-    model.config = config
-    model.config_hash = config_hash
-    model.labels_hash = labels_hash
-    model.seed = seed
-    model.iterations = iterations
-    model.decision = None
-    model.finished_at = None
+    ended = {"checkpoint_sha256": None, "decision": None, "finished_at": None}
+    for column, value in {"status": "training", **ended, **columns}.items():
+        setattr(model, column, value)
     session.flush()
     session.execute(delete(ModelLabel).where(ModelLabel.model_id == model.id))
     session.add_all(ModelLabel(model_id=model.id, label_id=label_id) for label_id in label_ids)

@@ -160,19 +160,10 @@ def taken_regions(session: Session, *, except_queue_id: int | None = None) -> Ta
     waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled", "skipped"))]
     if except_queue_id is not None:
         waiting.append(QueueItem.queue_id != except_queue_id)
-    items = select(
-        QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline
-    ).where(*waiting)
+    items = select(QueueItem.image_id, *_shape(QueueItem)).where(*waiting)
     newest = newest_versions()
     labels = (
-        select(
-            Label.image_id,
-            LabelRegion.x,
-            LabelRegion.y,
-            LabelRegion.w,
-            LabelRegion.h,
-            LabelRegion.outline,
-        )
+        select(Label.image_id, *_shape(LabelRegion))
         .join(LabelRegion, LabelRegion.label_id == Label.id)
         .join(newest, is_version(newest))
     )
@@ -189,7 +180,7 @@ def reviewed_regions(session: Session) -> dict[int, list[ReviewedRegion]]:
     Released ones do not count, nor do those of a review that was never exported.
     """
     statement = (
-        select(QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, QueueItem.outline)
+        select(QueueItem.image_id, *_shape(QueueItem))
         .join(Queue, Queue.id == QueueItem.queue_id)
         .where(
             Queue.kind == "review",
@@ -199,8 +190,8 @@ def reviewed_regions(session: Session) -> dict[int, list[ReviewedRegion]]:
         .order_by(QueueItem.id)
     )
     found: dict[int, list[ReviewedRegion]] = {}
-    for image_id, x, y, w, h, outline in session.execute(statement):
-        found.setdefault(image_id, []).append(ReviewedRegion(x, y, w, h, outline))
+    for image_id, *region in session.execute(statement):
+        found.setdefault(image_id, []).append(ReviewedRegion(*region))
     return found
 
 
@@ -212,12 +203,7 @@ def item_statuses(session: Session, queue_id: int) -> dict[int, str]:
 
 def count_items(session: Session, queue_id: int) -> dict[str, int]:
     """Queue items by status."""
-    statement = (
-        select(QueueItem.status, func.count())
-        .where(QueueItem.queue_id == queue_id)
-        .group_by(QueueItem.status)
-    )
-    return dict(session.execute(statement).tuples().all())
+    return count_by(session, queue_id, QueueItem.status)
 
 
 def count_by(session: Session, queue_id: int, column: InstrumentedAttribute[Key]) -> dict[Key, int]:
@@ -257,3 +243,8 @@ def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
     """Write down the estimated effort of queue items, by their ids."""
     if clicks:
         session.execute(update(QueueItem), [{"id": id_, "clicks": count} for id_, count in clicks.items()])
+
+
+def _shape(table: type[QueueItem] | type[LabelRegion]) -> tuple[InstrumentedAttribute[Any], ...]:
+    """The columns of a region's box and outline."""
+    return table.x, table.y, table.w, table.h, table.outline

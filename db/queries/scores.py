@@ -150,14 +150,8 @@ def scored_rows(session: Session, run_id: int, image_ids: Sequence[int]) -> list
     for part in in_parts(image_ids):
         statement = (
             select(
-                Image.id,
-                Image.uri,
-                Image.group_name,
-                Image.position,
-                ImageScore.entropy,
-                ImageScore.least_confidence,
-                ImageScore.energy,
-                ImageScore.max_logit,
+                *(Image.id, Image.uri, Image.group_name, Image.position),
+                *(_column(ImageScore, name) for name in ScoredRow._fields[4:]),
             )
             .join(ImageScore, ImageScore.image_id == Image.id)
             .where(ImageScore.run_id == run_id, Image.id.in_(part))
@@ -169,11 +163,12 @@ def scored_rows(session: Session, run_id: int, image_ids: Sequence[int]) -> list
 
 def scores_of_images(session: Session, *, run_id: int, image_ids: Sequence[int]) -> dict[int, ImageScore]:
     """The image scores of one run, by image id."""
-    found: dict[int, ImageScore] = {}
-    for part in in_parts(image_ids):
-        statement = select(ImageScore).where(ImageScore.run_id == run_id, ImageScore.image_id.in_(part))
-        found.update((row.image_id, row) for row in session.scalars(statement))
-    return found
+    statement = select(ImageScore).where(ImageScore.run_id == run_id)
+    return {
+        row.image_id: row
+        for part in in_parts(image_ids)
+        for row in session.scalars(statement.where(ImageScore.image_id.in_(part)))
+    }
 
 
 def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[ImageRow, dict[str, Any] | None]]:
@@ -188,31 +183,26 @@ def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Image
     return [(ImageRow(*row[:4]), row[4]) for row in session.execute(statement)]
 
 
-def top_regions(session: Session, *, run_id: int, measure: str, limit: int) -> Sequence[RegionScore]:
-    """The regions of a run with the highest mean of a measure, highest first.
+def top_regions(session: Session, *, run_id: int, limit: int) -> Sequence[RegionScore]:
+    """The regions of a run with the highest mean entropy, highest first.
 
-    By entropy, only the images with the highest peaks are looked at, as many as regions are wanted: those of
-    any other image come after these peaks. By another measure, every region is.
-
-    Raises:
-        ValueError: there is no such measure.
+    Only the images with the highest peaks are read, as many as regions are wanted: the regions of any other
+    image rank below these peaks.
     """
-    column = _column(RegionScore, measure)
+    peaked = (ImageScore.run_id == run_id, ImageScore.entropy_max.is_not(None))
+    by_peak = (ImageScore.entropy_max.desc(), ImageScore.image_id)
+    highest = select(ImageScore.image_id).where(*peaked).order_by(*by_peak).limit(limit)
+    least = select(ImageScore.entropy_max).where(*peaked).order_by(*by_peak).offset(limit - 1).limit(1)
     statement = (
         select(RegionScore)
-        .where(RegionScore.run_id == run_id)
-        .order_by(column.desc(), RegionScore.image_id, RegionScore.region_index)
-        .limit(limit)
-    )
-    if measure == "entropy":
-        peaked = (ImageScore.run_id == run_id, ImageScore.entropy_max.is_not(None))
-        by_peak = (ImageScore.entropy_max.desc(), ImageScore.image_id)
-        highest = select(ImageScore.image_id).where(*peaked).order_by(*by_peak).limit(limit)
-        least = select(ImageScore.entropy_max).where(*peaked).order_by(*by_peak).offset(limit - 1).limit(1)
-        statement = statement.where(
+        .where(
+            RegionScore.run_id == run_id,
             RegionScore.image_id.in_(highest),
             RegionScore.entropy >= func.coalesce(least.scalar_subquery(), 0.0),
         )
+        .order_by(RegionScore.entropy.desc(), RegionScore.image_id, RegionScore.region_index)
+        .limit(limit)
+    )
     return session.scalars(statement).all()
 
 
@@ -248,16 +238,7 @@ def scored_regions(session: Session, *, run_id: int, image_ids: Sequence[int]) -
     found: list[ScoredRegion] = []
     for part in in_parts(image_ids):
         statement = (
-            select(
-                RegionScore.image_id,
-                RegionScore.region_index,
-                RegionScore.x,
-                RegionScore.y,
-                RegionScore.w,
-                RegionScore.h,
-                RegionScore.outline,
-                RegionScore.entropy,
-            )
+            select(*(_column(RegionScore, name) for name in ScoredRegion._fields))
             .where(RegionScore.run_id == run_id, RegionScore.image_id.in_(part))
             .order_by(RegionScore.image_id, RegionScore.region_index)
         )
@@ -288,16 +269,14 @@ def region_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> 
     Raises:
         ValueError: there is no such column.
     """
-    order = (RegionScore.image_id, RegionScore.region_index)
-    return _read_columns(session, RegionScore, run_id, columns, order)
+    return _read_columns(session, RegionScore, run_id, columns)
 
 
 def region_pages(
     session: Session, *, run_id: int, columns: Sequence[str]
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """As `region_columns`, `PAGE` rows at a time."""
-    order = (RegionScore.image_id, RegionScore.region_index)
-    return _column_pages(session, RegionScore, run_id, columns, order)
+    return _column_pages(session, RegionScore, run_id, columns)
 
 
 def image_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -306,7 +285,7 @@ def image_columns(session: Session, *, run_id: int, columns: Sequence[str]) -> d
     Raises:
         ValueError: there is no such column.
     """
-    return _read_columns(session, ImageScore, run_id, columns, (ImageScore.image_id,))
+    return _read_columns(session, ImageScore, run_id, columns)
 
 
 def _peaks(
@@ -323,25 +302,18 @@ def _peaks(
 
 
 def _read_columns(
-    session: Session,
-    table: type[RegionScore] | type[ImageScore],
-    run_id: int,
-    columns: Sequence[str],
-    order: tuple[InstrumentedAttribute[int], ...],
+    session: Session, table: type[RegionScore] | type[ImageScore], run_id: int, columns: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
-    pages = list(_column_pages(session, table, run_id, columns, order))
+    pages = list(_column_pages(session, table, run_id, columns))
     return {
         name: np.concatenate([page[name] for page in pages]) if pages else np.empty(0) for name in columns
     }
 
 
 def _column_pages(
-    session: Session,
-    table: type[RegionScore] | type[ImageScore],
-    run_id: int,
-    columns: Sequence[str],
-    order: tuple[InstrumentedAttribute[int], ...],
+    session: Session, table: type[RegionScore] | type[ImageScore], run_id: int, columns: Sequence[str]
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    order = (table.image_id, *((table.region_index,) if issubclass(table, RegionScore) else ()))
     statement = select(*(_column(table, name) for name in columns)).where(table.run_id == run_id)
     result = session.execute(statement.order_by(*order).execution_options(yield_per=PAGE))
     for page in result.partitions(PAGE):

@@ -70,7 +70,7 @@ def plan_shards(
     session.execute(select(ScoringRun.id).where(ScoringRun.id == run_id).with_for_update())  # one planner
     free = _is_free(store_time(session), dead)
     session.execute(delete(Shard).where(Shard.run_id == run_id, free))
-    running = _ranges(session, run_id)
+    running = _ranges(session, run_id, Shard.status == "running")
     members: list[int] = []
     for image_id in _ids_to_score(session, run_id):
         passed = [shard for shard in running if shard.last < image_id]
@@ -136,13 +136,8 @@ def release_shards(session: Session, *, run_id: int, owner: str) -> None:
 
 def fatal_shards(session: Session, *, run_id: int, dead: Collection[str] = ()) -> list[PlannedShard]:
     """The shards that are left alone, because each worker that began one has died, by id."""
-    statement = (
-        select(Shard.first_image_id, Shard.last_image_id)
-        .where(Shard.run_id == run_id, _is_free(store_time(session), dead))
-        .where(Shard.attempts >= MOST_ATTEMPTS)
-        .order_by(Shard.first_image_id)
-    )
-    return [PlannedShard(*row) for row in session.execute(statement)]
+    fatal = (_is_free(store_time(session), dead), Shard.attempts >= MOST_ATTEMPTS)
+    return _ranges(session, run_id, *fatal)
 
 
 def replace_shard(
@@ -272,10 +267,10 @@ def _is_free(now: datetime, dead: Collection[str]) -> ColumnElement[bool]:
     return or_(Shard.status == "pending", silent)
 
 
-def _ranges(session: Session, run_id: int) -> list[PlannedShard]:
+def _ranges(session: Session, run_id: int, *conditions: ColumnElement[bool]) -> list[PlannedShard]:
     statement = (
         select(Shard.first_image_id, Shard.last_image_id)
-        .where(Shard.run_id == run_id, Shard.status == "running")
+        .where(Shard.run_id == run_id, *conditions)
         .order_by(Shard.first_image_id)
     )
     return [PlannedShard(*row) for row in session.execute(statement)]

@@ -115,7 +115,7 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
         UserError: a server cannot be asked.
     """
     with database.session(write=False) as session:
-        if labels.has_labels_of(session, queue_id=queue.id):
+        if labels.has_labels(session, queue_id=queue.id):
             return True
         servers = _servers_of(session, queue)
         folders = [
@@ -157,7 +157,7 @@ def withdraw(project: Project, database: Database, queue: Queue) -> int:
         for (tool, url), names in servers.items():
             open_server(project, tool, url).retire(queue=queue.name, places=names)
     with database.session() as session:
-        if labels.has_labels_of(session, queue_id=queue.id):
+        if labels.has_labels(session, queue_id=queue.id):
             raise UserError(f"Labels for {queue.name} have come meanwhile.")
         return rounds.reopen(session, rounds.require(session, "import"))
 

@@ -273,7 +273,7 @@ def test_the_newest_label_of_each_annotator_is_in_force(session: Session) -> Non
     }
     assert labels.labeled_images(session, queue_id=queue.id) == {1}
     assert labels.has_labels(session)
-    assert labels.has_labels_of(session, queue_id=queue.id)
+    assert labels.has_labels(session, queue_id=queue.id)
     covered = labels.covered_regions(session, [first.id, third.id])
     assert [tuple(*covered[row.id]) for row in (first, third)] == [(*left, 0, True), (*right, 0, True)]
     assert tuple(labels.count_covered(session, select(Label.id))) == (1, 3.0)

@@ -129,7 +129,7 @@ def test_the_top_is_ordered_by_score(database: Database) -> None:
     ask(database, scores.set_heatmaps, run_id=1, heatmaps={4: {"entropy": "map.png"}})
     top = ask(database, scores.top_images, run_id=1, limit=2)
     assert [(image.id, uris) for image, uris in top] == [(4, {"entropy": "map.png"}), (5, None)]
-    regions = ask(database, scores.top_regions, run_id=1, measure="entropy", limit=3)
+    regions = ask(database, scores.top_regions, run_id=1, limit=3)
     assert [(row.image_id, row.region_index) for row in regions] == [(4, 0), (4, 1), (5, 0)]
 
 
@@ -154,7 +154,7 @@ def test_the_top_is_the_top_of_all_regions(database: Database) -> None:
     with database.session() as session:
         scores.insert_scores(session, run_id=1, images=images, regions={**regions, "entropy": entropy})
         for limit in (1, 3, 5, 20, 30):
-            found = scores.top_regions(session, run_id=1, measure="entropy", limit=limit)
+            found = scores.top_regions(session, run_id=1, limit=limit)
             places = np.lexsort((regions["region_index"], regions["image_id"], -entropy))[:limit]
             assert [2 * (row.image_id - 1) + row.region_index for row in found] == places.tolist()
 
