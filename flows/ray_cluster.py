@@ -21,7 +21,7 @@ from pipeline.config import ScaleConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.steps.score.local_workers import score_on_devices
-from pipeline.steps.score.worker import ScoringTotals
+from pipeline.steps.score.writer import ScoringTotals
 
 if TYPE_CHECKING:
     from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner

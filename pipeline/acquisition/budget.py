@@ -65,15 +65,6 @@ def audit_size(total: int, fraction: float) -> int:
     return 1 if nearest == 0 and fraction > 0 and total > 1 else nearest
 
 
-def inclusion_probability(size: int, available: int) -> float | None:
-    """The probability of each candidate to be in a sample of `size` from `available`; None without a sample.
-
-    >>> inclusion_probability(5, 20)
-    0.25
-    """
-    return size / available if size else None
-
-
 def class_quotas(counts: Mapping[int, int], selected: int) -> dict[int, int]:
     """The budget of each predicted class, rarest class first: two thirds of the whole, split evenly; the
     remainder goes to the rarest classes.

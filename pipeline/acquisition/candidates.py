@@ -7,7 +7,7 @@ outline says which pixels of the box belong to the region.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,19 +90,7 @@ class Candidates:
 
 
 _OF_IMAGES = ("image_id", "group", "position", "regions")
-_OF_CANDIDATES = (
-    "image",
-    "region_index",
-    "box",
-    "predicted_class",
-    "class_share",
-    "impurity",
-    "score",
-    "expected_entropy",
-    "mutual_information",
-    "pixels",
-    "outline",
-)
+_OF_CANDIDATES = tuple(field.name for field in fields(Candidates) if field.name not in _OF_IMAGES)
 
 Reading = Callable[[], Iterable[Candidates]]
 """Reads the pool from its start: blocks by ascending image id, each image whole in one block, and the same

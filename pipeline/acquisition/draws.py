@@ -7,20 +7,12 @@ memory gives the same draw as one that does, and a region keeps its key when the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 Purpose = Literal["audit", "overall", "within_class", "overall_noise", "within_class_noise", "turns"]
-_PURPOSES: tuple[Purpose, ...] = (
-    "audit",
-    "overall",
-    "within_class",
-    "overall_noise",
-    "within_class_noise",
-    "turns",
-)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
@@ -32,7 +24,7 @@ class Draws:
     def __init__(self, *, seed: int, round_number: int) -> None:
         self._keys = {
             purpose: np.random.SeedSequence([seed % 2**63, round_number, number]).generate_state(1, np.uint64)
-            for number, purpose in enumerate(_PURPOSES)
+            for number, purpose in enumerate(get_args(Purpose))
         }
 
     def integers(

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.acquisition.budget import (
-    Budget,
-    class_quotas,
-    inclusion_probability,
-    queue_budget,
-    requested_size,
-)
+from pipeline.acquisition.budget import Budget, class_quotas, queue_budget, requested_size
 from pipeline.acquisition.candidates import Candidates, Reading
 from pipeline.acquisition.draws import Draws
 from pipeline.acquisition.redundancy import Occupancy
@@ -45,7 +39,7 @@ class Selection:
     stratum: npt.NDArray[np.int16]
     """[K]: the class whose budget an item was chosen from, or `NO_STRATUM`."""
     inclusion_probability: float | None
-    """Of each audit item."""
+    """Of each audit item; None without an audit."""
     budget: Budget
     shortlist: Shortlist
     """What they were chosen from."""
@@ -102,7 +96,7 @@ def _choose_from(shortlist: Shortlist, config: SelectionConfig, budget: Budget) 
         index=shortlist.position[rows],
         audit=(np.arange(len(turns)) < len(audit))[order],
         stratum=np.array(strata, dtype=np.int16)[order],
-        inclusion_probability=inclusion_probability(budget.audit, shortlist.available),
+        inclusion_probability=budget.audit / shortlist.available if budget.audit else None,
         budget=budget,
         shortlist=shortlist,
     )

@@ -6,6 +6,7 @@ on, and the next one tries again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
@@ -52,14 +53,7 @@ def pull_labels(runner: Runner) -> str:
     Returns:
         Why nothing could be pulled; empty otherwise.
     """
-    labeling = runner.project.config.labeling
-    try:
-        if labeling.sync:
-            _pull(runner, labeling.tool, None)
-    except UserError as error:
-        runner.log(str(error))
-        return f"No labels were pulled: {error.problem}"
-    return ""
+    return _with_server(runner, _pull, "No labels were pulled")
 
 
 def push_queue(runner: Runner) -> str:
@@ -68,13 +62,17 @@ def push_queue(runner: Runner) -> str:
     Returns:
         Why it could not be pushed; empty otherwise.
     """
+    return _with_server(runner, _push, "The queue was not pushed")
+
+
+def _with_server(runner: Runner, transfer: Callable[[Runner, str, str | None], object], failed: str) -> str:
     labeling = runner.project.config.labeling
     try:
         if labeling.sync:
-            _push(runner, labeling.tool, None)
+            transfer(runner, labeling.tool, None)
     except UserError as error:
         runner.log(str(error))
-        return f"The queue was not pushed: {error.problem}"
+        return f"{failed}: {error.problem}"
     return ""
 
 

@@ -34,7 +34,8 @@ from pipeline.model.device import pick_device
 from pipeline.processes import this_process
 from pipeline.progress import Progress, silent
 from pipeline.steps.score.scorer import Scorer
-from pipeline.steps.score.worker import ScoringTotals, score_shards
+from pipeline.steps.score.worker import score_shards
+from pipeline.steps.score.writer import ScoringTotals
 
 logger = logging.getLogger(__name__)
 

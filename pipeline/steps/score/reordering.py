@@ -113,10 +113,10 @@ def _region_map(regions: Sequence[ScoredRegion], *, width: int, height: int) -> 
     return map_regions(values, nowhere=nowhere)
 
 
-def in_words(reordering: dict[str, Any]) -> str:
+def reordering_line(reordering: dict[str, Any]) -> str:
     """One line for a report.
 
-    >>> in_words({"spearman": 0.981, "top_overlap": 0.9, "top": 40, "regions": 800, "images": 17})
+    >>> reordering_line({"spearman": 0.981, "top_overlap": 0.9, "top": 40, "regions": 800, "images": 17})
     'Calibration reorders the queue: rank correlation 0.981, 90 % of the top 40 of 800 regions stay.'
     """
     spearman = reordering["spearman"]

@@ -7,7 +7,7 @@ does all three on this machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -30,11 +30,9 @@ from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.drift import watch_drift
 from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.region_maps import changed_maps, maps_folder
-from pipeline.steps.score.reordering import in_words as reordering_in_words
-from pipeline.steps.score.reordering import measure_reordering
+from pipeline.steps.score.reordering import measure_reordering, reordering_line
 from pipeline.steps.score.scorer import Scorer, open_scorer
-from pipeline.steps.score.worker import ScoringTotals
-from pipeline.steps.score.writer import heatmap_folder, outlier_in_words, write_heatmaps
+from pipeline.steps.score.writer import ScoringTotals, heatmap_folder, outlier_line, write_heatmaps
 from pipeline.uncertainty.scoring import ScoredImage, score_images
 
 MOST_SHOWN = 10
@@ -59,46 +57,39 @@ class ScoringPlan:
     began_at: datetime
 
 
-@dataclass(frozen=True)
-class ScoreReport:
-    """What one call of `score` did. `images` and `regions` are new; `failed` could not be read."""
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport(ScoringTotals):
+    """The totals of one call of `score`, and its findings about the whole run."""
 
-    images: int
-    regions: int
-    failed: int
     seconds: float
     run_id: int
     drift: str | None = None
-    """A warning, where the new images differ from what was seen before."""
+    """A warning, where the new images differ from earlier ones."""
     reordering: dict[str, Any] | None = None
     """How far calibration reorders the queue, as `scoring_run.summary` has it."""
-    outliers: list[dict[str, Any]] = field(default_factory=list)
-    """Images whose pixels lie far outside of what the model has seen, as `scoring_run.summary` lists them."""
-    remarks: tuple[str, ...] = ()
-    """What a person should know of how it went, such as a worker that has died."""
 
     def lines(self) -> list[str]:
-        """The report in words."""
+        """The report as text."""
         if self.images == 0 and self.failed == 0:
             return [f"Run {self.run_id}: nothing is left to score.", *self.remarks]
         rate = self.images / self.seconds if self.seconds else 0.0
-        said = [
+        lines = [
             f"Run {self.run_id}: scored {self.images} images, {self.regions} regions, "
             f"in {self.seconds:.1f} s ({rate:.1f} images/s)."
         ]
         if self.failed:
-            said.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
+            lines.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
         if self.reordering is not None:
-            said.append(reordering_in_words(self.reordering))
+            lines.append(reordering_line(self.reordering))
         if self.outliers:
-            said.append(
+            lines.append(
                 f"warning: the pixels of {len(self.outliers)} images lie far outside of what the model has "
                 "seen, and their scores mean little:"
             )
-            said.extend(f"  {outlier_in_words(item)}" for item in self.outliers[:MOST_SHOWN])
+            lines.extend(f"  {outlier_line(item)}" for item in self.outliers[:MOST_SHOWN])
         if self.drift is not None:
-            said.append(f"warning: {self.drift}")
-        return [*said, *self.remarks]
+            lines.append(f"warning: {self.drift}")
+        return [*lines, *self.remarks]
 
 
 def score(
@@ -199,15 +190,11 @@ def finish_scoring(
 
         ended_at = database.transact(finish)
     return ScoreReport(
-        images=totals.images,
-        regions=totals.regions,
-        failed=totals.failed,
+        **vars(totals),
         seconds=(ended_at - plan.began_at).total_seconds(),
         run_id=run_id,
         drift=drift["warning"] if drift else None,
         reordering=reordering,
-        outliers=totals.outliers,
-        remarks=totals.remarks,
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -25,31 +23,10 @@ from pipeline.processes import this_process
 from pipeline.progress import Progress, silent
 from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.scorer import Scorer, open_scorer
-from pipeline.steps.score.writer import ShardWriter
+from pipeline.steps.score.writer import ScoringTotals, ShardWriter
 from pipeline.uncertainty.scoring import score_images
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ScoringTotals:
-    """Sums over what workers have scored; `+` adds those of several workers.
-
-    Attributes:
-        workers: names of the processes, as `pipeline.processes.this_process`.
-        remarks: events for the report, such as a worker that has died.
-    """
-
-    images: int = 0
-    regions: int = 0
-    failed: int = 0
-    outliers: list[dict[str, Any]] = field(default_factory=list)
-    workers: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    def __add__(self, other: ScoringTotals) -> ScoringTotals:
-        sums = (getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
-        return ScoringTotals(*sums)
 
 
 def score_shards(
@@ -98,7 +75,7 @@ def score_shards(
     with renewing(database, seconds=seconds):
         try:
             while True:
-                before = writer.images + writer.failed
+                before = writer.totals.images + writer.totals.failed
                 score_images(
                     _claimed_images(project, database, writer, seconds=seconds),
                     model=scorer.model,
@@ -112,23 +89,17 @@ def score_shards(
                 database.transact(release)  # a claim may have been committed although the connection was lost
                 if database.transact(lambda session: _all_is_done(session, run_id=run_id), write=False):
                     break
-                if writer.images + writer.failed == before:
+                if writer.totals.images + writer.totals.failed == before:
                     time.sleep(
                         POLL_SECONDS
-                    )  # other workers score the rest; a shard of one that dies becomes free
+                    )  # others score the rest, and the shard of a dead one becomes free
         except BaseException:
             try:
                 database.transact(release)
             except DBAPIError as failure:  # such as a full disk; the first error is the one to raise
                 logger.warning("The begun shards could not be released: %s", failure.orig)
             raise
-    return ScoringTotals(
-        images=writer.images,
-        regions=writer.regions,
-        failed=writer.failed,
-        outliers=writer.outliers,
-        workers=(owner,),
-    )
+    return writer.totals
 
 
 def _claimed_images(

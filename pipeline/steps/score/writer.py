@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
 """Measures without bounds: their heat maps span the image's own values."""
 MOST_OUTLIERS = 1000
-"""Images outside of the input range that a run keeps the names of."""
+"""Images outside of the input range that the summary of a run lists."""
 
 
 @dataclass
 class _OpenShard:
-    """A shard on its way: what it waits for, and what has come."""
+    """A claimed shard: its images, and those that are scored or unreadable so far."""
 
     shard: PlannedShard
     refs: dict[int, ImageRef]
@@ -44,34 +44,48 @@ class _OpenShard:
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ScoringTotals:
+    """Sums over what workers have scored; `+` adds those of several workers.
+
+    Attributes:
+        workers: names of the processes, as `pipeline.processes.this_process`.
+        remarks: events for the report, such as a worker that has died.
+    """
+
+    images: int = 0
+    regions: int = 0
+    failed: int = 0
+    outliers: list[dict[str, Any]] = field(default_factory=list)
+    workers: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __add__(self, other: ScoringTotals) -> ScoringTotals:
+        sums = (getattr(self, field.name) + getattr(other, field.name) for field in fields(ScoringTotals))
+        return ScoringTotals(*sums)
+
+
+@dataclass
 class ShardWriter:
     """Collects scored images and commits each shard when its last image has come.
 
     `expect` is called before any image of its shard is read; everything else happens in the writer's thread.
     """
 
-    def __init__(
-        self,
-        *,
-        project: Project,
-        database: Database,
-        run_id: int,
-        owner: str,
-        seen: InputRange | None,
-        maps: RegionFiles | None = None,
-    ) -> None:
-        self.project = project
-        self.database = database
-        self.run_id = run_id
-        self.owner = owner
-        self.seen = seen
-        self.maps = maps
-        self.images = self.regions = self.failed = 0
-        self.outliers: list[dict[str, Any]] = []
-        self._shard_of: dict[int, _OpenShard] = {}
+    project: Project
+    database: Database
+    run_id: int
+    owner: str
+    seen: InputRange | None
+    maps: RegionFiles | None = None
+    totals: ScoringTotals = field(init=False)
+    _shard_of: dict[int, _OpenShard] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.totals = ScoringTotals(workers=(self.owner,))
 
     def expect(self, shard: PlannedShard, refs: Sequence[ImageRef]) -> None:
-        """Announce the images of a claimed shard; one of which nothing is left to score is done at once."""
+        """Announce the images of a claimed shard; a shard without an image to score is done at once."""
         opened = _OpenShard(shard=shard, refs={ref.id: ref for ref in refs})
         self._shard_of.update(dict.fromkeys(opened.refs, opened))
         if not refs:
@@ -98,6 +112,7 @@ class ShardWriter:
         images["heatmaps"] = heatmaps
         regions = _columns([(item.id, rows) for item, rows in zip(opened.scored, kept, strict=True)])
         uris = {ref.id: self.project.uri(ref.path) for ref in opened.refs.values()}
+        maps = self.maps
 
         def write(session: Session) -> list[dict[str, Any]] | None:
             mine = shards.replace_shard(
@@ -111,8 +126,8 @@ class ShardWriter:
             )
             if not mine:
                 return None
-            if self.maps is not None and opened.scored:
-                versions = {item.id: self.maps.versions[item.id] for item in opened.scored}
+            if maps is not None and opened.scored:
+                versions = {item.id: maps.versions[item.id] for item in opened.scored}
                 record_maps(self.project, self.run_id, versions)
             failures.clear_failures(session, "score", list(uris.values()))
             failures.record_failures(
@@ -126,23 +141,26 @@ class ShardWriter:
                 "Images %d to %d of run %d were taken over by another worker.", *opened.shard, self.run_id
             )
             return
-        for image_id in opened.refs if self.maps is not None else ():
-            self.maps.versions.pop(image_id, None)
-        self.outliers.extend(outliers)
-        self.images += len(opened.scored)
-        self.regions += sum(len(rows.index) for rows in kept)
-        self.failed += len(opened.unreadable)
+        if maps is not None:
+            for image_id in opened.refs:
+                maps.versions.pop(image_id, None)
+        self.totals += ScoringTotals(
+            images=len(opened.scored),
+            regions=sum(len(rows.index) for rows in kept),
+            failed=len(opened.unreadable),
+            outliers=outliers,
+        )
 
     def _report_outliers(
         self, session: Session, scored: Sequence[ScoredImage], uris: Mapping[int, str]
     ) -> list[dict[str, Any]]:
-        """Write down which images lie far outside of the input range: of all, the farthest."""
+        """Record the images far outside of the input range; of the whole run, the farthest are kept."""
         if self.seen is None or not scored:
             return []
-        judged = self.seen.outliers(np.stack([item.pixels for item in scored]))
+        measured = self.seen.outliers(np.stack([item.pixels for item in scored]))
         found = [
             {"image_id": item.id, "uri": uris[item.id], **outlier}
-            for item, outlier in zip(scored, judged, strict=True)
+            for item, outlier in zip(scored, measured, strict=True)
             if outlier is not None
         ]
         if found:
@@ -153,7 +171,7 @@ class ShardWriter:
             outside = before.get("outside", 0) - len(before.get("images", ())) + len(kept) + len(found)
             warning = (
                 f"The pixels of {outside} image{'s lie' if outside > 1 else ' lies'} far outside of what "
-                f"the model has seen; farthest {outlier_in_words(images[0])}."
+                f"the model has seen; farthest {outlier_line(images[0])}."
             )
             runs.update_summary(
                 session,
@@ -163,10 +181,10 @@ class ShardWriter:
         return found
 
 
-def outlier_in_words(item: dict[str, Any]) -> str:
+def outlier_line(item: dict[str, Any]) -> str:
     """Why an image lies far outside of the input range.
 
-    >>> outlier_in_words(
+    >>> outlier_line(
     ...     {"uri": "a.tif", "statistic": "max", "channel": 1, "value": 15.0, "low": 0.5, "high": 1.0}
     ... )
     'a.tif: max of channel 1 is 15.00, of the training images 0.50 to 1.00'
