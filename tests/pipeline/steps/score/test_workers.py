@@ -165,8 +165,10 @@ def test_a_shard_that_a_worker_died_of_is_scored_with_no_other_one_begun(
 
 
 def test_a_command_with_the_engine_ray_scores_here_and_says_so(tmp_path: Path) -> None:
-    project, database = pool_of(tmp_path, [(32, 32)], scale={"engine": "ray", "workers": 2})
-    report = score(project, database)
+    project, database = pool_of(tmp_path, [(32, 32)])
+    scale = project.config.scale.model_copy(update={"engine": "ray", "workers": 2})
+    ray = project.config.model_copy(update={"scale": scale})  # a whole configuration needs PostgreSQL for it
+    report = score(Project(config=ray, root=project.root), database)
     assert report.images == 1
     assert "on this machine only" in report.lines()[-1]
 
