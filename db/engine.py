@@ -49,7 +49,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 POSTGRESQL = {"connect_timeout": 10, "application_name": "segcurate"}
 """Of each connection, where the URL says nothing else."""
 SECRETS = ("password", "sslpassword")
-"""What a URL may hold behind its `?` that nobody may see."""
+"""Secret parameters behind the `?` of a URL."""
 RECYCLE_SECONDS = 1800
 """Firewalls forget a connection that is silent for longer."""
 GONE = ("08", "57P")

@@ -1,4 +1,4 @@
-"""Errors of the store that a user can mend."""
+"""Errors of the store that a user can fix."""
 
 from __future__ import annotations
 

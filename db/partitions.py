@@ -37,7 +37,7 @@ def detach_partitions(session: Session, *, run_id: int, patience: float) -> None
             server makes everybody else wait behind the one who detaches.
 
     Raises:
-        OperationalError: somebody is at it for longer.
+        OperationalError: other transactions use the scores for longer.
     """
     for mine in _of_run(session, run_id):
         session.execute(text(f"SET LOCAL lock_timeout = {round(1000 * patience)}"))
@@ -45,7 +45,7 @@ def detach_partitions(session: Session, *, run_id: int, patience: float) -> None
 
 
 def drop_detached(session: Session, *, run_id: int) -> bool:
-    """Drop a run's partitions, which are detached. Takes the longer the more they hold; nobody waits for it.
+    """Drop a run's detached partitions. Large ones take long, but block no other transaction.
 
     Returns:
         Whether there were any.

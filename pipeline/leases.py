@@ -1,6 +1,6 @@
-"""Doing a piece of work as the only process that does it, and saying so while it lasts.
+"""Leases on pieces of work, so that only one process does each of them.
 
-A process that holds leases renews them from a thread; when it dies, they expire. On the same machine a dead
+A process renews its leases from a thread; when it dies, they expire. On the same machine a dead
 process is recognised at once, so a killed run that is started again does not wait.
 """
 
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database
 from db.queries import leases
-from db.queries.leases import Held
+from db.queries.leases import TakenLease
 from pipeline.data.project import Project
 from pipeline.errors import Busy
 from pipeline.processes import is_here, this_process
@@ -29,18 +29,18 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 LEASE_SECONDS = 60.0
-"""How long a silent process keeps what it holds."""
+"""How long a lease lasts that is not renewed."""
 POLL_SECONDS = 0.5
 
 
 def dead_owners(owners: set[str]) -> set[str]:
-    """Those of the owners that were processes of this machine, and are not there any more."""
+    """The owners that were processes of this machine and have ended."""
     return {owner for owner in owners if is_here(owner) is False}
 
 
 @contextmanager
 def renewing(database: Database, *, seconds: float = LEASE_SECONDS) -> Generator[None]:
-    """Renew everything that this process holds, in a thread, until the block ends."""
+    """Renew the leases and shards of this process, in a thread, until the block ends."""
     ended = threading.Event()
     owner = this_process()
 
@@ -49,7 +49,7 @@ def renewing(database: Database, *, seconds: float = LEASE_SECONDS) -> Generator
             try:
                 with database.session() as session:
                     leases.renew_leases(session, owner=owner, seconds=seconds)
-            except DBAPIError as error:  # the next try may come in time; if not, somebody else takes over
+            except DBAPIError as error:  # the next try may come in time; if not, another process takes over
                 logger.warning("The leases could not be renewed: %s", error.orig)
 
     thread = threading.Thread(target=renew, name="renew leases", daemon=True)
@@ -73,14 +73,14 @@ def alone(
         wait: for a living process too, until it is through.
 
     Raises:
-        Busy: another process is at it.
+        Busy: another process has the lease.
     """
     owner = this_process()
-    first: Held | None = None
-    while (held := _take(database, name, owner=owner, seconds=seconds)) is not None:
-        first = first or held
-        if not wait and (is_here(held.owner) or held.until > first.until):  # or it has just been renewed
-            raise Busy(name, owner=held.owner, since=held.taken_at)
+    first: TakenLease | None = None
+    while (taken := _take(database, name, owner=owner, seconds=seconds)) is not None:
+        first = first or taken
+        if not wait and (is_here(taken.owner) or taken.until > first.until):  # or it has just been renewed
+            raise Busy(name, owner=taken.owner, since=taken.taken_at)
         time.sleep(POLL_SECONDS)
     try:
         with renewing(database, seconds=seconds):
@@ -88,7 +88,7 @@ def alone(
     finally:
         try:
             database.transact(lambda session: leases.give_lease_back(session, name=name, owner=owner))
-        except DBAPIError as error:  # it ends by itself; what the block did or raised is what counts
+        except DBAPIError as error:  # the lease expires by itself; an error of the block is not hidden
             logger.warning("The lease of `%s` could not be given back: %s", name, error.orig)
 
 
@@ -115,7 +115,7 @@ def one_at_a_time(
     return decorate
 
 
-def _take(database: Database, name: str, *, owner: str, seconds: float) -> Held | None:
+def _take(database: Database, name: str, *, owner: str, seconds: float) -> TakenLease | None:
     with database.session(write=False) as session:
         dead = dead_owners(leases.owners(session))
     return database.transact(

@@ -1,4 +1,4 @@
-"""Naming a process, so that others can tell whether it is still there."""
+"""Names of processes, by which other processes can tell whether they still run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST_NAMESPACE = 0xEFFFFFFC
 
 
 def this_process() -> str:
-    """Who this process is, for others: `host:pid:start`, which may stand in a file's name.
+    """The name of this process: `host:pid:start`, which may be part of a file's name.
 
     In a container, `host` also names the container's own count of process ids: two containers may share a
     host name, and then the same number means another process in each.
@@ -30,9 +30,9 @@ def name_process(pid: int) -> str:
 
 
 def is_here(process: str) -> bool | None:
-    """Whether a process is still there; None where that cannot be said, as of another machine's.
+    """Whether a process still runs; None where that is unknown, as for another machine's process.
 
-    One that has died, and whose parent has not asked how (a zombie), is not there.
+    A zombie, a dead process that its parent has not waited for, does not run.
     """
     name, _, started = process.rpartition(":")
     host, _, pid = name.rpartition(":")

@@ -56,7 +56,7 @@ def advance(session: Session, current: Round, step: Step) -> None:
 
 
 def close(session: Session, current: Round) -> int:
-    """End the round with the labels that are there, and open the next one.
+    """End the round with the labels that were imported, and open the next one.
 
     Returns:
         How many regions of its queue went back to the pool without a label.
@@ -91,7 +91,7 @@ def open_first(session: Session) -> Round | None:
 
 
 def _release(session: Session, current: Round) -> int:
-    """Let the regions go that wait for a label in the round's queue."""
+    """Release the regions that wait for a label in the round's queue."""
     queue = queues.round_queue(session, current.id)
     if queue is None:
         return 0

@@ -109,7 +109,7 @@ def shared_images(session: Session, *, queue_id: int | None = None) -> list[Shar
 
 
 def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem | None]) -> None:
-    """Write down how annotators agree on queue items, by the items' ids; None where that is not known."""
+    """Store how annotators agree on queue items, by the items' ids; None where it is unknown."""
     names = ("annotators", "disagreement", "vote_entropy")
     rows = [
         {"id": item_id, **{name: getattr(found, name, None) for name in names}}

@@ -13,7 +13,7 @@ from db.tables import Failure, utc_now
 
 
 def record_failures(session: Session, step: str, failures: Iterable[tuple[str, str]]) -> None:
-    """Write down files that a step could not use, as (subject, reason); a former reason is replaced."""
+    """Store files that a step could not use, as (subject, reason); an earlier reason is replaced."""
     reasons = dict(failures)
     clear_failures(session, step, list(reasons))
     now = utc_now()

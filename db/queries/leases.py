@@ -1,7 +1,7 @@
-"""Who is at which piece of work, so that two processes never do the same one, and a dead one blocks nobody.
+"""Leases: each names the one process that does a piece of work. The lease of a dead process expires.
 
-A lease is held by renewing it. Its times are the database's own where it has a clock (PostgreSQL), so that
-machines whose clocks differ agree.
+The owner renews its lease. The times of a lease are the database's own where it has a clock (PostgreSQL), so
+that machines whose clocks differ agree.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SILENT = timedelta(hours=1)
 """A lease that expired so long ago will not be renewed any more."""
 
 
-class Held(NamedTuple):
-    """A lease that somebody else holds, and since when."""
+class TakenLease(NamedTuple):
+    """The lease of another process, and since when it has it."""
 
     owner: str
     taken_at: datetime
@@ -37,13 +37,13 @@ def store_time(session: Session) -> datetime:
 
 def take_lease(
     session: Session, *, name: str, owner: str, seconds: float, dead: Collection[str] = ()
-) -> Held | None:
+) -> TakenLease | None:
     """Take a lease that is free, expired, or held by an owner that is known to be dead.
 
-    Other leases that expired long ago, or whose owner is dead, are removed: nobody may ever ask for them.
+    Other leases that expired long ago, or whose owner is dead, are removed.
 
     Returns:
-        None when it is the caller's now; else who holds it.
+        None when the caller has it now; else the lease of the other process.
     """
     now = store_time(session)
     over = or_(Lease.until <= now - SILENT, Lease.owner.in_(list(dead)))
@@ -56,11 +56,11 @@ def take_lease(
                 session.add(
                     Lease(name=name, owner=owner, taken_at=now, until=now + timedelta(seconds=seconds))
                 )
-        except IntegrityError:  # on PostgreSQL somebody else took it at the same time, and was first
+        except IntegrityError:  # on PostgreSQL another process took it first
             return take_lease(session, name=name, owner=owner, seconds=seconds, dead=dead)
         return None
     if row.owner not in (owner, *dead) and row.until > now:
-        return Held(row.owner, row.taken_at, row.until)
+        return TakenLease(row.owner, row.taken_at, row.until)
     row.owner, row.taken_at, row.until = owner, now, now + timedelta(seconds=seconds)
     session.flush()
     return None
@@ -76,17 +76,17 @@ def renew_leases(session: Session, *, owner: str, seconds: float) -> None:
 
 
 def give_lease_back(session: Session, *, name: str, owner: str) -> None:
-    """Let others have it, if it is still the owner's."""
+    """Remove a lease, if it is still the owner's."""
     session.execute(delete(Lease).where(Lease.name == name, Lease.owner == owner))
 
 
 def owners(session: Session) -> set[str]:
-    """Everybody who has a lease or a running shard."""
+    """The owners of leases and of running shards."""
     found = set(session.scalars(select(Lease.owner)))
     running = select(Shard.owner).where(Shard.status == "running", Shard.owner.is_not(None)).distinct()
     return found | {owner for owner in session.scalars(running) if owner is not None}
 
 
 def list_leases(session: Session) -> list[Lease]:
-    """Who is at which piece of work, or died at it; longest first."""
+    """All leases, those of dead processes included; oldest first."""
     return list(session.scalars(select(Lease).order_by(Lease.taken_at, Lease.name)))

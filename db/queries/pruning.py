@@ -1,7 +1,7 @@
 """Taking scoring runs out of the store, and knowing which of them are needed.
 
-A run is pruned at one instant, when its row says so and its shards are gone: from then on no query finds it.
-What it holds is deleted afterwards: on PostgreSQL with its partitions, on SQLite some rows at a time.
+A run is pruned in one transaction, which marks its row and deletes its shards: no query finds it afterwards.
+Its scores are deleted later: on PostgreSQL with its partitions, on SQLite some rows at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from db.tables import ImageScore, Model, Queue, QueueItem, RegionScore, ScoringR
 
 
 class RunSize(NamedTuple):
-    """A run and what it holds."""
+    """A run and its numbers of scored images and regions."""
 
     run_id: int
     model: str
@@ -62,12 +62,12 @@ def needed_runs(session: Session) -> dict[int, str]:
             needed.setdefault(run_id, f"queue {name} was selected from it")
     leased = (Shard.status == "running", Shard.lease_until > store_time(session))
     for run_id in session.scalars(select(Shard.run_id).where(*leased).distinct()):
-        needed.setdefault(run_id, "somebody is scoring it")
+        needed.setdefault(run_id, "a worker is scoring it")
     return needed
 
 
 def run_size(session: Session, *, run_id: int) -> RunSize:
-    """How much a run holds; reads each of its image scores."""
+    """The size of a run; reads each of its image scores."""
     model = session.scalars(
         select(Model.name).join(ScoringRun, ScoringRun.model_id == Model.id).where(ScoringRun.id == run_id)
     ).one()
@@ -83,10 +83,10 @@ def prune_run(session: Session, *, run_id: int, patience: float) -> bool:
         patience: seconds to wait on PostgreSQL for those who read or write scores at the moment.
 
     Returns:
-        False, and nothing is done, when somebody has begun to need it meanwhile, or it is pruned already.
+        False, and nothing is done, when the run is needed again, or pruned already.
 
     Raises:
-        OperationalError: the patience was not enough.
+        OperationalError: the wait was longer than `patience`.
     """
     alive = (ScoringRun.id == run_id, ScoringRun.pruned_at.is_(None))
     if session.scalars(select(ScoringRun.id).where(*alive).with_for_update()).one_or_none() is None:

@@ -57,7 +57,7 @@ class TakenRegions(NamedTuple):
 
 
 class ReviewedRegion(NamedTuple):
-    """A region whose label somebody looks at, or has looked at."""
+    """A region whose label is reviewed, or was."""
 
     x: int
     y: int
@@ -143,7 +143,7 @@ def waiting_items(session: Session, queue_id: int, *, image_ids: Sequence[int]) 
 
 
 def skipped_images(session: Session, queue_id: int) -> set[int]:
-    """The ids of the images of a queue that hold a skipped item."""
+    """The ids of the images of a queue that have a skipped item."""
     skipped = (QueueItem.queue_id == queue_id, QueueItem.status == "skipped")
     return set(session.scalars(select(QueueItem.image_id).where(*skipped).distinct()))
 
@@ -175,7 +175,7 @@ def taken_regions(session: Session, *, except_queue_id: int | None = None) -> Ta
 
 
 def reviewed_regions(session: Session) -> dict[int, list[ReviewedRegion]]:
-    """The regions of exported reviews that wait for their answer or have it, by image id.
+    """The regions of exported reviews that wait for their new label or have it, by image id.
 
     Released ones do not count, nor do those of a review that was never exported.
     """
@@ -240,7 +240,7 @@ def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> Non
 
 
 def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
-    """Write down the estimated effort of queue items, by their ids."""
+    """Store the estimated clicks of queue items, by their ids."""
     if clicks:
         session.execute(update(QueueItem), [{"id": id_, "clicks": count} for id_, count in clicks.items()])
 

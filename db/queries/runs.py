@@ -21,7 +21,7 @@ class RunRow(NamedTuple):
 
 
 def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[str, Any]) -> ScoringRun:
-    """The run of this scorer, made when there is none, or when the one that there was is pruned."""
+    """The run of this scorer; a new one if there is none that is not pruned."""
     alive = (ScoringRun.scorer_hash == scorer_hash, ScoringRun.pruned_at.is_(None))
     statement = select(ScoringRun).where(*alive).with_for_update()
     row = session.scalars(statement).one_or_none()
@@ -32,14 +32,14 @@ def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[
                 session.add(row)
         except IntegrityError:
             row = session.scalars(statement).one_or_none()
-            if row is None:  # nobody else was first
+            if row is None:  # no other process has made the run
                 raise
     add_partitions(session, run_id=row.id)
     return row
 
 
 def finish_run(session: Session, *, run_id: int) -> None:
-    """Say that the run has scored all that it could."""
+    """Mark a run as finished: it has scored every image that it could."""
     session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=utc_now()))
     analyze_partitions(session, run_id=run_id)
 
@@ -77,7 +77,7 @@ def newest_run(
 ) -> ScoringRun | None:
     """The run of a model that was finished last; a run that is not finished counts from its beginning.
 
-    A pruned run is never it.
+    Pruned runs do not count.
 
     Args:
         model_id: None for the runs of every model.

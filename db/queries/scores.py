@@ -89,14 +89,14 @@ def insert_scores(session: Session, *, run_id: int, images: Columns, regions: Co
 
 
 def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) -> None:
-    """Take the scores of images back, so that the run is still to score them."""
+    """Delete the scores of images, so that the run scores them again."""
     for part in in_parts(image_ids):
         for table in (RegionScore, ImageScore):
             session.execute(delete(table).where(table.run_id == run_id, table.image_id.in_(part)))
 
 
 def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[str, str]]) -> None:
-    """Say where the heat maps of images are: URIs by measure, by image id."""
+    """Store the URIs of images' heat maps: by measure, by image id."""
     for image_id, uris in heatmaps.items():
         mine = (ImageScore.run_id == run_id, ImageScore.image_id == image_id)
         session.execute(update(ImageScore).where(*mine).values(heatmaps=uris))
@@ -209,7 +209,7 @@ def top_regions(session: Session, *, run_id: int, limit: int) -> Sequence[Region
 def regions_at(
     session: Session, *, run_id: int, places: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], FoundRegion]:
-    """Regions of a run by image id and region index; those that are asked for and there."""
+    """Regions of a run by image id and region index; missing ones are left out."""
     table = RegionScore
     columns = (
         *(Image.id, Image.uri, table.region_index, table.x, table.y, table.w, table.h, table.outline),

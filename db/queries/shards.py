@@ -2,7 +2,7 @@
 
 A shard is a range of image ids that is scored and committed together. What a run has scored is known from
 its image scores alone, so a shard that was planned and never finished can be forgotten and planned anew.
-Any number of workers drain a run: each claims a shard, renews its lease while it scores, and writes it.
+Any number of workers score a run: each claims a shard, renews its lease while it scores, and writes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from db.queries.scores import forget_scores, insert_scores
 from db.tables import Image, ImageScore, Label, LabelRegion, ScoringRun, Shard
 
 MOST_ATTEMPTS = 3
-"""After so many workers have died of a shard, it is left alone."""
+"""After so many workers have died while they scored a shard, no worker claims it again."""
 
 
 class PlannedShard(NamedTuple):
@@ -33,14 +33,14 @@ class PlannedShard(NamedTuple):
 
 
 class OpenShards(NamedTuple):
-    """What is left of a plan: shards nobody has begun, and shards somebody is at."""
+    """The shards of a plan that are not done: not begun, and begun by a worker."""
 
     pending: int
     running: int
 
 
 class Worker(NamedTuple):
-    """Who scored how much of a run; `failed` images could not be read."""
+    """What one worker scored of a run; `failed` images could not be read."""
 
     owner: str
     shards: int
@@ -61,8 +61,8 @@ def plan_shards(
 ) -> OpenShards:
     """Cut what the run is still to score into shards of ascending ids.
 
-    What was planned before and not begun is forgotten, and so is what a dead or silent owner had begun. What
-    a living owner is at stays with it.
+    Earlier shards that were not begun are deleted, and so are those that a dead or silent owner had begun.
+    The running shards of a living owner stay.
 
     Returns:
         The shards that are open now.
@@ -76,7 +76,7 @@ def plan_shards(
         passed = [shard for shard in running if shard.last < image_id]
         del running[: len(passed)]
         taken = bool(running) and running[0].first <= image_id
-        if members and (passed or taken or len(members) == shard_images):  # never around somebody's shard
+        if members and (passed or taken or len(members) == shard_images):  # no shard encloses a running one
             _put_shard(session, run_id=run_id, shard=PlannedShard(members[0], members[-1]))
             members = []
         if not taken:
@@ -98,15 +98,15 @@ def claim_shard(
     dead: Collection[str] = (),
     unbegun: bool = False,
 ) -> PlannedShard | None:
-    """The next shard that nobody is at, or whose owner is dead or silent; it is the caller's for `seconds`.
+    """Claim the next shard that is pending, or whose owner is dead or silent, for `seconds`.
 
-    Those that have ended a worker come last, and after `MOST_ATTEMPTS` never again.
+    Shards that workers have died of come last, and are not claimed after `MOST_ATTEMPTS`.
 
     Args:
-        unbegun: leave those too that have ended any worker.
+        unbegun: claim no shard that a worker has died of.
 
     Returns:
-        None when there is none: every shard is done, somebody is at it, or it is left alone.
+        None when every shard is done, running, or has had `MOST_ATTEMPTS`.
     """
     now = store_time(session)
     statement = (
@@ -128,14 +128,14 @@ def claim_shard(
 
 
 def release_shards(session: Session, *, run_id: int, owner: str) -> None:
-    """Give back what the owner has begun and will not finish: the shard was not to blame."""
+    """Release the shards that the owner has begun and will not finish; this attempt does not count."""
     mine = (Shard.run_id == run_id, Shard.owner == owner, Shard.status == "running")
     values = {"status": "pending", "owner": None, "lease_until": None, "attempts": Shard.attempts - 1}
     session.execute(update(Shard).where(*mine).values(values))
 
 
 def fatal_shards(session: Session, *, run_id: int, dead: Collection[str] = ()) -> list[PlannedShard]:
-    """The shards that are left alone, because each worker that began one has died, by id."""
+    """The shards that are not claimed again, as every worker that began one has died; by id."""
     fatal = (_is_free(store_time(session), dead), Shard.attempts >= MOST_ATTEMPTS)
     return _ranges(session, run_id, *fatal)
 
@@ -150,7 +150,7 @@ def replace_shard(
     images: Columns,
     regions: Columns,
 ) -> bool:
-    """Put the rows of a claimed shard in the place of what is there of these images, and mark it done.
+    """Replace the rows of a claimed shard's images, and mark the shard done.
 
     Args:
         image_ids: all that were tried; those without a row in `images` count as failed.
@@ -158,7 +158,7 @@ def replace_shard(
         regions: columns of `region_score`.
 
     Returns:
-        False, and nothing is written, when the shard has become somebody else's meanwhile.
+        False, and nothing is written, when another worker has taken the shard over.
     """
     found = session.scalars(
         select(Shard)
@@ -185,7 +185,7 @@ def replace_shard(
 
 
 def open_shards(session: Session, *, run_id: int) -> OpenShards:
-    """How much of the plan is not done."""
+    """The numbers of pending and running shards."""
     statement = select(
         func.coalesce(func.sum(case((Shard.status == "pending", 1), else_=0)), 0),
         func.coalesce(func.sum(case((Shard.status == "running", 1), else_=0)), 0),
@@ -194,7 +194,7 @@ def open_shards(session: Session, *, run_id: int) -> OpenShards:
 
 
 def workers(session: Session, *, run_id: int, since: datetime | None = None) -> list[Worker]:
-    """Who finished how many shards and images of a run, busiest first."""
+    """The workers of a run with the shards and images that each finished, most images first."""
     done = [Shard.run_id == run_id, Shard.status == "done", Shard.owner.is_not(None)]
     if since is not None:
         done.append(Shard.finished_at >= since)
@@ -224,7 +224,7 @@ def shard_times(session: Session, *, run_id: int) -> list[ShardTime]:
 
 
 def images_done(session: Session, *, run_id: int, since: datetime) -> int:
-    """Images of the shards that were finished since then, by whomever; unreadable files count."""
+    """Images of the shards that were finished since then, by any worker; unreadable files count."""
     statement = select(func.coalesce(func.sum(Shard.scored + Shard.failed), 0)).where(
         Shard.run_id == run_id, Shard.status == "done", Shard.finished_at >= since
     )
@@ -232,7 +232,7 @@ def images_done(session: Session, *, run_id: int, since: datetime) -> int:
 
 
 def running_shards(session: Session) -> list[tuple[int, str, datetime]]:
-    """Who is at shards of which run, and until when the longest of their leases lasts."""
+    """Run, owner and latest lease end of the running shards, one entry for each run and owner."""
     statement = (
         select(Shard.run_id, Shard.owner, func.max(Shard.lease_until))
         .where(Shard.status == "running", Shard.owner.is_not(None), Shard.lease_until.is_not(None))
@@ -262,7 +262,7 @@ def unscored_images(session: Session, *, run_id: int, shard: PlannedShard) -> li
 
 
 def _is_free(now: datetime, dead: Collection[str]) -> ColumnElement[bool]:
-    """Whether nobody is at a shard, or nobody who can be heard."""
+    """Whether a shard is pending, or its owner is dead or silent."""
     silent = and_(Shard.status == "running", or_(Shard.lease_until < now, Shard.owner.in_(list(dead))))
     return or_(Shard.status == "pending", silent)
 

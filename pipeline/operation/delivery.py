@@ -104,10 +104,10 @@ def _push(runner: Runner, tool: str, url: str | None) -> PushReport | None:
 
 
 def is_begun(project: Project, database: Database, queue: Queue) -> bool:
-    """Whether anybody has begun to label a queue.
+    """Whether labeling of a queue has begun.
 
-    So it is when a label was imported, when a file is in the folder of its masks, or when a server has work
-    on it, drafts included. A folder for a labeling tool does not tell: its queue counts as begun.
+    It has when a label was imported, when a file is in the folder of its masks, or when a server has work
+    on it, drafts included. A queue in a labeling tool's folder counts as begun, as its state is unknown.
 
     Raises:
         UserError: a server cannot be asked.
@@ -139,7 +139,7 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
 
 
 def withdraw(project: Project, database: Database, queue: Queue) -> int:
-    """Withdraw an active queue that nobody has begun, in the database and on its servers.
+    """Withdraw an active queue whose labeling has not begun, in the database and on its servers.
 
     Returns:
         How many of its regions went back to the pool.

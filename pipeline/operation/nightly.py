@@ -119,8 +119,8 @@ def images_to_score(session: Session, project: Project, model: Model) -> int | N
 
 
 def update_queue(runner: Runner) -> QueueUpdate:
-    """Select and export when the round has come to it, or when nobody has begun the active queue and there
-    are new images to choose from; otherwise report what the round waits for."""
+    """Select and export when these steps come next, or when labeling of the active queue has not begun and
+    there are new images to choose from; otherwise report what the round waits for."""
     project, database = runner.project, runner.database
     with database.session(write=False) as session:
         current = rounds.current_round(session)

@@ -45,16 +45,16 @@ class PruneReport:
     folders: int = 0
 
     def lines(self) -> list[str]:
-        """The report in words."""
-        said = [
+        """The report as text."""
+        lines = [
             f"Run {run.run_id} of {run.model}: {run.images} images and {run.regions} regions are forgotten."
             for run in self.pruned
         ]
-        said += [f"Run {run_id} stays: {why}." for run_id, why in sorted(self.kept.items())]
-        said += [f"Run {run_id} stays for now: its scores are being read." for run_id in sorted(self.busy)]
+        lines += [f"Run {run_id} stays: {why}." for run_id, why in sorted(self.kept.items())]
+        lines += [f"Run {run_id} stays for now: its scores are being read." for run_id in sorted(self.busy)]
         if self.folders:
-            said.append(f"{self.folders} folder{'s' if self.folders > 1 else ''} of heat maps deleted.")
-        return said or ["There is nothing to prune."]
+            lines.append(f"{self.folders} folder{'s' if self.folders > 1 else ''} of heat maps deleted.")
+        return lines or ["There is nothing to prune."]
 
 
 def prune(
@@ -64,7 +64,7 @@ def prune(
 
     A run's row stays, as the provenance of the queues that were selected from it. What its scorer scores from
     then on is another run. Never pruned are the runs that the serving model's scores, the current round's
-    queue or an open review stand on, nor one that somebody is scoring. Two at once wait for each other.
+    queue or an open review depend on, nor a run that a worker is scoring. Two at once wait for each other.
 
     Args:
         keep_runs: runs that stay, at least 1, those that are needed included.

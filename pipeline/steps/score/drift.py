@@ -41,7 +41,7 @@ MOST_IMAGES = 2000
 MOST_CALIBRATION = 200
 SEED = 0
 Ids = npt.NDArray[np.int64]
-IN_WORDS = {"last_run": "the images scored before them", "calibration": "the calibration images"}
+COMPARED_WITH = {"last_run": "the images scored before them", "calibration": "the calibration images"}
 
 
 class _Sides(NamedTuple):
@@ -217,6 +217,6 @@ def _warning(
     )
     first = ", ".join(uris[item.image_id] for item in images[:3])
     return (
-        f"The new images differ from {IN_WORDS[reference.against]} in {shown}; most of all {first}. "
+        f"The new images differ from {COMPARED_WITH[reference.against]} in {shown}; most of all {first}. "
         "Calibration and evaluation say little about such images: label some, or look at the files."
     )

@@ -41,11 +41,11 @@ ONLY_HERE = "`scale.engine: ray` is for the flows: this command has scored on th
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """What one call of `score` is about to do; small enough to be passed to another process.
+    """The work of one call of `score`; small enough to be passed to another process.
 
     Attributes:
-        images: still to be scored, by whoever.
-        shards: open now, those included that somebody is at.
+        images: still to be scored, by any worker.
+        shards: that are not done, those that a worker has begun included.
         began_at: by the store's clock.
     """
 
@@ -167,7 +167,7 @@ def finish_scoring(
     any_time: bool = False,
     scorer: Scorer | None = None,
 ) -> ScoreReport:
-    """Look at the whole run: heat maps of the most uncertain images, drift, and what calibration reorders.
+    """Finish a run: heat maps of the most uncertain images, drift, and what calibration reorders.
 
     Raises:
         NotYourTurn: another step comes next.
