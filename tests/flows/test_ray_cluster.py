@@ -42,8 +42,10 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prefect_ray.task_runners", None)
-    project, database = pool_of(tmp_path, [(32, 32)], scale={"engine": "ray"})
+    project, database = pool_of(tmp_path, [(32, 32)])
     plan = plan_scoring(project, database)
-    project = replace(project, file=tmp_path / "segcurate.yaml")
+    scale = project.config.scale.model_copy(update={"engine": "ray"})
+    ray = project.config.model_copy(update={"scale": scale})  # a whole configuration needs PostgreSQL for it
+    project = replace(project, config=ray, file=tmp_path / "segcurate.yaml")
     with pytest.raises(ConfigError, match=r"pip install 'segcurate\[ray\]'"):
         score_on_cluster(project, database, run_id=plan.run_id, began_at=plan.began_at)
