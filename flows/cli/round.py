@@ -48,7 +48,7 @@ def select(
     options = {"dry_run": dry_run, "overrides": overrides, "force": force}
     with opened_runner() as runner:
         if as_json:
-            print_json(runner.call(step, **options))
+            print_json(runner.call(step, **options).document())
             return
         runner.run(step, **options)
         if dry_run:

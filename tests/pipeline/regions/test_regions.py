@@ -232,7 +232,7 @@ def test_a_region_map_is_read_and_its_highest_value_is_no_region(
 def test_a_region_map_that_cannot_be_used_says_which_file_and_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "map.png"
     with pytest.raises(
-        DataError, match=r"no region map .*map\.png. Make it, or mend .scoring\.regions\.template"
+        DataError, match=r"no region map .*map\.png. Make it, or correct .scoring\.regions\.template"
     ):
         read_region_map(path, size=(4, 3))
     PillowImage.fromarray(np.zeros((4, 4), np.uint8)).save(path)
