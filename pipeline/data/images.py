@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Generator, Sequence
@@ -117,6 +118,10 @@ class OpenImage:
         else:
             pixels = _pillow_pixels(self._source, self.info, self._stream, palette_indices=palette_indices)
         return _upright(pixels, self.info.orientation)
+
+    def stat(self) -> os.stat_result:
+        """Size and times of the file."""
+        return os.fstat(self._stream.fileno())
 
     def sha256(self) -> str:
         """Of the file's bytes, 64 hex digits. The file is read in pieces and not held."""

@@ -5,7 +5,6 @@ Legend: H W image size.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile
 from pipeline.data.sources import FoldersAbove
 from pipeline.errors import DataError
+from pipeline.files import file_sha256
 from pipeline.regions.shapes import RegionMap, map_regions
 from pipeline.regions.superpixels import SuperpixelCache
 
@@ -51,12 +51,10 @@ class MapVersion(NamedTuple):
     @staticmethod
     def of(path: Path, before: MapVersion | None = None) -> MapVersion:
         """The version of a file; `before` where its size and times are the same, so that it is not read."""
-        stat = path.stat()
-        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        stamp = _stamp(path.stat())
         if before is not None and stamp == before[:3]:
             return before
-        with path.open("rb") as stream:
-            return MapVersion(*stamp, hashlib.file_digest(stream, "sha256").hexdigest())
+        return MapVersion(*stamp, file_sha256(path))
 
 
 class RegionFiles:
@@ -90,11 +88,8 @@ class RegionFiles:
         Raises:
             DataError: its map is missing, damaged, of another size, or no index map.
         """
-        path = self.path(image.path)
-        version = MapVersion.of(path) if path.is_file() else None
-        found = read_region_map(path, size=(pixels.shape[1], pixels.shape[0]))
-        if version is not None:
-            self.versions[image.id] = version
+        size = (pixels.shape[1], pixels.shape[0])
+        found, self.versions[image.id] = read_region_map(self.path(image.path), size=size)
         return found
 
     def path(self, image: ImageFile) -> Path:
@@ -103,8 +98,9 @@ class RegionFiles:
         return Path(os.path.normpath(self._folder / relative.lstrip("/")))
 
 
-def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
-    """Read an index map. Its highest possible value, 255 or 65535, is no region.
+def read_region_map(path: Path, *, size: tuple[int, int]) -> tuple[RegionMap, MapVersion]:
+    """Read an index map, and its version from the same open file. The highest possible value, 255 or 65535,
+    is no region.
 
     Args:
         size: width and height that it must have.
@@ -122,6 +118,7 @@ def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
                 "Write the map at the size of its image (as displayed, after EXIF orientation).",
             )
         values = image.pixels(palette_indices=True)
+        version = MapVersion(*_stamp(image.stat()), image.sha256())
     if values.shape[2] != 1:
         raise DataError(
             f"The region map {path} has {values.shape[2]} channels.", "Write one channel of 8 or 16 bits."
@@ -130,4 +127,8 @@ def read_region_map(path: Path, *, size: tuple[int, int]) -> RegionMap:
     found = map_regions(values[:, :, 0].astype(np.int32), nowhere=nowhere)
     if len(found.regions) == 0:
         raise DataError(f"The region map {path} holds no region.", "Give its regions values.")
-    return found
+    return found, version
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

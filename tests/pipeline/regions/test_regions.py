@@ -223,7 +223,7 @@ def test_a_region_map_is_read_and_its_highest_value_is_no_region(
     values = np.array([[3, 3, 0], [200, 0, 2**bits - 1]], dtype=f"uint{bits}")
     path = tmp_path / f"map.{ending}"
     PillowImage.fromarray(values).save(path)
-    found = read_region_map(path, size=(3, 2))
+    found, _ = read_region_map(path, size=(3, 2))
     assert found.regions.index.tolist() == [0, 3, 200]
     assert found.regions.pixels.tolist() == [2, 2, 1]
     assert found.row.tolist() == [[1, 1, 0], [2, 0, NOWHERE]]
