@@ -30,8 +30,8 @@ from db.tables import Image, Queue, QueueItem, Round, utc_now
 from pipeline.config import ProjectConfig
 from pipeline.data.project import Project
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import ManifestRegion, export_name
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.tools import TOOLS
 
 CLASSES = 8

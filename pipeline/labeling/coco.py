@@ -30,14 +30,8 @@ from pipeline.labeling.coco_document import (
     unpacked,
 )
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import (
-    Annotation,
-    DecodedMask,
-    OutgoingImage,
-    Rejected,
-    Tool,
-    shown,
-)
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool, shown
+from pipeline.labeling.outgoing import OutgoingImage
 from pipeline.labeling.untrusted.canvas import Canvas
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 from pipeline.labeling.untrusted.coco_shapes import read_shape

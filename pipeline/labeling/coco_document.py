@@ -14,16 +14,9 @@ from typing import Any, BinaryIO, ClassVar
 
 from pipeline.errors import DataError
 from pipeline.files import writing
-from pipeline.labeling.exchange import (
-    Annotation,
-    DecodedMask,
-    OutgoingImage,
-    OutgoingQueue,
-    Rejected,
-    check_size,
-    shown,
-)
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, check_size, shown
 from pipeline.labeling.manifest import IMAGES
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.queue_writer import QueueWriter
 from pipeline.labeling.unchanged import without_unchanged
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files

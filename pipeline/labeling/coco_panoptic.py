@@ -27,15 +27,8 @@ from pipeline.labeling.coco_document import (
     recognises,
 )
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import (
-    Annotation,
-    DecodedMask,
-    OutgoingImage,
-    Rejected,
-    Tool,
-    check_size,
-    shown,
-)
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool, check_size, shown
+from pipeline.labeling.outgoing import OutgoingImage
 from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 
 PANOPTIC = "panoptic_default"

@@ -16,15 +16,7 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import MASK_ENDINGS, LabelMap, hexadecimal
-from pipeline.labeling.exchange import (
-    Annotation,
-    DecodedMask,
-    OutgoingImage,
-    OutgoingQueue,
-    Rejected,
-    Tool,
-    shown,
-)
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool, shown
 from pipeline.labeling.manifest import (
     HEATMAPS,
     IMAGES,
@@ -35,6 +27,7 @@ from pipeline.labeling.manifest import (
     REGIONS,
     ManifestWriter,
 )
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.pictures import write_look
 from pipeline.labeling.queue_writer import QueueWriter
 

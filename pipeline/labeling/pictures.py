@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.data.images import as_rgb, encode_png, read_pixels
 from pipeline.drawing.heatmaps import overlay, write_heatmap
 from pipeline.files import atomic_write_bytes
-from pipeline.labeling.exchange import OutgoingImage
+from pipeline.labeling.outgoing import OutgoingImage
 
 SHRINK = 4
 """A stored map has a pixel for so many of the image, in both directions."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.image_files import write_image
 from pipeline.labeling.manifest import IMAGES, OVERLAYS, ManifestWriter
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.pictures import write_overlay
 from pipeline.labeling.unchanged import ProposalList
 

@@ -29,7 +29,6 @@ from pipeline.files import atomic_folder
 from pipeline.format import count
 from pipeline.labeling.effort import estimated_clicks
 from pipeline.labeling.encoding import LabelMap, only_inside
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import (
     MANIFEST,
     MASKS,
@@ -40,6 +39,7 @@ from pipeline.labeling.manifest import (
     export_name,
     read_manifest,
 )
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.proposals import Proposal, propose
 from pipeline.labeling.tools import tool_named
 from pipeline.leases import one_at_a_time

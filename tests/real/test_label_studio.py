@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.labeling.exchange import Annotation, OutgoingImage
+from pipeline.labeling.exchange import Annotation
 from pipeline.labeling.label_studio import LABEL_STUDIO
 from pipeline.labeling.label_studio.tasks import CONFIG, mask_results
+from pipeline.labeling.outgoing import OutgoingImage
 from pipeline.labeling.servers import label_studio as label_studio_module
 from pipeline.labeling.servers.base import Pushed, ServerError
 from pipeline.labeling.servers.label_studio import LabelStudioServer

@@ -10,8 +10,8 @@ from pipeline.files import append_text, atomic_write_bytes
 from pipeline.labeling.cvat.labels import LOOK_HERE, label_colors, label_names, raw_labels
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap, hexadecimal
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import IMAGES
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.queue_writer import QueueWriter
 from pipeline.labeling.unchanged import PROPOSALS
 

@@ -15,7 +15,6 @@ from pipeline.config import IGNORE
 from pipeline.data.images import as_rgb, encode_png, probe_image, read_pixels
 from pipeline.data.masks import Mask
 from pipeline.files import append_text, atomic_write_bytes
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import (
     HEATMAPS as HEATMAPS_KEY,
@@ -32,6 +31,7 @@ from pipeline.labeling.label_studio.config import (
     labeling_config,
 )
 from pipeline.labeling.manifest import HEATMAPS, IMAGES
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.queue_writer import QueueWriter
 
 TASKS, CONFIG = "tasks.json", "config.xml"

@@ -15,8 +15,8 @@ from pipeline.data.masks import Mask
 from pipeline.files import append_text, atomic_write_bytes, writing
 from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
 from pipeline.labeling.cvat.pieces import number_pieces
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.manifest import IMAGES
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.queue_writer import QueueWriter
 from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, write_label_map

@@ -16,8 +16,9 @@ from pipeline.config import DataConfig
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Annotation, DecodedMask, OutgoingImage, OutgoingQueue, Rejected, Tool
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool
 from pipeline.labeling.manifest import ManifestRegion, export_name
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 
 NAMES = ("road", 'a "quoted" name', "<script>alert(1)</script>", "日本", "a,b;c", "it's\tone", "background")
 

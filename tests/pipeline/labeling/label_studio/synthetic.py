@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.labeling.encoding import LabelMap, only_inside
-from pipeline.labeling.exchange import OutgoingImage, OutgoingQueue
 from pipeline.labeling.label_studio import TasksWriter
 from pipeline.labeling.label_studio.config import Masks
 from pipeline.labeling.manifest import ManifestRegion, export_name
+from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from tests.pipeline.labeling import small_queue
 from tests.pipeline.labeling.exported_project import scene, write_image
 

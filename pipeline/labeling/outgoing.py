@@ -1,0 +1,86 @@
+"""A queue and its images on their way out to a labeling tool.
+
+Legend: H height, W width. A mask is uint8 [H, W] of the upright image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.masks import Mask
+from pipeline.data.remote import ImageFile
+from pipeline.labeling.encoding import LabelMap
+from pipeline.labeling.manifest import ManifestImage, ManifestRegion
+
+
+@dataclass(frozen=True)
+class OutgoingQueue:
+    """A queue on its way out.
+
+    Attributes:
+        name: such as `round-03`.
+        round: its number; None for a queue beside the loop.
+        kind: `selected` or `review`.
+        project: the project's name.
+        model: the name of the model whose masks are proposed.
+        labels: the classes, their ids and colours.
+        how: images are linked into the export, or copied.
+        overlays: whether pictures of where to look are wanted.
+    """
+
+    name: str
+    round: int | None
+    kind: str
+    project: str
+    model: str
+    labels: LabelMap
+    how: Literal["link", "copy"] = "link"
+    overlays: bool = True
+
+
+_SHARED = ("image_id", "uri", "sha256", "width", "height", "rank", "scores", "regions")
+"""What an `OutgoingImage` and its line of the manifest have in common."""
+
+
+@dataclass(frozen=True)
+class OutgoingImage:
+    """An image of a queue on its way out.
+
+    Attributes:
+        name: what its files are called, without an ending: plain ASCII, and no other image's.
+        rank: the best of its regions.
+        place: of the image in the queue, from 0 on: the order in which it is to be labeled.
+        mask: what is proposed, uint8 [H, W]; 255 outside of the queued regions.
+        map: float32 [H, W] of 0 to 1, larger where a look is worth more; `title` says of what.
+        regions: the queue items, best rank first.
+    """
+
+    image_id: int
+    uri: str
+    sha256: str
+    width: int
+    height: int
+    name: str
+    rank: int
+    place: int
+    source: ImageFile
+    scores: Mapping[str, float | None]
+    mask: Mask
+    map: npt.NDArray[np.float32]
+    title: str
+    regions: list[ManifestRegion]
+
+    def entry(self, queue: OutgoingQueue, *, image: str, **files: str | None) -> ManifestImage:
+        """The image's line of the manifest.
+
+        Args:
+            image, files: paths relative to the exported folder, as `ManifestImage` names them.
+        """
+        mine = {name: getattr(self, name) for name in _SHARED}
+        named = {"queue": queue.name, "round": queue.round, "model": queue.model, "image": image}
+        return ManifestImage.model_validate({**mine, **named, **files})
