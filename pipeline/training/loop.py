@@ -9,9 +9,11 @@ Legend: B batch, N annotators, K channels, C classes, H W crop size.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import cv2
@@ -226,7 +228,7 @@ def load_batches(
         sampler=range(start * config.batch_size, config.iterations * config.batch_size),
         num_workers=config.workers,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # the loader draws from it; the global one is the iterations' own
     )
     batch: Crops
@@ -244,8 +246,11 @@ def _collate(samples: list[Crops]) -> Crops:
     )
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
+    """Set up a loader's process. It is a fork, and ends without the exit hooks of libraries that this process
+    uses, such as Prefect's: one that fails there would end the training."""
     cv2.setNumThreads(0)
+    Finalize(None, os._exit, args=(0,), exitpriority=-100)  # after the queue has sent its last batch
 
 
 def _cosine(first: float, last: float, share: float) -> float:

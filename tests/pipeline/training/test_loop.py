@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 from pipeline.training.dataset import LabeledImage, TrainingSet
-from pipeline.training.loop import Trained, schedule_factor, train_segmenter
+from pipeline.training.loop import Trained, load_batches, schedule_factor, train_segmenter
 from tests.factories import TINY
 
 CPU = torch.device("cpu")
@@ -168,12 +168,32 @@ def test_with_any_option_a_run_that_was_cut_off_ends_at_the_same_weights(option:
     assert not same_weights(whole, plain)
 
 
+def test_a_loader_worker_does_not_run_the_exit_hooks_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("an exit hook, such as Prefect's, that cannot run in a fork")
+
+    monkeypatch.setattr("threading._threading_atexits", [fails])
+    config = TrainingConfig(iterations=3, batch_size=2, crop=(32, 32), workers=1, transforms=[])
+    samples = TrainingSet(
+        draw_images(tmp_path),
+        config=config,
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        input_scale=1.0,
+        max_pixels=10**6,
+    )
+    assert len(list(load_batches(samples, config, start=0, device=CPU))) == 3
+
+
 def test_options_that_are_off_are_never_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("an option that is off was entered")
 
     for name in ("mixing.mixup", "mixing.cutmix", "losses.soft_cross_entropy", "losses.shares"):
-        monkeypatch.setattr(f"pipeline.{name}", fail)
+        monkeypatch.setattr(f"pipeline.training.{name}", fail)
     monkeypatch.setattr("pipeline.training.loop.shares", fail)
     monkeypatch.setattr("pipeline.training.dataset.compose_votes", fail)
     run(tmp_path)
