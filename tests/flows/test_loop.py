@@ -62,6 +62,7 @@ def remembered(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
+@pytest.mark.timeout(900)  # some forty commands, on a busy machine
 def test_a_loop_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(
     squares: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
