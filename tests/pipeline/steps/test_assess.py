@@ -18,17 +18,8 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess
-from tests.factories import (
-    Workspace,
-    add_images,
-    add_trained_model,
-    ask,
-    count_rows,
-    fetch_one,
-    make_segmenter,
-    read_pair,
-    textured_project,
-)
+from tests.factories import Workspace, ask, count_rows, fetch_one
+from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
 
 IMAGES = 8
 Judged = tuple[Project, Database, AssessReport]

@@ -24,19 +24,15 @@ from tests.factories import (
     HEIGHT,
     WIDTH,
     Workspace,
-    add_images,
     add_label,
-    add_trained_model,
     ask,
     change,
     configured,
-    make_segmenter,
     new_item,
     new_queue,
     put,
-    read_pair,
-    textured_project,
 )
+from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
 
 Box = tuple[int, int, int, int]
 HALF: Box = (0, 0, WIDTH // 2, HEIGHT)

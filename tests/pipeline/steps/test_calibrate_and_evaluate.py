@@ -30,20 +30,8 @@ from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Normalisation
-from tests.factories import (
-    Workspace,
-    add_images,
-    add_trained_model,
-    ask,
-    change,
-    configured,
-    count_rows,
-    fetch,
-    make_segmenter,
-    read_pair,
-    round_state,
-    textured_project,
-)
+from tests.factories import Workspace, ask, change, configured, count_rows, fetch, round_state
+from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
 
 
 @pytest.fixture

@@ -23,18 +23,8 @@ from pipeline.evaluation.populations import mean_difference, nearest_distances, 
 from pipeline.model.checkpoints import read_card
 from pipeline.steps.novelty import novelty
 from pipeline.steps.train_without import train_without
-from tests.factories import (
-    HEIGHT,
-    WIDTH,
-    add_images,
-    add_label,
-    add_trained_model,
-    ask,
-    make_segmenter,
-    new_queue,
-    put,
-    textured_project,
-)
+from tests.factories import HEIGHT, WIDTH, add_label, ask, new_queue, put
+from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 
 def test_neighbours_are_those_of_a_tree_search_among_unit_vectors() -> None:

@@ -24,18 +24,15 @@ from tests.factories import (
     HEIGHT,
     WIDTH,
     Workspace,
-    add_images,
     add_label,
-    add_trained_model,
     ask,
     change,
     count_rows,
-    make_segmenter,
     new_queue,
     put,
     round_state,
-    textured_project,
 )
+from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 CELL = 16
 COLUMNS = WIDTH // CELL

@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
 from pipeline.model.checkpoints import read_card, save_model
 from pipeline.steps.stress import stress
-from tests.factories import add_images, add_trained_model, ask, make_segmenter, textured_project
+from tests.factories import ask
+from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 IMAGES, BLOCKS = 24, 8
 BLOCK = np.arange(IMAGES) % BLOCKS

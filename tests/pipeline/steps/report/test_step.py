@@ -20,23 +20,14 @@ from pipeline.steps.report import report
 from pipeline.steps.report.step import PAGE_TILES
 from pipeline.steps.score import score
 from pipeline.steps.select import select
-from tests.factories import (
-    CLASSES,
-    Workspace,
-    add_images,
-    add_trained_model,
-    ask,
-    change,
-    fetch,
-    make_segmenter,
-    textured_project,
-)
+from tests.factories import CLASSES, Workspace, ask, change, fetch
 from tests.pipeline.report.documents import (
     novelty_document,
     quality_document,
     scoring_document,
     stress_document,
 )
+from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 
 @pytest.fixture(scope="module")
