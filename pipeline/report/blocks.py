@@ -1,4 +1,4 @@
-"""What a page is made of: sections of blocks. The template knows how each kind of block looks."""
+"""The parts of a page: sections of blocks. The template lays out each kind of block."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Charts:
-    """Drawings beside each other, in pairs, in threes, or as many as there is room for (`small`)."""
+    """Drawings beside each other: in pairs, in threes, or as many as fit (`small`)."""
 
     items: Sequence[Chart]
     layout: Literal["pairs", "thirds", "small"] = "pairs"
@@ -85,7 +85,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not known, and the command that finds it out."""
+    """A result that is missing, and the command that computes it."""
 
     words: str
     command: str
@@ -103,7 +103,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tile:
-    """A region in pictures: first the image, then what is laid over it; `where` is the whole image."""
+    """A region in pictures: first the image, then the layers over it; `where` is the whole image."""
 
     heading: str
     tags: Sequence[str]

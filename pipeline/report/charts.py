@@ -28,7 +28,7 @@ BEFORE, AFTER = "s3", "s0"
 ROW = 22
 """Height of a row of a dot plot."""
 SMALLEST_SHARE = 1e-4
-"""A bin with a smaller share of the pixels says nothing, and has no point."""
+"""A bin with a smaller share of the pixels has no point: its accuracy is meaningless."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DotRow:
 
 
 def dot_rows(values: Iterable[tuple[str, str, Estimate]]) -> list[DotRow]:
-    """A row a name from (name, series, estimate), in the order in which the names come first."""
+    """A row a name from (name, series, estimate), in the order of first appearance."""
     found: dict[str, dict[str, Estimate]] = {}
     for name, series, value in values:
         found.setdefault(name, {})[series] = value
@@ -70,7 +70,7 @@ class Bin:
 
 
 def spoken(name: str) -> str:
-    """A name of the code as words.
+    """A name of the code as text.
 
     >>> spoken("mc_dropout"), spoken("mutual_information")
     ('MC dropout', 'mutual information')
@@ -103,7 +103,7 @@ def line_chart(
             hollow = bool(line.hollow and line.hollow[index])
             plot.point(place, value, line.color, f"{line.name}: {value.text()}", hollow=hollow)
     names = tuple((line.color, line.name) for line in lines) if legend else ()
-    return Chart(title, plot.drawn(title), names, note)
+    return Chart(title, plot.svg(title), names, note)
 
 
 def dot_chart(
@@ -115,7 +115,7 @@ def dot_chart(
     note: str = "",
     width: float = WIDTH,
 ) -> Chart:
-    """A row a name, a dot with its interval a series: numbers that are to be compared.
+    """A row for each name, and in it a dot with its interval for each series.
 
     Args:
         colors: of the series, in order; only those that have a value are named in the legend.
@@ -139,7 +139,7 @@ def dot_chart(
             plot.whisker(at, estimate.low, estimate.high, colors[name], across=True)
             plot.dot(estimate.value, at, colors[name], title=f"{row.name}, {spoken(name)}: {estimate.text()}")
     names = tuple((colors[name], spoken(name)) for name in used)
-    return Chart(title, plot.drawn(title), names if len(names) > 1 else (), note)
+    return Chart(title, plot.svg(title), names if len(names) > 1 else (), note)
 
 
 def bar_chart(
@@ -164,14 +164,14 @@ def bar_chart(
         tooltip = f"{name}: {count} {unit}, {percent(count / total)}"
         plot.bar((0, count), (at - 0.34, at + 0.34), color, title=tooltip)
         plot.text(count, at, str(count), dx=6, color="muted")
-    return Chart(title, plot.drawn(title))
+    return Chart(title, plot.svg(title))
 
 
 def reliability_chart(bins: Sequence[Bin], *, title: str, color: str, axis: str) -> Chart:
-    """Accuracy over confidence with its interval, and below it where the pixels are.
+    """Accuracy over confidence with its interval, and below it the share of pixels of each bin.
 
     Args:
-        axis: what the confidence is called.
+        axis: the name of the confidence.
     """
     ends = number_axis([0, 1], axis, low=0, high=1, percent=True)
     side = number_axis([0, 1], "accuracy of these pixels", low=0, high=1, percent=True)
@@ -179,17 +179,17 @@ def reliability_chart(bins: Sequence[Bin], *, title: str, color: str, axis: str)
     plot.line([0, 1], [0, 1], "", kind="reference")
     _reliability_marks(plot, bins, color)
     _shares(plot, bins, color)
-    return Chart(title, plot.drawn(title))
+    return Chart(title, plot.svg(title))
 
 
 def small_reliability(before: Sequence[Bin], after: Sequence[Bin], *, title: str, note: str = "") -> Chart:
-    """The same of one part of the pixels, before and after calibration in one small square."""
-    ends = number_axis([0, 1], "", low=0, high=1, percent=True, wanted=2)
+    """A small diagram of one part of the pixels, before and after calibration."""
+    ends = number_axis([0, 1], "", low=0, high=1, percent=True, intervals=2)
     plot = Plot(ends, ends, width=210, height=170, left=42, bottom=24, top=8, right=10)
     plot.line([0, 1], [0, 1], "", kind="reference")
     for bins, color in ((before, BEFORE), (after, AFTER)):
         _reliability_marks(plot, bins, color)
-    return Chart(title, plot.drawn(f"Reliability: {title}"), (), note)
+    return Chart(title, plot.svg(f"Reliability: {title}"), (), note)
 
 
 def histogram_chart(
@@ -212,7 +212,7 @@ def histogram_chart(
         steps_y = [value for value in values for _ in (0, 1)]
         plot.band(steps_x, [0.0] * len(steps_x), steps_y, colors[name])
         plot.line(steps_x, steps_y, colors[name])
-    return Chart(title, plot.drawn(title), tuple((colors[name], name) for name in parts), note)
+    return Chart(title, plot.svg(title), tuple((colors[name], name) for name in parts), note)
 
 
 def scatter_chart(
@@ -227,23 +227,23 @@ def scatter_chart(
         color = "s0" if inside else "bad"
         plot.point(predicted, found, color, f"{name}: predicted {predicted:.3f}, observed {found.text()}")
     legend = (("s0", "the interval contains the prediction"), ("bad", "it does not"))
-    return Chart(title, plot.drawn(title), legend, note)
+    return Chart(title, plot.svg(title), legend, note)
 
 
 def spark_chart(values: Sequence[Estimate], names: Sequence[str], *, title: str, color: str) -> Chart:
     """One number over the rounds, small; the same axis from 0 to 1 in all of them."""
     x = named_axis(names)
-    y = number_axis([0, 1], low=0, high=1, percent=True, wanted=2)
+    y = number_axis([0, 1], low=0, high=1, percent=True, intervals=2)
     plot = Plot(x, y, width=210, height=116, left=46, right=8, top=8, bottom=22)
     plot.curve(range(len(values)), values, color)
     for index, value in enumerate(values):
         plot.point(index, value, color, f"{names[index]}: {value.text()}", radius=3)
     last = next((v for v in reversed(values) if v.defined), None)
-    return Chart(title, plot.drawn(f"{title} over rounds"), (), last.text() if last else "not defined")
+    return Chart(title, plot.svg(f"{title} over rounds"), (), last.text() if last else "not defined")
 
 
 def _reliability_marks(plot: Plot, bins: Sequence[Bin], color: str) -> None:
-    """Points that mean something, with a band that joins their intervals."""
+    """Draw the points of bins with enough pixels, and a band through their intervals."""
     shown = [one for one in bins if one.share >= SMALLEST_SHARE and one.accuracy.defined]
     plot.curve([one.confidence for one in shown], [one.accuracy for one in shown], color)
     for one in shown:
@@ -276,7 +276,7 @@ def _widest(axis: Axis) -> int:
 
 
 def _cut(name: str, width: float) -> str:
-    """Without its middle, where it would leave its column."""
+    """A name, without its middle where it is wider than its column."""
     room = int((width - 10) / LETTER)
     if len(name) <= room:
         return name

@@ -1,4 +1,4 @@
-"""What the page is drawn from: summaries and stored documents, which the step reads."""
+"""The contents of the page: summaries and stored documents, which the step reads."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Calibrated:
     """One sampler of the reported model, before and after calibration.
 
     Attributes:
-        confidence_name: what its calibrated softmax may be called.
-        report: how the calibrators compare, as `calibrate` stored it.
+        confidence_name: the name of its calibrated softmax.
+        report: the comparison of the calibrators, as `calibrate` stored it.
     """
 
     sampler: str
@@ -50,19 +50,19 @@ class Risks:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that the page shows; None, or nothing, where a step has not run.
+    """Everything that the page shows; None or empty where a step has not run.
 
     Attributes:
         class_colors: uint8 [C, 3].
-        model: the reported one: the promoted one, or else the newest.
-        sampler: that of the scores.
-        newest: the round that has begun last.
-        rounds: those whose model has been measured, oldest first.
+        model: the promoted model, else the newest.
+        sampler: the sampler of the scores.
+        newest: the newest round.
+        rounds: those with an evaluated model, oldest first.
         quality, stress, novelty: the model's assessments.
         scoring: the summary of the newest scoring run.
         disagreeing: regions of high confidence whose samples disagree.
         queue, queue_groups: the newest selected queue, and its items by group.
-        annotators: how they agree.
+        annotators: their agreement.
     """
 
     project: str

@@ -1,4 +1,4 @@
-"""Curves: what each round's labels have brought, and whether the uncertain pixels are the wrong ones."""
+"""Curves: mIoU and calibration over the labeled share, and risk over coverage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw_learning_curve(
     """mIoU and ECE over the labeled share of the pool: a point a round, with its interval.
 
     Args:
-        narrow: the two below each other, for a column of 600 to 800 pixels.
+        narrow: one plot below the other, for a column of 600 to 800 pixels.
 
     Raises:
         ValueError: there is no point to draw.
@@ -83,7 +83,7 @@ def draw_learning_curve(
 
 @in_style
 def draw_risk_coverage(curves: Mapping[str, RiskCurve], *, coverage: Array, title: str) -> Figure:
-    """Error rate among the most certain pixels, over their share [n]: the lower, the better the ranking.
+    """Error rate of the most certain pixels over their share [n]; lower is better.
 
     Raises:
         ValueError: there is no curve to draw.
@@ -156,7 +156,7 @@ def _draw_iou(
 
 
 def _name_lines(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
-    """Write each line's name beside its end, far enough from each other to be read."""
+    """Write each line's name beside its end, without overlap."""
     bottom, top = axes.get_ylim()
     apart = (max(top, 1.02) - bottom) / 20
     y = -math.inf

@@ -1,4 +1,4 @@
-"""What every picture of the report has in common: one style, and one way onto the disk.
+"""The common style of the report's pictures, and how they are written.
 
 Figures are made without pyplot, so that drawing needs no display and leaves no state behind.
 """
@@ -58,7 +58,7 @@ P = ParamSpec("P")
 
 
 def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with the report's style, whatever a user's matplotlib settings say."""
+    """Draw with the report's style, whatever the user's matplotlib settings are."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -99,14 +99,13 @@ def png_of(figure: Figure) -> bytes:
 
 
 def draw_interval(axes: Axes, x: float, estimate: Estimate, *, color: str, width: float = 1.8) -> None:
-    """A vertical line from the interval's one end to the other; nothing where there is no interval."""
+    """Draw a vertical line from the interval's low end to its high end; nothing without an interval."""
     if not math.isnan(estimate.low):
         axes.plot([x, x], [estimate.low, estimate.high], color=color, linewidth=width, alpha=0.55, zorder=2)
 
 
 def line_color(color: npt.NDArray[np.uint8], *, on_dark: bool = False) -> str:
-    """A class colour (3 bytes) as hex, dark enough to be seen as a line on white, or light enough on a dark
-    page.
+    """A class colour (3 bytes) as hex, dark enough for a line on white, or light enough on a dark page.
 
     >>> line_color(np.array([255, 255, 255], dtype=np.uint8))
     '#7a7a7a'
@@ -114,6 +113,6 @@ def line_color(color: npt.NDArray[np.uint8], *, on_dark: bool = False) -> str:
     '#9e9e9e'
     """
     hue, lightness, saturation = colorsys.rgb_to_hls(*(float(value) / 255 for value in color))
-    seen = max(lightness, 0.62) if on_dark else min(lightness, 0.48)
-    parts = colorsys.hls_to_rgb(hue, seen, saturation)
+    shown = max(lightness, 0.62) if on_dark else min(lightness, 0.48)
+    parts = colorsys.hls_to_rgb(hue, shown, saturation)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

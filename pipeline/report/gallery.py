@@ -37,14 +37,14 @@ COLUMNS = ("where", "image", "prediction", "entropy", "mutual information", "lab
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A region and all that is known of it.
+    """A region with its image, prediction, uncertainty and label.
 
     Attributes:
         image: RGB uint8 [H, W, 3].
         prediction: class index uint8 [H, W].
         entropy, mutual_information: [H, W], 0 to 1; the latter None without samples.
-        label: class index or 255, uint8 [H, W]; None when no label has come back.
-        heading: what and where the region is.
+        label: class index or 255, uint8 [H, W]; None without a label.
+        heading: rank and file of the region.
         reason: why it was queued.
     """
 
@@ -57,14 +57,14 @@ class GalleryRow:
     heading: str
     reason: str
     outline: str | None = None
-    """Which pixels of its box the region holds, as `regions.outlines` writes it; None: all."""
+    """The pixels of its box that belong to the region, as `regions.outlines` writes them; None: all."""
 
 
 @in_style
 def draw_gallery(
     rows: Sequence[GalleryRow], *, class_names: Sequence[str], colors: RgbImage, title: str
 ) -> Figure:
-    """A row a region: the image, a closer look, the prediction, its uncertainty, and the label.
+    """A row a region: the image, a crop, the prediction, its uncertainty, and the label.
 
     Args:
         colors: of the classes [C, 3].
@@ -134,7 +134,7 @@ def end_of_scale(parts: Sequence[Map | None]) -> float:
 def painted(
     image: RgbImage, mask: npt.NDArray[np.uint8], colors: RgbImage, *, strength: float = 0.72
 ) -> RgbImage:
-    """A mask over its image, RGB uint8 [H, W, 3]; where it says nothing, the image is dimmed."""
+    """A mask over its image, RGB uint8 [H, W, 3]; unlabeled pixels are dimmed."""
     grey = image.mean(axis=2, keepdims=True).astype(np.float32).repeat(3, axis=2)
     labeled = mask != IGNORE
     color = colors[np.where(labeled, mask, 0)].astype(np.float32)
@@ -181,13 +181,13 @@ def _draw_row(
 
 
 def _write_above(axes: Axes, text: str, *, at: float, points: float, **style: Any) -> None:
-    """Write a text above the cell of a picture, which it may leave; `at` is 0 to 1 across the cell."""
+    """Write a text above the cell of a picture; it may be wider. `at` is 0 to 1 across the cell."""
     place: dict[str, Any] = {"xycoords": _cell(axes), "textcoords": "offset points"}
     axes.annotate(text, (at, 1), xytext=(0, points), annotation_clip=False, **place, **style)
 
 
 def _cell(axes: Axes) -> Transform:
-    """Coordinates, 0 to 1, of the cell that a picture stands in, which may be wider than the picture."""
+    """Coordinates, 0 to 1, of a picture's cell, which may be wider than the picture."""
     figure, place = axes.figure, axes.get_subplotspec()
     if place is None:
         return axes.transAxes
@@ -195,7 +195,7 @@ def _cell(axes: Axes) -> Transform:
 
 
 def _shorten(heading: str) -> str:
-    """Without the middle, where it would run into the next column."""
+    """The heading, without its middle where it is wider than its column."""
     if len(heading) <= HEADING_LETTERS:
         return heading
     half = HEADING_LETTERS // 2

@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its style, its script and its pictures, and loads nothing else."""
+"""The page: one HTML file with its style, script and pictures inside, which loads nothing else."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.report.contents import Contents
 from pipeline.report.figures import line_color
 from pipeline.report.sections.annotators import annotators
 from pipeline.report.sections.calibration import calibration
-from pipeline.report.sections.progress import learning, lineage, queue, standing
+from pipeline.report.sections.progress import learning, lineage, queue, status
 from pipeline.report.sections.quality import quality
 from pipeline.report.sections.shift import drift, stress
 
 
 def render_page(contents: Contents) -> str:
-    """The whole page as HTML. Text from users is escaped; the only script allowed is our own, by its hash."""
+    """The whole page as HTML. Text from users is escaped; only the page's own script may run, by its hash."""
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
@@ -47,7 +47,7 @@ def render_page(contents: Contents) -> str:
 def sections(contents: Contents) -> list[Section]:
     """The parts of the page, in order."""
     return [
-        standing(contents),
+        status(contents),
         learning(contents),
         calibration(contents),
         quality(contents),
@@ -74,7 +74,7 @@ def class_colors(colors: npt.NDArray[np.uint8]) -> str:
 
 
 def unbroken(value: object) -> object:
-    """Text in which a number stays on one line with its per cent sign.
+    """A text in which a line never breaks between a number and its per cent sign.
 
     >>> unbroken("12 % of 3")
     '12\xa0% of 3'
@@ -83,7 +83,7 @@ def unbroken(value: object) -> object:
 
 
 def coded(words: str) -> Markup:
-    """Words in which what stands between backticks is code.
+    """A text as HTML, with the parts between backticks as code.
 
     >>> print(coded("Run `a < b`."))
     Run <code>a &lt; b</code>.
@@ -105,7 +105,7 @@ def _gallery(contents: Contents) -> Section:
     if contents.disagreeing is not None:
         blocks += [
             Text(
-                "Each sample is confident and the samples disagree: what the model has not learned.",
+                "Each sample is confident and the samples disagree: the model has not learned these regions.",
                 tone="note",
             ),
             contents.disagreeing,

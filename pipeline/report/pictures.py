@@ -17,7 +17,7 @@ from pipeline.report.blocks import Layer, Scale, Tile
 from pipeline.report.gallery import GalleryRow, Map, RgbImage, crop_around, cropped, end_of_scale, painted
 
 SIDE = 320
-"""Pixels along the longer side of a picture: sharp at twice the density where it is shown."""
+"""Pixels along the longer side of a picture, which stays sharp on a screen of twice the density."""
 WHERE_SIDE = 200
 QUALITY = 82
 IMAGE, PREDICTION, ENTROPY, INFORMATION, BOTH, LABEL = (
@@ -58,7 +58,7 @@ def draw_tiles(
 
 
 def data_uri(pixels: RgbImage) -> str:
-    """RGB uint8 [H, W, 3] as a JPEG data URI, which a printed page keeps as it is."""
+    """RGB uint8 [H, W, 3] as a JPEG data URI."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="JPEG", quality=QUALITY, subsampling=0, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
@@ -79,8 +79,8 @@ def _tile(
     size = (max(1, round(across * factor)), max(1, round(down * factor)))
 
     def layer(name: str, pixels: RgbImage, *, smooth: bool = True) -> Layer:
-        how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-        picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, how)
+        resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+        picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, resampling)
         _outlined(picture, row, origin=(left, top), factor=factor)
         return Layer(name, data_uri(np.asarray(picture)), f"{row.heading}: {name}")
 
@@ -119,7 +119,7 @@ def _where(row: GalleryRow) -> Layer:
 
 
 def _outlined(picture: Image.Image, row: GalleryRow, *, origin: tuple[int, int], factor: float) -> None:
-    """The region's border in white on black; that of its box where it holds all of it."""
+    """Draw the region's border in white on black; without an outline, the border of its box."""
     draw = ImageDraw.Draw(picture)
     x, y, w, h = row.box
     if row.outline is None:

@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 FEWEST_PIXELS = 1e-4
 """Share of all pixels below which a bin is not drawn."""
 OVER = "#dc2626"
-"""Where the model is surer than it is right."""
+"""Colour of bins with more confidence than accuracy."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def draw_reliability(
 ) -> Figure:
     """Accuracy over confidence, and below it how many pixels there are, before and after calibration.
 
-    A bin with hardly any pixel has no bar: its accuracy would say nothing.
+    A bin with hardly any pixel has no bar: its accuracy is meaningless.
 
     Args:
         passed: whether the calibrator's report lets its scores be called probabilities.

@@ -17,7 +17,7 @@ from pipeline.evaluation.estimate import Estimate
 
 WIDTH, HEIGHT = 440, 272
 FLAT = 1e-9
-"""Relative to its values, a span below this is none."""
+"""A span below this, relative to its values, counts as zero."""
 LETTER = 6.5
 """Mean width of a letter at the size of tick labels."""
 
@@ -32,13 +32,13 @@ class Axis:
     label: str = ""
 
     def share(self, value: float) -> float:
-        """Where a value lies, 0 to 1; beyond the ends, it is cut."""
+        """The position of a value between the ends, 0 to 1; clipped beyond them."""
         return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing and what surrounds it.
+    """A drawing with its title, legend and note.
 
     Attributes:
         legend: a colour and a name each.
@@ -58,9 +58,9 @@ def number_axis(
     low: float | None = None,
     high: float | None = None,
     percent: bool = False,
-    wanted: int = 5,
+    intervals: int = 5,
 ) -> Axis:
-    """An axis with round ticks that holds every value; NaN does not count.
+    """An axis with round ticks that spans every value; NaN is left out.
 
     >>> number_axis([0.0, 0.93]).ticks
     ((0.0, '0'), (0.2, '0.2'), (0.4, '0.4'), (0.6, '0.6'), (0.8, '0.8'), (1.0, '1'))
@@ -72,7 +72,7 @@ def number_axis(
     top = high if high is not None else max(known, default=1.0)
     if top - bottom < FLAT * max(1.0, abs(top), abs(bottom)):
         top = bottom + (abs(bottom) if abs(bottom) > FLAT else 1.0)
-    step = _round_step((top - bottom) / wanted)
+    step = _round_step((top - bottom) / intervals)
     first = bottom if low is not None else math.floor(bottom / step + 1e-9) * step
     last = top if high is not None else math.ceil(top / step - 1e-9) * step
     start, end = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
@@ -90,7 +90,7 @@ def named_axis(names: Sequence[str], label: str = "") -> Axis:
 
 
 class Plot:
-    """A plane with two axes; marks lie on it in the order in which they are added."""
+    """A plot with two axes; marks are drawn in the order in which they are added."""
 
     def __init__(
         self,
@@ -111,11 +111,11 @@ class Plot:
         self.marks: list[Markup] = []
 
     def px(self, value: float) -> float:
-        """Horizontal place of a value."""
+        """Horizontal position of a value."""
         return round(self.left + self.x.share(value) * (self.right - self.left), 2)
 
     def py(self, value: float) -> float:
-        """Vertical place of a value."""
+        """Vertical position of a value."""
         return round(self.bottom - self.y.share(value) * (self.bottom - self.top), 2)
 
     def add(self, template: str, *values: object) -> None:
@@ -182,7 +182,7 @@ class Plot:
         dx: float = 0,
         dy: float = 4,
     ) -> None:
-        """Words at a point, moved by `dx`, `dy`."""
+        """A text at a point, moved by `dx`, `dy`."""
         text = '<text class="word {}" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>'
         self.add(text, color, anchor, self.px(x) + dx, self.py(y) + dy, words)
 
@@ -198,7 +198,7 @@ class Plot:
         self.whisker(x, y.low, y.high, color)
         self.dot(x, y.value, color, title=title, hollow=hollow, radius=radius)
 
-    def drawn(self, description: str) -> Markup:
+    def svg(self, description: str) -> Markup:
         """The SVG; a screen reader reads `description`."""
         marks, self.marks = self.marks, []
         self._across()
@@ -206,7 +206,7 @@ class Plot:
         axes, self.marks = self.marks, marks
         return Markup(
             '<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><g class="axes">{}</g>{}</svg>'
-        ).format(self.width, self.height, description, _joined(axes), _joined(marks))
+        ).format(self.width, self.height, description, _join(axes), _join(marks))
 
     def _across(self) -> None:
         lines = max((text.count("\n") + 1 for _, text in self.x.ticks), default=1)
@@ -233,7 +233,7 @@ class Plot:
             self.add(label, turned, self.y.label)
 
 
-def _joined(parts: Sequence[Markup]) -> Markup:
+def _join(parts: Sequence[Markup]) -> Markup:
     return Markup("").join(parts)
 
 
@@ -255,7 +255,7 @@ def _tick(value: float, decimals: int, percent: bool) -> str:
 
 
 def _apart(ticks: Sequence[tuple[float, str]], room: float, axis: Axis) -> list[tuple[float, str]]:
-    """As many ticks as can be read side by side: every one, every second, …"""
+    """As many ticks as fit side by side: all, every second, …"""
     if len(ticks) < 2:
         return list(ticks)
     widest = max(len(line) for _, words in ticks for line in words.split("\n")) * LETTER + 8

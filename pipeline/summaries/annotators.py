@@ -1,7 +1,7 @@
 """Do annotators agree, and was the model uncertain where they do not? The rows of `segcurate annotators`.
 
-Where people differ, more labels do not help. A model that has learned as much is uncertain there in each of
-its samples: its expected entropy is high, and its mutual information need not be.
+Where people differ, more labels do not help. A well trained model is uncertain there in each of its samples:
+its expected entropy is high, and its mutual information need not be.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RankCorrelation:
     """Spearman's rank correlation of vote entropy with a measure of the model, over regions.
 
     Attributes:
-        regions, images: that have both.
+        regions, images: those that have both.
         value: None, with a `reason`, where there is too little data.
         low, high: its bootstrap interval over blocks of images; None where it is not defined.
     """
@@ -62,8 +62,8 @@ class Pair:
     """Two annotators of the same images, or one and all others together, where `other` is None.
 
     Attributes:
-        images: that both have labeled.
-        pixels: that both have labeled; with others, each pair of masks counts its own.
+        images: labeled by both.
+        pixels: labeled by both; with all others, the sum over pairs of masks.
         agreement: the share of them with the same class; None without a pixel.
     """
 
@@ -80,12 +80,12 @@ class AnnotatorReport:
 
     Attributes:
         regions, images: with labels in force of two or more annotators.
-        annotators: of the images that were looked at, which are at most `MOST_IMAGES`.
+        annotators: of the images that were read, at most `MOST_IMAGES`.
         compared: images whose masks were compared.
-        unreadable: images left out, because a stored mask cannot be read.
+        unreadable: images left out because a stored mask cannot be read.
         correlations: of vote entropy with expected entropy and with mutual information.
-        against_others: how far each annotator's masks agree with all others', least first.
-        pairs: how far those of every two annotators do, least first.
+        against_others: agreement of each annotator's masks with all others', least first.
+        pairs: agreement of every two annotators, least first.
         rows: regions, most disputed first.
     """
 
@@ -104,7 +104,7 @@ class AnnotatorReport:
 def annotator_report(
     session: Session, project: Project, *, queue: str | None = None, progress: Progress = silent
 ) -> AnnotatorReport:
-    """Read how the annotators agree. Reads masks of at most `MOST_IMAGES` images, and writes nothing.
+    """The agreement of the annotators. Reads masks of at most `MOST_IMAGES` images, and writes nothing.
 
     Args:
         queue: by name; None for all queues together.
@@ -137,21 +137,21 @@ def annotator_report(
 def correlation(
     rows: Sequence[SharedRegion], measure: Measure, evaluation: EvaluationConfig
 ) -> RankCorrelation:
-    """Vote entropy against a measure of the model, over the regions that have it."""
+    """The rank correlation of vote entropy with a measure of the model, over the regions that have it."""
     known = [(row, float(value)) for row in rows if (value := getattr(row, measure)) is not None]
-    places = {row.image_id: (row.group, row.position) for row, _ in known}
+    positions = {row.image_id: (row.group, row.position) for row, _ in known}
 
     def without(reason: str) -> RankCorrelation:
-        return RankCorrelation(measure, len(known), len(places), None, None, None, reason)
+        return RankCorrelation(measure, len(known), len(positions), None, None, None, reason)
 
     if not rows:
         return without("no region has two annotators")
     if not known:
-        return without("the scores of these regions are pruned, or are without samples")
-    if len(known) < LEAST_REGIONS or len(places) < LEAST_IMAGES:
+        return without("the scores of these regions are pruned, or come from a sampler without samples")
+    if len(known) < LEAST_REGIONS or len(positions) < LEAST_IMAGES:
         return without(
-            f"too few: {len(known)} regions of {len(places)} images, and it takes {LEAST_REGIONS} of "
-            f"{LEAST_IMAGES}"
+            f"too few: {len(known)} regions of {len(positions)} images; at least {LEAST_REGIONS} of "
+            f"{LEAST_IMAGES} are needed"
         )
     votes = np.array([row.vote_entropy for row, _ in known])
     score = np.array([value for _, value in known])
@@ -159,14 +159,14 @@ def correlation(
         return without("the annotators agree equally on every region")
     if np.ptp(score) == 0:
         return without("the model scored every region alike")
-    groups, positions = [group for group, _ in places.values()], [place for _, place in places.values()]
-    of_image = blocks(groups, positions, evaluation.block)
-    block_of = dict(zip(places, of_image.tolist(), strict=True))
+    groups, order = [group for group, _ in positions.values()], [place for _, place in positions.values()]
+    of_image = blocks(groups, order, evaluation.block)
+    block_of = dict(zip(positions, of_image.tolist(), strict=True))
     block = np.array([block_of[row.image_id] for row, _ in known])
     bootstrap = BlockBootstrap.draw(int(of_image.max()) + 1, evaluation, seed=SEED)
-    found = rank_correlation(score, votes, block, bootstrap=bootstrap)
-    value, low, high = found.document(digits=None).values()
-    return RankCorrelation(measure, len(known), len(places), value, low, high)
+    estimate = rank_correlation(score, votes, block, bootstrap=bootstrap)
+    value, low, high = estimate.document(digits=None).values()
+    return RankCorrelation(measure, len(known), len(positions), value, low, high)
 
 
 class _Comparison:
@@ -192,20 +192,20 @@ class _Comparison:
             return
         self.images += 1
         shared, same = pair_counts(np.stack(masks))
-        for one, name in enumerate(names):
-            for other in range(len(names)):
-                if one != other and shared[one, other]:
-                    sums = self._sums[name, names[other]]
-                    for place, count in enumerate((1, shared[one, other], same[one, other])):
-                        sums[place] += int(count)
-            self._images[name] += bool(shared[one].sum() > shared[one, one])
+        for a, name in enumerate(names):
+            for b in range(len(names)):
+                if a != b and shared[a, b]:
+                    sums = self._sums[name, names[b]]
+                    for index, count in enumerate((1, shared[a, b], same[a, b])):
+                        sums[index] += int(count)
+            self._images[name] += bool(shared[a].sum() > shared[a, a])
 
     def pairs(self) -> list[Pair]:
-        """Every two annotators of a pixel once, least agreement first."""
+        """Each pair of annotators that have a pixel in common, once, least agreement first."""
         found = [
-            Pair(one, other, images, pixels, same / pixels)
-            for (one, other), (images, pixels, same) in self._sums.items()
-            if one < other
+            Pair(a, b, images, pixels, same / pixels)
+            for (a, b), (images, pixels, same) in self._sums.items()
+            if a < b
         ]
         return sorted(found, key=_least_first)
 
@@ -213,7 +213,7 @@ class _Comparison:
         """Each annotator with all others together, least agreement first."""
         found: list[Pair] = []
         for name in sorted(self.names):
-            sums = [counts for (one, _), counts in self._sums.items() if one == name]
+            sums = [counts for (first, _), counts in self._sums.items() if first == name]
             pixels, same = sum(counts[1] for counts in sums), sum(counts[2] for counts in sums)
             found.append(Pair(name, None, self._images[name], pixels, same / pixels if pixels else None))
         return sorted(found, key=_least_first)

@@ -1,4 +1,4 @@
-"""Each model with what it was made from and what it reached: the rows of `segcurate models`."""
+"""Each model with its provenance and its mIoU: the rows of `segcurate models`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNDEFINED = Estimate(math.nan)
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model and what it was made from; hashes in full."""
+    """A model and its provenance; hashes in full."""
 
     name: str
     round_number: int
@@ -39,12 +39,12 @@ class ModelSummary:
 
 def model_history(session: Session) -> list[ModelSummary]:
     """Every model, oldest first; mIoU of the calibrated single pass."""
-    found = models.list_models(session)
-    names = {model.id: model.name for model in found}
+    stored = models.list_models(session)
+    names = {model.id: model.name for model in stored}
     numbers = {row.id: row.number for row in rounds.list_rounds(session)}
     rows: list[ModelSummary] = []
-    for model in found:
-        split = judged_split(session, model.id)
+    for model in stored:
+        split = evaluated_split(session, model.id)
         known = estimates(session, model.id, split=split, sampler="none", calibrated=True) if split else {}
         rows.append(
             ModelSummary(
@@ -67,7 +67,7 @@ def model_history(session: Session) -> list[ModelSummary]:
     return rows
 
 
-def judged_split(session: Session, model_id: int) -> str | None:
+def evaluated_split(session: Session, model_id: int) -> str | None:
     """`test` where the model was evaluated on it, else `calibration`, else None."""
     splits = set(session.scalars(select(Evaluation.split).where(Evaluation.model_id == model_id)))
     return next((split for split in ("test", "calibration") if split in splits), None)

@@ -1,4 +1,4 @@
-"""Each round with its labels, its model and what the model reached: the rows of `segcurate rounds`."""
+"""Each round with its labels, its model and the model's metrics: the rows of `segcurate rounds`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_
 from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import confidence_name
-from pipeline.summaries.models import UNDEFINED, estimates, judged_split
+from pipeline.summaries.models import UNDEFINED, estimates, evaluated_split
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class RoundSummary:
     """A round and the model that it trained.
 
     Attributes:
-        labeled_images, labeled_regions, labeled_pixels: what the round's model was trained on; for a round
-            without a model yet, what has been labeled so far. What several annotators of a queue have labeled
+        labeled_images, labeled_regions, labeled_pixels: the training labels of the round's model; for a round
+            without a model yet, the labels so far. A region that several annotators of a queue have labeled
             counts once.
         labeled_share: labeled pixels as a share of the pool's.
-        clicks: estimated for the regions that were exported, and are labeled; None where there is none.
-        hours: that all annotators took together, as far as their tools measured it; None where none did.
+        clicks: estimated for the exported regions that are labeled; None where there is none.
+        hours: of work of all annotators, as far as their tools measured it; None where none did.
         split: the held-out split that the figures were measured on.
         mean_iou, ece_before, ece_after, error_auroc: of the configured sampler; `error_auroc` says how well
             entropy finds the wrong pixels, after calibration.
-        confidence: what the model's calibrated softmax may be called.
+        confidence: the name of the model's calibrated softmax: `probability` or `softmax score`.
     """
 
     number: int
@@ -75,7 +75,7 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
         labels = (
             model_queries.model_labels(session, model.id) if model else label_queries.labels_in_force(session)
         )
-        split = judged_split(session, model.id) if model else None
+        split = evaluated_split(session, model.id) if model else None
         pixels = _pixels_of(session, labels)
         covered = count_covered(session, _label_ids(model))
         seconds = [label.seconds for label in labels if label.seconds is not None]
@@ -114,19 +114,19 @@ def measured_rounds(
 ) -> list[MeasuredRound]:
     """The rounds whose model has been measured, with the IoU of each class."""
     ids = {model.name: model.id for model in model_queries.list_models(session)}
-    found: list[MeasuredRound] = []
+    measured: list[MeasuredRound] = []
     for row in history:
         if row.model is not None and row.split is not None:
             known = estimates(session, ids[row.model], split=row.split, sampler=sampler, calibrated=True)
             iou = tuple(known.get(("iou", index), UNDEFINED) for index in range(num_classes))
-            found.append(MeasuredRound(**vars(row), class_iou=iou))
-    return found
+            measured.append(MeasuredRound(**vars(row), class_iou=iou))
+    return measured
 
 
 def _passed(session: Session, model_id: int, sampler: str) -> bool:
     """Whether the calibrator of this sampler has a passing report."""
-    found = evaluations.model_calibrations(session, model_id).get(sampler)
-    return found is not None and found.passed
+    calibration = evaluations.model_calibrations(session, model_id).get(sampler)
+    return calibration is not None and calibration.passed
 
 
 def _pool_pixels(session: Session) -> int:
@@ -145,7 +145,7 @@ def _label_ids(model: Model | None) -> Select[tuple[int]]:
 
 
 def _pixels_of(session: Session, labels: Sequence[Label]) -> int:
-    """Labeled pixels. Where labels of one image and queue have a region in common, the largest counts."""
+    """Labeled pixels. Of labels of one image and queue that share a region, only the largest counts."""
     of_image: dict[tuple[int, int], list[Label]] = {}
     for label in labels:
         of_image.setdefault((label.queue_id, label.image_id), []).append(label)
@@ -156,7 +156,7 @@ def _pixels_of(session: Session, labels: Sequence[Label]) -> int:
         apart: list[tuple[set[CoveredRegion], int]] = []
         for label in group:
             regions, count = covered.get(label.id, set[CoveredRegion]()), label.labeled_pixels
-            for other in [one for one in apart if _meet(one[0], regions)]:
+            for other in [part for part in apart if _overlap(part[0], regions)]:
                 apart.remove(other)
                 regions, count = regions | other[0], max(count, other[1])
             apart.append((regions, count))
@@ -164,15 +164,13 @@ def _pixels_of(session: Session, labels: Sequence[Label]) -> int:
     return pixels
 
 
-def _meet(these: set[CoveredRegion], those: set[CoveredRegion]) -> bool:
-    """Whether a region of one side is also on the other, or lies in one that is, such as a whole image."""
-    return bool(these & those) or any(
-        _holds(one, other) or _holds(other, one) for one in these for other in those
-    )
+def _overlap(first: set[CoveredRegion], second: set[CoveredRegion]) -> bool:
+    """Whether both sets have a region in common, or a region of one lies inside a region of the other."""
+    return bool(first & second) or any(_contains(a, b) or _contains(b, a) for a in first for b in second)
 
 
-def _holds(outer: CoveredRegion, inner: CoveredRegion) -> bool:
-    """Whether a region that fills its box holds another."""
+def _contains(outer: CoveredRegion, inner: CoveredRegion) -> bool:
+    """Whether `outer`, a region that fills its box, contains `inner`."""
     return (
         outer.fills_box
         and outer.x <= inner.x

@@ -13,7 +13,7 @@ from pipeline.report.svg import Chart, number_axis
 from pipeline.summaries.annotators import AnnotatorReport, RankCorrelation
 
 MOST_POINTS = 500
-"""Of the chart, the most disputed ones, which bounds the size of the file."""
+"""Points of the chart, the most disputed regions first; this bounds the size of the file."""
 MOST_ROWS = 10
 
 
@@ -22,11 +22,11 @@ def annotators(contents: Contents) -> list[Section]:
     facts = contents.annotators
     if facts is None or not facts.rows:
         return []
-    blocks: list[Block] = [Text(_relation(found), tone="note") for found in facts.correlations]
+    blocks: list[Block] = [Text(_relation(row), tone="note") for row in facts.correlations]
     chart = _entropies(facts)
     if chart is not None:
         blocks.append(Charts([chart]))
-    blocks += [_people(facts), _disputed(facts)]
+    blocks += [_agreement(facts), _disputed(facts)]
     return [
         Section(
             "annotators",
@@ -38,10 +38,10 @@ def annotators(contents: Contents) -> list[Section]:
     ]
 
 
-def _relation(found: RankCorrelation) -> str:
-    value = f"not known, {found.reason}" if found.reason else interval(found.value, found.low, found.high)
+def _relation(row: RankCorrelation) -> str:
+    value = f"not known, {row.reason}" if row.reason else interval(row.value, row.low, row.high)
     return (
-        f"Rank correlation of the annotators’ vote entropy with the model’s {spoken(found.measure)}: {value}."
+        f"Rank correlation of the annotators’ vote entropy with the model’s {spoken(row.measure)}: {value}."
     )
 
 
@@ -65,10 +65,10 @@ def _entropies(facts: AnnotatorReport) -> Chart | None:
     )
 
 
-def _people(facts: AnnotatorReport) -> Table:
+def _agreement(facts: AnnotatorReport) -> Table:
     rows = [
-        cells(one.annotator, percent(one.agreement, 1), one.images, one.pixels)
-        for one in facts.against_others
+        cells(pair.annotator, percent(pair.agreement, 1), pair.images, pair.pixels)
+        for pair in facts.against_others
     ]
     head = ("annotator", "agreement with all others", "images", "pixels that both have labeled")
     return Table(head, rows, "Each annotator and the others, least agreement first")

@@ -27,8 +27,8 @@ from pipeline.report.reliability import Reliability
 def calibration(contents: Contents) -> Section:
     """Reliability before and after, every calibrator, the parts of the image, and the frequency test."""
     blocks: list[Block] = []
-    for one in contents.calibrated:
-        blocks += _of_sampler(one)
+    for calibrated in contents.calibrated:
+        blocks += _of_sampler(calibrated)
     if not contents.calibrated:
         blocks.append(Missing("No calibrator has been fitted yet.", "segcurate calibrate"))
     blocks += _parts(contents)
@@ -51,41 +51,42 @@ def reliability_bins(diagram: Reliability) -> list[Bin]:
     return [Bin(row[0], Estimate(*row[1:4]), row[4]) for row in columns.tolist()]
 
 
-def _of_sampler(one: Calibrated) -> list[Block]:
+def _of_sampler(calibrated: Calibrated) -> list[Block]:
     meaning = (
-        f"Its calibrated softmax may be called a {one.confidence_name}: the calibrator has a passing report."
-        if one.confidence_name == "probability"
+        f"Its calibrated softmax is a {calibrated.confidence_name}: the calibrator has a passing report."
+        if calibrated.confidence_name == "probability"
         else "No calibrator has a passing report: read its output as a softmax score, not as a probability."
     )
+    name = spoken(calibrated.sampler)
     blocks: list[Block] = [
-        Heading(f"{spoken(one.sampler)[:1].upper()}{spoken(one.sampler)[1:]}, {spoken(one.calibrator)}"),
-        Text(meaning, tone="good" if one.confidence_name == "probability" else "warn"),
+        Heading(f"{name[:1].upper()}{name[1:]}, {spoken(calibrated.calibrator)}"),
+        Text(meaning, tone="good" if calibrated.confidence_name == "probability" else "warn"),
     ]
     charts = [
         reliability_chart(
             reliability_bins(diagram), title=f"{name}: ECE {diagram.ece.text()}", color=color, axis=axis
         )
         for name, diagram, color, axis in (
-            ("Before", one.before, BEFORE, "softmax score of the prediction"),
-            ("After", one.after, AFTER, f"{one.confidence_name} of the prediction"),
+            ("Before", calibrated.before, BEFORE, "softmax score of the prediction"),
+            ("After", calibrated.after, AFTER, f"{calibrated.confidence_name} of the prediction"),
         )
         if diagram is not None
     ]
     if charts:
         blocks.append(Charts(charts))
-    blocks += _calibrators(one)
-    if one.warning:
-        blocks.append(Text(one.warning, tone="note"))
+    blocks += _calibrators(calibrated)
+    if calibrated.warning:
+        blocks.append(Text(calibrated.warning, tone="note"))
     return blocks
 
 
-def _calibrators(one: Calibrated) -> list[Block]:
+def _calibrators(calibrated: Calibrated) -> list[Block]:
     """All calibrators side by side, each measured on images that it was not fitted on."""
-    if not one.report:
+    if not calibrated.report:
         return [Missing("The calibrators of this model have not been compared.", "segcurate calibrate")]
-    compared: list[dict[str, Any]] = list(one.report["calibrators"])
+    compared: list[dict[str, Any]] = list(calibrated.report["calibrators"])
     best = min((from_json(row["nll"]["value"]) for row in compared), default=math.nan)
-    chosen, auto = one.report.get("chosen"), one.report.get("auto")
+    chosen, auto = calibrated.report.get("chosen"), calibrated.report.get("auto")
     rows = []
     for row in compared:
         marks = [name for name, found in (("in use", chosen), ("best allowed", auto)) if found == row["name"]]
@@ -98,13 +99,13 @@ def _calibrators(one: Calibrated) -> list[Block]:
             )
         )
     source = {"audit": "the audit slices, weighted by inclusion probability"}.get(
-        str(one.report.get("source")), "the calibration split"
+        str(calibrated.report.get("source")), "the calibration split"
     )
     return [
         Table(
             ("calibrator", "NLL", "ECE", "Brier", "labels changed"),
             rows,
-            f"Cross-fitted on {one.report.get('images', 0)} images of {source}",
+            f"Cross-fitted on {calibrated.report.get('images', 0)} images of {source}",
         )
     ]
 
@@ -113,14 +114,14 @@ def _parts(contents: Contents) -> list[Block]:
     """Small diagrams of boundary, interior and each class."""
     blocks: list[Block] = [Heading("By boundary, interior and class")]
     rows: Sequence[Document] = (contents.quality or {}).get("reliability", [])
-    mine = [row for row in rows if row["sampler"] == contents.sampler and row["part"] != "all"]
-    if not mine:
+    of_parts = [row for row in rows if row["sampler"] == contents.sampler and row["part"] != "all"]
+    if not of_parts:
         return [*blocks, Missing("Reliability has not been split by part yet.", "segcurate assess")]
-    parts = list(dict.fromkeys(row["part"] for row in mine))
+    parts = list(dict.fromkeys(row["part"] for row in of_parts))
     charts = []
     for part in parts:
         before, after = (
-            next((row for row in mine if row["part"] == part and row["calibrated"] is kind), None)
+            next((row for row in of_parts if row["part"] == part and row["calibrated"] is kind), None)
             for kind in (False, True)
         )
         values = [number(row["ece"]["value"] if row else None) for row in (before, after)]

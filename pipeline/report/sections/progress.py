@@ -27,8 +27,8 @@ SHORT_HASH = 12
 MOST_GROUPS = 12
 
 
-def standing(contents: Contents) -> Section:
-    """The project at a glance, and the one command that comes next."""
+def status(contents: Contents) -> Section:
+    """The project at a glance, and the next command."""
     now, newest = contents.status, contents.newest
     last = contents.rounds[-1] if contents.rounds else None
     promoted = next((point for point in reversed(contents.rounds) if point.promoted), last)
@@ -59,7 +59,7 @@ def standing(contents: Contents) -> Section:
                 "segcurate failures",
             )
         )
-    return Section("standing", "Status", "", blocks)
+    return Section("status", "Status", "", blocks)
 
 
 def learning(contents: Contents) -> Section:
@@ -161,7 +161,7 @@ def queue(contents: Contents) -> Section:
 
 
 def lineage(contents: Contents) -> Section:
-    """Where each model comes from, newest first."""
+    """The provenance of each model, newest first."""
     cards = [
         (
             one.name,

@@ -1,4 +1,4 @@
-"""Question one, in relative terms: are the uncertain pixels the wrong ones?"""
+"""Question one, in relative terms: does uncertainty rank the errors first?"""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def quality(contents: Contents) -> Section:
 
 
 def auroc_axis(rows: Iterable[DotRow], label: str) -> Axis:
-    """An axis for AUROCs: from 0.5, or from below it where one lies there."""
+    """An axis for AUROCs that starts at 0.5, or lower where a value is lower."""
     values = [value for row in rows for value in row.values.values()]
     lowest = min([v.lowest for v in values if v.defined] + [0.5])
     return number_axis([], label, low=math.floor(lowest * 10) / 10, high=1)
@@ -195,7 +195,7 @@ def _regions(document: Document) -> list[Block]:
 
 
 def _risk_chart(risks: Risks) -> Chart:
-    """Error rate among the pixels that are kept, most certain first."""
+    """Error rate of the pixels kept, over their share, most certain first."""
     coverage = risks.coverage.tolist()
     lines = []
     for name, curve in risks.curves.items():

@@ -112,7 +112,7 @@ def drift(contents: Contents) -> Section:
 
 
 def _by_kind(document: Document) -> dict[str, dict[str, dict[float, tuple[str, Estimate]]]]:
-    """Kind, metric, strength: the label and the number, weakest first."""
+    """The label and the estimate by kind, metric and strength, weakest first."""
     found: dict[str, dict[str, dict[float, tuple[str, Estimate]]]] = {}
     for row in sorted(document["rows"], key=lambda row: row["strength"]):
         metrics = found.setdefault(row["kind"], {})

@@ -33,8 +33,8 @@ FIRST_ITEMS = 15
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A round's model on its held-out images, with the sampler of the scores: reliability before and after
+class EvaluatedModel:
+    """A round's model and its evaluation with the sampler of the scores: reliability before and after
     calibration, and the error rate over coverage."""
 
     number: int
@@ -57,8 +57,8 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
     split = next((row.split for row in evaluations.model_evaluations(session, model.id)), "test")
 
     def document(kind: Kind) -> Document | None:
-        found = assessment_of(session, model_id=model.id, kind=kind)
-        return None if found is None else found.document
+        stored = assessment_of(session, model_id=model.id, kind=kind)
+        return None if stored is None else stored.document
 
     run = newest_run(session, model.id, finished=False)
     queue = next((row for row in reversed(queues.list_queues(session)) if row.kind == "selected"), None)
@@ -87,18 +87,20 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
     )
 
 
-def judged_models(session: Session, project: Project, history: Sequence[RoundSummary]) -> list[Judged]:
-    """The model of each round that has been measured, oldest first."""
+def evaluated_models(
+    session: Session, project: Project, history: Sequence[RoundSummary]
+) -> list[EvaluatedModel]:
+    """The evaluated model of each round, oldest first."""
     sampler = project.config.scoring.sampler
     models = {model.name: model for model in model_queries.list_models(session)}
-    found: list[Judged] = []
+    evaluated: list[EvaluatedModel] = []
     for row in history:
         if row.model is not None and row.split is not None:
             model = models[row.model]
             before, after = _reliability(session, model, split=row.split, sampler=sampler)
             risks = _risks(session, model, split=row.split, sampler=sampler)
-            found.append(Judged(row.number, model, row.split, before, after, risks))
-    return found
+            evaluated.append(EvaluatedModel(row.number, model, row.split, before, after, risks))
+    return evaluated
 
 
 def metrics_table(session: Session, project: Project, history: Sequence[RoundSummary]) -> str:
@@ -128,23 +130,23 @@ def metrics_table(session: Session, project: Project, history: Sequence[RoundSum
 def _reliability(
     session: Session, model: Model, *, split: str, sampler: str
 ) -> tuple[Reliability | None, Reliability | None]:
-    """Of one sampler, before and after calibration."""
-    found: list[Reliability | None] = []
+    """The reliability diagrams of one sampler before and after calibration; None where not evaluated."""
+    diagrams: list[Reliability | None] = []
     for calibrated in (False, True):
         evaluation = evaluations.evaluation_of(
             session, model_id=model.id, split=split, sampler=sampler, calibrated=calibrated
         )
         if evaluation is None:
-            found.append(None)
+            diagrams.append(None)
             continue
         known = estimates(session, model.id, split=split, sampler=sampler, calibrated=calibrated)
         ece = known.get(("ece", -1), UNDEFINED)
-        found.append(Reliability.from_document(evaluation.curves["reliability"], ece=ece))
-    return found[0], found[1]
+        diagrams.append(Reliability.from_document(evaluation.curves["reliability"], ece=ece))
+    return diagrams[0], diagrams[1]
 
 
 def _risks(session: Session, model: Model, *, split: str, sampler: str) -> Risks | None:
-    """Error rate over coverage, after calibration where there is one."""
+    """Error rate over coverage; after calibration where that was evaluated, else before."""
     for calibrated in (True, False):
         evaluation = evaluations.evaluation_of(
             session, model_id=model.id, split=split, sampler=sampler, calibrated=calibrated
@@ -161,15 +163,15 @@ def _risks(session: Session, model: Model, *, split: str, sampler: str) -> Risks
 
 
 def _calibrated(session: Session, model: Model, *, split: str, sampler: str) -> list[Calibrated]:
-    """The sampler of the scores first, then the single pass."""
+    """The calibrated samplers of the model: that of the scores first, then the single pass."""
     stored = evaluations.model_calibrations(session, model.id)
-    found: list[Calibrated] = []
+    samplers: list[Calibrated] = []
     for name in dict.fromkeys((sampler, "none")):
         row = stored.get(name)
         if row is None:
             continue
         before, after = _reliability(session, model, split=split, sampler=name)
-        found.append(
+        samplers.append(
             Calibrated(
                 sampler=name,
                 calibrator=row.calibrator,
@@ -180,4 +182,4 @@ def _calibrated(session: Session, model: Model, *, split: str, sampler: str) -> 
                 after=after,
             )
         )
-    return found
+    return samplers

@@ -1,4 +1,5 @@
-"""Regions for the report's galleries: what the model that chose them saw, and the label that came back.
+"""Regions for the report's galleries: the prediction and uncertainty of the model that chose them, and
+the imported label.
 
 Legend: H W image size.
 """
@@ -35,9 +36,8 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A region that is to be shown. `mask_uri` is that of the label that came back for it; `tags` are short
-    words for people."""
+class ShownRegion:
+    """A region of a gallery. `mask_uri` is the file of its imported label; `tags` are short labels."""
 
     image: Image
     box: Box
@@ -49,26 +49,26 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a round's queue asked for by uncertainty, one region an image, and the model that asked."""
+class QueueRegions:
+    """The selected regions of a round's queue, one an image, and the model that ranked them."""
 
     queue: Queue
     model: Model
     calibrators: Calibrators
-    wanted: list[Wanted]
+    regions: list[ShownRegion]
     labeled: bool
-    """Whether a label has come back for any of them."""
+    """Whether any of them has a label."""
 
 
 @dataclass(frozen=True)
 class _Maps:
-    """Of one image at its own size: predicted classes, and float32 [H, W] for each measure."""
+    """Predicted classes, and float32 [H, W] for each measure, of one image at its own size."""
 
     prediction: Mask
     measures: dict[str, npt.NDArray[np.float32]]
 
 
-def asked_regions(session: Session, project: Project, number: int) -> Asked | None:
+def queue_regions(session: Session, project: Project, number: int) -> QueueRegions | None:
     """The best ranked region of each image of a round's queue; None for a round without a scored queue."""
     current = next(row for row in rounds.list_rounds(session) if row.number == number)
     queue = queues.round_queue(session, current.id)
@@ -77,12 +77,12 @@ def asked_regions(session: Session, project: Project, number: int) -> Asked | No
         return None
     masks = {label.image_id: label.mask_uri for label in labels.labels_in_force(session, queue_id=queue.id)}
     names = project.config.data.class_names
-    best: dict[int, Wanted] = {}
+    best: dict[int, ShownRegion] = {}
     for item, image in queue_items.queued_regions(session, queue_id=queue.id):
         if item.slice != "selected" or image.id in best:
             continue
         class_name = () if item.predicted_class is None else (f"mostly {names[item.predicted_class]}",)
-        best[image.id] = Wanted(
+        best[image.id] = ShownRegion(
             image=image,
             box=(item.x, item.y, item.w, item.h),
             outline=item.outline,
@@ -91,23 +91,23 @@ def asked_regions(session: Session, project: Project, number: int) -> Asked | No
             tags=(*class_name, item.status),
             mask_uri=masks.get(image.id) if item.status == "labeled" else None,
         )
-    return Asked(
+    return QueueRegions(
         queue=queue,
         model=session.get_one(Model, run.model_id),
         calibrators=stored_calibrators(session, run.model_id, sampler=project.config.scoring.sampler),
-        wanted=list(best.values()),
-        labeled=any(one.mask_uri is not None for one in best.values()),
+        regions=list(best.values()),
+        labeled=any(region.mask_uri is not None for region in best.values()),
     )
 
 
-def disagreeing_regions(session: Session, report: DisagreementReport) -> list[Wanted]:
-    """The same for regions that are confident but disagreeing, one an image."""
-    best: dict[int, Wanted] = {}
+def disagreeing_regions(session: Session, report: DisagreementReport) -> list[ShownRegion]:
+    """The regions of high confidence whose samples disagree, one an image."""
+    best: dict[int, ShownRegion] = {}
     for rank, row in enumerate(report.rows, start=1):
         image = session.get(Image, row.image_id)
         if image is None or image.id in best:
             continue
-        best[image.id] = Wanted(
+        best[image.id] = ShownRegion(
             image=image,
             box=(row.x, row.y, row.w, row.h),
             outline=row.outline,
@@ -120,27 +120,27 @@ def disagreeing_regions(session: Session, report: DisagreementReport) -> list[Wa
 
 
 def gallery_rows(
-    project: Project, model: Model, calibrators: Calibrators, wanted: Sequence[Wanted]
-) -> tuple[list[tuple[Wanted, GalleryRow]], Failures]:
-    """Each region with the model's view of it. What cannot be read is left out, and returned with its reason.
+    project: Project, model: Model, calibrators: Calibrators, regions: Sequence[ShownRegion]
+) -> tuple[list[tuple[ShownRegion, GalleryRow]], Failures]:
+    """Each region with the model's prediction and measures, and the unreadable images with the reason.
 
     Raises:
         CheckpointError: the model cannot be loaded.
     """
     failures: Failures = []
-    maps = _predict(project, model, calibrators, [one.image for one in wanted], failures)
-    rows: list[tuple[Wanted, GalleryRow]] = []
-    for one in wanted:
-        if one.image.id in maps:
+    maps = _predict(project, model, calibrators, [region.image for region in regions], failures)
+    rows: list[tuple[ShownRegion, GalleryRow]] = []
+    for region in regions:
+        if region.image.id in maps:
             try:
-                rows.append((one, _row(project, one, maps[one.image.id])))
+                rows.append((region, _row(project, region, maps[region.image.id])))
             except DataError as error:
-                failures.append((one.image.uri, str(error)))
+                failures.append((region.image.uri, str(error)))
     return rows, failures
 
 
 def record_failures(session: Session, failures: Failures) -> None:
-    """Store what could not be read in place of what the last report met."""
+    """Store the images that could not be read, in place of those of the last report."""
     failure_queries.clear_failures(session, "report")
     failure_queries.record_failures(session, "report", failures)
 
@@ -156,7 +156,7 @@ def _predict(
     if not images:
         return {}
     served = open_model(project, model.checkpoint_uri, calibrators=calibrators)
-    found: dict[int, _Maps] = {}
+    of_image: dict[int, _Maps] = {}
     for batch in served.batches([project.ref(image) for image in images], batch_size=1):
         if isinstance(batch, Unreadable):
             failures.append((project.uri(batch.path), batch.reason))
@@ -170,31 +170,31 @@ def _predict(
             for name in ("entropy", "mutual_information")
             if name in maps
         }
-        found[batch.ids[0]] = _Maps(
+        of_image[batch.ids[0]] = _Maps(
             prediction=classes.to("cpu").numpy().astype(np.uint8),
             measures={name: values.float().to("cpu").numpy() for name, values in shown.items()},
         )
-    return found
+    return of_image
 
 
-def _row(project: Project, wanted: Wanted, maps: _Maps) -> GalleryRow:
-    data, image = project.config.data, wanted.image
+def _row(project: Project, region: ShownRegion, maps: _Maps) -> GalleryRow:
+    data, image = project.config.data, region.image
     pixels = read_image(project.image(image.uri), channels=data.channels, max_pixels=data.max_pixels)
     label = None
-    if wanted.mask_uri is not None:
-        known = compose_labels([project.path(wanted.mask_uri)], (image.width, image.height))
-        x, y, w, h = wanted.box
+    if region.mask_uri is not None:
+        known = compose_labels([project.path(region.mask_uri)], (image.width, image.height))
+        x, y, w, h = region.box
         inside = (slice(y, y + h), slice(x, x + w))
         label = np.full_like(known, IGNORE)
-        label[inside] = np.where(decode_outline(wanted.outline, width=w, height=h), known[inside], IGNORE)
+        label[inside] = np.where(decode_outline(region.outline, width=w, height=h), known[inside], IGNORE)
     return GalleryRow(
         image=as_rgb(pixels),
-        box=wanted.box,
+        box=region.box,
         prediction=maps.prediction,
         entropy=maps.measures["entropy"],
         mutual_information=maps.measures.get("mutual_information"),
         label=label,
-        heading=wanted.heading,
-        reason=wanted.reason,
-        outline=wanted.outline,
+        heading=region.heading,
+        reason=region.reason,
+        outline=region.outline,
     )

@@ -1,4 +1,4 @@
-"""The report: a page, pictures and a table of what the rounds have come to, drawn from the database."""
+"""The report: a page, pictures and a table of the results of all rounds, drawn from the database."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.report.page import render_page
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import draw_reliability
 from pipeline.steps.disagreements import disagreements
-from pipeline.steps.report.facts import Judged, judged_models, metrics_table, read_contents
+from pipeline.steps.report.facts import EvaluatedModel, evaluated_models, metrics_table, read_contents
 from pipeline.steps.report.gallery import (
     Failures,
-    Wanted,
-    asked_regions,
+    ShownRegion,
     disagreeing_regions,
     gallery_rows,
+    queue_regions,
     record_failures,
 )
 from pipeline.steps.served_model import stored_calibrators
@@ -43,7 +43,7 @@ PAGE_TILES = 8
 
 @dataclass
 class _Galleries:
-    """What has been drawn so far, newest queue first, and what could not be read."""
+    """The galleries drawn so far, newest queue first, and the images that could not be read."""
 
     queues: list[tuple[str, Gallery]] = field(default_factory=list)
     disagreeing: Gallery | None = None
@@ -52,13 +52,13 @@ class _Galleries:
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """The folder that the report was written to, and what could not be drawn, with the reason."""
+    """The folder of the report, and the images and checkpoints that could not be drawn, with the reason."""
 
     folder: Path
     failed: Failures
 
     def lines(self) -> Iterator[str]:
-        """The page to open, and what is not on it."""
+        """The images and checkpoints that are left out, then the page to open."""
         for subject, reason in self.failed:
             yield f"not drawn: {subject}: {reason}"
         yield f"Open {self.folder / PAGE}."
@@ -71,8 +71,8 @@ def report(
 
     Writes `report.html`, which needs no other file, and beside it `learning_curve.png`, for each model
     `reliability_<model>.png` and `risk_coverage_<model>.png`, for each queue `gallery_<queue>.png`, and
-    `metrics.csv` with every metric and its interval. An image or checkpoint that cannot be read any more is
-    left out, and recorded as a failure.
+    `metrics.csv` with every metric and its interval. The report leaves out an image or
+    checkpoint that can no longer be read, and records it as a failure.
 
     Args:
         folder: `<workdir>/report` by default.
@@ -83,8 +83,8 @@ def report(
     target = folder if folder is not None else project.workdir / "report"
     with database.session(write=False) as session:
         history = round_history(session, sampler=project.config.scoring.sampler)
-        judged = judged_models(session, project, history)
-        if not judged:
+        evaluated = evaluated_models(session, project, history)
+        if not evaluated:
             raise UserError(
                 "There is nothing to draw: no model has been evaluated.", "Run `segcurate status`."
             )
@@ -92,7 +92,7 @@ def report(
         table = metrics_table(session, project, history)
     writable_folder(target)
     atomic_write_bytes(target / "metrics.csv", table.encode())
-    _draw_curves(project, contents.rounds, judged, target)
+    _draw_curves(project, contents.rounds, evaluated, target)
     numbers = [row.number for row in history if row.model is not None]
     galleries = _draw_galleries(project, database, numbers, target, progress)
     contents = replace(contents, galleries=galleries.queues, disagreeing=galleries.disagreeing)
@@ -103,7 +103,7 @@ def report(
 
 
 def _draw_curves(
-    project: Project, points: Sequence[MeasuredRound], judged: Sequence[Judged], target: Path
+    project: Project, points: Sequence[MeasuredRound], evaluated: Sequence[EvaluatedModel], target: Path
 ) -> None:
     """The pictures of all rounds, and of each round's model."""
     write_figure(
@@ -112,23 +112,23 @@ def _draw_curves(
             points,
             class_names=project.config.data.class_names,
             colors=palette(project.config.data),
-            title=f"{project.config.name}: what each round of labels brought",
+            title=f"{project.config.name}: IoU and calibration after each round",
         ),
     )
-    for one in judged:
-        what = f"Round {one.number}, {one.split} images"
-        first, second = (one.before, one.after) if one.before is not None else (one.after, None)
+    for row in evaluated:
+        what = f"Round {row.number}, {row.split} images"
+        first, second = (row.before, row.after) if row.before is not None else (row.after, None)
         if first is not None:
             title = f"{what}: is its confidence right?"
             write_figure(
-                target / f"reliability_{one.model.name}.png", draw_reliability(first, second, title=title)
+                target / f"reliability_{row.model.name}.png", draw_reliability(first, second, title=title)
             )
-        if one.risks is not None:
+        if row.risks is not None:
             write_figure(
-                target / f"risk_coverage_{one.model.name}.png",
+                target / f"risk_coverage_{row.model.name}.png",
                 draw_risk_coverage(
-                    one.risks.curves,
-                    coverage=one.risks.coverage,
+                    row.risks.curves,
+                    coverage=row.risks.coverage,
                     title=f"{what}: are the uncertain pixels the wrong ones?",
                 ),
             )
@@ -144,58 +144,62 @@ def _draw_galleries(
     for done, number in enumerate(sorted(numbers, reverse=True)):
         progress("draw queues", done, len(numbers))
         with database.session(write=False) as session:
-            asked = asked_regions(session, project, number)
-        if asked is None:
+            shown = queue_regions(session, project, number)
+        if shown is None:
             continue
-        on_page = not drawn.queues or (asked.labeled and not labels_shown)
+        on_page = not drawn.queues or (shown.labeled and not labels_shown)
         most = PAGE_TILES if on_page else GALLERY_ROWS
-        rows = _rows(project, asked.model, asked.calibrators, asked.wanted[:most], drawn.failures)
+        rows = _rows(project, shown.model, shown.calibrators, shown.regions[:most], drawn.failures)
         if not rows:
             continue
         picture = draw_gallery(
             [row for _, row in rows][:GALLERY_ROWS],
             class_names=project.config.data.class_names,
             colors=palette(project.config.data),
-            title=f"Round {number}: what the model asks to have labeled next",
+            title=f"Round {number}: the regions that the model ranks highest",
         )
-        write_figure(target / f"gallery_{asked.queue.name}.png", picture)
+        write_figure(target / f"gallery_{shown.queue.name}.png", picture)
         if on_page:
-            words = f"Round {number}: {'labeled by now' if asked.labeled else 'waiting for labels'}"
-            drawn.queues.append((words, _gallery(project, asked.queue.name, rows)))
-            labels_shown = labels_shown or asked.labeled
+            words = f"Round {number}: {'labels imported' if shown.labeled else 'waiting for labels'}"
+            drawn.queues.append((words, _gallery(project, shown.queue.name, rows)))
+            labels_shown = labels_shown or shown.labeled
     drawn.disagreeing = _draw_disagreeing(project, database, drawn.failures)
     return drawn
 
 
 def _draw_disagreeing(project: Project, database: Database, failures: Failures) -> Gallery | None:
-    """None where there are no scores with samples."""
+    """The gallery of confident but disagreeing regions; None where there are no scores with samples."""
     try:
-        found = disagreements(project, database, limit=4 * PAGE_TILES)
+        report = disagreements(project, database, limit=4 * PAGE_TILES)
     except UserError:
         return None
     with database.session(write=False) as session:
-        wanted = disagreeing_regions(session, found)[:PAGE_TILES]
-        model = session.query(Model).filter_by(name=found.model).one()
+        regions = disagreeing_regions(session, report)[:PAGE_TILES]
+        model = session.query(Model).filter_by(name=report.model).one()
         calibrators = stored_calibrators(session, model.id, sampler=project.config.scoring.sampler)
-    rows = _rows(project, model, calibrators, wanted, failures)
+    rows = _rows(project, model, calibrators, regions, failures)
     return _gallery(project, "disagreeing", rows) if rows else None
 
 
 def _rows(
-    project: Project, model: Model, calibrators: Calibrators, wanted: Sequence[Wanted], failures: Failures
-) -> list[tuple[Wanted, GalleryRow]]:
+    project: Project,
+    model: Model,
+    calibrators: Calibrators,
+    regions: Sequence[ShownRegion],
+    failures: Failures,
+) -> list[tuple[ShownRegion, GalleryRow]]:
     try:
-        rows, failed = gallery_rows(project, model, calibrators, wanted)
+        rows, failed = gallery_rows(project, model, calibrators, regions)
     except CheckpointError as error:
         rows, failed = [], [(model.checkpoint_uri, str(error))]
     failures += [failure for failure in failed if failure not in failures]
     return rows
 
 
-def _gallery(project: Project, name: str, rows: Sequence[tuple[Wanted, GalleryRow]]) -> Gallery:
+def _gallery(project: Project, name: str, rows: Sequence[tuple[ShownRegion, GalleryRow]]) -> Gallery:
     tiles, scales = draw_tiles(
         [row for _, row in rows],
-        tags=[wanted.tags for wanted, _ in rows],
+        tags=[region.tags for region, _ in rows],
         colors=palette(project.config.data),
     )
     present = {layer.name for tile in tiles for layer in tile.layers}

@@ -1,4 +1,4 @@
-"""Charts put numbers where their axes say; the places are read back from the SVG."""
+"""Charts put numbers where their axes say; the positions are read back from the SVG."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def numbers(svg: str, pattern: str) -> list[tuple[float, ...]]:
     st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=5),
     st.sampled_from([3, 5]),
 )
-def test_an_axis_holds_every_value_between_round_ticks(values: list[float], wanted: int) -> None:
-    axis = number_axis(values, wanted=wanted)
+def test_an_axis_holds_every_value_between_round_ticks(values: list[float], intervals: int) -> None:
+    axis = number_axis(values, intervals=intervals)
     span = axis.high - axis.low
     assert axis.low <= min(values) + 1e-6 * span
     assert axis.high >= max(values) - 1e-6 * span
-    places = [place for place, _ in axis.ticks]
-    assert 2 <= len(places) <= wanted + 2
-    assert np.allclose(np.diff(places), np.diff(places)[0])
-    assert len({text for _, text in axis.ticks}) == len(places)
+    positions = [position for position, _ in axis.ticks]
+    assert 2 <= len(positions) <= intervals + 2
+    assert np.allclose(np.diff(positions), np.diff(positions)[0])
+    assert len({text for _, text in axis.ticks}) == len(positions)
 
 
 def test_a_dot_lies_between_the_ends_of_its_whisker() -> None:
@@ -64,7 +64,7 @@ def test_a_dot_lies_between_the_ends_of_its_whisker() -> None:
 def test_a_line_is_broken_where_a_number_is_not_defined() -> None:
     plot = Plot(named_axis(list("abcde")), number_axis([0, 1]))
     plot.line([0, 1, 2, 3, 4], [0.1, 0.2, math.nan, 0.4, 0.5], "s0")
-    lines = re.findall(r'<polyline class="line s0" points="([^"]+)"', plot.drawn("x"))
+    lines = re.findall(r'<polyline class="line s0" points="([^"]+)"', plot.svg("x"))
     assert [len(line.split()) for line in lines] == [2, 2]
 
 

@@ -82,7 +82,7 @@ def test_every_section_has_its_heading_and_its_link(full: str) -> None:
     ids = [attrs["id"] for tag, attrs in outline.tags if tag == "section"]
     links = [str(attrs["href"]).removeprefix("#") for tag, attrs in outline.tags if tag == "a"]
     assert ids == [
-        "standing",
+        "status",
         "learning",
         "calibration",
         "quality",

@@ -99,7 +99,7 @@ def test_without_scores_the_regions_are_listed_and_the_correlation_says_why_reje
     assert {row.expected_entropy for row in found.rows} == {None}
     for one in found.correlations:
         assert (one.regions, one.value, one.low) == (0, None, None)
-        assert one.reason == "the scores of these regions are pruned, or are without samples"
+        assert one.reason == "the scores of these regions are pruned, or come from a sampler without samples"
 
 
 def test_a_queue_whose_regions_are_not_those_of_the_run_has_no_scores(shared: SharedQueue) -> None:
@@ -117,7 +117,9 @@ def test_a_few_regions_are_too_few(tmp_path: Path) -> None:
             shared.label(image_id, mask, by=name)
         shared.settle(image_id, masks)
     (one, _) = report(shared).correlations
-    assert one.reason == (f"too few: 16 regions of 4 images, and it takes {LEAST_REGIONS} of {LEAST_IMAGES}")
+    assert one.reason == (
+        f"too few: 16 regions of 4 images; at least {LEAST_REGIONS} of {LEAST_IMAGES} are needed"
+    )
 
 
 def test_where_all_agree_there_is_nothing_to_correlate(tmp_path: Path) -> None:
