@@ -242,7 +242,7 @@ def _images(folder: Path, tasks: int, side: int) -> Iterator[OutgoingImage]:
             height=side,
             name=export_name(rank=number + 1, image_id=number + 1, uri=uri),
             rank=number + 1,
-            place=number,
+            position=number,
             source=folder / "images" / f"{number % DISTINCT}.jpg",
             scores={"entropy": 0.5},
             mask=mask,

@@ -1,7 +1,7 @@
 """COCO: instances, each with its mask (Lin et al. 2014, `instances_*.json`).
 
-What goes out is one annotation a connected part of a class, with a compressed run-length mask. What comes
-back may have run lengths or polygons, of any number of instances; a later one in the file has the pixel.
+An export has one annotation for each connected part of a class, with a compressed run-length mask. An import
+may have run lengths or polygons, of any number of instances; the later one in the file has the pixel.
 
 Legend: H height, W width, P parts.
 """
@@ -41,10 +41,10 @@ INSTANCES = "instances_default.json"
 _README = """# {name}: {regions} regions in {images} images, as COCO instances
 
 `{file}` lists the images in the order in which they are to be labeled, the most
-useful first, with the {start} as annotations: one a connected part of a class. Load it, with
+useful first, with the {start} as annotations, one for each connected part of a class. Load it, with
 `{images_folder}/`, into your labeling tool; correct the masks inside of the regions that `regions.csv` lists;
 export COCO with masks from there, and run `segcurate import` with the exported file. Keep the names of the
-images, and leave out images that nobody has looked at: what comes back is a label.
+images, and leave out images that nobody has checked: every mask in the file is imported as a label.
 
 Where annotations overlap, the later one in the file has the pixels. A pixel without an annotation stays "not
 labeled", and so does an image without any.
@@ -63,7 +63,7 @@ class CocoWriter(CocoQueueWriter):
 
 
 def instances(mask: Mask, *, image_id: int) -> Iterator[dict[str, Any]]:
-    """The annotations of a mask [H, W], with ids to be given: one for each connected part, class by class."""
+    """The annotations of a mask [H, W], without ids yet: one for each connected part, class by class."""
     height, width = mask.shape
     for class_index in np.unique(mask[mask != IGNORE]).tolist():
         count, parts, stats, _ = cv2.connectedComponentsWithStats(
@@ -85,7 +85,7 @@ def instances(mask: Mask, *, image_id: int) -> Iterator[dict[str, Any]]:
 
 
 def _run_lengths(parts: cv2.typing.MatLike, count: int) -> Iterator[list[int]]:
-    """COCO's run lengths of each part but 0, in an image [H, W] of part numbers."""
+    """COCO's run lengths of each part except 0, in an image [H, W] of part numbers."""
     flat = parts.ravel(order="F")
     starts = np.concatenate(([0], np.flatnonzero(np.diff(flat)) + 1))
     ends = np.append(starts[1:], len(flat))
@@ -101,10 +101,10 @@ def _run_lengths(parts: cv2.typing.MatLike, count: int) -> Iterator[list[int]]:
 
 def read_coco(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
     """The masks of a file of COCO instances, or of those of a folder or zip archive: one for each image that
-    has annotations. It can be read until the next one is asked for.
+    has annotations. Each can be read until the iterator moves to the next.
 
     Raises:
-        DataError: it is no COCO file, or is what was exported, unchanged.
+        DataError: it is not a COCO file, or is an unchanged export.
     """
     with unpacked(source) as files:
         yield from read_documents(documents(files, panoptic=False), partial(_paint, labels))

@@ -1,4 +1,4 @@
-"""What COCO's formats share: their JSON file, written and read as a stream."""
+"""The JSON file that COCO's formats share, written and read as a stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
 ANNOTATIONS = "annotations"
 
 Paint = Callable[[CocoIndex, CocoImage, int, int], DecodedMask]
-"""Makes an image's mask of its annotations, given its width and height."""
+"""Makes an image's mask from its annotations, given its width and height."""
 
 LONGEST_DOCUMENT = 4 << 30
 """Bytes of a JSON file in an archive."""
@@ -39,7 +39,7 @@ _LISTS = re.compile(rb'"(file_name|image_id|category_id|supercategory|segmentati
 
 
 class CocoDocument:
-    """Writes a COCO file's images and annotations as they come, and puts the file together at the end."""
+    """Writes the images and annotations of a COCO file one by one, and joins them at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +51,7 @@ class CocoDocument:
                 part.touch()
 
     def add_image(self, image: OutgoingImage, queue: OutgoingQueue, *, file_name: str) -> int:
-        """Write an image's entry; its id."""
+        """Write an image's entry; return its id."""
         id_ = self._counts[IMAGES] + 1
         entry = {
             "id": id_,
@@ -76,7 +76,7 @@ class CocoDocument:
         )
 
     def finish(self, queue: OutgoingQueue, *, of_category: dict[str, Any]) -> None:
-        """Put the file together. Categories are the classes, with ids from 1 on."""
+        """Join the parts of the file. Categories are the classes, with ids from 1 on."""
         categories = [
             {"id": index + 1, "name": name, "supercategory": "", **of_category}
             for index, name in enumerate(queue.labels.names)
@@ -130,11 +130,11 @@ class CocoQueueWriter(QueueWriter):
         self.manifest.add(image.entry(self.queue, image=placed))
 
     def annotations(self, image: OutgoingImage, image_id: int) -> Iterable[dict[str, Any]]:
-        """What the COCO file says of the image that it calls by this id. A format writes its masks here."""
+        """The COCO annotations of the image with this id. A format also writes its mask files here."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Put the COCO file together, and write the small files beside it."""
+        """Join the parts of the COCO file, and write the small files beside it."""
         self.document.finish(self.queue, of_category=self.of_category)
         self.proposals.add(self.document.path)
         super().finish()
@@ -152,7 +152,7 @@ class CocoQueueWriter(QueueWriter):
 
 
 def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rejected]:
-    """The annotations of COCO files. Of several files, one that cannot be read is a rejection."""
+    """The annotations of COCO files; of several files, one that cannot be read is yielded as `Rejected`."""
     for path in paths:
         try:
             yield from _annotations(path, paint)
@@ -163,10 +163,10 @@ def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rej
 
 
 def documents(source: Path, *, panoptic: bool) -> list[Path]:
-    """The COCO files of a source: itself, or those of a folder, of which links are none.
+    """The COCO files of a source: the file itself, or the files of a folder, without links.
 
     Raises:
-        DataError: there are none, or they are what was exported and is unchanged.
+        DataError: there are none, or they are unchanged exports.
     """
     found = list(_coco_files(source, panoptic=panoptic))
     if not found:
@@ -178,7 +178,7 @@ def documents(source: Path, *, panoptic: bool) -> list[Path]:
 
 @contextmanager
 def unpacked(source: Path) -> Generator[Path]:
-    """A folder with the JSON files of a zip archive, until the block ends; any other source is itself.
+    """A folder with the JSON files of a zip archive, until the block ends; any other source as it is.
 
     Raises:
         DataError: the archive is damaged, or too large.
@@ -195,7 +195,7 @@ def unpacked(source: Path) -> Generator[Path]:
 
 
 def is_coco_zip(source: Path) -> bool:
-    """Whether an archive has a file that begins like COCO's."""
+    """Whether an archive has a file that begins like a COCO file."""
     if not is_zip(source):
         return False
     with suppress(DataError), open_files(source) as files:
@@ -213,14 +213,14 @@ def _documents_in(files: Files) -> list[str]:
 
 
 def recognises(source: Path, *, panoptic: bool) -> bool:
-    """Whether a source is, or holds, a COCO file of this kind."""
+    """Whether a source is, or contains, a COCO file of this kind."""
     if source.is_dir():
         return next(_coco_files(source, panoptic=panoptic), None) is not None
     return source.suffix.lower() == ".json" and _is_coco(source, panoptic=panoptic)
 
 
 def _coco_files(source: Path, *, panoptic: bool) -> Iterator[Path]:
-    """The file that a source is, or the files of this kind in the folder that it is."""
+    """The source itself where it is a file, or the files of this kind in a folder."""
     if not source.is_dir():
         yield source
         return
@@ -232,8 +232,8 @@ def _coco_files(source: Path, *, panoptic: bool) -> Iterator[Path]:
 
 
 def _is_coco(path: Path, *, panoptic: bool) -> bool:
-    """Whether a file begins like COCO, and is of this kind: beside a panoptic one is the folder of its masks,
-    named like it."""
+    """Whether a file begins like COCO and is of this kind. A panoptic file has the folder of its masks beside
+    it, with the same name."""
     folder = path.with_suffix("")
     with path.open("rb") as stream:
         return _begins_like_coco(stream) and (folder.is_dir() and not folder.is_symlink()) == panoptic

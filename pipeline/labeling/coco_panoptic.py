@@ -1,7 +1,7 @@
-"""COCO panoptic (Kirillov et al. 2019): a PNG an image whose colours are segment numbers, and a JSON file
-that says of which category each segment is.
+"""COCO panoptic (Kirillov et al. 2019): a PNG for each image, whose colours are segment numbers, and a JSON
+file with the category of each segment.
 
-What goes out has one segment a class. What comes back may have any number of them.
+An export has one segment for each class. An import may have any number of segments.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ useful first. The PNGs in the folder of the same name are the {start}: a pixel's
 segment's number, red + 256 · green + 65536 · blue, and 0 is not labeled. Correct them, with the images of
 `{images_folder}/`, inside of the regions that `regions.csv` lists; then run `segcurate import` with this
 folder, or with the JSON file that your tool has exported beside its PNGs. Keep the names of the images, and
-leave out images that nobody has looked at: what comes back is a label.
+leave out images that nobody has checked: every mask is imported as a label.
 """
 
 
@@ -56,7 +56,7 @@ class PanopticWriter(CocoQueueWriter):
     text = _README
 
     def annotations(self, image: OutgoingImage, image_id: int) -> Iterator[dict[str, Any]]:
-        """The image's PNG of segments, which is written here."""
+        """Write the image's PNG of segments; yield its annotation."""
         file = self.folder / ANNOTATIONS / PANOPTIC / f"{image.name}.png"
         segments = np.zeros((*image.mask.shape, 3), dtype=np.uint8)
         segments[:, :, 0] = np.where(image.mask == IGNORE, 0, image.mask + 1)
@@ -69,7 +69,7 @@ def read_panoptic(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejec
     """The masks of a panoptic JSON file with its PNGs beside it, or of those of a folder.
 
     Raises:
-        DataError: it is no COCO file, or is what was exported, unchanged.
+        DataError: it is not a COCO file, or is an unchanged export.
     """
     return read_documents(documents(source, panoptic=True), partial(_paint, labels))
 
@@ -116,14 +116,14 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
 
 
 def _class_of_segment(segments: Any, index: CocoIndex, labels: LabelMap) -> npt.NDArray[np.int16]:
-    """The class index of each segment number, int16; -1 of those that are not listed, and last of all."""
+    """The class index of each segment number, int16; -1 for unlisted numbers and for the last entry."""
     if not isinstance(segments, list):
         raise DataError("It lists no segments.", "Export it again.")
     classes = {0: IGNORE}
     for segment in segments:
         id_ = segment.get("id") if isinstance(segment, dict) else None
         if type(id_) is not int or not 0 < id_ < _IDS:
-            raise DataError("It has a segment whose number cannot be.", "Export it again.")
+            raise DataError("It has a segment with an invalid number.", "Export it again.")
         if id_ in classes:
             raise DataError(f"It lists segment {id_} twice.", "Export it again.")
         classes[id_] = index.class_of(segment, labels.names)
@@ -133,7 +133,7 @@ def _class_of_segment(segments: Any, index: CocoIndex, labels: LabelMap) -> npt.
 
 
 def _segment_file(name: Any, folder: Path) -> Path:
-    """The PNG of that name in the folder; nothing outside of it, whatever the name says."""
+    """The PNG of that name in the folder; a name that leads out of the folder raises a DataError."""
     if not isinstance(name, str) or "\0" in name or "\\" in name:
         raise DataError("It names no PNG of segments.", "Export it again.")
     relative = PurePosixPath(name)
@@ -144,7 +144,7 @@ def _segment_file(name: Any, folder: Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"There is no {shown(name)} in the folder {folder.name}.", "Put it there.") from error
     if folder.is_symlink() or not path.is_relative_to(folder.resolve()):
-        raise DataError(f"{shown(name)} is behind a link that leads out.", "Put the file itself there.")
+        raise DataError(f"{shown(name)} is behind a link that leads out of it.", "Put the file itself there.")
     if not path.is_file():
         raise DataError(f"{shown(name)} is no plain file.", "Put the PNG there.")
     return path

@@ -2,8 +2,8 @@
 
 Legend: H W the image's height and width; h w those of a region's box; R regions; E edges.
 
-An edge is the side that two neighbouring pixels of different classes share. A place is a corner of pixels,
-numbered row by row on a lattice of h + 1 by w + 1. Edges that follow each other make a border.
+An edge is the side that two neighbouring pixels of different classes share. A node is a corner of pixels,
+numbered row by row on a lattice of h + 1 by w + 1. Consecutive edges make a border.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.regions.outlines import decode_outline
 TOLERANCE = 1.5
 """Pixels by which a drawn polygon may miss the border."""
 _STRAIGHT = 3
-"""Edges of a border between two fixed ends that none of its places can leave by more than the tolerance."""
+"""Up to so many edges, a border between two fixed ends stays within the tolerance of a straight line."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -34,16 +34,16 @@ def estimated_clicks(
 ) -> npt.NDArray[np.float64]:
     """Clicks that an annotator needs to draw each region's predicted content.
 
-    One click fills the region with a class. Every vertex of the borders between its parts is another one,
-    once the borders are simplified to `TOLERANCE` (Douglas and Peucker 1973): the places where three parts
-    meet, those where a border reaches the region's own, and the corners between them. A border that two
+    One click fills the region with a class. Every vertex of the borders between its parts is another click,
+    after the borders are simplified to `TOLERANCE` (Douglas and Peucker 1973): the nodes where three parts
+    meet, the nodes where a border reaches the region's own, and the corners between them. A border that two
     parts share is clicked once, the border of a hole like any other, and the region's own costs nothing. An
-    object below the tolerance is one vertex, a thin line of one pixel two.
+    object below the tolerance has one vertex, a line of one pixel's width two.
 
     Clicks on the vertices of polygons as the cost of a region: Mackowiak et al. 2018 (CEREALS).
 
     Args:
-        mask: uint8 [H, W], class index or 255, which is as if it were outside of the region.
+        mask: uint8 [H, W], class index or 255, which counts as outside of the region.
         boxes: [R, 4] as x, y, w, h.
         outlines: R of them; None where a region fills its box.
 
@@ -65,12 +65,12 @@ def estimated_clicks(
 
 
 class _Edges(NamedTuple):
-    """Every edge as two arrows, there (even) and back (odd): 2 E of them.
+    """Every edge as two half-edges, forward (even) and backward (odd): 2 E of them.
 
     Attributes:
-        tail: the place that an arrow leaves.
-        partner: the arrow that leaves the same place and goes on with the border; −1 where the border ends.
-        ends: places at which borders end, each counted once.
+        tail: the node that a half-edge leaves.
+        partner: the half-edge that leaves the same node and continues the border; −1 where the border ends.
+        ends: nodes at which borders end, each counted once.
     """
 
     tail: Indices
@@ -79,9 +79,9 @@ class _Edges(NamedTuple):
 
 
 class _Border(NamedTuple):
-    """The places along a border. A `free` one has no end, and comes back to where it began."""
+    """The nodes along a border. A `free` border has no ends: it returns to its first node."""
 
-    places: Indices
+    nodes: Indices
     free: bool
 
 
@@ -96,19 +96,19 @@ def _vertices(window: Mask, inside: npt.NDArray[np.bool_]) -> int:
 
 def _corners(border: _Border, columns: int) -> int:
     """Vertices of a simplified border besides its ends."""
-    closed = bool(border.places[0] == border.places[-1])
-    places = border.places[:-1] if closed else border.places
-    points = np.stack([places % columns, places // columns], axis=1).astype(np.int32)
+    closed = bool(border.nodes[0] == border.nodes[-1])
+    nodes = border.nodes[:-1] if closed else border.nodes
+    points = np.stack([nodes % columns, nodes // columns], axis=1).astype(np.int32)
     kept = len(cv2.approxPolyDP(points[:, None], TOLERANCE, closed))
     return kept if border.free else kept - 1 if closed else kept - 2
 
 
 def _edges(window: Mask, known: npt.NDArray[np.bool_]) -> _Edges:
-    """The edges between known pixels of different classes [h, w], and how they go on.
+    """The edges between known pixels of different classes [h, w], and how they continue.
 
-    A border ends where three parts meet, and where it reaches what is not known. Where the corners of two
-    pixels touch between two of another class, two borders cross, and each goes straight on: no class counts
-    as the one that is connected there.
+    A border ends where three parts meet, and where it reaches unknown pixels. Where two pixels of a class
+    touch at a corner between two pixels of another class, two borders cross, and each continues straight:
+    neither class counts as connected.
     """
     columns = window.shape[1] + 1
     upright = known[:, 1:] & known[:, :-1] & (window[:, 1:] != window[:, :-1])
@@ -125,7 +125,7 @@ def _edges(window: Mask, known: npt.NDArray[np.bool_]) -> _Edges:
         window[row, column - 1] == window[row - 1, column]
     )
     goes_on[(row * columns + column)[crossing]] = True
-    # Sorted by place, upright ones first: of two arrows or of four, neighbours belong together
+    # Sorted by node, vertical edges first: of two or four half-edges, neighbours form pairs
     order = np.argsort(tail, kind="stable")
     pairs = order[goes_on[tail[order]]].reshape(-1, 2)
     partner = np.full(len(tail), -1)
@@ -136,7 +136,7 @@ def _edges(window: Mask, known: npt.NDArray[np.bool_]) -> _Edges:
 def _borders(edges: _Edges) -> Iterator[_Border]:
     """The borders that may have a corner, each in one of its two directions."""
     tail, partner = edges.tail, edges.partner.copy()
-    arrows = np.arange(len(tail))
+    half_edges = np.arange(len(tail))
     linked = np.flatnonzero(partner >= 0)
     graph = coo_array(
         (np.ones(len(linked)), (linked // 2, partner[linked] // 2)), shape=(len(tail) // 2,) * 2
@@ -145,11 +145,11 @@ def _borders(edges: _Edges) -> Iterator[_Border]:
     free = (
         np.bincount(border, weights=partner[0::2] < 0) + np.bincount(border, weights=partner[1::2] < 0) == 0
     )
-    # A border without an end is cut open where its first edge begins
+    # A border without ends is cut at its first edge
     begin = 2 * np.unique(border, return_index=True)[1][free]
     partner[partner[begin]], partner[begin] = -1, -1
-    last, steps = _last(np.where(partner[arrows ^ 1] < 0, arrows, partner[arrows ^ 1]))
-    # Both directions end somewhere: the one that ends at the lower arrow is kept
+    last, steps = _last(np.where(partner[half_edges ^ 1] < 0, half_edges, partner[half_edges ^ 1]))
+    # Of the two directions, the one that ends at the half-edge of the lower number is kept
     border = np.repeat(border, 2)
     end = np.full(count, len(tail))
     np.minimum.at(end, border, last)
@@ -162,9 +162,9 @@ def _borders(edges: _Edges) -> Iterator[_Border]:
 
 
 def _last(following: Indices) -> tuple[Indices, Indices]:
-    """The last arrow after each one, and how many arrows on it is; one that is followed by itself is last.
+    """The last half-edge after each, and its distance in half-edges; the last is followed by itself.
 
-    Looks twice as far in each turn, so that a long border takes few.
+    Doubles the distance in each turn, so that a long border needs few turns.
     """
     steps = (following != np.arange(len(following))).astype(np.int64)
     while True:

@@ -1,7 +1,7 @@
-"""How a mask travels to an annotator and back: which number, or which colour, means which class.
+"""The encoding of exported and imported masks: which number, or which colour, means which class.
 
-Legend: H height, W width, R regions. A mask is uint8 [H, W], class index or 255; on the way it carries the
-class ids that the project's `data.classes` gave, or the colours of the label map.
+Legend: H height, W width, R regions. A mask is uint8 [H, W], class index or 255; its file has the class ids
+of the project's `data.classes`, or the colours of the label map.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pipeline.files import atomic_write_bytes
 from pipeline.regions.outlines import decode_outline, paint_regions
 
 MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
-"""Formats that keep every pixel as it was painted."""
+"""Lossless file formats."""
 
 COVERED = 0.5
-"""Share of a region's pixels that must be painted for the region to count as labeled. Selection leaves a
-region out by the same share; what an annotator can't tell stays unpainted."""
+"""Share of a region's pixels that must be painted for the region to count as labeled. Selection excludes
+a region by the same share; a pixel whose class an annotator cannot tell stays unpainted."""
 
 _UNPAINTED_COLORS = ((224, 224, 192), (255, 0, 255), (127, 127, 127), (1, 2, 3))
 
 
 class LabelMap:
-    """The values and colours of the masks that an export asks for.
+    """The values and colours of the masks of an export.
 
-    Every class has a colour here, and there is always a value, and a colour, for "not labeled": also where
-    the project's own masks have none, because a mask of some regions needs one.
+    Every class has a colour, and "not labeled" always has a value and a colour: also where the project's own
+    masks have none, because a mask of some regions needs them.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -63,7 +63,7 @@ class LabelMap:
         self._by_color = MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "rgb"}))
 
     def document(self) -> dict[str, Any]:
-        """What `labelmap.json` holds."""
+        """The content of `labelmap.json`."""
         return {
             "classes": [
                 {"index": index, "name": name, "id": id_, "color": list(color)}
@@ -87,10 +87,10 @@ class LabelMap:
         atomic_write_bytes(path, encode_png(table[mask]))
 
     def read(self, path: Path, *, size: tuple[int, int]) -> Mask:
-        """Read a mask that came back: an index mask, a palette mask, or colours of the label map.
+        """Read an annotator's mask: an index mask, a palette mask, or colours of the label map.
 
-        A file that can be read both by its values and by its colours is taken when both say the same,
-        and refused otherwise: neither is more likely to be right.
+        A file that is valid both by its values and by its colours is accepted where both give the same mask,
+        and rejected otherwise: neither is more likely to be right.
 
         Args:
             size: width and height of the image.
@@ -99,12 +99,12 @@ class LabelMap:
             uint8 [H, W], class index or 255.
 
         Raises:
-            DataError: the file is no mask of this size and label map; the message says why.
+            DataError: the file is not a mask of this size and label map; the message gives the reason.
         """
         with open_image(path, max_pixels=self._by_id.max_pixels) as image:
             info = image.info
             if info.alpha and (info.width, info.height) == size:
-                _refuse_transparency(path, image)
+                _reject_transparency(path, image)
             if info.channels - info.alpha < 3:
                 return decode_mask(path, image, self._by_id, size=size)
             readings: list[Mask] = []
@@ -118,7 +118,7 @@ class LabelMap:
             raise problems[0 if image.is_palette else 1]
         if not np.array_equal(readings[0], readings[-1]):
             raise DataError(
-                f"The values of {path} say other classes than its colours.",
+                f"The values of {path} mean other classes than its colours.",
                 "Save it as an index mask without a palette.",
             )
         return readings[0]
@@ -136,8 +136,8 @@ def hexadecimal(color: Sequence[int]) -> str:
 def only_inside(
     mask: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None] | None = None
 ) -> Mask:
-    """A copy of a mask that says nothing outside of regions: boxes [R, 4], and R outlines for those that do
-    not fill theirs.
+    """A copy of a mask with 255 outside of the regions: boxes [R, 4], and R outlines, None for a region that
+    fills its box.
 
     >>> only_inside(np.zeros((1, 4), np.uint8), np.array([[1, 0, 2, 1]], np.int32)).tolist()
     [[255, 0, 0, 255]]
@@ -166,7 +166,7 @@ def painted_shares(
 def is_whole_image(
     mask: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None] | None = None
 ) -> bool:
-    """Whether a mask labels the image, and not only its queued regions.
+    """Whether a mask labels more of the image than its queued regions.
 
     >>> is_whole_image(np.array([[0, 0, 255, 255]], np.uint8), np.array([[0, 0, 2, 1]], np.int32))
     False
@@ -178,7 +178,7 @@ def is_whole_image(
     return covered and bool((mask[outside] != IGNORE).mean() >= COVERED)
 
 
-def _refuse_transparency(path: Path, image: OpenImage) -> None:
-    """A transparent pixel has an invisible colour, which must not become a label."""
+def _reject_transparency(path: Path, image: OpenImage) -> None:
+    """Reject a transparent pixel: its colour is invisible, and must not become a label."""
     if (unit_float(image.pixels()[:, :, -1]) != 1).any():
         raise DataError(f"{path} has transparent pixels.", "Flatten it, then save it without transparency.")

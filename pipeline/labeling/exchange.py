@@ -1,12 +1,12 @@
-"""What goes out to a labeling tool, and what comes back from it: the same for every tool.
+"""The exchange with a labeling tool, the same for every tool: queues go out, annotations are imported.
 
 A tool is a module with a writer and a reader. The writer gets the images of a queue one by one, in the order
 of their ranks, and keeps none of them. The reader gets untrusted files: it yields an annotation for every
-image and annotator, or what it rejects. Time and memory are bounded whatever the source contains. Neither
-of the two knows the database; the steps do.
+image and annotator, or a rejection. Time and memory are bounded whatever the source contains. Neither of
+the two uses the database; the steps do.
 
 Legend: H height, W width. A mask is uint8 [H, W] of the upright image: class index, or 255 where
-there is none.
+no class is known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.labeling.queue_writer import QueueWriter
 
 
 class DecodedMask(NamedTuple):
-    """A mask, and the number of pixels that shapes of different classes claimed: the later shape has them."""
+    """A mask, and the number of pixels that shapes of different classes cover: the later shape has them."""
 
     mask: Mask
     overlapping: int = 0
@@ -39,13 +39,13 @@ class Annotation:
         subject: its location for the report: a file, or a task of a file.
         image: the image's id, or its name in the source.
         read: decodes the mask, given the image's width and height; raises a DataError where the source states
-            another size, or something invalid. It can be called until the next annotation is asked for.
+            another size, or something invalid. It must be called before the next annotation is read.
         queue: the queue's name, where the source states it.
         sha256: of the image file, where the source states it.
         annotator: who drew it, where the source states it.
         labeled_at: aware; None where the source does not state it.
         seconds: spent on it, where the tool has measured them.
-        skipped: the annotator did not want to label it; `read` is not called then.
+        skipped: the annotator has skipped the image; `read` is not called then.
         origin: the tool's identifier of this annotation, so that a later state of it is its next version.
     """
 
@@ -63,7 +63,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A part of a source that was not taken, and why. Both texts may contain untrusted parts."""
+    """A part of a source that is not imported, and why. Both texts may contain untrusted parts."""
 
     subject: str
     reason: str
@@ -74,11 +74,11 @@ class Tool:
     """A labeling tool's format.
 
     Attributes:
-        name: as it is written after `--to` and `--from`.
-        title: as people call it.
+        name: the value of `--to` and `--from`.
+        title: the tool's own name.
         writer: opens a writer for an empty folder.
-        read: the annotations of a file or folder; it is read once, and nothing of it is kept.
-        recognises: whether a file or folder looks like one that `read` reads. Looks at its first bytes only.
+        read: the annotations of a file or folder, which is read once.
+        recognises: whether `read` can probably read a file or folder; only the first bytes are read.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Tool:
 
 
 LONGEST_TEXT = 200
-"""Of untrusted text in a report."""
+"""Characters of untrusted text in a report."""
 
 
 def shown(text: object) -> str:
@@ -122,7 +122,7 @@ def class_named(label: object, classes: Mapping[str, int]) -> int:
     """The index of the class that an untrusted label names.
 
     Raises:
-        DataError: it names none.
+        DataError: it names no class.
     """
     if not isinstance(label, str) or label not in classes:
         raise DataError(
@@ -133,9 +133,9 @@ def class_named(label: object, classes: Mapping[str, int]) -> int:
 
 
 def aware_time(text: object) -> datetime | None:
-    """The time that an untrusted text states, in UTC; None where it is none, or has no time zone."""
+    """The time that an untrusted text states, in UTC; None for any other text, or without a time zone."""
     try:
         time = datetime.fromisoformat(text) if isinstance(text, str) else None
         return None if time is None or time.utcoffset() is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):  # the year 1 of another time zone may be before all years
+    except (ValueError, OverflowError):  # year 1 of another time zone may be before year 1 of UTC
         return None

@@ -1,7 +1,7 @@
-"""The neutral format: a folder of images, masks to correct, pictures of where to look, and room for masks.
+"""The neutral format: images, masks to correct, pictures of where to look, and a folder for labels.
 
-A folder that came back is untrusted. No link that leads out of it is followed, no special file is opened,
-and a file whose name could mean two images belongs to none.
+An imported folder is untrusted. Links that lead out of it are not followed, special files are not opened,
+and a file whose name fits two images is rejected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.labeling.manifest import (
     ManifestWriter,
 )
 from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
-from pipeline.labeling.pictures import write_look
+from pipeline.labeling.pictures import write_map
 from pipeline.labeling.queue_writer import QueueWriter
 
 _OUTLINES = f"""
@@ -42,14 +42,14 @@ put at x, y. Both are empty where a region fills its box.
 """
 
 _PREDICTIONS = frozenset({PREMASKS, HEATMAPS})
-"""Folders that are never looked into for labels."""
+"""Folders that are never searched for labels."""
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """Where masks are looked for, and the manifest that came with them."""
+class MaskFolder:
+    """The folder that is searched for masks, and the manifest of its export."""
 
-    folder: Path
+    root: Path
     masks: Path
     manifest: Path | None
 
@@ -64,7 +64,7 @@ class FolderWriter(QueueWriter):
         placed = self.write_image(image)
         file = f"{image.name}.png"
         self.queue.labels.write(self.folder / PREMASKS / file, image.mask)
-        write_look(self.folder / HEATMAPS / file, image)
+        write_map(self.folder / HEATMAPS / file, image)
         entry = image.entry(
             self.queue,
             image=placed,
@@ -81,28 +81,28 @@ class FolderWriter(QueueWriter):
 
 
 def read_folder(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
-    """The masks of a folder, each of the image that its name means.
+    """The masks of a folder, each with the name of its image.
 
     Raises:
-        DataError: there is no such folder, or it is one that holds no labels.
+        DataError: there is no such folder, or it is not one for labels.
     """
-    delivery = locate(source)
-    paths, rejected = find_masks(delivery)
+    folder = locate(source)
+    paths, rejected = find_masks(folder)
     yield from rejected
     for path in paths:
         yield Annotation(
-            subject=readable_name(path.relative_to(delivery.folder)),
-            image=str(path.relative_to(delivery.masks)),
+            subject=readable_name(path.relative_to(folder.root)),
+            image=str(path.relative_to(folder.masks)),
             read=partial(_read, path, labels),
             labeled_at=datetime.fromtimestamp(path.stat().st_mtime, tz=UTC),
         )
 
 
-def locate(folder: Path) -> Delivery:
-    """Find out what a folder is: an exported one (or its `masks`), or any folder of masks.
+def locate(folder: Path) -> MaskFolder:
+    """Find the masks of an exported folder (or of its `masks`), or of any folder of masks.
 
     Raises:
-        DataError: there is no such folder, its `masks` is a link, or it is one that holds no labels.
+        DataError: there is no such folder, its `masks` is a link, or it is not one for labels.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.", "Name the exported folder, or a folder of masks.")
@@ -112,23 +112,23 @@ def locate(folder: Path) -> Delivery:
         root = root.parent
     elif root.name in (PREMASKS, HEATMAPS, OVERLAYS, IMAGES) and _is_plain_file(manifest):
         raise DataError(
-            f"{folder} holds what was exported, not labels.",
+            f"{folder} contains exported files, not labels.",
             f"Put corrected masks into {root.parent / MASKS}, then import {root.parent}.",
         )
     if not _is_plain_file(root / MANIFEST):
-        return Delivery(folder=root, masks=root, manifest=None)
+        return MaskFolder(root=root, masks=root, manifest=None)
     masks = root / MASKS
     if masks.is_symlink():
         raise DataError(f"{masks} is a link.", "Put the masks there, or import the folder that it leads to.")
-    return Delivery(folder=root, masks=masks, manifest=root / MANIFEST)
+    return MaskFolder(root=root, masks=masks, manifest=root / MANIFEST)
 
 
-def find_masks(delivery: Delivery) -> tuple[list[Path], list[Rejected]]:
+def find_masks(folder: MaskFolder) -> tuple[list[Path], list[Rejected]]:
     """The files that may be masks, sorted, and those that may not be opened.
 
-    Hidden files are passed over. A folder of predictions is never looked into.
+    Hidden files are ignored. A folder of predictions is never searched.
     """
-    root = delivery.masks
+    root = folder.masks
     found: list[Path] = []
     rejected: list[Rejected] = []
     waiting = [root] if root.is_dir() else []
@@ -145,7 +145,7 @@ def find_masks(delivery: Delivery) -> tuple[list[Path], list[Rejected]]:
                 if reason is None:
                     found.append(path)
                 else:
-                    name = readable_name(path.relative_to(delivery.folder))
+                    name = readable_name(path.relative_to(folder.root))
                     rejected.append(Rejected(subject=name, reason=reason))
     return sorted(found), sorted(rejected, key=lambda rejection: rejection.subject)
 
@@ -186,7 +186,7 @@ def _readme(queue: OutgoingQueue, written: ManifestWriter) -> str:
     )
     unpainted = label_map["not_labeled"]
     review = queue.kind == "review"
-    shown = "what of the label the model doubts" if review else "where the model is unsure"
+    shown = "where the model doubts the label" if review else "where the model is unsure"
     start = "the label as it is now" if review else "the model's own proposal"
     leave = ", or leave it as it is where it is right" if review else ""
     return f"""# {queue.name}: {written.regions} regions in {written.images} images
@@ -202,14 +202,14 @@ and height in pixels, from the top left of the upright image) and the reason why
 3. Run `segcurate import` with this folder. Only what is in `{MASKS}/` counts, and it can be run again:
    a corrected mask replaces the one before it.
 
-A mask's pixel values are the class ids below; or its colours are, in a palette or RGB mask.
+A mask has the class ids below as its pixel values, or the colours below, in a palette or RGB mask.
 
 | id | class | colour |
 |---:|---|---|
 {classes}
 | {unpainted["id"]} | not labeled | {hexadecimal(unpainted["color"])} |
 
-A pixel that you cannot tell stays "not labeled". A region counts as labeled once half of it is painted.
+A pixel of unclear class stays "not labeled". A region counts as labeled when half of it is painted.
 {_OUTLINES if written.outlines else ""}"""
 
 

@@ -17,7 +17,7 @@ from pipeline.files import writing
 
 def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"]) -> str:
     """Link or copy an image into an export; an image of an object store is copied. An image that its file
-    stores turned is written upright, so that a tool which ignores EXIF orientation shows it as the mask is.
+    stores rotated is written upright, so that it fits its mask also in tools that ignore EXIF orientation.
 
     Args:
         name: of the new file, without its ending.
@@ -36,7 +36,7 @@ def write_image(source: ImageFile, folder: Path, *, name: str, how: Literal["lin
             return _write_upright(turned, folder, name=name)
         destination = folder / f"{name}{source.suffix.lower()}"
         if how == "link" and isinstance(source, Path):
-            with suppress(OSError, NotImplementedError):  # a file system, or a system, without links
+            with suppress(OSError, NotImplementedError):  # a file or operating system without links
                 destination.symlink_to(source.absolute())
                 return destination.name
         with opened(source) as content, destination.open("wb") as copy:

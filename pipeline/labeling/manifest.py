@@ -1,7 +1,7 @@
-"""The manifest of an exported queue, whatever its format: a JSON line an image, and small files beside it.
+"""The manifest of an exported queue, in every format: a JSON line for each image, and small files beside it.
 
-What comes back is untrusted: a manifest names a queue and its images, and every path, size and box is taken
-from the store instead.
+An imported manifest is untrusted: it names a queue and its images, and every path, size and box is taken
+from the database instead.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ManifestRegion(BaseModel):
     w: int
     h: int
     outline: str | None = None
-    """Which pixels of the box the region holds, in COCO's compressed run-length encoding; None for all."""
+    """The region's pixels of the box, in COCO's compressed run-length encoding; None for all of them."""
     polygons: list[list[tuple[int, int]]] = []
     """The outer borders of a region with an outline, a list of x, y for each part."""
     measure: str | None = None
@@ -63,7 +63,7 @@ class ManifestRegion(BaseModel):
     predicted_class: str | None = None
     slice: str
     inclusion_probability: float | None = None
-    """Of the audit slice only: the chance that it was drawn."""
+    """Of the audit slice only: the probability that it was drawn."""
     reason: str
     clicks: float | None = None
     """Estimated effort of labeling it."""
@@ -89,9 +89,9 @@ class ManifestImage(BaseModel):
     premask: PathInside | None = None
     overlay: PathInside | None = None
     heatmap: PathInside | None = None
-    """A grey PNG at a quarter of the image's resolution: 255 where a look is worth most."""
+    """A grey PNG at a quarter of the image's resolution: 255 where checking matters most."""
     mask: PathInside | None = None
-    """Where the annotator puts the mask, in a folder that masks are painted in."""
+    """The path for the annotator's mask, in a format with a folder for labels."""
     regions: list[ManifestRegion]
 
 
@@ -112,7 +112,7 @@ class BadLine(BaseModel):
 
 
 def export_name(*, rank: int, image_id: int, uri: str) -> str:
-    """The name that an image's files share in an export: plain ASCII, and one image's only.
+    """The name that an image's files share in an export: plain ASCII, and unique to the image.
 
     >>> export_name(rank=3, image_id=12, uri="left/Été d'hier (1).jpg")
     '0003_12_Ete_d_hier_1'
@@ -153,7 +153,7 @@ class ManifestWriter:
         self.outlines = self.outlines or any(region.outline for region in entry.regions)
 
     def finish(self, *, label_map: dict[str, Any], readme: str) -> None:
-        """Write what belongs to the queue as a whole.
+        """Write the files that belong to the whole queue.
 
         Raises:
             UserError: the folder cannot be written, or the disk is full.
@@ -166,7 +166,7 @@ class ManifestWriter:
 
 
 def read_manifest(path: Path) -> Iterator[ManifestImage | BadLine]:
-    """The entries of a manifest that came back, and the lines that are none, without trusting any."""
+    """The entries of an untrusted manifest, and a `BadLine` for each line that is not an entry."""
     with path.open("rb") as stream:
         number = 0
         while line := stream.readline(_LONGEST_LINE):
@@ -182,9 +182,9 @@ def read_manifest(path: Path) -> Iterator[ManifestImage | BadLine]:
 def _explain(error: ValidationError) -> str:
     """The first problem, without the value that caused it."""
     problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
+    location = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+    return f"{location}: {message}" if location else message
 
 
 def _region_lines(entry: ManifestImage) -> Iterator[tuple[int, str]]:

@@ -12,13 +12,13 @@ from pipeline.errors import DataError
 
 
 class UnknownName(DataError):
-    """No image that is wanted has this name."""
+    """No known image has this name."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An image that a mask may be of. `name` is its name in the export; None for an image that is not in
-    the queue, and is here so that its masks are not taken for another's."""
+class KnownImage:
+    """An image that a mask may belong to. `name` is its name in the export; None for an image outside of the
+    queue, which is listed so that its masks are not assigned to another image."""
 
     image_id: int
     uri: str
@@ -26,17 +26,17 @@ class Wanted:
 
 
 class NameIndex:
-    """Which image a mask file means, by its name.
+    """Finds the image of a mask file by the file's name.
 
-    A name of the export decides. Otherwise the name without its ending may be the image's id, or the image's
-    own name, with as many of its folders as are given; a name that fits two images means none.
+    A name of the export is tried first. Otherwise the name without its ending may be the image's id, or the
+    image's own name, with any number of its folders; a name that fits two images is rejected.
     """
 
-    def __init__(self, wanted: Iterable[Wanted]) -> None:
-        self._by_export_name: dict[str, Wanted] = {}
-        self._by_id: dict[str, Wanted] = {}
-        self._by_stem: dict[str, list[tuple[tuple[str, ...], Wanted]]] = defaultdict(list)
-        for image in wanted:
+    def __init__(self, images: Iterable[KnownImage]) -> None:
+        self._by_export_name: dict[str, KnownImage] = {}
+        self._by_id: dict[str, KnownImage] = {}
+        self._by_stem: dict[str, list[tuple[tuple[str, ...], KnownImage]]] = defaultdict(list)
+        for image in images:
             parts = _parts(PurePosixPath(image.uri))
             self._by_stem[parts[-1]].append((parts, image))
             if image.name is not None:
@@ -44,7 +44,7 @@ class NameIndex:
                 self._by_id[str(image.image_id)] = image
 
     def image_of(self, relative: PurePosixPath) -> int:
-        """The id of the image that a mask is of, by the mask's path below its folder.
+        """The id of a mask's image, by the mask's path below its folder.
 
         Raises:
             UnknownName: no image has this name.
@@ -64,13 +64,11 @@ class NameIndex:
             image = self._by_id[name]
             meant[image.image_id] = image
         if not meant:
-            raise UnknownName(
-                "It belongs to no image of this queue.", "Give it the name that the manifest says."
-            )
+            raise UnknownName("It belongs to no image of this queue.", "Give it the name in the manifest.")
         if len(meant) > 1:
             images = " or ".join(f"{image.uri} (id {image.image_id})" for image in meant.values())
             raise DataError(
-                f"Its name is ambiguous: it could be of {images}.", "Give it the name that the manifest says."
+                f"Its name is ambiguous: it could be of {images}.", "Give it the name in the manifest."
             )
         image = next(iter(meant.values()))
         if image.name is None:
@@ -81,5 +79,5 @@ class NameIndex:
 
 
 def _parts(path: PurePosixPath) -> tuple[str, ...]:
-    """Folders and the name without its ending; macOS and Linux spell the same letter differently."""
+    """Folders and the name without its ending, normalised: macOS and Linux encode a letter differently."""
     return tuple(unicodedata.normalize("NFC", part) for part in (*path.parts[:-1], path.stem))

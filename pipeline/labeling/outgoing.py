@@ -1,4 +1,4 @@
-"""A queue and its images on their way out to a labeling tool.
+"""A queue and its images, as a labeling tool's writer gets them.
 
 Legend: H height, W width. A mask is uint8 [H, W] of the upright image.
 """
@@ -20,17 +20,17 @@ from pipeline.labeling.manifest import ManifestImage, ManifestRegion
 
 @dataclass(frozen=True)
 class OutgoingQueue:
-    """A queue on its way out.
+    """A queue to export.
 
     Attributes:
         name: such as `round-03`.
-        round: its number; None for a queue beside the loop.
+        round: its number; None for a queue outside of the loop.
         kind: `selected` or `review`.
         project: the project's name.
         model: the name of the model whose masks are proposed.
         labels: the classes, their ids and colours.
         how: images are linked into the export, or copied.
-        overlays: whether pictures of where to look are wanted.
+        overlays: whether pictures of where to look are written.
     """
 
     name: str
@@ -44,19 +44,19 @@ class OutgoingQueue:
 
 
 _SHARED = ("image_id", "uri", "sha256", "width", "height", "rank", "scores", "regions")
-"""What an `OutgoingImage` and its line of the manifest have in common."""
+"""The fields that an `OutgoingImage` and its line of the manifest share."""
 
 
 @dataclass(frozen=True)
 class OutgoingImage:
-    """An image of a queue on its way out.
+    """An image of a queue to export.
 
     Attributes:
-        name: what its files are called, without an ending: plain ASCII, and no other image's.
+        name: of its files, without an ending: plain ASCII, and unique to the image.
         rank: the best of its regions.
-        place: of the image in the queue, from 0 on: the order in which it is to be labeled.
-        mask: what is proposed, uint8 [H, W]; 255 outside of the queued regions.
-        map: float32 [H, W] of 0 to 1, larger where a look is worth more; `title` says of what.
+        position: of the image in the queue, from 0 on: the order in which images are labeled.
+        mask: the proposal, uint8 [H, W]; 255 outside of the queued regions.
+        map: float32 [H, W] of 0 to 1, larger where checking matters more; `title` names its quantity.
         regions: the queue items, best rank first.
     """
 
@@ -67,7 +67,7 @@ class OutgoingImage:
     height: int
     name: str
     rank: int
-    place: int
+    position: int
     source: ImageFile
     scores: Mapping[str, float | None]
     mask: Mask

@@ -13,10 +13,10 @@ from pipeline.files import atomic_write_bytes
 from pipeline.labeling.outgoing import OutgoingImage
 
 SHRINK = 4
-"""A stored map has a pixel for so many of the image, in both directions."""
+"""Pixels of the image for one pixel of a stored map, in both directions."""
 
 
-def write_look(path: Path, image: OutgoingImage) -> None:
+def write_map(path: Path, image: OutgoingImage) -> None:
     """Write the image's map as a grey PNG of a quarter of its resolution: 0 to 255 for 0 to 1.
 
     Raises:

@@ -1,5 +1,5 @@
-"""What is proposed for an image: a mask to correct, and where to look. The mask is the serving model's
-prediction, and its entropy says where it is unsure; or it is a label, and the map is the model's doubt of it.
+"""The proposal for an image: a mask to correct, and a map of where to look. The mask is the serving model's
+prediction, and the map its entropy; or the mask is a label, and the map the model's doubt of it.
 
 Legend: H height, W width of the image; K channels; C classes.
 """
@@ -25,9 +25,9 @@ from pipeline.uncertainty.served_model import ServedModel
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mask uint8 [H, W], and a map float32 [H, W] of 0 to 1, larger where a look is worth more.
+    """A mask uint8 [H, W], and a map float32 [H, W] of 0 to 1, larger where checking matters more.
 
-    `title` says what the map is: the entropy of the prediction, or the doubt 1 − p of the label.
+    `title` names the map: the entropy of the prediction, or the doubt 1 − p of the label.
     """
 
     image_id: int
@@ -42,11 +42,11 @@ def propose(
     model: ServedModel,
     label_of: Callable[[int], Mask] | None = None,
 ) -> Iterator[Proposal | Unreadable]:
-    """Predict images one by one at their own size, as they are scored.
+    """Predict images one by one at their own size, as in scoring.
 
     Args:
-        label_of: the label in force of an image, by its id: it is what is proposed, with the model's doubt of
-            it. An image whose label it refuses with a DataError comes out as `Unreadable`.
+        label_of: the current label of an image, by its id: it is proposed, with the model's doubt of it. An
+            image for which it raises a DataError is yielded as `Unreadable`.
 
     Raises:
         UserError: an image does not fit into the device's memory.

@@ -1,4 +1,4 @@
-"""What the writers of all formats share: the exported folder with its images, overlays and manifest."""
+"""The parts that all formats' writers share: the exported folder with images, overlays and manifest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class QueueWriter:
 
     Attributes:
         images: the name of the folder of images.
-        overlays: that of the folder of overlays; None for a format without.
-        parts: those of its other folders.
+        overlays: the name of the folder of overlays; None for a format without.
+        parts: the names of its other folders.
     """
 
     images: str = IMAGES
@@ -40,7 +40,7 @@ class QueueWriter:
         """Write one image.
 
         Raises:
-            DataError: its file cannot be read; it is left out then.
+            DataError: its file cannot be read; the image is left out then.
             UserError: the folder cannot be written, or the disk is full.
         """
         raise NotImplementedError
@@ -54,12 +54,12 @@ class QueueWriter:
         raise NotImplementedError
 
     def write_image(self, image: OutgoingImage) -> str:
-        """Write the image's file; its path in the folder."""
+        """Write the image's file; return its path in the folder."""
         name = write_image(image.source, self.folder / self.images, name=image.name, how=self.queue.how)
         return f"{self.images}/{name}"
 
     def write_overlay(self, image: OutgoingImage) -> str | None:
-        """Write the picture of where to look; its path in the folder, or None where none is wanted."""
+        """Write the picture of where to look; return its path in the folder, None without overlays."""
         if self.overlays is None:
             return None
         file = f"{self.overlays}/{image.name}.png"

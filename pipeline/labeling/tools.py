@@ -1,4 +1,4 @@
-"""Every labeling tool that a queue can go to and come back from."""
+"""The labeling tools that queues are exported to and imported from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.labeling.voc import CVAT_MASKS, VOC
 TOOLS: dict[str, Tool] = {
     tool.name: tool for tool in (FOLDER, LABEL_STUDIO, CVAT, CVAT_MASKS, COCO, COCO_PANOPTIC, VOC)
 }
-"""By name. A source is recognised by the last of them that recognises it."""
+"""By name. Where several tools recognise a source, the last of them reads it."""
 
 
 def tool_named(name: str) -> Tool:
@@ -31,10 +31,10 @@ def tool_named(name: str) -> Tool:
 
 
 def recognise(source: Path) -> Tool:
-    """The tool whose files these are.
+    """The tool that can read these files.
 
     Raises:
-        DataError: there is no such file or folder, or it is none of any tool.
+        DataError: there is no such file or folder, or no tool recognises it.
     """
     if not source.exists():
         raise DataError(
@@ -45,6 +45,6 @@ def recognise(source: Path) -> Tool:
         if tool.recognises(source):
             return tool
     raise DataError(
-        f"{source} is none of the formats that segcurate reads.",
-        f"Say with `--from` which one it is: {', '.join(TOOLS)}.",
+        f"{source} is in none of the formats that segcurate reads.",
+        f"Name its format with `--from`: {', '.join(TOOLS)}.",
     )

@@ -1,7 +1,7 @@
-"""Whether an exported folder comes back as it went out: then it holds proposals, and no labels.
+"""Whether an exported folder is unchanged: then it contains proposals, and no labels.
 
-Formats that have one place for masks, rather than one for proposals and one for labels, keep the hashes of
-what they proposed, in the way of `sha256sum`.
+Formats with the same files for proposals and for labels store the hashes of the proposals, in the format of
+`sha256sum`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
 
 
 class ProposalList:
-    """Writes down the files of an exported folder that hold proposals."""
+    """Records the files of an exported folder that contain proposals."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, file: Path) -> None:
-        """Write down a file, which lies in the folder or below it.
+        """Record a file of the folder or of a folder below it.
 
         Raises:
             UserError: the folder cannot be written, or the disk is full.
@@ -36,8 +36,8 @@ class ProposalList:
 
 
 def unchanged_proposals(folder: Path) -> set[Path]:
-    """The files of a folder that hold proposals, resolved, where every one of them is as it was exported;
-    none where one has changed."""
+    """The files of a folder that contain proposals, as resolved paths; an empty set where one of them has
+    changed since the export."""
     root = folder.resolve()
     path = root / PROPOSALS
     if path.is_symlink() or not path.is_file():
@@ -54,13 +54,13 @@ def unchanged_proposals(folder: Path) -> set[Path]:
 
 
 def without_unchanged(source: Path, files: Sequence[Path], *, folder: Path) -> list[Path]:
-    """The files of a source without those that hold proposals as they were exported.
+    """The files of a source without unchanged proposals.
 
     Args:
         folder: the exported folder, where the source is one or lies in one.
 
     Raises:
-        DataError: none is left of some files.
+        DataError: every file is an unchanged proposal.
     """
     proposed = unchanged_proposals(folder)
     changed = [path for path in files if path.resolve() not in proposed]
@@ -70,15 +70,15 @@ def without_unchanged(source: Path, files: Sequence[Path], *, folder: Path) -> l
 
 
 def as_exported(source: Path) -> DataError:
-    """A source holds only what was exported."""
+    """The error for a source that is an unchanged export."""
     return DataError(
-        f"{source} is as it was exported: it holds proposals, not labels.",
-        f"Name what the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
+        f"{source} is unchanged since its export: it holds proposals, not labels.",
+        f"Name the file that the labeling tool has exported. If every proposal is right, remove {PROPOSALS}.",
     )
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """A plain file of the folder; None where the untrusted name is that of no such file."""
+    """A plain file of the folder; None where the untrusted name is not the name of one."""
     try:
         path = (folder / name).resolve(strict=True)
         return path if path.is_relative_to(folder) and path.is_file() else None

@@ -62,11 +62,11 @@ _ITEM_FIELDS = (
 
 @dataclass(frozen=True)
 class _QueuedImage:
-    """An image of the queue with its items, best rank first; `place` counts images from 0 on."""
+    """An image of the queue with its items, best rank first; `position` counts images from 0 on."""
 
     image: Image
     items: list[QueueItem]
-    place: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def _read_work(session: Session, project: Project, name: str | None) -> _Work:
         round_number=None if of_round is None else of_round.number,
         queue=queue,
         images={
-            image_id: _QueuedImage(images[image_id], of_image, place)
-            for place, (image_id, of_image) in enumerate(items.items())
+            image_id: _QueuedImage(images[image_id], of_image, position)
+            for position, (image_id, of_image) in enumerate(items.items())
         },
         scores=scores,
         model=model,
@@ -295,7 +295,7 @@ def _outgoing_image(project: Project, work: _Work, queued: _QueuedImage, proposa
         height=image.height,
         name=export_name(rank=items[0].rank, image_id=image.id, uri=image.uri),
         rank=items[0].rank,
-        place=queued.place,
+        position=queued.position,
         source=project.image(image.uri),
         scores={} if score is None else {measure: getattr(score, measure) for measure in MEASURES},
         mask=only_inside(proposal.mask, boxes, outlines),

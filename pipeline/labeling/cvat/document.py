@@ -29,11 +29,11 @@ class CvatWriter(QueueWriter):
 
     def add(self, image: OutgoingImage) -> None:
         """Write one image, its shapes, and its line of the manifest."""
-        placed = self.write_image(image)
+        file = self.write_image(image)
         overlay = self.write_overlay(image)
-        element = _image_element(image, placed.removeprefix(f"{IMAGES}/"), self._names)
+        element = _image_element(image, file.removeprefix(f"{IMAGES}/"), self._names)
         append_text(self.folder / ANNOTATIONS, "".join(element))
-        self.manifest.add(image.entry(self.queue, image=placed, overlay=overlay))
+        self.manifest.add(image.entry(self.queue, image=file, overlay=overlay))
 
     def finish(self) -> None:
         """Write the end of the document, the labels, and the annotator's README."""
@@ -89,10 +89,11 @@ def document_head(queue: str, labels: LabelMap) -> str:
 """
 
 
-def _image_element(image: OutgoingImage, placed: str, names: list[str]) -> Iterator[str]:
+def _image_element(image: OutgoingImage, file: str, names: list[str]) -> Iterator[str]:
     """An image with its regions and the pieces of its mask. Its id is its number in the task, from 0 on."""
     yield (
-        f'<image id="{image.place}" name={quoteattr(placed)} width="{image.width}" height="{image.height}">\n'
+        f'<image id="{image.position}" name={quoteattr(file)} width="{image.width}" '
+        f'height="{image.height}">\n'
     )
     for region in image.regions:  # below the masks, so that a click is on a mask
         yield (

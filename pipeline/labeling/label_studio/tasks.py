@@ -97,7 +97,7 @@ class TasksWriter(QueueWriter):
         return {
             "model_version": model_version(self.queue.name, self.queue.model),
             # Label Studio's uncertainty sampling begins with the lowest: the order of the queue
-            "score": image.place / (image.place + _HALF_WAY),
+            "score": image.position / (image.position + _HALF_WAY),
             "result": [
                 *mask_results(
                     image.mask, self.queue.labels.names, image_id=image.image_id, masks=self._masks
@@ -201,7 +201,7 @@ def _data(image: OutgoingImage, queue: OutgoingQueue, *, picture: str, heatmap: 
         "queue": queue.name,
         "round": queue.round,
         "model": queue.model,
-        "place": image.place,
+        "place": image.position,
         "rank": image.rank,
         "measure": best.measure,
         "score": best.score if best.score is None or math.isfinite(best.score) else None,

@@ -42,7 +42,7 @@ from pipeline.labeling.manifest import (
     manifest_of,
     read_manifest,
 )
-from pipeline.labeling.names import NameIndex, UnknownName, Wanted
+from pipeline.labeling.names import KnownImage, NameIndex, UnknownName
 from pipeline.steps.import_labels.report import MOST_LINES, ImportReport
 
 LABELS_FOLDER = "labels"
@@ -379,19 +379,19 @@ class IncomingQueue:
     def _index_of(self, session: Session, stems: Collection[str]) -> NameIndex:
         """What names mean: the images of this queue, and those of others with one of these stems. The name of
         a duplicate means its original."""
-        wanted = [
-            Wanted(image_id=image_id, uri=target.image.uri, name=target.name)
+        known = [
+            KnownImage(image_id=image_id, uri=target.image.uri, name=target.name)
             for image_id, target in self.targets.items()
         ]
         for image in images.images_named(session, stems=stems, copies_of=self.targets):
             if image.id not in self.targets:
                 original = self.targets.get(image.duplicate_of or image.id)
-                wanted.append(
-                    Wanted(image_id=image.id, uri=image.uri, name=None)
+                known.append(
+                    KnownImage(image_id=image.id, uri=image.uri, name=None)
                     if original is None
-                    else Wanted(image_id=original.image.id, uri=image.uri, name=original.name)
+                    else KnownImage(image_id=original.image.id, uri=image.uri, name=original.name)
                 )
-        return NameIndex(wanted)
+        return NameIndex(known)
 
     def _measure_agreement(self) -> None:
         """How the annotators of the image that came last agree on its regions, by the newest mask of each."""

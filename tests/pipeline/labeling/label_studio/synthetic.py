@@ -80,7 +80,7 @@ def outgoing_images(folder: Path) -> list[OutgoingImage]:
                 height=height,
                 name=export_name(rank=rank, image_id=image_id, uri=uri),
                 rank=rank,
-                place=place,
+                position=place,
                 source=path,
                 scores={"entropy": 1 / rank},
                 mask=only_inside(mask, np.array(boxes, dtype=np.int32)),
