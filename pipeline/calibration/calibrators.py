@@ -1,4 +1,4 @@
-"""Calibrators: what stands between a network's logits and a probability.
+"""Calibrators, which correct a network's logits so that their softmax is a probability.
 
 Legend: C classes, h and w the logits' height and width, `...` any leading axes (batch, samples).
 
@@ -23,7 +23,7 @@ from pipeline.format import confidence_name
 
 @dataclass(frozen=True)
 class Identity(Calibrator):
-    """Logits as they are: their softmax is a score, not a probability."""
+    """The logits unchanged: their softmax is a score, not a probability."""
 
     name = "identity"
 
@@ -51,7 +51,9 @@ def calibrator_from(name: str, parameters: Mapping[str, Any]) -> Calibrator:
     """
     kind = KINDS.get(name)
     if kind is None:
-        raise ValueError(f"Expected a calibrator {', '.join(f'`{one}`' for one in KINDS)}, but got {name!r}.")
+        raise ValueError(
+            f"Expected a calibrator {', '.join(f'`{kind}`' for kind in KINDS)}, but got {name!r}."
+        )
     values: dict[str, Any] = {}
     for item in fields(kind):
         if item.name not in parameters:
@@ -63,12 +65,12 @@ def calibrator_from(name: str, parameters: Mapping[str, Any]) -> Calibrator:
 
 @dataclass(frozen=True)
 class Calibrators:
-    """One calibrator for the deterministic logits, and one for stochastic samples: they are never
-    exchanged, because averaging samples softens the prediction by itself.
+    """A calibrator for the deterministic logits, and one for stochastic samples. Neither replaces the other,
+    because averaging samples already softens the prediction.
 
     Attributes:
-        passed: whether the one of the sampler in use has a report that lets its scores be called
-            probabilities.
+        passed: whether the calibrator of the sampler in use has passed its test, so that its scores are
+            called probabilities.
     """
 
     deterministic: Calibrator = field(default_factory=Identity)

@@ -2,8 +2,8 @@
 
 Legend: T samples, C classes, N pixels, b blocks of images, R resamples, K bins of confidence.
 
-Each calibrator is fitted on one half of the images and evaluated on the other, both ways round, so that no
-pixel evaluates a calibrator that it has fitted. Halves are made of blocks of neighbouring images, and every
+Each calibrator is fitted on one half of the images and evaluated on the other, and the reverse, so that none
+is evaluated on the pixels that it was fitted on. Halves consist of blocks of neighbouring images, and every
 number has a bootstrap interval over blocks.
 """
 
@@ -30,7 +30,7 @@ from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
 
 FIT_VALUES = {"temperature": 4_000_000, "histogram": 2_000_000}
-"""Logits that a calibrator is fitted on: more say no more about these few parameters."""
+"""Logits that a calibrator is fitted on: more would hardly change these few parameters."""
 GRADIENT_VALUES = 1_000_000
 """The same for calibrators that are fitted by gradients, which take some 30 passes."""
 PASSING_ECE = 0.05
@@ -41,7 +41,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FittedCalibrator:
-    """One calibrator: fitted on all pixels, and evaluated on pixels that did not fit it.
+    """One calibrator, fitted on all pixels, and evaluated by fits on other pixels.
 
     Attributes:
         calibrator: fitted on all pixels.
@@ -50,7 +50,7 @@ class FittedCalibrator:
         ece: expected calibration error of the winner's confidence.
         brier: Σ_c (p_c − [label is c])², 0 to 2.
         ece_noise: the ECE that so few blocks would show by chance if calibration were perfect; NaN for one.
-        labels_changed: share of pixels whose predicted class, that of the mean over samples, it changes.
+        labels_changed: share of pixels whose predicted class (of the mean over samples) it changes.
         winners_changed: whether it changes the winner of any single sample. A temperature never does, and
             still a mean of softened samples may have another winner.
     """
@@ -74,7 +74,7 @@ class FittedCalibrator:
         return self.nll_change.low > 0
 
     def document(self) -> dict[str, Any]:
-        """As it is stored."""
+        """The stored JSON."""
         return {
             "name": self.name,
             "nll": self.nll.document(digits=None),
@@ -109,11 +109,11 @@ class Comparison:
     def passed(self, name: str) -> bool:
         """Whether this calibrator's scores may be called probabilities.
 
-        On images that did not fit it, its NLL must not be above that of the uncalibrated scores beyond the
-        interval of their difference, and the upper end of its ECE's interval must be below 0.05: with the
-        configured confidence, what is said to be 90 % is on average right within 5 points. The burden of
-        proof is on the calibrator: with few blocks the interval is wide, and with a single one, or without
-        two halves, nothing passes.
+        On images that it was not fitted on, its NLL must not be above that of the uncalibrated scores beyond
+        the interval of their difference, and the upper end of its ECE's interval must be below 0.05: then,
+        with the configured confidence, a predicted 90 % is off by less than 5 points on average. With few
+        blocks the interval is wide and calibrators rarely pass; with a single block, or without two halves,
+        none passes.
         """
         item = self.fitted[name]
         return self.cross_fitted and not item.worse and item.ece.high < PASSING_ECE
@@ -181,7 +181,7 @@ def evaluate_calibrator(
     *,
     seed: int,
 ) -> FittedCalibrator:
-    """Evaluate a calibrator that other pixels have fitted.
+    """Evaluate a calibrator that was fitted on other pixels.
 
     Args:
         blocks: of each image, numbered from 0; `pixels.images` are rows of it.
@@ -201,7 +201,7 @@ def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """Pixels that evaluate a calibrator, the block [N] of each, and its predicted class [N] without one."""
+    """Pixels for the evaluation, the block [N] of each, and its predicted class [N] without a calibrator."""
 
     pixels: Pixels
     block: Tensor
@@ -217,7 +217,7 @@ class _Evaluated:
 
 
 class _Sums:
-    """Weighted sums over pixels, a row a block: all that the comparison is made from."""
+    """Weighted sums over pixels, a row for each block, which all metrics are computed from."""
 
     def __init__(self, *, blocks: int, bins: int) -> None:
         self.blocks, self.bins = blocks, bins
@@ -257,7 +257,7 @@ class _Sums:
     def result(
         self, calibrator: Calibrator, uncalibrated: _Sums, config: EvaluationConfig, *, seed: int
     ) -> FittedCalibrator:
-        """What the sums say of this calibrator, beside those of the same pixels without one."""
+        """The metrics of this calibrator, with their change against the same pixels without one."""
         weighed = self.totals[:, 0] > 0
         totals, reliability = self.totals[weighed], self.reliability[weighed]
         change = totals[:, 1] - uncalibrated.totals[weighed, 1]
@@ -287,7 +287,7 @@ def _summed(index_N: Tensor, rows: int, columns: Sequence[Tensor]) -> Array:
 
 
 def _changes_winners(calibrator: Calibrator, logits_TCN: Tensor) -> bool:
-    """Whether any sample's winner is beaten afterwards; a tie that rounding made is none."""
+    """Whether any sample's winner changes; a tie that is due to rounding does not count."""
     after = calibrator(logits_TCN[..., None])[..., 0]
     winner = logits_TCN.argmax(dim=1, keepdim=True)
     return bool((after.gather(1, winner)[:, 0] < after.amax(dim=1)).any())

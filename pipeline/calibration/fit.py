@@ -1,9 +1,9 @@
-"""What every calibrator is fitted by: the negative log-likelihood of held-out pixels.
+"""Fitting calibrators by the negative log-likelihood of held-out pixels.
 
 Legend: T samples (1 for a deterministic network), C classes, N pixels.
 
-The calibrator stands inside the mean over samples, p̄ = mean_t softmax(calibrator(z_t)) (Laves et al. 2019),
-as it does where the model is used.
+The calibrator acts inside the mean over samples, p̄ = mean_t softmax(calibrator(z_t)) (Laves et al. 2019),
+as in prediction.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Bounds of every temperature: a fit that ends here says that the network, not its temperature, is at
-fault."""
+"""Bounds of every temperature; a fit that ends at one of them is a sign of a fault in the network."""
 TOLERANCE = 1e-3
-"""Of ln τ."""
+"""Tolerance of ln τ."""
 SCAN_VALUES = 200_000
 VALUES_AT_ONCE = 2_000_000
 """Logits that pass through a calibrator together."""
 ITERATIONS = 60
 
 Scaling = Callable[[Tensor], Tensor]
-"""Logits [..., C, h, w] → logits: every calibrator is one."""
+"""Logits [..., C, h, w] → logits; every calibrator is such a function."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Labeled pixels with their uncalibrated logits, on the CPU; those of an image lie together, in random
-    order.
+    """Labeled pixels with their uncalibrated logits, on the CPU; the pixels of an image are adjacent, in
+    random order.
 
     Attributes:
         logits: float32 [T, C, N].
         labels: int64 [N], class index.
-        weights: float32 [N], positive: how much of the population each stands for.
-        images: int64 [N], row of the image that each lies in.
+        weights: float32 [N], positive: how much of the population each pixel represents.
+        images: int64 [N], row of each pixel's image.
     """
 
     logits: Tensor
@@ -77,7 +76,7 @@ class Pixels:
         return self if stride <= 1 else self.where(torch.arange(0, len(self), stride))
 
     def parts(self) -> Iterator[Pixels]:
-        """All pixels, as many at once as pass through a calibrator together."""
+        """All pixels in parts, each of at most `VALUES_AT_ONCE` logits."""
         step = max(1, VALUES_AT_ONCE // (self.logits.shape[0] * self.classes))
         for start in range(0, len(self), step):
             some = slice(start, start + step)
@@ -106,9 +105,9 @@ def mean_nll(scaling: Scaling, pixels: Pixels) -> float:
 def fit_temperature(pixels: Pixels) -> float:
     """The temperature τ in [0.05, 20] that minimises the NLL (Guo et al. 2017, section 4.2).
 
-    A scan of ln τ on some pixels brackets the minimum, golden section on all of them finds it: the NLL of a
-    deterministic network is convex in 1/τ, so its minimum is the only one; that of a mean over samples need
-    not be, hence the scan.
+    A scan of ln τ on some pixels brackets the minimum; golden section on all pixels finds it. The NLL of a
+    deterministic network is convex in 1/τ and has one minimum; that of a mean over samples may have several,
+    hence the scan.
     """
     low, high = math.log(LOWEST), math.log(HIGHEST)
     steps = 12
@@ -141,7 +140,7 @@ def minimise_nll(
     low: list[float],
     high: list[float],
 ) -> list[float]:
-    """Parameters between bounds that minimise the NLL, by L-BFGS-B (Byrd et al. 1995).
+    """The parameters [P] within bounds that minimise the NLL, by L-BFGS-B (Byrd et al. 1995).
 
     Args:
         scaled: calibrated logits [T, C, N, 1] from uncalibrated ones and the parameters [P], differentiable

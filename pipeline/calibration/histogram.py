@@ -19,7 +19,7 @@ from pipeline.calibration.scaling import Calibrator, planes
 
 BINS = 15
 ROUNDS = 20
-"""Of expectation–maximisation, where there are several samples."""
+"""Iterations of expectation–maximisation, where there are several samples."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class HistogramBinning(Calibrator):
 def fit_histogram(pixels: Pixels) -> HistogramBinning:
     """Bins of equal mass; of each, Jeffreys' accuracy (k + ½) / (n + 1) over its n pixels.
 
-    With T samples, what is calibrated is their mean: each sample of a pixel counts by its share of the
-    pixel's likelihood, r_t = p_t[label] / Σ_t p_t[label], and counts and shares are found in turn
-    (expectation–maximisation: the NLL of the mean never rises). With T = 1 that is plain counting.
+    With T samples, their mean is calibrated: each sample of a pixel counts by its share of the pixel's
+    likelihood, r_t = p_t[label] / Σ_t p_t[label], and counts and shares are updated in turn
+    (expectation–maximisation: the NLL of the mean never rises). With T = 1 this is plain counting.
     """
     winner, rest, log_odds = (part[:, 0, :, 0] for part in _winner(pixels.logits[..., None]))
     weights_N = (pixels.weights * (len(pixels) / pixels.weights.sum())).double()

@@ -39,8 +39,8 @@ def compare_orders(
     """Spearman's rank correlation (ties at their mean rank), and how much of the top stays.
 
     Args:
-        before, after: scores [R] of the same regions, larger first; of equal ones the earlier region.
-        share: of the regions that a queue takes; at least 10 of them count as the top.
+        before, after: scores [R] of the same regions, larger first; the earlier region first if equal.
+        share: of the regions, as in a queue; at least 10 regions count as the top.
 
     >>> compare_orders(np.arange(20.0), np.arange(20.0)[::-1], share=0.5)
     Reordering(spearman=-1.0, top_overlap=0.0, top=10, regions=20)
@@ -49,7 +49,7 @@ def compare_orders(
         ValueError: there is no region, or not as many before as after.
     """
     if before.shape != after.shape or before.ndim != 1 or len(before) == 0:
-        raise ValueError(f"Expected as many regions twice, but got {before.shape} and {after.shape}.")
+        raise ValueError(f"Expected two arrays of one length, but got {before.shape} and {after.shape}.")
     regions = len(before)
     top = min(regions, max(FEWEST_AT_TOP, round(share * regions)))
     first, second = (set(np.argsort(-scores, kind="stable")[:top].tolist()) for scores in (before, after))

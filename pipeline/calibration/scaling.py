@@ -1,4 +1,4 @@
-"""Calibrators that scale logits: one temperature, one a predicted class, or one line a class.
+"""Calibrators that scale logits: one temperature, one for each predicted class, or one line for each class.
 
 Legend: C classes, T samples, N pixels, h and w the logits' height and width, `...` any leading axes.
 """
@@ -30,7 +30,7 @@ def planes(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class Calibrator(ABC):
-    """Scales logits [..., C, h, w]. `calibrator_from(name, parameters)` makes the same one again."""
+    """Scales logits [..., C, h, w]. `calibrator_from(name, parameters)` makes an equal calibrator."""
 
     name: ClassVar[str]
 
@@ -90,7 +90,7 @@ class ClasswiseTemperature(Calibrator):
 
 @dataclass(frozen=True)
 class VectorScaling(Calibrator):
-    """w_c z_c + b_c, a line a class (Guo et al. 2017, section 4.2). May change the argmax.
+    """w_c z_c + b_c for each class c (Guo et al. 2017, section 4.2). May change the argmax.
 
     Raises:
         ValueError: there are not as many weights as biases, or one of them is not finite.
@@ -112,11 +112,11 @@ class VectorScaling(Calibrator):
 
 
 def fit_classwise(pixels: Pixels) -> ClasswiseTemperature:
-    """One temperature a predicted class, drawn towards the global one.
+    """One temperature for each predicted class, shrunk towards the global one.
 
-    With n_c images in which class c is predicted, ln τ_c = ln τ + n_c / (n_c + 10) · (ln τ̂_c − ln τ): a class
-    counts by its images, because the pixels of one image say nearly the same thing. A class that is never
-    predicted keeps τ.
+    With n_c images in which class c is predicted, ln τ_c = ln τ + n_c / (n_c + 10) · (ln τ̂_c − ln τ): images
+    count, not pixels, because the pixels of one image are strongly dependent. A class that is never predicted
+    keeps τ.
     """
     overall = math.log(fit_temperature(pixels))
     predicted_TN = pixels.logits.argmax(dim=1)
@@ -142,8 +142,8 @@ def fit_classwise(pixels: Pixels) -> ClasswiseTemperature:
 
 
 def fit_vector(pixels: Pixels) -> VectorScaling:
-    """Weights and biases, from the global temperature on; the mean of the biases, which softmax does not
-    see, is 0."""
+    """Weights and biases, fitted from the global temperature on; the mean of the biases, which does not
+    change the softmax, is 0."""
     classes = pixels.classes
     start = 1 / fit_temperature(pixels)
 

@@ -19,14 +19,14 @@ from pipeline.calibration.fit import HIGHEST, LOWEST, Pixels, fit_temperature, m
 from pipeline.calibration.scaling import Calibrator, planes
 
 LARGEST = 5
-"""Sorted probabilities that the classifier sees."""
+"""Sorted probabilities that are the classifier's features."""
 RIDGE = 1e-4
 
 
 @dataclass(frozen=True)
 class SelectiveScaling(Calibrator):
     """Logits divided by τ₁, or by τ₂ ≥ τ₁ where a logistic classifier of the largest probabilities suspects
-    an error. Never changes the argmax; it does reorder uncertainties.
+    an error. Never changes the argmax, but reorders uncertainties.
 
     Attributes:
         temperature, suspected_temperature: τ₁ and τ₂.
@@ -57,8 +57,8 @@ class SelectiveScaling(Calibrator):
 
 
 def fit_selective(pixels: Pixels) -> SelectiveScaling:
-    """The classifier by logistic regression on each sample's errors; as many are suspected as there are
-    errors, because where errors are rare, none reaches a probability of one half. Then τ₁ and τ₂ by NLL."""
+    """Fit the classifier by logistic regression on each sample's errors, then τ₁ and τ₂ by NLL. As many
+    pixels are suspected as there are errors: if errors are rare, none reaches a probability of one half."""
     wrong_TN = pixels.logits.argmax(dim=1) != pixels.labels
     count = min(LARGEST, pixels.classes)
     largest_TNk = pixels.logits.softmax(dim=1).topk(count, dim=1).values.transpose(1, 2)
@@ -106,7 +106,7 @@ def _classifier(features: Tensor, wrong: Tensor, mass: Tensor) -> Tensor:
 
 
 def _upper_quantile(values: Tensor, mass: Tensor, share: float) -> float:
-    """What this share of the mass lies above."""
+    """The value above which this share of the mass lies."""
     ordered, order = values.sort(descending=True)
     reached = mass[order].cumsum(dim=0) / mass.sum()
     return float(ordered[min(int(torch.searchsorted(reached, share)), len(ordered) - 1)])

@@ -1,4 +1,4 @@
-"""Disagreements: regions of the pool that the model is sure of in each sample, and in each otherwise."""
+"""Disagreements: regions of the pool where each sample is confident, but the samples disagree."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class DisagreementReport:
 
     run_id: int
     model: str
-    found: Disagreement
+    result: Disagreement
     rows: list[FoundRegion]
     class_names: list[str]
 
     def lines(self) -> Iterator[str]:
         """The list as text."""
-        found = self.found
+        result = self.result
         yield (
-            f"Run {self.run_id} of {self.model}: {count(found.found)} of {count(found.regions)} regions "
-            f"are confident but disagreeing (expected entropy up to {found.most_entropy:.3f}, mutual "
-            f"information from {found.least_information:.3f}, the medians of the run)."
+            f"Run {self.run_id} of {self.model}: {count(result.matching)} of {count(result.regions)} regions "
+            f"are confident but disagreeing (expected entropy up to {result.most_entropy:.3f}, mutual "
+            f"information from {result.least_information:.3f}, the medians of the run)."
         )
         yield from (f"  {rank:4d}  {self.described(row)}" for rank, row in enumerate(self.rows, start=1))
 
@@ -51,7 +51,7 @@ class DisagreementReport:
 def disagreements(
     project: Project, database: Database, *, limit: int = 20, progress: Progress = silent
 ) -> DisagreementReport:
-    """The strongest cases of the serving model's newest finished run, from its stored region scores.
+    """The regions of the serving model's newest finished run whose samples disagree most, from stored scores.
 
     Args:
         limit: rows of the list.

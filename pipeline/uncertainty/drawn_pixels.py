@@ -1,10 +1,10 @@
-"""Drawing the pixels that calibrators are fitted on: as many from each image, at the logits' own cells.
+"""Drawing the pixels that calibrators are fitted on: the same number from each image, at the logits' cells.
 
 Legend: K image channels, C classes, T samples, t samples of one chunk, N pixels, h w the network's image,
 H W the image's mask.
 
-Scores are computed at the cells of the logits, so that is where they are calibrated. A cell is compared
-with the label of the pixel on whose place in the image it lies.
+Scores are computed at the cells of the logits, so they are calibrated at these cells. Each cell is compared
+with the label of the pixel at its position.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DrawnPixels:
         deterministic: float32 [1, C, N].
         sampled: float32 [T, C, N]; None with sampler `none`.
         labels: int64 [N].
-        weights: float32 [N], how much of the population each stands for.
+        weights: float32 [N], how much of the population each pixel represents.
     """
 
     deterministic: Tensor
@@ -55,9 +55,9 @@ def draw_pixels(
         predictor: with any sampler.
         image: float32 [1, K, h, w], normalised.
         label: uint8 [H, W], class index or 255.
-        pixels: how many.
-        weights: [H, W], how much of the population each pixel stands for. The drawn ones then stand for
-            those that were not drawn, too. Without it each drawn pixel weighs 1, and so each image the same.
+        pixels: their number.
+        weights: [H, W], how much of the population each pixel represents. The drawn pixels then also
+            represent those that were not drawn. By default each weighs 1, so that all images weigh the same.
     """
     network = predictor.network
     origins = [

@@ -95,7 +95,7 @@ def max_logit(logits: Tensor) -> Tensor:
 def max_logit_norm(logits: Tensor) -> Tensor:
     """−max_c z / ‖z‖₂ of uncalibrated logits centred on their mean (Cattelan and Silva 2023), −1 to 0.
 
-    The ranking of errors that label smoothing spoils comes back with it. Equal logits give 0.
+    It restores the ranking of errors that label smoothing spoils. Equal logits give 0.
 
     >>> round(max_logit_norm(torch.tensor([3.0, 1.0]).reshape(2, 1, 1)).item(), 4)
     -0.7071
@@ -106,7 +106,7 @@ def max_logit_norm(logits: Tensor) -> Tensor:
 
 
 def variation_ratio(votes: Tensor) -> Tensor:
-    """1 − the largest share of votes (Freeman 1965), 0 to 1 − 1/C: samples that disagree with most of them.
+    """1 − the largest share of votes (Freeman 1965), 0 to 1 − 1/C: the share that disagrees with the winner.
 
     >>> round(variation_ratio(torch.tensor([0.75, 0.25]).reshape(2, 1, 1)).item(), 4)
     0.25

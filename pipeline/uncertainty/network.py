@@ -1,9 +1,9 @@
-"""A segmenter as scores need it: on a device, and at the cells where measures are computed.
+"""A segmenter on a device, whose logits come at the cells where measures are computed.
 
 Legend: B batch, K image channels, C classes, H W size of the padded image, h w size of the maps.
 
-A cell has a place in the image, a pixel or a point between pixels. Maps of different views, heads or members
-of an ensemble are brought to the same places before they are summed.
+A cell has a position in the image, on a pixel or between pixels. Maps of different views, heads or members
+of an ensemble are resampled to the same positions before they are summed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Places = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Pass:
-    """What one deterministic pass has made.
+    """The results of one deterministic pass.
 
     Attributes:
         image: [B, K, H, W], padded, on the device.
-        trunk: of it.
+        trunk: of the image.
         logits: float32 [B, C, h, w] at the network's cells.
     """
 
@@ -67,7 +67,8 @@ class ScoringNetwork:
         return Pass(image=image, trunk=trunk, logits=self.logits(trunk, lattice=lattice))
 
     def logits(self, trunk: Trunk, mask: Tensor | None = None, *, lattice: Lattice | None = None) -> Tensor:
-        """The tail at the network's cells: float32 [B, C, h, w], or [t·B, C, h, w] with such a mask."""
+        """The tail's logits at the network's cells: float32 [B, C, h, w], or [t·B, C, h, w] with a mask of t
+        samples."""
         logits = self.segmenter.tail(trunk, mask, self.lattice if lattice is None else lattice).float()
         return self.segmenter.upsample(logits) if self.full else logits
 
@@ -78,7 +79,7 @@ class ScoringNetwork:
         return replace(self.lattice, offset=(row, self.lattice.every - 1 - column))
 
     def places(self, height: int, width: int) -> Places:
-        """Where the cells of a padded image lie in it."""
+        """The positions of the cells in a padded image."""
         rows, columns = (
             self._side(length, offset)
             for length, offset in zip((height, width), self.lattice.offset, strict=True)
@@ -89,11 +90,11 @@ class ScoringNetwork:
         """Maps [B, C, h, w] as [B, C, H, W], by the network's own upsampling.
 
         Args:
-            network_size: height and width of the image that the network saw, without padding.
+            network_size: height and width of the network's image, without padding.
             size: height and width to return; another one only where images were resized.
         """
         if self.cell > 1:
-            # The network aligns the corners of what it saw, padding included
+            # The network aligns the corners of its padded image
             rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
             missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
             maps = functional.pad(maps, missing, mode="replicate")
@@ -104,7 +105,7 @@ class ScoringNetwork:
         return maps
 
     def _trunk(self, image: Tensor) -> Trunk:
-        """Autocast on CUDA, float32 from there on."""
+        """The trunk in float32, computed with autocast on CUDA."""
         with torch.autocast(self.device.type, dtype=_half(), enabled=self.device.type == "cuda"):
             trunk = self.segmenter.trunk(image)
         return Trunk(
@@ -121,13 +122,13 @@ class ScoringNetwork:
 
 
 def aligned_places(cells: int, length: int) -> Tensor:
-    """Where cells lie along a side [cells] whose first and last cell are its first and last pixel."""
+    """Positions [cells] along a side whose first and last cell are its first and last pixel."""
     return torch.linspace(0, length - 1, cells, dtype=torch.float64)
 
 
 def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
-    """Maps [..., h, w] whose cells lie at `source`, at `target` instead: linear between neighbouring cells,
-    the nearest cell's value beyond the outermost ones. Cells at the same places keep their values exactly."""
+    """Maps [..., h, w] resampled from `source` to `target`: linear between neighbouring cells, the nearest
+    cell's value beyond the outermost ones. Cells at the same positions keep their values exactly."""
     for axis, (old, new) in enumerate(zip(source, target, strict=True)):
         if old.shape == new.shape and torch.allclose(old, new, rtol=0, atol=1e-6):
             continue
@@ -137,7 +138,7 @@ def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
 
 
 def _interpolation(source: Tensor, target: Tensor) -> Tensor:
-    """Weights [target, source] of linear interpolation between ascending places."""
+    """Weights [target, source] of linear interpolation between ascending positions."""
     weights = torch.zeros(len(target), len(source), dtype=torch.float64)
     if len(source) == 1:
         return weights + 1

@@ -1,4 +1,4 @@
-"""Images in, predictions out: the trunk once, the samples, the calibrators, tiles, and memory that runs out.
+"""Predictions of images: one trunk, samples, calibrators, tiles, and smaller batches where memory runs out.
 
 Legend: B batch, K image channels, H W image size, C classes, T samples, h w size of the maps (see
 `scoring.resolution`).
@@ -25,14 +25,14 @@ from pipeline.uncertainty.samplers.sums import sum_bands
 from pipeline.uncertainty.tiling import blend_weights, tile_origins
 
 CPU_BATCH = 2
-"""Larger batches fill a CUDA device, but leave the CPU's caches: 8 images at once take half as long again."""
+"""Images in a batch on the CPU. Larger batches exceed its caches: 8 images at once take 50 % longer."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of each cell of B images of one size.
+    """The prediction of each cell of B images of one size.
 
     Attributes:
         logits: deterministic and uncalibrated [B, C, h, w].
@@ -71,13 +71,13 @@ class Prediction:
         )
 
     def without_samples(self) -> Prediction:
-        """What sampler `none` would have given."""
+        """The prediction that sampler `none` would give."""
         return replace(self, probability=self.deterministic_probability, expected_entropy=None, votes=None)
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Linear in tiles, so they can be blended: logits, and a mean over samples for each calibrator."""
+    """Logits, and a mean over samples for each calibrator: both linear, so tiles of them can be blended."""
 
     logits: Tensor
     sampled: list[SampledPrediction]
@@ -96,7 +96,7 @@ class Predictor:
         segmenter: moved to `device`, channels last.
         scoring: sampler and what it needs, resolution, tile and overlap.
         calibrators: of this segmenter; identity before the fit.
-        normalisation, input_scale: of the images; `tta` and `ensemble` need to know.
+        normalisation, input_scale: of the images; `tta` and `ensemble` need them.
         members: the other networks, with the sampler `ensemble`.
 
     Raises:
@@ -141,7 +141,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_each(self, image: Tensor, calibrators: Sequence[Calibrators]) -> list[Prediction]:
-        """As `predict`, for each pair of calibrators, at the price of one trunk and one set of samples."""
+        """As `predict`, for each pair of calibrators, with one trunk and one set of samples for all."""
         if max(image.shape[-2:]) > self.scoring.tile:
             parts = [self._tiled(single, calibrators) for single in image.split(1)]
             sums = _concatenate(parts)
@@ -182,7 +182,7 @@ class Predictor:
         return self.network.cell
 
     def _whole(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
-        """Predict in as many parts as the device's memory asks for."""
+        """Predict in parts that fit into the device's memory."""
         size = min(image.shape[0], self.batch_size)
         while True:
             try:
@@ -197,7 +197,7 @@ class Predictor:
             size //= 2
             self.batch_size = size
             torch.cuda.empty_cache()
-            log.warning("The memory of %s ran out: going on with batches of %d.", self.device, size)
+            log.warning("The memory of %s ran out: continuing with batches of %d.", self.device, size)
 
     def _forward(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
         forward = self.network.run(image.to(self.device, non_blocking=True))
@@ -275,7 +275,7 @@ def _blank(like: _Sums, *, height: int, width: int) -> _Sums:
 
 
 def _paint(total: _Sums, tiles: _Sums, index: int, *, y: int, x: int, weight: Tensor) -> None:
-    """Add one tile of a batch to its place."""
+    """Add one tile of a batch to the sums of the whole image."""
     place = (slice(y, y + weight.shape[0]), slice(x, x + weight.shape[1]))
     total.logits[0, :, *place] += tiles.logits[index] * weight
     for whole, part in zip(total.sampled, tiles.sampled, strict=True):

@@ -1,10 +1,10 @@
-"""From maps to regions, on the device: only [images, regions, columns] leave it.
+"""Maps reduced to regions on the device: only [images, regions, columns] are copied to the host.
 
 Legend: B images of one size, R regions (of a grid: Y rows and X columns), C classes, M measures, N columns,
 h w the maps' size, K cells that meet a region, P pairs of a region and a cell that meet.
 
 A cell of the maps counts for a region by the area, in image pixels, that the two share: a cell that
-straddles a border is split exactly, and what reaches beyond the image counts for nothing. Grids are reduced
+straddles a border is split exactly, and its part beyond the image does not count. Grids are reduced
 by two small matrix products, regions of any shape by scattered sums; the numbers are the same.
 """
 
@@ -28,7 +28,7 @@ from pipeline.uncertainty.predictor import Prediction
 TOP_CELLS = 0.1
 """Share of a region's area that `entropy_top10` averages."""
 TOP_REGIONS = 0.25
-"""Share of an image's regions that its own score averages: a plain mean drowns in road and sky."""
+"""Share of an image's regions that its score averages: road and sky would dominate a mean over all."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,7 +37,7 @@ _WHOLE = RegionConfig(kind="image")
 
 @dataclass(frozen=True)
 class RegionColumns:
-    """The regions of one image, or one row for the image itself; `measures` has [R] a measure."""
+    """The regions of one image, or one row for the image itself; `measures` has [R] for each measure."""
 
     index: npt.NDArray[np.int32]
     boxes: npt.NDArray[np.int32]
@@ -115,8 +115,7 @@ class Reduction:
 
 @torch.inference_mode()
 def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
-    """The mean of each measure over each region of a grid and what else a region's row holds; likewise for
-    images.
+    """The columns of each region of a grid, measures as the mean over the region, and those of each image.
 
     An image's measure is the mean over its `TOP_REGIONS` with the largest values of that measure; its class
     and share are those of all its pixels.
@@ -163,7 +162,7 @@ def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduc
     area = torch.from_numpy(np.concatenate([of_image.area for of_image in shapes])).to(device).double()
     total = len(shapes) * rows
     areas = _scattered(area, region, total)
-    # Rows without a region have no area: their numbers are cut off, and must only be finite
+    # Rows without a region have no area: their numbers are dropped, and must only be finite
     divisor = areas.clamp(min=torch.finfo(torch.float64).tiny)
     values = torch.stack(list(maps.values()), dim=-1).flatten(0, 2)[cell].double()
     means = _scattered(values * area[:, None], region, total) / divisor[:, None]
@@ -217,12 +216,12 @@ def region_grid(
     cell: int,
     device: torch.device,
 ) -> RegionGrid:
-    """The geometry of one image size; few sizes make up a pool, so it is kept.
+    """The geometry of one image size; it is cached, because a pool has few sizes.
 
     Args:
         config: the kind of regions, `grid` or `image`.
         image_size: height and width of the image.
-        network_size: height and width of what the network saw.
+        network_size: height and width of the network's image.
         cell: pixels of the network's image a cell of the maps.
         device: where the maps are.
 
@@ -299,7 +298,7 @@ def _extremes(lengths: Tensor) -> list[Tensor]:
 
 
 def _enough(areas: Tensor) -> int:
-    """How many cells cover `TOP_CELLS` of a region, whichever they are: the smallest ones do."""
+    """The number of cells that cover `TOP_CELLS` of a region even if they are its smallest ones."""
     ascending = areas.flatten().sort().values
     ascending = ascending[ascending > 0]
     covered = ascending.cumsum(dim=0) >= TOP_CELLS * ascending.sum()
@@ -319,7 +318,7 @@ def _top_mean(entropy: Tensor, grid: RegionGrid) -> Tensor:
 
 
 def _scattered(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Sums [rows, …] of values [P, …], float64: the order in which a device adds does not show."""
+    """Sums [rows, …] of values [P, …], float64, so that a device's order of addition does not matter."""
     return values.new_zeros(rows, *values.shape[1:]).index_add_(0, row, values)
 
 

@@ -1,7 +1,7 @@
-"""The hot path: files → batches → predictions → regions → the writer, each ahead of the next.
+"""The hot path of scoring, a pipeline: files → batches → predictions → regions → the writer.
 
-Threads decode, this thread feeds the device, and one thread takes what the device has finished to the sink.
-The device never waits for a file or for the database, unless they fall far behind; what is in flight is
+Threads decode files, this thread feeds the device, and one thread passes finished batches to the sink. The
+device waits for files or for the database only where they fall far behind. The number of batches in flight is
 bounded, so memory does not grow with the number of images.
 
 Legend: B batch, C classes, H W image size, h w size of the maps.
@@ -48,8 +48,8 @@ HEATMAP_SHRINK = 4
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What is kept of an image: a row a region, one for itself, the statistics of its pixels [S, K] as the
-    network saw them, and the heat maps that were asked for."""
+    """The results of an image: a row for each region and one for the image, the statistics [S, K] of the
+    network's input pixels, and the configured heat maps."""
 
     id: int
     regions: RegionColumns
@@ -72,13 +72,13 @@ def score_images(
     total: int | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Score images as they come and give each to the sink, in no particular order.
+    """Score a stream of images and pass each result to the sink, in no particular order.
 
     Args:
         images: read lazily, in this thread.
         model: the serving model.
         regions: their kind and size.
-        sink: called in one other thread. What it raises is raised here.
+        sink: called in one other thread. An error that it raises is raised here.
         source: of the region maps, for kinds that have one (see `region_source`); called in the decoding
             threads.
         heatmaps: the maps to make for every image; None for none.
@@ -127,9 +127,9 @@ def _score_batch(
     regions: RegionConfig,
     heatmaps: HeatmapConfig | None,
 ) -> tuple[Callable[[], Reduction], dict[str, Tensor]]:
-    """Everything that the device does for a batch; nothing here waits for it.
+    """Start all the device's work for a batch, without waiting for it.
 
-    Segments are found on the host once the device is done, so they are left to the writer's thread.
+    The writer's thread computes segments, on the host, after the device has finished.
     """
     prediction = predictor.predict(batch.image_BKHW)
     maps: dict[str, Tensor] = {}
@@ -184,7 +184,7 @@ def _reduce_segments(
 def _heatmaps(
     prediction: Prediction, heatmaps: HeatmapConfig, *, class_map: str, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Maps [B, H/4, W/4] by name: the wanted measures, then `<class_map>_<class>` where asked for."""
+    """Maps [B, H/4, W/4] by name: the configured measures, then `<class_map>_<class>` where configured."""
     maps = prediction.measures()
     wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.maps if name in maps}
     if heatmaps.per_class:

@@ -24,7 +24,7 @@ from pipeline.uncertainty.samplers import Member, Normalisation
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A network on the project's device, and the card that says how its images are prepared.
+    """A network on the project's device, and the card that describes how its images are prepared.
 
     Attributes:
         max_pixels: a larger image is not decoded.
@@ -36,7 +36,7 @@ class ServedModel:
 
     @property
     def normalisation(self) -> Normalisation:
-        """Of the images that the network takes."""
+        """The normalisation of the network's images."""
         return _normalisation(self.card)
 
     def batches(
@@ -46,7 +46,7 @@ class ServedModel:
         batch_size: int | None = None,
         derive: Callable[[ImageRef, ImageArray], Derived] | None = None,
     ) -> Generator[Batch[Derived] | Unreadable]:
-        """Images as the network takes them, in batches of one size; see `load_batches`.
+        """Images prepared for the network, in batches of one size; see `load_batches`.
 
         Args:
             images: consumed as far as needed, in this thread.
@@ -76,7 +76,7 @@ class SampledModel:
 
     Attributes:
         samplers: all of them.
-        opened: by sampler; without `none` where there is another one, whose deterministic pass serves it.
+        opened: by sampler; without `none` where another sampler's deterministic pass replaces it.
     """
 
     samplers: tuple[Sampler, ...]
@@ -84,7 +84,7 @@ class SampledModel:
 
     @property
     def first(self) -> ServedModel:
-        """One of them: all read their images alike."""
+        """The first opened model: all of them read images in the same way."""
         return next(iter(self.opened.values()))
 
     @property
@@ -126,8 +126,8 @@ def open_model(
 ) -> ServedModel:
     """Load a stored model onto the project's device, and with `ensemble` its other members.
 
-    Every fourth pixel is enough for the mean of a region, but makes a blurred mask: what is shown to people,
-    or compared with masks, is predicted at the network's own resolution.
+    Every fourth pixel is enough for the mean of a region, but gives a blurred mask. So predictions that are
+    displayed or compared with masks have the network's own resolution.
 
     Args:
         checkpoint: its folder; a relative path starts at the project's root.
@@ -171,7 +171,7 @@ def _ensemble_folders(project: Project, own: Path) -> list[Path]:
     A name is a model of this project, or else the path of a folder.
 
     Raises:
-        ConfigError: a name is no model and no checkpoint, or comes twice, or no other model is left.
+        ConfigError: a name is neither a model nor a checkpoint, or occurs twice, or no other model is left.
     """
     folders: list[Path] = []
     for name in project.config.scoring.ensemble:

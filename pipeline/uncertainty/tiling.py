@@ -33,8 +33,8 @@ def tile_origins(length: int, *, tile: int, overlap: int) -> list[int]:
 def blend_weights(origins: list[int], *, tile: int, overlap: int, length: int) -> Tensor:
     """Weights [tiles, min(tile, length)] float32 that sum to 1 at every point of the side.
 
-    A tile's weight falls linearly over the overlap, and stays 0 in its outermost quarter where another tile
-    can stand in: there the network saw the tile's edge instead of the image.
+    A tile's weight falls linearly over the overlap, and is 0 in its outermost quarter where another tile
+    covers it: near its edges, a tile shows the network less of the surroundings.
 
     >>> blend_weights([0, 2], tile=4, overlap=2, length=6).sum(dim=1).tolist()
     [3.0, 3.0]

@@ -83,7 +83,7 @@ def test_every_region_that_meets_the_definition_comes_in_the_order_of_the_votes(
     ]
     by_votes = sorted(expected, key=lambda row: (-votes[row], -information[row]))
     assert rows_of(found) == by_votes
-    assert found.found == len(expected)
+    assert found.matching == len(expected)
     assert rows_of(strongest(entropy, information, votes, limit=3)) == by_votes[:3]
     by_information = sorted(expected, key=lambda row: -information[row])
     assert rows_of(strongest(entropy, information, None)) == by_information
@@ -110,7 +110,7 @@ def test_the_list_names_image_box_class_and_outline_of_the_strongest_cases(store
         mine = (RegionScore.image_id == image, RegionScore.region_index == 7)
         session.execute(update(RegionScore).where(*mine).values(predicted_class=2, outline="021O"))
     report = disagreements(store.project, store.database, limit=2)
-    assert (report.model, report.found.regions, len(report.rows)) == ("r01", 180, 2)
+    assert (report.model, report.result.regions, len(report.rows)) == ("r01", 180, 2)
     first, second = report.rows
     assert (first.image_id, first.uri, first.region_index) == (image, "images/0003.png", 7)
     assert ((first.x, first.y, first.w, first.h), first.outline) == ((32, 64, 32, 32), "021O")
