@@ -1,7 +1,7 @@
 """How annotators of the same pixels agree.
 
 Legend: N annotators, H height, W width, R regions, C classes, P pixels that at least two annotators labeled.
-Votes are uint8 [N, H, W]: the class index, or 255 where an annotator says nothing.
+Votes are uint8 [N, H, W]: the class index, or 255 where an annotator has not labeled.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Agreement:
     """How annotators agree on a region, over the pixels that at least two of them have labeled.
 
     Attributes:
-        annotators: who have labeled any of these pixels.
-        pixels: how many of these there are.
-        disagreement: the mean over them of the probability that two annotators, drawn at random without
-            replacement, say different classes: 1 − Σ_c n_c (n_c − 1) / (N (N − 1)).
-        vote_entropy: the mean over them of H(n_c / N) / ln C: on the scale of the model's expected entropy
+        annotators: number of annotators that have labeled any of these pixels.
+        pixels: number of these pixels.
+        disagreement: the mean over pixels of the probability that two annotators, drawn at random without
+            replacement, chose different classes: 1 − Σ_c n_c (n_c − 1) / (N (N − 1)).
+        vote_entropy: the mean over pixels of H(n_c / N) / ln C, on the scale of the model's expected entropy
             (vote entropy: Dagan and Engelson 1995).
     """
 
@@ -99,7 +99,7 @@ def _agreement(votes: Votes, num_classes: int) -> Agreement | None:
         return None
     known = shared != IGNORE
     total = known.sum(axis=0)
-    # A sum over classes is one over voters: each of the n_c that say c brings the n_c-th part of its term
+    # The sum over classes is a sum over voters: each of the n_c votes for c adds 1 / n_c of the term of c
     others = np.zeros(shared.shape[1])
     entropy = np.zeros(shared.shape[1])
     for vote, says in zip(shared, known, strict=True):

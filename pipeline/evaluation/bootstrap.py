@@ -2,9 +2,9 @@
 
 Legend: n images, b blocks, R resamples.
 
-Neighbouring pixels, and neighbouring frames, say nearly the same thing. Drawing them one by one pretends
-to far more evidence than there is; drawing blocks of neighbours keeps their dependence inside a block
-(Künsch 1989; non-overlapping blocks as Carlstein 1986).
+Neighbouring pixels and neighbouring frames are strongly dependent. Intervals from single draws would be far
+too narrow; drawing blocks of neighbours keeps their dependence inside a block (Künsch 1989; non-overlapping
+blocks as Carlstein 1986).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pipeline.config import EvaluationConfig
 from pipeline.evaluation.estimate import Estimate
 
 MOST_BLOCKS = 512
-"""Blocks are merged at random above this number: the intervals stay, the memory is bounded."""
+"""Above this number, blocks are merged at random: the intervals hardly change, the memory is bounded."""
 RESAMPLES_AT_ONCE = 250
-"""Sums of so many resamples are in memory together."""
+"""Resamples whose sums are in memory together."""
 
 Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
@@ -79,9 +79,9 @@ def percentile_interval(
     """Expanded percentile interval [2, ...] over the first axis, R resamples of `count` blocks.
 
     The plain percentile interval is too narrow where blocks are few (20 blocks: 90 % instead of 95 %). The
-    tails are moved out as Student's t with `count` − 1 degrees of freedom asks (Hesterberg 2015, section
-    3.3). Resamples in which a number is not defined (a class that was not drawn) are left out; where that
-    is more than half of them, the interval is not defined either.
+    tails are widened by Student's t with `count` − 1 degrees of freedom (Hesterberg 2015, section 3.3).
+    Resamples in which a number is not defined (a class that was not drawn) are left out; where these are
+    more than half, the interval is not defined either.
 
     Raises:
         ValueError: there are fewer than two blocks.
@@ -110,7 +110,7 @@ class BlockBootstrap:
 
     @classmethod
     def draw(cls, count: int, config: EvaluationConfig, *, seed: int) -> BlockBootstrap:
-        """The resamples of `count` blocks that a project asks for."""
+        """The resamples of `count` blocks, by the project's configuration."""
         weights = bootstrap_weights(count, resamples=config.resamples, seed=seed)
         return cls(weights, config.confidence)
 
@@ -127,7 +127,7 @@ class BlockBootstrap:
         return percentile_interval(np.concatenate(drawn), self.confidence, count=len(sums))
 
     def chunks(self) -> Iterator[npt.NDArray[np.float64]]:
-        """The weights, as many resamples at once as the memory should hold."""
+        """The weights in parts, so that the sums of few resamples are in memory together."""
         for start in range(0, len(self.weights), RESAMPLES_AT_ONCE):
             yield self.weights[start : start + RESAMPLES_AT_ONCE]
 

@@ -1,10 +1,10 @@
-"""Does a measure find the wrong pixels, and is rejecting by it useful? For each part of the pixels.
+"""How well a measure detects wrong pixels, and how useful it is for rejection, for each part of the pixels.
 
 Legend: N pixels, M measures, E = 512 measure bins, P stored parts (see `parts`), b blocks, R resamples,
 w = 4 side of a patch, Y patches of an image.
 
-An error is the positive; a larger measure says "error". Everything but PAvPU follows from two histograms, of
-right and of wrong pixels, and is exact for errors spread evenly within a bin.
+Errors are the positives; a larger measure predicts an error. All metrics but PAvPU follow from two
+histograms, of right and of wrong pixels, and are exact for errors spread evenly within a bin.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ COARSE_BINS = 128
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of one image that are labeled by half or more, and where each pixel belongs.
+    """The patches of one image of which at least half is labeled, and the patch of each pixel.
 
     Attributes:
-        patch: int64 [N], the patch of each labeled pixel; Y for those of patches that do not count.
+        patch: int64 [N], the patch of each labeled pixel; Y where the patch does not count.
         pixels: [Y] labeled pixels of each patch.
-        parts: of each patch, that of most of its labeled pixels.
+        parts: of each patch, the part of most of its labeled pixels.
     """
 
     patch: Tensor
@@ -49,7 +49,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class PatchSums:
-    """What PAvPU needs, a measure: sums over patches, and the range of their mean uncertainty.
+    """The sums of one measure for PAvPU: over patches, and the range of their mean uncertainty.
 
     Attributes:
         sums: [P, 2, 2] of accurate and inaccurate patches: their number, and their summed mean uncertainty.
@@ -62,7 +62,7 @@ class PatchSums:
 
 
 def find_patches(valid_HW: Tensor, parts: Parts) -> Patches:
-    """Cut an image into w×w patches, from the top left; what is left at the right and below joins none."""
+    """Cut an image into w×w patches, from the top left; a remainder at the right or below is left out."""
     height, width = valid_HW.shape
     rows, columns = height // PATCH, width // PATCH
     y, x = valid_HW.nonzero(as_tuple=True)
@@ -91,7 +91,7 @@ def find_patches(valid_HW: Tensor, parts: Parts) -> Patches:
 
 
 def patch_sums(value_N: Tensor, wrong_N: Tensor, patches: Patches) -> PatchSums:
-    """A patch is accurate where at least half of its labeled pixels are right, as uncertain as their mean."""
+    """A patch is as uncertain as the mean of its labeled pixels, and accurate if at least half are right."""
     size = len(patches.pixels) + 1
     errors = torch.bincount(patches.patch, weights=wrong_N.double(), minlength=size)[:-1]
     mean = torch.bincount(patches.patch, weights=value_N.double(), minlength=size)[:-1] / patches.pixels
@@ -169,7 +169,7 @@ def error_metrics(errors: Array) -> dict[str, Array]:
 
 
 def false_positive_rate(right: Array, wrong: Array, *, at: float) -> Array:
-    """The share of right pixels that are flagged where the share `at` of the wrong ones is: FPR at that
+    """The share of right pixels that are flagged when the share `at` of the wrong pixels is: the FPR at this
     TPR, from histograms [..., E], the most uncertain pixels flagged first."""
     flagged_wrong = wrong[..., ::-1].cumsum(axis=-1)
     flagged_right = right[..., ::-1].cumsum(axis=-1)

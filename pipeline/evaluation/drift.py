@@ -1,11 +1,11 @@
-"""Has the pool changed? Two sets of images under the same scorer, compared measure by measure.
+"""Drift of the pool: two sets of images under the same scorer, compared measure by measure.
 
 Legend: n images, m and k images of the reference and of the new set, C classes, b blocks, P permutations.
 
-A number an image, and images come in blocks that look alike: so a permutation deals out blocks, not images
-(of what is exchangeable: Good 2005), and the p-values of several measures are corrected together (Holm 1979).
-A pool of a million images makes every difference significant, so one is reported only where it is large as
-well.
+Each image has one number a measure, and neighbouring images are alike: so permutations exchange blocks, not
+images (Good 2005, on exchangeable units), and the p-values of several measures are corrected together (Holm
+1979). In a pool of a million images every difference is significant, so a difference is reported only if it
+is also large.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Array = npt.NDArray[np.float64]
 DRIFT_MEASURES = ("entropy", "least_confidence", "energy", "max_logit")
 CLASS_SHARES = "class_shares"
 LARGE: Mapping[str, float] = {**dict.fromkeys(DRIFT_MEASURES, 0.3), CLASS_SHARES: 0.15}
-"""Distances from which on a difference is worth a warning: a threshold that tells 30 % more of one set from
-the other; 15 % of the predicted pixels moved to other classes."""
+"""Smallest distances that cause a warning: for a measure, a threshold that 30 % more of one set exceeds; for
+classes, 15 % of the predicted pixels in other classes."""
 SIGNIFICANCE = 0.05
 PERMUTATIONS = 999
 AT_ONCE = 100
@@ -32,14 +32,14 @@ AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Profile:
-    """What is known of n images.
+    """The measures and predicted classes of n images.
 
     Attributes:
         ids: int64 [n].
         measures: float64 [n], for each of `DRIFT_MEASURES`.
-        shares: [n, C], share of each image's pixels that each class is predicted on.
+        shares: [n, C], share of each image's pixels that are predicted as each class.
         groups: the sequence of each image.
-        positions: its place in it.
+        positions: its position in the sequence.
     """
 
     ids: npt.NDArray[np.int64]
@@ -60,8 +60,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Culprit:
-    """A new image that lies far out in a measure that has drifted; `percentile` is that of the reference."""
+class ShiftedImage:
+    """A new image with an extreme value of a drifted measure; `percentile` is among the reference images."""
 
     image_id: int
     measure: str
@@ -76,7 +76,7 @@ def differences(reference: Profile, new: Profile, *, block: int, seed: int) -> l
     the mean shares, 0 to 1.
 
     Args:
-        block: neighbouring images of a sequence that are dealt out together.
+        block: neighbouring images of a sequence that are permuted together.
 
     Raises:
         ValueError: a set is empty.
@@ -111,26 +111,25 @@ def differences(reference: Profile, new: Profile, *, block: int, seed: int) -> l
     ]
 
 
-def culprits(reference: Profile, new: Profile, drifted: Sequence[str], *, limit: int = 10) -> list[Culprit]:
-    """The new images that lie farthest out, each with the drifted measure that shows it best.
-
-    Farthest out: largest percentile of the reference, in the direction in which the measure has moved; of
-    equal ones, the farther in units of the reference's spread.
-    """
-    best: dict[int, tuple[float, float, Culprit]] = {}
+def shifted_images(
+    reference: Profile, new: Profile, drifted: Sequence[str], *, limit: int = 10
+) -> list[ShiftedImage]:
+    """The most shifted new images, each with the drifted measure that shows it best: by percentile of the
+    reference in the direction of the drift, then by distance in units of the reference's spread."""
+    best: dict[int, tuple[float, float, ShiftedImage]] = {}
     for measure in drifted:
-        known, strange = _values(reference, reference, measure), _values(reference, new, measure)
-        rises = float(np.median(strange)) >= float(np.median(known))
+        known, novel = _values(reference, reference, measure), _values(reference, new, measure)
+        rises = float(np.median(novel)) >= float(np.median(known))
         centre, spread = float(np.median(known)), float(np.subtract(*np.quantile(known, [0.75, 0.25])))
-        below = np.searchsorted(np.sort(known), strange, side="right" if rises else "left") / len(known)
-        for image_id, value, share in zip(new.ids.tolist(), strange, below, strict=True):
-            outness = share if rises else 1 - share
+        below = np.searchsorted(np.sort(known), novel, side="right" if rises else "left") / len(known)
+        for image_id, value, share in zip(new.ids.tolist(), novel, below, strict=True):
+            extreme = share if rises else 1 - share
             far = (value - centre if rises else centre - value) / max(spread, 1e-12)
-            mine = Culprit(image_id, measure, float(value), float(100 * share))
-            if image_id not in best or (outness, far) > best[image_id][:2]:
-                best[image_id] = (float(outness), float(far), mine)
+            shifted = ShiftedImage(image_id, measure, float(value), float(100 * share))
+            if image_id not in best or (extreme, far) > best[image_id][:2]:
+                best[image_id] = (float(extreme), float(far), shifted)
     ranked = sorted(best.values(), key=lambda entry: (-entry[0], -entry[1], entry[2].image_id))
-    return [culprit for _, _, culprit in ranked[:limit]]
+    return [image for _, _, image in ranked[:limit]]
 
 
 def holm(p: Array) -> Array:

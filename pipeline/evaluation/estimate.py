@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.format import interval
 
 DIGITS = 6
-"""Of the numbers in a JSON document."""
+"""Decimals of the numbers in a JSON document."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Estimate:
         return interval(self.value, self.low, self.high, digits, sign)
 
     def document(self, *, digits: int | None = DIGITS) -> dict[str, float | None]:
-        """As JSON, rounded unless `digits` is None.
+        """The estimate as JSON, rounded unless `digits` is None.
 
         >>> Estimate(0.25, float("nan"), 0.5).document()
         {'value': 0.25, 'low': None, 'high': 0.5}
@@ -53,7 +53,7 @@ class Estimate:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any] | None) -> Estimate:
-        """From JSON; a part that is null or missing is NaN.
+        """The estimate from JSON; a part that is null or missing is NaN.
 
         >>> Estimate.from_document({"value": 0.25, "low": None})
         Estimate(value=0.25, low=nan, high=nan)

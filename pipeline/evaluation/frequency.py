@@ -1,10 +1,10 @@
-"""Does a predicted (a %, b %, c %) come true as (a %, b %, c %)? The class-frequency test.
+"""The class-frequency test: whether pixels predicted as (a %, b %, c %) have labels in these shares.
 
 Legend: N pixels, C classes, G groups, b blocks, R resamples.
 
 Pixels are grouped by their whole predicted vector, around centroids that k-means finds on other images; in
-each group the mean prediction is compared with the shares of the labels. A reliability diagram looks at the
-winner only; this looks at all classes (the canonical calibration of Vaicenavicius et al. 2019).
+each group the mean prediction is compared with the shares of the labels. A reliability diagram tests the
+winner only; this tests all classes (the canonical calibration of Vaicenavicius et al. 2019).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Array = npt.NDArray[np.float64]
 
 GROUPS = 40
 FEWEST_BLOCKS = 3
-"""A group that is in fewer blocks has no interval worth the name, and is left out."""
+"""A group in fewer blocks has no useful interval, and is left out."""
 FEWEST_PIXELS = 50
 """Labeled pixels of a group in a block, below which the block does not count for it."""
 SMALLEST_SHARE = 0.01
-"""Classes that a group neither predicts nor holds so often are not tested: nearly all are, with success."""
+"""Share of a class in a group, predicted and labeled, below which it is not tested, as nearly all succeed."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class FrequencyGroup:
         predicted: mean predicted vector.
         empirical: shares of the labels.
         low, high: interval of the empirical shares.
-        tested: classes that are predicted or found often enough.
-        held: whether the interval holds the prediction.
+        tested: classes that are predicted or labeled often enough.
+        covered: whether the interval contains the prediction.
     """
 
     share: float
@@ -50,7 +50,7 @@ class FrequencyGroup:
     low: Array
     high: Array
     tested: npt.NDArray[np.bool_]
-    held: npt.NDArray[np.bool_]
+    covered: npt.NDArray[np.bool_]
 
 
 def fit_groups(probability_NC: Array, *, groups: int = GROUPS, seed: int = 0) -> Array:
@@ -110,7 +110,7 @@ def frequency_test(sums: Array, *, bootstrap: BlockBootstrap) -> list[FrequencyG
     high = np.where(empirical == 0, reach, high)
     low = np.where(empirical == 1, 1 - reach, low)
     tested = np.maximum(predicted, empirical) >= SMALLEST_SHARE
-    held = (low <= predicted) & (predicted <= high)
+    inside = (low <= predicted) & (predicted <= high)
     return [
         FrequencyGroup(
             share=float(pixels[group] / pixels.sum()),
@@ -119,15 +119,15 @@ def frequency_test(sums: Array, *, bootstrap: BlockBootstrap) -> list[FrequencyG
             low=low[row],
             high=high[row],
             tested=tested[row],
-            held=held[row],
+            covered=inside[row],
         )
         for row, group in enumerate(kept)
     ]
 
 
 def covered(groups: list[FrequencyGroup]) -> float:
-    """The share of tested (group, class) cells whose interval holds the prediction; NaN without any."""
-    cells = np.concatenate([group.held[group.tested] for group in groups]) if groups else np.zeros(0)
+    """The share of tested (group, class) cells whose interval contains the prediction; NaN without any."""
+    cells = np.concatenate([group.covered[group.tested] for group in groups]) if groups else np.zeros(0)
     return float(cells.mean()) if len(cells) else float("nan")
 
 

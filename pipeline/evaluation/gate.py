@@ -34,19 +34,19 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """An AUROC without an interval proves nothing."""
+        """Whether the lower end reaches the threshold; never without an interval."""
         return self.row.auroc.low >= self.threshold
 
 
 def decide_gate(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: float) -> Gate | None:
     """The gate of mutual information under one sampler; None where it was never measured.
 
-    Classes held out of the training decide where they were measured: they are the novelty that a pool holds.
-    Else the constructed inputs do, and of these the one that is noticed least.
+    Classes held out of the training decide where they were measured, because a pool contains such novelty.
+    Otherwise the constructed input with the lowest AUROC decides.
     """
-    mine = [row for row in rows if row.sampler == sampler and row.measure == GATED]
-    natural = [row for row in mine if row.source == "held_out_classes"]
-    candidates = natural or mine
+    gated = [row for row in rows if row.sampler == sampler and row.measure == GATED]
+    natural = [row for row in gated if row.source == "held_out_classes"]
+    candidates = natural or gated
     if not candidates:
         return None
     return Gate(row=min(candidates, key=_strength), threshold=threshold)

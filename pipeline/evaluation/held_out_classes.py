@@ -66,7 +66,7 @@ class HeldOutClasses:
 
     @property
     def pixels(self) -> int:
-        """Held-out pixels that were counted."""
+        """The number of pixels of held-out classes."""
         return int(next(iter(self.sums.values()))[:, 1].sum()) if self.sums else 0
 
     def rows(self, bootstrap: BlockBootstrap) -> Iterator[NoveltyMetric]:

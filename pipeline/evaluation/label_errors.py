@@ -4,16 +4,15 @@ Legend: C classes, H W image size, R regions, K regions that are doubted. A labe
 or 255.
 
 Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset
-Labels"), with pixels for examples. A pixel labeled i is counted as one of class j where p_j reaches t_j, the
-mean self-confidence of the pixels that are labeled j (eqs. 1 and 2): a class that the model is never sure of
-needs less to be believed than one that it always is. Doubted pixels are ranked by the margin p_j − p_i, as in
-the paper's "prune by noise rate"; here a region's score is the sum of its pixels' margins over its area.
+Labels"), with pixels as examples. A pixel labeled i is counted as class j where p_j reaches t_j, the mean
+self-confidence of the pixels that are labeled j (eqs. 1 and 2): the less confident the model is of a class,
+the lower its threshold. Doubted pixels are ranked by the margin p_j − p_i, as in the paper's "prune by noise
+rate"; here a region's score is the sum of its pixels' margins over its area.
 
-The paper asks for predictions of a model that was not trained on the labels. A model that was has partly
-learned their errors too, so it finds fewer: what it doubts nevertheless is worth a look. With one
-class swapped in 485 of 9696 CamVid regions (5 %), 94 % of the first 485 regions were swapped ones for a model
-that was trained on the true labels, and 75 % for one that was trained on the wrong ones (400 iterations); of
-the first 200 regions, 100 % and 99.5 %.
+The paper requires predictions of a model that was not trained on the labels. A model that was trained on them
+has partly learned their errors, and finds fewer. With one class swapped in 485 of 9696 CamVid regions (5 %),
+94 % of the first 485 regions were swapped ones for a model that was trained on the true labels, and 75 % for
+a model that was trained on the wrong labels (400 iterations); of the first 200 regions, 100 % and 99.5 %.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RegionDoubts:
-    """The regions of one image that hold doubted pixels, K rows by region.
+    """The K regions of one image that have doubted pixels, by row.
 
     Attributes:
         region: [K] row of the region.
         score: [K] sum of the margins of its doubted pixels / its area, 0 to 1.
-        label, predicted: [K] the pair of classes, that of the label and that of the prediction, with the
-            largest sum of margins.
+        label, predicted: [K] the pair of classes (of the label, of the prediction) with the largest sum of
+            margins.
         share: [K] doubted pixels of that pair / the region's area.
         confidence: [K] mean probability of `predicted` on them.
     """
@@ -53,8 +52,8 @@ class RegionDoubts:
 
 @torch.inference_mode()
 def self_confidence(probability: Tensor, label: Tensor) -> Floats:
-    """Sums [2, C] over the labeled pixels of one image, by label: of the probability that the model gives the
-    label, and of pixels. Those of several images are added.
+    """Sums [2, C] over the labeled pixels of one image, by label: of the predicted probability of the label,
+    and of pixels. The sums of several images add up.
 
     Args:
         probability: [C, H, W].
@@ -97,7 +96,7 @@ def region_doubts(
 
     Args:
         probability: calibrated [C, H, W].
-        label: uint8 [H, W] on the same device; 255 also where a label shall not count, as at its edges.
+        label: uint8 [H, W] on the same device; also 255 where a label does not count, as at its edges.
         thresholds: t [C].
         rows: region of each pixel [H, W], negative where there is none.
         areas: pixels of each region [R].
@@ -129,7 +128,7 @@ def _by_region(
     classes: int,
     areas: npt.NDArray[np.integer],
 ) -> RegionDoubts:
-    """Sums of doubted pixels over each (region, pair of classes), and of each region its strongest pair."""
+    """Sums of doubted pixels by region and pair of classes, reduced to the strongest pair of each region."""
     keys, which = np.unique(region * classes**2 + pair, return_inverse=True)
     margins, sure, pixels = (
         np.bincount(which, weights=weights, minlength=len(keys)) for weights in (margin, confidence, None)

@@ -3,8 +3,8 @@
 Legend: b blocks (records of a stack), R resamples, C classes, M measures, K reliability bins,
 E measure bins.
 
-A resample is a row of weights over blocks; its sums are `weights @ sums`, and its metrics are those of
-its sums. Nothing here sees a pixel.
+A resample is a row of weights over blocks; its sums are `weights @ sums`, and its metrics are computed from
+these sums.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def summarise(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -
 
     Names: `miou`, `iou` (a class), `pixel_accuracy`, `ece`, `adaptive_ece`, `classwise_ece` (also a
     class), `nll` (nats), `brier`, and for each measure `auroc_…`, `aupr_…`, `aurc_…`.
-    `ece_noise` is the ECE that so few blocks would show by chance if calibration were perfect: an ECE is
-    never negative, so one that is no larger than this says nothing, and its interval does not reach 0.
-    With fewer than two blocks, no interval is defined, and no noise.
+    `ece_noise` is the ECE that so few blocks would show by chance if calibration were perfect. An ECE is
+    never negative and its interval does not reach 0, so an ECE below this noise is no evidence of an error.
+    With fewer than two blocks, neither intervals nor noise are defined.
     """
     count = len(statistics.pixels)
     points = compute(statistics, np.ones((1, count)), bins=bins)
@@ -87,7 +87,7 @@ def compute(statistics: Statistics, weights: Array, *, bins: int) -> dict[Key, A
 
 
 def curves(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> dict[str, Any]:
-    """What a report draws, as a JSON document.
+    """The curves of a report, as a JSON document.
 
     `reliability`: for each of K bins its edges, pixels, mean confidence, accuracy and the accuracy's
     interval. `risk_coverage`: for each measure the error rate of the most certain share of pixels, with
@@ -131,7 +131,7 @@ def intersection_over_union(true_positive: Array, true: Array, predicted: Array)
 
 
 def mean_defined(values: Array) -> Array:
-    """Mean over the last axis of what is defined; NaN where nothing is."""
+    """Mean over the last axis of the defined values; NaN where none is defined."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=-1)
     total = np.where(defined, values, 0.0).sum(axis=-1)
@@ -157,8 +157,8 @@ def calibration_error(table: Array) -> Array:
 
 
 def calibration_noise(table: Array, weights: Array) -> Array:
-    """The calibration error [R] of resamples [R, b] as if what the bins [b, K, 3] show were no error: each
-    bin's gap less the gap of the data itself (a bootstrap under the null hypothesis)."""
+    """The calibration error [R] of resamples [R, b] if the data, bins [b, K, 3], were perfectly calibrated:
+    each bin's gap less the gap of the data itself (a bootstrap under the null hypothesis)."""
     gap = table[..., 2] - table[..., 1]
     moved = weights @ gap - gap.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -209,8 +209,8 @@ def risk_at(right: Array, wrong: Array, coverage: Array) -> Array:
 
 
 def _rate_and_integral(right: Array, wrong: Array) -> tuple[Array, Array]:
-    """Each bin's error rate r, and the integral over its pixels of the error rate among all pixels up to
-    there: with e₀ errors among the n₀ pixels before the bin, ∫ (e₀ + r·(u − n₀)) / u du."""
+    """Each bin's error rate r, and the integral over its pixels of the error rate up to each pixel: with e₀
+    errors among the n₀ pixels before the bin, ∫ (e₀ + r·(u − n₀)) / u du."""
     size = right + wrong
     end = size.cumsum(axis=-1)
     start = end - size
@@ -221,7 +221,7 @@ def _rate_and_integral(right: Array, wrong: Array) -> tuple[Array, Array]:
 
 
 def _margins(confusion: Array) -> tuple[Array, Array, Array]:
-    """Diagonal, row sums and column sums [b, C]: all that IoU needs."""
+    """Diagonal, row sums and column sums [b, C], for IoU."""
     return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2)
 
 

@@ -2,7 +2,7 @@
 
 Legend: H W image size, N labeled pixels, C classes, P = 2 + C stored parts, K columns of a histogram.
 
-Sums are kept for the boundary band, the interior and each class; the whole is the first two together.
+Sums are stored for the boundary band, the interior and each class; the first two add up to the whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def part_names(class_names: Sequence[str]) -> tuple[str, ...]:
 def boundary_band(label_HW: Tensor, *, width: int) -> Tensor:
     """Whether a pixel lies within `width` pixels of one with another label: bool [H, W].
 
-    Distance is the larger of the two axes'. Pixels without a label make no boundary and have none.
+    The distance is the larger one of both axes. Pixels without a label are no part of a boundary.
 
     >>> boundary_band(torch.tensor([[0, 0, 0, 1, 1, 255, 2]]), width=1).int().tolist()
     [[0, 0, 1, 1, 0, 0, 0]]

@@ -1,10 +1,10 @@
-"""Two sets of images side by side: histograms, the difference of their means, and who has near neighbours.
+"""Two sets of images compared: histograms, the difference of means, and distances to nearest neighbours.
 
 Legend: n and m images, F features, E histogram bins, b blocks, R resamples.
 
-A large distance in feature space to everything labeled says that the network has nothing to go by, whatever
-its confidence: most failures of the softmax are inputs that overlap, in feature space, with inputs of another
-kind (Pearce et al. 2021), and the distance shows the others.
+An image far in feature space from all labeled images is unlike the training data, whatever the network's
+confidence. Most failures of the softmax are inputs that overlap, in feature space, with inputs of another
+kind (Pearce et al. 2021); the distance detects the others.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def mean_difference(
     *,
     seed: int,
 ) -> Estimate:
-    """Mean of the second set less the mean of the first, with its interval: blocks of both sets are drawn
-    apart. NaN ends where a set has fewer than two blocks."""
+    """Mean of the second set less the mean of the first, with its interval: the blocks of each set are drawn
+    independently. The interval is NaN where a set has fewer than two blocks."""
     value = float(second.mean() - first.mean())
     counts = [len(np.unique(block)) for block in (first_block, second_block)]
     if min(counts) < 2:

@@ -1,9 +1,9 @@
-"""Whether a new model takes over: by its mIoU against the current one's, on the same resampled blocks.
+"""Whether a new model is promoted: by its mIoU against the current model's, on the same resampled blocks.
 
 Legend: b blocks, C classes, R resamples.
 
-Both models are measured on the same images, so what is uncertain is their difference: the bootstrap draws
-the same blocks for both, which leaves out how hard the blocks are.
+Both models are measured on the same images, so the bootstrap draws the same blocks for both: the interval of
+their difference does not include how hard the blocks are.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Overlap:
-    """What mIoU needs of each block: [b, C] pixels that are both, in the mask, and predicted.
+    """Sums for mIoU [b, C]: pixels of each class in both, in the mask, and in the prediction.
 
     Attributes:
-        fingerprint: of the images and the blocks they are in; two overlaps with the same one can be paired.
+        fingerprint: of the images and their blocks; overlaps with equal fingerprints can be paired.
     """
 
     fingerprint: str
@@ -51,7 +51,7 @@ class Overlap:
         )
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
+        """The overlap as JSON."""
         parts = {name: getattr(self, name).astype(int).tolist() for name in _PARTS}
         return {"fingerprint": self.fingerprint, **parts}
 
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def compare(new: Overlap, current: Overlap, *, tolerance: float, bootstrap: BlockBootstrap) -> Verdict:
-    """Refuse a model that is worse beyond the interval of the difference, and beyond the tolerance.
+    """Refuse a model that is worse than the tolerance and than the interval of the difference allow.
 
     With a single block there is no interval, and the difference itself decides.
 

@@ -1,11 +1,11 @@
 """Intervals of a proportion: k of n.
 
-A frequency is not yet a probability: 6 of 10 and 600 of 1000 are both 60 %, but say very different amounts.
+A frequency is not a probability: 6 of 10 and 600 of 1000 are both 60 %, but with very different evidence.
 Laplace's rule of succession, (k + 1) / (n + 2), gives 7 / 12 = 58.3 % and 601 / 1002 = 59.98 %: it is the
-mean of the posterior under a uniform prior, and it calls nothing certain after finitely many trials.
+mean of the posterior under a uniform prior, and is never 0 or 1 after finitely many trials.
 
-All of these take the n trials to be independent. Pixels are not, and neither are frames of a sequence: there,
-count what is independent (images, blocks) with `clustered_interval`, or resample blocks with
+These functions assume that the n trials are independent. Pixels are not, nor are frames of a sequence: for
+them, count independent units (images, blocks) with `clustered_interval`, or resample blocks with
 `pipeline.evaluation.bootstrap`.
 
 Legend: b blocks.
@@ -48,10 +48,10 @@ def proportion_interval(
 ) -> Array:
     """Interval [2, ...] of a probability of which n independent trials gave k successes.
 
-    `jeffreys` covers best on average, `laplace` goes with the rule of succession, and `wilson` asks for no
-    prior. The first two are quantiles of Beta(k + a, n − k + a) with a = ½ and 1; their lower end is 0
-    without a success and their upper end 1 without a failure, else a true 0 or 1 would never be covered
-    (Brown, Cai & DasGupta 2001, sections 3.1.1 and 4.1.1). Without any trial nothing is known: 0 to 1.
+    `jeffreys` covers best on average, `laplace` matches the rule of succession, and `wilson` needs no prior.
+    The first two are quantiles of Beta(k + a, n − k + a) with a = ½ and 1; their lower end is 0 without a
+    success and their upper end 1 without a failure, else a true 0 or 1 would never be covered (Brown, Cai &
+    DasGupta 2001, sections 3.1.1 and 4.1.1). Without any trial the interval is 0 to 1.
 
     Args:
         successes: k, [...]; need not be whole, as effective counts are not.
@@ -76,15 +76,15 @@ def clustered_interval(
 ) -> tuple[Array, Array]:
     """A share over blocks whose trials depend on each other, and its interval.
 
-    The blocks' own scatter says how many independent trials the n are worth; Jeffreys' interval is taken for
-    that number (effective sample size with the correction for few blocks of Korn & Graubard 1998, equations
-    2 and 3, around Jeffreys' interval as Franco et al. 2019 advise). Where the blocks do not differ at all,
-    as when every trial of a reliability bin is a success, each block counts as one trial: a bootstrap would
-    say that nothing is left to doubt.
+    The scatter between blocks gives the effective number of independent trials; Jeffreys' interval is taken
+    for that number (effective sample size with the correction for few blocks of Korn & Graubard 1998,
+    equations 2 and 3, around Jeffreys' interval as Franco et al. 2019 advise). Where the blocks do not differ
+    at all, as when every trial of a reliability bin is a success, each block counts as one trial; a bootstrap
+    would give an interval of length 0.
 
     Args:
         successes: [b, ...].
-        trials: [b, ...]; a block without trials says nothing.
+        trials: [b, ...]; a block without trials is ignored.
 
     Returns:
         The share [...], NaN without trials, and its interval [2, ...], NaN with fewer than two blocks.

@@ -1,10 +1,10 @@
-"""The uncertainty of one sampler on held-out images, as sums a block: what `assess` adds up image by image.
+"""Quality of one sampler's uncertainty on held-out images: sums for each block, which `assess` adds up.
 
 Legend: H W image size, N labeled pixels, C classes, M measures, E measure bins, P stored parts, K reliability
 bins, G groups of the frequency test, b blocks.
 
-The sums have the same size for ten images and for ten thousand. Only regions are kept one by one, because
-ranks need them, and no more than `MOST_REGIONS` of them.
+The sums have the same size for ten images and for ten thousand. Only regions are stored singly, because ranks
+need them, and at most `MOST_REGIONS` of them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from pipeline.evaluation.statistics import MEASURE_BINS
 Array = npt.NDArray[np.float64]
 
 MOST_BYTES = 1 << 30
-"""Sums of all samplers together: where there are many classes, blocks are joined to stay below it."""
+"""Bytes of the sums of all samplers: where there are many classes, blocks are joined to stay below it."""
 MOST_REGIONS = 200_000
-"""Regions of one kind whose scores are kept; the same number is drawn from each image above it."""
+"""Regions of one kind whose scores are stored; above it, the same number is drawn from each image."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LabeledPixels:
 
     Attributes:
         valid: bool [H, W].
-        index: int64 [N], the place of each labeled pixel, row by row.
+        index: int64 [N], the flat index of each labeled pixel, row by row.
         label: int64 [N].
         parts: by label.
         patches: of PAvPU.
@@ -94,7 +94,7 @@ class Quality:
     """Sums over the images of b blocks.
 
     Args:
-        measures: the M that the sampler gives.
+        measures: the M measures of the sampler.
         num_classes: C.
         blocks: b.
         bins: K.
@@ -138,7 +138,7 @@ class Quality:
 
         Args:
             measures: [H, W] each.
-            probability_CHW: calibrated; its argmax is what is right or wrong.
+            probability_CHW: calibrated; its argmax is compared with the label.
             uncalibrated_CHW: the same before calibration.
         """
         p_CN = pixels.of_maps(probability_CHW)

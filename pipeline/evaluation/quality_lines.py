@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "excess"), ("augrc", "AUGRC"))
 """Metrics beside the AUROC, and their headings."""
 WORST_CLASSES = 3
-WORDS = {
+SOURCE_NAMES = {
     "held_out_classes": "classes held out of the training",
     "shuffled_patches": "shuffled patches",
     "noise": "noise",
@@ -40,8 +40,8 @@ def gate_line(gate: Row | None) -> str:
         return "gate: mutual information was not measured: no sampler gives it."
     verdict = "passed" if gate["passed"] else "NOT passed"
     return (
-        f"gate: {verdict}: mutual information ({gate['sampler']}) tells {WORDS[gate['source']]} from known "
-        f"pixels with AUROC {_interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
+        f"gate: {verdict}: mutual information ({gate['sampler']}) separates {SOURCE_NAMES[gate['source']]} "
+        f"from known pixels with AUROC {_interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
     )
 
 
@@ -54,15 +54,15 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
     subjects = list(dict.fromkeys(key[:2] for key in found))
     width = document["boundary_pixels"]
     yield (
-        f"How well it finds errors: AUROC, also within {width} px of a label edge and beyond; "
+        f"Detection of errors: AUROC, also within {width} px of a label edge and beyond; "
         "rank correlation of regions with their error."
     )
     head = ["sampler", "measure", "AUROC", "edge", "inside", *(name for _, name in SHOWN), "PAvPU", *kinds]
     rows: list[list[str]] = []
     for sampler, measure in subjects:
 
-        def cell(metric: str, part: str = "all", *, who: tuple[str, str] = (sampler, measure)) -> str:
-            return _short(found.get((*who, part, metric)))
+        def cell(metric: str, part: str = "all", *, key: tuple[str, str] = (sampler, measure)) -> str:
+            return _short(found.get((*key, part, metric)))
 
         rows.append(
             [
@@ -80,7 +80,7 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _classes(document: Mapping[str, Any]) -> Iterator[str]:
-    """Where entropy finds errors worst."""
+    """The classes whose errors entropy detects worst."""
     for sampler in dict.fromkeys(row["sampler"] for row in document["detection"]):
         rows = [
             row
@@ -93,7 +93,7 @@ def _classes(document: Mapping[str, Any]) -> Iterator[str]:
             f"{row['part'].removeprefix('class:')} {Estimate.from_document(row).text(digits=2)}"
             for row in worst
         )
-        yield f"Classes whose errors entropy finds worst ({sampler}): {text}"
+        yield f"Classes whose errors entropy detects worst ({sampler}): {text}"
 
 
 def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
     rows: list[list[str]] = []
     for sampler in dict.fromkeys(key[0] for key in found):
         after = found[sampler, True, "all"]
-        held = covered[sampler]["covered"]["value"] if sampler in covered else None
+        share = covered[sampler]["covered"]["value"] if sampler in covered else None
         rows.append(
             [
                 sampler,
@@ -114,18 +114,18 @@ def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
                     _short(found[sampler, True, part]["ece"]) if (sampler, True, part) in found else "–"
                     for part in ("boundary", "interior")
                 ),
-                "–" if held is None else f"{held:.0%} of {len(covered[sampler]['groups'])} groups",
+                "–" if share is None else f"{share:.0%} of {len(covered[sampler]['groups'])} groups",
             ]
         )
-    yield from table(["sampler", "before", "after", "chance", "edge", "inside", "class shares held"], rows)
+    yield from table(["sampler", "before", "after", "chance", "edge", "inside", "shares covered"], rows)
 
 
 def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
     found = {(row["sampler"], row["measure"], row["source"]): row for row in document["novelty"]}
-    sources = [source for source in WORDS if any(key[2] == source for key in found)]
+    sources = [source for source in SOURCE_NAMES if any(key[2] == source for key in found)]
     if not sources:
         return
-    yield "Does it detect inputs unlike the training images? Out-of-distribution AUROC."
+    yield "Detection of inputs unlike the training images: out-of-distribution AUROC."
     rows = [
         [sampler, measure, *(_interval(found.get((sampler, measure, source))) for source in sources)]
         for sampler, measure in dict.fromkeys(key[:2] for key in found)

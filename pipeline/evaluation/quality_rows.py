@@ -16,7 +16,7 @@ Row = dict[str, Any]
 def detection_rows(
     sampler: str, found: Mapping[str, Mapping[str, Sequence[Estimate]]], parts: Sequence[str]
 ) -> list[Row]:
-    """A row a measure, part and metric; none where the value is not defined (a class that is not there)."""
+    """A row for each measure, part and metric; none where the value is not defined (an absent class)."""
     return [
         {"sampler": sampler, "measure": measure, "part": part, "metric": metric, **estimate.document()}
         for measure, metrics in found.items()
@@ -27,7 +27,7 @@ def detection_rows(
 
 
 def region_rows(sampler: str, found: Mapping[str, tuple[int, Mapping[str, Estimate]]]) -> list[Row]:
-    """A row a measure and kind of region."""
+    """A row for each measure and kind of region."""
     return [
         {
             "sampler": sampler,
@@ -45,7 +45,7 @@ def region_rows(sampler: str, found: Mapping[str, tuple[int, Mapping[str, Estima
 def reliability_rows(
     sampler: str, found: Sequence[Reliability], parts: Sequence[str], *, calibrated: bool
 ) -> list[Row]:
-    """A row a part, with the bins that hold pixels; none for a part without any."""
+    """A row for each part, with its non-empty bins; none for a part without pixels."""
     return [
         {
             "sampler": sampler,
@@ -68,7 +68,7 @@ def reliability_rows(
 
 
 def frequency_row(sampler: str, groups: list[FrequencyGroup]) -> Row:
-    """The test of one sampler; `inside` where every tested class of a group holds."""
+    """The test of one sampler; `inside` where the intervals of a group contain every tested prediction."""
     return {
         "sampler": sampler,
         "groups": [
@@ -78,7 +78,7 @@ def frequency_row(sampler: str, groups: list[FrequencyGroup]) -> Row:
                     name: [to_json(value) for value in getattr(group, name)]
                     for name in ("predicted", "empirical", "low", "high")
                 },
-                "inside": bool(group.held[group.tested].all()),
+                "inside": bool(group.covered[group.tested].all()),
             }
             for group in groups
         ],
@@ -97,7 +97,7 @@ def novelty_row(row: NoveltyRow) -> Row:
 
 
 def gate_row(gate: Gate | None) -> Row | None:
-    """What decides whether mutual information may select; None where it was not measured."""
+    """The row that decides whether mutual information may select; None where it was not measured."""
     if gate is None:
         return None
     return {**novelty_row(gate.row), "threshold": gate.threshold, "passed": gate.passed}

@@ -1,4 +1,4 @@
-"""Do regions with a high score hold many errors? Rank correlation, with an interval over blocks.
+"""Rank correlation of the scores of regions with their errors, with an interval over blocks.
 
 Legend: n regions, b blocks, R resamples, S score bins, U error bins.
 """
@@ -23,7 +23,7 @@ def rank_correlation(
 ) -> Estimate:
     """Spearman's rank correlation of n scores and errors, ties at their mean rank.
 
-    The value is exact; the resamples rank anew, in quantile bins.
+    The value is exact; each resample is ranked again, in quantile bins.
 
     Args:
         score, error: [n].

@@ -1,4 +1,4 @@
-"""Is 90 % right nine times out of ten? Reliability for each part of the pixels, with bands over blocks.
+"""Reliability diagrams for each part of the pixels, with intervals over blocks.
 
 Legend: N pixels, C classes, P stored parts (see `parts`), K bins, b blocks, R resamples.
 

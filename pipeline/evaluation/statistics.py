@@ -4,10 +4,10 @@ Legend: C classes, H and W image height and width, N labeled pixels, M measures,
 L = 150 linear bins, G = 256 logarithmic bins, E = 512 measure bins, `...` an optional axis of images or
 blocks.
 
-A record has the same size for a thumbnail and for a satellite scene, and records add up: images to
-blocks, blocks to a split, devices to a whole. 150 linear confidence bins make the usual ECE (5, 10, 15,
-25, 30 bins …) exact. Bins logarithmic in 1 − confidence resolve the end where most pixels are; a linear
-histogram of as many bins misses AUROC by 1e-2.
+A record has the same size for a thumbnail and for a satellite scene, and records add up, over images, blocks
+and devices. 150 linear confidence bins make the usual ECE (5, 10, 15, 25, 30 bins …) exact. Bins logarithmic
+in 1 − confidence resolve the end where most pixels are; with as many linear bins, AUROC would be wrong by
+1e-2.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pipeline.config import IGNORE
 LINEAR_BINS = 150
 LOG_BINS = 256
 LOG_FLOOR = 1e-7
-"""The smallest 1 − confidence that is told from zero."""
+"""The smallest 1 − confidence that differs from zero."""
 MEASURE_BINS = 512
 UNBOUNDED = frozenset({"energy", "max_logit"})
-"""Measures made of logits, of either sign; all others lie in 0 to 1, but for `max_logit_norm` (−1 to 0)."""
+"""Measures of logits, of either sign; all others lie in 0 to 1, except `max_logit_norm` (−1 to 0)."""
 UNBOUNDED_LIMIT = 1e4
 
 Array = npt.NDArray[np.float64]
@@ -117,7 +117,7 @@ def image_statistics(
 
 
 def merge(first: Statistics, second: Statistics) -> Statistics:
-    """The record of both.
+    """The sum of two records.
 
     Raises:
         ValueError: they were made with other measures, classes or bins.
@@ -129,7 +129,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
 
 
 def stack(records: Sequence[Statistics]) -> Statistics:
-    """Records one beside the other, along a new first axis.
+    """Records stacked along a new first axis.
 
     Raises:
         ValueError: there are none, or they were made with other measures, classes or bins.
@@ -145,7 +145,7 @@ def stack(records: Sequence[Statistics]) -> Statistics:
 
 
 def log_bin(value: Tensor, bins: int) -> Tensor:
-    """The bin of a value in 0 to 1, logarithmic from 1e-7 up; all that is smaller is in bin 0.
+    """The bin of a value in 0 to 1, logarithmic from 1e-7 up; smaller values are in bin 0.
 
     >>> log_bin(torch.tensor([0.0, 1e-7, 3e-6, 0.5, 1.0]), 7).tolist()
     [0, 0, 1, 6, 6]
@@ -161,7 +161,7 @@ def measure_bin(name: str, value: Tensor) -> Tensor:
 
     Any monotone binning leaves AUROC and AURC as they are, up to ties within a bin.
     """
-    if name == "max_logit_norm":  # −1 to 0, and nowhere dense at an end
+    if name == "max_logit_norm":  # −1 to 0, and not dense at either end
         return ((value.double() + 1) * MEASURE_BINS).long().clamp_(0, MEASURE_BINS - 1)
     if name not in UNBOUNDED:
         return log_bin(value, MEASURE_BINS)
@@ -185,7 +185,7 @@ def _validate(probability_CHW: Tensor, label_HW: Tensor, measures: Mapping[str, 
 
 
 def _class_reliability(p_CN: Tensor, label_N: Tensor, *, class_bins: int) -> Array:
-    """[C, K, 3]. Most probabilities are near 0, so bin 0 is what the other bins leave."""
+    """Sums [C, K, 3]. Most probabilities are near 0, so bin 0 is the total less the other bins."""
     num_classes, pixels = p_CN.shape
     classes, columns = (p_CN >= 1.0 / class_bins).nonzero(as_tuple=True)
     values = p_CN[classes, columns].double()

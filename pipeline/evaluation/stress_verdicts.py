@@ -1,10 +1,10 @@
-"""What a stress test says: means over images with intervals, and verdicts that can fail.
+"""Results of a stress test: means over images with intervals, and verdicts that can fail.
 
 Legend: n images, b blocks, R resamples, M metrics.
 
-Every metric is a number an image first (a mean over its pixels), and an image is a member of a block: the
-bootstrap draws blocks. Differences between strengths are taken image by image, so what images have in
-common is not counted as uncertainty.
+Every metric is first a number for each image (a mean over its pixels), and each image belongs to a block: the
+bootstrap draws blocks. Differences between strengths are taken for each image, so differences between images
+do not count as uncertainty.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 
 METRICS = ("accuracy", "confidence", "entropy", "mutual_information", "energy")
 RANKS_HIGH = 0.8
-"""AUROC whose interval must lie above, before unrecognisable images count as recognised."""
+"""Unrecognisable images count as detected if the interval of their AUROC lies above this."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,20 @@ BASES: dict[str, Condition] = {
     "night_gamma": Condition("night_gamma", 1.0, "γ 1"),
     "resolution": Condition("resolution", 1.0, "×1"),
 }
-"""The unchanged images, as each kind's strengths count them."""
+"""The unchanged images as a condition of each kind."""
 STRESSES: tuple[Condition, ...] = (
     *(Condition("magnify", factor, f"×{factor:g}") for factor in (2.0, 4.0, 8.0, 16.0)),
     *(Condition("fgsm", step, f"{step:g}/255") for step in (1.0, 2.0, 4.0)),
-    *(Condition("noise", place, name) for place, name in ((1.0, "uniform"), (2.0, "gaussian"))),
+    *(Condition("noise", order, name) for order, name in ((1.0, "uniform"), (2.0, "gaussian"))),
     *(Condition("shuffled_patches", side, f"{side:g}×{side:g}") for side in (4.0, 8.0, 16.0)),
     *(Condition("blur", sigma, f"σ {sigma:g}") for sigma in (1.0, 2.0, 4.0)),
     *(Condition("night_gamma", gamma, f"γ {gamma:g}") for gamma in (2.0, 3.0, 4.0)),
     *(Condition("resolution", factor, f"×{factor:g}") for factor in (0.5, 0.75, 1.5, 2.0)),
 )
 UNRECOGNISABLE = ("noise", "shuffled_patches")
-"""Kinds whose labels mean nothing any more."""
-IN_WORDS = {
-    "fgsm": "an adversary's step",
+"""Kinds whose images no longer match their labels."""
+KIND_NAMES = {
+    "fgsm": "adversarial steps",
     "noise": "noise",
     "shuffled_patches": "shuffled patches",
     "blur": "blur",
@@ -66,12 +66,12 @@ IN_WORDS = {
 }
 
 Results = Mapping[Condition, Mapping[str, Array]]
-"""A value [n] an image, by condition and metric; NaN where it means nothing."""
+"""Values [n], one for each image, by condition and metric; NaN where a metric is not defined."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence about one kind, and whether the model does what it should."""
+    """A sentence about one kind of stress, and whether the model behaves as it should."""
 
     kind: str
     ok: bool
@@ -103,10 +103,10 @@ class Sample:
 
         return self.bootstrap.estimate(ratio, sums)
 
-    def separation(self, known: Array, strange: Array) -> Estimate:
-        """AUROC: the probability that a strange image has a larger value than a known one, [n] each; image i
-        of both lies in block i."""
-        wins = (strange[:, None] > known) + 0.5 * (strange[:, None] == known)
+    def separation(self, known: Array, novel: Array) -> Estimate:
+        """AUROC: the probability that a novel image has a larger value than a known image, [n] each; image i
+        of both is in the same block."""
+        wins = (novel[:, None] > known) + 0.5 * (novel[:, None] == known)
         table = np.zeros((self.count, self.count))
         np.add.at(table, (self.block[:, None], self.block[None]), wins)
         sizes = np.bincount(self.block, minlength=self.count).astype(float)
@@ -121,7 +121,7 @@ class Sample:
 
 
 def verdicts(results: Results, sample: Sample, *, guarded: str) -> list[Verdict]:
-    """What the results say about each kind of stress.
+    """A verdict on each kind of stress.
 
     Args:
         results: of each of `BASES`, which are the same images, and of some or all of `STRESSES`.
@@ -150,15 +150,15 @@ def _magnified(results: Results, base: Condition, most: Condition, sample: Sampl
         f"accuracy from {before['accuracy']:.2f} to {after['accuracy']:.2f}"
     )
     if raised:
-        return Verdict("magnify", False, f"Magnifying {what}: no temperature mends that; {guarded}.")
+        return Verdict("magnify", False, f"Magnifying {what}: no temperature corrects that; {guarded}.")
     return Verdict(
         "magnify", True, f"Confidence does not rise when the input is magnified: {what}; {guarded}."
     )
 
 
 def _degraded(results: Results, base: Condition, stressed: Sequence[Condition], sample: Sample) -> Verdict:
-    """Where the strength that costs most accuracy takes it down for sure, confidence must go down too."""
-    kind, name = base.kind, IN_WORDS[base.kind]
+    """At the strength with the lowest accuracy, if accuracy falls for certain, confidence must fall too."""
+    kind, name = base.kind, KIND_NAMES[base.kind]
     worst = min(stressed, key=lambda condition: np.nanmean(results[condition]["accuracy"]))
     before, after = (_means(results[condition], sample) for condition in (base, worst))
     accuracy, confidence = (
@@ -169,9 +169,9 @@ def _degraded(results: Results, base: Condition, stressed: Sequence[Condition], 
         f"confidence {before['confidence']:.2f} to {after['confidence']:.2f}"
     )
     if accuracy.highest >= 0:
-        return Verdict(kind, True, f"Accuracy holds under {name} ({what}).")
+        return Verdict(kind, True, f"Accuracy does not fall with {name} ({what}).")
     if confidence.highest >= 0:
-        return Verdict(kind, False, f"Confidence does not fall with {name}, accuracy does ({what}).")
+        return Verdict(kind, False, f"Confidence does not fall with {name}, but accuracy does ({what}).")
     share = confidence.value / accuracy.value
     lag = "" if share >= 0.5 else f", but by only {share:.0%} of what accuracy loses"
     return Verdict(kind, share >= 0.5, f"Confidence falls with {name}{lag} ({what}).")
@@ -186,7 +186,7 @@ def _unrecognisable(results: Results, base: Condition, condition: Condition, sam
     energy = aurocs.pop("energy")
     ok = energy.lowest >= RANKS_HIGH
     before, after = (_means(results[one], sample)["confidence"] for one in (base, condition))
-    subject = f"{IN_WORDS[condition.kind]} ({condition.label})"
+    subject = f"{KIND_NAMES[condition.kind]} ({condition.label})"
     others = "".join(f", {name.replace('_', ' ')} {found.value:.2f}" for name, found in aurocs.items())
     return Verdict(
         condition.kind,

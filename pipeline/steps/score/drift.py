@@ -22,11 +22,11 @@ from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.evaluation.drift import (
     DRIFT_MEASURES,
-    Culprit,
     Difference,
     Profile,
-    culprits,
+    ShiftedImage,
     differences,
+    shifted_images,
 )
 from pipeline.regions.sources import region_source
 from pipeline.studies.held_out import spread
@@ -173,7 +173,7 @@ def _document(
     ]
     worst, found = max(compared, key=lambda pair: max(item.distance * item.drifted for item in pair[1]))
     drifted = [item.measure for item in found if item.drifted]
-    images = culprits(worst.profile, new, drifted) if drifted else []
+    images = shifted_images(worst.profile, new, drifted) if drifted else []
     return {
         "warning": _warning(worst, found, images, uris) if drifted else None,
         "images_compared": len(new.ids),
@@ -208,7 +208,7 @@ def _document(
 
 
 def _warning(
-    reference: _Reference, found: Sequence[Difference], images: Sequence[Culprit], uris: dict[int, str]
+    reference: _Reference, found: Sequence[Difference], images: Sequence[ShiftedImage], uris: dict[int, str]
 ) -> str:
     shown = ", ".join(
         f"{item.measure.replace('_', ' ')} (distance {item.distance:.2f}, p {item.p:.3f})"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from pipeline.evaluation.drift import DRIFT_MEASURES, Profile, culprits, differences, holm
+from pipeline.evaluation.drift import DRIFT_MEASURES, Profile, differences, holm, shifted_images
 
 CLASSES = 3
 
@@ -86,11 +86,11 @@ def test_sequences_without_drift_seldom_raise_an_alarm_where_single_images_often
 def test_the_images_that_cause_it_lie_farthest_out_in_the_direction_of_the_shift() -> None:
     known = np.linspace(0, 1, 101)
     falling = profile(np.array([0.5, -0.2, -3.0, 0.1, 2.0]), first_id=10)
-    found = culprits(profile(known), falling, ["entropy"], limit=3)
+    found = shifted_images(profile(known), falling, ["entropy"], limit=3)
     assert [item.image_id for item in found] == [12, 11, 13]
     assert [item.percentile for item in found] == pytest.approx([0.0, 0.0, 100 * 10 / 101])
     rising = profile(np.array([0.5, 5.0, 0.9]), first_id=10)
-    first = culprits(profile(known), rising, ["entropy"])[0]
+    first = shifted_images(profile(known), rising, ["entropy"])[0]
     assert (first.image_id, first.value, first.percentile) == (11, 5.0, 100.0)
 
 

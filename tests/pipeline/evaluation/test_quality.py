@@ -124,7 +124,7 @@ class TestFrequency:
         (group,) = frequency_test(sums, bootstrap=bootstrap_of(20))
         assert group.low[2] == 0
         assert group.high[2] == pytest.approx(1 - 0.025 ** (1 / 20))
-        assert group.held[2]
+        assert group.covered[2]
 
     def test_groups_in_too_few_blocks_are_left_out(self):
         sums = np.zeros((5, 2, 2, 3))
