@@ -133,9 +133,9 @@ def touching_shapes(
     grown[:, 1:] |= mask[:, :-1]
     grown[:, :-1] |= mask[:, 1:]
     found = np.zeros(len(boxes), dtype=bool)
-    for place, ((ox, oy, ow, oh), other) in enumerate(zip(boxes.tolist(), outlines.tolist(), strict=True)):
+    for index, ((ox, oy, ow, oh), other) in enumerate(zip(boxes.tolist(), outlines.tolist(), strict=True)):
         left, right = max(x - 1, ox), min(x + w + 1, ox + ow)
         top, bottom = max(y - 1, oy), min(y + h + 1, oy + oh)
         theirs = decode_outline(other, width=ow, height=oh)[top - oy : bottom - oy, left - ox : right - ox]
-        found[place] = (grown[top - y + 1 : bottom - y + 1, left - x + 1 : right - x + 1] & theirs).any()
+        found[index] = (grown[top - y + 1 : bottom - y + 1, left - x + 1 : right - x + 1] & theirs).any()
     return found

@@ -153,14 +153,14 @@ def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
     return Stride.over(image_id, group, position, budget.selected)
 
 
-def _fill(shortlist: Shortlist, wanted: int, occupancy: Occupancy) -> Iterator[tuple[int, int]]:
+def _fill(shortlist: Shortlist, size: int, occupancy: Occupancy) -> Iterator[tuple[int, int]]:
     """Kept candidates, each with the stratum that it is chosen for. What a stratum cannot fill goes to
     all candidates.
 
     Raises:
         _TooFewKept: more candidates must be kept.
     """
-    quotas = class_quotas(shortlist.classes, wanted) if shortlist.stratified else {}
+    quotas = class_quotas(shortlist.classes, size) if shortlist.stratified else {}
     sources = {
         NO_STRATUM: occupancy.open_candidates(shortlist.orders[OVERALL]),
         **{name: occupancy.open_candidates(shortlist.orders[name]) for name in quotas},
@@ -175,11 +175,11 @@ def _fill(shortlist: Shortlist, wanted: int, occupancy: Occupancy) -> Iterator[t
         return index
 
     taken = 0
-    for stratum in _in_turn(quotas | {NO_STRATUM: wanted - sum(quotas.values())}):
+    for stratum in _in_turn(quotas | {NO_STRATUM: size - sum(quotas.values())}):
         if (index := take(stratum)) is not None:
             taken += 1
             yield index, stratum
-    while taken < wanted and (index := take(NO_STRATUM)) is not None:
+    while taken < size and (index := take(NO_STRATUM)) is not None:
         taken += 1
         yield index, NO_STRATUM
 

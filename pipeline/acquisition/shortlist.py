@@ -47,8 +47,8 @@ class KeepLimits:
         """The number for one order. The more classes are predicted, the smaller the budget of each."""
         if order == AUDIT:
             return audit_size(self.requested, self.audit_fraction) + 1
-        wanted = self.requested if order == OVERALL else ceil(self.requested * STRATIFIED_SHARE / classes) + 1
-        return self.oversampling * wanted + SPARE
+        budget = self.requested if order == OVERALL else ceil(self.requested * STRATIFIED_SHARE / classes) + 1
+        return self.oversampling * budget + SPARE
 
 
 @dataclass(frozen=True)

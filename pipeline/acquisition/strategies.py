@@ -33,9 +33,9 @@ class Priority:
 
 @dataclass(frozen=True)
 class Stride:
-    """A walk through all sequences, one after the other, in steps of M / `wanted` images.
+    """A walk through all sequences, one after the other, in steps of M / `items` images.
 
-    Where `wanted` exceeds the number of images, every image gives a region in each turn, and only the last
+    Where `items` exceeds the number of images, every image gives a region in each turn, and only the last
     turn is strided.
     """
 
@@ -49,11 +49,11 @@ class Stride:
         image_id: npt.NDArray[np.int64],
         group: npt.NDArray[np.int32],
         position: npt.NDArray[np.int64],
-        wanted: int,
+        items: int,
     ) -> Stride:
         """The walk through images [M], all of which have a candidate."""
         walk = np.lexsort((image_id, position, group))
-        turns, rest = divmod(wanted, max(1, len(walk)))
+        turns, rest = divmod(items, max(1, len(walk)))
         steps = ((np.arange(rest) + 0.5) * len(walk) / max(1, rest)).astype(np.int64)
         return Stride(turns=turns, image_id=np.sort(image_id[walk[steps]]))
 

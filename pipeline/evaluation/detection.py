@@ -173,12 +173,12 @@ def false_positive_rate(right: Array, wrong: Array, *, at: float) -> Array:
     TPR, from histograms [..., E], the most uncertain pixels flagged first."""
     flagged_wrong = wrong[..., ::-1].cumsum(axis=-1)
     flagged_right = right[..., ::-1].cumsum(axis=-1)
-    wanted = at * flagged_wrong[..., -1:]
-    place = (flagged_wrong < wanted * (1 - 1e-12)).sum(axis=-1, keepdims=True).clip(max=right.shape[-1] - 1)
-    found_wrong = np.take_along_axis(wrong[..., ::-1], place, axis=-1)
-    found_right = np.take_along_axis(right[..., ::-1], place, axis=-1)
-    missing = np.take_along_axis(flagged_wrong, place, axis=-1) - wanted
-    flagged = np.take_along_axis(flagged_right, place, axis=-1) - found_right * missing / found_wrong
+    target = at * flagged_wrong[..., -1:]
+    index = (flagged_wrong < target * (1 - 1e-12)).sum(axis=-1, keepdims=True).clip(max=right.shape[-1] - 1)
+    found_wrong = np.take_along_axis(wrong[..., ::-1], index, axis=-1)
+    found_right = np.take_along_axis(right[..., ::-1], index, axis=-1)
+    missing = np.take_along_axis(flagged_wrong, index, axis=-1) - target
+    flagged = np.take_along_axis(flagged_right, index, axis=-1) - found_right * missing / found_wrong
     return (flagged / flagged_right[..., -1:])[..., 0]
 
 

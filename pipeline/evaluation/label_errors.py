@@ -111,7 +111,7 @@ def region_doubts(
     confident = confidence[where]
     margin = (confident - probability[given, where[0], where[1]]).double().cpu().numpy()
     pair = (given * classes + predicted[where]).cpu().numpy()
-    region = rows[tuple(place.cpu().numpy() for place in where)].astype(np.int64)
+    region = rows[tuple(index.cpu().numpy() for index in where)].astype(np.int64)
     sure = confident.double().cpu().numpy()
     inside = (region >= 0) & (margin > 0)
     return _by_region(

@@ -167,7 +167,7 @@ class Quality:
 
     def keep_blocks(self, used: Sequence[int]) -> None:
         """Drop the blocks of which no image could be used."""
-        renamed = {block: place for place, block in enumerate(used)}
+        renamed = {block: index for index, block in enumerate(used)}
         for name, axis in (("errors", 1), ("patches", 1), ("reliability", 1), ("frequency", 0)):
             if len(used) < getattr(self, name).shape[axis]:
                 setattr(self, name, getattr(self, name).take(used, axis=axis))
@@ -193,7 +193,7 @@ class Quality:
         for kind, regions in self.regions.items():
             errors = np.concatenate([table.errors for _, table in regions])
             scores = np.concatenate([table.scores for _, table in regions])
-            block = np.concatenate([np.full(len(table.errors), place) for place, table in regions])
+            block = np.concatenate([np.full(len(table.errors), of_image) for of_image, table in regions])
             found[kind] = (
                 len(errors),
                 {

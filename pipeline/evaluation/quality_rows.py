@@ -53,11 +53,11 @@ def reliability_rows(
             "part": part,
             "bins": [
                 {
-                    name: to_json(getattr(diagram, name)[place])
+                    name: to_json(getattr(diagram, name)[index])
                     for name in ("confidence", "accuracy", "low", "high", "share")
                 }
-                for place in range(len(diagram.share))
-                if diagram.share[place] > 0
+                for index in range(len(diagram.share))
+                if diagram.share[index] > 0
             ],
             "ece": diagram.ece.document(),
             "ece_noise": to_json(diagram.ece_noise),

@@ -135,7 +135,7 @@ def map_regions(values: npt.NDArray[np.integer], *, nowhere: int | None = None) 
     boxes = np.array(
         [(x.start, y.start, x.stop - x.start, y.stop - y.start) for y, x in windows], dtype=np.int32
     ).reshape(-1, 4)
-    outlines = tuple(encode_outline(row[window] == place) for place, window in enumerate(windows))
+    outlines = tuple(encode_outline(row[window] == position) for position, window in enumerate(windows))
     regions = Regions(
         width=width,
         height=height,

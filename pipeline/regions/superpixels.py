@@ -53,20 +53,20 @@ def superpixels(image: ImageArray, *, side: int, compactness: float) -> npt.NDAr
     if factor > 1:
         small = (math.ceil(width / factor), math.ceil(height / factor))
         picture = np.asarray(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    wanted = max(1, round(height * width / side**2))
-    found = _clustered(picture, wanted, compactness)
-    while found.max() + 1 < wanted / 2 and compactness < _COMPACTEST:
+    target = max(1, round(height * width / side**2))
+    found = _clustered(picture, target, compactness)
+    while found.max() + 1 < target / 2 and compactness < _COMPACTEST:
         compactness *= 4
-        found = _clustered(picture, wanted, compactness)
+        found = _clustered(picture, target, compactness)
     rows = np.arange(height) * found.shape[0] // height
     columns = np.arange(width) * found.shape[1] // width
     return found[rows[:, None], columns]
 
 
-def _clustered(picture: npt.NDArray[np.uint8], wanted: int, compactness: float) -> npt.NDArray[np.int64]:
+def _clustered(picture: npt.NDArray[np.uint8], target: int, compactness: float) -> npt.NDArray[np.int64]:
     return slic(
         picture,
-        n_segments=wanted,
+        n_segments=target,
         compactness=compactness,
         max_num_iter=_ROUNDS,
         start_label=0,

@@ -81,8 +81,8 @@ def assess(
     study = QualityStudy(
         project,
         open_samplers(project, row.checkpoint_uri, calibrators),
-        [items[place] for place in spread(len(items), most_images)],
-        [project.ref(others[place]) for place in spread(len(others), GROUPING_IMAGES)],
+        [items[index] for index in spread(len(items), most_images)],
+        [project.ref(others[index]) for index in spread(len(others), GROUPING_IMAGES)],
     )
     if not study.run(progress):
         raise none_usable(study.images, split)

@@ -77,5 +77,5 @@ def disagreements(
                 "Set `scoring.sampler: mc_dropout` and run `segcurate score`.",
             )
         at = scores.regions_at(session, run_id=run.id, places=found.strongest)
-    rows = [at[place] for place in found.strongest]
+    rows = [at[row] for row in found.strongest]
     return DisagreementReport(run.id, model.name, found, rows, project.config.data.class_names)

@@ -80,7 +80,7 @@ def stress(
         calibrators = stored_calibrators(session, row.id, sampler=config.scoring.sampler)
         split, held_out = assessed_images(session, project)
     stressed = HeldOutImages(project, held_out)
-    stressed.keep(held_out[place].ref.id for place in spread(len(held_out), images))
+    stressed.keep(held_out[index].ref.id for index in spread(len(held_out), images))
     served = open_model(project, row.checkpoint_uri, calibrators=calibrators)
     measured, flagged = measure_stress(served, stressed, progress=progress)
     if not measured:

@@ -57,18 +57,18 @@ class ConstructedInputs:
         block_of: Mapping[int, int],
     ) -> None:
         """Add the images themselves, from maps [B, h, w]."""
-        for place, image_id in enumerate(ids):
+        for index, image_id in enumerate(ids):
             if image_id in self.chosen:
-                self._add(sampler, block_of[image_id], 0, maps, place)
+                self._add(sampler, block_of[image_id], 0, maps, index)
 
     def add_novel(self, batch: LabeledBatch, block_of: Mapping[int, int]) -> None:
         """Add what is made of them: their patches shuffled, and noise of their size."""
         normalisation = self.model.first.normalisation
-        for place, image_id in enumerate(batch.ids):
+        for index, image_id in enumerate(batch.ids):
             if image_id not in self.chosen:
                 continue
             generator = torch.Generator().manual_seed(image_id)
-            unit = normalisation.pixels(batch.image[place : place + 1])
+            unit = normalisation.pixels(batch.image[index : index + 1])
             patches = min(SHUFFLED, *unit.shape[-2:])
             novel = torch.cat(
                 [
@@ -91,17 +91,17 @@ class ConstructedInputs:
             sums = np.stack(found)
             bootstrap = bootstrap_of(len(found))
             for index, measure in enumerate(measures):
-                for place, source in enumerate(CONSTRUCTED, start=1):
-                    value = separation(sums[:, 0, index], sums[:, place, index], bootstrap=bootstrap)
+                for row, source in enumerate(CONSTRUCTED, start=1):
+                    value = separation(sums[:, 0, index], sums[:, row, index], bootstrap=bootstrap)
                     rows.append(NoveltyRow(sampler, measure, source, value))
         return rows
 
     def _add(
-        self, sampler: Sampler, block: int, source: int, maps: Mapping[Measure, Tensor], place: int
+        self, sampler: Sampler, block: int, source: int, maps: Mapping[Measure, Tensor], row: int
     ) -> None:
         measures = self.measures[sampler]
         shape = (1 + len(CONSTRUCTED), len(measures), MEASURE_BINS)
         sums = self.sums.setdefault((sampler, block), np.zeros(shape))
         for index, name in enumerate(measures):
-            column = measure_bin(name, maps[name][place].flatten())
+            column = measure_bin(name, maps[name][row].flatten())
             sums[source, index] += torch.bincount(column, minlength=MEASURE_BINS).cpu().numpy()

@@ -117,7 +117,7 @@ class LabelReview:
         Raises:
             UserError: none of the images can be used.
         """
-        some = [images[place] for place in spread(len(images), THRESHOLD_IMAGES)]
+        some = [images[index] for index in spread(len(images), THRESHOLD_IMAGES)]
         sums = np.zeros((2, self.project.config.data.num_classes))
         for done, item in enumerate(self._predict(some), start=1):
             sums += self_confidence(item.probability, item.label)
@@ -158,8 +158,8 @@ class LabelReview:
             areas=regions.regions.pixels,
         )
         return [
-            self._doubted(item.image.ref, regions, found, place)
-            for place in np.flatnonzero(found.share >= LEAST_SHARE).tolist()
+            self._doubted(item.image.ref, regions, found, index)
+            for index in np.flatnonzero(found.share >= LEAST_SHARE).tolist()
         ]
 
     def _unreviewed(self, item: _Predicted) -> Tensor:
@@ -207,8 +207,8 @@ class LabelReview:
     def _fail(self, path: ImageFile, error: DataError) -> None:
         self.failed.append((self.project.uri(path), str(error)))
 
-    def _doubted(self, ref: ImageRef, shapes: RegionMap, found: RegionDoubts, place: int) -> DoubtedRegion:
-        row = int(found.region[place])
+    def _doubted(self, ref: ImageRef, shapes: RegionMap, found: RegionDoubts, index: int) -> DoubtedRegion:
+        row = int(found.region[index])
         regions = shapes.regions
         x, y, w, h = regions.boxes[row].tolist()
         return DoubtedRegion(
@@ -217,9 +217,9 @@ class LabelReview:
             region_index=int(regions.index[row]),
             box=(x, y, w, h),
             outline=None if regions.outlines is None else regions.outlines[row],
-            score=float(found.score[place]),
-            label=int(found.label[place]),
-            predicted=int(found.predicted[place]),
-            share=float(found.share[place]),
-            confidence=float(found.confidence[place]),
+            score=float(found.score[index]),
+            label=int(found.label[index]),
+            predicted=int(found.predicted[index]),
+            share=float(found.share[index]),
+            confidence=float(found.confidence[index]),
         )

@@ -143,16 +143,16 @@ class QualityStudy:
         labels = batch.label.to(device)
         pixels: dict[int, LabeledPixels] = {}
         rows: dict[int, dict[str, Tensor]] = {}
-        for place, image_id in enumerate(batch.ids):
+        for index, image_id in enumerate(batch.ids):
             item = self.images.by_id[image_id]
             try:
                 found = self.regions.of_image(item)
             except DataError as error:
                 self.images.fail(item.ref.path, str(error))
                 continue
-            rows[place] = {kind: torch.from_numpy(of_kind).to(device) for kind, of_kind in found.items()}
-            pixels[place] = LabeledPixels.of(
-                labels[place],
+            rows[index] = {kind: torch.from_numpy(of_kind).to(device) for kind, of_kind in found.items()}
+            pixels[index] = LabeledPixels.of(
+                labels[index],
                 num_classes=self.config.data.num_classes,
                 boundary=self.config.evaluation.boundary,
             )
@@ -161,14 +161,14 @@ class QualityStudy:
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
             quality = self.qualities[sampler]
-            for place, of_image in pixels.items():
-                part = slice(place, place + 1)
+            for index, of_image in pixels.items():
+                part = slice(index, index + 1)
                 values_MHW, probability, uncalibrated = (
                     calibrated.at(tensor[part], batch.size)[0]
                     for tensor in (stacked, calibrated.probability, plain.probability)
                 )
                 measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MHW, strict=True))
-                block = self.images.block_of[batch.ids[place]]
+                block = self.images.block_of[batch.ids[index]]
                 quality.add(
                     block,
                     of_image,
@@ -178,14 +178,14 @@ class QualityStudy:
                 )
                 predicted = probability.argmax(dim=0)
                 segments = torch.from_numpy(self.regions.of_prediction(predicted.cpu().numpy())).to(device)
-                for kind, row_HW in {**rows[place], "segment": segments}.items():
+                for kind, row_HW in {**rows[index], "segment": segments}.items():
                     table = region_table(
                         row_HW,
                         measures,
-                        predicted != labels[place],
+                        predicted != labels[index],
                         of_image.valid,
                         most=max(1, MOST_REGIONS // len(self.images)),
-                        generator=np.random.default_rng([SEED, batch.ids[place]]),
+                        generator=np.random.default_rng([SEED, batch.ids[index]]),
                     )
                     quality.add_regions(block, kind, table)
             self.constructed.add_known(sampler, maps, batch.ids, self.images.block_of)

@@ -276,8 +276,8 @@ def _blank(like: _Sums, *, height: int, width: int) -> _Sums:
 
 def _paint(total: _Sums, tiles: _Sums, index: int, *, y: int, x: int, weight: Tensor) -> None:
     """Add one tile of a batch to the sums of the whole image."""
-    place = (slice(y, y + weight.shape[0]), slice(x, x + weight.shape[1]))
-    total.logits[0, :, *place] += tiles.logits[index] * weight
+    window = (slice(y, y + weight.shape[0]), slice(x, x + weight.shape[1]))
+    total.logits[0, :, *window] += tiles.logits[index] * weight
     for whole, part in zip(total.sampled, tiles.sampled, strict=True):
         for maps, of_tile in zip(whole, part, strict=True):
-            maps[0, ..., *place] += of_tile[index] * weight
+            maps[0, ..., *window] += of_tile[index] * weight

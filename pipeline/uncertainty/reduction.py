@@ -107,7 +107,7 @@ class Reduction:
             predicted_class=table[:, 0].astype(np.int16),
             class_share=table[:, 1],
             impurity=table[:, 2],
-            measures={name: table[:, 3 + place] for place, name in enumerate(self.measures)},
+            measures={name: table[:, 3 + index] for index, name in enumerate(self.measures)},
             entropy_top10=table[:, -1],
             outlines=shapes.outlines,
         )
@@ -154,7 +154,7 @@ def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduc
     rows = max(len(of_image.regions) for of_image in shapes)
 
     def joined(parts: list[npt.NDArray[np.int64]], step: int) -> Tensor:
-        offset = [part + step * place for place, part in enumerate(parts)]
+        offset = [part + step * index for index, part in enumerate(parts)]
         return torch.from_numpy(np.concatenate(offset)).to(device, non_blocking=True)
 
     region = joined([of_image.region for of_image in shapes], rows)
@@ -175,10 +175,10 @@ def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduc
     table = torch.cat([winner[:, None], share[:, None], ranked.flatten(0, 1)], dim=-1)
     of_images = histogram.view(len(shapes), rows, classes).sum(dim=1)
     image_share, image_winner = (of_images / of_images.sum(dim=-1, keepdim=True)).max(dim=-1)
-    place = torch.arange(rows, device=device)[:, None]
-    wanted = (counts * TOP_REGIONS).ceil()[:, None, None]
-    highest = ranked.masked_fill(place >= counts[:, None, None], -torch.inf).sort(dim=1, descending=True)
-    best = highest.values.where(place < wanted, 0).sum(dim=1) / wanted[:, 0]
+    index = torch.arange(rows, device=device)[:, None]
+    target = (counts * TOP_REGIONS).ceil()[:, None, None]
+    highest = ranked.masked_fill(index >= counts[:, None, None], -torch.inf).sort(dim=1, descending=True)
+    best = highest.values.where(index < target, 0).sum(dim=1) / target[:, 0]
     return Reduction(
         shapes=[of_image.regions for of_image in shapes],
         measures=tuple(maps),
@@ -310,10 +310,10 @@ def _top_mean(entropy: Tensor, grid: RegionGrid) -> Tensor:
     cells = entropy[:, grid.row_cells[:, None, :, None], grid.column_cells[None, :, None, :]].flatten(-2)
     area = grid.row_lengths[:, None, :, None] * grid.column_lengths[None, :, None, :]
     area = area.flatten(-2).expand_as(cells)
-    values, place = cells.masked_fill(area == 0, -1).topk(min(grid.top, cells.shape[-1]), dim=-1)
-    wanted = TOP_CELLS * area.sum(dim=-1, keepdim=True)
-    area = area.gather(-1, place)
-    taken = torch.minimum(area, (wanted - (area.cumsum(dim=-1) - area)).clamp_(min=0))
+    values, index = cells.masked_fill(area == 0, -1).topk(min(grid.top, cells.shape[-1]), dim=-1)
+    target = TOP_CELLS * area.sum(dim=-1, keepdim=True)
+    area = area.gather(-1, index)
+    taken = torch.minimum(area, (target - (area.cumsum(dim=-1) - area)).clamp_(min=0))
     return ((values * taken).sum(dim=-1) / taken.sum(dim=-1)).flatten(1)
 
 

@@ -186,16 +186,16 @@ def _heatmaps(
 ) -> dict[str, Tensor]:
     """Maps [B, H/4, W/4] by name: the configured measures, then `<class_map>_<class>` where configured."""
     maps = prediction.measures()
-    wanted: dict[str, Tensor] = {name: maps[name] for name in heatmaps.maps if name in maps}
+    needed: dict[str, Tensor] = {name: maps[name] for name in heatmaps.maps if name in maps}
     if heatmaps.per_class:
         for index, plane in enumerate(prediction.probability.unbind(dim=1)):
-            wanted[f"{class_map}_{index}"] = plane
+            needed[f"{class_map}_{index}"] = plane
     size = [ceil(side / HEATMAP_SHRINK) for side in image_size]
     return {
         name: torch.nn.functional.interpolate(
             plane[:, None], size=size, mode="area" if plane.shape[-1] > size[1] else "bilinear"
         )[:, 0]
-        for name, plane in wanted.items()
+        for name, plane in needed.items()
     }
 
 
@@ -205,6 +205,6 @@ def _hand_over(
     """Wait for the device, in the writer's thread, and give the sink one image after another."""
     planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
     pixels = pixel_statistics(batch.image_BKHW)
-    for place, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduce().columns(), strict=True)):
-        heatmaps = {name: plane[place] for name, plane in planes.items()}
-        sink(ScoredImage(id=image_id, regions=regions, image=image, pixels=pixels[place], heatmaps=heatmaps))
+    for index, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduce().columns(), strict=True)):
+        heatmaps = {name: plane[index] for name, plane in planes.items()}
+        sink(ScoredImage(id=image_id, regions=regions, image=image, pixels=pixels[index], heatmaps=heatmaps))

@@ -106,12 +106,12 @@ def open_samplers(
     project: Project, checkpoint: str | Path, calibrators: Mapping[Sampler, Calibrators]
 ) -> SampledModel:
     """Open a model with every sampler that `calibrators` names; raises what `open_model` does."""
-    wanted: list[Sampler] = [name for name in calibrators if name != "none"] or ["none"]
+    needed: list[Sampler] = [name for name in calibrators if name != "none"] or ["none"]
     return SampledModel(
         samplers=tuple(calibrators),
         opened={
             name: open_model(project, checkpoint, calibrators=calibrators[name], sampler=name)
-            for name in wanted
+            for name in needed
         },
     )
 

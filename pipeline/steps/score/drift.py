@@ -130,7 +130,7 @@ def _stored_profile(
 
 def _score_apart(project: Project, images: Sequence[Image], model: ServedModel) -> Profile:
     """Of held-out images, spread evenly over the split. Files that cannot be read are left out."""
-    chosen = {images[place].id: images[place] for place in spread(len(images), MOST_CALIBRATION)}
+    chosen = {images[index].id: images[index] for index in spread(len(images), MOST_CALIBRATION)}
     found: dict[int, tuple[RegionColumns, RegionColumns]] = {}
 
     def sink(item: ScoredImage | Unreadable) -> None:

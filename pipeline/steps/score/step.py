@@ -207,16 +207,16 @@ def _top_heatmaps(
         return {}
     with database.session(write=False) as session:
         top = scores.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
-    wanted: set[str] = set(scoring.heatmaps.maps)
+    needed: set[str] = set(scoring.heatmaps.maps)
     if scoring.heatmaps.two_colour:
-        wanted.add(TWO_COLOUR)
+        needed.add(TWO_COLOUR)
     if scoring.heatmaps.per_class:
         prefix = scorer.model.predictor.calibrators.class_map
-        wanted |= {f"{prefix}_{index}" for index in range(len(scorer.model.card.class_names))}
+        needed |= {f"{prefix}_{index}" for index in range(len(scorer.model.card.class_names))}
     refs = [
         project.ref(row)
         for row, uris in top
-        if not wanted <= set(uris or {})
+        if not needed <= set(uris or {})
         or not all(project.path(uri).is_file() for uri in (uris or {}).values())
     ]
     written: dict[int, dict[str, str]] = {}
