@@ -134,7 +134,7 @@ def _answers(masks: Any) -> bytes:
         pictures.mkdir()
         writer = TasksWriter(folder, outgoing_queue(labels=LABELS), masks=masks)
         for place, mask in enumerate(_masks()):
-            writer.add(outgoing_image(pictures, mask, number=place))
+            writer.add(outgoing_image(pictures, mask, index=place))
         writer.finish()
         tasks = json.loads((folder / "tasks.json").read_bytes())
     for number, task in enumerate(tasks):

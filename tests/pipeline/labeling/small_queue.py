@@ -66,31 +66,23 @@ def outgoing_queue(
     )
 
 
-def outgoing_image(folder: Path, mask: Mask, *, number: int = 0) -> OutgoingImage:
+def outgoing_image(folder: Path, mask: Mask, *, index: int = 0) -> OutgoingImage:
     """An image of a mask's size, written into `folder`, with the mask as what is proposed for it."""
     height, width = mask.shape
-    path = folder / f"image {number}.png"
+    path = folder / f"image {index}.png"
     Image.fromarray((mask // 2).astype(np.uint8)).save(path)
     region = ManifestRegion(
-        item=100 + number,
-        rank=number + 1,
-        x=0,
-        y=0,
-        w=width,
-        h=height,
-        score=0.5,
-        slice="selected",
-        reason="r",
+        item=100 + index, rank=index + 1, x=0, y=0, w=width, h=height, score=0.5, slice="selected", reason="r"
     )
     return OutgoingImage(
-        image_id=1000 + number,
-        uri=f"images/image {number}.png",
+        image_id=1000 + index,
+        uri=f"images/image {index}.png",
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         width=width,
         height=height,
-        name=export_name(rank=number + 1, image_id=1000 + number, uri=path.name),
-        rank=number + 1,
-        position=number,
+        name=export_name(rank=index + 1, image_id=1000 + index, uri=path.name),
+        rank=index + 1,
+        position=index,
         source=path,
         scores={"entropy": 0.5},
         mask=mask,
@@ -106,8 +98,8 @@ def write_queue(tool: Tool, root: Path, masks: Iterable[Mask], *, queue: Outgoin
     for made in (folder, pictures):
         made.mkdir(parents=True)
     writer = tool.writer(folder, queue or outgoing_queue())
-    for number, mask in enumerate(masks):
-        writer.add(outgoing_image(pictures, mask, number=number))
+    for index, mask in enumerate(masks):
+        writer.add(outgoing_image(pictures, mask, index=index))
     writer.finish()
     return folder
 
@@ -133,4 +125,4 @@ def read_masks(
 
 def sizes_of(masks: Sequence[npt.NDArray[np.uint8]]) -> dict[int | str, tuple[int, int]]:
     """Width and height of the images of `write_queue`, by their ids."""
-    return {1000 + number: mask.shape[::-1] for number, mask in enumerate(masks)}
+    return {1000 + index: mask.shape[::-1] for index, mask in enumerate(masks)}
