@@ -1,4 +1,4 @@
-"""CVAT: images with the model's masks go out as "CVAT for images 1.1", and come back so."""
+"""CVAT: exports and imports images with masks as "CVAT for images 1.1"."""
 
 from pipeline.labeling.cvat.annotations import read_annotations, recognises
 from pipeline.labeling.cvat.document import CvatWriter

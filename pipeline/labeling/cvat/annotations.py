@@ -1,6 +1,6 @@
 """Reads "CVAT for images 1.1": the XML that CVAT exports, as it is or in a zip archive.
 
-All of it is untrusted: a file says which image a shape is of, and which class, and both are looked up.
+The source is untrusted: a file names the image and the class of a shape, and both are looked up.
 
 Legend: H height, W width.
 """
@@ -43,7 +43,7 @@ from pipeline.labeling.untrusted.xml_elements import Element, TooLarge, iter_ele
 LARGEST_DOCUMENT = 16 << 30
 """Bytes of XML in an archive."""
 MOST_POINTS = 100_000
-"""Of a polygon."""
+"""Points of a polygon."""
 
 _FIRST_BYTES = 1 << 12
 _BEGINS = re.compile(rb"<annotations[\s>]")
@@ -72,11 +72,11 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
     """One annotation for each image.
 
     Args:
-        source: a file; or an exported folder into which CVAT's files were put. What was exported is left out
-            where it is unchanged.
+        source: a file; or an exported folder into which CVAT's files were put. Exported files are left out
+            where they are unchanged.
 
     Raises:
-        DataError: it cannot be read (after what came before has been yielded), or holds no annotations.
+        DataError: it cannot be read (after the readable part has been yielded), or holds no annotations.
     """
     found = False
     for subject, stream in _documents(source):
@@ -95,7 +95,7 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
 
 @dataclass(frozen=True)
 class _Task:
-    """What a document says of a task."""
+    """A task, as a document describes it."""
 
     identifier: str
     created: str
@@ -104,7 +104,7 @@ class _Task:
 
 
 class _Document:
-    """A document as it is read: its tasks come before its images."""
+    """A document that is read element by element: its tasks come before its images."""
 
     def __init__(self, subject: str) -> None:
         self._subject = subject
@@ -113,7 +113,7 @@ class _Document:
         self._tracks = False
 
     def annotation(self, element: Element | TooLarge, labels: LabelMap) -> Annotation | Rejected | None:
-        """What an element says of an image; None where it is about the tasks."""
+        """The annotation of an image element; None for an element about tasks."""
         if element.tag == "meta" and isinstance(element, Element):
             self._tasks |= {task.identifier: task for task in _tasks(element)}
             self._only = next(iter(self._tasks.values())) if len(self._tasks) == 1 else None
@@ -128,7 +128,7 @@ class _Document:
         if isinstance(element, TooLarge):
             return Rejected(subject, element.reason)
         if not name:
-            return Rejected(subject, "It is of an image without a name.")
+            return Rejected(subject, "Its image has no name.")
         task = self._tasks.get(element.attributes.get("task_id", ""), self._only)
         return Annotation(
             subject=subject,
@@ -141,7 +141,7 @@ class _Document:
 
 
 def _members(files: Files) -> Iterator[str]:
-    """The documents of an archive: CVAT's, whatever their names, and damaged ones of the name it gives."""
+    """The documents of an archive: valid ones of any name, and damaged ones of CVAT's own name."""
     for name in files.names:
         if PurePosixPath(name).name == ANNOTATIONS:
             yield name
@@ -153,7 +153,7 @@ def _members(files: Files) -> Iterator[str]:
 
 def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Rejected]]:
     """The documents of a source: its files, and those of the archives among them. Each can be read until the
-    next one is asked for."""
+    iterator moves to the next."""
     for file in _files(source):
         subject = shown(file.name)
         try:
@@ -188,7 +188,7 @@ def _is_document(path: Path) -> bool:
 
 
 def _tasks(meta: Element) -> Iterator[_Task]:
-    """Of the document of a task or a job, or of a project with its tasks."""
+    """The tasks of a document, which is that of a task, a job, or a project with its tasks."""
     for holder in meta.children:
         tasks = holder.child("tasks")
         for task in [holder] if tasks is None else tasks.children:
@@ -209,7 +209,7 @@ def _paint(image: Element, labels: LabelMap, width: int, height: int) -> Decoded
     check_size(stated, str(width), str(height))
     canvas, classes = Canvas(width=width, height=height), meanings(labels.names)
     shapes = [(_z_order(shape), shape) for shape in image.children if _is_shape(shape)]
-    for _, shape in sorted(shapes, key=lambda pair: pair[0]):  # stable: among equals, the later is above
+    for _, shape in sorted(shapes, key=lambda pair: pair[0]):  # stable: among equals, the later is on top
         index = class_named(shape.attributes.get("label", ""), classes)
         if shape.tag == "mask":
             box, runs = _mask(shape, width=width, height=height)
@@ -220,7 +220,7 @@ def _paint(image: Element, labels: LabelMap, width: int, height: int) -> Decoded
 
 
 def _is_shape(element: Element) -> bool:
-    """Whether it paints a class, and is not a tag, or a box that says where to look."""
+    """Whether it paints a class; not so a tag, or a box that shows where to look."""
     label = element.attributes.get("label", "")
     if element.tag in _OTHERS and not (label == LOOK_HERE and element.tag == "box"):
         raise DataError(
@@ -231,7 +231,7 @@ def _is_shape(element: Element) -> bool:
 
 
 def _mask(shape: Element, *, width: int, height: int) -> tuple[dict[str, int], npt.NDArray[np.int64]]:
-    """The box of a mask, inside an image of this size, and the runs that fill it."""
+    """The box of a mask, inside an image of this size, and the runs that fill the box."""
     left, top, box_width, box_height = (_whole(shape, key) for key in ("left", "top", "width", "height"))
     if box_width < 1 or box_height < 1:
         raise DataError("It has a mask without a size.", _REMEDY)
@@ -242,7 +242,7 @@ def _mask(shape: Element, *, width: int, height: int) -> tuple[dict[str, int], n
 
 
 def _points(shape: Element) -> list[float]:
-    """x and y in turn."""
+    """The points of a polygon, x and y in turn."""
     text = shape.attributes.get("points", "")
     if text.count(";") >= MOST_POINTS:
         raise DataError(f"It has a polygon of more than {MOST_POINTS} points.", _REMEDY)

@@ -56,8 +56,8 @@ and boxes "{LOOK_HERE}" around the regions to label.
    configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image
    quality 100.
 2. Upload annotations in the format "CVAT 1.1", from `{ANNOTATIONS}`.
-3. Correct the masks inside the boxes. A pixel that you cannot tell stays unpainted. Polygons are taken too;
-   other shapes are not. Where shapes of two classes overlap, the upper one counts.
+3. Correct the masks inside the boxes. A pixel whose class you cannot tell stays unpainted. Polygons are read,
+   too; other shapes are not. Where shapes of two classes overlap, the upper one counts.
 4. Export the task's annotations in the format "CVAT for images 1.1", and run `segcurate import` with that
    file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
 
@@ -67,7 +67,7 @@ and boxes "{LOOK_HERE}" around the regions to label.
 
 
 def document_head(queue: str, labels: LabelMap) -> str:
-    """What stands before the first image."""
+    """The part of the document before the first image."""
     classes = zip(label_names(labels.names), label_colors(labels), strict=True)
     lines = [
         f"<label><name>{escape(name)}</name><color>{hexadecimal(color)}</color>"

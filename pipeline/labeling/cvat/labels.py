@@ -1,5 +1,5 @@
-"""What CVAT calls the project's classes, and in which colours it shows them: in its XML, in its masks, and in
-the Pascal VOC layout, which is the same.
+"""CVAT's names and colours of the project's classes: in its XML, in its masks, and in the Pascal VOC layout,
+which is the same.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Iterator, Sequence
 from pipeline.labeling.encoding import LabelMap, hexadecimal
 
 BACKGROUND = "background"
-"""What CVAT calls the pixels that have no label."""
+"""CVAT's name of the pixels without a label."""
 BACKGROUND_COLOR = (0, 0, 0)
 LOOK_HERE = "look here"
 """The label of the boxes around queued regions."""
 LONGEST_NAME = 64
-"""Characters that CVAT gives a label."""
+"""Characters of a label's name that CVAT allows."""
 
 _LOOK_COLOR = (255, 255, 255)
 
 
 def label_names(names: Sequence[str]) -> list[str]:
-    """What each class is called: its name, unless CVAT or its label map cannot hold that, or mean something
-    by it.
+    """CVAT's name of each class: its own name, unless CVAT or its label map cannot store that, or give it
+    another meaning.
 
     >>> label_names(["road & <kerb>", "a:b", "background", " odd "])
     ['road & <kerb>', 'a_b', 'background 2', 'odd']
@@ -40,13 +40,13 @@ def label_names(names: Sequence[str]) -> list[str]:
 
 
 def meanings(names: Sequence[str]) -> dict[str, int]:
-    """The class index of everything that a source may call a class: what was exported, and its own name."""
+    """The class index of every name that a source may use: the exported names, and the classes' own."""
     called = {name: index for index, name in enumerate(label_names(names))}
     return {name: index for index, name in enumerate(names)} | called
 
 
 def label_colors(labels: LabelMap) -> list[tuple[int, int, int]]:
-    """The colour of each class: its own, unless that is the background's, or another class's.
+    """The colour of each class: its own, unless the background or another class has that colour.
 
     >>> from pipeline.config import DataConfig
     >>> classes = [{"name": "sky", "color": (0, 0, 0)}, {"name": "road", "color": (1, 2, 3)}]
@@ -64,7 +64,7 @@ def label_colors(labels: LabelMap) -> list[tuple[int, int, int]]:
 
 
 def voc_colors() -> Iterator[tuple[int, int, int]]:
-    """Pascal VOC's 255 colours beside the background: the bits of the index, spread over the channels.
+    """Pascal VOC's 255 colours besides the background: the bits of the index, spread over the channels.
 
     >>> list(voc_colors())[:3]
     [(128, 0, 0), (0, 128, 0), (128, 128, 0)]
@@ -77,7 +77,7 @@ def voc_colors() -> Iterator[tuple[int, int, int]]:
 
 
 def raw_labels(labels: LabelMap) -> str:
-    """The labels as CVAT's raw constructor takes them, in JSON: the classes, and the boxes where to look."""
+    """The labels for CVAT's raw constructor, in JSON: the classes, and the boxes that show where to look."""
     classes = zip(label_names(labels.names), label_colors(labels), strict=True)
     document = [
         *(
@@ -90,7 +90,7 @@ def raw_labels(labels: LabelMap) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name that a line of a label map, an XML attribute and CVAT's form give back as it is."""
+    """A name that a label map's line, an XML attribute and CVAT's form do not change."""
     spelled = "".join(
         "_"
         if letter == ":" or unicodedata.category(letter)[0] == "C" or ord(letter) & 0xFFFE == 0xFFFE

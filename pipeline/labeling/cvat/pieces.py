@@ -1,6 +1,6 @@
-"""Masks as CVAT has them: connected pieces, each with a box and the lengths of its runs.
+"""CVAT's encoding of masks: connected pieces, each with a box and the lengths of its runs.
 
-CVAT counts row by row in the box, and begins with the pixels before the first painted one.
+Runs are counted row by row in the box, and begin with the pixels before the first painted one.
 
 Legend: H height, W width, P pieces.
 """
@@ -21,7 +21,7 @@ from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 
 MOST_PIECES = 2000
-"""Shapes of an image that are written, beside one more for each class: more than that cannot be handled."""
+"""Shapes that are written for an image, besides one more for each class: more cannot be handled."""
 
 _RUNS = re.compile("[0-9, ]+")
 _REMEDY = "Export it from CVAT again."
@@ -29,7 +29,7 @@ _REMEDY = "Export it from CVAT again."
 
 @dataclass(frozen=True)
 class Piece:
-    """A shape of one class, in pixels of the image; `runs` are of unpainted and painted pixels in turn."""
+    """A shape of one class, in pixels of the image; `runs` count unpainted and painted pixels in turn."""
 
     index: int
     left: int
@@ -43,8 +43,8 @@ def number_pieces(mask: Mask, *, most: int = MOST_PIECES) -> tuple[npt.NDArray[n
     """The pieces of a mask [H, W]: their numbers [H, W] from 1 on, 0 where it has no class, and the class of
     each.
 
-    Pixels that touch at a corner are of one piece, as they are for OpenCV's contours, by which CVAT makes
-    polygons of masks; and there are fewer pieces so. Beyond `most`, the smallest pieces of a class are one.
+    Pixels that touch at a corner belong to one piece, as in OpenCV's contours, by which CVAT makes polygons
+    of masks; this also gives fewer pieces. Beyond `most`, the smallest pieces of a class are merged.
     """
     numbers: npt.NDArray[np.int32] = np.asarray(
         connected(mask.astype(np.int32), background=IGNORE, connectivity=2), dtype=np.int32
@@ -64,7 +64,7 @@ def number_pieces(mask: Mask, *, most: int = MOST_PIECES) -> tuple[npt.NDArray[n
 
 
 def encode(mask: Mask) -> Iterator[Piece]:
-    """The pieces of a mask [H, W]; a pixel without a class is in none."""
+    """The pieces of a mask [H, W], without the pixels that have no class."""
     numbers, classes = number_pieces(mask)
     height, width = numbers.shape
     padded = np.zeros((height, width + 1), dtype=np.int32)
@@ -108,7 +108,7 @@ def parse_runs(text: str, *, width: int, height: int) -> npt.NDArray[np.int64]:
 
 
 def _runs(places: npt.NDArray[np.int64], area: int) -> npt.NDArray[np.int64]:
-    """Runs, from the rising places where painting begins and ends; a run may go on in the next row."""
+    """Runs, from the rising positions where painting begins and ends; a run may continue in the next row."""
     joined = np.flatnonzero(places[1:-1:2] == places[2::2])
     places = np.delete(places, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     if places[-1] == area:

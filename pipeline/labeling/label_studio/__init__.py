@@ -1,4 +1,4 @@
-"""Label Studio: tasks with the model's masks go out, its JSON export comes back."""
+"""Label Studio: exports tasks with the model's masks, and imports its JSON export."""
 
 from pipeline.labeling.exchange import Tool
 from pipeline.labeling.label_studio.annotations import read_annotations, recognises

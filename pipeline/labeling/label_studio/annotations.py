@@ -1,6 +1,6 @@
-"""Reads what Label Studio exports as JSON: a list of tasks with their annotations, or a task a line.
+"""Reads Label Studio's JSON export: a list of tasks with their annotations, or one task for each line.
 
-All of it is untrusted: a file says which image an annotation is of, and the image is looked up.
+The source is untrusted: a file names the image of an annotation, and the image is looked up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LARGEST_ID = (1 << 63) - 1
 
 
 def recognises(source: Path) -> bool:
-    """Whether it looks like Label Studio's JSON, or like a folder that was exported for it."""
+    """Whether a source looks like Label Studio's JSON, or like a folder that was exported for it."""
     if source.is_dir():
         return (source / TASKS).is_file()
     if source.suffix.lower() not in _ENDINGS or not source.is_file():
@@ -42,13 +42,13 @@ def recognises(source: Path) -> bool:
 
 
 def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
-    """The annotations that are submitted or skipped. Drafts and predictions are left out.
+    """The submitted and skipped annotations, without drafts and predictions.
 
     Args:
         source: a file, or an exported folder into which Label Studio's files were put.
 
     Raises:
-        DataError: it is no JSON (after what came before has been yielded), or the folder holds none.
+        DataError: it is no JSON (after the readable part has been yielded), or the folder holds none.
     """
     for file in _files(source):
         with file.open("rb") as stream:
@@ -77,7 +77,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _annotations(item: Item, labels: LabelMap, subject: str) -> Iterator[Annotation | Rejected]:
-    """What one task says."""
+    """The annotations of one task."""
     if item.content is None:
         limit = LONGEST_TASK >> 20
         yield Rejected(subject, f"It has {item.length >> 20} MiB, more than the {limit} MiB that a task may.")
@@ -96,14 +96,14 @@ def _annotations(item: Item, labels: LabelMap, subject: str) -> Iterator[Annotat
         return
     for annotation in annotations:
         if origin is None or not isinstance(annotation, dict):
-            yield Rejected(subject, "It has an annotation that is none.")
+            yield Rejected(subject, "It has an annotation that is no object.")
         else:
             yield _annotation(annotation, origin, labels, subject)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Which image, of which queue, a task is of, and what was proposed."""
+    """A task's image and queue, and the proposal."""
 
     image_id: int
     queue: str | None
@@ -141,8 +141,8 @@ def _annotation(annotation: dict[str, Any], task: _Task, labels: LabelMap, subje
 
 
 def _proposal(annotation: dict[str, Any], task: _Task) -> object:
-    """The result that the annotator began with: it is with the annotation, or with the task where that has
-    only one."""
+    """The result that the annotator began with: that of the annotation, or of the task where it has only
+    one."""
     predictions = [annotation.get("prediction")]
     if isinstance(task.predictions, list) and len(task.predictions) == 1:
         predictions += task.predictions
@@ -151,21 +151,21 @@ def _proposal(annotation: dict[str, Any], task: _Task) -> object:
 
 
 def _named(subject: str, identifier: object, what: str = "task") -> str:
-    """A subject with Label Studio's own number of the task or annotation, where that is one."""
+    """A subject with Label Studio's own number of the task or annotation, where it has one."""
     if type(identifier) is not int or not 0 <= identifier <= _LARGEST_ID:
         return subject
     return f"{subject.rpartition(', task ')[0] if what == 'task' else subject}, {what} {identifier}"
 
 
 def _origin(identifier: object, created: datetime | None) -> str | None:
-    """Numbers are a server's own; the time, to the microsecond, tells servers apart."""
+    """An annotation's number and time: servers use the same numbers, and differ in the microseconds."""
     if type(identifier) is not int or not 0 <= identifier <= _LARGEST_ID:
         return None
     return f"annotation {identifier}" + ("" if created is None else f" of {created.isoformat()}")
 
 
 def _annotator(completed_by: object) -> str | None:
-    """An email address or a name; `user 3` where the file has no more than a number."""
+    """An email address or a name; `user 3` where the file only has a number."""
     if isinstance(completed_by, dict):
         for key in ("email", "username"):
             if (name := _text(completed_by.get(key))) is not None:

@@ -32,13 +32,13 @@ def encode(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def decode(url: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Which pixels are painted, bool [H, W], of an untrusted data URL.
+    """The painted pixels of an untrusted data URL, bool [H, W].
 
     Args:
-        url: whatever JSON stands in its place.
+        url: any JSON value.
 
     Raises:
-        DataError: it is no PNG of this size with transparency. Its size is looked at before it is decoded.
+        DataError: it is no PNG of this size with transparency. Its size is checked before it is decoded.
     """
     if not isinstance(url, str) or not url.startswith(PREFIX):
         raise DataError("The mask is not a PNG in a data URL.", _REMEDY)

@@ -1,8 +1,8 @@
 """Label Studio's run-length encoding of a painted mask: thi.ng's rle-pack over the RGBA pixels of the image.
 
-A stream of bits, the highest first: how many values there are (32 bits), bits a value less 1 (5), four run
-sizes less 1 (4 each); then runs. A run is one bit that says whether its values are all the same, two that
-choose a run size, the length less 1 in so many bits, and the value, or as many values as it is long.
+A stream of bits, the highest first: the number of values (32 bits), bits of a value less 1 (5), four run
+sizes less 1 (4 each); then runs. A run is one bit that is set if all its values are the same, two bits that
+choose a run size, the length less 1 in so many bits, and the one value or all values.
 
 Legend: H height, W width, N runs, M values.
 """
@@ -26,7 +26,7 @@ _REMEDY = "Export it from Label Studio again."
 
 
 def encode(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """The mask [H, W] as Label Studio's own converter writes it: painted pixels are opaque white.
+    """The mask [H, W] in the form of Label Studio's own converter: painted pixels are opaque white.
 
     >>> encode(np.array([[True, False]]))
     [0, 0, 0, 8, 57, 27, 252, 127, 241, 128, 0]
@@ -46,10 +46,10 @@ def encode(mask: npt.NDArray[np.bool_]) -> list[int]:
 
 
 def decode(rle: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Which pixels are painted, bool [H, W], of an untrusted encoding.
+    """The painted pixels of an untrusted encoding, bool [H, W].
 
     Args:
-        rle: whatever JSON stands in its place.
+        rle: any JSON value.
 
     Raises:
         DataError: it is no encoding of an image of this size.
@@ -75,7 +75,7 @@ def decode(rle: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
 def _split(
     lengths: npt.NDArray[np.int64], painted: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Runs [N] that the largest run size can hold."""
+    """The runs [N], split so that the largest run size can hold each of them."""
     longest = 1 << _RUN_SIZES[-1]
     pieces = (lengths - 1) // longest + 1
     split = np.full(int(pieces.sum()), longest)
@@ -106,9 +106,9 @@ def _bytes(rle: object) -> bytes:
 
 
 def _runs(data: bytes, count: int, sizes: list[int]) -> tuple[list[int], list[int], list[bool]]:
-    """Of each run the bit at which its first value begins, how many values it has, and whether all are one.
+    """For each run, the first bit of its values, the number of values, and whether they are all the same.
 
-    Every run has a value at least, so that there are no more runs than values, nor than the data has bits.
+    Every run has at least one value, so that there are no more runs than values, or than bits in the data.
     """
     window = np.frombuffer(data + bytes(4), dtype=np.uint8).astype(np.uint32)
     windows = (window[:-3] << 24 | window[1:-2] << 16 | window[2:-1] << 8 | window[3:]).data
@@ -140,7 +140,7 @@ def _runs(data: bytes, count: int, sizes: list[int]) -> tuple[list[int], list[in
 
 
 def _alpha(data: bytes, places: list[int], lengths: list[int], same: list[bool]) -> npt.NDArray[np.uint8]:
-    """The last of each four values, [H · W]."""
+    """The alpha values, [H · W]: the last of each four values."""
     length = np.array(lengths)
     first = np.array(places)
     ends = np.cumsum(length)

@@ -1,7 +1,7 @@
-"""Label Studio's labeling interface: what its XML configuration shows, and what results call the classes.
+"""Label Studio's labeling interface: its XML configuration, and the names of the classes in results.
 
-Masks are one control, rectangles that say where to look another, so that the one cannot be mistaken for the
-other. What is shown of a task comes from its data: the names below.
+Masks are one control, and rectangles that show where to look another, so that the two cannot be confused.
+The interface shows a task's data, by the names below.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from xml.etree import ElementTree
 from pipeline.labeling.encoding import LabelMap, hexadecimal
 
 Masks = Literal["brush", "bitmask"]
-"""`bitmask` is exact to the pixel, and only newer servers know it; `brush` is known to all of them."""
+"""`bitmask` is exact to the pixel, and only newer servers support it; all of them support `brush`."""
 
 IMAGE, MASK, LOOK = "image", "mask", "look"
-"""Names in the configuration: of the image, of the masks' control, and of the rectangles'."""
+"""Names in the configuration: of the image, of the control for masks, and of that for rectangles."""
 LOOK_HERE = "look here"
 """The label of a queued region."""
 HEATMAPS, TITLE, REASON = "heatmaps", "title", "reason"
-"""Names in a task's data of what is shown beside the image."""
+"""Names of the members of a task's data that are shown beside the image."""
 
 _TAGS: dict[Masks, str] = {"brush": "BrushLabels", "bitmask": "BitmaskLabels"}
 _LOOK_COLOR = "#00d5ff"
@@ -29,10 +29,10 @@ _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def labeling_config(labels: LabelMap, *, masks: Masks = "bitmask", heatmaps: bool = True) -> str:
-    """The XML of a project.
+    """The XML configuration of a project.
 
     Args:
-        heatmaps: tasks have pictures of where to look, which are shown beside the image.
+        heatmaps: whether tasks have pictures of where to look, which are shown beside the image.
     """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Header", value=f"${TITLE}", size="4")
@@ -40,7 +40,7 @@ def labeling_config(labels: LabelMap, *, masks: Masks = "bitmask", heatmaps: boo
     control = ElementTree.SubElement(view, _TAGS[masks], name=MASK, toName=IMAGE)
     for value, color in zip(label_values(labels.names), labels.colors, strict=True):
         ElementTree.SubElement(control, "Label", _label(value, color))
-    # regions are shown, and nobody is asked to draw more of them
+    # regions are shown, and annotators draw no more of them
     hidden = ElementTree.SubElement(view, "View", style="display: none")
     look = {"name": LOOK, "toName": IMAGE, "strokeWidth": "3", "fillOpacity": "0"}
     look_control = ElementTree.SubElement(hidden, "RectangleLabels", look)
@@ -59,13 +59,13 @@ def labeling_config(labels: LabelMap, *, masks: Masks = "bitmask", heatmaps: boo
 
 
 def masks_of(config: str) -> Masks | None:
-    """How masks travel with a configuration that a server has; None where it is not one of these."""
+    """The kind of masks of a server's configuration; None where it is not one of these."""
     control = _mask_control(config)
     return None if control is None else next(kind for kind, tag in _TAGS.items() if tag == control.tag)
 
 
 def with_masks(config: str, masks: Masks) -> str:
-    """A configuration of `labeling_config` with the other kind of masks, or as it is."""
+    """A configuration of `labeling_config` with this kind of masks."""
     if masks_of(config) in (None, masks):
         return config
     view = ElementTree.fromstring(config)
@@ -75,7 +75,7 @@ def with_masks(config: str, masks: Masks) -> str:
 
 
 def label_values(names: Sequence[str]) -> list[str]:
-    """What results call each class: its name, unless XML cannot hold that.
+    """The name of each class in results: its own, unless XML cannot hold that.
 
     >>> label_values(["road & <kerb>", "a\\x00b"])
     ['road & <kerb>', 'class 1']
@@ -90,7 +90,7 @@ def label_values(names: Sequence[str]) -> list[str]:
 
 
 def _mask_control(config: str) -> ElementTree.Element | None:
-    if "<!" in config:  # declarations, of which none is needed and some are bombs
+    if "<!" in config:  # a declaration is never needed, and can be a bomb
         return None
     try:
         view = ElementTree.fromstring(config)
@@ -101,6 +101,6 @@ def _mask_control(config: str) -> ElementTree.Element | None:
 
 def _label(value: str, color: tuple[int, int, int]) -> dict[str, str]:
     label = {"value": value, "background": hexadecimal(color)}
-    if "$" in value:  # would be looked up in the task's data; results say the alias
+    if "$" in value:  # would be looked up in the task's data; results have the alias
         label |= {"value": value.replace("$", "\N{FULLWIDTH DOLLAR SIGN}"), "alias": value}
     return label

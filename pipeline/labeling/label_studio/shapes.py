@@ -1,7 +1,6 @@
-"""The mask that an annotation's result stands for.
+"""The mask of an annotation's result.
 
-A result is untrusted: classes are looked up, and sizes are compared with the image's before anything is
-decoded.
+A result is untrusted: classes are looked up, and sizes are compared with the image's before decoding.
 
 Legend: H height, W width.
 """
@@ -23,9 +22,9 @@ from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
 
 MOST_SHAPES = 2000
-"""Of an annotation."""
+"""Shapes of an annotation."""
 MOST_PIXELS = 1 << 33
-"""Of all shapes of an annotation: each is a mask of the whole image, however few bytes it takes."""
+"""Pixels of an annotation's shapes together: each is a mask of the whole image, even in a few bytes."""
 
 _DRAWN = re.compile("(polygon|rectangle|ellipse|keypoint|vector|brush|bitmask)(labels)?|labels|magicwand")
 _AGAIN = "Export it from Label Studio again."
@@ -34,13 +33,13 @@ _AGAIN = "Export it from Label Studio again."
 def paint(result: object, proposal: object, labels: LabelMap, width: int, height: int) -> DecodedMask:
     """The mask of an annotation.
 
-    Where shapes of different classes overlap, what the annotator has painted goes before what was proposed:
-    a correction need not be erased from the proposal. Among what was painted the later shape goes before,
-    and such pixels are counted as overlapping.
+    Where shapes of different classes overlap, the annotator's shapes are above the proposal: a correction
+    need not be erased from the proposal. Among the annotator's shapes, the later one is above, and such
+    pixels are counted as overlapping.
 
     Args:
-        result: of the annotation; whatever JSON stands in its place.
-        proposal: of the prediction that the annotator began with; what is no result is none.
+        result: of the annotation; any JSON value.
+        proposal: of the prediction that the annotator began with; an invalid result counts as none.
         width, height: of the image.
 
     Raises:
@@ -63,7 +62,7 @@ def paint(result: object, proposal: object, labels: LabelMap, width: int, height
 
 
 def _proposed(result: object, values: dict[str, int], *, width: int, height: int) -> Mask:
-    """What was proposed, [H, W]; 255 where nothing was, and everywhere where it cannot be read."""
+    """The proposed mask [H, W]; 255 where it has no class, or everywhere if it cannot be read."""
     mask = np.full((height, width), IGNORE, dtype=np.uint8)
     try:
         for region in _shapes(result, width * height):
@@ -75,12 +74,12 @@ def _proposed(result: object, values: dict[str, int], *, width: int, height: int
 
 
 def _shapes(result: object, pixels: int) -> list[dict[str, Any]]:
-    """What is drawn on an image of so many pixels: not boxes that say where to look, relations, or answers to
-    questions."""
+    """The shapes drawn on an image of so many pixels, without boxes that show where to look, relations, or
+    answers to questions."""
     if not isinstance(result, list):
         raise DataError("Its result is no list.", _AGAIN)
     if not all(isinstance(region, dict) and isinstance(region.get("type"), str) for region in result):
-        raise DataError("Its result holds what is no region.", _AGAIN)
+        raise DataError("Its result has an item that is no region.", _AGAIN)
     shapes = [
         region
         for region in result

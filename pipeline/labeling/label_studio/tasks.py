@@ -36,12 +36,12 @@ from pipeline.labeling.queue_writer import QueueWriter
 
 TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
-"""How a task names a file below the server's document root."""
+"""The beginning of a task's path of a file below the server's document root."""
 INSTRUCTIONS = (
     "Look inside the light blue boxes; the picture beside the image says where the model is unsure.",
     "Choose a class's mask in the list of regions, then paint what it lacks, and erase what is not of it.",
-    "What you paint goes before what was proposed: it need not be erased from the other mask.",
-    "A pixel that you cannot tell stays unpainted.",
+    "What you paint is above the proposal: you need not erase it from the other mask.",
+    "A pixel whose class you cannot tell stays unpainted.",
 )
 """For the annotator."""
 
@@ -53,7 +53,7 @@ class TasksWriter(QueueWriter):
     """Writes `images`, `heatmaps`, `tasks.json`, `config.xml`, and the manifest.
 
     Args:
-        masks: how masks travel; `brush` for a Label Studio before 1.21.
+        masks: the encoding of masks; `brush` for a Label Studio before 1.21.
     """
 
     overlays = HEATMAPS
@@ -85,7 +85,7 @@ class TasksWriter(QueueWriter):
         return _readme(self.queue, images=self.manifest.images, regions=self.manifest.regions)
 
     def write_image(self, image: OutgoingImage) -> str:
-        """Write the image as a browser can show it; its path in the folder."""
+        """Write the image in a format for browsers; return its path in the folder."""
         info = probe_image(image.source, max_pixels=sys.maxsize)
         if image.source.suffix.lower() in _SHOWN_BY_BROWSERS and info.bits == 8:
             return super().write_image(image)
@@ -108,7 +108,7 @@ class TasksWriter(QueueWriter):
 
 
 def model_version(queue: str, model: str) -> str:
-    """What Label Studio calls the predictions of a queue."""
+    """Label Studio's name of a queue's predictions."""
     return f"{queue} {model}"
 
 
@@ -131,14 +131,14 @@ def mask_results(mask: Mask, names: list[str], *, image_id: int, masks: Masks) -
 
 
 def mask_value(painted: np.ndarray[Any, np.dtype[np.bool_]], label: str, *, masks: Masks) -> dict[str, Any]:
-    """What a region of one class [H, W] holds."""
+    """The value of a region of one class [H, W]."""
     if masks == "bitmask":
         return {"imageDataURL": bitmask.encode(painted), "bitmasklabels": [label]}
     return {"format": "rle", "rle": brush.encode(painted), "brushlabels": [label]}
 
 
 def with_masks_as(results: list[dict[str, Any]], masks: Masks) -> list[dict[str, Any]]:
-    """The regions of a task of ours, with masks of the other kind where these are wanted.
+    """The regions of an exported task, with masks of this kind.
 
     Raises:
         DataError: a mask is damaged.

@@ -1,6 +1,6 @@
 """The server of a labeling tool: an exported queue is pushed to it, and finished labels are pulled from it.
 
-A pull writes files that the tool's own reader reads, so labels from a server are checked like any others.
+A pull writes files for the tool's own reader, so that labels from a server are checked like any others.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.labeling.exchange import shown
 
 
 class ServerError(UserError):
-    """A labeling server cannot be reached, refuses the token, or answers with an error."""
+    """A labeling server cannot be reached, rejects the token, or answers with an error."""
 
 
 def check_url(url: str, *, tool: str) -> None:
-    """Check that a URL may be that of a labeling server.
+    """Check that a URL may belong to a labeling server.
 
     Raises:
         ServerError: it has another scheme, no host, or the name of a user.
@@ -51,14 +51,14 @@ def check_token(token: str, *, url: str, tool: str, remedy: str) -> None:
 def another_server(url: str, *, tool: str) -> ServerError:
     """The error for a server whose answers are not those of the tool."""
     return ServerError(
-        f"{url} does not answer as {tool} does.",
-        f"Check the address; it is the one that {tool}'s pages have in a browser.",
+        f"{url} does not answer like {tool}.",
+        f"Check the address: it is that of {tool}'s pages in a browser.",
     )
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has done.
+    """The result of a push.
 
     Attributes:
         places: the numbers of the server's projects or tasks that have the queue now.
@@ -74,14 +74,14 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Finished labels as files, and the server's time of the newest one, from which the next pull goes on."""
+    """Finished labels as files, and the server's time of the newest one, where the next pull begins."""
 
     files: list[Path]
     newest: datetime | None
 
 
 class LabelingServer(Protocol):
-    """One server, with a token from the environment. Every method raises a ServerError where it fails."""
+    """A server, with a token from the environment. Every method raises a ServerError where it fails."""
 
     url: str
 
@@ -90,7 +90,7 @@ class LabelingServer(Protocol):
         by the next one, without duplicates.
 
         Args:
-            folder: as the tool's writer has written it, with its manifest.
+            folder: written by the tool's writer, with its manifest.
             places: the numbers of the server's projects or tasks that have this queue already, or else the
                 other queues of the project.
         """
@@ -100,7 +100,7 @@ class LabelingServer(Protocol):
         """Download the finished and skipped labels of a queue as files in the folder `into`.
 
         Args:
-            since: only labels that were changed at this time or later. A label that comes twice is imported
+            since: only labels that were changed at this time or later. A label that is pulled twice counts
                 once.
         """
         ...

@@ -1,7 +1,7 @@
 """A CVAT server: a queue is pushed as tasks of so many images each, finished tasks are pulled.
 
-CVAT hands images out in the order of their task, and has no other way to say which come first. What is there
-already is found out by looking at the tasks' names and images.
+CVAT hands images out in the order of their task, and has no other setting for an order. A push finds the
+images that are on the server already by the tasks' names and images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CvatServer:
         url: of the server.
         token: a personal access token, or `user:password`.
         project: the segcurate project's name, with which the names of tasks begin.
-        batch: images a task.
+        batch: images of a task.
         timeout: seconds to wait for an answer.
     """
 
@@ -43,12 +43,12 @@ class CvatServer:
         self._timeout = timeout
 
     def push(self, folder: Path, *, places: Sequence[str]) -> Pushed:
-        """Make tasks of the images that are not in any; a task without images was left behind by a push that
-        was killed, and is removed. Images without annotations get theirs, unless an annotator has begun it.
+        """Make tasks of the images that are not in any. A task without images is left from a push that was
+        killed, and is removed. A task without annotations gets proposals, unless an annotator has begun it.
 
         Raises:
             DataError: the folder is no queue that was exported for CVAT.
-            ServerError: as the server interface says.
+            ServerError: as `LabelingServer`.
         """
         queue = ExportedQueue.of(folder)
         with self._connected() as server:
@@ -79,7 +79,7 @@ class CvatServer:
         )
 
     def pull(self, *, queue: str, places: Sequence[str], into: Path, since: datetime | None = None) -> Pulled:
-        """Fetch the tasks of which every job is completed, as an archive each."""
+        """Fetch each task whose jobs are all completed, as an archive."""
         files: list[Path] = []
         newest: datetime | None = None
         with self._connected() as server:
@@ -117,7 +117,7 @@ class CvatServer:
         return f"{self._project} {queue}"[:_LONGEST_NAME]
 
     def _tasks(self, server: CvatConnection, queue: ExportedQueue, places: Sequence[str]) -> list[Task]:
-        """The tasks that may be this queue's, oldest first: of the known places, and of the names it uses."""
+        """The tasks that may belong to the queue, oldest first: of the known places, and of its names."""
         name = self._name(queue.name)
         named = [
             task
@@ -138,7 +138,7 @@ class CvatServer:
 
 
 def _of_places(server: CvatConnection, places: Sequence[str]) -> list[Task]:
-    """The tasks of these places that there still are."""
+    """The tasks of these places that still exist."""
     tasks = (server.task(int(place)) for place in places if place.isdecimal())
     return [task for task in tasks if task is not None]
 

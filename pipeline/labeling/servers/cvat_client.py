@@ -23,9 +23,9 @@ from pipeline.labeling.untrusted.json_items import iter_items, load_item
 
 TOOL = "CVAT"
 POLL_SECONDS = 2.0
-"""Between questions whether the server is done."""
+"""Seconds between two requests for the state of the server's work."""
 UPLOADED, EXPORTED = "CVAT 1.1", "CVAT for images 1.1"
-"""What CVAT calls its own format, coming in and going out."""
+"""CVAT's names of its own format, for uploads and for exports."""
 
 _LONGEST_SHAPE = 64 << 20
 _TOKEN_REMEDY = "Create an access token in CVAT's profile page, and put it into CVAT_ACCESS_TOKEN."
@@ -41,7 +41,7 @@ def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnecti
         timeout: seconds to wait for an answer.
 
     Raises:
-        ServerError: in the block too: what the server, or the way to it, has failed at.
+        ServerError: also in the block: the server or the network has failed.
     """
     check_url(url, tool=TOOL)
     user, is_password, password = token.partition(":")
@@ -72,7 +72,7 @@ class CvatConnection:
         return self._client.tasks.list(name__contains=part)
 
     def task(self, identifier: int) -> Task | None:
-        """The task of this number; None where there is none (any more)."""
+        """The task of this number; None where it does not exist."""
         try:
             return self._client.tasks.retrieve(identifier)
         except NotFoundException:
@@ -83,12 +83,12 @@ class CvatConnection:
         return [frame.name for frame in task.get_frames_info() or []]
 
     def jobs(self, task: Task) -> list[Job]:
-        """The jobs that people label in: those of a task that has data."""
+        """The annotation jobs of a task; it has none without data."""
         jobs = self._client.jobs.list(task_id=task.id)
         return [job for job in jobs if str(job.type) == "annotation"]
 
     def sources(self, task: Task) -> Generator[str]:
-        """How each annotation of a task came to be, such as `manual` or `file`; read as they are sent."""
+        """The source of each annotation of a task, such as `manual` or `file`; read while it is sent."""
         _, response = self._client.api_client.tasks_api.retrieve_annotations(task.id, _parse_response=False)
         with response:
             try:
@@ -102,50 +102,50 @@ class CvatConnection:
                 raise _BadAnswerError from error
 
     def has_annotations(self, task: Task) -> bool:
-        """Whether there is anything on a task's images."""
+        """Whether a task has any annotation."""
         return next(self.sources(task), None) is not None
 
     def is_begun(self, task: Task) -> bool:
-        """Whether anybody has worked in a task: taken up a job, or drawn something."""
+        """Whether an annotator has worked in a task: opened a job, or drawn a shape."""
         if any((str(job.state), str(job.stage)) != ("new", "annotation") for job in self.jobs(task)):
             return True
         return any(source in _BY_PEOPLE for source in self.sources(task))
 
     def create_task(self, name: str, labels: Sequence[dict[str, Any]], files: Sequence[Path]) -> Task:
-        """A new task with these images, in this order and as they are."""
+        """Create a task with these images, in this order and unchanged."""
         task = self._client.tasks.create({"name": name, "labels": list(labels)})
         params = {"image_quality": 100, "sorting_method": "predefined"}
         task.upload_data(list(files), params=params)
         return task
 
     def annotate(self, task: Task, document: Path) -> None:
-        """Put annotations onto a task's images, in the place of what is there."""
+        """Replace the annotations of a task."""
         task.import_annotations(UPLOADED, document, conv_mask_to_poly=False)
 
     def export(self, task: Task, path: Path) -> None:
-        """Fetch a task's annotations, as the archive that CVAT makes of them."""
+        """Fetch a task's annotations as CVAT's archive."""
         path.unlink(missing_ok=True)
         with writing(path):
             task.export_dataset(EXPORTED, path, include_images=False)
 
     def remove(self, task: Task) -> None:
-        """Remove a task with all that is in it."""
+        """Remove a task with its images and annotations."""
         task.remove()
 
 
 @contextmanager
 def _server_errors(url: str) -> Generator[None]:
     """Raise the errors of CVAT's client as a ServerError. The token is in none of its messages."""
-    again = "Run the command again; nothing will be there twice."
+    again = "Run the command again; nothing is created twice."
     try:
         yield
     except BackgroundRequestException as error:
-        raise ServerError(f"{url} could not do what it was asked for: {shown(error)}.", again) from error
+        raise ServerError(f"{url} could not carry out the request: {shown(error)}.", again) from error
     except ApiException as error:
         raise _refused(url, error) from error
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:
         if isinstance(getattr(error, "reason", None), urllib3.exceptions.ResponseError):
-            raise ServerError(f"{url} fails again and again.", "Run the command again later.") from error
+            raise ServerError(f"{url} fails repeatedly.", "Run the command again later.") from error
         raise ServerError(
             f"{url} cannot be reached, or does not answer in time: {shown(type(error).__name__)}.",
             "Check the address, and that CVAT runs there.",
@@ -153,16 +153,16 @@ def _server_errors(url: str) -> Generator[None]:
     except (CvatSdkException, OpenApiException, _BadAnswerError) as error:
         raise another_server(url, tool=TOOL) from error
     except (AssertionError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise another_server(url, tool=TOOL) from error  # its client trusts answers
+        raise another_server(url, tool=TOOL) from error  # CVAT's client trusts answers
 
 
 def _refused(url: str, error: ApiException) -> ServerError:
     status = error.status or 0
     if status == 401:
-        return ServerError(f"{url} does not take the token.", _TOKEN_REMEDY)
+        return ServerError(f"{url} does not accept the token.", _TOKEN_REMEDY)
     if status == 403:
         return ServerError(
-            f"{url} does not allow this user to do that.", "Use the token of somebody who may create tasks."
+            f"{url} does not allow this user to do that.", "Use the token of a user who may create tasks."
         )
     if status == 404:
         return ServerError(f"{url} has no such page.", "Check the address, and that it is CVAT's.")
@@ -174,15 +174,15 @@ def _refused(url: str, error: ApiException) -> ServerError:
             "Check the address and its certificate.",
         )
     reason = shown(_text(error.body)).removesuffix(".")
-    return ServerError(f"{url} refuses this (status {status}): {reason}.", "See what CVAT asks for.")
+    return ServerError(f"{url} refuses this (status {status}): {reason}.", "Correct what CVAT names.")
 
 
 def _text(body: object) -> str:
-    return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "it does not say why")
+    return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "it gives no reason")
 
 
 def _limited(request: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    """CVAT's client waits without end where nothing else is said."""
+    """The request with a time limit; CVAT's client has none by default."""
 
     def send(*args: Any, _request_timeout: object = None, **kwargs: Any) -> Any:
         return request(*args, _request_timeout=_request_timeout or (seconds, seconds), **kwargs)

@@ -1,4 +1,4 @@
-"""A queue as it was exported for CVAT, in the parts that a server is sent: images, and their annotations."""
+"""A queue that was exported for CVAT, in the parts that a server gets: images, and their annotations."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class ExportedQueue:
-    """A queue's folder, as far as pushing it needs to know it.
+    """The parts of a queue's folder that a push needs.
 
     Attributes:
         name: of the queue.
-        images: the files by the names that CVAT gets to see, in the order of their ranks.
+        images: the files by their names in CVAT, in the order of their ranks.
         labels: as CVAT's form takes them.
-        places: where each image's element begins and ends in the annotations; `head` is what is before.
+        elements: begin and end of each image's element in the annotations; `head` bytes are before them.
     """
 
     folder: Path
     name: str
     images: dict[str, Path]
     labels: list[dict[str, Any]]
-    places: dict[str, tuple[int, int]]
+    elements: dict[str, tuple[int, int]]
     head: int
 
     @classmethod
     def of(cls, folder: Path) -> ExportedQueue:
-        """Look through an exported folder.
+        """Read an exported folder.
 
         Raises:
             DataError: it was not exported for CVAT, is incomplete, or empty.
@@ -56,23 +56,23 @@ class ExportedQueue:
             name, path = entry.queue, folder / entry.image
             images[path.name] = path
         if not images:
-            raise _unfit(folder, "there is no image in it")
+            raise _unfit(folder, "it has no image")
         starts: dict[str, int] = {}
         with (folder / ANNOTATIONS).open("rb") as stream:
             for element in iter_elements(stream, frozenset({"image"})):
                 if isinstance(element, Element):
                     starts[element.attributes.get("name", "")] = element.start
         ends = [*list(starts.values())[1:], (folder / ANNOTATIONS).stat().st_size - len(END)]
-        places = {key: (start, end) for (key, start), end in zip(starts.items(), ends, strict=True)}
-        if not images.keys() <= places.keys():
+        elements = {key: (start, end) for (key, start), end in zip(starts.items(), ends, strict=True)}
+        if not images.keys() <= elements.keys():
             raise _unfit(folder, f"{ANNOTATIONS} lacks images")
         labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        return cls(folder, name, images, labels, places, head=next(iter(starts.values())))
+        return cls(folder, name, images, labels, elements, head=next(iter(starts.values())))
 
     @contextmanager
     def staged(self, names: Sequence[str]) -> Generator[list[Path]]:
         """The images as files of their own, until the block ends: CVAT's client follows links, and would
-        send the names of what they lead to.
+        send the names of their targets.
 
         Raises:
             DataError: an image is missing.
@@ -86,7 +86,7 @@ class ExportedQueue:
                     raise DataError(f"{self.images[name]} is missing.", "Export the queue again.")
                 try:
                     os.link(source, path)
-                except OSError:  # another file system, or one without links
+                except OSError:  # another file system, or one without hard links
                     with writing(path):
                         shutil.copyfile(source, path)
                 paths.append(path)
@@ -102,7 +102,7 @@ class ExportedQueue:
         with tempfile.TemporaryDirectory(prefix="segcurate-") as folder:
             path = Path(folder) / ANNOTATIONS
             with writing(path), (self.folder / ANNOTATIONS).open("rb") as source, path.open("wb") as copy:
-                for start, end in ((0, self.head), *(self.places[name] for name in names)):
+                for start, end in ((0, self.head), *(self.elements[name] for name in names)):
                     source.seek(start)
                     for at in range(start, end, _CHUNK):
                         copy.write(source.read(min(_CHUNK, end - at)))

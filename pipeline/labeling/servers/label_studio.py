@@ -1,7 +1,7 @@
 """A Label Studio server: a queue's tasks are pushed into one project, and finished work is pulled from it.
 
-All queues of a segcurate project lie in one project there, which says in its description whose it is. A task
-says in its data which queue and image it is of: what is there already is found out by looking.
+All queues of a segcurate project are in one project of the server, whose description names the segcurate
+project. A task's data has its queue and image: a push finds the images that are on the server already by it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from pipeline.labeling.untrusted.json_items import iter_items, load_item
 Sampling = Literal["Sequential sampling", "Uncertainty sampling"]
 
 FIRST_WITH_BITMASKS = (1, 21)
-"""The version from which on every Label Studio knows masks that are exact to the pixel."""
+"""The first version of Label Studio that supports masks that are exact to the pixel."""
 CHUNK_BYTES = 16 << 20
-"""Of tasks in a request; servers take 200 MB."""
+"""Bytes of tasks in a request; servers accept 200 MB."""
 CHUNK_TASKS = 200
 PASSES = 3
-"""A push looks so often for what is missing, where the server leaves it unanswered."""
+"""Attempts of a push to send the missing images, where the server does not answer."""
 
 _LONGEST_TASK = 256 << 20
 _PULLED_AT_ONCE = 8
@@ -56,15 +56,15 @@ class LabelStudioServer:
         url: of the server.
         token: a personal access token, or a legacy one.
         project: the segcurate project's name.
-        images: how annotators' browsers get at images: `upload` sends them to the server, `local` names them
-            below the server's document root, and anything else is what an image's URI is put after, such as
-            `https://frames.example.org/` or `s3://bucket/`. Overlays are uploaded with the last, too.
-        masks: `auto` means bitmasks where the server knows them.
-        sampling: in which order it hands out tasks. Both begin with the best rank; the second also where
-            queues lie one behind the other.
-        document_root: of the server, for `local`; the exported folder is seen there by the same path.
+        images: how annotators' browsers get images: `upload` sends them to the server, `local` names them
+            below the server's document root, and anything else is a prefix of an image's URI, such as
+            `https://frames.example.org/` or `s3://bucket/`. With a prefix, overlays are uploaded, too.
+        masks: `auto` means bitmasks where the server supports them.
+        sampling: the order in which the server hands out tasks. Both begin with the best rank; the second
+            also if the project has several queues.
+        document_root: of the server, for `local`; the exported folder has the same path on the server.
         timeout: seconds to wait for an answer.
-        transport: what requests go through, for tests.
+        transport: of the requests, for tests.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LabelStudioServer:
         """As `LabelingServer.push`; a place is a project's number.
 
         Raises:
-            ServerError: the server cannot be reached, or refuses something.
+            ServerError: the server cannot be reached, or rejects a request.
             DataError: the folder is no export for Label Studio.
         """
         config, queue = _read_config(folder), str(next(_read_tasks(folder))["data"]["queue"])
@@ -126,7 +126,7 @@ class LabelStudioServer:
         """As `LabelingServer.pull`: a line for each annotation, in a file for each project.
 
         Raises:
-            ServerError: the server cannot be reached, or the project is gone from it.
+            ServerError: the server cannot be reached, or no longer has the project.
             UserError: the folder cannot be written.
         """
         projects = self._projects(places)
@@ -165,7 +165,7 @@ class LabelStudioServer:
         return retired
 
     def _open(self, places: Sequence[str], config: str, *, masks: Masks) -> ServerProject:
-        """The project, made where it is not, with the configuration and sampling that it must have."""
+        """The project, created if it does not exist, with the right configuration and sampling."""
         found = self._find(places)
         if found is None:
             return self._api.make_project(
@@ -176,7 +176,7 @@ class LabelStudioServer:
                 sampling=self._sampling,
                 show_collab_predictions=True,
             )
-        # masks of another kind cannot be edited: a project keeps the kind that it has begun with
+        # masks of another kind cannot be edited: a project keeps its first kind
         kept = masks_of(found.label_config or "") if self._masks == "auto" else None
         changes: dict[str, str] = {}
         if (found.label_config or "").strip() != (wanted := with_masks(config, kept or masks).strip()):
@@ -186,7 +186,7 @@ class LabelStudioServer:
         return self._api.change_project(found.id, **changes) if changes else found
 
     def _find(self, places: Sequence[str]) -> ServerProject | None:
-        """The newest known project that is still there; else the one that says it is this project's."""
+        """The newest known project that still exists; else the one whose description names this project."""
         for place in reversed(places):
             if place.isdecimal():
                 with suppress(GoneError):
@@ -198,7 +198,7 @@ class LabelStudioServer:
         return None
 
     def _projects(self, places: Sequence[str]) -> list[int]:
-        """The numbers of the projects that are known and still there, or that are found."""
+        """The numbers of the known projects that still exist, or of the one that `_find` returns."""
         known: list[int] = []
         for place in places:
             if place.isdecimal():
@@ -209,7 +209,7 @@ class LabelStudioServer:
         return known
 
     def _send_missing(self, project: ServerProject, folder: Path, there: set[object]) -> list[int]:
-        """Create the tasks of images that are not there, in the order of their ranks; the ids of all."""
+        """Create the tasks of images without one, in the order of their ranks; return all images' ids."""
         with_urls = image_urls(
             self._api, project.id, folder, images=self._images, document_root=self._document_root
         )
@@ -237,7 +237,7 @@ class LabelStudioServer:
         return {task.data.get("image_id") for task in tasks if task.data.get("queue") == queue}
 
     def _follow_newest(self, project: ServerProject) -> None:
-        """Let the project show, and sample by, the predictions of the queue that was pushed last."""
+        """Make the project show, and sample by, the predictions of the queue that was pushed last."""
         newest = self._api.newest_task(project.id)
         queue, model = (None if newest is None else newest.data.get(key) for key in ("queue", "model"))
         if isinstance(queue, str) and isinstance(model, str):
@@ -246,7 +246,7 @@ class LabelStudioServer:
                 self._api.change_project(project.id, model_version=version)
 
     def _tasks(self, project: int, queue: str) -> Iterator[tuple[int, bool]]:
-        """The tasks of a queue, and whether anybody has begun with each."""
+        """The tasks of a queue, and whether an annotator has begun each."""
         filters = [_of_queue(queue)]
         wanted = "id,total_annotations,cancelled_annotations,draft_exists"
         for task in self._api.tasks(project, filters=filters, fields="all", include=wanted):
@@ -255,7 +255,7 @@ class LabelStudioServer:
     def _finished(
         self, project: int, queue: str, emails: Mapping[int, str], since: datetime | None
     ) -> Iterator[tuple[str, datetime]]:
-        """Annotations of a queue as lines of a file, and when each was changed."""
+        """Annotations of a queue as lines of a file, and the time of each one's last change."""
         filters = [_of_queue(queue)]
         if since is not None:
             # a task changes with its annotations
@@ -284,12 +284,12 @@ def _of_queue(queue: str) -> dict[str, Any]:
 
 
 def _marker(project: str) -> str:
-    """The line of a description that says whose queues a project holds."""
+    """The line of a description that names the segcurate project of the queues."""
     return f"segcurate project: {shown(project)}"
 
 
 def _title(project: str) -> str:
-    """Label Studio takes 3 to 50 characters."""
+    """A title for the project; Label Studio accepts 3 to 50 characters."""
     plain = shown(project)
     return (plain if len(plain) >= 3 else f"segcurate {plain}")[:_LONGEST_TITLE]
 

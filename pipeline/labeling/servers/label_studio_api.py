@@ -1,4 +1,4 @@
-"""The part of Label Studio's HTTP API that queues need. Every answer is validated."""
+"""The part of Label Studio's HTTP API that queues need. Every response is validated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ServerAnnotation(BaseModel):
-    """An annotation; members that are not named here stay as they are."""
+    """An annotation; other members stay as they are."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -29,7 +29,7 @@ class ServerAnnotation(BaseModel):
 
 
 class ServerTask(BaseModel):
-    """A task, as much of it as was asked for."""
+    """A task, with the requested members."""
 
     id: Annotated[int, Field(ge=1)]
     data: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class ServerTask(BaseModel):
 
     @property
     def begun(self) -> bool:
-        """Whether anybody has annotated or skipped it, or has a draft of it."""
+        """Whether an annotator has annotated or skipped it, or has a draft of it."""
         return bool(self.total_annotations or self.cancelled_annotations or self.draft_exists)
 
 
@@ -82,7 +82,7 @@ class _Storage(BaseModel):
 
 
 class _Import(BaseModel):
-    """What an edition that imports in the background answers."""
+    """The response of an edition that imports in the background."""
 
     id: Annotated[int, Field(alias="import")]
 
@@ -97,7 +97,7 @@ class _Version(BaseModel):
 
 
 class LabelStudioApi:
-    """The requests to a server. Every method raises a ServerError where the server does not carry it out."""
+    """The requests to a server. Every method raises a ServerError where a request fails."""
 
     def __init__(self, http: LabelStudioHttp) -> None:
         self._http = http
@@ -119,7 +119,7 @@ class LabelStudioApi:
         """A project.
 
         Raises:
-            GoneError: there is none of this number.
+            GoneError: the server has no project of this number.
         """
         return self._parsed(ServerProject, self._http.send("GET", f"/api/projects/{id}/"))
 
@@ -144,7 +144,7 @@ class LabelStudioApi:
         return self._parsed(ServerProject, self._http.send("PATCH", f"/api/projects/{id}/", body=members))
 
     def add_tasks(self, project: int, tasks: Sequence[bytes]) -> None:
-        """Create tasks, given as JSON; an edition that does so in the background is waited for."""
+        """Create tasks, given as JSON; wait for an edition that does so in the background."""
         body = b"[" + b",".join(tasks) + b"]"
         answer = self._http.send("POST", f"/api/projects/{project}/import", body=body, repeatable=False)
         if not isinstance(answer, dict) or "import" not in answer:
@@ -162,7 +162,7 @@ class LabelStudioApi:
         raise self._http.unanswered()
 
     def delete_tasks(self, project: int, ids: Sequence[int]) -> None:
-        """Delete tasks with all that belongs to them."""
+        """Delete tasks with their annotations and predictions."""
         params = {"id": "delete_tasks", "project": project}
         body = {"selectedItems": {"all": False, "included": list(ids)}}
         self._http.send("POST", "/api/dm/actions/", params=params, body=body)
@@ -173,7 +173,7 @@ class LabelStudioApi:
         return [upload.file for upload in self._parsed_list(_Upload, answer)]
 
     def upload(self, project: int, name: str, content: bytes) -> str:
-        """Send a file to a project without making a task of it; its path there."""
+        """Send a file to a project without making a task of it; return its path on the server."""
         answer = self._http.send(
             "POST",
             f"/api/projects/{project}/import",
@@ -184,7 +184,7 @@ class LabelStudioApi:
         return self._parsed(_Upload, self._http.send("GET", f"/api/import/file-upload/{id}")).file
 
     def local_storages(self, project: int) -> list[str | None]:
-        """The folders that a project's annotators may see files of."""
+        """The folders whose files a project's annotators may see."""
         answer = self._http.send("GET", "/api/storages/localfiles/", params={"project": project})
         return [storage.path for storage in self._parsed_list(_Storage, answer)]
 
@@ -194,7 +194,7 @@ class LabelStudioApi:
         self._http.send("POST", "/api/storages/localfiles/", body=body)
 
     def emails(self) -> dict[int, str]:
-        """People's email addresses by number; none where the token's owner may not see them."""
+        """Users' email addresses by number; empty where the token's owner may not see them."""
         try:
             answer = self._http.send("GET", "/api/users/")
         except ServerError:
@@ -211,11 +211,11 @@ class LabelStudioApi:
     ) -> Iterator[ServerTask]:
         """Tasks of a project in the order of their ids, a page at a time.
 
-        Each page begins after the last id of the one before, so that tasks which come and go meanwhile move
-        no other to another page.
+        Each page begins after the last id of the page before, so that tasks which are created or deleted
+        meanwhile move no other task to another page.
 
         Args:
-            filters: of Label Studio's data manager; all of them hold.
+            filters: of Label Studio's data manager; a task must match all of them.
         """
         last = 0
         while True:
@@ -235,7 +235,7 @@ class LabelStudioApi:
                 return
 
     def newest_task(self, project: int) -> ServerTask | None:
-        """The task of a project that was made last."""
+        """The newest task of a project."""
         query = json.dumps({"ordering": ["-tasks:id"]})
         params = {"project": project, "page_size": 1, "query": query, "include": "id,data"}
         tasks = self._parsed(_Tasks, self._http.send("GET", "/api/tasks/", params=params)).tasks
@@ -248,7 +248,7 @@ class LabelStudioApi:
             raise self._http.another_server() from error
 
     def _parsed_list(self, model: type[_Model], answer: object) -> list[_Model]:
-        """Some lists come in pages where there is much."""
+        """The items of a list, which some servers send in pages."""
         rows = answer.get("results") if isinstance(answer, dict) else answer
         if not isinstance(rows, list):
             raise self._http.another_server()

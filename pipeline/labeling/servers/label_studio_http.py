@@ -38,9 +38,9 @@ class LabelStudioHttp:
 
     Args:
         url: of the server, such as `https://labels.example.org`.
-        token: a personal access token, or a legacy one where the server still takes these.
+        token: a personal access token, or a legacy one where the server still accepts these.
         timeout: seconds to wait for an answer.
-        transport: what requests go through, for tests.
+        transport: of the requests, for tests.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class LabelStudioHttp:
         repeatable: bool = True,
         authorized: bool = True,
     ) -> Any:
-        """Send a request, again where the server cannot be reached.
+        """Send a request; repeat it where the server cannot be reached.
 
         Args:
-            body: is sent as JSON; as it is where it is bytes.
+            body: is sent as JSON; bytes are sent as they are.
             files: names and contents, by the names of the form's fields.
             repeatable: whether the request may be sent again although it may have been carried out.
-            authorized: whether the token goes with it.
+            authorized: whether the token is sent with it.
 
         Returns:
             The parsed answer; None for an empty one.
 
         Raises:
-            GoneError: there is no such thing on the server.
-            UnansweredError: the request was sent, and no answer came; only where it is not repeatable.
-            ServerError: the server cannot be reached, refuses the token or the request, or is another server.
+            GoneError: the server does not have the requested object.
+            UnansweredError: the request was sent without an answer; only where it is not repeatable.
+            ServerError: the server cannot be reached, rejects the token or the request, or is another server.
         """
         sent: dict[str, Any] = {"params": params, "files": files, "repeatable": repeatable}
         if body is not None:
@@ -96,7 +96,7 @@ class LabelStudioHttp:
         """The error for a request that may have been carried out."""
         return UnansweredError(
             f"{self.url} has taken a request and not answered it.",
-            "Run the command again; nothing will be there twice.",
+            "Run the command again; nothing is created twice.",
         )
 
     def another_server(self) -> ServerError:
@@ -104,7 +104,7 @@ class LabelStudioHttp:
         return another_server(self.url, tool=TOOL)
 
     def _authorized(self, *, renew: bool = False) -> str:
-        """The header; a personal access token is exchanged for one that holds some minutes."""
+        """The header; a personal access token is exchanged for one that is valid for some minutes."""
         if self._authorization is None or renew:
             answer = self.send("POST", "/api/token/refresh/", body={"refresh": self._token}, authorized=False)
             access = answer.get("access") if isinstance(answer, dict) else None
@@ -160,14 +160,14 @@ class LabelStudioHttp:
         if status == 403:
             raise ServerError(
                 f"{self.url} does not let the token's owner do this{self._reason(response)}.",
-                "Use the token of somebody who may manage projects.",
+                "Use the token of a user who may manage projects.",
             )
         if status == 404:
             raise GoneError(f"{self.url} has no such thing{self._reason(response)}.", "Push the queue again.")
         if 300 <= status < 400:
             raise ServerError(
-                f"{self.url} sends on to {shown(response.headers.get('location', 'nowhere'))}.",
-                "Use the address that it sends on to.",
+                f"{self.url} redirects to {shown(response.headers.get('location', 'nowhere'))}.",
+                "Use the address that it redirects to.",
             )
         if status >= 400:
             raise ServerError(
@@ -197,5 +197,5 @@ class LabelStudioHttp:
     def _unreachable(self, error: Exception) -> ServerError:
         return ServerError(
             f"{self.url} cannot be reached: {shown(error) or type(error).__name__}.",
-            "Start Label Studio there, or check the address and the network.",
+            "Start Label Studio, or check the address and the network.",
         )

@@ -1,4 +1,4 @@
-"""The URLs of a queue's images in Label Studio, with which a task's data replaces the names of files."""
+"""The URLs of a queue's images in Label Studio, which replace the names of files in a task's data."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 def image_urls(
     api: LabelStudioApi, project: int, folder: Path, *, images: str, document_root: Path | None
 ) -> Callable[[Data], Data]:
-    """A function from a task's data to the same with URLs that the server's pages can show.
+    """A function that replaces the files of a task's data with URLs that the server's pages can show.
 
     Args:
-        images: `upload` sends files to the server, `local` lets it read the exported folder, and a URL is put
-            before the URI of each image.
+        images: `upload` sends files to the server, `local` lets it read the exported folder, and a URL is the
+            prefix of each image's URI.
         document_root: of the server, for `local`.
 
     Raises:
-        ServerError: `images` is none of these, or the server does not show the folder's files.
+        ServerError: `images` is none of these, or the server does not serve the folder's files.
     """
     upload = _Uploads(api, project, folder)
     if images in ("local", "upload"):
@@ -46,7 +46,7 @@ def image_urls(
 
     def prefixed(data: Data) -> Data:
         uri = str(data["uri"])
-        if not _REMOTE.match(uri):  # keys of object stores are names: only the web's need quoting
+        if not _REMOTE.match(uri):  # keys of object stores are plain names: only URLs need quoting
             uri = images + (quote(uri) if images.lower().startswith("http") else uri)
         return data | {IMAGE: uri} | _urls(data, (HEATMAPS,), upload)
 
@@ -54,7 +54,7 @@ def image_urls(
 
 
 def _urls(data: Data, keys: tuple[str, ...], url: Callable[[PurePosixPath], str]) -> Data:
-    """These members of a task's data, with a URL for each file that they name."""
+    """A task's data, with a URL for each file that these members name."""
 
     def replaced(value: Any) -> Any:
         return [replaced(one) for one in value] if isinstance(value, list) else url(_below(value))
@@ -63,7 +63,7 @@ def _urls(data: Data, keys: tuple[str, ...], url: Callable[[PurePosixPath], str]
 
 
 class _Uploads:
-    """Sends files to the server under a name made of their content, so that none is sent twice."""
+    """Sends files to the server under a name with a hash of their content, so that none is sent twice."""
 
     def __init__(self, api: LabelStudioApi, project: int, folder: Path) -> None:
         self._api = api
@@ -72,7 +72,7 @@ class _Uploads:
         self._sent: dict[str, str] | None = None
 
     def __call__(self, file: PurePosixPath) -> str:
-        """The URL of a file of the folder, which is sent if it is not on the server yet."""
+        """The URL of a file of the folder; the file is sent if it is not on the server yet."""
         if self._sent is None:
             listed = self._api.uploads(self._project)
             self._sent = {path.rpartition("/")[2].partition("-")[2]: path for path in listed}
@@ -90,11 +90,11 @@ class _Uploads:
 def _local_urls(
     api: LabelStudioApi, project: int, folder: Path, document_root: Path | None
 ) -> Callable[[PurePosixPath], str]:
-    """Let the server read the exported folder; the URLs of its files below the document root."""
+    """Let the server read the exported folder; return a function for its files' URLs."""
     root = folder if document_root is None else document_root.absolute()
     if not folder.is_relative_to(root):
         raise ServerError(
-            f"{folder} is not below the server's document root {root}.", "Export the queue there."
+            f"{folder} is not below the server's document root {root}.", "Export the queue below it."
         )
     below_root = PurePosixPath(folder.relative_to(root).as_posix())
     # a storage may not be the root itself

@@ -1,7 +1,7 @@
-"""Untrusted files, in a zip archive or in a folder: found and read one by one, within limits.
+"""Untrusted files, in a zip archive or in a folder: listed and read one by one, within limits.
 
-Nothing is ever extracted to a name that the archive chose, and no size that it states is believed: what is
-counted are the bytes that really come out.
+Nothing is extracted to a name from the archive, and the sizes that it states are not trusted: the limits
+apply to the decompressed bytes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pipeline.errors import DataError
 from pipeline.labeling.exchange import Rejected, shown
 
 MOST_MEMBERS = 100_000
-"""Of an archive, and files of a folder."""
+"""Members of an archive, and files of a folder."""
 LARGEST_DIRECTORY = 32 << 20
 """Bytes of an archive's list of members, which is read whole."""
 ALWAYS_BYTES = 256 << 20
-"""What may come out of any archive, all members together."""
+"""Decompressed bytes that any archive may have, all members together."""
 BYTES_PER_BYTE = 100
-"""What may come out of an archive beyond that, for each of its own bytes."""
+"""Decompressed bytes that an archive may have beyond that, for each of its own bytes."""
 
 _END, _END_SIZE, _LONGEST_COMMENT = b"PK\x05\x06", 22, 1 << 16
 _END_64, _LOCATOR_64, _SIZE_64 = b"PK\x06\x06", b"PK\x06\x07", 56 + 20
@@ -48,18 +48,18 @@ class Files(Protocol):
 
     Attributes:
         names: their paths, with `/`, relative to it; sorted.
-        rejected: what is there and will not be read.
+        rejected: files that are not read.
     """
 
     names: list[str]
     rejected: list[Rejected]
 
     def open(self, name: str, *, longest: int) -> BinaryIO:
-        """One of `names`, as a stream that raises a DataError when it is damaged, or has more bytes."""
+        """A file of `names`, as a stream that raises a DataError when it is damaged, or has more bytes."""
         ...
 
     def changed(self, name: str) -> datetime | None:
-        """When a file was written; aware. None where that is not known."""
+        """The time when a file was written; aware. None where it is unknown."""
         ...
 
 
@@ -109,11 +109,11 @@ class _Archive:
     def __init__(self, source: Path, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self.left = ALWAYS_BYTES + BYTES_PER_BYTE * source.stat().st_size
-        """Bytes that may still come out."""
+        """Decompressed bytes that may still be read."""
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.rejected: list[Rejected] = []
         members = [
-            info for info in archive.infolist() if not info.filename.endswith("/") and not _passed_over(info)
+            info for info in archive.infolist() if not info.filename.endswith("/") and not _is_ignored(info)
         ]
         times = Counter(info.filename for info in members)
         for info in members:
@@ -134,11 +134,11 @@ class _Archive:
             raise _damaged(name) from error
 
     def changed(self, name: str) -> datetime | None:
-        return None  # a member's time is in a time zone that the archive does not tell
+        return None  # a member's time is in an unknown time zone
 
 
 class _Member(io.RawIOBase):
-    """A member's content, within what it and its archive may give."""
+    """A member's content, within the limits of the member and of its archive."""
 
     def __init__(self, archive: _Archive, inner: IO[bytes], name: str, longest: int) -> None:
         self._archive = archive
@@ -181,7 +181,7 @@ class _Folder:
                 if path.name.startswith("."):
                     continue
                 if not name.isascii() and name.encode(errors="ignore").decode() != name:
-                    self.rejected.append(Rejected(shown(name), "Its name is no text."))
+                    self.rejected.append(Rejected(shown(name), "Its name is not valid text."))
                 elif path.is_symlink():
                     self.rejected.append(Rejected(shown(name), "It is a link."))
                 elif path.is_dir():
@@ -199,7 +199,7 @@ class _Folder:
                 raise _too_long(name, longest)
             return path.open("rb")
         except OSError as error:
-            raise DataError(f"{shown(name)} cannot be read.", "See what has become of it.") from error
+            raise DataError(f"{shown(name)} cannot be read.", "Check the file.") from error
 
     def changed(self, name: str) -> datetime | None:
         try:
@@ -208,8 +208,8 @@ class _Folder:
             return None
 
 
-def _passed_over(info: zipfile.ZipInfo) -> bool:
-    """What operating systems put into archives on their own."""
+def _is_ignored(info: zipfile.ZipInfo) -> bool:
+    """Whether an operating system has added the file on its own."""
     return any(part in _PASSED_OVER for part in PurePosixPath(info.filename).parts)
 
 
@@ -225,15 +225,15 @@ def _why_rejected(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & _ENCRYPTED:
         return "It is encrypted."
     if info.compress_type not in _METHODS:
-        return "It is compressed by a method that is not read here."
+        return "It is compressed by a method that cannot be read."
     return None
 
 
 def _check_directory(source: Path, stream: BinaryIO) -> None:
-    """Refuse an archive whose list of members is too long to be read.
+    """Reject an archive whose list of members is too long to be read.
 
-    Finds the list as `zipfile` does, which reads it whole and makes an object of every entry, whatever number
-    of them the archive states.
+    Finds the list like `zipfile`, which reads the whole list and makes an object of every entry, even if the
+    archive states fewer entries.
     """
     length = stream.seek(0, io.SEEK_END)
     start = max(0, length - _END_SIZE - _LONGEST_COMMENT)

@@ -1,6 +1,6 @@
 """A mask that untrusted shapes are painted on, with a bound on the work.
 
-Legend: H height, W width, R runs. Pixels are numbered column by column, as COCO does.
+Legend: H height, W width, R runs. Pixels are numbered column by column, as in COCO.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pipeline.labeling.exchange import DecodedMask
 from pipeline.labeling.untrusted.coco_shapes import LONGEST_BORDER, Runs
 
 MOST_COVERS = 64
-"""How often the shapes of an image may cover it altogether."""
+"""Area of all shapes of an image, in areas of the image, that is allowed."""
 _SPARSE = 8
 """A shape that fills less than one in so many pixels of its window is painted pixel by pixel."""
 
 
 class Canvas:
-    """A mask [H, W] in the making. A later shape has the pixel; the pixels that shapes of different classes
-    claim are counted."""
+    """A mask [H, W] to paint on. A later shape has the pixel; pixels that shapes of different classes cover
+    are counted."""
 
     def __init__(self, *, width: int, height: int) -> None:
         self._height = height
@@ -59,7 +59,7 @@ class Canvas:
         size, area = int(counts[1::2].sum()), int(counts.sum())
         if area > _SPARSE * size:
             self._spend(size + len(counts))
-            rows, columns = np.divmod(_painted_places(counts), width)
+            rows, columns = np.divmod(_painted_indices(counts), width)
             _paint(self._classes, self._contested, (columns + left) * self._height + rows + top, value)
             return
         self._spend(area)
@@ -74,7 +74,7 @@ class Canvas:
         )
 
     def decoded(self) -> DecodedMask:
-        """What has been painted: uint8 [H, W], 255 where nothing has."""
+        """The painted mask, uint8 [H, W]: 255 where no shape is."""
         mask = np.ascontiguousarray(self._classes.reshape(-1, self._height).T)
         return DecodedMask(mask, overlapping=int(np.count_nonzero(self._contested)))
 
@@ -101,7 +101,7 @@ def _paint(
 
 
 def _chosen(runs: Runs, *, area: int, first: int, span: int) -> npt.NDArray[Any]:
-    """Which pixels of a window are the shape's: indices where they are few, else bool [span]."""
+    """The shape's pixels of a window: indices where they are few, else bool [span]."""
     if area * _SPARSE < span:
         offsets = runs.starts - first - (np.cumsum(runs.lengths) - runs.lengths)
         return np.repeat(offsets, runs.lengths) + np.arange(area)
@@ -110,8 +110,8 @@ def _chosen(runs: Runs, *, area: int, first: int, span: int) -> npt.NDArray[Any]
     return np.repeat(np.arange(len(edges) - 1) % 2 == 0, np.diff(edges))
 
 
-def _painted_places(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The painted pixels of a box, row by row."""
+def _painted_indices(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The indices of a box's painted pixels, row by row."""
     lengths = counts[1::2]
     starts = (np.cumsum(counts) - counts)[1::2]
     return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))

@@ -1,7 +1,7 @@
-"""Where in a COCO file of any size its images and their annotations lie.
+"""The positions of images and their annotations in a COCO file of any size.
 
-The file is read twice: once to find where everything is, and once, image by image, for what it says. Held in
-between are a few numbers an image and an annotation.
+The file is read twice: once to index it, and once, image by image, for its content. The index takes a few
+numbers for each image and annotation.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ LONGEST_ITEM = 1 << 24
 """Bytes of an annotation."""
 
 LONGEST_ENTRY = 1 << 16
-"""Bytes of an image's entry, or a category's."""
+"""Bytes of an image's or a category's entry."""
 
 _LARGEST_ID = 1 << 53
 _LONGEST_NAME = 1000
 
 _SPLIT = "Split the file."
-_MEND = "Export it again."
+_AGAIN = "Export it again."
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image's entry; `key` is the image's id in the store where the entry says it, and its name where not.
-    `index` is where it stands in the file."""
+    """An image's entry; `key` is the image's id in the database where the entry has it, else its name.
+    `index` is its position in the file."""
 
     index: int
     key: int | str
@@ -50,8 +50,8 @@ class CocoImage:
     sha256: str | None
 
 
-class _Places:
-    """Where items lie: an id and more numbers each, in the order of the file."""
+class _Positions:
+    """The positions of items: an id and more numbers for each, in the order of the file."""
 
     def __init__(self, what: str, *, most: int, columns: int) -> None:
         self._what = what
@@ -69,7 +69,7 @@ class _Places:
 
 
 class CocoIndex:
-    """The index of one file. `scan` comes first, and is read to its end.
+    """The index of one file. `scan` must be read to its end first.
 
     Attributes:
         categories: names by id.
@@ -84,13 +84,13 @@ class CocoIndex:
         """Columns: the image's id, offset, length; sorted by id, in the file's order for one id."""
 
     def scan(self) -> Iterator[Rejected]:
-        """Find everything; yields what cannot be used.
+        """Index the file; yield the items that cannot be used.
 
         Raises:
-            DataError: it is no COCO file, is broken anywhere, or holds more than is taken.
+            DataError: it is no COCO file, is damaged anywhere, or has more items than allowed.
         """
-        images = _Places("images", most=MOST_IMAGES, columns=4)
-        annotations = _Places("annotations", most=MOST_ANNOTATIONS, columns=3)
+        images = _Positions("images", most=MOST_IMAGES, columns=4)
+        annotations = _Positions("annotations", most=MOST_ANNOTATIONS, columns=3)
         for item in coco_items(self.path):
             try:
                 if item.key == "images":
@@ -104,13 +104,13 @@ class CocoIndex:
                 yield Rejected(f"{item.key}, byte {item.offset}", str(error))
         self._images = images.table()
         if not len(self._images):
-            raise DataError("It lists no images.", _MEND)
+            raise DataError("It lists no images.", _AGAIN)
         found = annotations.table()
         self._annotations = found[np.argsort(found[:, 0], kind="stable")]
 
     def images(self) -> Iterator[CocoImage | Rejected]:
-        """The images that have annotations, in the order of the file; and why others are left out: an id, or
-        a name, that two images have is that of none."""
+        """The images that have annotations, in the order of the file, and the rejected ones: images with
+        the same id or the same name are rejected."""
         twice_by_id, twice_by_key = _repeated(self._images[:, 0]), _repeated(self._images[:, 3])
         begins, ends = self._slices(self._images[:, 0])
         with self.path.open("rb") as stream:
@@ -132,7 +132,7 @@ class CocoIndex:
         """The annotations of an image, in the order of the file.
 
         Raises:
-            DataError: one is not what it was.
+            DataError: the file has changed since the scan.
         """
         begins, ends = self._slices(self._images[image.index : image.index + 1, 0])
         with self.path.open("rb") as stream:
@@ -140,7 +140,7 @@ class CocoIndex:
                 yield _read(stream, offset, length)
 
     def class_of(self, annotation: dict[str, Any], classes: Sequence[str]) -> int:
-        """The index of the class that an annotation's category means: the class of the same name.
+        """The index of an annotation's class: the class with the name of the annotation's category.
 
         Raises:
             DataError: there is no such category, or no such class.
@@ -148,7 +148,7 @@ class CocoIndex:
         id_ = _id(annotation, "category_id")
         name = self.categories.get(id_)
         if name is None:
-            raise DataError(f"There is no category {id_}.", _MEND)
+            raise DataError(f"There is no category {id_}.", _AGAIN)
         if name not in classes:
             raise DataError(f"There is no class {shown(name)!r}.", "Use the classes of `data.classes`.")
         return classes.index(name)
@@ -162,7 +162,7 @@ class CocoIndex:
         for id_, count in zip(*np.unique(self._annotations[~known, 0], return_counts=True), strict=True):
             yield Rejected(f"annotations of image {id_}", f"There is no image {id_} for {count} of them.")
 
-    def _note_image(self, item: Item, images: _Places) -> None:
+    def _note_image(self, item: Item, images: _Positions) -> None:
         fields = _fields(item, longest=LONGEST_ENTRY)
         key = _image(fields, 0).key
         images.add(_id(fields, "id"), item.offset, item.length, hash((type(key), key)))
@@ -171,32 +171,32 @@ class CocoIndex:
         fields = _fields(item, longest=LONGEST_ENTRY)
         id_, name = _id(fields, "id"), fields.get("name")
         if not _is_text(name):
-            raise _Unusable("It has no name.", _MEND)
+            raise _Unusable("It has no name.", _AGAIN)
         if self.categories.get(id_, name) != name:
-            raise DataError(f"There are two categories {id_}.", _MEND)
+            raise DataError(f"There are two categories {id_}.", _AGAIN)
         if len(self.categories) >= MOST_CATEGORIES:
-            raise DataError(f"It has more than {MOST_CATEGORIES} categories.", _MEND)
+            raise DataError(f"It has more than {MOST_CATEGORIES} categories.", _AGAIN)
         self.categories[id_] = name
 
 
 class _Unusable(DataError):
-    """One item is not what it should be."""
+    """An item is invalid."""
 
 
 def coco_items(path: Path) -> Iterator[Item]:
-    """The pieces of a COCO file.
+    """The items of a COCO file.
 
     Raises:
-        DataError: it is none.
+        DataError: it is no COCO file.
     """
     with path.open("rb") as stream:
         for item in iter_items(stream, longest=LONGEST_ITEM, members=True):
             if item.key is None:
-                raise DataError("It is no COCO file, which is an object with lists.", _MEND)
+                raise DataError("It is no COCO file, that is, an object with lists.", _AGAIN)
             if item.listed or item.key not in ("images", "annotations", "categories"):
                 yield item
             else:
-                raise DataError(f"Its `{item.key}` is no list.", _MEND)
+                raise DataError(f"Its `{item.key}` is no list.", _AGAIN)
 
 
 def _read(stream: Any, offset: int, length: int) -> dict[str, Any]:
@@ -209,27 +209,27 @@ def _read(stream: Any, offset: int, length: int) -> dict[str, Any]:
 
 def _fields(item: Item, *, longest: int) -> dict[str, Any]:
     if item.content is None or item.length > longest:
-        raise _Unusable(f"It is longer than {longest} bytes.", _MEND)
+        raise _Unusable(f"It is longer than {longest} bytes.", _AGAIN)
     try:
         fields = load_item(item.content)
     except DataError as error:
         raise _Unusable(error.problem, error.remedy) from error
     if not isinstance(fields, dict):
-        raise _Unusable("It is no object.", _MEND)
+        raise _Unusable("It is no object.", _AGAIN)
     return fields
 
 
 def _id(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or not 0 <= value < _LARGEST_ID:
-        raise _Unusable(f"Its `{name}` is no whole number.", _MEND)
+        raise _Unusable(f"Its `{name}` is no whole number.", _AGAIN)
     return value
 
 
 def _image(fields: dict[str, Any], index: int) -> CocoImage:
     name, id_ = fields.get("file_name"), fields.get("segcurate_image_id")
     if not _is_text(name):
-        raise _Unusable("It has no name.", _MEND)
+        raise _Unusable("It has no name.", _AGAIN)
     key = id_ if type(id_) is int and 0 <= id_ < _LARGEST_ID else name
     queue, sha256 = fields.get("queue"), fields.get("sha256")
     is_digest = isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)
@@ -244,7 +244,7 @@ def _image(fields: dict[str, Any], index: int) -> CocoImage:
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it can be looked up in a store: half of a surrogate pair, or a NUL, cannot."""
+    """Whether it can be looked up in a database: half of a surrogate pair, or a NUL, cannot."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or "\0" in value:
         return False
     try:

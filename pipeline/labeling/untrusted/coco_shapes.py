@@ -3,7 +3,7 @@
 No untrusted value reaches pycocotools' C code unchecked: run lengths are decoded here, and a
 polygon's corners are finite, few and near the image.
 
-Legend: H height, W width, R runs. Pixels are numbered column by column, as COCO does.
+Legend: H height, W width, R runs. Pixels are numbered column by column, as in COCO.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pycocotools import mask as coco
 from pipeline.errors import DataError
 
 MOST_CORNERS = 1_000_000
-"""Of an annotation's polygons."""
+"""Corners of an annotation's polygons."""
 
 LONGEST_BORDER = 1 << 20
-"""Pixels, of an annotation's polygons together: a border that fills an image of a megapixel."""
+"""Pixels of the borders of an annotation's polygons together: enough to fill an image of a megapixel."""
 
 _FIRST_DIGIT = 48
 _DIGIT_BITS = 5
 _GOES_ON, _NEGATIVE = 0x20, 0x10
 _MOST_DIGITS = 7
 _FAR = 10_000
-"""Pixels that a corner may lie outside of the image, besides the image's own size."""
+"""Distance of a corner from the image that is allowed, in pixels, besides the image's own size."""
 
 _DRAW_AGAIN = "Draw it again, or leave it out."
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The pixels of a shape: R runs, int64 [R] each, in order and apart; and how long the border was that
-    they were drawn from, where they come from polygons."""
+    """The pixels of a shape: R runs, int64 [R] each, sorted and disjoint; and the length of the polygons'
+    borders, where it comes from polygons."""
 
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
@@ -51,11 +51,11 @@ class Runs:
 def read_shape(segmentation: Any, *, width: int, height: int) -> Runs:
     """The pixels of an annotation's `segmentation`, in an image of this size.
 
-    Polygons are filled as pycocotools fills them; several of them are one shape. What of them lies outside
-    of the image is cut off.
+    Polygons are filled as by pycocotools; several of them are one shape. Their parts outside of the image
+    are cut off.
 
     Raises:
-        DataError: it is none of COCO's kinds, is of another size, or cannot be.
+        DataError: it is none of COCO's kinds, is of another size, or is invalid.
     """
     if isinstance(segmentation, dict):
         return _of_run_lengths(segmentation, width=width, height=height)
@@ -65,14 +65,14 @@ def read_shape(segmentation: Any, *, width: int, height: int) -> Runs:
 
 
 def decode_counts(text: str) -> npt.NDArray[np.int64]:
-    """The run lengths of COCO's compressed encoding, int64 [R]: of what is not in the shape first, then of
-    what is, and so on. They may be anything.
+    """The run lengths of COCO's compressed encoding, int64 [R]: of pixels outside of the shape first, then
+    of pixels inside, and so on. They may have any value.
 
     >>> decode_counts("021O").tolist()
     [0, 2, 1, 1]
 
     Raises:
-        DataError: it is not in that encoding.
+        DataError: the text is not in that encoding.
     """
     if not text.isascii():
         raise DataError("Its run lengths have characters that none has.", _DRAW_AGAIN)
@@ -97,7 +97,7 @@ def decode_counts(text: str) -> npt.NDArray[np.int64]:
 def _of_run_lengths(segmentation: dict[str, Any], *, width: int, height: int) -> Runs:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2 or any(type(one) is not int for one in size):
-        raise DataError("Its mask says no size.", _DRAW_AGAIN)
+        raise DataError("Its mask has no size.", _DRAW_AGAIN)
     if size != [height, width]:
         raise DataError(
             f"Its mask is of {size[1]}×{size[0]} pixels, and the image of {width}×{height}."[:200],
@@ -135,7 +135,7 @@ def _of_polygons(polygons: list[Any], *, width: int, height: int) -> Runs:
 
 
 def _border(polygon: Any, *, reach: int) -> float:
-    """How long a polygon's border is, after a look at its corners."""
+    """The length of a polygon's border, after a check of its corners."""
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise DataError("It has a polygon of fewer than three corners.", _DRAW_AGAIN)
     if any(type(number) not in (int, float) or not abs(number) <= _FAR + reach for number in polygon):

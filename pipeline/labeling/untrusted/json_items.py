@@ -1,7 +1,7 @@
-"""The items of a JSON file of any size, one after another, without holding more than one of them.
+"""The items of a JSON file of any size, one after another, with only one of them in memory.
 
 A file is one array, several values one after another (JSON lines), or an object of arrays such as COCO's.
-Only as much of it is understood as says where an item begins and ends; what is inside is for `load_item`.
+It is parsed only as far as needed to find the begin and end of an item; `load_item` parses the item.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LONGEST_KEY = 1000
 """Bytes of the name of a top-level object's member."""
 
 MOST_CONTAINERS = 2_000_000
-"""Brackets and braces that open in an item: each takes up many times more memory than text."""
+"""Opening brackets and braces of an item: each takes many times more memory than text."""
 
 _CHUNK = 1 << 18
 _BOM = b"\xef\xbb\xbf"
@@ -41,9 +41,9 @@ class Item:
     """A piece of a JSON file.
 
     Attributes:
-        key: of the top-level object's member that it is, or is listed in; None elsewhere.
+        key: the name of its member of the top-level object; None without one.
         offset: of its first byte in the stream.
-        content: its bytes; None where they are more than was asked for.
+        content: its bytes; None where they are more than `longest`.
         length: in bytes.
         listed: it is an item of an array, rather than a value of its own.
     """
@@ -58,16 +58,16 @@ class Item:
 def iter_items(stream: BinaryIO, *, longest: int, members: bool = False) -> Iterator[Item]:
     """The items of a top-level array, or top-level values one after another.
 
-    The memory that it takes is that of two times `longest`, whatever the stream holds.
+    It takes memory for at most two times `longest` bytes, for any stream.
 
     Args:
-        stream: read from where it stands to its end.
-        longest: bytes of an item; a longer one is passed over, and its `content` is None.
-        members: look into a top-level object: each item of its arrays is an item, and each member that is no
+        stream: read from its position to its end.
+        longest: bytes of an item; a longer one is skipped, and its `content` is None.
+        members: split a top-level object: each item of its arrays is an item, and each member that is no
             array. Otherwise the object is an item.
 
     Raises:
-        DataError: it is no JSON; the message says from which byte on. What came before has been yielded.
+        DataError: it is no JSON from a byte on that the message names. Earlier items have been yielded.
 
     >>> import io
     >>> [item.content for item in iter_items(io.BytesIO(b'[1, {"a": [2, 3]}]'), longest=100)]
@@ -79,11 +79,11 @@ def iter_items(stream: BinaryIO, *, longest: int, members: bool = False) -> Iter
 
 
 def load_item(content: bytes) -> Any:
-    """What an item says. A float is finite; an integer may be of any size, and a string may hold anything.
+    """The value of an item. A float is finite; an integer may be of any size, and a string of any content.
 
     Raises:
         DataError: it is no JSON, not UTF-8, nested too deeply or in too many parts, or has numbers that
-            cannot be.
+            are not allowed.
 
     >>> load_item(b'{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -117,12 +117,12 @@ _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
 
 
 class _Brackets:
-    """The brackets of a chunk that are not part of a string, and how deep they lie.
+    """The brackets of a chunk that are not part of a string, and their depth.
 
     Args:
         text: without escapes.
-        start: what comes before is not looked at.
-        quoted: a string goes on there.
+        start: the text before it is ignored.
+        quoted: whether it begins within a string.
     """
 
     def __init__(self, text: bytes, start: int, *, quoted: bool) -> None:
@@ -139,16 +139,16 @@ class _Brackets:
         self._ends: dict[int, npt.NDArray[np.int64]] = {}
 
     def depth_before(self, position: int) -> int:
-        """How many more brackets open than close before a position."""
+        """The number of brackets that are open at a position."""
         index = int(np.searchsorted(self._positions, position))
         return int(self._depths[index - 1]) if index else 0
 
     def depth(self) -> int:
-        """At the chunk's end."""
+        """The depth at the chunk's end."""
         return int(self._depths[-1]) if len(self._depths) else 0
 
     def end(self, depth: int, *, after: int) -> int | None:
-        """Where a bracket closes down to a depth for the first time; None where none does."""
+        """The first position at which a bracket closes down to a depth; None where none does."""
         if depth not in self._ends:
             closing = (self._depths == depth) & (self._steps < 0)
             self._ends[depth] = self._positions[closing]
@@ -158,7 +158,7 @@ class _Brackets:
 
 
 class _Scanner:
-    """Walks over a stream a chunk at a time; keeps the bytes of the value that it is in."""
+    """Reads a stream a chunk at a time; keeps the bytes of the current value."""
 
     def __init__(self, stream: BinaryIO, longest: int) -> None:
         self._stream = stream
@@ -168,13 +168,13 @@ class _Scanner:
         """The buffer with every escape in it blanked out."""
         self._brackets: _Brackets | None = None
         self._at = 0
-        """Where it stands in the buffer."""
+        """Position in the buffer."""
         self._before = 0
         """Bytes of the stream before the buffer."""
         self._kept: list[bytes] | None = None
         """The value's bytes of former chunks; None outside of a value."""
         self._start = 0
-        """Where the value goes on in the buffer."""
+        """Position in the buffer at which the value continues."""
 
     def items(self, *, members: bool) -> Iterator[Item]:
         if self._more() and self._buffer.startswith(_BOM):
@@ -221,7 +221,7 @@ class _Scanner:
         return load_item(item.content)
 
     def _value(self, key: str | None, *, listed: bool) -> Item:
-        """Take the next value."""
+        """Read the next value."""
         byte = self._peek()
         self._kept, self._start = [], self._at
         offset = self._before + self._at
@@ -260,19 +260,19 @@ class _Scanner:
         self._at = end + 1
 
     def _skip_word(self) -> None:
-        """To after a number, true, false, null, or what is none of these."""
+        """Skip a number, true, false, null, or an invalid word."""
         while True:
             self._at = self._matched(_WORD)
             if self._at < len(self._buffer) or not self._more():
                 return
 
-    def _next(self, wanted: bytes) -> bytes:
-        """Take one of the wanted bytes."""
+    def _next(self, allowed: bytes) -> bytes:
+        """Read the next byte, which must be one of the allowed ones."""
         byte = self._peek()
         if byte is None:
             self._fail("it ends too early")
-        if byte not in wanted:
-            self._fail(f"there is no {' or '.join(chr(one) for one in wanted)}")
+        if byte not in allowed:
+            self._fail(f"there is no {' or '.join(chr(byte) for byte in allowed)}")
         self._at += 1
         return byte
 
@@ -286,7 +286,7 @@ class _Scanner:
                 return None
 
     def _matched(self, pattern: re.Pattern[bytes]) -> int:
-        """Where a pattern that may match nothing ends."""
+        """The end of a pattern's match, which may be empty."""
         match = pattern.match(self._text, self._at)
         return self._at if match is None else match.end()
 
@@ -308,7 +308,7 @@ class _Scanner:
         return bool(self._buffer)
 
     def _keep(self, part: bytes) -> None:
-        """Hold a part of a value, unless the value is too long already."""
+        """Keep a part of a value, unless the value is too long already."""
         assert self._kept is not None
         if sum(map(len, self._kept)) + len(part) <= self._longest:
             self._kept.append(part)

@@ -1,4 +1,4 @@
-"""An untrusted PNG of a mask: opened after a look at its size."""
+"""An untrusted PNG of a mask: opened after a check of its size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_png(content: bytes, *, width: int, height: int) -> Generator[Image.Imag
             yield picture
     except DataError:
         raise
-    except Exception as error:  # decoders raise anything over a damaged file
+    except Exception as error:  # decoders raise any error for a damaged file
         raise DataError(
             "The mask is not a readable PNG.", "Export it from the labeling tool again."
         ) from error

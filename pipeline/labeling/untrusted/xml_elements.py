@@ -1,7 +1,7 @@
 """The elements of an untrusted XML file: one after another, in bounded memory.
 
-Document types are refused, and with them every entity that a file could declare. expat keeps a tag until it
-has all of it, so that the length of a tag is bounded while it arrives.
+Document types are rejected, and with them every entity that a file could declare. expat keeps a tag until it
+is complete, so that the length of a tag is checked while it is read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.labeling.exchange import shown
 LONGEST_TAG = 32 << 20
 """Bytes of a tag with its attributes, or of anything else that is no element: a comment, an instruction."""
 LONGEST_ELEMENT = 128 << 20
-"""Bytes of an element with all that is in it."""
+"""Bytes of an element with its content."""
 MOST_ELEMENTS = 200_000
-"""In an element."""
+"""Elements in an element."""
 MOST_ATTRIBUTES = 1000
-"""Of a tag that is longer than a chunk."""
+"""Attributes of a tag that is longer than a chunk."""
 DEEPEST = 64
 """Elements within each other."""
 
@@ -32,12 +32,12 @@ _AGAIN = "Export it from the labeling tool again."
 
 @dataclass(frozen=True)
 class Element:
-    """An element with all that is in it.
+    """An element with its content.
 
     Attributes:
         text: directly in it, without spaces around.
-        line: where it begins, from 1 on.
-        start: where, in bytes of the stream.
+        line: of its begin, from 1 on.
+        start: of its begin, in bytes of the stream.
     """
 
     tag: str
@@ -59,7 +59,7 @@ class Element:
 
 @dataclass(frozen=True)
 class TooLarge:
-    """An element that was passed over because there is too much in it."""
+    """An element that was skipped because it has too much content."""
 
     tag: str
     attributes: dict[str, str]
@@ -70,13 +70,13 @@ class TooLarge:
 def iter_elements(
     stream: BinaryIO, tags: AbstractSet[str], *, longest: int = LONGEST_ELEMENT
 ) -> Iterator[Element | TooLarge]:
-    """The elements of some tags, wherever they stand; one within another is a part of that one.
+    """The elements with one of the tags, at any depth; an element within another is a part of that one.
 
     Args:
         longest: bytes that an element may have.
 
     Raises:
-        DataError: it is no XML, or none that is read here, from some line on. What came before has been
+        DataError: it is no XML, or is not supported, from some line on. Earlier elements have been
             yielded.
     """
     parser = _Parser(tags, longest)
@@ -85,14 +85,14 @@ def iter_elements(
         chunk = stream.read(_CHUNK)
         going = bool(chunk)
         problem = parser.feed(chunk)
-        yield from parser.taken()
+        yield from parser.ended()
         if problem is not None:
             raise problem
 
 
 @dataclass
 class _Open:
-    """An element whose end has not come yet."""
+    """An element whose end has not been read yet."""
 
     tag: str
     attributes: dict[str, str]
@@ -117,20 +117,20 @@ class _Parser:
         self._parser.XmlDeclHandler = self._anything
         self._depth = 0
         self._open: list[_Open] = []
-        """The wanted element that it is in, and those within, outermost first."""
-        self._depth_of_wanted = 0
+        """The current element to yield, and the open elements within it, outermost first."""
+        self._outer_depth = 0
         self._elements = 0
         self._reason: str | None = None
-        """Why what is in the wanted element is not kept."""
-        self._found: list[Element | TooLarge] = []
+        """The reason why the content of the current element is not kept."""
+        self._ended: list[Element | TooLarge] = []
         self._fed = 0
-        self._seen = 0
-        """Where the last event began."""
+        self._event = 0
+        """Begin of the last event, in bytes of the stream."""
         self._equals = 0
-        """Signs of attributes since then, in whole chunks."""
+        """Equals signs (attributes) since then, in whole chunks."""
 
     def feed(self, chunk: bytes) -> DataError | None:
-        """Parse a chunk; an empty one is the end. What is wrong with it, if anything is."""
+        """Parse a chunk; an empty one is the end. Returns the error, if it has one."""
         begin = self._fed
         self._fed += len(chunk)
         try:
@@ -139,17 +139,17 @@ class _Parser:
             return _problem(error.lineno, expat.ErrorString(error.code))
         except DataError as error:
             return error
-        except (LookupError, ValueError) as error:  # an encoding that there is not
+        except (LookupError, ValueError) as error:  # an unknown encoding
             return _problem(self._parser.CurrentLineNumber, shown(error))
-        self._equals = self._equals + chunk.count(b"=") if self._seen < begin else 0
-        if self._fed - self._seen > LONGEST_TAG or self._equals > MOST_ATTRIBUTES:
+        self._equals = self._equals + chunk.count(b"=") if self._event < begin else 0
+        if self._fed - self._event > LONGEST_TAG or self._equals > MOST_ATTRIBUTES:
             return _problem(self._parser.CurrentLineNumber, "a tag is too long")
         return None
 
-    def taken(self) -> list[Element | TooLarge]:
-        """The elements that have ended, once."""
-        found, self._found = self._found, []
-        return found
+    def ended(self) -> list[Element | TooLarge]:
+        """The elements that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._anything()
@@ -159,7 +159,7 @@ class _Parser:
         if not self._open and tag not in self._tags:
             return
         if not self._open:
-            self._depth_of_wanted, self._elements, self._reason = self._depth, 0, None
+            self._outer_depth, self._elements, self._reason = self._depth, 0, None
         self._elements += 1
         self._check()
         if not self._open or self._reason is None:
@@ -173,9 +173,9 @@ class _Parser:
             return
         self._check()
         if self._reason is not None:
-            if depth == self._depth_of_wanted:
-                wanted = self._open.pop()
-                self._found.append(TooLarge(wanted.tag, wanted.attributes, wanted.line, self._reason))
+            if depth == self._outer_depth:
+                outer = self._open.pop()
+                self._ended.append(TooLarge(outer.tag, outer.attributes, outer.line, self._reason))
             return
         ended = self._open.pop()
         element = Element(
@@ -189,7 +189,7 @@ class _Parser:
         if self._open:
             self._open[-1].children.append(element)
         else:
-            self._found.append(element)
+            self._ended.append(element)
 
     def _characters(self, text: str) -> None:
         self._anything()
@@ -199,7 +199,7 @@ class _Parser:
                 self._open[-1].texts.append(text)
 
     def _check(self) -> None:
-        """Keep no more of an element that has become too large."""
+        """Stop keeping the content of an element that has become too large."""
         if self._reason is not None:
             return
         if self._open and self._parser.CurrentByteIndex - self._open[0].start > self._longest:
@@ -215,7 +215,7 @@ class _Parser:
         raise _problem(self._parser.CurrentLineNumber, "it declares a document type")
 
     def _anything(self, *_: object) -> None:
-        self._seen = self._parser.CurrentByteIndex
+        self._event = self._parser.CurrentByteIndex
 
 
 def _problem(line: int, why: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Pascal VOC's segmentations, and CVAT's "Segmentation mask 1.1", which is the same as a zip archive."""
+"""Pascal VOC's segmentations, and CVAT's "Segmentation mask 1.1", a zip archive of the same files."""
 
 from pipeline.labeling.exchange import Tool
 from pipeline.labeling.voc.annotations import read_annotations, recognises

@@ -26,7 +26,7 @@ from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, C
 from pipeline.labeling.voc.layout import CLASS_MASKS
 
 LONGEST_MASK = 128 << 20
-"""Bytes of a mask's file."""
+"""Bytes of a mask file."""
 
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")
 _NO_COLOR = -1
@@ -34,7 +34,7 @@ _REMEDY = "Export it from the labeling tool again."
 
 
 def recognises(source: Path) -> bool:
-    """Whether it is a folder with `SegmentationClass` in it, or an archive with one."""
+    """Whether a source is a folder with `SegmentationClass` in it, or an archive with one."""
     if source.is_dir():
         return (source / CLASS_MASKS).is_dir()
     with suppress(DataError):
@@ -45,14 +45,14 @@ def recognises(source: Path) -> bool:
 
 
 def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
-    """One annotation for each mask; an archive stays open for it until the next one is asked for.
+    """One annotation for each mask; its archive stays open until the iterator moves to the next.
 
     Args:
-        source: a folder or a zip archive; archives that lie in a folder are read too. What was exported is
-            left out where it is unchanged.
+        source: a folder or a zip archive; archives in a folder are read, too. Exported files are left
+            out where they are unchanged.
 
     Raises:
-        DataError: it cannot be read (after what came before has been yielded), or holds no masks.
+        DataError: it cannot be read (after the readable part has been yielded), or holds no masks.
     """
     for path, files, masks in _opened(source):
         subject = "" if path.is_dir() else f"{shown(path.name)}, "
@@ -65,11 +65,11 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
 
 
 def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
-    """The archive; or the folder, and the archives in it: each with its masks, without what was exported and
-    is unchanged.
+    """The archive; or the folder, and the archives in it: each with its masks, without unchanged exported
+    files.
 
     Raises:
-        DataError: one of them is damaged; there are no masks; or they are unchanged.
+        DataError: one of them is damaged; there are no masks; or all masks are unchanged.
     """
     proposed = unchanged_proposals(source if source.is_dir() else source.absolute().parent)
     paths = [source]
@@ -121,7 +121,7 @@ def _annotation(
 
 
 def _colors(files: Files, name: str, labels: LabelMap) -> ColorMap | DataError:
-    """What the colours of masks mean, by the label map beside them; or what is wrong with that."""
+    """The meaning of the masks' colours, by the label map beside them; or the error in that."""
     if name not in files.names:
         return ColorMap.of(labels)
     try:
@@ -139,7 +139,7 @@ def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, hei
 
 
 def _packed_colors(content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
-    """The colours [H, W] of an untrusted PNG, as numbers; its size is looked at before it is decoded."""
+    """The colours [H, W] of an untrusted PNG, as numbers; its size is checked before it is decoded."""
     with open_png(content, width=width, height=height) as picture:
         if picture.mode not in _MODES:
             raise DataError("The mask has no colours of 8 bits.", _REMEDY)

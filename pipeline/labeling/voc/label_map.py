@@ -1,7 +1,7 @@
 """The label map of a Pascal VOC folder: which colour means which class.
 
-A line a label: its name, its colour, and two fields for parts and actions, with colons between them. Where no
-label has a colour, they have Pascal VOC's in their order.
+A line for each label: its name, its colour, and two fields for parts and actions, with colons between them.
+Where no label has a colour, the labels have Pascal VOC's colours in their order.
 
 Legend: H height, W width, L labels.
 """
@@ -50,24 +50,24 @@ def write_label_map(labels: LabelMap) -> str:
 
 @dataclass(frozen=True)
 class ColorMap:
-    """What colours mean.
+    """The classes of colours.
 
     Attributes:
         colors: int32 [L], packed and rising.
         classes: uint8 [L], the class index of each, or 255.
-        why_not: of a colour that means no class, why; by the packed colour.
+        problems: why a colour means no class, by the packed colour.
     """
 
     colors: npt.NDArray[np.int32]
     classes: npt.NDArray[np.uint8]
-    why_not: dict[int, str]
+    problems: dict[int, str]
 
     @classmethod
     def parse(cls, content: bytes, labels: LabelMap) -> ColorMap:
-        """Of an untrusted `labelmap.txt`. Its names are looked up among the project's classes.
+        """The map of an untrusted `labelmap.txt`. Its names are looked up among the project's classes.
 
         Raises:
-            DataError: it is none.
+            DataError: it is not valid.
         """
         found: list[tuple[str, Color | None]] = []
         for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
@@ -84,7 +84,7 @@ class ColorMap:
 
     @classmethod
     def of(cls, labels: LabelMap) -> ColorMap:
-        """What the colours of a project mean where there is no label map beside the masks."""
+        """The map of a project's own colours, for masks without a label map."""
         return cls.parse(write_label_map(labels).encode(), labels)
 
     @classmethod
@@ -94,19 +94,19 @@ class ColorMap:
         if BACKGROUND not in known or label_names(labels.names)[known[BACKGROUND]] in dict(named):
             known[BACKGROUND] = IGNORE
         classes: dict[int, int] = {}
-        why_not: dict[int, str] = {}
+        problems: dict[int, str] = {}
         for name, color in named:
             packed = pack(color)
             index = known.get(name)
             if index is None:
-                why_not[packed] = f"of the label {shown(name)!r}, which is no class of the project"
+                problems[packed] = f"of the label {shown(name)!r}, which is no class of the project"
             elif classes.setdefault(packed, index) != index:
-                why_not[packed] = f"of the colour {color}, which two labels have"
-        for packed in why_not:
+                problems[packed] = f"of the colour {color}, which two labels have"
+        for packed in problems:
             classes.pop(packed, None)
         colors = np.array(sorted(classes), dtype=np.int32)
         values = np.array([classes[color] for color in colors.tolist()], dtype=np.uint8)
-        return cls(colors=colors, classes=values, why_not=why_not)
+        return cls(colors=colors, classes=values, problems=problems)
 
     def read(self, packed: npt.NDArray[np.int32]) -> Mask:
         """The mask [H, W] of packed colours [H, W].
@@ -116,27 +116,27 @@ class ColorMap:
         """
         if not len(self.colors):
             raise DataError("No label of its label map is a class of the project.", _REMEDY)
-        place = np.searchsorted(self.colors, packed).clip(max=len(self.colors) - 1)
-        unknown = self.colors[place] != packed
+        index = np.searchsorted(self.colors, packed).clip(max=len(self.colors) - 1)
+        unknown = self.colors[index] != packed
         if unknown.any():
             found, counts = np.unique(packed[unknown], return_counts=True)
             raise DataError(
                 f"It has pixels that mean no class: {self._listed(found, counts)}.",
                 "Use the labels that were exported.",
             )
-        return self.classes[place]
+        return self.classes[index]
 
     def _listed(self, colors: npt.NDArray[Any], counts: npt.NDArray[Any]) -> str:
         order = np.argsort(-counts, kind="stable")[:_LISTED].tolist()
         listed = [
-            f"{counts[place]} {self.why_not.get(color, f'of the colour {unpack(color)}, which no label has')}"
-            for place, color in ((place, int(colors[place])) for place in order)
+            f"{counts[at]} {self.problems.get(color, f'of the colour {unpack(color)}, which no label has')}"
+            for at, color in ((at, int(colors[at])) for at in order)
         ]
         return "; ".join(listed) + (" and more" if len(colors) > _LISTED else "")
 
 
 def _label(line: str, number: int) -> tuple[str, Color | None]:
-    """A name may have colons in it, although Datumaro does not read such a line."""
+    """Name and colour of a line. A name may have colons, although Datumaro cannot read such a line."""
     fields = line.rsplit(":", 3)
     if len(fields) == 4 and not fields[1].strip():
         return fields[0], None

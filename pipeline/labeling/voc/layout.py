@@ -1,4 +1,4 @@
-"""Writes a queue in the layout of Pascal VOC's segmentations: CVAT's "Segmentation mask 1.1", too."""
+"""Writes a queue in the layout of Pascal VOC's segmentations, also as CVAT's "Segmentation mask 1.1"."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ The most useful first: names begin with the rank, and `{LISTS}/{LIST}` lists the
 1. Correct the masks of `{CLASS_MASKS}/`, or put your tool's there under the same names. If it writes a
    `{LABEL_MAP_FILE}` of its own, put that here, too.
 2. Run `segcurate import` with this folder, or with a zip archive of it. It can be run again: a corrected mask
-   replaces the one before it. Once one mask has changed, the others are taken as they are; where every
+   replaces the one before it. As soon as one mask has changed, all are imported; where every
    proposal is right, remove `{PROPOSALS}` first. `{OBJECT_MASKS}/` is not read.
 """
 
@@ -105,7 +105,7 @@ The most useful first: images are in the order of their ranks, and each has the 
    quality 100.
 2. Upload `{ARCHIVE}` as annotations in the format "Segmentation mask 1.1", without making polygons of the
    masks: polygons fill holes.
-3. Correct the masks. A pixel that you cannot tell stays unpainted.
+3. Correct the masks. A pixel whose class you cannot tell stays unpainted.
 4. Export the task's annotations in the format "Segmentation mask 1.1", and run `segcurate import` with that
    file, or put it into this folder. It can be run again: a corrected mask replaces the one before it.
 
@@ -116,7 +116,7 @@ The most useful first: images are in the order of their ranks, and each has the 
 
 def object_numbers(mask: Mask) -> npt.NDArray[np.uint8]:
     """The pieces of a mask [H, W], numbered from 1 on; where there are too many for a palette, the smallest
-    ones of a class are one."""
+    pieces of a class are merged."""
     classes = int((np.unique(mask) != IGNORE).sum())
     numbers, _ = number_pieces(mask, most=_MOST_OBJECTS - classes)
     return numbers.astype(np.uint8)

@@ -105,7 +105,7 @@ def test_encrypted_members_and_other_methods_are_refused(tmp_path: Path) -> None
     path.write_bytes(raw)
     assert refusals(path) == {"a.png": "It is encrypted."}
     path = archive(tmp_path / "lzma.zip", {"a.png": b"x"}, method=zipfile.ZIP_LZMA)
-    assert refusals(path) == {"a.png": "It is compressed by a method that is not read here."}
+    assert refusals(path) == {"a.png": "It is compressed by a method that cannot be read."}
 
 
 def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_folder_gives_plain_files_only(tmp_path: Path) -> None:
     assert refusals(folder) == {
         "link.png": "It is a link.",
         "loop": "It is a link.",
-        "\\xdcff.png": "Its name is no text.",
+        "\\xdcff.png": "Its name is not valid text.",
     }
     with pytest.raises(DataError, match="more than the 0 MiB"):
         content(folder, "sub/a.png", longest=0)

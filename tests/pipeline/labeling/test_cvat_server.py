@@ -177,7 +177,7 @@ def test_strangers_tasks_of_a_like_name_are_left_alone(cvat: RecordedCvat, folde
 def test_what_the_server_says_of_a_failed_import_is_passed_on(cvat: RecordedCvat, folder: Path) -> None:
     labels = json.loads((folder / "labels.json").read_text())
     (folder / "labels.json").write_text(json.dumps(labels[1:]))
-    with pytest.raises(ServerError, match="could not do what it was asked for: .*not registered"):
+    with pytest.raises(ServerError, match="could not carry out the request: .*not registered"):
         push(cvat, folder)
 
 
@@ -242,16 +242,16 @@ def test_a_password_is_taken_in_the_place_of_a_token(cvat: RecordedCvat, folder:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (401, "does not take the token. Create an access token in CVAT's profile page"),
+        (401, "does not accept the token. Create an access token in CVAT's profile page"),
         (403, "does not allow this user to do that"),
         (404, "has no such page. Check the address"),
         (500, "has failed (status 500)"),
-        (503, "fails again and again"),
+        (503, "fails repeatedly"),
         (429, 'refuses this (status 429): {"detail": "no"}'),
-        (b"<html>Welcome</html>", "does not answer as CVAT does"),
-        (b"[]", "does not answer as CVAT does"),
-        (b"{}", "does not answer as CVAT does"),
-        (b'{"count": 1, "results": [{"id": "x"}]}', "does not answer as CVAT does"),
+        (b"<html>Welcome</html>", "does not answer like CVAT"),
+        (b"[]", "does not answer like CVAT"),
+        (b"{}", "does not answer like CVAT"),
+        (b'{"count": 1, "results": [{"id": "x"}]}', "does not answer like CVAT"),
     ],
 )
 def test_what_a_server_answers_instead_is_said_in_words(
@@ -267,7 +267,7 @@ def test_what_a_server_answers_instead_is_said_in_words(
 def test_annotations_that_are_no_json_are_said_in_words(cvat: RecordedCvat, folder: Path) -> None:
     places = push(cvat, folder).places
     cvat.before = lambda asked: b"<html>" if asked.path.endswith("/annotations/") else None
-    with pytest.raises(ServerError, match="does not answer as CVAT does"):
+    with pytest.raises(ServerError, match="does not answer like CVAT"):
         server(cvat).is_begun(queue="round-03", places=places)
 
 

@@ -239,7 +239,7 @@ def test_an_annotation_that_cannot_be_is_refused_with_the_reason(
         ({"id": 1, "annotations": [{}], "data": {"image_id": "40"}}, "names no image"),
         ({"id": 1, "annotations": [{}], "data": {"image_id": 10**30}}, "names no image"),
         ({"id": 1, "annotations": [{}], "data": {"image_id": True}}, "names no image"),
-        (task(5), "an annotation that is none"),
+        (task(5), "an annotation that is no object"),
         ({"id": 1, "x": float("nan")}, "NaN"),
     ],
 )

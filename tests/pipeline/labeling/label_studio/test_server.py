@@ -206,12 +206,12 @@ def test_a_server_that_cannot_be_reached_is_asked_some_times(folder: Path) -> No
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (httpx.Response(200, text="<html>"), "does not answer as Label Studio does"),
-        (httpx.Response(200, text="[" * 10**5), "does not answer as Label Studio does"),
-        (httpx.Response(200, json={"release": 5}), "does not answer as Label Studio does"),
-        (httpx.Response(200, json={"release": "1.23.2", "tasks": 5}), "does not answer as Label Studio does"),
-        (httpx.Response(404), "does not answer as Label Studio does"),
-        (httpx.Response(301, headers={"location": "https://b.example"}), "sends on to https://b.example"),
+        (httpx.Response(200, text="<html>"), "does not answer like Label Studio"),
+        (httpx.Response(200, text="[" * 10**5), "does not answer like Label Studio"),
+        (httpx.Response(200, json={"release": 5}), "does not answer like Label Studio"),
+        (httpx.Response(200, json={"release": "1.23.2", "tasks": 5}), "does not answer like Label Studio"),
+        (httpx.Response(404), "does not answer like Label Studio"),
+        (httpx.Response(301, headers={"location": "https://b.example"}), "redirects to https://b.example"),
         (httpx.Response(401, json={"detail": "Invalid token."}), "refuses the token: Invalid token. Copy"),
         (httpx.Response(403, json={"detail": "No."}), "does not let the token's owner do this: No."),
         (httpx.Response(400, json={"validation_errors": {"a": ["b\x1b"]}}), r'error 400: {"a": \["b'),
@@ -289,5 +289,5 @@ def test_a_server_that_counts_tasks_in_circles_is_no_label_studio(folder: Path) 
     canned.before = lambda request: (
         httpx.Response(200, json={"tasks": [{"id": 1}]}) if request.url.path == "/api/tasks/" else None
     )
-    with pytest.raises(ServerError, match="does not answer as Label Studio does"):
+    with pytest.raises(ServerError, match="does not answer like Label Studio"):
         canned.tool().is_begun(queue="round-03")
