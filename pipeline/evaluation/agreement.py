@@ -84,11 +84,12 @@ def pair_counts(votes: Votes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int
     count = len(votes)
     shared, same = np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)
     known = votes != IGNORE
-    for one in range(count):
-        for other in range(one, count):
-            both = known[one] & known[other]
-            shared[one, other] = shared[other, one] = np.count_nonzero(both)
-            same[one, other] = same[other, one] = np.count_nonzero(both & (votes[one] == votes[other]))
+    for first in range(count):
+        for second in range(first, count):
+            both = known[first] & known[second]
+            shared[first, second] = shared[second, first] = np.count_nonzero(both)
+            equal = np.count_nonzero(both & (votes[first] == votes[second]))
+            same[first, second] = same[second, first] = equal
     return shared, same
 
 
@@ -102,10 +103,10 @@ def _agreement(votes: Votes, num_classes: int) -> Agreement | None:
     # The sum over classes is a sum over voters: each of the n_c votes for c adds 1 / n_c of the term of c
     others = np.zeros(shared.shape[1])
     entropy = np.zeros(shared.shape[1])
-    for vote, says in zip(shared, known, strict=True):
+    for vote, labeled in zip(shared, known, strict=True):
         alike = (shared == vote).sum(axis=0)
-        others += np.where(says, alike - 1, 0)
-        entropy -= np.where(says, np.log(alike / total), 0.0)
+        others += np.where(labeled, alike - 1, 0)
+        entropy -= np.where(labeled, np.log(alike / total), 0.0)
     return Agreement(
         annotators=int(known.any(axis=1).sum()),
         pixels=shared.shape[1],

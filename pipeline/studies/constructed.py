@@ -1,4 +1,4 @@
-"""Inputs made to be out of distribution, and how each sampler's measures separate them from real images.
+"""Out-of-distribution inputs by construction, and how well each measure separates them from real images.
 
 Legend: B batch, K image channels, h w size of the maps, M measures, E measure bins, b blocks.
 """
@@ -23,21 +23,21 @@ from pipeline.uncertainty.measures import MEASURES
 from pipeline.uncertainty.served_model import SampledModel
 
 SHUFFLED = 8
-"""Patches along a side: nothing larger than an eighth of the image stays whole."""
+"""Patches along a side: objects larger than an eighth of the image are cut."""
 CONSTRUCTED = ("shuffled_patches", "noise")
 
 
 def measures_of(sampler: Sampler) -> tuple[Measure, ...]:
-    """The measures that a sampler gives."""
+    """The measures of a sampler."""
     return tuple(name for name in MEASURES if sampler != "none" or name not in SAMPLED_MEASURES)
 
 
 class ConstructedInputs:
-    """Out-of-distribution inputs made of held-out images, and how each measure separates the two.
+    """Out-of-distribution inputs made from held-out images, and how well each measure separates the two.
 
     Args:
         measures: of each sampler of the model.
-        chosen: ids of the images that they are made of.
+        chosen: ids of the images that the inputs are made from.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ConstructedInputs:
         self.measures = measures
         self.chosen = chosen
         self.sums: dict[tuple[Sampler, int], npt.NDArray[np.float64]] = {}
-        """[3, M, E] cells of a sampler and a block: of the images, and of each of `CONSTRUCTED`."""
+        """Histograms [3, M, E] by sampler and block: of the images, and of each of `CONSTRUCTED`."""
 
     def add_known(
         self,
@@ -56,13 +56,13 @@ class ConstructedInputs:
         ids: Sequence[int],
         block_of: Mapping[int, int],
     ) -> None:
-        """Add the images themselves, from maps [B, h, w]."""
+        """Add the original images, from maps [B, h, w]."""
         for index, image_id in enumerate(ids):
             if image_id in self.chosen:
                 self._add(sampler, block_of[image_id], 0, maps, index)
 
     def add_novel(self, batch: LabeledBatch, block_of: Mapping[int, int]) -> None:
-        """Add what is made of them: their patches shuffled, and noise of their size."""
+        """Add the inputs made from the images: shuffled patches, and noise of the same size."""
         normalisation = self.model.first.normalisation
         for index, image_id in enumerate(batch.ids):
             if image_id not in self.chosen:

@@ -1,9 +1,9 @@
-"""Inputs that a network has not been trained on, in steps of growing strength.
+"""Inputs that a network was not trained on, with increasing strength.
 
 Legend: B batch, K channels, H W image size, P patches along a side.
 
-Images are float32 [B, K, H, W] with pixels in 0 to 1, but for `magnify` and `fgsm`, which act on what the
-network sees. Nothing here is random but by a generator that the caller seeds.
+Images are float32 [B, K, H, W] with pixels in 0 to 1, except for `magnify` and `fgsm`, which change the
+normalised image. All random numbers come from a generator that the caller seeds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.config import IGNORE
 from pipeline.uncertainty.samplers import Normalisation
 
 GAUSSIAN_STD = 0.25
-"""Of gaussian noise around mid-grey: two of it reach black and white."""
+"""Standard deviation of gaussian noise around mid-grey: black and white are two of them away."""
 
 
 def magnify(image: Tensor, factor: float) -> Tensor:
-    """The normalised input times a factor: far from all training data, along a ray on which a ReLU network
-    becomes ever more confident (Hein et al. 2019, theorem 3.1)."""
+    """The normalised input times a factor: far from all training data, in a direction in which the confidence
+    of a ReLU network grows to 1 (Hein et al. 2019, theorem 3.1)."""
     return image * factor
 
 
@@ -36,18 +36,18 @@ def fgsm(
     strengths: Sequence[float],
     normalisation: Normalisation,
 ) -> list[Tensor]:
-    """Fast gradient sign method (Goodfellow et al. 2015, section 4): a step of ε a pixel in 0 to 1, up the
-    loss on the label, cut to 0 to 1.
+    """Fast gradient sign method (Goodfellow et al. 2015, section 4): a step of ε for each pixel in 0 to 1, up
+    the gradient of the loss on the label, clipped to 0 to 1.
 
     Args:
         image: normalised [B, K, H, W].
         label: int64 [B, H, W], class index or 255. Without any label the image stays as it is.
         logits_of: differentiable; [B, C, H, W].
-        strengths: ε in 0 to 1, such as 2/255; one gradient serves them all.
+        strengths: ε in 0 to 1, such as 2/255; all use the same gradient.
         normalisation: of the image.
 
     Returns:
-        Normalised images, one a strength.
+        Normalised images, one for each strength.
     """
     with torch.enable_grad():
         variable = image.detach().clone().requires_grad_(True)
@@ -77,10 +77,10 @@ def noise(like: Tensor, kind: str, *, generator: torch.Generator) -> Tensor:
 
 
 def shuffle_patches(image: Tensor, patches: int, *, generator: torch.Generator) -> Tensor:
-    """Cut each image into P×P patches of nearly equal size and put them elsewhere: textures stay, things go.
+    """Permute P×P patches of nearly equal size in each image: textures are preserved, objects are not.
 
-    Where the sides are no multiples of P, the image is cut to such a multiple first and the rest repeated, so
-    that the size stays.
+    Where the sides are not multiples of P, the image is first cut to such a multiple; afterwards its border
+    is repeated to restore the size.
 
     >>> image = torch.arange(4.0).reshape(1, 1, 2, 2)
     >>> shuffle_patches(image, 2, generator=torch.Generator().manual_seed(1)).unique().tolist()
@@ -118,7 +118,7 @@ def blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def darken(image: Tensor, gamma: float) -> Tensor:
-    """Pixels in 0 to 1 to the power γ: night falls, black and white stay.
+    """Pixels in 0 to 1 to the power γ, which darkens all but black and white.
 
     >>> round(darken(torch.tensor(0.5), 3.0).item(), 3)
     0.125

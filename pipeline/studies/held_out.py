@@ -29,13 +29,13 @@ from pipeline.regions.outlines import paint_regions
 from pipeline.uncertainty.served_model import ServedModel
 
 HEAVIEST = 10.0
-"""A region's weight, 1 / inclusion probability, is cut at this many times the median weight: one region of a
-thin slice shall not speak for all others. Cut weights are biased towards equal ones."""
+"""A region's weight, 1 / inclusion probability, is cut at this many times the median weight, so that a region
+with a small probability does not dominate. Cut weights are biased towards equal weights."""
 
 
 @dataclass(frozen=True)
 class PlacedImage:
-    """An image, and its place in a sequence of images that resemble each other."""
+    """An image, and its position in a sequence of similar images."""
 
     ref: ImageRef
     group: str
@@ -59,12 +59,12 @@ class HeldOut(PlacedImage):
 
 @dataclass(frozen=True)
 class AuditedRegion:
-    """A region of the pool that was drawn at random, and its stored labels.
+    """A region of the pool that was randomly drawn, and its stored labels.
 
     Attributes:
         box: x, y, w, h in image pixels.
         outline: which pixels of the box; None for all.
-        weight: how many regions of the pool it stands for.
+        weight: the number of regions of the pool that it represents.
         masks: index PNGs of the image's size, in the order in which they are painted.
     """
 
@@ -84,12 +84,12 @@ class AuditedImage(HeldOut):
         size = (self.ref.width, self.ref.height)
         label = np.full(size[::-1], IGNORE, dtype=np.uint8)
         for region in self.regions:
-            here = self._pixels(region)
-            label[here] = compose_labels(region.masks, size)[here]
+            inside = self._pixels(region)
+            label[inside] = compose_labels(region.masks, size)[inside]
         return label
 
     def weights(self) -> npt.NDArray[np.float32]:
-        """[H, W]: how much of the pool each pixel stands for; 0 outside of the regions."""
+        """[H, W]: how much of the pool each pixel represents; 0 outside of the regions."""
         weights = np.zeros((self.ref.height, self.ref.width), dtype=np.float32)
         for region in self.regions:
             weights[self._pixels(region)] = region.weight
@@ -103,7 +103,7 @@ class AuditedImage(HeldOut):
 
 @dataclass(frozen=True)
 class LabeledBatch:
-    """Images of one size as the network sees them, and their masks at the images' own size.
+    """Images of one size prepared for the network, and their masks at the images' own size.
 
     Attributes:
         ids: of the images.
@@ -127,7 +127,7 @@ class HeldOutImages:
     Attributes:
         by_id: the images.
         block_of: the block of each image, by its id.
-        blocks: how many blocks there are.
+        blocks: the number of blocks.
         failed: URI and reason of each file that could not be used.
 
     Args:
@@ -148,12 +148,12 @@ class HeldOutImages:
         return len(self.by_id)
 
     def keep(self, ids: Iterable[int]) -> None:
-        """Leave out all but these images, which stay in their blocks."""
+        """Leave out all other images. The blocks do not change."""
         self.by_id = {image_id: self.by_id[image_id] for image_id in ids}
 
     def read(self, model: ServedModel, *, title: str, progress: Progress) -> Iterator[LabeledBatch]:
         """Every image with its mask, in batches of one size. A file that cannot be used is listed in
-        `failed`, and the rest goes on.
+        `failed` and skipped.
 
         Args:
             model: that the images are prepared for.
@@ -204,7 +204,7 @@ def block_index(
 
 
 def spread(count: int, most: int | None) -> list[int]:
-    """At most `most` of `count` places, evenly spaced.
+    """At most `most` of the indices below `count`, evenly spaced.
 
     >>> spread(10, 3), spread(2, 3), spread(3, None)
     ([0, 4, 9], [0, 1], [0, 1, 2])

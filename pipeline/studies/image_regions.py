@@ -1,4 +1,4 @@
-"""The regions of held-out images, of every kind that a project could ask for.
+"""The regions of held-out images, of every kind that a project can configure.
 
 Legend: H W image size, R regions.
 """
@@ -21,7 +21,7 @@ Rows = npt.NDArray[np.integer]
 
 
 class ImageRegions:
-    """Grid cells, superpixels and segments of the project's size, and its own region maps where it has some.
+    """Grid cells, superpixels and segments of the configured size, and the user's region maps if configured.
 
     Raises:
         DataError: the folder of the region maps does not exist.

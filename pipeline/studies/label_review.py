@@ -40,9 +40,9 @@ from pipeline.studies.image_regions import grid_rows
 from pipeline.uncertainty.served_model import ServedModel
 
 LABEL_EDGE = 2
-"""Pixels so close to another label do not count: where exactly an edge runs is a matter of taste."""
+"""Pixels this close to another label do not count, because annotators place edges differently."""
 THRESHOLD_IMAGES = 256
-"""Images that the mean self-confidence of each class is taken from, spread over all that are labeled."""
+"""Images for the mean self-confidence of each class, spread over all labeled images."""
 LEAST_SHARE = 0.01
 """A region with fewer doubted pixels, as a share of its area, is not reviewed."""
 
@@ -65,8 +65,8 @@ class DoubtedRegion:
     """A region whose label the model doubts.
 
     Attributes:
-        score: as `RegionDoubts`; so are `share` and `confidence`.
-        label, predicted: indices of the classes of the label and of the prediction on most doubted pixels.
+        score, share, confidence: as in `RegionDoubts`.
+        label, predicted: class indices of the label and of the prediction on most doubted pixels.
     """
 
     image_id: int
@@ -98,7 +98,7 @@ class _Predicted:
 
 
 class LabelReview:
-    """Predictions of labeled images, compared with their labels.
+    """Labeled images whose predictions are compared with their labels.
 
     Attributes:
         failed: URI and reason of each file that could not be used.
@@ -117,13 +117,13 @@ class LabelReview:
         Raises:
             UserError: none of the images can be used.
         """
-        some = [images[index] for index in spread(len(images), THRESHOLD_IMAGES)]
+        sample = [images[index] for index in spread(len(images), THRESHOLD_IMAGES)]
         sums = np.zeros((2, self.project.config.data.num_classes))
-        for done, item in enumerate(self._predict(some), start=1):
+        for done, item in enumerate(self._predict(sample), start=1):
             sums += self_confidence(item.probability, item.label)
-            progress("self-confidence", done, len(some))
+            progress("self-confidence", done, len(sample))
         if not sums[1].any():
-            first = (self.project.uri(some[0].ref.path), "Nothing in it is labeled.")
+            first = (self.project.uri(sample[0].ref.path), "It has no labeled pixel.")
             file, reason = self.failed[0] if self.failed else first
             raise UserError(f"No labeled image can be used: {file}: {reason}", "Import the labels again.")
         self.failed.clear()
@@ -132,7 +132,7 @@ class LabelReview:
     def doubts(
         self, images: Sequence[LabeledImage], thresholds: Floats, *, most: int, progress: Progress
     ) -> tuple[list[DoubtedRegion], int]:
-        """The `most` doubted regions, best first, and how many are doubted at all."""
+        """The `most` doubted regions, highest score first, and the number of all doubted regions."""
         best: list[DoubtedRegion] = []
         doubted = 0
         for done, item in enumerate(self._predict(images), start=1):
@@ -183,8 +183,8 @@ class LabelReview:
         return map_regions(grid_rows(regions, ref.width, ref.height))
 
     def _predict(self, images: Sequence[LabeledImage]) -> Iterator[_Predicted]:
-        """Each image with its label, one by one at its own size; a file that cannot be used is listed in
-        `failed`."""
+        """Each image with its label, one after the other, at its own size; a file that cannot be used is
+        listed in `failed`."""
         by_id = {image.ref.id: image for image in images}
         for batch in self.model.batches([image.ref for image in images], batch_size=1):
             if isinstance(batch, Unreadable):

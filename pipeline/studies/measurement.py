@@ -32,18 +32,18 @@ DETECTORS: tuple[Measure, ...] = (
 )
 """Measures that are tested as detectors of wrong pixels; mutual information only with samples."""
 SEED = 0
-"""Of every bootstrap, so that all models are compared on the same resamples."""
+"""Seed of every bootstrap, so that all models are compared on the same resamples."""
 
 Variant = tuple[str, bool]
 """Sampler, and whether the calibrators are applied."""
 
 DECIDING: Variant = ("none", True)
-"""What a model's promotion is decided on; a temperature changes no cell's winner, and so hardly its mIoU."""
+"""The evaluation that decides a promotion; a temperature changes no cell's winner, and so hardly the mIoU."""
 
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One evaluation: of a split, with a sampler, before or after calibration."""
+    """One evaluation of a split with a sampler, before or after calibration."""
 
     split: str
     sampler: str
@@ -62,7 +62,7 @@ def measure(
     config: EvaluationConfig,
     progress: Progress,
 ) -> list[EvaluationRow]:
-    """A row for each sampler, before and after calibration; none where no image can be used.
+    """Rows for each sampler, before and after calibration; none where no image can be used.
 
     Every image is read once, and passes through the network once for each sampler.
     """

@@ -37,7 +37,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of the held-out images and of the pool: shares of each in common bins, and the pool's mean
+    """One quantity of the held-out images and of the pool: shares of each in common bins, and the pool's mean
     less that of the held-out images."""
 
     edges: list[float]
@@ -58,8 +58,8 @@ class Compared:
 
 @dataclass(frozen=True)
 class FarImage:
-    """A pool image that lies far from everything labeled: its distance to the nearest labeled image, and the
-    share of held-out images that lie nearer, in per cent."""
+    """A pool image far from all labeled images: its distance to the nearest of them, and the share of
+    held-out images with a smaller distance, in per cent."""
 
     image_id: int
     uri: str
@@ -76,8 +76,8 @@ class FarImage:
 
 @dataclass(frozen=True)
 class PoolComparison:
-    """The pool beside the held-out images: confidence, distance to the nearest labeled image, and the pool
-    images of the largest distance."""
+    """The pool compared with the held-out images: confidence, distance to the nearest labeled image, and the
+    pool images of the largest distance."""
 
     confidence: Compared
     neighbours: Compared
@@ -115,8 +115,8 @@ class ClassDetection:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Of the images that could be read: confidence histograms [n, 150], mean confidence [n], features [n, F]
-    and the block of each [n]."""
+    """The images that could be read: confidence histograms [n, 150], mean confidence [n], features [n, F] and
+    the block [n] of each."""
 
     images: list[PlacedImage]
     histograms: Array
@@ -135,7 +135,7 @@ def compare_pool(
     failed: list[tuple[str, str]],
     progress: Progress,
 ) -> PoolComparison | None:
-    """Compare unlabeled pool images with held-out ones; None where one of the three sets has no image.
+    """Compare unlabeled pool images with held-out images; None where one of the three sets has no image.
 
     Args:
         labeled: images that the model has learned from.
@@ -195,13 +195,13 @@ def detect_classes(
     class_names: Sequence[str],
     progress: Progress,
 ) -> ClassDetection:
-    """Out-of-distribution detection of a model that was trained without `classes`, with every sampler and
-    measure; uncalibrated, because no calibrator was fitted to it.
+    """How well a model that was trained without `classes` detects their pixels, with every sampler and
+    measure; uncalibrated, because the model has no fitted calibrator.
 
     Raises:
         UserError: no held-out image has a pixel of the classes.
     """
-    found = HeldOutClasses([class_names.index(one) for one in classes], blocks=images.blocks)
+    histograms = HeldOutClasses([class_names.index(item) for item in classes], blocks=images.blocks)
     count = 0
     for batch in images.read(model.first, title="detect the classes", progress=progress):
         count += len(batch.ids)
@@ -213,10 +213,10 @@ def detect_classes(
                 measures: dict[str, Tensor] = dict(
                     zip(maps, prediction.at(stacked, batch.size)[0], strict=True)
                 )
-                found.add(sampler, measures, label[row], block=images.block_of[image_id])
-    if not found.pixels:
+                histograms.add(sampler, measures, label[row], block=images.block_of[image_id])
+    if not histograms.pixels:
         raise UserError(
-            f"No held-out image has a pixel of {', '.join(classes)}.", "Hold out classes that they have."
+            f"No held-out image has a pixel of {', '.join(classes)}.", "Name classes that occur in them."
         )
     bootstrap = BlockBootstrap.draw(images.blocks, images.project.config.evaluation, seed=SEED)
     return ClassDetection(
@@ -224,7 +224,7 @@ def detect_classes(
         model=name,
         images=count,
         blocks=images.blocks,
-        rows=list(found.rows(bootstrap)),
+        rows=list(histograms.rows(bootstrap)),
     )
 
 
@@ -237,7 +237,7 @@ def _predict(
     *,
     with_confidence: bool,
 ) -> _Predicted:
-    """Read images once; those that cannot be read are left out."""
+    """Predict all images that can be read, in one pass."""
     by_id = {image.ref.id: image for image in images}
     found: dict[int, tuple[Array, float, Array]] = {}
     for batch in model.batches([image.ref for image in images]):
@@ -259,7 +259,7 @@ def _predict(
 def _rows(
     predictor: Predictor, batch: Batch[Any], *, with_confidence: bool
 ) -> Iterator[tuple[Array, float, Array]]:
-    """Of each image: shares of its pixels by confidence [150], mean confidence, features [F]."""
+    """For each image: shares of its pixels by confidence [150], mean confidence, features [F]."""
     padded = predictor.segmenter.pad(batch.image_BKHW.to(predictor.device))
     features = predictor.segmenter.image_features(padded).double().cpu().numpy()
     if not with_confidence:

@@ -1,4 +1,4 @@
-"""Quality of the uncertainty: every sampler and measure of a model, added up over held-out images.
+"""Quality of the uncertainty with every sampler and measure of a model, in sums over held-out images.
 
 Legend: C classes, M measures, H W image size, h w size of the maps, b blocks.
 """
@@ -41,20 +41,19 @@ from pipeline.studies.image_regions import ImageRegions
 from pipeline.uncertainty.served_model import SampledModel
 
 SEED = 0
-"""Of the bootstrap, the shuffles and the noise, so that all models get the same inputs."""
+"""Seed of the bootstrap, the shuffles and the noise, so that all models get the same inputs."""
 NOVELTY_IMAGES = 30
-"""Images that out-of-distribution inputs are made of, spread over the blocks."""
+"""Images that out-of-distribution inputs are made from, spread over the blocks."""
 GROUPING_PIXELS = 2000
-"""Pixels of each image that the groups of the frequency test are found on."""
+"""Pixels of each image for the groups of the frequency test."""
 
 
 class QualityStudy:
-    """One pass over held-out images, and the sums that it gives.
+    """One pass over held-out images, and its sums.
 
     Args:
         held_out: images with masks.
-        others: images without overlap with them, on whose predictions the groups of the frequency test are
-            found.
+        others: other images; their predictions determine the groups of the frequency test.
     """
 
     def __init__(
@@ -75,14 +74,14 @@ class QualityStudy:
         )
         self.regions = ImageRegions(project)
         self.used: Counter[int] = Counter()
-        """Images of each block that could be used."""
+        """The number of usable images of each block."""
         self.qualities: dict[Sampler, Quality] = {}
         self.constructed = ConstructedInputs(
             model, self.measures, chosen=_spread_over_blocks(self.images.block_of, NOVELTY_IMAGES)
         )
 
     def run(self, progress: Progress) -> int:
-        """Read every image once; returns how many could be used."""
+        """Read every image once, and return the number of usable images."""
         progress("Grouping predictions", 0, None)
         centroids = self._centroids()
         for sampler, measures in self.measures.items():
@@ -98,10 +97,10 @@ class QualityStudy:
         return self.used.total()
 
     def document(self, split: str, novelty: Mapping[str, Any] | None) -> dict[str, Any]:
-        """All numbers with their intervals, as they are stored.
+        """All numbers with their intervals, as stored JSON.
 
         Args:
-            split: that the images are of.
+            split: of the images.
             novelty: the stored document of the model's novelty study.
         """
         used = sorted(self.used)
@@ -192,7 +191,7 @@ class QualityStudy:
         self.constructed.add_novel(batch, self.images.block_of)
 
     def _centroids(self) -> dict[Sampler, Tensor]:
-        """Of each sampler, from predictions on the other images; empty without such images."""
+        """The groups' centroids by sampler, from predictions on the other images; empty without these."""
         drawn: dict[Sampler, list[npt.NDArray[np.float64]]] = {}
         for batch in self.model.first.batches(self.others):
             if isinstance(batch, Unreadable):
@@ -201,8 +200,8 @@ class QualityStudy:
                 for image_id, probability_Chw in zip(batch.ids, calibrated.probability, strict=True):
                     vectors = probability_Chw.flatten(1).T.double().cpu().numpy()
                     generator = np.random.default_rng([SEED, image_id])
-                    some = generator.permutation(len(vectors))[:GROUPING_PIXELS]
-                    drawn.setdefault(sampler, []).append(vectors[some])
+                    rows = generator.permutation(len(vectors))[:GROUPING_PIXELS]
+                    drawn.setdefault(sampler, []).append(vectors[rows])
         return {
             sampler: torch.from_numpy(fit_groups(np.concatenate(vectors), seed=SEED))
             .float()
@@ -214,14 +213,14 @@ class QualityStudy:
         return BlockBootstrap.draw(count, self.config.evaluation, seed=SEED)
 
     def _gated_sampler(self) -> Sampler:
-        """The sampler that scores, or the first one that could give mutual information."""
+        """The sampler of the scores, or else the first sampler with mutual information."""
         sampled: list[Sampler] = [sampler for sampler in self.measures if sampler != "none"]
         scoring = self.config.scoring.sampler
         return scoring if scoring in sampled or not sampled else sampled[0]
 
 
 def _spread_over_blocks(block_of: Mapping[int, int], most: int) -> set[int]:
-    """At most so many images, each block giving one before any gives a second."""
+    """At most `most` images: one of each block before a second of any block."""
     turns: Counter[int] = Counter()
     order: list[tuple[int, int, int]] = []
     for image_id, block in block_of.items():

@@ -1,4 +1,4 @@
-"""Stress: held-out images made worse step by step, and what a model predicts for them.
+"""Stress: a model's predictions of held-out images that are corrupted with increasing strength.
 
 Legend: B batch, K image channels, C classes, h w the network's image, H W the image and its mask, n images.
 """
@@ -29,19 +29,19 @@ from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.served_model import ServedModel
 
 SEED = 0
-"""Of the noise, the shuffles and the bootstrap, so that all models get the same images."""
+"""Seed of the noise, the shuffles and the bootstrap, so that all models get the same images."""
 BASE = BASES["magnify"]
-"""The unchanged images, under the name that they are measured by."""
+"""The condition that stands for the unchanged images."""
 
 Measured = dict[Condition, dict[str, float]]
-"""Of one image."""
+"""Metrics of one image, by condition."""
 
 
 def measure_stress(
     model: ServedModel, images: HeldOutImages, *, progress: Progress
 ) -> tuple[dict[int, Measured], int]:
-    """Every metric of every image under every condition, by image id; and how many images the input-range
-    guard flags when they are magnified most."""
+    """Every metric of every image under every condition, by image id; and the number of images that the
+    input-range guard flags at the strongest magnification."""
     measured: dict[int, Measured] = {}
     flagged, done = 0, 0
     input_range = model.card.input_range
@@ -58,7 +58,7 @@ def measure_stress(
 
 
 def results_of(measured: Sequence[Measured]) -> Results:
-    """Values by condition and metric; the unchanged images stand under each kind's own name too."""
+    """Values by condition and metric; the unchanged images are a condition of each kind."""
 
     def column(condition: Condition) -> dict[str, npt.NDArray[np.float64]]:
         return {
@@ -69,9 +69,9 @@ def results_of(measured: Sequence[Measured]) -> Results:
     unchanged = column(BASE)
     results: dict[Condition, dict[str, npt.NDArray[np.float64]]] = {}
     for kind, base in BASES.items():
-        mine = [condition for condition in STRESSES if condition.kind == kind]
-        smaller = [condition for condition in mine if condition.strength < base.strength]
-        for condition in (*smaller, base, *(one for one in mine if one not in smaller)):
+        of_kind = [condition for condition in STRESSES if condition.kind == kind]
+        smaller = [condition for condition in of_kind if condition.strength < base.strength]
+        for condition in (*smaller, base, *(item for item in of_kind if item not in smaller)):
             results[condition] = unchanged if condition == base else column(condition)
     return results
 
@@ -101,8 +101,8 @@ def _conditions(batch: LabeledBatch, model: ServedModel) -> Iterator[tuple[Condi
 
 
 def _attacked(batch: LabeledBatch, model: ServedModel) -> list[Tensor]:
-    """The images after each FGSM step, through the deterministic network; the gradient of a large image is
-    that of its tiles."""
+    """The images after each FGSM step, by gradients of the deterministic network; those of a large image are
+    computed for each tile."""
     predictor = model.predictor
     size = (batch.image.shape[-2], batch.image.shape[-1])
     label = torch.from_numpy(np.stack([resize_mask(mask.numpy(), size) for mask in batch.label])).long()
@@ -125,7 +125,7 @@ def _attacked(batch: LabeledBatch, model: ServedModel) -> list[Tensor]:
 
 
 def _destroyed(unit: Tensor, condition: Condition, image_id: int) -> Tensor:
-    """One unrecognisable image [1, K, h, w]; the same one for every model."""
+    """One unrecognisable image [1, K, h, w], the same for every model."""
     generator = torch.Generator().manual_seed(SEED + 1_000_003 * image_id + int(condition.strength))
     if condition.kind == "noise":
         return corruptions.noise(unit, condition.label, generator=generator)
@@ -137,7 +137,7 @@ def _destroyed(unit: Tensor, condition: Condition, image_id: int) -> Tensor:
 def _metrics(
     predictor: Predictor, image: Tensor, batch: LabeledBatch, condition: Condition
 ) -> list[dict[str, float]]:
-    """Each metric of each image: accuracy over its labeled pixels, the rest over all of its cells."""
+    """Each metric of each image: accuracy over its labeled pixels, the others over all its cells."""
     prediction = predictor.predict(image)
     maps = prediction.measures()
     means: dict[str, list[float]] = {

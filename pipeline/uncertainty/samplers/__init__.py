@@ -1,4 +1,4 @@
-"""Where stochastic predictions come from: one interface, one set of running sums, a module a sampler."""
+"""Sources of stochastic predictions: one interface, one set of running sums, a module for each sampler."""
 
 from pipeline.uncertainty.samplers.base import Band, Sampler
 from pipeline.uncertainty.samplers.choose import make_sampler

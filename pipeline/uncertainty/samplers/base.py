@@ -1,4 +1,4 @@
-"""What every sampler is: a stream of logits, a few samples at a time.
+"""The interface of every sampler: a stream of logits, a few samples at a time.
 
 Legend: B batch, T samples, t samples of one chunk, C classes, h and w the maps' height and width.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.uncertainty.network import Pass, ScoringNetwork
 
 CHUNK_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
-"""Logits that are summed at once: what a cache holds on the CPU (four times the speed of whole batches, whose
-logits travel through memory again and again), enough to fill the device on CUDA."""
+"""Logits that are summed at once: on the CPU as many as fit into a cache (four times the speed of whole
+batches, whose logits would be read from memory repeatedly), on CUDA enough to fill the device."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Band:
     """All samples of some images and some rows of their maps.
 
     Attributes:
-        images, rows: which ones.
+        images, rows: slices of the batch and of the rows.
         chunks: uncalibrated logits [t, images, C, rows, w], float32.
     """
 
@@ -34,8 +34,8 @@ class Band:
 
 
 class Sampler(ABC):
-    """A source of T equally likely predictions. It draws nothing at random when it is used, so an image's
-    samples depend neither on its batch nor on what was sampled before.
+    """A source of T equally likely predictions. It makes no random draws when it is used, so an image's
+    samples depend neither on its batch nor on earlier images.
 
     Attributes:
         samples: T.
@@ -48,10 +48,10 @@ class Sampler(ABC):
         """Uncalibrated logits in chunks [t, B, C, h, w], float32, T in all, at the network's cells."""
 
     def bands(self, network: ScoringNetwork, forward: Pass) -> Iterator[Band]:
-        """The same samples in parts that are summed one after the other, each while a cache holds it."""
+        """The same samples in parts that are summed one after the other, each small enough for a cache."""
         yield Band(slice(None), slice(None), self.stream(network, forward))
 
 
 def room(device: torch.device) -> int:
-    """Numbers of float32 that may be alive at once."""
+    """The number of float32 values that may be in memory at once."""
     return CHUNK_BYTES[device.type] // 4

@@ -1,4 +1,4 @@
-"""From the configuration to a sampler, or to the key that has to change."""
+"""The configured sampler, or an error that names the key to change."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pipeline.uncertainty.samplers.views import Normalisation, resized_logits
 
 @dataclass(frozen=True)
 class Member:
-    """Another network of an ensemble, and what it wants to see.
+    """Another network of an ensemble, and how its images are prepared.
 
     Attributes:
         network: with the same classes and channels.
@@ -33,7 +33,7 @@ class Member:
 
 
 class HeadEnsemble(Sampler):
-    """The slim heads of the network; its own decoder is none of them.
+    """The slim heads of the network, without its own decoder.
 
     Args:
         heads: K.
@@ -52,10 +52,10 @@ class HeadEnsemble(Sampler):
 
 
 class Ensemble(Sampler):
-    """The network itself and further members, each given the images as it knows them.
+    """The network itself and further members, each with the images prepared for it.
 
     Args:
-        members: the further ones.
+        members: the further networks.
         normalisation, input_scale: of the network's own images.
     """
 

@@ -1,4 +1,4 @@
-"""Monte Carlo dropout at the price of one pass: the trunk runs once, only what follows the dropout T times.
+"""Monte Carlo dropout with one pass of the trunk: only the layers after the dropout run T times.
 
 Legend: B batch, T samples, t samples of one chunk, F channels under the dropouts, C classes, h and w the
 maps' height and width.
@@ -21,13 +21,13 @@ from pipeline.uncertainty.network import Pass, ScoringNetwork
 from pipeline.uncertainty.samplers.base import Band, Sampler, room
 
 SAMPLES_AT_ONCE = 4
-"""Images and rows are summed apart where so many samples of them together would not find room."""
+"""Images and rows are split into parts if fewer samples of them together fit into the memory."""
 
 
 def draw_masks(samples: int, sites: Sequence[int], *, p: float, seed: int) -> Tensor:
     """Channel dropout masks [T, F], float32 of 0 and 1/(1−p), the same on every machine.
 
-    A mask without a single channel would be no sample of the network; one channel of it is kept, at each
+    A mask without any channel would not be a sample of the network, so at least one channel is kept at each
     site.
 
     >>> draw_masks(2, [4], p=0.5, seed=0).unique().tolist()
@@ -88,7 +88,7 @@ class MCDropout(Sampler):
 
 
 def _images(network: ScoringNetwork, forward: Pass) -> Iterator[tuple[slice, Pass]]:
-    """The pass in parts of as many images as have room for a few samples."""
+    """The pass in parts, each of as many images as fit into the memory with a few samples."""
     batch = forward.logits.shape[0]
     if network.segmenter.linear_head is None:
         size = max(part.numel() for part in (forward.trunk.features, *forward.trunk.context)) // batch
@@ -112,8 +112,8 @@ def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
 def _rows(
     layer: nn.Conv2d, padded: Tensor, logits: Tensor, lattice: Lattice
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the logits, and the band of padded features that the layer maps to them; each with room for a
-    few samples."""
+    """Rows of the logits, and the band of padded features that the layer maps to them; few enough for a few
+    samples to fit into the memory."""
     batch, classes, height, width = logits.shape
     count = max(8, room(padded.device) // (SAMPLES_AT_ONCE * batch * classes * width))
     reach = layer.dilation[0] * (layer.kernel_size[0] - 1)

@@ -16,8 +16,8 @@ from pipeline.uncertainty.samplers.base import Band
 
 
 class SampledPrediction(NamedTuple):
-    """What T samples say: mean probability [B, C, h, w], mean normalised entropy [B, h, w], and the share of
-    samples in which a class has the largest probability [B, C, h, w]. Each class of a tie gets the vote."""
+    """Means over T samples: probability [B, C, h, w], normalised entropy [B, h, w], and the share of samples
+    in which a class has the largest probability [B, C, h, w]. Each class of a tie gets the vote."""
 
     probability: Tensor
     expected_entropy: Tensor
@@ -31,7 +31,7 @@ def sum_bands(
     mean_t H[softmax(calibrator(z_t))] / ln C (Gal 2016; Depeweg et al. 2018), and the votes.
 
     Args:
-        bands: of a sampler; together they cover every image and row once.
+        bands: of a sampler; they cover every image and row once.
         calibrators: each gives one prediction.
         samples: T.
         like: the maps' shape [B, C, h, w] and device, float32.

@@ -2,7 +2,7 @@
 
 Legend: B batch, K image channels, C classes, H W size of the padded image, h w size of the maps.
 
-Each view's logits are brought back to the places of the plain view's cells before they are summed: flips
+Each view's logits are mapped to the positions of the plain view's cells before they are summed: flips
 exactly, other sizes by linear interpolation between cells.
 """
 
@@ -22,7 +22,7 @@ from pipeline.uncertainty.samplers.base import Sampler
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What was subtracted from each channel of pixels in 0 to 1, and what they were divided by."""
+    """The values that are subtracted from each channel of pixels in 0 to 1, and the divisors after that."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -33,12 +33,12 @@ class Normalisation:
         return mean, std
 
     def pixels(self, image: Tensor) -> Tensor:
-        """A normalised image [B, K, H, W] as pixels in 0 to 1 again."""
+        """The pixels in 0 to 1 of a normalised image [B, K, H, W]."""
         mean, std = self.tensors(image)
         return image * std + mean
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in 0 to 1 [B, K, H, W] as the network wants them."""
+        """The normalised image of pixels in 0 to 1 [B, K, H, W]."""
         mean, std = self.tensors(pixels)
         return (pixels - mean) / std
 
@@ -47,7 +47,7 @@ class TestTimeAugmentation(Sampler):
     """The plain view, a mirrored one, one of each scale, and one of each gamma (Wang et al. 2019).
 
     Args:
-        views: which ones.
+        views: the configured flips, scales and gammas.
         normalisation: of the images.
     """
 
@@ -71,7 +71,7 @@ class TestTimeAugmentation(Sampler):
 
 
 def resized_logits(network: ScoringNetwork, image: Tensor, scale: float, *, target: ScoringNetwork) -> Tensor:
-    """A network's logits [B, C, h, w] of a resized image, at the cells that `target` has on the image itself.
+    """A network's logits [B, C, h, w] of a resized image, at the cells of `target` on the original image.
 
     Args:
         image: [B, K, H, W], padded for `target`.
@@ -81,7 +81,7 @@ def resized_logits(network: ScoringNetwork, image: Tensor, scale: float, *, targ
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     view = image
     if size != (height, width):
-        # Antialiased where it shrinks, as images are when they are read
+        # Antialiased where the image shrinks, as when images are read
         view = functional.interpolate(
             image, size=size, mode="bilinear", align_corners=False, antialias=scale < 1
         )
