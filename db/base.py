@@ -1,4 +1,4 @@
-"""What every table is made of: types that are the same on each backend, names of constraints, UTC times."""
+"""The base of every table: types that are the same on each backend, names of constraints, UTC times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def utc_now() -> datetime:
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time on every backend (SQLite drops the zone; here it comes back)."""
+    """An aware UTC time on every backend (SQLite drops the zone; this type restores it)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

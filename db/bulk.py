@@ -1,8 +1,8 @@
-"""Columns into a table, as fast as the backend takes them: the driver's rows on SQLite, COPY on PostgreSQL.
+"""Fast inserts of columns into a table: the driver's `executemany` on SQLite, COPY on PostgreSQL.
 
 PostgreSQL's binary format (its manual, COPY, "Binary Format"): a signature; for each row the number of fields
 and for each field its length and its bytes in network order, length −1 for NULL; −1 at the end. numpy lays
-out the fields whose types have one width; texts are put between them row by row.
+out the fields whose types have one width; texts are inserted between them row by row.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Values = npt.NDArray[Any] | Sequence[Any]
 Columns = Mapping[str, Values]
 """Columns of a table by name, all of one length. None and NaN are NULL."""
 
-BOUND_AT_ONCE = 50_000
-COPIED_AT_ONCE = 4_096
-"""Rows. While the server reads one block, the next one is laid out."""
+INSERT_ROWS = 50_000
+COPY_ROWS = 4_096
+"""Rows of a block. While the server reads one block, the next one is prepared."""
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 END = struct.pack("!h", -1)
 NULL = struct.pack("!i", -1)
@@ -39,7 +39,7 @@ WIDTHS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (Double, ">f8"),
     (REAL, ">f4"),
 )
-"""numpy's name of each type of one width, as PostgreSQL has it on the wire; derived types come first."""
+"""numpy's name of each type of fixed width, as PostgreSQL sends it; derived types come first."""
 
 
 def insert_columns(session: Session, table: Table, columns: Columns) -> int:
@@ -63,9 +63,9 @@ def insert_columns(session: Session, table: Table, columns: Columns) -> int:
         return 0
     kinds = {name: table.columns[name].type for name in columns}
     if session.get_bind().dialect.name == "postgresql":
-        _copy(session, table.name, kinds, _parts(columns, rows, COPIED_AT_ONCE))
+        _copy(session, table.name, kinds, _parts(columns, rows, COPY_ROWS))
     else:
-        for part in _parts(columns, rows, BOUND_AT_ONCE):
+        for part in _parts(columns, rows, INSERT_ROWS):
             _execute_many(session, table.name, kinds, part)
     return rows
 
@@ -81,14 +81,14 @@ def _execute_many(
     lists = {name: _objects(kinds[name], name, values) for name, values in columns.items()}
     filled = {name: values for name, values in lists.items() if values is not None}
     names = ", ".join(f'"{name}"' for name in filled)
-    places = ", ".join("?" * len(filled))
+    marks = ", ".join("?" * len(filled))
     session.connection().exec_driver_sql(
-        f'INSERT INTO "{table}" ({names}) VALUES ({places})', list(zip(*filled.values(), strict=True))
+        f'INSERT INTO "{table}" ({names}) VALUES ({marks})', list(zip(*filled.values(), strict=True))
     )
 
 
 def _objects(kind: TypeEngine[Any], name: str, values: Values) -> list[Any] | None:
-    """What the driver takes; None where every value is NULL."""
+    """The values as the driver's objects; None where every value is NULL."""
     width = _width(kind)
     if width is None:
         wrap: Callable[[Any], str] = json.dumps if isinstance(kind, JSON) else str
@@ -117,7 +117,9 @@ def _copy(
         with driver.cursor() as cursor, cursor.copy(statement) as copy:
             for block in chain([SIGNATURE], blocks, [END]):
                 copy.write(block)
-    except connection.dialect.loaded_dbapi.Error as error:  # the driver's own, which SQLAlchemy has not seen
+    except (
+        connection.dialect.loaded_dbapi.Error
+    ) as error:  # the driver's error, which SQLAlchemy did not catch
         lost = connection.dialect.is_disconnect(error, driver, None)
         if lost:
             connection.invalidate(error)
@@ -142,7 +144,7 @@ def _width(kind: TypeEngine[Any]) -> str | None:
 
 
 def _numbers(values: Values, name: str, width: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """The values [rows] in a type of the column's kind, and which of them are NULL; None for none of them."""
+    """The values [rows] in a type of the column's kind, and a mask of the NULLs; None without NULLs."""
     array = np.asarray(values)
     missing: npt.NDArray[np.bool_] | None = None
     if array.dtype == np.object_:
@@ -151,12 +153,12 @@ def _numbers(values: Values, name: str, width: str) -> tuple[npt.NDArray[Any], n
     if array.dtype.kind == "f":
         nan = np.isnan(array)
         missing = nan if missing is None else nan | missing
-    wanted = np.dtype(width)
-    if wanted.kind == "f" and array.dtype.kind in "fiub":
-        return array.astype(wanted.newbyteorder("="), copy=False), _some(missing)
+    target = np.dtype(width)
+    if target.kind == "f" and array.dtype.kind in "fiub":
+        return array.astype(target.newbyteorder("="), copy=False), _some(missing)
     if array.dtype.kind not in "iub":
         raise ValueError(f"Expected integers for {name}, but got {array.dtype}.")
-    low, high = (0, 1) if width == ">u1" else (np.iinfo(wanted).min, np.iinfo(wanted).max)
+    low, high = (0, 1) if width == ">u1" else (np.iinfo(target).min, np.iinfo(target).max)
     if array.size and (array.min() < low or array.max() > high):
         raise ValueError(f"Expected {name} from {low} to {high}, but got {array.min()} to {array.max()}.")
     return array, _some(missing)
@@ -167,11 +169,11 @@ def _some(missing: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None
 
 
 Fixed = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]
-"""Bytes [rows, width] of a field with its length, and which rows are NULL."""
+"""Bytes [rows, width] of a field with its length, and a mask of the NULLs."""
 
 
 def _field(kind: TypeEngine[Any], name: str, values: Values) -> Fixed | list[bytes]:
-    """One column on the wire: as bytes of one width, or as the bytes of each row."""
+    """One column in binary format: as bytes of one width, or as the bytes of each row."""
     width = _width(kind)
     if width is None:
         if any(value is not None for value in values):
@@ -194,7 +196,7 @@ def _text(kind: TypeEngine[Any], value: Any) -> bytes:
 
 
 def _binary_rows(fields: Sequence[Fixed | list[bytes]]) -> bytes:
-    """Rows on the wire: one buffer where there is no text, else joined row by row."""
+    """Rows in binary format: one buffer without texts, else joined row by row."""
     rows = len(fields[0] if isinstance(fields[0], list) else fields[0][0])
     count = np.frombuffer(struct.pack("!h", len(fields)), dtype=np.uint8)
     fixed: list[Fixed] = [(np.broadcast_to(count, (rows, 2)), None)]
@@ -213,8 +215,8 @@ def _binary_rows(fields: Sequence[Fixed | list[bytes]]) -> bytes:
 
 
 def _side_by_side(fields: Sequence[Fixed]) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """Fields beside each other, without the bytes of values that are NULL, and where each row begins and the
-    last one ends."""
+    """The bytes of fields beside each other, without those of NULLs, and the start of each row and the end of
+    the last one."""
     block = np.concatenate([field for field, _ in fields], axis=1)
     rows, width = len(block), block.shape[1]
     if all(missing is None for _, missing in fields):

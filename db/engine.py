@@ -1,20 +1,19 @@
-"""Opening the store, and its one way to hold a transaction.
+"""Opening the store, and its transactions.
 
 The contract of the store, for every backend:
 
-- `Database.session()` is the only way in. It commits when the block ends, rolls back when it raises, and
-  closes always. A block is one transaction: either all that it wrote is there, or none of it.
+- `Database.session()` is the only access. It commits when the block ends, rolls back when it raises, and
+  always closes. A block is one transaction: either everything that it wrote is stored, or nothing.
 - A session belongs to the thread that opened it; a `Database` may be shared by threads, never by forks.
-- Rows that a finished step has written are changed by no other step, except for `status`, `state` and the
-  `*_at` columns.
+- No other step changes the rows of a finished step, except for `status`, `state` and the `*_at` columns.
 - A writer on SQLite takes the write lock when its transaction begins (`BEGIN IMMEDIATE`), so two writers
   wait for each other instead of failing half-way; readers never wait.
-- Every table has a natural unique key, so that a step that was killed may run again: nothing is lost, and
-  nothing is there twice.
-- A value that is made from what a row holds is read under the row's lock (`FOR UPDATE`), and read anew,
-  because PostgreSQL lets another transaction change the row until then. A shard of scores is one transaction.
-- A block that only reads says so (`write=False`), or it waits for every writer on SQLite.
-- A database at another revision than this code is refused, except for an empty one, which is filled.
+- Every table has a natural unique key, so that a killed step may run again without losing or
+  duplicating rows.
+- A value that is computed from a row is read again under the row's lock (`FOR UPDATE`), because PostgreSQL
+  lets another transaction change the row until then. A shard of scores is one transaction.
+- A block that only reads sets `write=False`; otherwise it waits for every writer on SQLite.
+- A database at another revision than this code is refused; an empty one gets its tables.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ BUSY_TIMEOUT_MS = 30_000
 PAGE_SIZE = 8192
 """Bytes; scores are written a tenth faster than with SQLite's 4096."""
 PATIENCE = 120.0
-"""Seconds for which a server that is restarted is waited for."""
+"""Seconds to wait for a server that restarts."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 POSTGRESQL = {"connect_timeout": 10, "application_name": "segcurate"}
-"""Of each connection, where the URL says nothing else."""
+"""Settings of each connection; the URL overrides them."""
 SECRETS = ("password", "sslpassword")
 """Secret parameters behind the `?` of a URL."""
 RECYCLE_SECONDS = 1800
-"""Firewalls forget a connection that is silent for longer."""
+"""Firewalls drop a connection that is silent for longer."""
 GONE = ("08", "57P")
 """SQLSTATE classes of PostgreSQL: connection exceptions, and a server that shuts down or is starting up."""
 
@@ -63,8 +62,8 @@ class Database:
         url: `sqlite:///path/to.db` or `postgresql+psycopg://user:password@host/name`.
 
     Raises:
-        StoreError: the URL is not one of these, nothing answers there, or the database is at another
-            revision than this code.
+        StoreError: the URL is not one of these, no server answers, or the database is at another revision
+            than this code.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,7 +76,7 @@ class Database:
         """One transaction. `write=False` never waits for another writer on SQLite.
 
         Args:
-            patience: seconds for which a server that is gone is asked again before the block begins.
+            patience: seconds of retries before the block begins, when the server cannot be reached.
         """
         session = Session(self._writer if write else self.engine, expire_on_commit=False)
         try:
@@ -94,16 +93,16 @@ class Database:
     def transact(
         self, work: Callable[[Session], Result], *, write: bool = True, patience: float = PATIENCE
     ) -> Result:
-        """Do `work` in a transaction of its own, and again when the connection to the server was lost.
+        """Run `work` in its own transaction, and again when the connection to the server was lost.
 
         Args:
-            work: may run several times, but only the last one is committed; or, where the connection broke
-                while it was committed, perhaps the one before too, so it must be repeatable.
+            work: must be repeatable: it may run several times, and though only the last run is committed, a
+                run whose connection broke during its commit may be committed too.
             write: as for `session`.
-            patience: seconds for which a server that is gone is asked again.
+            patience: seconds of retries when the server cannot be reached.
 
         Raises:
-            DBAPIError: the server stayed away, or something else went wrong.
+            DBAPIError: the server could not be reached in time, or another error.
         """
 
         def once() -> Result:
@@ -126,13 +125,13 @@ def _patiently(work: Callable[[], Result], *, patience: float) -> Result:
         except DBAPIError as error:
             if not connection_lost(error) or time.monotonic() + pause > give_up_at:
                 raise
-            logger.warning("The database is gone; asking again in %.1f s.", pause)
+            logger.warning("The database cannot be reached; retrying in %.1f s.", pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def connection_lost(error: DBAPIError) -> bool:
-    """Whether the server went away, is starting, or cannot be reached just now: another try may work."""
+    """Whether the server shut down, is starting, or cannot be reached: a retry may succeed."""
     if error.connection_invalidated:
         return True
     if not isinstance(error, OperationalError) or not hasattr(error.orig, "sqlstate"):  # SQLite has no server
@@ -142,15 +141,15 @@ def connection_lost(error: DBAPIError) -> bool:
 
 
 def lock_refused(error: DBAPIError) -> bool:
-    """Whether PostgreSQL gave up waiting for a lock, as `lock_timeout` has it."""
+    """Whether PostgreSQL stopped waiting for a lock after `lock_timeout`."""
     return getattr(error.orig, "sqlstate", None) == "55P03"
 
 
 def connect(url: str) -> Engine:
-    """An engine with the settings that the contract needs. Looks at no table.
+    """An engine with the settings that the contract needs. Reads no table.
 
     Raises:
-        StoreError: the URL is malformed, of an unknown kind, or nothing answers there.
+        StoreError: the URL is malformed or of an unknown kind, or no server answers.
     """
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
@@ -171,12 +170,12 @@ def connect(url: str) -> Engine:
         raise StoreError(
             f"The database {_shown(parsed)} cannot be opened: {_without_secrets(str(error.orig), parsed)}.",
             "Check `database.url`, and that the server is up, or the folder writable and its disk not full.",
-        ) from None  # the driver's words may hold the password
+        ) from None  # the driver's message may contain the password
     return engine
 
 
 def masked(url: str) -> str:
-    """The URL with its secrets masked, for people.
+    """The URL with its secrets masked, for output.
 
     >>> masked("postgresql+psycopg://someone:s3cret@host/name?sslpassword=s3cret")
     'postgresql+psycopg://someone:***@host/name?sslpassword=***'
@@ -193,17 +192,17 @@ def _parse(url: str) -> URL:
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise StoreError(
-            "`database.url` is not a database URL that segcurate knows.",
+            "`database.url` is not a valid database URL.",
             "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`; in a password, %40 "
             "stands for @, %2F for / and %25 for %.",
-        ) from None  # SQLAlchemy's words may hold a part of the password
+        ) from None  # SQLAlchemy's message may contain a part of the password
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise StoreError(
             f"`database.url` names {parsed.get_backend_name()!r}, which segcurate does not support.",
             "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`.",
         )
     if "@" in (parsed.host or ""):
-        raise StoreError("The password in `database.url` holds an @.", "Write %40 for it.")
+        raise StoreError("The password in `database.url` contains an @.", "Write %40 for it.")
     return parsed
 
 
@@ -212,12 +211,12 @@ def _shown(url: URL) -> str:
     return unquote(url.update_query_dict(hidden).render_as_string(hide_password=True))
 
 
-def _without_secrets(said: str, url: URL) -> str:
+def _without_secrets(message: str, url: URL) -> str:
     secrets = [url.password, *(value for name, value in url.query.items() if name in SECRETS)]
     for secret in secrets:
         if isinstance(secret, str) and secret:
-            said = said.replace(secret, "***").replace(quote(secret, safe=""), "***")
-    return said
+            message = message.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    return message
 
 
 def _configure_sqlite(connection: Any, _record: ConnectionPoolEntry) -> None:

@@ -29,7 +29,7 @@ from db.base import BY_RUN, Base, BigId, one_of, utc_now
 
 
 class Project(Base):
-    """One row: what must not change under a running project."""
+    """One row: the settings that must not change after the first ingest."""
 
     __tablename__ = "project"
 
@@ -68,7 +68,7 @@ class Image(Base):
 
 
 class Failure(Base):
-    """A file that a step could not use, with its reason; replaced when the step meets it again."""
+    """A file that a step could not use, with its reason; replaced by the step's next run on it."""
 
     __tablename__ = "failure"
     __table_args__ = (UniqueConstraint("step", "subject"),)
@@ -81,7 +81,7 @@ class Failure(Base):
 
 
 class Round(Base):
-    """One turn of the loop. `state` is the step that comes next; `closed` when there is none."""
+    """One round. `state` is the step that comes next, or `closed`."""
 
     __tablename__ = "round"
     __table_args__ = (
@@ -134,7 +134,7 @@ class Model(Base):
 
 
 class ModelLabel(Base):
-    """Which labels a model was trained on."""
+    """The labels that a model was trained on."""
 
     __tablename__ = "model_label"
 
@@ -143,10 +143,10 @@ class ModelLabel(Base):
 
 
 class Calibration(Base):
-    """A fitted calibrator of one model and one sampler. `parameters` is what the calibrator needs.
+    """A fitted calibrator of one model and one sampler. `parameters` are the calibrator's.
 
-    `report` compares all calibrators on images that they were not fitted on; `passed` says that it allows
-    the calibrated softmax score to be called a probability.
+    `report` compares all calibrators on images that they were not fitted on; `passed` means that
+    the calibrated softmax score is a probability.
     """
 
     __tablename__ = "calibration"
@@ -168,7 +168,7 @@ class Calibration(Base):
 
 
 class Assessment(Base):
-    """What was found out about one model's uncertainty: one document a kind, replaced when asked again."""
+    """The results on one model's uncertainty: one document of each kind, replaced by the next result."""
 
     __tablename__ = "assessment"
     __table_args__ = (
@@ -221,10 +221,10 @@ class Metric(Base):
 
 class ScoringRun(Base):
     """Everything that one scorer has scored. `scorer_hash` is the provenance of each of its rows; `summary`
-    says how far calibration reordered them, and how the pool differs from what was seen before.
+    has the effect of calibration on their order, and the drift of the pool.
 
-    Of a run that is pruned only this row is left, for the queues that were selected from it; it counts as
-    unfinished, and what its scorer scores from then on is another run.
+    Of a pruned run only this row is left, for the queues that were selected from it; it counts as
+    unfinished, and its scorer scores into another run from then on.
     """
 
     __tablename__ = "scoring_run"
@@ -251,9 +251,8 @@ class ScoringRun(Base):
 class Shard(Base):
     """A contiguous range of image ids of one run: the unit of work, of commit and of repeat.
 
-    `owner` has it while it is `running`, and loses it when `lease_until` passes without a renewal; of a shard
-    that is done, `owner` is who scored it. `attempts` counts how often it was begun and not given back;
-    `regions` are the rows that it wrote.
+    `owner` is the worker that scores it or has scored it; the worker loses it when `lease_until` passes
+    without a renewal. `attempts` counts how often it was claimed and not released; `regions` counts its rows.
     """
 
     __tablename__ = "shard"
@@ -277,8 +276,8 @@ class Shard(Base):
 
 
 class Lease(Base):
-    """Work that one process at a time may do. Who holds it renews `until`; once that has passed, anybody may
-    take it."""
+    """Work that one process at a time may do. The owner renews `until`; after that time any process may take
+    the lease."""
 
     __tablename__ = "lease"
 
@@ -289,7 +288,7 @@ class Lease(Base):
 
 
 class Scores:
-    """The columns that regions and images have in common; `sort_order` keeps the order of the key."""
+    """The common columns of regions and images; `sort_order` keeps the order of the key."""
 
     run_id: Mapped[int] = mapped_column(primary_key=True, sort_order=-2)
     image_id: Mapped[int] = mapped_column(BigId, primary_key=True, sort_order=-1)
@@ -310,13 +309,13 @@ class Scores:
 
 
 class RegionScore(Scores, Base):
-    """A row a region: its box in image pixels, what the model sees there, and the mean of each measure.
+    """A row a region: its box in image pixels, its predicted class, and the mean of each measure.
 
     No foreign key: checking one costs more than writing the row, and neither images nor runs are deleted.
     On SQLite the rows lie in the order of their key; on PostgreSQL each run is a partition.
 
-    `outline` says which pixels of its box the region holds, as COCO's compressed run-length encoding of a
-    mask of the box's size; NULL where it holds them all.
+    `outline` is the region's mask of the box's size in COCO's compressed run-length encoding; NULL where the
+    region fills its box.
     """
 
     __tablename__ = "region_score"
@@ -350,8 +349,8 @@ class ImageScore(Scores, Base):
 
 
 class Queue(Base):
-    """An ordered labeling list. `kind` is `initial` for the labels that the project started with, and
-    `review` for labels that the model doubts."""
+    """An ordered labeling list. `kind` is `initial` for the first labels of a project, and `review` for
+    labels that the model contradicts."""
 
     __tablename__ = "queue"
     __table_args__ = (
@@ -380,8 +379,8 @@ class QueueItem(Base):
 
     `clicks` is the estimated effort, known from the export on. `annotators` counts those whose labels are in
     force, once there are two: `disagreement` is then the share of pixels on which two of them, drawn at
-    random, differ, and `vote_entropy` the mean entropy of their votes over ln C. A `skipped` region is one
-    that its annotator would not label.
+    random, differ, and `vote_entropy` the mean entropy of their votes over ln C. A `skipped` region
+    was skipped by its annotator.
     """
 
     __tablename__ = "queue_item"
@@ -417,8 +416,8 @@ class QueueItem(Base):
 
 
 class QueuePlace(Base):
-    """Where a queue lies on a labeling server: `place` is what the server calls a project or a task of it,
-    and `pulled_until` the server's time up to which its work has been fetched and imported."""
+    """A queue's project or task on a labeling server: `place` is its id, and `pulled_until` the server's
+    time up to which its labels have been imported. With an empty `url`, an exported folder."""
 
     __tablename__ = "queue_place"
     __table_args__ = (UniqueConstraint("queue_id", "tool", "url", "place"),)
@@ -433,11 +432,11 @@ class QueuePlace(Base):
 
 
 class Label(Base):
-    """A mask that came back for one image of one queue: index PNG, 255 where it says nothing.
+    """An imported mask for one image of one queue: index PNG, 255 for unlabeled pixels.
 
-    A correction is the next version. In force is the newest version of each annotator; the training mask of
-    an image is what is in force, painted in the order of queue id and version. `seconds` is what the
-    annotator took, and `origin` what the labeling tool calls the annotation, where it said so.
+    A correction is the next version. The newest version of each annotator is in force; the training mask of
+    an image is made of its labels in force, in the order of queue id and version. `seconds` is the
+    annotator's time, and `origin` the labeling tool's id of the annotation; NULL where unknown.
     """
 
     __tablename__ = "label"

@@ -1,7 +1,7 @@
-"""What a flow run shows in Prefect's pages: how far scoring is, the queue, the round, the exported folder.
+"""The artifacts of a flow run in Prefect's pages: scoring progress, queue, round, exported folder.
 
-Outside a flow run nothing happens. An artifact that cannot be written is a warning in the log, never the end
-of a run: the database has it all.
+Outside a flow run nothing is written. An artifact that cannot be written is a warning in the log and never
+ends a run, because the database holds all results.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ QUEUE_HEAD = 50
 SHOWN_FILES = 20
 UPDATE_SECONDS = 1.0
 POLL_SECONDS = 3.0
-"""Seconds between two looks into the database at what other processes have done."""
+"""Seconds between two queries for the images that other processes have scored."""
 PATIENCE = 15.0
-"""Seconds for which a finished run waits until its last update is sent."""
+"""Seconds that a finished run waits for its last update to be sent."""
 
 
 def in_a_run() -> bool:
@@ -63,7 +63,7 @@ def never_fails(show: Callable[Arguments, None]) -> Callable[Arguments, None]:
             return
         try:
             show(*args, **kwargs)
-        except Exception as error:  # the server, the store, or a drawing: none is worth the run
+        except Exception as error:  # the server, the store, or a drawing; none may end the run
             get_run_logger().warning("An artifact was left out, %s failed: %s", show.__name__, error)
 
     return shown
@@ -73,18 +73,18 @@ def never_fails(show: Callable[Arguments, None]) -> Callable[Arguments, None]:
 def scoring_progress(run_id: int, total: int, *, database: Database | None = None) -> Generator[Progress]:
     """A progress that is shown as the artifact `scoring-run-<id>`, once a second at most.
 
-    It may be called from any thread. Where other processes do the work, the number of finished images is read
-    from `database`; the larger number is shown. It ends at 100 %, or at what was reached.
+    It may be called from any thread. Where other processes score, the number of finished images is read from
+    `database`; the larger number is shown. It ends at 100 %, or at the share that was reached.
 
     Args:
-        total: images that are to be scored now, by all processes together.
+        total: images to score, by all processes together.
         database: read every few seconds for the number of them that are done.
     """
     if not in_a_run():
         yield silent
         return
     shown = _ShownProgress(run_id, total, database)
-    thread = threading.Thread(target=copy_context().run, args=(shown.keep_up,), daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(shown.keep_updating,), daemon=True)
     thread.start()
     try:
         yield shown.report
@@ -100,31 +100,33 @@ def show_queue(project: Project, database: Database) -> None:
         queue = newest_round_queue(session)
         if queue is None:
             return
-        found = queue_summary(session, queue, class_names=project.config.data.class_names, head=QUEUE_HEAD)
+        summary = queue_summary(session, queue, class_names=project.config.data.class_names, head=QUEUE_HEAD)
     rows = [
         {
             "rank": item.rank,
             "image": harmless(item.image),
             "box": f"{item.box[0]}, {item.box[1]} · {item.box[2]} × {item.box[3]}",
             "class": harmless(item.class_name or "–"),
-            (found.measure or "score").replace("_", " "): "–" if item.score is None else f"{item.score:.3f}",
+            (summary.measure or "score").replace("_", " "): "–"
+            if item.score is None
+            else f"{item.score:.3f}",
             "slice": item.slice,
             "reason": harmless(item.reason),
         }
-        for item in found.head
+        for item in summary.head
     ]
-    where = f" In {code(project.path(found.folder))}." if found.folder else ""
+    where = f" In {code(project.path(summary.folder))}." if summary.folder else ""
     create_table_artifact(
         rows,
         key=_key("queue", project),
-        description=f"**{plain(found.name)}**: the first {len(rows)} of {found.items} {found.unit}s by "
-        f"{plain(found.strategy)}; the box is x, y · width × height in pixels.{where}",
+        description=f"**{plain(summary.name)}**: the first {len(rows)} of {summary.items} {summary.unit}s by "
+        f"{plain(summary.strategy)}; the box is x, y · width × height in pixels.{where}",
     )
 
 
 @never_fails
 def show_round(project: Project, database: Database) -> None:
-    """The newest round as a page: the model, its figures, the queue, what went wrong, and what comes next."""
+    """The newest round as a page: the model, its metrics, the queue, problems, and the next command."""
     from flows.round_report import round_report
 
     report = round_report(project, database)
@@ -134,8 +136,8 @@ def show_round(project: Project, database: Database) -> None:
 
 @never_fails
 def link_export(project: Project, folder: Path) -> None:
-    """Where the exported queue lies. Browsers open no `file:` link from a page of another origin, and
-    Prefect's newer pages drop it: so the path is there to be copied."""
+    """The path of the exported queue, to be copied: browsers open no `file:` link from a page of another
+    origin, and Prefect's newer pages drop it."""
     path = folder.resolve()
     listed = "\n".join(f"- {code(entry.name)}" for entry in sorted(path.iterdir())[:SHOWN_FILES])
     create_markdown_artifact(
@@ -148,7 +150,8 @@ def link_export(project: Project, folder: Path) -> None:
 
 
 def _key(what: str, project: Project) -> str:
-    """Prefect takes small letters, digits and dashes. One server may serve several projects."""
+    """An artifact's key: lower-case letters, digits and dashes, with the project's name, as one server may
+    serve several projects."""
     name = re.sub("[^a-z0-9]+", "-", project.config.name.lower()).strip("-")
     return f"{what}-{name}" if name else what
 
@@ -163,7 +166,7 @@ class _ShownProgress:
         self._stored = 0
         self._began = time.monotonic()
         self._since: datetime | None = None
-        self._ask_next_at = 0.0
+        self._query_next_at = 0.0
         self._artifact: UUID | None = None
         self._shown = -1
 
@@ -171,13 +174,13 @@ class _ShownProgress:
         """A `Progress`. Only its largest figure counts."""
         self._reported = max(self._reported, done)
 
-    def keep_up(self) -> None:
-        """Show what is known until the work has ended, and then once more."""
+    def keep_updating(self) -> None:
+        """Update the artifact until the work has ended, and then once more."""
         warned = False
         while True:
             over = self.ended.is_set()
             try:
-                self._ask(at_once=over)
+                self._query(force=over)
                 self._show(over=over)
             except Exception as error:  # the next update may come through
                 if not warned:
@@ -187,11 +190,11 @@ class _ShownProgress:
                 return
             self.ended.wait(UPDATE_SECONDS)
 
-    def _ask(self, *, at_once: bool) -> None:
+    def _query(self, *, force: bool) -> None:
         now = time.monotonic()
-        if self.database is None or (not at_once and now < self._ask_next_at):
+        if self.database is None or (not force and now < self._query_next_at):
             return
-        self._ask_next_at = now + POLL_SECONDS
+        self._query_next_at = now + POLL_SECONDS
         with self.database.session(write=False) as session:
             if self._since is None:
                 self._since = store_time(session)
@@ -206,7 +209,7 @@ class _ShownProgress:
         words = self._words(done, over=over)
         if self._artifact is None:
             created = create_progress_artifact(percent, f"scoring-run-{self.run_id}", words)
-            self._artifact = cast(UUID, created)  # a coroutine only where an event loop runs; none does here
+            self._artifact = cast(UUID, created)  # a coroutine only inside an event loop, which this is not
         else:
             update_progress_artifact(self._artifact, percent, words)
 

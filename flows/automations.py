@@ -1,4 +1,4 @@
-"""What Prefect does by itself: runs that died are marked crashed, and imported labels start a retraining."""
+"""Prefect's automations: they mark dead runs as crashed, and start a retraining after an import."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 LABELS_IMPORTED = "segcurate.labels.imported"
-"""The event that an import emits when labels have come."""
+"""The event that an import emits for new labels."""
 TAG = "segcurate"
-"""The tag of each deployment in configs/prefect.yaml. Runs without it are left alone: other flows on the
-server may have slower heartbeats."""
+"""The tag of each deployment in configs/prefect.yaml. The automations ignore runs without it: other
+flows on the server may have slower heartbeats."""
 SILENCE = timedelta(seconds=90)
 """Three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s) without one: the run is dead."""
 START = timedelta(minutes=10)
-"""How long a run may be about to start: `grace_period_seconds`, after which it loses its slot anyway."""
+"""How long a run may take to start: `grace_period_seconds`, after which it loses its slot anyway."""
 
 
 def dead_runs() -> AutomationCore:
-    """A run whose heartbeats stop without an end of it is marked crashed, which frees its slot."""
+    """Marks a run whose heartbeats stop before it ends as crashed, which frees its slot."""
     return _crash(
         "segcurate: dead runs",
         after="prefect.flow-run.heartbeat",
         within=SILENCE,
-        message=f"Not heard of for {SILENCE.total_seconds():.0f} seconds: its process has died. "
-        "The next run goes on from there.",
+        message=f"No heartbeat for {SILENCE.total_seconds():.0f} seconds: its process has died. "
+        "The next run continues its work.",
     )
 
 
 def dead_starts() -> AutomationCore:
-    """A run that a worker took and never started is marked crashed, which frees its slot."""
+    """Marks a run that a worker took and never started as crashed, which frees its slot."""
     return _crash(
         "segcurate: runs that never start",
         after="prefect.flow-run.Pending",
@@ -43,7 +43,7 @@ def dead_starts() -> AutomationCore:
 
 
 def retrain_after_labels(deployment: UUID, *, name: str) -> AutomationCore:
-    """Imported labels run the deployment `name`, which looks for itself whether enough have come."""
+    """Starts the deployment `name` after an import; the retraining checks whether there are enough labels."""
     trigger = {
         "type": "event",
         "posture": "Reactive",
@@ -60,8 +60,8 @@ def retrain_after_labels(deployment: UUID, *, name: str) -> AutomationCore:
     )
 
 
-def put_automation(wanted: AutomationCore) -> bool:
-    """Create the automation, or bring the one of its name up to date; one that was switched off stays off.
+def put_automation(automation: AutomationCore) -> bool:
+    """Create the automation, or update the one with its name; one that was switched off stays off.
 
     Returns:
         Whether it is new.
@@ -69,24 +69,24 @@ def put_automation(wanted: AutomationCore) -> bool:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(wanted.name)
+        known = client.read_automations_by_name(automation.name)
         if not known:
-            client.create_automation(wanted)
+            client.create_automation(automation)
             return True
         first, *doubles = known
-        client.update_automation(first.id, wanted.model_copy(update={"enabled": first.enabled}))
+        client.update_automation(first.id, automation.model_copy(update={"enabled": first.enabled}))
         for double in doubles:
             client.delete_automation(double.id)
         return False
 
 
 def _crash(name: str, *, after: str, within: timedelta, message: str) -> AutomationCore:
-    """A run of ours of which nothing is heard within that time of the event `after` becomes crashed."""
+    """Marks a run as crashed that sends no event within that time of the event `after`."""
     trigger = {
         "type": "event",
         "posture": "Proactive",
         "after": [after],
-        # any event at all: the states that our runs end in have names of their own, such as Skipped
+        # any event: segcurate's runs end in states with their own names, such as Skipped
         "expect": ["prefect.flow-run.*"],
         "match": {"prefect.resource.id": "prefect.flow-run.*"},
         "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},

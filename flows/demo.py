@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
 
 SLICES = range(16, 146)
-"""Planes from the cerebellum to the crown; below and above them is hardly any brain."""
+"""Planes from the cerebellum to the crown; the planes below and above show hardly any brain."""
 HEIGHT, WIDTH = 192, 160
 """The slice's size in voxels: the brain and a margin, and multiples of 32 for the encoder."""
 BACKGROUND, FLUID, GREY, WHITE = range(4)
@@ -80,13 +80,13 @@ selection: {strategy: stratified, budget: 20, per_image_cap: 2, min_gap: 3}
 def write_demo(folder: Path) -> Path:
     """Write slices, masks and `segcurate.yaml` into a folder; existing images and masks are replaced.
 
-    An existing configuration is kept: it may have been changed.
+    An existing configuration is kept, as the user may have changed it.
 
     Returns:
         The path of the configuration.
 
     Raises:
-        DataError: nilearn, which carries the template, is not installed, or does not carry it any more.
+        DataError: nilearn, which carries the template, is not installed, or no longer carries it.
     """
     t1_XYZ = _read_volume("t1")
     tissue_XYZ = tissue_classes(t1_XYZ, grey=_read_volume("gm"), white=_read_volume("wm"))
@@ -126,7 +126,7 @@ def axial_slice(volume: Volume, *, index: int, corner: tuple[int, int]) -> npt.N
 
 
 def _corner(t1: Volume) -> tuple[int, int]:
-    """Where the window of the slices begins so that the brain is in its middle."""
+    """The smallest x and y of the slices' window, with the brain in its middle."""
     corner = []
     for axis, length in ((0, WIDTH), (1, HEIGHT)):
         occupied = np.flatnonzero((t1 > 0).any(axis=(1 - axis, 2)))
@@ -136,13 +136,13 @@ def _corner(t1: Volume) -> tuple[int, int]:
 
 def _read_volume(kind: str) -> Volume:
     """One of the template's volumes [X, Y, Z]: `t1`, `gm` or `wm`."""
-    found = importlib.util.find_spec("nilearn")
-    if found is None or found.origin is None or importlib.util.find_spec("nibabel") is None:
+    package = importlib.util.find_spec("nilearn")
+    if package is None or package.origin is None or importlib.util.find_spec("nibabel") is None:
         raise DataError(
             "The demo's images come with nilearn, which is not installed.",
             "Run `pip install 'segcurate[demo]'`.",
         )
-    path = Path(found.origin).parent / "datasets" / "data"
+    path = Path(package.origin).parent / "datasets" / "data"
     path /= f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     if not path.is_file():
         raise DataError(

@@ -1,4 +1,4 @@
-"""What `configs/prefect.yaml` says: which flows run where, when, and how many at once."""
+"""The deployments of `configs/prefect.yaml`: which flows run where, when, and how many at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Schedule(Section):
     timezone: str
     """An IANA name; the hour is local time, in summer time too."""
     slug: str
-    """The schedule's name, by which a later registration finds it again."""
+    """The schedule's name, by which a later registration updates it."""
     active: bool = True
 
     @field_validator("timezone")
@@ -95,8 +95,8 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
     """Read the deployments, with `{{ $NAME }}` replaced from the environment.
 
     Args:
-        file: None is ./configs/prefect.yaml, or without one the file that segcurate brings along.
-        config: the project's YAML, which is what `{{ $SEGCURATE_CONFIG }}` stands for.
+        file: None is ./configs/prefect.yaml, else the file that is installed with segcurate.
+        config: the project's YAML, the value of `{{ $SEGCURATE_CONFIG }}`.
 
     Raises:
         ConfigError: the file is missing, is not YAML, names a variable that is not set, or does not validate.
@@ -118,7 +118,7 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
 
 
 def registrable(deployment: Deployment, *, pool: bool) -> RunnerDeployment:
-    """The deployment as Prefect takes it: for its work pool, or for the process that serves it.
+    """The deployment as a Prefect object: for its work pool, or for the process that serves it.
 
     Raises:
         ConfigError: the entrypoint is no flow, or the flow has no such parameter.
@@ -176,8 +176,8 @@ def registrable(deployment: Deployment, *, pool: bool) -> RunnerDeployment:
 
 def _default_file() -> Path:
     package = Path(__file__).parent
-    places = (DEPLOYMENTS_FILE, package / "prefect.yaml", package.parent / DEPLOYMENTS_FILE)
-    return next((place for place in places if place.is_file()), DEPLOYMENTS_FILE)
+    candidates = (DEPLOYMENTS_FILE, package / "prefect.yaml", package.parent / DEPLOYMENTS_FILE)
+    return next((path for path in candidates if path.is_file()), DEPLOYMENTS_FILE)
 
 
 def _filled(value: Any, variables: Mapping[str, str], path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The export flow: what `segcurate export` does."""
+"""The export flow: `segcurate export`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.steps.export import export
 def export_queue(
     config: Path, queue: str | None = None, folder: Path | None = None, to: str | None = None
 ) -> State[Any]:
-    """Write a queue for a labeling tool: images, the model's masks to correct, pictures of where to look.
+    """Write a queue for a labeling tool: images, the model's masks to correct, overlays of the regions.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.

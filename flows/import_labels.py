@@ -1,4 +1,4 @@
-"""The import flow: what `segcurate import` does, and an event when labels have come."""
+"""The import flow: `segcurate import`, with an event for new labels."""
 
 from __future__ import annotations
 

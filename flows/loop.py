@@ -1,4 +1,4 @@
-"""The loop as a flow: what `segcurate loop` does, with each step as a task."""
+"""The loop flow: `segcurate loop`, with each step as a task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.operation.simulation import run_simulation
 
 @flow(name="loop", flow_run_name="loop to round {rounds}", persist_result=False)
 def loop_flow(config: Path, rounds: Annotated[int, Field(ge=1)] = 3) -> State[Any]:
-    """Run whole rounds without a person: masks that exist already play the annotator.
+    """Run whole rounds without an annotator: existing masks are the labels.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.

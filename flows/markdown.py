@@ -1,8 +1,8 @@
 """Markdown that shows the text of users as it is.
 
 Class names, file names and reasons come from users: no character in them may become a tag, a link, a cell's
-end or a heading. Both interfaces of Prefect honour a backslash before punctuation, also inside a table; the
-older one honours no numeric entity.
+end or a heading. Both interfaces of Prefect respect a backslash before punctuation, also inside a table; the
+older one ignores numeric entities.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ WORD_JOINER = "\u2060"
 
 
 class Ready(str):
-    """Markdown that needs no escaping any more."""
+    """Markdown that is already escaped."""
 
 
 def plain(text: object) -> str:
-    """A text on one line, in which nothing is Markdown or HTML.
+    """A text on one line, escaped so that nothing in it is Markdown or HTML.
 
     >>> print(plain("a|b <img src=x> `c`"))
     a\\|b \\<img src=x\\> \\`c\\`
@@ -30,7 +30,7 @@ def plain(text: object) -> str:
 
 
 def prose(text: object) -> Ready:
-    """A sentence of ours, which may hold commands between backticks and names that users gave.
+    """A message of segcurate, escaped except for commands between backticks.
 
     >>> print(prose("Run `segcurate score`; <b> is a class, `<i>` too."))
     Run `segcurate score`; \\<b\\> is a class, \\`\\<i\\>\\` too.
@@ -40,7 +40,7 @@ def prose(text: object) -> Ready:
 
 
 def code(text: object) -> str:
-    """A text in the letters of a program, to be copied as it is. Not for the cells of a table.
+    """A text as inline code, to be copied as it is. Not for the cells of a table.
 
     >>> code("segcurate train"), code("a`b")
     ('`segcurate train`', '`` a`b ``')
@@ -60,13 +60,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture(words: str, png: bytes) -> str:
-    """A picture that travels inside the text. `words` describe it for a screen reader."""
+    """A picture as a data URI. `words` describe it for a screen reader."""
     return f"![{plain(words)}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 def harmless(text: object) -> str:
-    """A text for the cell of a table artifact, which the older interface takes for Markdown and the newer one
-    shows as it is: what would be a tag or a link is broken by a character that cannot be seen.
+    """A text for the cell of a table artifact, with an invisible character inside each tag and link: the
+    older interface reads the cell as Markdown, and the newer one shows it as it is.
 
     >>> harmless("a_b.png") == "a_b.png", harmless("<b>") == "<b>"
     (True, False)

@@ -1,4 +1,4 @@
-"""The nightly flow: what `segcurate nightly` does, with each step as a task."""
+"""The nightly flow: `segcurate nightly`, with each step as a task."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pipeline.format import count
 from pipeline.operation.nightly import NightlyReport, run_nightly
 
 LATE = timedelta(hours=1)
-"""A run that begins so long after its time gives way to a newer one that is due."""
+"""A run that starts later than this after its due time is skipped when a newer run is due."""
 SOON = timedelta(minutes=10)
-"""A run that waits for the slot of the one before it is put off by less."""
+"""Runs that are due within this time count as due; a run that waits for a slot is delayed by less."""
 
 
 @flow(name="nightly", flow_run_name=lambda: f"nightly {today()}", persist_result=False)
 def nightly(config: Path) -> State[Any]:
-    """Ingest and score what is new, and bring the queue that people label from up to date.
+    """Ingest and score new images, and update the active queue.
 
-    A run with nothing to do only looks. Two at once: the second ends at once, as `Skipped`.
+    A run with nothing to do writes nothing. While one run is active, a second one ends as `Skipped`.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.
@@ -63,7 +63,7 @@ def show_nightly(runner: FlowRunner, report: NightlyReport) -> None:
 
 
 def newer_run_is_due() -> str:
-    """Why this run, which is late, gives way to a newer one of its deployment; empty when it does not."""
+    """Why this late run is skipped in favour of a newer run of its deployment; empty when it is not."""
     run, now = this_run(), datetime.now(UTC)
     if run is None or run.deployment_id is None:
         return ""
@@ -85,5 +85,6 @@ def newer_run_is_due() -> str:
     if not newer:
         return ""
     return (
-        f"This run was due at {expected:%Y-%m-%d %H:%M} UTC; {newer[0].name}, which is newer, does its work."
+        f"This run was due at {expected:%Y-%m-%d %H:%M} UTC and is skipped: "
+        f"the newer run {newer[0].name} is due."
     )

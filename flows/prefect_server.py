@@ -1,8 +1,8 @@
 """The Prefect server: the one that is configured, or a private one of a project on this machine.
 
-Whoever reaches the API of a Prefect server may run any command as the user of its worker, and every page in a
-browser can send requests to this machine. A private server therefore asks for a password that only the
-project's owner can read, and answers no page but its own.
+Anyone who can reach the API of a Prefect server can run any command as the user of its worker, and every page
+in a browser can send requests to this machine. A private server therefore needs a password that only the
+project's owner can read, and accepts requests from its own pages only.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ STOP_SECONDS = 20.0
 RESTART_SECONDS = 2.0
 SERVER_SETTINGS = {
     # By default the leases of concurrency slots are in memory: after a restart, the slot of a run that died
-    # would stay taken for ever.
+    # would never be freed.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
-"""What a server of ours is started with where the environment does not say otherwise."""
+"""Settings of a server that segcurate starts; the environment overrides them."""
 
 
 def configured_server() -> str | None:
@@ -50,15 +50,15 @@ def require_server() -> str:
     """The address of the configured Prefect server, once it has answered.
 
     Raises:
-        UserError: none is configured, it does not answer, or it refuses us.
+        UserError: none is configured, it does not answer, or it needs a password.
     """
     from prefect.client.orchestration import get_client
 
     url = configured_server()
     if url is None:
         raise UserError(
-            "No Prefect server is named.",
-            "On one machine `segcurate serve` brings its own; else set PREFECT_API_URL, such as "
+            "No Prefect server is configured.",
+            "On one machine `segcurate serve` starts its own; else set PREFECT_API_URL, such as "
             f"http://{HOST}:4200/api.",
         )
     with get_client(sync_client=True) as client:
@@ -71,17 +71,17 @@ def require_server() -> str:
                     "Set PREFECT_API_AUTH_STRING to user:password.",
                 ) from error
             raise UserError(
-                f"There is no Prefect server at {url}: {error}",
+                f"No Prefect server answers at {url}: {error}",
                 "Start it (`prefect server start`, or `docker compose up`), or set PREFECT_API_URL.",
             ) from error
     return url
 
 
 def private_password(file: Path) -> str:
-    """User and password of a project's private server, `segcurate:…`; the first call draws them.
+    """User and password of a project's private server, `segcurate:…`; the first call creates the password.
 
     Args:
-        file: where they are kept, readable by its owner only.
+        file: where both are kept, readable by its owner only.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,9 +105,9 @@ def answers(url: str, *, timeout: float = 2.0) -> bool:
 
 @contextmanager
 def private_server(port: int, *, password: str) -> Generator[str]:
-    """A Prefect server on this machine's loopback, until the context ends. It is started again if it dies.
+    """Run a Prefect server on this machine's loopback until the context ends, and restart it if it dies.
 
-    One of an earlier call with this password is used, and left running. Its data are in PREFECT_HOME.
+    A running server with this password is used, and left running. Its data are in PREFECT_HOME.
 
     Args:
         port: of the API and the UI.
@@ -154,7 +154,7 @@ def use_server(url: str, environment: Mapping[str, str], *, password: str | None
 
 
 class _Server:
-    """The child process. A thread waits for it, and starts it again when it has died by itself."""
+    """The child process. A thread waits for it, and restarts it when it has died by itself."""
 
     def __init__(self, port: int, password: str) -> None:
         self._port = port
@@ -165,13 +165,13 @@ class _Server:
         self._keeper.start()
 
     def wait_until_healthy(self, url: str) -> None:
-        until = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not answers(url):
-            if self._process.poll() is not None or time.monotonic() > until:
+            if self._process.poll() is not None or time.monotonic() > deadline:
                 raise UserError(
-                    f"The Prefect server did not come up at {url}.",
-                    f"See whether port {self._port} is taken, or choose another with `--port`; "
-                    f"`prefect server start --port {self._port}` says more.",
+                    f"The Prefect server did not start at {url}.",
+                    f"Check whether port {self._port} is taken, or choose another with `--port`; "
+                    f"`prefect server start --port {self._port}` shows the reason.",
                 )
             time.sleep(0.25)
 
@@ -195,7 +195,7 @@ class _Server:
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
             "PREFECT_UI_API_URL": f"{origin}/api",
         }
-        # its own session: Ctrl-C reaches us first, and the runs end before the server does
+        # its own session: Ctrl-C reaches this process first, and the runs end before the server
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def _keep(self) -> None:
@@ -203,7 +203,7 @@ class _Server:
             code = self._process.wait()
             if self._stopping.wait(RESTART_SECONDS):
                 return
-            logger.warning("The Prefect server ended (%s) and is started again.", code)
+            logger.warning("The Prefect server ended (%s) and is restarted.", code)
             self._process = self._start()
 
 

@@ -1,8 +1,7 @@
 """Score a run on a Ray cluster, with one task for each GPU, through Prefect's Ray task runner.
 
-A task gets the path of the configuration and the run's id. Its machine reads everything else itself, so that
-no secret is sent. Ray starts a task again when its worker has died; the other workers score the shard that it
-had begun, as on one machine.
+A task gets the path of the configuration and the run's id. Its machine reads everything else, so that no
+secret is sent. When a worker dies, Ray starts its task again, and another worker scores its shard.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
 
 RESTARTS = 3
-"""How often Ray starts a task again whose worker has died."""
+"""How often Ray restarts the task of a worker that has died."""
 WAIT_SECONDS = 1.0
 
 
@@ -43,14 +42,14 @@ score_task = of_step(_score, "drain")
 def score_on_cluster(
     project: Project, database: Database, *, run_id: int, began_at: datetime
 ) -> ScoringTotals:
-    """Score a run on the cluster at `scale.ray_address`, and log how much each worker did.
+    """Score a run on the cluster at `scale.ray_address`, and log the shards and images of each worker.
 
     Args:
         began_at: when the run was planned, by the store's clock.
 
     Raises:
         ConfigError: Ray is not installed, no cluster answers, or it has fewer GPUs than a worker needs.
-        UserError: as `score_shards` does, in any task, which ends all; or the workers died again and again.
+        UserError: as `score_shards`, in any task, which ends all; or the workers die repeatedly.
     """
     if project.file is None:
         raise ConfigError("With `scale.engine: ray`, the project must have been read from a file.")
@@ -78,7 +77,7 @@ def tasks_for(scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> tuple
         nodes: the resources of each living node, by Ray's names.
 
     Raises:
-        ConfigError: a worker asks for more GPUs than there are.
+        ConfigError: a worker needs more GPUs than the cluster has.
 
     >>> nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"memory": 1.0}]
     >>> count, options = tasks_for(ScaleConfig(), nodes)
@@ -118,7 +117,7 @@ def _cluster(scale: ScaleConfig) -> Generator[RayTaskRunner[Any]]:
         raise ConfigError(
             "`scale.engine: ray` needs Ray, which is not installed.", "Run `pip install 'segcurate[ray]'`."
         ) from error
-    # not as its argument `address`, with which `auto` would start a cluster where none is found
+    # not as its argument `address`, with which `auto` would start a cluster where none runs
     settings = {} if scale.ray_address is None else {"address": scale.ray_address}
     with ExitStack() as stack:
         try:
@@ -136,7 +135,7 @@ def _resources(options: dict[str, Any]) -> str:
 
 
 def _gather(futures: list[PrefectRayFuture[ScoringTotals]]) -> ScoringTotals:
-    """The totals of all tasks. A task that fails ends the others; a task whose workers died does not."""
+    """The totals of all tasks. A task that fails ends the others; a task whose worker died does not."""
     import ray
 
     totals = ScoringTotals()
@@ -165,7 +164,7 @@ def _add_dead_workers(
     """Add the shards that workers had written before they died.
 
     Raises:
-        UserError: shards are left.
+        UserError: some shards are not done.
     """
     workers = database.transact(
         lambda session: shards.workers(session, run_id=run_id, since=began_at), write=False
@@ -173,17 +172,17 @@ def _add_dead_workers(
     for worker in workers:
         log_line(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
         if worker.owner not in totals.workers:
-            remark = f"warning: {worker.owner} has died. The shard that it had begun is scored again."
+            remark = f"warning: {worker.owner} has died. Its open shard is scored again."
             totals += ScoringTotals(
                 worker.images, worker.regions, worker.failed, [], (worker.owner,), (remark,)
             )
     left = _open_shards(database, run_id)
     if left:
         raise UserError(
-            f"The workers on the Ray cluster have ended, and {left} shards are left. "
+            f"The workers on the Ray cluster have ended, and {left} shards are not done. "
             + " ".join(totals.remarks),
-            "Look into Ray's logs; the same version of segcurate must be installed on every node, and the "
-            "project's folder be reachable by the same path. What is scored is kept; run it again to go on.",
+            "Read Ray's logs; every node needs the same version of segcurate, and the project's folder at "
+            "the same path. Finished shards are kept; run it again to continue.",
         )
     return totals
 

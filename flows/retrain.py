@@ -1,4 +1,4 @@
-"""The retraining flow: what `segcurate retrain` does, with each step as a task."""
+"""The retraining flow: `segcurate retrain`, with each step as a task."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.operation.retrain import RetrainReport, run_retrain
 
 @flow(name="retrain", flow_run_name=lambda: f"retrain {today()}", persist_result=False)
 def retrain(config: Path, force: bool = False, then_nightly: bool = True) -> State[Any]:
-    """Train, calibrate and evaluate a model once enough labels have come; promote or refuse it.
+    """Train, calibrate and evaluate a model once there are enough new labels; promote or refuse it.
 
     The unlabeled regions of the active queue go back to the pool. With too few labels, nothing is done.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.
-        force: Train even if fewer labels than `retrain.min_new_labels` have come.
-        then_nightly: Score with the model and export the next queue at once, not in the next nightly run.
+        force: Train even with fewer new labels than `retrain.min_new_labels`.
+        then_nightly: Score with the model and export the next queue now, not in the next nightly run.
     """
 
     def work(runner: FlowRunner) -> RetrainReport:

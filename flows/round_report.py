@@ -1,4 +1,4 @@
-"""The newest round as a page of Markdown: the model, its figures, the queue, what went wrong, what next."""
+"""The newest round as a page of Markdown: the model, its metrics, the queue, problems, the next command."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
             if queue is None
             else queue_summary(session, queue, class_names=config.data.class_names, head=SHOWN_ITEMS)
         )
-        trouble = _trouble(session)
+        problems = _problems(session)
         decision = next((row.decision for row in list_models(session) if row.name == rounds[-1].model), None)
     parts = [f"# {plain(config.name)}, round {now.round_number}", _next(now)]
     parts += _model(project, rounds, decision)
     parts += _curve(project, database, rounds)
     parts += _queue(summary)
-    parts += ["## What went wrong", *(trouble or ["Nothing."])]
+    parts += ["## What went wrong", *(problems or ["Nothing."])]
     return RoundReport("\n\n".join(parts) + "\n", _headline(now, rounds))
 
 
@@ -76,7 +76,7 @@ def _next(now: Status) -> str:
 
 
 def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | None) -> list[str]:
-    """Promoted or refused and why, and its figures beside those of the round before."""
+    """The model's status with the reason, and its metrics beside those of the previous model."""
     if not rounds:
         return ["No model has been trained yet."]
     last = rounds[-1]
@@ -104,14 +104,14 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     parts.append(table(columns, figures))
     parts.append(
         f"In brackets, {level:g} % bootstrap intervals over images; with the sampler "
-        f"{code(project.config.scoring.sampler)}, which scores. What the calibrated softmax of "
-        f"{plain(last.model)} says is a **{last.confidence}**."
+        f"of the scores, {code(project.config.scoring.sampler)}. The calibrated softmax of "
+        f"{plain(last.model)} is a **{last.confidence}**."
     )
     return parts
 
 
 def _cost(row: RoundSummary) -> str:
-    """What the labels took, as far as that is known."""
+    """The estimated clicks and the measured hours of the labels, where they are known."""
     clicks = "" if row.clicks is None else f"; their regions take about {row.clicks:.0f} clicks"
     hours = "" if row.hours is None else f"; the annotators took {row.hours:.1f} hours"
     return clicks + hours
@@ -135,7 +135,7 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
         points,
         class_names=data.class_names,
         colors=palette(data),
-        title=f"{project.config.name}: what each round of labels brought",
+        title=f"{project.config.name}: IoU and calibration after each round",
         narrow=True,
     )
     first, last = measured[0], measured[-1]
@@ -167,8 +167,8 @@ def _queue(queue: QueueSummary | None) -> list[str]:
     return parts
 
 
-def _trouble(session: Session) -> list[str]:
-    """Files that could not be used, and what was noticed about the newest run."""
+def _problems(session: Session) -> list[str]:
+    """Files that could not be used, and the warnings of the newest run."""
     parts: list[str] = []
     failures = list_failures(session)
     if failures:
@@ -182,5 +182,5 @@ def _trouble(session: Session) -> list[str]:
         parts.append(f"**Drift:** {prose(drift)}")
     guard = (summary.get("input_range") or {}).get("warning")
     if guard:
-        parts.append(f"**Unlike the training images:** {prose(guard)} Their scores mean little.")
+        parts.append(f"**Unlike the training images:** {prose(guard)} Their scores are unreliable.")
     return parts

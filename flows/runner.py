@@ -24,17 +24,17 @@ Result = TypeVar("Result")
 
 
 class Summarised(Protocol):
-    """What a flow has done."""
+    """The report of a flow."""
 
     @property
     def summary(self) -> str:
-        """One or two sentences, which the flow's state shows."""
+        """One or two sentences, the message of the flow's state."""
         ...
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a flow has done whose result is in the database."""
+    """The report of a flow whose result is in the database."""
 
     summary: str
 
@@ -44,7 +44,7 @@ class FlowRunner(Runner):
     """Runs each step as a task of the current flow run, and scoring as several.
 
     Attributes:
-        title: how the flow run is called, before the date.
+        title: the flow run's name before the date.
     """
 
     title: str = ""
@@ -73,7 +73,7 @@ def run_flow(config: Path, work: Callable[[FlowRunner], Summarised], *, title: s
     """Run a flow's work on a project, and return the state that the flow ends in.
 
     An error that the user can correct fails the run with its problem and remedy, and without a traceback.
-    Where another process does the same work, the run ends as `Skipped`, which is no failure.
+    Where another process has the lease, the run ends as `Skipped`, which is no failure.
     """
     logger = get_run_logger()
     try:

@@ -20,9 +20,9 @@ def score_pool(
     any_time: bool = False,
     planned: Callable[[ScoringPlan], None] = lambda plan: None,
 ) -> ScoreReport:
-    """As `pipeline.steps.score.score`, in tasks, with the progress as an artifact.
+    """Score the pool as `pipeline.steps.score.score` does, in tasks, with the progress as an artifact.
 
-    With `scale.engine: ray`, tasks on the cluster score the shards; the rest is done here.
+    With `scale.engine: ray`, tasks on the cluster score the shards; this process does the rest.
 
     Args:
         planned: called with the plan before scoring starts.

@@ -20,10 +20,10 @@ POLL_SECONDS = 5.0
 
 
 def put_pools(deployments: Deployments, *, limit: int | None) -> list[str]:
-    """Create the work pools that are not there yet, of type process; and say what was done, a line a pool.
+    """Create the missing work pools, of type process; returns a line a pool about what was done.
 
     Args:
-        limit: runs at once in a pool; None leaves a pool as it is, and a new one without a limit.
+        limit: runs at a time in a pool; None keeps a pool's limit, and sets none for a new pool.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -47,23 +47,23 @@ def put_pools(deployments: Deployments, *, limit: int | None) -> list[str]:
             if limit is not None and limit != pool.concurrency_limit:
                 client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
                 pool.concurrency_limit = limit
-            lines.append(f"Work pool {name}: there, {_at_once(pool.concurrency_limit)}.")
+            lines.append(f"Work pool {name}: exists, {_at_once(pool.concurrency_limit)}.")
     return lines
 
 
 def put_automations(deployments: Deployments) -> list[str]:
-    """Create or update the automations, and say what was done, a line an automation."""
+    """Create or update the automations; returns a line an automation about what was done."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     automations = [dead_runs(), dead_starts()]
     lines: list[str] = []
     with get_client(sync_client=True) as client:
-        for name in (one.name for one in deployments.deployments if one.entrypoint == RETRAIN):
+        for name in (item.name for item in deployments.deployments if item.entrypoint == RETRAIN):
             try:
                 known = client.read_deployment_by_name(f"retrain/{name}")
             except ObjectNotFound:
-                lines.append(f"Labels start {name} once `segcurate deploy` has registered it.")
+                lines.append(f"Imported labels start {name} once `segcurate deploy` has registered it.")
             else:
                 automations.append(retrain_after_labels(known.id, name=name))
     for automation in automations:
@@ -73,7 +73,7 @@ def put_automations(deployments: Deployments) -> list[str]:
 
 def register(deployments: Deployments) -> None:
     """Create or update pools, deployments and automations on the configured server."""
-    prepared = [registrable(one, pool=True) for one in deployments.deployments]
+    prepared = [registrable(item, pool=True) for item in deployments.deployments]
     put_pools(deployments, limit=None)
     for deployment in prepared:
         deployment.apply()
@@ -83,17 +83,17 @@ def register(deployments: Deployments) -> None:
 def serve_until_stopped(
     deployments: Deployments, *, limit: int, ready: Callable[[Sequence[Deployment]], None]
 ) -> None:
-    """Register the deployments, and run what comes due in child processes until SIGTERM or Ctrl-C.
+    """Register the deployments, and run them when due in child processes until SIGTERM or Ctrl-C.
 
-    The schedules stay active when this process ends: a restart of the machine does not switch the nights off.
+    The schedules stay active when this process ends: a restart of the machine does not stop nightly runs.
 
     Args:
-        limit: runs at once.
+        limit: runs at a time.
         ready: called once everything is registered.
     """
     from prefect.runner import Runner
 
-    prepared = [registrable(one, pool=False) for one in deployments.deployments]
+    prepared = [registrable(item, pool=False) for item in deployments.deployments]
     runner = Runner(name="segcurate", pause_on_shutdown=False, limit=limit, query_seconds=POLL_SECONDS)
     for deployment in prepared:
         runner.add_deployment(deployment)
@@ -103,7 +103,7 @@ def serve_until_stopped(
 
 
 def next_run(deployment: Deployment, *, after: datetime | None = None) -> datetime | None:
-    """When the schedules start the deployment next, in its own time zone; None without an active one."""
+    """The next start of the deployment, in its schedule's time zone; None without an active schedule."""
     from prefect.server.schemas.schedules import CronSchedule
 
     start = after or datetime.now(UTC)
@@ -116,10 +116,10 @@ def next_run(deployment: Deployment, *, after: datetime | None = None) -> dateti
 
 
 async def _run(runner: Runner) -> None:
-    """Run what comes due until SIGTERM or Ctrl-C, which cancels the runs at work and frees their slots."""
+    """Run deployments when due until SIGTERM or Ctrl-C, which cancels active runs and frees their slots."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     serving = asyncio.create_task(runner.start())
-    await asyncio.sleep(0)  # the runner sets a handler of its own first, which leaves its runs behind
+    await asyncio.sleep(0)  # the runner first sets its own handler, which would not cancel its runs
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
@@ -131,4 +131,4 @@ async def _run(runner: Runner) -> None:
 
 
 def _at_once(limit: int | None) -> str:
-    return "no limit of its own" if limit is None else f"at most {limit} runs at once"
+    return "no limit of its own" if limit is None else f"at most {limit} runs at a time"

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 LOGGED = ("pipeline", "db")
 """The packages whose log lines a flow run shows."""
 FIRST_DELAY = 2.0
-"""Seconds before a step is tried again when the connection was lost; then twice and four times as many."""
+"""Seconds before the first retry of a step after a lost connection; each further wait is twice as long."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def as_task(step: Callable[..., Result], project: Project, database: Database, *
 
 
 def of_step(work: Callable[..., Result], name: str) -> Task[..., Result]:
-    """A function as a task with the settings of all our tasks."""
+    """A function as a task with segcurate's task settings."""
     return task(
         name=name,
         task_run_name=name,
@@ -77,7 +77,7 @@ def _run(work: Callable[[], Result]) -> Result:
 
 
 def _may_work_again(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a connection was lost; any other error would come again."""
+    """Whether a connection was lost; a retry would not help after any other error."""
     try:
         state.result()
     except ConnectionError:

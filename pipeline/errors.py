@@ -20,11 +20,11 @@ class UserError(Exception):
         super().__init__(f"{problem} {remedy}".strip())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # so that it comes back from a worker process, whatever its own arguments
-        return _again, (type(self), self.problem, self.remedy)
+        # so that it can be unpickled from a worker process, whatever its own arguments
+        return _rebuilt, (type(self), self.problem, self.remedy)
 
 
-def _again(kind: type[UserError], problem: str, remedy: str) -> UserError:
+def _rebuilt(kind: type[UserError], problem: str, remedy: str) -> UserError:
     error = kind.__new__(kind)
     UserError.__init__(error, problem, remedy)
     return error
@@ -43,27 +43,27 @@ class CheckpointError(UserError):
 
 
 class NotYourTurn(UserError):
-    """A command was called at a point of the round where another one comes next."""
+    """A command was called while another step of the round comes next."""
 
 
 class NothingLeft(UserError):
-    """There is nothing to choose from: what the pool holds is queued or labeled."""
+    """No candidate is left: every region of the pool is queued or labeled."""
 
 
 class Busy(UserError):
-    """Another process is at the same work.
+    """Another process has the lease of this work.
 
     Args:
-        work: what it does.
+        work: the name of the lease, such as `train`.
         owner: the process, as `pipeline.leases.this_process` names it.
-        since: when it began.
+        since: when it took the lease.
     """
 
     def __init__(self, work: str, *, owner: str, since: datetime) -> None:
         host, _, rest = owner.partition(":")
         process = rest.partition(":")[0]
         super().__init__(
-            f"Another process does `{work}` already: process {process} on {host}, "
+            f"Another process already runs `{work}`: process {process} on {host}, "
             f"since {since:%Y-%m-%d %H:%M} UTC.",
-            "Wait until it is through; nothing is lost. If it hangs, stop it, and run this again.",
+            "Wait until it has ended; nothing is lost. If it hangs, stop it, and run this again.",
         )

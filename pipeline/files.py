@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.processes import is_here, this_process
+from pipeline.processes import is_running, this_process
 
 PARTIAL = ".partial"
 """The ending of files and folders that are not finished yet."""
@@ -131,7 +131,7 @@ def sweep(folder: Path) -> None:
                 continue
             with suppress(OSError):  # its writer has just finished it
                 writer = entry.name[1:].removesuffix(PARTIAL).rpartition(".")[0]
-                alive = is_here(writer)
+                alive = is_running(writer)
                 if alive is None:
                     alive = time.time() - entry.stat().st_mtime < ABANDONED_SECONDS
                 if not alive:

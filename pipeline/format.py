@@ -1,5 +1,5 @@
-"""How numbers are written for people: an estimate, a value, a share and counts; and what a softmax may be
-called. NaN and None are values that are not defined."""
+"""Numbers as text: an estimate, a value, a share and counts; and the name of a calibrated softmax. NaN and
+None are values that are not defined."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None, digits: int | None = None) -> str:
-    """A share in per cent: with so many digits after the point; else with two significant digits below ten
-    per cent and none after the point above.
+    """A share in per cent, with `digits` after the point; by default with two significant digits below ten
+    per cent, and without decimals above.
 
     >>> percent(0.00421), percent(0.25), percent(1.0), percent(1e-6), percent(0.9964, digits=1), percent(None)
     ('0.42 %', '25 %', '100 %', '0.0001 %', '99.6 %', '–')
@@ -99,7 +99,7 @@ def short_count(number: int) -> str:
 
 
 def confidence_name(passed: bool) -> str:
-    """What a calibrated softmax may be called, with and without a passing report of its calibrator.
+    """The name of a calibrated softmax, depending on whether its calibrator has a passing report.
 
     >>> confidence_name(False), confidence_name(True)
     ('softmax score', 'probability')

@@ -1,7 +1,7 @@
 """Leases on pieces of work, so that only one process does each of them.
 
-A process renews its leases from a thread; when it dies, they expire. On the same machine a dead
-process is recognised at once, so a killed run that is started again does not wait.
+A process renews its leases from a thread; when it dies, they expire. A dead process of the same machine is
+recognised immediately, so a killed run that is started again does not wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from db.queries import leases
 from db.queries.leases import TakenLease
 from pipeline.data.project import Project
 from pipeline.errors import Busy
-from pipeline.processes import is_here, this_process
+from pipeline.processes import is_running, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 LEASE_SECONDS = 60.0
-"""How long a lease lasts that is not renewed."""
+"""How long a lease lasts without a renewal."""
 POLL_SECONDS = 0.5
 
 
 def dead_owners(owners: set[str]) -> set[str]:
-    """The owners that were processes of this machine and have ended."""
-    return {owner for owner in owners if is_here(owner) is False}
+    """The owners that were processes of this machine and have ended; others are unknown."""
+    return {owner for owner in owners if is_running(owner) is False}
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def renewing(database: Database, *, seconds: float = LEASE_SECONDS) -> Generator
             try:
                 with database.session() as session:
                     leases.renew_leases(session, owner=owner, seconds=seconds)
-            except DBAPIError as error:  # the next try may come in time; if not, another process takes over
+            except DBAPIError as error:  # the next try may be in time; if not, another process takes over
                 logger.warning("The leases could not be renewed: %s", error.orig)
 
     thread = threading.Thread(target=renew, name="renew leases", daemon=True)
@@ -65,12 +65,12 @@ def renewing(database: Database, *, seconds: float = LEASE_SECONDS) -> Generator
 def alone(
     database: Database, name: str, *, wait: bool = False, seconds: float = LEASE_SECONDS
 ) -> Generator[None]:
-    """Be the only process that does `name` until the block ends.
+    """Hold the lease `name` until the block ends, so that no other process does the same work.
 
-    Where another process holds the lease, the caller waits until it is clear whether that one is alive.
+    Where another process has the lease, the caller waits until it is clear whether that process is alive.
 
     Args:
-        wait: for a living process too, until it is through.
+        wait: also wait for a living process, until it has ended its work.
 
     Raises:
         Busy: another process has the lease.
@@ -79,7 +79,7 @@ def alone(
     first: TakenLease | None = None
     while (taken := _take(database, name, owner=owner, seconds=seconds)) is not None:
         first = first or taken
-        if not wait and (is_here(taken.owner) or taken.until > first.until):  # or it has just been renewed
+        if not wait and (is_running(taken.owner) or taken.until > first.until):  # or it has just been renewed
             raise Busy(name, owner=taken.owner, since=taken.taken_at)
         time.sleep(POLL_SECONDS)
     try:
@@ -98,7 +98,7 @@ def one_at_a_time(
     [Callable[Concatenate[Project, Database, Arguments], Result]],
     Callable[Concatenate[Project, Database, Arguments], Result],
 ]:
-    """A step that only one process of the project may do at a time; raises `Busy` in the others."""
+    """A step that only one process of the project may run at a time; raises `Busy` in the others."""
 
     def decorate(
         step: Callable[Concatenate[Project, Database, Arguments], Result],

@@ -1,4 +1,4 @@
-"""Names of processes, by which other processes can tell whether they still run."""
+"""Names of processes, by which other processes find out whether they still run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 
 _FIRST_NAMESPACE = 0xEFFFFFFC
-"""Of process ids on Linux: that of the machine itself, which is in no container."""
+"""The machine's own namespace of process ids on Linux, outside any container."""
 
 
 def this_process() -> str:
     """The name of this process: `host:pid:start`, which may be part of a file's name.
 
-    In a container, `host` also names the container's own count of process ids: two containers may share a
-    host name, and then the same number means another process in each.
+    In a container, `host` includes the container's namespace of process ids: two containers may share a host
+    name, and the same id is another process in each.
     """
     return name_process(os.getpid())
 
@@ -29,7 +29,7 @@ def name_process(pid: int) -> str:
     return f"{_host()}:{pid}:{_start(pid)}"
 
 
-def is_here(process: str) -> bool | None:
+def is_running(process: str) -> bool | None:
     """Whether a process still runs; None where that is unknown, as for another machine's process.
 
     A zombie, a dead process that its parent has not waited for, does not run.
@@ -47,16 +47,15 @@ def is_here(process: str) -> bool | None:
 
 
 def _start(pid: int) -> str:
-    """When a process began; empty for a zombie.
+    """The start time of a process; empty for a zombie.
 
-    In clock ticks since the machine's start where the system tells (Linux): a time of day would seem to
-    change whenever the clock is set.
+    On Linux in clock ticks since the machine's start: a time of day would change whenever the clock is set.
     """
     if not Path("/proc/self/stat").exists():
         process = psutil.Process(pid)
         return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    said = Path(f"/proc/{pid}/stat").read_text()
-    state, *numbers = said[said.rindex(")") + 1 :].split()
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    state, *numbers = stat[stat.rindex(")") + 1 :].split()
     return "" if state in ("Z", "X") else numbers[18]
 
 

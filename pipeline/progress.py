@@ -1,4 +1,4 @@
-"""What every step has in common: it tells its caller how far it is, and returns a report."""
+"""The interface of every step: it calls a progress function, and returns a report."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """What a step returns: typed results, and the same as lines of text. Only `lines` makes text of them."""
+    """The result of a step: typed fields, and the same as lines of text, which only `lines` writes."""
 
     def lines(self) -> Iterable[str]: ...
 
 
 class Progress(Protocol):
-    """Called by a step as it goes on; must be cheap, and may be called from one thread only."""
+    """Called by a step while it runs, from one thread only; must be cheap."""
 
     def __call__(self, title: str, done: int, total: int | None) -> None: ...
 

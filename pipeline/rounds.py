@@ -1,7 +1,7 @@
 """The state machine of a round: train → calibrate → evaluate → score → select → export → import.
 
-A round's `state` is the step that comes next. A step that has just run may be run again (it replaces what
-it made) until the step after it has run; a step calls `require` before its work, and `advance` in the same
+A round's `state` is the step that comes next. A step that has just run may be run again, and replaces its
+result, until the step after it has run. A step calls `require` before its work, and `advance` in the same
 transaction that writes its result, so a kill leaves the round either before the step or after it.
 """
 
@@ -20,11 +20,11 @@ STEPS: tuple[Step, ...] = ("train", "calibrate", "evaluate", "score", "select", 
 
 ALLOWED: dict[Step, frozenset[str]] = {step: frozenset(STEPS[at : at + 2]) for at, step in enumerate(STEPS)}
 ALLOWED["train"] = frozenset({"train"})
-"""The states of a round in which a step may run. A model that is trained stays."""
+"""The states of a round in which a step may run. A trained model is not trained again."""
 
 
 def require(session: Session, step: Step) -> Round:
-    """The current round, when it is this step's turn.
+    """The current round, if the step may run now.
 
     Raises:
         NotYourTurn: there is no round yet, or another step comes next.
@@ -32,12 +32,12 @@ def require(session: Session, step: Step) -> Round:
     current = rounds.current_round(session)
     if current is None:
         raise NotYourTurn(
-            f"`segcurate {step}` has nothing to work on: the project has no labeled images yet.",
+            f"`segcurate {step}` cannot run yet: the project has no labeled images.",
             "Run `segcurate ingest`.",
         )
     if current.state not in ALLOWED[step]:
         raise NotYourTurn(
-            f"It is not the turn of `segcurate {step}`: in round {current.number}, "
+            f"`segcurate {step}` cannot run now: in round {current.number}, "
             f"`segcurate {current.state}` comes next.",
             f"Run `segcurate {current.state}`.",
         )
@@ -59,7 +59,7 @@ def close(session: Session, current: Round) -> int:
     """End the round with the labels that were imported, and open the next one.
 
     Returns:
-        How many regions of its queue went back to the pool without a label.
+        The number of regions of its queue that were released without a label.
     """
     released = _release(session, current)
     advance(session, current, "import")
@@ -69,10 +69,10 @@ def close(session: Session, current: Round) -> int:
 def reopen(session: Session, current: Round) -> int:
     """Withdraw the active queue, so that the round selects another one.
 
-    The old queue belongs to no round any more. Its folder stays, and masks of it are still imported.
+    The old queue no longer belongs to a round. Its folder stays, and its masks are still imported.
 
     Returns:
-        How many of its regions went back to the pool.
+        The number of its regions that were released.
     """
     released = _release(session, require(session, "import"))
     queue = queues.round_queue(session, current.id)

@@ -18,7 +18,7 @@ PARTITION = re.compile(r"(region|image)_score_\d+")
 
 
 def is_declared(name: str | None, kind: str, _parents: Any) -> bool:
-    """Whether a thing of the database is one that `db.tables` declares; partitions come with their runs."""
+    """Whether `db.tables` declares an object of the database; partitions are created with their runs."""
     return kind != "table" or PARTITION.fullmatch(name or "") is None
 
 
@@ -38,7 +38,7 @@ def head() -> str:
     config.set_main_option("path_separator", "os")
     revision = ScriptDirectory.from_config(config).get_current_head()
     if revision is None:
-        raise RuntimeError("db/migrations/versions holds no revision.")
+        raise RuntimeError("db/migrations/versions has no revision.")
     return revision
 
 
@@ -49,13 +49,13 @@ def current(engine: Engine) -> str | None:
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str]:
-    """Bring the database to this code's revision.
+    """Upgrade the database to this code's revision.
 
     Returns:
         The revision before, and the one after.
 
     Raises:
-        StoreError: the database is newer than this code, or is not segcurate's.
+        StoreError: the database is newer than this code, or belongs to another program.
     """
     before = current(engine)
     _refuse_foreign(engine, before)
@@ -64,10 +64,10 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
 
 
 def prepare(engine: Engine) -> None:
-    """Fill an empty database; refuse one at another revision.
+    """Create the tables of an empty database; refuse one at another revision.
 
     Raises:
-        StoreError: the database is at another revision, or holds somebody else's tables.
+        StoreError: the database is at another revision, or has tables of another program.
     """
     revision = current(engine)
     if revision == head():
@@ -85,7 +85,7 @@ def _refuse_foreign(engine: Engine, revision: str | None) -> None:
     if revision is None:
         if set(inspect(engine).get_table_names()) - {"alembic_version"}:
             raise StoreError(
-                "The database holds tables that are not segcurate's.",
+                "The database has tables of another program.",
                 "Point `database.url` at an empty database.",
             )
         return

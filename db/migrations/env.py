@@ -13,8 +13,8 @@ on_sqlite = engine.dialect.name == "sqlite"
 
 
 def enforce_foreign_keys(connection: Connection, on: bool) -> None:
-    """SQLite changes a table by making it anew, and would delete what refers to the old one. The setting can
-    only be changed outside a transaction, so the driver is asked before SQLAlchemy opens one."""
+    """Switch SQLite's foreign keys on or off: it changes a table by copying it, which would delete rows that
+    refer to it. The setting only changes outside a transaction, so before SQLAlchemy begins one."""
     if on_sqlite:
         connection.connection.cursor().execute(f"PRAGMA foreign_keys={'ON' if on else 'OFF'}")
 

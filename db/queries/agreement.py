@@ -47,7 +47,7 @@ class SharedImage(NamedTuple):
 
 
 class AgreementOfItem(Protocol):
-    """How annotators agree on a region, as `QueueItem` says."""
+    """The annotators' agreement on a region, with the columns of `QueueItem`."""
 
     @property
     def annotators(self) -> int: ...
@@ -58,13 +58,13 @@ class AgreementOfItem(Protocol):
 
 
 def shared_regions(session: Session, *, queue_id: int | None = None) -> list[SharedRegion]:
-    """The regions that two or more annotators have labeled, most disputed first; of one queue where it is
-    given."""
+    """The regions that two or more annotators have labeled, most disputed first; with `queue_id`, of one
+    queue."""
     scored = and_(
         RegionScore.run_id == Queue.run_id,
         RegionScore.image_id == QueueItem.image_id,
         RegionScore.region_index == QueueItem.region_index,
-        # A queue of images, or a review, counts its regions otherwise than the run did
+        # A queue of images, or a review, numbers its regions differently from the run
         RegionScore.x == QueueItem.x,
         RegionScore.y == QueueItem.y,
         RegionScore.w == QueueItem.w,
@@ -109,11 +109,11 @@ def shared_images(session: Session, *, queue_id: int | None = None) -> list[Shar
 
 
 def set_agreement(session: Session, agreement: Mapping[int, AgreementOfItem | None]) -> None:
-    """Store how annotators agree on queue items, by the items' ids; None where it is unknown."""
+    """Store the annotators' agreement on queue items, by the items' ids; None where it is unknown."""
     names = ("annotators", "disagreement", "vote_entropy")
     rows = [
-        {"id": item_id, **{name: getattr(found, name, None) for name in names}}
-        for item_id, found in agreement.items()
+        {"id": item_id, **{name: getattr(values, name, None) for name in names}}
+        for item_id, values in agreement.items()
     ]
     if rows:
         session.execute(update(QueueItem), rows)

@@ -16,7 +16,7 @@ HELD_OUT = "held_out"
 
 class AuditRegion(NamedTuple):
     """A labeled region of an audit slice, and the labels in force of its image in its queue, in the order in
-    which they are painted: a later one, of another annotator, may say nothing about the region."""
+    which they are composed; a later one, of another annotator, may not cover the region."""
 
     image_id: int
     x: int

@@ -1,7 +1,7 @@
-"""What may be queried: the scored regions and images of a run, as numpy columns, a page at a time.
+"""The candidates for a queue: scored regions and images of a run, as numpy columns, a page at a time.
 
-Legend: N candidates, M images. An image is eligible when it is in the pool, is no duplicate, and shares its
-content with no image outside the pool. This is the only door to a queue.
+Legend: N candidates, M images. An image is eligible when it is in the pool, is no duplicate, and has not
+the content of an image outside the pool. A queue is selected from these candidates only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUMBERS = 12
 """Columns of a candidate, without those of its shape."""
 
 UNKNOWN = math.inf
-"""Stands for NULL on its way from the database."""
+"""Replaces NULL in rows from the database."""
 
 WHOLE_IMAGE = -1
 """The region index of a candidate that is a whole image rather than a region of the run's grid."""
@@ -38,13 +38,13 @@ class ImageColumns:
     """The group's code."""
     position: npt.NDArray[np.int64]
     regions: npt.NDArray[np.int32]
-    """Regions that the run saw in the image, whether their rows were kept or not."""
+    """Regions of the image in the run, including those whose rows were not kept."""
 
     def __len__(self) -> int:
         return len(self.id)
 
     def part(self, start: int, stop: int) -> ImageColumns:
-        """Some of them."""
+        """The rows from `start` to `stop`, which is excluded."""
         rows = slice(start, stop)
         return ImageColumns(self.id[rows], self.group[rows], self.position[rows], self.regions[rows])
 
@@ -109,7 +109,7 @@ def region_candidates(
     Args:
         images: neighbours by id, at least one.
         measure: the column of `region_score` to read as the score; None reads none.
-        outlines: read them too: a hundred bytes a region.
+        outlines: also read outlines, about a hundred bytes a region.
     """
     shapes = (RegionScore.pixels, RegionScore.outline) if outlines else ()
     statement = (
@@ -171,15 +171,15 @@ def _candidates(
     scored: bool,
     outlines: bool = False,
 ) -> CandidateColumns:
-    """The rows of these images: between the first and the last there may be others that are not eligible."""
-    # from the driver: an object a row, and a column at a time, would take three times as long
+    """The rows of these images; rows of other images between them are dropped."""
+    # driver rows: an ORM object a row, or a column at a time, would take three times as long
     cursor = session.connection().execute(statement).cursor
     rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor is not None else ()
     width = NUMBERS + outlines
     values = chain.from_iterable(row[:width] for row in rows) if outlines else chain.from_iterable(rows)
     numbers = np.fromiter(values, dtype=np.float64, count=width * len(rows)).reshape(-1, width)
-    mine = np.isin(numbers[:, 0], images.id)
-    numbers = numbers[mine]
+    eligible = np.isin(numbers[:, 0], images.id)
+    numbers = numbers[eligible]
     measures = np.where(np.isinf(numbers[:, 9:12]), np.nan, numbers[:, 9:12]).astype(np.float32)
     columns: CandidateColumns = {
         "image_id": numbers[:, 0].astype(np.int64),
@@ -195,5 +195,5 @@ def _candidates(
         columns["score"] = measures[:, 0].copy()
     if outlines:
         columns["pixels"] = numbers[:, 12].astype(np.int64)
-        columns["outline"] = np.array([row[width] for row in rows], dtype=np.object_)[mine]
+        columns["outline"] = np.array([row[width] for row in rows], dtype=np.object_)[eligible]
     return columns

@@ -1,4 +1,4 @@
-"""What is known about a model: calibrations, evaluations with their metrics, and assessments."""
+"""The results on a model: calibrations, evaluations with their metrics, and assessments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def put_calibration(session: Session, *, model_id: int, sampler: str, **columns: Any) -> Calibration:
-    """The one calibration of a model and a sampler, made or replaced.
+    """Store the calibration of a model and a sampler, in place of an earlier one.
 
     Args:
         columns: the other columns of `calibration`; no report and not passed by default.
@@ -47,7 +47,7 @@ def model_calibrations(session: Session, model_id: int) -> dict[str, Calibration
 
 
 def clear_evaluations(session: Session, model_id: int) -> None:
-    """Forget a model's evaluations and their metrics."""
+    """Delete a model's evaluations and their metrics."""
     session.execute(delete(Evaluation).where(Evaluation.model_id == model_id))
 
 
@@ -117,19 +117,19 @@ def metrics_of(
 
 
 def put_assessment(session: Session, *, model_id: int, kind: Kind, document: dict[str, Any]) -> Assessment:
-    """Store a document in the place of the one that is there."""
-    found = assessment_of(session, model_id=model_id, kind=kind)
-    if found is None:
-        found = Assessment(model_id=model_id, kind=kind, document=document)
-        session.add(found)
-    found.document = document
-    found.created_at = utc_now()
+    """Store a document in place of an earlier one."""
+    row = assessment_of(session, model_id=model_id, kind=kind)
+    if row is None:
+        row = Assessment(model_id=model_id, kind=kind, document=document)
+        session.add(row)
+    row.document = document
+    row.created_at = utc_now()
     session.flush()
-    return found
+    return row
 
 
 def assessment_of(session: Session, *, model_id: int, kind: Kind) -> Assessment | None:
-    """The document of one kind; None where nobody has asked yet."""
+    """The assessment of one kind; None before it was computed."""
     return session.scalars(
         select(Assessment).where(Assessment.model_id == model_id, Assessment.kind == kind)
     ).one_or_none()

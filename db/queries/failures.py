@@ -13,7 +13,7 @@ from db.tables import Failure, utc_now
 
 
 def record_failures(session: Session, step: str, failures: Iterable[tuple[str, str]]) -> None:
-    """Store files that a step could not use, as (subject, reason); an earlier reason is replaced."""
+    """Store the files that a step could not use, as (subject, reason), in place of an earlier reason."""
     reasons = dict(failures)
     clear_failures(session, step, list(reasons))
     now = utc_now()
@@ -25,23 +25,23 @@ def record_failures(session: Session, step: str, failures: Iterable[tuple[str, s
 
 
 def clear_failures(session: Session, step: str, subjects: Sequence[str] | None = None) -> None:
-    """Forget a step's failures: those of these subjects, or all."""
-    mine = delete(Failure).where(Failure.step == step)
+    """Delete a step's failures: those of these subjects, or all."""
+    of_step = delete(Failure).where(Failure.step == step)
     if subjects is None:
-        session.execute(mine)
+        session.execute(of_step)
         return
     for part in in_parts(subjects):
-        session.execute(mine.where(Failure.subject.in_(part)))
+        session.execute(of_step.where(Failure.subject.in_(part)))
 
 
 def clear_failures_of_files(session: Session, step: str) -> None:
-    """Forget a step's failures, but for those of a server, whose subjects begin with its address."""
+    """Delete a step's failures except those of a server, whose subjects begin with its address."""
     of_server = or_(*(Failure.subject.startswith(scheme) for scheme in ("http://", "https://")))
     session.execute(delete(Failure).where(Failure.step == step, ~of_server))
 
 
 def clear_failures_before(session: Session, step: str, moment: datetime) -> None:
-    """Forget a step's failures that it has not met again since a moment."""
+    """Delete a step's failures that are older than `moment`."""
     session.execute(delete(Failure).where(Failure.step == step, Failure.at < moment))
 
 

@@ -20,7 +20,7 @@ SPLITS = ("pool", "calibration", "test", "guard")
 
 
 class SplitColumns(NamedTuple):
-    """What splits are made of, a row an image, by id.
+    """The columns from which splits are drawn, a row an image, by id.
 
     Attributes:
         ids: int64 [N].
@@ -49,7 +49,7 @@ class PoolSizes(NamedTuple):
 
 
 class ImageRow(NamedTuple):
-    """What is needed to read an image."""
+    """The columns to read an image."""
 
     id: int
     uri: str
@@ -58,7 +58,7 @@ class ImageRow(NamedTuple):
 
 
 class NamedImage(NamedTuple):
-    """What a name may mean; a duplicate means its original."""
+    """An image that a name may refer to; a duplicate refers to its original."""
 
     id: int
     uri: str
@@ -66,7 +66,7 @@ class NamedImage(NamedTuple):
 
 
 def project_row(session: Session) -> Project | None:
-    """What must not change under a running project; None before the first ingest."""
+    """The settings that must not change after the first ingest; None before it."""
     return session.scalars(select(Project).limit(1)).first()
 
 
@@ -107,14 +107,13 @@ def images_by_id(session: Session, image_ids: Sequence[int]) -> list[Image]:
 def images_named(session: Session, *, stems: Collection[str], copies_of: Collection[int]) -> list[NamedImage]:
     """The images of the project whose name without its ending is one of these, and the duplicates of some
     images. Reads every URI once."""
-    wanted = {unicodedata.normalize("NFC", stem) for stem in stems}
+    names = {unicodedata.normalize("NFC", stem) for stem in stems}
     statement = select(Image.id, Image.uri, Image.duplicate_of).execution_options(yield_per=10_000)
     rows = (NamedImage(*row) for row in session.execute(statement))
     return [
         row
         for row in rows
-        if row.duplicate_of in copies_of
-        or unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in wanted
+        if row.duplicate_of in copies_of or unicodedata.normalize("NFC", PurePosixPath(row.uri).stem) in names
     ]
 
 
@@ -126,16 +125,16 @@ def image_uris(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
 
 
 def originals(session: Session, hashes: Sequence[str]) -> dict[str, int]:
-    """For each known content hash, the id of the image that stands for it."""
-    found: dict[str, int] = {}
+    """The id of the original image of each known content hash."""
+    ids: dict[str, int] = {}
     for part in in_parts(hashes):
         statement = (
             select(Image.sha256, Image.id)
             .where(Image.sha256.in_(part), Image.duplicate_of.is_(None))
             .order_by(Image.id.desc())
         )
-        found.update(session.execute(statement).tuples().all())
-    return found
+        ids.update(session.execute(statement).tuples().all())
+    return ids
 
 
 def insert_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
@@ -159,10 +158,10 @@ def set_splits(session: Session, ids: npt.NDArray[np.int64], codes: npt.NDArray[
 
 
 def link_duplicates(session: Session) -> None:
-    """Of all images with one content, let the one that is held out stand for the others.
+    """Of all images with the same content, make one the original and the others its duplicates.
 
-    The order is test, calibration, guard, pool; then the first. So no pool image has the content of a
-    held-out one and is still used.
+    The original is the first in the order test, calibration, guard, pool, then by id. So no pool image with
+    the content of a held-out image is used.
     """
     repeated = select(Image.sha256).group_by(Image.sha256).having(func.count() > 1)
     rank = case(
@@ -175,11 +174,11 @@ def link_duplicates(session: Session) -> None:
         .execution_options(yield_per=PAGE)
     )
     links: list[dict[str, int | None]] = []
-    stands_for: tuple[str, int] | None = None
+    original: tuple[str, int] | None = None
     for sha256, image_id in session.execute(statement).all():
-        if stands_for is None or stands_for[0] != sha256:
-            stands_for = (sha256, image_id)
-        links.append({"id": image_id, "duplicate_of": None if stands_for[1] == image_id else stands_for[1]})
+        if original is None or original[0] != sha256:
+            original = (sha256, image_id)
+        links.append({"id": image_id, "duplicate_of": None if original[1] == image_id else original[1]})
     if links:
         session.execute(update(Image), links)
 
@@ -235,7 +234,7 @@ def count_splits(session: Session) -> dict[str, int]:
 
 
 def count_unmasked(session: Session) -> dict[str, int]:
-    """Calibration and test images that have no mask, and so cannot be evaluated."""
+    """Calibration and test images without a mask, which cannot be evaluated, by split."""
     statement = (
         select(Image.split, func.count())
         .where(

@@ -1,6 +1,6 @@
-"""Labels that came back: one version after another of each image of each queue.
+"""Imported labels: successive versions for each image of each queue.
 
-In force is the newest version of each annotator, for each image of each queue.
+The newest version of each annotator is in force, for each image of each queue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LabeledRegion(NamedTuple):
 
 
 class CoveredRegion(NamedTuple):
-    """A region that a label covers; `fills_box` says that it holds every pixel of its box."""
+    """A region that a label covers; with `fills_box` it includes every pixel of its box."""
 
     x: int
     y: int
@@ -40,20 +40,20 @@ class CoveredRegion(NamedTuple):
 
 
 class Covered(NamedTuple):
-    """Labeled queue items, and the estimated clicks of those that were exported; None where none was."""
+    """The number of labeled queue items, and the estimated clicks of the exported ones; None without any."""
 
     items: int
     clicks: float | None
 
 
 def newest_versions() -> Subquery:
-    """`image_id`, `queue_id` and `version` of the labels in force; no name is one annotator's name."""
+    """`image_id`, `queue_id` and `version` of the labels in force; labels without a name count as one annotator's."""
     newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
     return newest.group_by(Label.image_id, Label.queue_id, Label.annotator).subquery()
 
 
 def is_version(newest: Subquery) -> ColumnElement[bool]:
-    """That a `Label` is one of these versions; to join on."""
+    """The join condition that a `Label` is one of these versions."""
     return and_(
         newest.c.image_id == Label.image_id,
         newest.c.queue_id == Label.queue_id,
@@ -79,13 +79,13 @@ def record_label(
     """A new version of the label of one image of one queue, and the regions that it covers.
 
     Args:
-        seconds: that the annotator took.
-        origin: what the labeling tool calls this annotation.
+        seconds: the annotator's time.
+        origin: the labeling tool's id of this annotation.
 
     Returns:
-        The new row, or None when this mask is known and nothing is written: the newest version of this
-        annotation, or of this annotator, has it; or, of an annotator without a name, the newest of all. The
-        same mask by another annotator is another vote.
+        The new row, or None, with nothing written, when the newest version of this annotation or annotator
+        has the same mask; without an annotator's name, also when the newest version of all has it. The same
+        mask by another annotator is another vote.
     """
     latest = latest_label(session, image_id=image_id, queue_id=queue_id)
     if latest is not None:
@@ -122,8 +122,8 @@ def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | N
 def labels_in_force(
     session: Session, *, queue_id: int | None = None, image_id: int | None = None
 ) -> Sequence[Label]:
-    """The labels in force, by image, queue and version: in the order in which they are painted. Of one queue
-    or image only where it is given."""
+    """The labels in force, by image, queue and version, the order in which they are composed; of one queue or
+    image where it is given."""
     newest = newest_versions()
     statement = select(Label).join(newest, is_version(newest))
     if queue_id is not None:
@@ -134,7 +134,7 @@ def labels_in_force(
 
 
 def regions_in_force(session: Session, *, queue_id: int, image_id: int) -> set[LabeledRegion]:
-    """What the labels in force of one image of one queue cover."""
+    """The regions that the labels in force of one image of one queue cover."""
     newest = newest_versions()
     columns = (LabelRegion.x, LabelRegion.y, LabelRegion.w, LabelRegion.h, LabelRegion.region_index)
     statement = (
@@ -153,8 +153,8 @@ def labeled_images(session: Session, *, queue_id: int) -> set[int]:
 
 def has_labels(session: Session, *, queue_id: int | None = None) -> bool:
     """Whether any image has a label; of one queue where it is given."""
-    mine = () if queue_id is None else (Label.queue_id == queue_id,)
-    return session.scalar(select(Label.id).where(*mine).limit(1)) is not None
+    matching = () if queue_id is None else (Label.queue_id == queue_id,)
+    return session.scalar(select(Label.id).where(*matching).limit(1)) is not None
 
 
 def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set[CoveredRegion]]:
@@ -172,7 +172,7 @@ def covered_regions(session: Session, label_ids: Sequence[int]) -> dict[int, set
 
 
 def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
-    """What these labels cover: each labeled item once, however many of them do.
+    """The labeled items that these labels cover, each counted once.
 
     Args:
         label_ids: a query for them.
@@ -190,7 +190,7 @@ def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
         region.y == item.y,
         region.w == item.w,
         region.h == item.h,
-        # A label counts a region that fills its box as 0
+        # A label stores a region that fills its box with index 0
         region.region_index == case((item.outline.is_(None), 0), else_=item.region_index),
     )
     statement = (
@@ -207,7 +207,7 @@ def count_covered(session: Session, label_ids: Select[tuple[int]]) -> Covered:
 
 
 def _earlier(session: Session, latest: Label, *, annotator: str | None, origin: str | None) -> list[Label]:
-    """The newest version of one annotation where there is one, else of one annotator."""
+    """The newest version of this annotation if it is known, else of this annotator."""
     of_image = _newest_version(latest.image_id, latest.queue_id)
     if origin is not None:
         known = session.scalars(of_image.where(Label.origin == origin)).all()
@@ -218,5 +218,5 @@ def _earlier(session: Session, latest: Label, *, annotator: str | None, origin: 
 
 def _newest_version(image_id: int, queue_id: int) -> Select[tuple[Label]]:
     """The newest version of one image's label in one queue."""
-    mine = (Label.image_id == image_id, Label.queue_id == queue_id)
-    return select(Label).where(*mine).order_by(Label.version.desc()).limit(1)
+    matching = (Label.image_id == image_id, Label.queue_id == queue_id)
+    return select(Label).where(*matching).order_by(Label.version.desc()).limit(1)

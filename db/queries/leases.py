@@ -1,7 +1,7 @@
-"""Leases: each names the one process that does a piece of work. The lease of a dead process expires.
+"""Leases: each names the one process that does a piece of work, and expires when the process dies.
 
-The owner renews its lease. The times of a lease are the database's own where it has a clock (PostgreSQL), so
-that machines whose clocks differ agree.
+The owner renews its lease. The times of a lease come from the database's clock where it has one (PostgreSQL),
+so that they are the same on machines whose clocks differ.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 from db.tables import Lease, Shard, utc_now
 
 SILENT = timedelta(hours=1)
-"""A lease that expired so long ago will not be renewed any more."""
+"""A lease that expired longer ago than this is deleted."""
 
 
 class TakenLease(NamedTuple):
-    """The lease of another process, and since when it has it."""
+    """The lease of another process."""
 
     owner: str
     taken_at: datetime
@@ -29,7 +29,7 @@ class TakenLease(NamedTuple):
 
 
 def store_time(session: Session) -> datetime:
-    """The current time, as every process that shares the store sees it."""
+    """The current time, the same for every process that shares the store."""
     if session.get_bind().dialect.name == "sqlite":
         return utc_now()
     return session.execute(select(func.clock_timestamp())).scalar_one()
@@ -38,17 +38,17 @@ def store_time(session: Session) -> datetime:
 def take_lease(
     session: Session, *, name: str, owner: str, seconds: float, dead: Collection[str] = ()
 ) -> TakenLease | None:
-    """Take a lease that is free, expired, or held by an owner that is known to be dead.
+    """Take a lease that is free, expired, or of a dead owner.
 
     Other leases that expired long ago, or whose owner is dead, are removed.
 
     Returns:
-        None when the caller has it now; else the lease of the other process.
+        None if the caller has it now, else the lease of the other process.
     """
     now = store_time(session)
-    over = or_(Lease.until <= now - SILENT, Lease.owner.in_(list(dead)))
-    unheld = session.scalars(select(Lease.name).where(over).with_for_update(skip_locked=True)).all()
-    session.execute(delete(Lease).where(Lease.name.in_(unheld)))
+    is_over = or_(Lease.until <= now - SILENT, Lease.owner.in_(list(dead)))
+    unused = session.scalars(select(Lease.name).where(is_over).with_for_update(skip_locked=True)).all()
+    session.execute(delete(Lease).where(Lease.name.in_(unused)))
     row = session.scalars(select(Lease).where(Lease.name == name).with_for_update()).one_or_none()
     if row is None:
         try:
@@ -67,7 +67,7 @@ def take_lease(
 
 
 def renew_leases(session: Session, *, owner: str, seconds: float) -> None:
-    """Keep every lease and every shard that the owner still has."""
+    """Renew every lease and every running shard of the owner."""
     until = store_time(session) + timedelta(seconds=seconds)
     session.execute(update(Lease).where(Lease.owner == owner).values(until=until))
     session.execute(

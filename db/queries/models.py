@@ -1,4 +1,4 @@
-"""Models, what they were trained on, and what may be trained on."""
+"""Models, their training labels, and the images that may be trained on."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TrainingLabel(NamedTuple):
 
 
 class TrainingImage(NamedTuple):
-    """An image that may be trained on, and its labels in the order in which they are painted; what is held
-    out stays unlabeled."""
+    """An image that may be trained on, and its labels in the order in which they are composed; held-out regions
+    stay unlabeled."""
 
     id: int
     uri: str
@@ -45,7 +45,7 @@ def round_model(session: Session, round_id: int) -> Model | None:
 
 
 def promoted_model(session: Session, *, other_than: int = 0) -> Model | None:
-    """The model that scores: the newest promoted one, or the newest besides one that it is compared with."""
+    """The newest promoted model, which scores the pool; with `other_than`, the newest apart from that one."""
     statement = select(Model).where(Model.status == "promoted", Model.id != other_than)
     return session.scalars(statement.order_by(Model.id.desc()).limit(1)).first()
 
@@ -59,7 +59,7 @@ def newest_trained(session: Session) -> Model | None:
 def training_labels(session: Session) -> list[TrainingImage]:
     """Every image that may be trained on, with the labels in force, by queue and then by version.
 
-    Only images of the pool, none whose content is also that of a held-out image, and no duplicates.
+    Only images of the pool, without duplicates and without the content of held-out images.
     """
     newest = newest_versions()
     held_out = aliased(Image)
@@ -118,10 +118,11 @@ def labeled_ids(session: Session, model_id: int) -> Sequence[int]:
 
 
 def count_new_labels(session: Session) -> int:
-    """Labeled regions that have come since the newest model was begun, and that no model was trained on.
+    """The number of labeled regions that were imported after the newest model was begun, and that no model was
+    trained on.
 
-    Only labels in force, of images that may be trained on. What a model left out, because it could not be
-    read or is held out, is not new again.
+    Only labels in force of pool images count. A label that a model left out, because it was unreadable or
+    held out, does not count as new again.
     """
     newest = newest_versions()
     trained = (
@@ -140,14 +141,14 @@ def count_new_labels(session: Session) -> int:
     model = newest_trained(session)
     if model is not None:
         new = new.where(Label.created_at > model.created_at)
-    # A region that two annotators have labeled is one
+    # A region with labels of two annotators counts once
     return session.scalar(select(func.count()).select_from(new.distinct().subquery())) or 0
 
 
 def start_model(
     session: Session, *, round_id: int, name: str, label_ids: Iterable[int], **columns: Any
 ) -> Model:
-    """The round's model, about to be trained: a new row, or the one of an attempt that did not end.
+    """The round's model at the start of its training: a new row, or the row of an interrupted training.
 
     Args:
         columns: the other columns of `model` that are known before the training.

@@ -1,4 +1,4 @@
-"""Many rows or many values, some at a time."""
+"""Many rows or many values in parts."""
 
 from __future__ import annotations
 

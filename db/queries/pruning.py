@@ -1,7 +1,7 @@
-"""Taking scoring runs out of the store, and knowing which of them are needed.
+"""Pruning of scoring runs, and the runs that are still needed.
 
-A run is pruned in one transaction, which marks its row and deletes its shards: no query finds it afterwards.
-Its scores are deleted later: on PostgreSQL with its partitions, on SQLite some rows at a time.
+A run is pruned in one transaction, which marks its row and deletes its shards; no query finds it afterwards.
+Its scores are deleted later: on PostgreSQL with its partitions, on SQLite in parts.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class RunSize(NamedTuple):
 
 
 def runs_by_age(session: Session) -> list[int]:
-    """The runs that have scores, newest first, by when they were finished or else begun."""
+    """The runs that have scores, newest first, by their end, or by their beginning while not finished."""
     at = func.coalesce(ScoringRun.finished_at, ScoringRun.created_at)
     statement = select(ScoringRun.id).where(ScoringRun.pruned_at.is_(None))
     return list(session.scalars(statement.order_by(at.desc(), ScoringRun.id.desc())))
 
 
 def needed_runs(session: Session) -> dict[int, str]:
-    """The runs that something is still to be read from, or written to, and why."""
+    """The runs that will still be read or written, and why."""
     needed: dict[int, str] = {}
     model = promoted_model(session)
     if model is not None:
-        going_on = (
+        unfinished = (
             ScoringRun.model_id == model.id,
             ScoringRun.finished_at.is_(None),
             ScoringRun.pruned_at.is_(None),
         )
-        for run_id in session.scalars(select(ScoringRun.id).where(*going_on)):
+        for run_id in session.scalars(select(ScoringRun.id).where(*unfinished)):
             needed[run_id] = f"{model.name}, which serves, is still scoring it"
         finished = newest_run(session, model.id, finished=True)
         if finished is not None:
@@ -77,13 +77,13 @@ def run_size(session: Session, *, run_id: int) -> RunSize:
 
 
 def prune_run(session: Session, *, run_id: int, patience: float) -> bool:
-    """Make a run a pruned one.
+    """Prune a run.
 
     Args:
-        patience: seconds to wait on PostgreSQL for those who read or write scores at the moment.
+        patience: seconds to wait on PostgreSQL for transactions that read or write scores.
 
     Returns:
-        False, and nothing is done, when the run is needed again, or pruned already.
+        False, with nothing done, if the run is needed again, or already pruned.
 
     Raises:
         OperationalError: the wait was longer than `patience`.
@@ -109,7 +109,7 @@ def pruned_runs(session: Session) -> Sequence[int]:
 
 
 def delete_pruned_rows(session: Session, *, run_id: int, rows: int) -> bool:
-    """Delete about so many of the rows that a pruned run has left, by image; on PostgreSQL, all of them.
+    """Delete about `rows` remaining rows of a pruned run, by image; on PostgreSQL, all of them.
 
     Returns:
         Whether there were any.

@@ -1,4 +1,4 @@
-"""Queue items: the regions to label, their status and their numbers."""
+"""Queue items: the regions to label, their status and counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Key = TypeVar("Key")
 
 
 class QueuedImage(NamedTuple):
-    """An image of a queue, as far as its labels are concerned."""
+    """The columns of a queue's image that its labels need."""
 
     id: int
     uri: str
@@ -28,7 +28,7 @@ class QueuedImage(NamedTuple):
 
 
 class QueuedBox(NamedTuple):
-    """A queue item, as far as its label is concerned."""
+    """The columns of a queue item that its label needs."""
 
     item_id: int
     rank: int
@@ -57,7 +57,7 @@ class TakenRegions(NamedTuple):
 
 
 class ReviewedRegion(NamedTuple):
-    """A region whose label is reviewed, or was."""
+    """A region whose label is in review or was reviewed."""
 
     x: int
     y: int
@@ -122,7 +122,7 @@ def images_to_label(session: Session, *, queue_id: int, after_id: int, limit: in
 
 
 def waiting_images(session: Session, queue_id: int, *, after_id: int, limit: int) -> Sequence[Image]:
-    """A page of the images that have items of this queue still waiting for their label, by id."""
+    """A page of the images with items of this queue that wait for a label, by id."""
     waiting = select(QueueItem.id).where(
         QueueItem.image_id == Image.id, QueueItem.queue_id == queue_id, QueueItem.status == "queued"
     )
@@ -151,11 +151,11 @@ def skipped_images(session: Session, queue_id: int) -> set[int]:
 def taken_regions(session: Session, *, except_queue_id: int | None = None) -> TakenRegions:
     """The regions that must not be queued again, each once.
 
-    These are the items that wait for their label, have it, or were skipped by their annotator, and the
-    regions of the labels in force; released items do not count.
+    These are the items that wait for a label, are labeled, or were skipped by their annotator, and the
+    regions of the labels in force; released items are left out.
 
     Args:
-        except_queue_id: a draft that is about to be replaced.
+        except_queue_id: a draft that will be replaced.
     """
     waiting: list[ColumnElement[bool]] = [QueueItem.status.in_(("queued", "labeled", "skipped"))]
     if except_queue_id is not None:
@@ -169,15 +169,14 @@ def taken_regions(session: Session, *, except_queue_id: int | None = None) -> Ta
     )
     both = union(items, labels).subquery()
     rows = session.execute(select(both).order_by(*both.c)).all()
-    places = np.array([tuple(row[:5]) for row in rows], dtype=np.int64).reshape(-1, 5)
+    numbers = np.array([tuple(row[:5]) for row in rows], dtype=np.int64).reshape(-1, 5)
     outline = np.array([row[5] for row in rows], dtype=np.object_)
-    return TakenRegions(image_id=places[:, 0], box=places[:, 1:], outline=outline)
+    return TakenRegions(image_id=numbers[:, 0], box=numbers[:, 1:], outline=outline)
 
 
 def reviewed_regions(session: Session) -> dict[int, list[ReviewedRegion]]:
-    """The regions of exported reviews that wait for their new label or have it, by image id.
-
-    Released ones do not count, nor do those of a review that was never exported.
+    """The regions of exported reviews that wait for a new label or have it, by image id; released regions
+    are left out.
     """
     statement = (
         select(QueueItem.image_id, *_shape(QueueItem))

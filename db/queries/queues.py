@@ -1,4 +1,4 @@
-"""Queues, and where each one lies: in exported folders (their `url` is empty) and on labeling servers."""
+"""Queues and their places: exported folders (with an empty `url`), and projects or tasks on labeling servers."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def queue_by_name(session: Session, name: str) -> Queue | None:
 
 
 def newest_queue(session: Session) -> Queue | None:
-    """The queue that was made last; what the project started with is none."""
+    """The newest queue; the queue of the first labels is left out."""
     statement = select(Queue).where(Queue.kind != "initial").order_by(Queue.id.desc()).limit(1)
     return session.scalars(statement).one_or_none()
 
 
 def initial_queue(session: Session) -> Queue | None:
-    """The queue of the labels that the project started with."""
+    """The queue of the first labels of the project."""
     return session.scalars(select(Queue).where(Queue.kind == "initial")).first()
 
 
 def round_queue(session: Session, round_id: int) -> Queue | None:
-    """The queue that was selected in a round. A queue that was withdrawn, or a review, is of no round."""
+    """The queue that was selected in a round. A withdrawn queue or a review has no round."""
     return session.scalars(select(Queue).where(Queue.round_id == round_id)).first()
 
 
@@ -54,7 +54,7 @@ def newest_round_queue(session: Session) -> Queue | None:
 def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
     """The name of a round's next queue: `round-03`, or `round-03-b` after one that was withdrawn.
 
-    A draft that the round has keeps its name.
+    The round's draft keeps its name.
     """
     first = f"round-{number:02d}"
     taken = set(
@@ -66,7 +66,7 @@ def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
         )
     )
     names = [first, *(f"{first}-{letter}" for letter in ascii_lowercase[1:])]
-    names += [f"{first}-{place}" for place in range(len(names) + 1, len(taken) + len(names) + 2)]
+    names += [f"{first}-{index}" for index in range(len(names) + 1, len(taken) + len(names) + 2)]
     return next(name for name in names if name not in taken)
 
 
@@ -97,7 +97,7 @@ def put_review(
     spec: dict[str, Any],
     items: Sequence[dict[str, Any]],
 ) -> Queue:
-    """Store a review, `review-01` for the first, in place of one that was never exported.
+    """Store a review, named `review-01` and so on, in place of one that was not exported.
 
     Args:
         items: the columns of each `queue_item`, without `queue_id`.
@@ -122,7 +122,7 @@ def put_review(
 
 
 def record_place(session: Session, *, queue_id: int, tool: str, url: str, place: str) -> None:
-    """Record that a queue was exported or pushed to a place; of a known place, that it was pushed again."""
+    """Record that a queue was exported or pushed to a place, now; a known place gets a new `pushed_at`."""
     statement = select(QueuePlace).where(
         QueuePlace.queue_id == queue_id,
         QueuePlace.tool == tool,
@@ -159,7 +159,7 @@ def forget_places(session: Session, place_ids: Collection[int]) -> None:
 
 
 def mark_pulled(session: Session, *, queue_id: int, tool: str, url: str, until: datetime) -> None:
-    """Record up to which time of the server the labels of a queue are imported."""
+    """Record the server's time up to which the labels of a queue are imported."""
     for place in places_of(session, queue_id, tool=tool, url=url):
         place.pulled_until = until
     session.flush()

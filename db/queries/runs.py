@@ -1,4 +1,4 @@
-"""Scoring runs: opened, finished, and found again."""
+"""Scoring runs: created, finished and read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunRow(NamedTuple):
 
 
 def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[str, Any]) -> ScoringRun:
-    """The run of this scorer; a new one if there is none that is not pruned."""
+    """The run of this scorer that is not pruned; a new one if there is none."""
     alive = (ScoringRun.scorer_hash == scorer_hash, ScoringRun.pruned_at.is_(None))
     statement = select(ScoringRun).where(*alive).with_for_update()
     row = session.scalars(statement).one_or_none()
@@ -32,14 +32,14 @@ def open_run(session: Session, *, model_id: int, scorer_hash: str, scorer: dict[
                 session.add(row)
         except IntegrityError:
             row = session.scalars(statement).one_or_none()
-            if row is None:  # no other process has made the run
+            if row is None:  # no other process has created the run
                 raise
     add_partitions(session, run_id=row.id)
     return row
 
 
 def finish_run(session: Session, *, run_id: int) -> None:
-    """Mark a run as finished: it has scored every image that it could."""
+    """Mark a run as finished: it has scored every readable image."""
     session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(finished_at=utc_now()))
     analyze_partitions(session, run_id=run_id)
 
@@ -47,7 +47,7 @@ def finish_run(session: Session, *, run_id: int) -> None:
 def lock_summary(session: Session, run_id: int) -> dict[str, Any]:
     """A run's summary, which no other transaction can change before this one ends."""
     statement = select(ScoringRun).where(ScoringRun.id == run_id).with_for_update()
-    # populate_existing: the session may hold the row as it was before the lock
+    # populate_existing: the session may have the row as it was before the lock
     run = session.scalars(statement, execution_options={"populate_existing": True}).one()
     return run.summary or {}
 
@@ -55,7 +55,7 @@ def lock_summary(session: Session, run_id: int) -> dict[str, Any]:
 def update_summary(session: Session, run_id: int, **parts: Any) -> None:
     """Replace parts of a run's summary, by name; the other parts stay as they are.
 
-    A part that is made from its former value is read with `lock_summary` in the same transaction.
+    To change a part that depends on its former value, read it with `lock_summary` in the same transaction.
     """
     summary = {**lock_summary(session, run_id), **parts}
     session.execute(update(ScoringRun).where(ScoringRun.id == run_id).values(summary=summary))
@@ -75,15 +75,15 @@ def newest_run(
     settings: Mapping[str, Any] | None = None,
     other_than: int | None = None,
 ) -> ScoringRun | None:
-    """The run of a model that was finished last; a run that is not finished counts from its beginning.
+    """The newest run of a model, by its end, or by its beginning while it is not finished.
 
-    Pruned runs do not count.
+    Pruned runs are left out.
 
     Args:
         model_id: None for the runs of every model.
-        finished: only finished runs count. A run that goes on, for new images, is not finished.
-        settings: None is returned when the scorer of that run has other values than these.
-        other_than: a run that does not count.
+        finished: only finished runs; a run that continues for new images is not finished.
+        settings: None is returned if the scorer of the newest run has other values than these.
+        other_than: a run that is left out.
     """
     at = func.coalesce(ScoringRun.finished_at, ScoringRun.created_at)
     statement = select(ScoringRun).where(ScoringRun.pruned_at.is_(None))

@@ -1,4 +1,4 @@
-"""The two score tables, which are written in bulk and read as rows or as columns."""
+"""The two score tables: written in bulk, and read as rows or as columns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FoundRegion(NamedTuple):
 
 
 class ScoredRegion(NamedTuple):
-    """Where a region lies, and its entropy."""
+    """A region and its entropy."""
 
     image_id: int
     region_index: int
@@ -98,8 +98,8 @@ def forget_scores(session: Session, *, run_id: int, image_ids: Sequence[int]) ->
 def set_heatmaps(session: Session, *, run_id: int, heatmaps: Mapping[int, dict[str, str]]) -> None:
     """Store the URIs of images' heat maps: by measure, by image id."""
     for image_id, uris in heatmaps.items():
-        mine = (ImageScore.run_id == run_id, ImageScore.image_id == image_id)
-        session.execute(update(ImageScore).where(*mine).values(heatmaps=uris))
+        of_image = (ImageScore.run_id == run_id, ImageScore.image_id == image_id)
+        session.execute(update(ImageScore).where(*of_image).values(heatmaps=uris))
 
 
 def count_scored(session: Session, *, run_id: int) -> int:
@@ -109,7 +109,7 @@ def count_scored(session: Session, *, run_id: int) -> int:
 
 
 def rows_by_run(session: Session) -> dict[int, Scored]:
-    """What each run has scored, by run; runs without a row are left out. Reads every image score."""
+    """The rows of each run, by run; runs without a row are left out. Reads every image score."""
     statement = select(
         ImageScore.run_id, func.count(), func.sum(ImageScore.regions), func.count(ImageScore.heatmaps)
     ).group_by(ImageScore.run_id)
@@ -186,8 +186,8 @@ def top_images(session: Session, *, run_id: int, limit: int) -> list[tuple[Image
 def top_regions(session: Session, *, run_id: int, limit: int) -> Sequence[RegionScore]:
     """The regions of a run with the highest mean entropy, highest first.
 
-    Only the images with the highest peaks are read, as many as regions are wanted: the regions of any other
-    image rank below these peaks.
+    Only the `limit` images with the highest peaks are read: the regions of all other images rank below
+    these peaks.
     """
     peaked = (ImageScore.run_id == run_id, ImageScore.entropy_max.is_not(None))
     by_peak = (ImageScore.entropy_max.desc(), ImageScore.image_id)
@@ -216,7 +216,7 @@ def regions_at(
         *(table.predicted_class, table.class_share),
         *(table.expected_entropy, table.mutual_information, table.variation_ratio),
     )
-    wanted, images = set(places), sorted({image_id for image_id, _ in places})
+    requested, images = set(places), sorted({image_id for image_id, _ in places})
     found: dict[tuple[int, int], FoundRegion] = {}
     for part in in_parts(images):
         statement = (
@@ -228,7 +228,7 @@ def regions_at(
         found.update(
             ((row.image_id, row.region_index), row)
             for row in rows
-            if (row.image_id, row.region_index) in wanted
+            if (row.image_id, row.region_index) in requested
         )
     return found
 

@@ -1,7 +1,7 @@
-"""The shards of a scoring run: planned, claimed by a worker, and written whole.
+"""The shards of a scoring run: planned, claimed by a worker, and written as a whole.
 
-A shard is a range of image ids that is scored and committed together. What a run has scored is known from
-its image scores alone, so a shard that was planned and never finished can be forgotten and planned anew.
+A shard is a range of image ids that is scored and committed together. The image scores alone show what a run
+has scored, so an unfinished shard can be deleted and planned again.
 Any number of workers score a run: each claims a shard, renews its lease while it scores, and writes it.
 """
 
@@ -22,7 +22,7 @@ from db.queries.scores import forget_scores, insert_scores
 from db.tables import Image, ImageScore, Label, LabelRegion, ScoringRun, Shard
 
 MOST_ATTEMPTS = 3
-"""After so many workers have died while they scored a shard, no worker claims it again."""
+"""No worker claims a shard after so many workers died while they scored it."""
 
 
 class PlannedShard(NamedTuple):
@@ -33,14 +33,14 @@ class PlannedShard(NamedTuple):
 
 
 class OpenShards(NamedTuple):
-    """The shards of a plan that are not done: not begun, and begun by a worker."""
+    """The numbers of shards that are not done: not claimed, and claimed by a worker."""
 
     pending: int
     running: int
 
 
 class Worker(NamedTuple):
-    """What one worker scored of a run; `failed` images could not be read."""
+    """A worker's share of a run; `failed` images could not be read."""
 
     owner: str
     shards: int
@@ -50,7 +50,7 @@ class Worker(NamedTuple):
 
 
 class ShardTime(NamedTuple):
-    """When a shard was done, and how many images it held; unreadable files count."""
+    """When a shard was finished, and its number of images, including unreadable ones."""
 
     finished_at: datetime
     images: int
@@ -59,10 +59,9 @@ class ShardTime(NamedTuple):
 def plan_shards(
     session: Session, *, run_id: int, shard_images: int, dead: Collection[str] = ()
 ) -> OpenShards:
-    """Cut what the run is still to score into shards of ascending ids.
+    """Cut the images that the run has not scored into shards of ascending ids.
 
-    Earlier shards that were not begun are deleted, and so are those that a dead or silent owner had begun.
-    The running shards of a living owner stay.
+    Pending shards and those of a dead or silent owner are deleted; the running shards of a living owner stay.
 
     Returns:
         The shards that are open now.
@@ -100,10 +99,10 @@ def claim_shard(
 ) -> PlannedShard | None:
     """Claim the next shard that is pending, or whose owner is dead or silent, for `seconds`.
 
-    Shards that workers have died of come last, and are not claimed after `MOST_ATTEMPTS`.
+    Shards whose earlier workers died come last, and are not claimed after `MOST_ATTEMPTS`.
 
     Args:
-        unbegun: claim no shard that a worker has died of.
+        unbegun: claim only shards that no worker has begun.
 
     Returns:
         None when every shard is done, running, or has had `MOST_ATTEMPTS`.
@@ -128,14 +127,14 @@ def claim_shard(
 
 
 def release_shards(session: Session, *, run_id: int, owner: str) -> None:
-    """Release the shards that the owner has begun and will not finish; this attempt does not count."""
-    mine = (Shard.run_id == run_id, Shard.owner == owner, Shard.status == "running")
+    """Release the owner's running shards; this attempt does not count."""
+    of_owner = (Shard.run_id == run_id, Shard.owner == owner, Shard.status == "running")
     values = {"status": "pending", "owner": None, "lease_until": None, "attempts": Shard.attempts - 1}
-    session.execute(update(Shard).where(*mine).values(values))
+    session.execute(update(Shard).where(*of_owner).values(values))
 
 
 def fatal_shards(session: Session, *, run_id: int, dead: Collection[str] = ()) -> list[PlannedShard]:
-    """The shards that are not claimed again, as every worker that began one has died; by id."""
+    """The shards that are not claimed again because each of their workers died; by id."""
     fatal = (_is_free(store_time(session), dead), Shard.attempts >= MOST_ATTEMPTS)
     return _ranges(session, run_id, *fatal)
 
@@ -153,12 +152,12 @@ def replace_shard(
     """Replace the rows of a claimed shard's images, and mark the shard done.
 
     Args:
-        image_ids: all that were tried; those without a row in `images` count as failed.
+        image_ids: all images of the shard; those without a row in `images` count as failed.
         images: columns of `image_score`.
         regions: columns of `region_score`.
 
     Returns:
-        False, and nothing is written, when another worker has taken the shard over.
+        False, with nothing written, if another worker has taken over the shard.
     """
     found = session.scalars(
         select(Shard)
@@ -214,7 +213,7 @@ def shards_by_status(session: Session) -> dict[int, dict[str, int]]:
 
 
 def shard_times(session: Session, *, run_id: int) -> list[ShardTime]:
-    """The shards of a run that are done, in the order in which they were."""
+    """The finished shards of a run, in the order of their end."""
     statement = (
         select(Shard.finished_at, Shard.scored + Shard.failed)
         .where(Shard.run_id == run_id, Shard.status == "done", Shard.finished_at.is_not(None))
@@ -224,7 +223,7 @@ def shard_times(session: Session, *, run_id: int) -> list[ShardTime]:
 
 
 def images_done(session: Session, *, run_id: int, since: datetime) -> int:
-    """Images of the shards that were finished since then, by any worker; unreadable files count."""
+    """Images of the shards that any worker has finished since then, including unreadable ones."""
     statement = select(func.coalesce(func.sum(Shard.scored + Shard.failed), 0)).where(
         Shard.run_id == run_id, Shard.status == "done", Shard.finished_at >= since
     )
@@ -244,14 +243,14 @@ def running_shards(session: Session) -> list[tuple[int, str, datetime]]:
 
 
 def count_to_score(session: Session, *, run_id: int) -> int:
-    """How many images the run has not scored yet."""
+    """The number of images that the run has not scored yet."""
     return session.scalar(select(func.count()).select_from(Image).where(_to_score(run_id))) or 0
 
 
 def unscored_images(session: Session, *, run_id: int, shard: PlannedShard) -> list[ImageRow]:
-    """All images of a shard that the run is still to score, by id.
+    """All images of a shard that the run has not scored, by id.
 
-    They are in the pool, are no duplicates, and have no label that covers them whole.
+    They are in the pool, are no duplicates, and have no label of the whole image.
     """
     statement = (
         select(Image.id, Image.uri, Image.width, Image.height)
@@ -296,7 +295,7 @@ def _to_score(run_id: int) -> ColumnElement[bool]:
 
 
 def _ids_to_score(session: Session, run_id: int) -> Iterator[int]:
-    """Page by page: nothing may be read from a cursor while shards are written through its session."""
+    """The ids page by page, as no cursor may be open while shards are written through the session."""
     after = 0
     while True:
         statement = select(Image.id).where(_to_score(run_id), Image.id > after).order_by(Image.id).limit(PAGE)
@@ -308,9 +307,9 @@ def _ids_to_score(session: Session, run_id: int) -> Iterator[int]:
 
 
 def _put_shard(session: Session, *, run_id: int, shard: PlannedShard) -> None:
-    """A planned shard. Where a finished one began at the same image, which failed, it takes its place."""
-    mine = (Shard.run_id == run_id, Shard.first_image_id == shard.first)
-    found = session.scalars(select(Shard.id).where(*mine)).one_or_none()
+    """Store a planned shard. It replaces a finished one with the same first image, which has failed."""
+    same_start = (Shard.run_id == run_id, Shard.first_image_id == shard.first)
+    found = session.scalars(select(Shard.id).where(*same_start)).one_or_none()
     values: dict[str, Any] = {"last_image_id": shard.last, "status": "pending", "owner": None}
     values |= {"lease_until": None, "attempts": 0, "finished_at": None}
     if found is None:

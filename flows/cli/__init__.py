@@ -1,7 +1,6 @@
-"""`segcurate …`: each command opens the project, calls one step, and says what came of it.
+"""`segcurate …`: each command opens the project, calls one step, and prints its report.
 
-Heavy imports (torch, matplotlib) stay inside the commands, so that `--help` and a mistyped key answer at
-once.
+Heavy imports (torch, matplotlib) stay inside the commands, so that `--help` and a mistyped key answer fast.
 """
 
 from flows.cli import automatic, labeling, look, operate, project, round, trust

@@ -40,7 +40,7 @@ db_app = typer.Typer(help="Maintain the database.", no_args_is_help=True)
 PROJECT, ROUND, TRUST, LOOK = "Project", "One round, in this order", "Can the uncertainty be trusted?", "Show"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C has stopped."""
+"""The exit code of a command that was stopped with Ctrl-C."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _root(
 
 @contextmanager
 def opened_project() -> Generator[tuple[Project, Database]]:
-    """The configured project and its database, which is closed again."""
+    """The configured project and its database, which is closed at the end."""
     project = load_project(state.config_file)
     database = Database(project.database_url)
     try:
@@ -153,7 +153,7 @@ def print_next(database: Database) -> None:
     console.print(f"Next: [bold]{literal(now.next_command)}[/]")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"segcurate {installed_version('segcurate')}")
         raise typer.Exit

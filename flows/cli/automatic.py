@@ -66,7 +66,7 @@ def loop(
 
 
 def _run_flow(name: str, **parameters: bool) -> None:
-    """Run a flow of ours in this process, under the configured Prefect server."""
+    """Run one of segcurate's flows in this process, under the configured Prefect server."""
     from flows.prefect_server import require_server
 
     require_server()

@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars on a terminal, tables, and JSON for other programs."""
+"""The output of the command line: progress bars on a terminal, tables, and JSON for other programs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def print_json(document: Any) -> None:
 
 
 def literal(text: str) -> str:
-    """Text that rich must not take for markup."""
+    """A text escaped for rich, which would read parts of it as markup."""
     return escape(text)
 
 

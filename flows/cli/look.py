@@ -20,14 +20,15 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
     """The project's state, the running processes, and the command that comes next."""
-    from pipeline.summaries.project import at_work, project_status, scoring_status
+    from pipeline.summaries.project import project_status, running_processes, scoring_status
 
     with opened_session() as (project, session):
-        now, busy, scoring = project_status(session), at_work(session), scoring_status(session)
+        now, scoring = project_status(session), scoring_status(session)
+        running = running_processes(session)
     if as_json:
-        print_json({"project": project.config.name, **vars(now), "at_work": busy, "scoring": scoring})
+        print_json({"project": project.config.name, **vars(now), "at_work": running, "scoring": scoring})
     else:
-        show_status(project.config.name, now, busy, scoring)
+        show_status(project.config.name, now, running, scoring)
 
 
 @commands.command(rich_help_panel=LOOK)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flows.deployments import Deployment, Deployments
 
 PASSWORD_FILE = "prefect-password"
-"""In the workdir: what the private Prefect server of `serve` asks for."""
+"""The file in the workdir with the password of `serve`'s private Prefect server."""
 
 commands = typer.Typer()
 prefect_app = typer.Typer(help="Prepare a Prefect server.", no_args_is_help=True)
@@ -113,7 +113,7 @@ def setup(
 def _deployments(file: Path | None) -> Deployments:
     from flows.deployments import read_deployments
 
-    load_project(state.config_file)  # a mistake in it is an error now, not at two in the morning
+    load_project(state.config_file)  # a mistake in it is an error now, not in the first nightly run
     return read_deployments(file, config=state.config_file)
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 
 commands = typer.Typer()
 DEMO_STRESSED = 10
-"""Held-out images that the demo stresses: a minute's worth."""
+"""Held-out images of the demo's stress test, which take about a minute."""
 
 
 @commands.command(rich_help_panel=PROJECT)
@@ -43,7 +43,7 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing configuration.")] = False,
 ) -> None:
-    """Write a commented configuration. Asks for what the options leave open."""
+    """Write a commented configuration. Asks for values that the options do not give."""
     from pipeline.config.starter import read_label_map, starter_config
     from pipeline.files import atomic_write_bytes
 
@@ -110,7 +110,7 @@ def config_schema() -> None:
 
 @db_app.command("upgrade")
 def db_upgrade() -> None:
-    """Bring the database to this version's revision."""
+    """Upgrade the database to this version's revision."""
     from db import migrations
     from db.engine import connect
 

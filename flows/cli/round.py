@@ -11,10 +11,10 @@ from flows.cli.display import console, print_json
 
 commands = typer.Typer()
 for _name, _explanation in (
-    ("train", "Train this round's model on every label. A killed run goes on from its last checkpoint."),
+    ("train", "Train this round's model on every label. A killed run continues from its last checkpoint."),
     (
         "calibrate",
-        "Fit every calibrator on held-out labels; the one that passes makes softmax scores probabilities.",
+        "Fit every calibrator on held-out labels; with one that passes, softmax scores are probabilities.",
     ),
     (
         "evaluate",
@@ -38,7 +38,7 @@ def select(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the queue, write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Pick the queue: what to label next, and why."""
+    """Select the queue: the regions to label next, each with its reason."""
     from pipeline.steps.select import select as step
 
     given = {"strategy": strategy, "unit": unit, "budget": budget, "budget_unit": budget_unit, "seed": seed}

@@ -1,4 +1,4 @@
-"""How the command line shows a project's state, its rounds, models, runs, queues and annotators."""
+"""The tables of the command line: a project's state, rounds, models, runs, queues and annotators."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from flows.cli.display import console, errors, literal, table
 from pipeline.format import counts, interval, number, percent, short_count
 from pipeline.summaries.models import ModelSummary
-from pipeline.summaries.project import AtWork, Scoring, Status
+from pipeline.summaries.project import RunningProcess, Scoring, Status
 from pipeline.summaries.queues import QueueSummary
 from pipeline.summaries.rounds import RoundSummary
 from pipeline.summaries.runs import RunSummary
 
-if TYPE_CHECKING:  # imports scipy, which most commands do without
+if TYPE_CHECKING:  # imports scipy, which most commands do not need
     from pipeline.summaries.annotators import AnnotatorReport
 
 
-def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring | None) -> None:
-    """A project at a glance, ending with the command that comes next."""
+def show_status(name: str, now: Status, running: Sequence[RunningProcess], scoring: Scoring | None) -> None:
+    """Print a project's status, and the next command at the end."""
     console.print(f"[bold]{literal(name)}[/]")
     console.print(f"images    {counts(dict(sorted(now.images.items())))}; {now.labeled_images} with labels")
     if now.failures:
@@ -37,17 +37,17 @@ def show_status(name: str, now: Status, busy: Sequence[AtWork], scoring: Scoring
         shards = f", {scoring.open_shards} shards open" if scoring.open_shards else ""
         when = f", finished {_moment(scoring.finished_at)}" if scoring.finished_at else ""
         console.print(f"scoring   {run}{when}: {left}{shards}")
-    for one in busy:
-        since = f", since {_moment(one.since)}" if one.since else ""
-        state = since if one.alive else ", which has died"
-        console.print(f"running   {literal(one.work)} by {literal(one.owner)}{state}")
+    for process in running:
+        since = f", since {_moment(process.since)}" if process.since else ""
+        state = since if process.alive else ", which has died"
+        console.print(f"running   {literal(process.work)} by {literal(process.owner)}{state}")
     if now.queue_items:
         console.print(f"queue     {counts(now.queue_items)}")
     console.print(f"next      [bold]{literal(now.next_command)}[/]  {literal(now.reason)}")
 
 
 def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
-    """What each round's labels cost, and the mIoU that they came to; then its calibration."""
+    """Print the labels, their cost and the mIoU of each round; then its calibration."""
     table(
         f"{name}: {len(rows)} rounds",
         ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "mIoU", "next"),
@@ -80,7 +80,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
 
 
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
-    """Each scoring run, then its workers, then what was noticed."""
+    """Print each scoring run, then its workers, then its warnings."""
     table(
         f"{name}: {len(rows)} scoring runs",
         (
@@ -118,7 +118,7 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
 
 
 def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
-    """A line a queue."""
+    """Print a line a queue."""
     table(
         f"{name}: {len(rows)} queues",
         ("queue", "kind", "strategy", "items", "status", "made", "folder"),
@@ -133,7 +133,7 @@ def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
 
 
 def show_queue(row: QueueSummary) -> None:
-    """What a queue is made of, and the reasons of its first items."""
+    """Print the counts of a queue, and its first items with their reasons."""
     chosen = "" if row.candidates is None else f" of {row.candidates}"
     console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
     if row.clicks is not None:
@@ -165,7 +165,7 @@ def show_queue(row: QueueSummary) -> None:
 
 
 def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
-    """How annotators agree, how that relates to the model's uncertainty, and the most disputed regions."""
+    """Print the annotators' agreement, its correlation with uncertainty, and the most disputed regions."""
     if not report.regions:
         console.print("No region has labels of two annotators.")
         return
@@ -192,13 +192,13 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
             for pair in (*report.against_others, *report.pairs[:limit])
         ],
     )
-    for found in report.correlations:
-        what = f"vote entropy and {found.measure.replace('_', ' ')}"
-        if found.reason is not None:
-            console.print(f"rank correlation of {what}: not known, {found.reason}")
+    for row in report.correlations:
+        what = f"vote entropy and {row.measure.replace('_', ' ')}"
+        if row.reason is not None:
+            console.print(f"rank correlation of {what}: not known, {row.reason}")
         else:
-            value = interval(found.value, found.low, found.high)
-            where = f"{found.regions} regions of {found.images} images"
+            value = interval(row.value, row.low, row.high)
+            where = f"{row.regions} regions of {row.images} images"
             console.print(f"rank correlation of {what}: {value} over {where}")
     shown = report.rows[:limit]
     table(
@@ -225,7 +225,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
 
 
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
-    """Lineage and decision of each model."""
+    """Print the lineage and decision of each model."""
     table(
         f"{name}: {len(rows)} models",
         ("model", "status", "parent", "labels", "seed", "iterations", "config", "decision"),

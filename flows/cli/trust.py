@@ -56,7 +56,7 @@ def novelty(
     model: OfModel = None,
     pool_images: Annotated[int, typer.Option(help="Pool images to compare with.")] = 200,
 ) -> None:
-    """Does the pool differ from the labeled images, and does the model notice classes it has never seen?"""
+    """Does the pool differ from the labeled images, and does the model detect unknown classes?"""
     from pipeline.steps.novelty import novelty as step
 
     names = [name.strip() for name in classes.split(",") if name.strip()]
@@ -67,7 +67,7 @@ def novelty(
 def disagreements(
     limit: Annotated[int, typer.Option(help="Regions to list.")] = 20,
 ) -> None:
-    """The regions where every sample is confident and the samples disagree."""
+    """List regions where each sample is confident and the samples disagree."""
     from pipeline.steps.disagreements import disagreements as step
 
     run_step(step, limit=limit)

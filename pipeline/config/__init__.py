@@ -2,7 +2,7 @@
 
 Every section is a frozen model that refuses unknown keys. An environment variable overrides a key:
 `SEGCURATE_DATABASE__URL` is `database.url`. Paths are relative to the YAML file. The content hash of a
-section names everything that was made under it.
+section identifies the results that were computed with it.
 """
 
 from pipeline.config.base import IGNORE, Fraction, Positive, Section, content_hash

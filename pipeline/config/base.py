@@ -1,4 +1,4 @@
-"""What every section of the configuration shares."""
+"""The base class and types of every section of the configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _template(value: str) -> str:
     try:
         value.format(parent="a", stem="b", name="b.png")
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError("Only {parent}, {stem} and {name} may stand in braces.") from error
+        raise ValueError("Expected only {parent}, {stem} and {name} in braces.") from error
     return value
 
 
@@ -28,7 +28,7 @@ PathTemplate = Annotated[str, AfterValidator(_template)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, and without room for a typing error."""
+    """A part of the configuration: frozen, with unknown keys as errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

@@ -22,7 +22,7 @@ class ClassConfig(Section):
     id: Annotated[int, Field(ge=0, le=65535)] | None = None
     """The value of this class in index masks; its position in the list where it is not given."""
     color: tuple[int, int, int] | None = None
-    """Red, green, blue (0 to 255): how RGB masks spell the class, and how pictures show it."""
+    """Red, green, blue (0 to 255): the colour of the class in RGB masks and in pictures."""
 
     @field_validator("color")
     @classmethod
@@ -35,15 +35,15 @@ class ClassConfig(Section):
 class DataConfig(Section):
     images: Annotated[list[str], Field(min_length=1)]
     """Folders (searched with their subfolders), globs, or single files; or the same in an object store:
-    `s3://bucket/frames`, `gs://…`, or whatever fsspec reads. Credentials come from the environment, or from
-    the store's own configuration files."""
+    `s3://bucket/frames`, `gs://…`, or any other that fsspec reads. Credentials come from the environment, or
+    from the store's own configuration files."""
     storage_options: dict[str, Any] = {}
-    """Of the object store, as fsspec's file system takes them: `{endpoint_url: "http://minio:9000"}`,
+    """Options of fsspec's file system for the object store: `{endpoint_url: "http://minio:9000"}`,
     `{anon: true}`. No secrets."""
     cache_gib: Annotated[float, Field(gt=0)] = 20.0
-    """What fetched images may take up in `<workdir>/cache`, in GiB; the least recently read leave first."""
+    """Size of the image cache `<workdir>/cache` in GiB; the least recently read images are deleted first."""
     masks: str | None = None
-    """The folder of the masks that exist already."""
+    """The folder of existing masks."""
     mask_template: PathTemplate = "{parent}/{stem}.png"
     """The mask of an image inside `masks`: `{parent}` is the image's folder below its image folder,
     `{stem}` its name without the ending, `{name}` its name with it."""
@@ -59,15 +59,15 @@ class DataConfig(Section):
     channels: Annotated[int, Field(ge=1, le=64)] = 3
     """Channels that the model sees. A grey image is repeated for 3; any other difference is an error."""
     group_regex: str | None = None
-    """A regular expression searched in the image's path; its first capture group (or the whole match) names
-    the sequence, patient, site or tile source. Without it, each folder is a group."""
+    """A regular expression searched in the image's path; its first capture group (or the whole match) is the
+    name of the sequence, patient, site or tile source. Without it, each folder is a group."""
     group_csv: str | None = None
     """A CSV with the columns `image,group` and, optionally, `position`."""
     position_regex: str | None = None
     """Its first capture group is the image's position in its sequence, as a number. Without it, the natural
     order of names."""
     max_pixels: Positive = 200_000_000
-    """A larger image is refused before it is decoded."""
+    """A larger image is rejected before it is decoded."""
 
     @field_validator("images", mode="before")
     @classmethod
@@ -83,7 +83,7 @@ class DataConfig(Section):
                 scheme.lower() in ("http", "https") or (":" in rest.split("@")[0] and "@" in rest)
             ):
                 raise ValueError(
-                    f"{scheme}:// addresses and credentials do not belong here: name a prefix such as "
+                    f"{scheme}:// addresses and credentials do not belong here: write a prefix such as "
                     "s3://bucket/frames, and put credentials into the environment."
                 )
         return value
@@ -94,8 +94,8 @@ class DataConfig(Section):
         secret = next(_secret_keys(value), None)
         if secret is not None:
             raise ValueError(
-                f"`{secret}` is a secret, and this file is no place for one. Take it out, and set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or what your store's tools read."
+                f"`{secret}` is a secret, which does not belong in this file. Remove it, and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or your store's variables."
             )
         return value
 
@@ -175,11 +175,11 @@ class HeldOutSplit(Section):
     fraction: Fraction | None = None
     """A share of the groups, or of the blocks, drawn with `splits.seed`."""
     by: Literal["group", "block"] = "group"
-    """What `fraction` draws: whole groups, or blocks of neighbours within each sequence."""
+    """The unit of `fraction`: whole groups, or blocks of neighbours within each sequence."""
     block: Positive = 10
     """Images in a block."""
     guard: Annotated[int, Field(ge=0)] = 1
-    """Images on each side of a held-out block that belong to no split, because they look like it."""
+    """Images on each side of a held-out block that belong to no split, because they are similar to it."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    """What is wrong and where, without the line itself, which may hold a password."""
+    """The problem and its place in the file, without the line itself, which may contain a password."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it cannot be read as text" if isinstance(error, UnicodeDecodeError) else "it cannot be read"
     mark = error.problem_mark
@@ -17,7 +17,7 @@ def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """A line a problem; an unknown key comes with the nearest one that `model` has at that place."""
+    """One line for each problem; for an unknown key, with the nearest key that `model` has at that level."""
     lines: list[str] = []
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
@@ -33,7 +33,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _keys_beside(location: list[str], model: type[BaseModel]) -> list[str]:
-    """The keys that may stand where an unknown one was found."""
+    """The known keys at the level of an unknown key."""
     section = model
     for part in location[:-1]:
         field = section.model_fields.get(part)

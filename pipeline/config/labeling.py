@@ -1,4 +1,4 @@
-"""Settings of the labeling tools: where queues go, and where labels come from."""
+"""Settings of the labeling tools, which receive queues and return labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _server(url: str | None) -> str | None:
     if scheme not in ("http", "https") or not separator or not rest:
         raise ValueError(f"Expected an address such as https://labels.example.org, but got {url!r}.")
     if "@" in rest.split("/")[0]:
-        raise ValueError("Credentials do not belong into an address: put the token into the environment.")
+        raise ValueError("Credentials do not belong in an address: put the token into the environment.")
     return url.rstrip("/")
 
 
@@ -26,17 +26,17 @@ class LabelStudioConfig(Section):
     project: str | None = None
     """The title of the project there; the name of this one by default."""
     images: str = "upload"
-    """How annotators get to see the images. `upload`: they are sent to the server. `local`: the server reads
-    them from `document_root`, which it is allowed to serve. A prefix such as `https://images.example.org/` or
+    """How the server gets the images. `upload`: they are sent to it. `local`: the server reads them from
+    `document_root`, which it may serve. A prefix such as `https://images.example.org/` or
     `s3://bucket/frames/`: images are addressed below it by their path relative to this file; images of an
     object store keep their own address."""
     document_root: str | None = None
     """With `images: local`, the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT; `export.folder` is below."""
     masks: Literal["auto", "bitmask", "brush"] = "auto"
-    """How masks travel. `bitmask`: as PNGs. `brush`: as brush strokes, which every version knows. `auto`: as
-    PNGs where the server knows them."""
+    """The format of masks. `bitmask`: PNGs. `brush`: brush strokes, which every version supports. `auto`:
+    PNGs where the server supports them."""
     sampling: Literal["sequential", "uncertainty"] = "sequential"
-    """How the server picks the next task; both give the queue's order."""
+    """How the server selects the next task; both keep the queue's order."""
 
     _check_url = field_validator("url")(_server)
 
@@ -59,13 +59,13 @@ class CvatConfig(Section):
 
 class LabelingConfig(Section):
     tool: Literal["folder", "label-studio", "cvat", "cvat-masks", "coco", "coco-panoptic", "voc"] = "folder"
-    """What `segcurate export` and the nights write. `folder`: images, masks to correct, room for masks."""
+    """The format of `segcurate export` and nightly runs. `folder`: images, masks, a folder for labels."""
     sync: bool = False
-    """Every night fetches what is finished on the tool's server, and sends the queue there."""
+    """Each nightly run pulls finished labels from the tool's server, and pushes the queue to it."""
     label_studio: LabelStudioConfig = LabelStudioConfig()
     cvat: CvatConfig = CvatConfig()
     timeout_seconds: Positive = 60
-    """For one answer of a server."""
+    """Timeout of one request to a server."""
 
     @model_validator(mode="after")
     def _sync_has_a_server(self) -> Self:

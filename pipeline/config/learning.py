@@ -37,13 +37,13 @@ class ModelConfig(Section):
     in several stages of the decoder (the central placement of Kendall et al. 2015)."""
     heads: Annotated[int, Field(ge=0, le=16)] = 0
     """Slim heads on the encoder's features, trained beside the decoder in the same run, for
-    `scoring.sampler: head_ensemble`. They leave the network's own weights as they are."""
+    `scoring.sampler: head_ensemble`. They do not change the network's own weights."""
     freeze_encoder: bool = False
     mean: Annotated[list[float], Field(min_length=1)] | None = None
-    """A value a channel, of pixels in 0 to 1; the encoder's own where it is not given."""
+    """A value a channel, of pixels in 0 to 1; the encoder's by default."""
     std: Annotated[list[float], Field(min_length=1)] | None = None
     input_scale: Annotated[float, Field(gt=0, le=4)] = 1.0
-    """Images are resized by this factor before the network sees them. Regions stay in image pixels."""
+    """Images are resized by this factor before they enter the network. Regions stay in image pixels."""
 
 
 class LossConfig(Section):
@@ -61,11 +61,11 @@ class LossConfig(Section):
     @model_validator(mode="after")
     def _some_loss(self) -> Self:
         if self.cross_entropy + self.dice == 0:
-            raise ValueError("`cross_entropy` and `dice` are both 0: nothing to learn from.")
+            raise ValueError("`cross_entropy` and `dice` are both 0: there is no loss.")
         if self.cross_entropy == 0 and (self.label_smoothing or self.focal_gamma):
             raise ValueError(
                 "`label_smoothing` and `focal_gamma` change the cross-entropy, whose weight is 0: "
-                "raise `cross_entropy`, or leave them out."
+                "raise `cross_entropy`, or remove them."
             )
         return self
 
@@ -82,7 +82,7 @@ class TrainingConfig(Section):
     crop: tuple[Positive, Positive] = (256, 256)
     """Height and width of a training crop, in pixels of the resized image."""
     centre_on_labels: bool = True
-    """Crops are centred on labeled regions, so that a small label is seen as often as a large one."""
+    """Crops are centred on labeled regions, so that small labels are sampled as often as large ones."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     encoder_learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -96,8 +96,8 @@ class TrainingConfig(Section):
     mix_alpha: Annotated[float, Field(gt=0)] = 0.2
     """Of the Beta(α, α) distribution that the share of the second crop is drawn from; for CutMix mostly 1."""
     annotators: Literal["latest", "majority", "soft"] = "latest"
-    """Where several annotators have labeled a pixel: the newest label, the one that most gave, or each class
-    by its share of the votes."""
+    """The target of a pixel with several annotators: the newest label, the majority's label, or each class by
+    its share of the votes."""
     vote_prior: Annotated[float, Field(ge=0)] = 0.0
     """With `soft`: a in (n_c + a) / (N + a·C), Laplace's smoothing of the votes of N annotators."""
     warm_start: bool = False
@@ -115,15 +115,15 @@ class TrainingConfig(Section):
         named = " and ".join(name for name, chosen in soft.items() if chosen)
         if named and self.loss.dice:
             raise ValueError(
-                f"{named} gives a pixel shares of several classes, but the Dice loss knows one class a pixel "
+                f"{named} gives a pixel shares of several classes, but the Dice loss takes one class a pixel "
                 "and would learn the largest share as certain: set `loss.dice: 0`."
             )
         if self.mix != "none" and self.batch_size < 2:
-            raise ValueError(f"`mix: {self.mix}` takes two crops of a batch: raise `batch_size`.")
+            raise ValueError(f"`mix: {self.mix}` needs two crops in a batch: raise `batch_size`.")
         if self.vote_prior and self.annotators != "soft":
             raise ValueError(
                 f"`vote_prior` smooths the shares of `annotators: soft`, not `{self.annotators}`: "
-                "change `annotators`, or leave it out."
+                "change `annotators`, or remove it."
             )
         return self
 
@@ -140,15 +140,15 @@ class CalibrationConfig(Section):
     ] = "temperature"
     """`auto`: the lowest cross-fitted NLL among those that change no predicted label."""
     source: Literal["auto", "split", "audit"] = "auto"
-    """What calibrators are fitted on. `split`: the calibration split. `audit`: the labeled audit regions of
-    all rounds, which then are never trained on. `auto`: the split where it has masks, else the audit."""
+    """The data of the fit. `split`: the calibration split. `audit`: the labeled audit regions of all rounds,
+    which are then excluded from training. `auto`: the split where it has masks, else the audit."""
     pixels_per_image: Positive = 2000
     """Labeled pixels drawn from each calibration image for the fit."""
 
 
 class EvaluationConfig(Section):
     bins: Annotated[int, Field(ge=2, le=1000)] = 15
-    """Bins of the expected calibration error; a divisor of 150, whose linear bins are kept."""
+    """Bins of the expected calibration error; a divisor of 150, the number of linear bins that are stored."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     confidence: Fraction = 0.95
     block: Positive = 10

@@ -20,12 +20,12 @@ CONFIG_FILE = "segcurate.yaml"
 
 class DatabaseConfig(Section):
     url: Annotated[str, Field(repr=False)] = "sqlite:///.segcurate/segcurate.db"
-    """Where the project is remembered. A relative SQLite path is relative to this file. A password is better
-    given as the environment's `SEGCURATE_DATABASE__URL`, or in `~/.pgpass`; in a URL, `%40` stands for @."""
+    """The project's database. A relative SQLite path is relative to this file. Put a password into the
+    environment, as `SEGCURATE_DATABASE__URL`, or in `~/.pgpass`; in a URL, `%40` stands for @."""
 
     @field_serializer("url", when_used="json")
     def mask(self, url: str) -> str:
-        """What is shown or written down holds no password."""
+        """The URL without its password, for output and stored documents."""
         from db.engine import masked  # alembic takes a while
 
         return masked(url)
@@ -37,7 +37,7 @@ class ProjectConfig(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
-        hide_input_in_errors=True,  # it may hold a password
+        hide_input_in_errors=True,  # it may contain a password
         env_prefix="SEGCURATE_",
         env_nested_delimiter="__",
         use_attribute_docstrings=True,
@@ -47,7 +47,7 @@ class ProjectConfig(BaseSettings):
     workdir: str = ".segcurate"
     """Checkpoints, labels, heat maps and reports."""
     device: str = "auto"
-    """`auto` (CUDA where there is some, else the CPU; `segcurate score` uses every GPU), `cpu`, `cuda` or
+    """`auto` (CUDA where it is available, else the CPU; `segcurate score` uses every GPU), `cpu`, `cuda` or
     `cuda:1`."""
     database: DatabaseConfig = DatabaseConfig()
     data: DataConfig

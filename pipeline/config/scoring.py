@@ -22,7 +22,7 @@ Measure = Literal[
 SAMPLED_MEASURES: frozenset[Measure] = frozenset(
     {"expected_entropy", "mutual_information", "variation_ratio"}
 )
-"""Those that only stochastic samples can give."""
+"""The measures that need stochastic samples."""
 
 _REGION_KEYS = {
     "grid": ("cell",),
@@ -31,8 +31,8 @@ _REGION_KEYS = {
     "file": ("folder", "template"),
     "image": (),
 }
-"""The settings that regions of a kind depend on. The maps of `file` do not count: a new image has a new one,
-and must not make all others wait for their scores."""
+"""The settings that regions of a kind depend on. The maps of `file` are left out: a new image has a new map,
+which must not cause all other images to be scored again."""
 
 Resolution = Literal["quarter", "logits", "full"]
 Sampler = Literal["none", "mc_dropout", "tta", "head_ensemble", "ensemble"]
@@ -44,12 +44,12 @@ class RegionConfig(Section):
     predicted mask. `file`: region maps of your own. `image`: the whole image."""
     cell: Annotated[int, Field(ge=8)] = 64
     """Side of a grid cell in image pixels, and the mean side of a superpixel. The last row and column of a
-    grid are cut, or joined to the one before them where less than half a cell is left."""
+    grid are cut, or merged into the one before them where less than half a cell is left."""
     compactness: Annotated[float, Field(gt=0)] = 10.0
     """Of superpixels: larger is squarer, smaller follows colour more closely."""
     smallest: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """A segment below this share of a cell's area is joined to the neighbour that it shares the longest
-    border with."""
+    """A segment below this share of a cell's area is merged into the neighbour with the longest common
+    border."""
     folder: str | None = None
     """With `file`: the folder of the region maps, index PNG or TIFF of the image's size, in 8 or 16 bits.
     Pixels of one value are one region; the highest value of the type, 255 or 65535, is no region."""
@@ -64,7 +64,7 @@ class RegionConfig(Section):
 
 
 class ViewsConfig(Section):
-    """The views of `tta`: each setting is one view beside the plain one."""
+    """The views of `tta`: each setting adds one view to the unchanged one."""
 
     flip: bool = True
     scales: list[Annotated[float, Field(gt=0.1, lt=10)]] = [0.75, 1.25]
@@ -96,7 +96,7 @@ class ScoringConfig(Section):
     on flipped, scaled and darkened views. `head_ensemble`: the `model.heads` (Lakshminarayanan et al. 2017,
     on one encoder). `ensemble`: several checkpoints."""
     samples: Annotated[int, Field(ge=2, le=1000)] = 20
-    """Dropout samples T. 8 are enough for entropy; mutual information wants 20."""
+    """Dropout samples T. 8 are enough for entropy; mutual information needs 20."""
     views: ViewsConfig = ViewsConfig()
     ensemble: list[str] = []
     """With `ensemble`: models beside the serving one, by name (`r01`) or by the folder of a checkpoint."""
@@ -108,9 +108,9 @@ class ScoringConfig(Section):
     tile: Annotated[int, Field(ge=64)] = 1024
     """A larger image is scored in tiles of this side, in pixels of the resized image."""
     overlap: Annotated[int, Field(ge=0)] = 128
-    """How far neighbouring tiles reach into each other; they are blended there."""
+    """Overlap of neighbouring tiles, in the same pixels; they are blended there."""
     shard_images: Positive = 256
-    """Images in a shard: what is committed, and repeated after a kill, together."""
+    """Images in a shard, which is committed as a whole, and repeated as a whole after a kill."""
     workers: Annotated[int, Field(ge=0)] = 1
     keep_regions: Literal["all"] | Positive = "all"
     """Region rows kept of each image and predicted class, by entropy."""
@@ -130,7 +130,7 @@ class ScoringConfig(Section):
         return self
 
     def provenance(self) -> dict[str, Any]:
-        """Those of the settings that a score depends on, whatever the model."""
+        """The settings that a score depends on, apart from the model."""
         regions = self.regions.model_dump(mode="json", include={"kind", *_REGION_KEYS[self.regions.kind]})
         document: dict[str, Any] = {
             "sampler": self.sampler,

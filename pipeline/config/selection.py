@@ -1,4 +1,4 @@
-"""Settings of the queue: how it is chosen, and how it is exported."""
+"""Settings of the queue: selection and export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SelectionConfig(Section):
     """What `budget` counts: `regions` with unit `region` by default, `images` with unit `image`. `images`
     with unit `region` means as many regions as that many average images have."""
     audit_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the queue that is drawn uniformly at random: the only unbiased look at the pool."""
+    """Share of the queue that is drawn uniformly at random: the only unbiased sample of the pool."""
     per_image_cap: Annotated[float, Field(gt=0)] | None = 0.25
     """Regions of one image in a queue: a share of its regions below 1, a number from 1 on. null: no cap."""
     no_touching: bool = True

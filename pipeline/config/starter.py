@@ -1,4 +1,4 @@
-"""The first configuration of a project, written from a few answers, with a comment on each line."""
+"""The first configuration of a project, with comments, from a few answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DataError
 HEADER = """\
 # A segcurate project. Paths are relative to this file; an environment variable such as
 # SEGCURATE_DATABASE__URL overrides a key. `segcurate config show` prints every setting with its default,
-# `segcurate config schema` says what each one means.
+# `segcurate config schema` explains each one.
 """
 
 
@@ -30,7 +30,7 @@ def read_label_map(path: Path) -> list[ClassConfig]:
     `name` a line.
 
     Raises:
-        DataError: the file cannot be read, is of another form, or names a class, id or colour twice.
+        DataError: the file cannot be read, has another format, or has a class, id or colour twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def read_label_map(path: Path) -> list[ClassConfig]:
     except (ValueError, TypeError, KeyError, yaml.YAMLError, csv.Error) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DataError(
-            f"The label map {path} is not of a form that segcurate knows: {reason}.",
+            f"The label map {path} has an unknown format: {reason}.",
             "Write JSON or YAML with `name`, `id` and `color`, a CSV, or lines `r g b name`.",
         ) from error
     if len(classes) < 2:
@@ -158,7 +158,7 @@ def _class_entry(item: ClassConfig) -> Any:
 
 
 def _inline(value: Any) -> str:
-    """YAML on one line: JSON's spelling of strings, lists and mappings is YAML's too."""
+    """YAML on one line: the JSON of strings, lists and mappings is also YAML."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def sync(
     runner: Runner, *, tool: str, url: str | None = None, close: bool = False
 ) -> tuple[PullReport | None, PushReport | None]:
-    """Pull what is finished on a tool's server, then push the active queue to it.
+    """Pull finished labels from a tool's server, then push the active queue to it.
 
     Args:
         url: of the server, instead of the configured one.
-        close: end the round with the labels that have come.
+        close: end the round with the labels imported so far.
 
     Returns:
-        What was pulled and pushed; None where there was no queue for it.
+        The reports of the pull and the push; None where there was no queue for it.
 
     Raises:
         UserError: the server cannot be used, or the queue cannot be exported.
@@ -48,7 +48,7 @@ def sync(
 
 
 def pull_labels(runner: Runner) -> str:
-    """Import what is finished on the labeling server, where `labeling.sync` is on.
+    """Import finished labels from the labeling server, where `labeling.sync` is on.
 
     Returns:
         Why nothing could be pulled; empty otherwise.
@@ -106,11 +106,11 @@ def _push(runner: Runner, tool: str, url: str | None) -> PushReport | None:
 def is_begun(project: Project, database: Database, queue: Queue) -> bool:
     """Whether labeling of a queue has begun.
 
-    It has when a label was imported, when a file is in the folder of its masks, or when a server has work
-    on it, drafts included. A queue in a labeling tool's folder counts as begun, as its state is unknown.
+    It has begun when a label was imported, when a file is in the folder of its masks, or when a server has
+    annotations or drafts of it. A queue in a labeling tool's folder counts as begun: its state is unknown.
 
     Raises:
-        UserError: a server cannot be asked.
+        UserError: a server does not answer.
     """
     with database.session(write=False) as session:
         if labels.has_labels(session, queue_id=queue.id):
@@ -121,12 +121,12 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
         ]
     if not folders and queue.export_uri is not None:
         folders = [("folder", queue.export_uri)]  # exported before deliveries were recorded
-    asked = {tool for tool, _ in servers}
+    on_servers = {tool for tool, _ in servers}
     for tool, folder in folders:
         if tool == "folder":
             if any(path.is_file() for path in (project.path(folder) / MASKS).rglob("*")):
                 return True
-        elif tool not in asked:
+        elif tool not in on_servers:
             return True
     if not servers:
         return False
@@ -145,7 +145,7 @@ def withdraw(project: Project, database: Database, queue: Queue) -> int:
         How many of its regions went back to the pool.
 
     Raises:
-        UserError: a server cannot be asked, and nothing is withdrawn; or labels have come meanwhile.
+        UserError: a server does not answer, or labels were imported meanwhile; nothing is withdrawn.
     """
     with database.session(write=False) as session:
         servers = _servers_of(session, queue)
@@ -156,7 +156,7 @@ def withdraw(project: Project, database: Database, queue: Queue) -> int:
             open_server(project, tool, url).retire(queue=queue.name, places=names)
     with database.session() as session:
         if labels.has_labels(session, queue_id=queue.id):
-            raise UserError(f"Labels for {queue.name} have come meanwhile.")
+            raise UserError(f"Labels for {queue.name} were imported meanwhile.")
         return rounds.reopen(session, rounds.require(session, "import"))
 
 

@@ -1,7 +1,7 @@
-"""A nightly run: ingests and scores what is new, and updates the queue that people label from.
+"""A nightly run: it ingests and scores new images, and updates the active queue.
 
-What it does follows from the database alone, not from the time: a run that was killed is finished by the next
-one, and a run with nothing to do writes nothing.
+Its steps depend on the database alone, not on the time: the next run finishes one that was killed, and a run
+with nothing to do writes nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.operation.runner import Runner
 
 @dataclass(frozen=True)
 class NightlyReport:
-    """What a nightly run has done.
+    """The result of a nightly run.
 
     Attributes:
         summary: one or two sentences.
-        model: the name of the model that scores; None where there is none yet.
+        model: the name of the promoted model; None where there is none yet.
         added, scored: new images, and scored images.
         queue: the name of the active queue afterwards.
-        folder: where this run has exported it; None where it has exported nothing.
+        folder: where this run has exported it; None without an export.
     """
 
     summary: str
@@ -43,7 +43,7 @@ class NightlyReport:
 
     @property
     def changed(self) -> bool:
-        """Whether there is anything new to look at."""
+        """Whether there are new scores or a new queue."""
         return self.folder is not None or self.scored > 0
 
 
@@ -57,10 +57,10 @@ class QueueUpdate:
 
 
 def run_nightly(runner: Runner) -> NightlyReport:
-    """Ingest what is new, score what the serving model has not scored, and update and export the queue.
+    """Ingest new images, score those that the promoted model has not scored, and update and export the queue.
 
-    Files that cannot be used are recorded, and the run goes on. At the end old scoring runs are pruned, where
-    `nightly.keep_runs` says so.
+    Files that cannot be used are recorded, and the run goes on. At the end old scoring runs are pruned if
+    `nightly.keep_runs` is set.
 
     Raises:
         Busy: another nightly run is active.
@@ -103,10 +103,10 @@ def _ingest_score_and_select(runner: Runner) -> NightlyReport:
 
 
 def images_to_score(session: Session, project: Project, model: Model) -> int | None:
-    """How many images the serving model has still to score, as far as the database alone tells.
+    """The number of images that the promoted model has not scored, as far as the database alone shows.
 
     Returns:
-        0 when nothing is to be done; None when only the model's files, or region maps, tell.
+        0 when all are scored; None when it depends on the model's files or on region maps.
     """
     scoring = project.config.scoring
     current = rounds.current_round(session)
@@ -120,7 +120,7 @@ def images_to_score(session: Session, project: Project, model: Model) -> int | N
 
 def update_queue(runner: Runner) -> QueueUpdate:
     """Select and export when these steps come next, or when labeling of the active queue has not begun and
-    there are new images to choose from; otherwise report what the round waits for."""
+    there are new images to choose from; otherwise report what is missing."""
     project, database = runner.project, runner.database
     with database.session(write=False) as session:
         current = rounds.current_round(session)
@@ -163,7 +163,7 @@ def update_queue(runner: Runner) -> QueueUpdate:
 
 
 def unseen_images(session: Session, project: Project, queue: Queue) -> int:
-    """How many images have been scored since a queue was made, and could not be chosen for it."""
+    """The number of images that were scored after a queue was selected, and so were no candidates for it."""
     model = models.promoted_model(session)
     run = None if model is None else _finished_run(session, project, model)
     if run is None:
@@ -175,7 +175,7 @@ def unseen_images(session: Session, project: Project, queue: Queue) -> int:
 
 
 def _finished_run(session: Session, project: Project, model: Model) -> ScoringRun | None:
-    """The model's newest run, if it is finished and was made with the settings of now."""
+    """The model's newest run, if it is finished and was made with the current settings."""
     run = newest_run(session, model.id, finished=False, settings=project.config.scoring.provenance())
     return run if run is not None and run.finished_at is not None else None
 

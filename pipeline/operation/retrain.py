@@ -1,6 +1,6 @@
-"""A retraining: a new model once enough labels have come, calibrated, evaluated, and promoted or refused.
+"""A retraining: a new model once there are enough new labels, calibrated, evaluated, and promoted or refused.
 
-What it does follows from the database alone: a retraining that was killed is finished by the next one.
+Its steps depend on the database alone: the next retraining finishes one that was killed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.progress import Progress, silent
 
 @dataclass(frozen=True)
 class RetrainReport:
-    """What a retraining has done.
+    """The result of a retraining.
 
     Attributes:
         summary: one or two sentences.
         new_labels: labeled regions that no model had been trained on.
-        model: the name of the model that was trained; None where it was too early for one.
-        promoted: whether this model scores from now on.
-        nightly: what the nightly run after it has done.
+        model: the name of the model that was trained; None where none was trained.
+        promoted: whether this model was promoted.
+        nightly: the result of the nightly run after it.
     """
 
     summary: str
@@ -50,12 +50,12 @@ class Decision:
 
 
 def run_retrain(runner: Runner, *, force: bool = False, then_nightly: bool = True) -> RetrainReport:
-    """Train, calibrate and evaluate a model if it is time for one; the model is promoted or refused.
+    """Train, calibrate and evaluate a model if `decide` says so; the model is promoted or refused.
 
     The unlabeled regions of an active queue go back to the pool, and the next round begins with the training.
 
     Args:
-        force: train even if fewer labels than `retrain.min_new_labels` have come.
+        force: train even with fewer new labels than `retrain.min_new_labels`.
         then_nightly: run `run_nightly` afterwards, which scores with the model and exports the next queue.
 
     Raises:
@@ -71,9 +71,9 @@ def run_retrain(runner: Runner, *, force: bool = False, then_nightly: bool = Tru
 
 
 def decide(session: Session, project: Project, *, force: bool = False) -> Decision:
-    """Whether it is time for a new model.
+    """Whether a model is trained now.
 
-    It is when enough labels have come; when the round is closed, so that nothing else can come next; and
+    It is when there are enough new labels; when the round is closed, so that training is the next step; and
     when a training, calibration or evaluation was interrupted.
     """
     current = round_queries.current_round(session)
@@ -81,17 +81,17 @@ def decide(session: Session, project: Project, *, force: bool = False) -> Decisi
     if current is None:
         return Decision(False, "There are no labels to train on yet: `segcurate ingest` finds them.", new)
     if current.state in ("calibrate", "evaluate"):
-        return Decision(True, f"Round {current.number} goes on: its model is trained.", new)
+        return Decision(True, f"Round {current.number} continues: its model is trained.", new)
     if current.state == "train":
         return Decision(True, f"Round {current.number} waits for its model: {count(new)} new labels.", new)
     if force or new >= enough:
-        return Decision(True, f"{count(new)} new labels, {count(enough)} are enough.", new)
+        return Decision(True, f"{count(new)} new labels; at least {count(enough)} are needed.", new)
     return Decision(False, f"{count(new)} of {count(enough)} new labels.", new)
 
 
 @one_at_a_time("import")
 def close_round(project: Project, database: Database, *, progress: Progress = silent) -> int:
-    """End the round with the labels that are there, and open the next one, whose turn is training.
+    """End the round with the labels imported so far, and open the next one, which begins with training.
 
     Returns:
         How many regions of its queue went back to the pool without a label.

@@ -31,7 +31,7 @@ class Runner:
 
     Attributes:
         log: called with each log line.
-        progress: told how far a step is.
+        progress: called with the progress of a step.
     """
 
     project: Project
@@ -51,10 +51,10 @@ class Runner:
         return report
 
     def score(self, *, any_time: bool) -> ScoreReport:
-        """Score what the serving model has not scored yet, as `run` does.
+        """Score the images that the promoted model has not scored yet; logs and returns as `run` does.
 
         Args:
-            any_time: whatever the round's next step is.
+            any_time: score even when another step of the round comes next.
         """
         from pipeline.steps.score import score
 

@@ -1,4 +1,4 @@
-"""A simulation: whole rounds without a person, whose labels come from masks that exist already."""
+"""A simulation: whole rounds without an annotator, with labels from existing masks."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ STEPS: dict[str, Callable[..., object]] = {
 def run_simulation(runner: Runner, *, rounds: int) -> None:
     """Run the steps that come next until the model of round `rounds` is evaluated and its queue exported.
 
-    Each step is committed before the next begins, so a simulation that was killed and is started again goes
-    on from there. The log gets one line a step, `round 2: train`, before the step.
+    Each step is committed before the next begins, so a killed simulation that is started again continues
+    from its last step. The log gets one line a step, `round 2: train`, before the step.
 
     Args:
         rounds: the number of the last round, at least 1; the queue of that round is left unlabeled.

@@ -1,4 +1,4 @@
-"""The state of a project, and the command that comes next."""
+"""The status of a project, and the next command."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Status:
         images: images by split; exact duplicates are counted apart, under `duplicate`.
         labeled_images: pool images with at least one label.
         round_number: None before the first ingest that found a label.
-        next_command: what to run now, ready to be typed.
-        reason: why that comes next.
+        next_command: the next command, ready to be typed.
+        reason: why it comes next.
     """
 
     images: dict[str, int]
@@ -45,14 +45,14 @@ class Status:
 
 
 @dataclass(frozen=True)
-class AtWork:
-    """A running process, or one that has died.
+class RunningProcess:
+    """A process that runs, or that has died.
 
     Attributes:
         work: such as `train`, `nightly`, or `scoring run 3`.
         owner: `host:pid:start`.
-        since: None for shards, which are many.
-        alive: False for one that died, or whose lease has run out: its work is free to take.
+        since: when it took its lease; None for shards, of which it may have several.
+        alive: False for a process that died or whose lease has expired: another may take its work.
     """
 
     work: str
@@ -63,10 +63,10 @@ class AtWork:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The newest run of the model that serves.
+    """The newest scoring run of the promoted model.
 
     Attributes:
-        images_to_score: of the pool, still to be scored; with no run yet, all of them.
+        images_to_score: pool images without a score; before the first run, all of them.
         open_shards: of the run; 0 once it is finished.
     """
 
@@ -77,22 +77,22 @@ class Scoring:
     open_shards: int
 
 
-def at_work(session: Session) -> list[AtWork]:
+def running_processes(session: Session) -> list[RunningProcess]:
     """The running processes, and those that died without ending their work."""
     now, dead = store_time(session), dead_owners(owners(session))
     found = [
-        AtWork(lease.name, lease.owner, lease.taken_at, lease.owner not in dead and lease.until > now)
+        RunningProcess(lease.name, lease.owner, lease.taken_at, lease.owner not in dead and lease.until > now)
         for lease in leases.list_leases(session)
     ]
     shards = shard_queries.running_shards(session)
     return found + [
-        AtWork(f"scoring run {run_id}", owner, None, owner not in dead and until > now)
+        RunningProcess(f"scoring run {run_id}", owner, None, owner not in dead and until > now)
         for run_id, owner, until in shards
     ]
 
 
 def scoring_status(session: Session) -> Scoring | None:
-    """How far the pool is scored; None before a model is promoted. Reads every image of the pool."""
+    """The scoring progress of the pool; None before a model is promoted. Reads every image of the pool."""
     model = models.promoted_model(session)
     if model is None:
         return None
@@ -110,7 +110,7 @@ def scoring_status(session: Session) -> Scoring | None:
 
 
 def project_status(session: Session) -> Status:
-    """Read a project's status. Writes nothing."""
+    """The status of a project. Writes nothing."""
     images = _images_by_split(session)
     labeled = session.scalar(select(func.count(func.distinct(Label.image_id)))) or 0
     failures = session.scalar(select(func.count()).select_from(Failure)) or 0
@@ -156,10 +156,9 @@ def _images_by_split(session: Session) -> dict[str, int]:
 
 
 def _import_command(session: Session, queue: Queue | None) -> tuple[str, str]:
-    """The command that imports the labels of the active queue from where it was sent last, and what to do
-    before."""
-    lying = [] if queue is None else places_of(session, queue.id)
-    newest = lying[-1] if lying else None
+    """The command that imports the active queue's labels from its last delivery, and what to do first."""
+    places = [] if queue is None else places_of(session, queue.id)
+    newest = places[-1] if places else None
     if newest is not None and newest.url:
         return (
             f"segcurate import --from {newest.tool} --url {newest.url}",
@@ -168,10 +167,10 @@ def _import_command(session: Session, queue: Queue | None) -> tuple[str, str]:
     if newest is not None and newest.tool != "folder":
         return (
             f"segcurate import --from {newest.tool} FILE",
-            f"Export them from the tool that {newest.place} was written for first.",
+            f"First export them from the tool that {newest.place} was written for.",
         )
     folder = queue.export_uri if queue and queue.export_uri else "FOLDER"
-    return f"segcurate import {folder}", "Put the masks into its `masks` folder first."
+    return f"segcurate import {folder}", "First put the masks into its `masks` folder."
 
 
 def _next(
@@ -184,10 +183,10 @@ def _next(
         command, first = _import_command(session, queue)
         return (
             command,
-            f"{waiting} regions of the queue wait for labels, {done} have come back{skipped}. {first}",
+            f"{waiting} regions of the queue wait for labels, {done} are labeled{skipped}. {first}",
         )
     reasons = {
-        "train": f"Round {number} trains on every label that has come so far.",
+        "train": f"Round {number} trains on every label so far.",
         "calibrate": "The new model's softmax scores are not probabilities yet.",
         "evaluate": "The new model is not measured yet.",
         "score": "The pool is not scored by the promoted model yet.",
@@ -199,6 +198,6 @@ def _next(
         if model is not None:
             return (
                 "segcurate train",
-                f"The training of {model.name} has begun; it continues from its checkpoint.",
+                f"The training of {model.name} was interrupted; it continues from its checkpoint.",
             )
     return f"segcurate {state}", reasons[state]

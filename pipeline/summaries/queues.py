@@ -27,7 +27,7 @@ class HeadItem:
         box: x, y, width, height in image pixels.
         score: of the queue's measure.
         inclusion_probability: of an audit draw.
-        clicks: that it takes to label, estimated when the queue was exported.
+        clicks: estimated effort, known from the export on.
         annotators: whose labels are in force, once there are two.
         disagreement: the share of pixels on which two of them, drawn at random, differ.
     """
@@ -52,9 +52,9 @@ class QueueSummary:
     """A queue at a glance.
 
     Attributes:
-        kind: `selected`, `review`, or `initial` for the labels that the project started with.
-        by_class: by the class that is predicted; `not predicted` where there was no model.
-        candidates: what could have been chosen; None where the queue was not chosen by scores.
+        kind: `selected`, `review`, or `initial` for the labels of the first set.
+        by_class: by predicted class; `not predicted` where there was no model.
+        candidates: number of candidates; None where the queue was not selected by scores.
         clicks: estimated for all its items together; None before the export.
         folder: where it is exported, relative to the project's folder.
         head: the first items, by rank.

@@ -14,7 +14,7 @@ from db.queries.scores import Scored
 from db.queries.shards import ShardTime, Worker
 
 PAUSE = timedelta(minutes=15)
-"""Nothing was scored between two shards that were done so long after each other."""
+"""A longer time between two finished shards counts as a pause, in which nothing was scored."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class RunSummary:
     Attributes:
         samples: stochastic passes an image; None for a sampler without a number of them.
         calibrator: of the single pass.
-        images, regions: rows in the store now; 0 for a run that was pruned.
+        images, regions: rows in the database; 0 for a pruned run.
         heatmap_images: images that have heat maps.
-        shards_pending, shards_running: not begun, and begun by a worker that is running or has died.
-        images_per_second: without pauses; None before there is a second shard.
-        pruned_at: when its scores were deleted to save room; None while they are there.
+        shards_pending, shards_running: not claimed, and claimed by a worker, alive or dead.
+        images_per_second: without pauses; None before stored is a second shard.
+        pruned_at: when its scores were deleted; None while they are stored.
         drift, outliers: a warning about its images, and how many lie far outside the range of the training
             images.
     """
@@ -62,7 +62,7 @@ def run_history(session: Session) -> list[RunSummary]:
     rows: list[RunSummary] = []
     for run, model in runs.list_runs(session):
         scorer, summary = run.scorer, run.summary or {}
-        there, by_status = scored.get(run.id, Scored(0, 0, 0)), counted.get(run.id, {})
+        stored, by_status = scored.get(run.id, Scored(0, 0, 0)), counted.get(run.id, {})
         rows.append(
             RunSummary(
                 id=run.id,
@@ -72,9 +72,9 @@ def run_history(session: Session) -> list[RunSummary]:
                 calibrator=str(scorer.get("calibrator", {}).get("name", "identity")),
                 region_kind=str(scorer.get("regions", {}).get("kind", "grid")),
                 scorer_hash=run.scorer_hash,
-                images=there.images,
-                regions=there.regions,
-                heatmap_images=there.heatmaps,
+                images=stored.images,
+                regions=stored.regions,
+                heatmap_images=stored.heatmaps,
                 shards_done=by_status.get("done", 0),
                 shards_running=by_status.get("running", 0),
                 shards_pending=by_status.get("pending", 0),

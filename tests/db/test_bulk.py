@@ -124,8 +124,8 @@ def test_columns_that_are_views_of_others_are_read_right(database: Database) -> 
 
 
 def test_blocks_follow_each_other(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "BOUND_AT_ONCE", 7)
-    monkeypatch.setattr(bulk, "COPIED_AT_ONCE", 7)
+    monkeypatch.setattr(bulk, "INSERT_ROWS", 7)
+    monkeypatch.setattr(bulk, "COPY_ROWS", 7)
     notes = [None if n % 3 else "x" * n for n in range(20)]
     assert write(database, id=np.arange(20), note=notes) == 20
     assert [(row["id"], row["note"]) for row in rows(database)] == list(enumerate(notes))

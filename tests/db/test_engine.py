@@ -120,7 +120,7 @@ def test_a_strangers_database_is_refused_and_left_as_it_was(tmp_path: Path) -> N
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE invoice (id INTEGER)")
-    with pytest.raises(StoreError, match="not segcurate's"):
+    with pytest.raises(StoreError, match="tables of another program"):
         Database(f"sqlite:///{path}")
     with sqlite3.connect(path) as connection:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()

@@ -190,7 +190,7 @@ def test_the_round_says_what_its_model_came_to_with_the_intervals(shown: dict[st
     value = re.search(r"mIoU(\d\.\d{3}) \[\d\.\d{3}, \d\.\d{3}\]", seen.text.replace("\n", ""))
     assert value is not None
     assert value[1] in metric
-    assert f"says is a {'probability' if passed else 'softmax score'}." in seen.text
+    assert f"is a {'probability' if passed else 'softmax score'}." in seen.text
     assert "Model r01: promoted ✓" in seen.text
     assert "segcurate import queues/round-01" in seen.text
     assert shown["round-squares"].description.startswith(f"Round 1: r01 promoted, mIoU {value[1]}")

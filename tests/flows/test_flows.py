@@ -171,7 +171,7 @@ def test_a_late_night_gives_way_to_a_newer_one_that_is_due(out: Path) -> None:
     assert isinstance(ends[0], State)
     assert isinstance(ends[1], State)
     assert (ends[0].name, ends[1].name) == ("Skipped", "Completed")
-    assert f"{newer.name}, which is newer, does its work" in str(ends[0].message)
+    assert f"is skipped: the newer run {newer.name} is due" in str(ends[0].message)
 
 
 @pytest.mark.parametrize("flow", [nightly, retrain, import_labels_flow, export_queue, loop_flow])

@@ -20,7 +20,7 @@ from db.tables import Lease, utc_now
 from pipeline import leases
 from pipeline.errors import Busy
 from pipeline.leases import alone, one_at_a_time, renewing
-from pipeline.processes import is_here, name_process, this_process
+from pipeline.processes import is_running, name_process, this_process
 from tests.factories import ask
 
 ELSEWHERE = "another-machine:4711:99"
@@ -82,7 +82,7 @@ def test_a_living_process_is_not_disturbed_and_the_message_names_it(
         alone(database, "train"),
     ):
         pytest.fail("It was held.")
-    assert "Wait until it is through" in busy.value.remedy
+    assert "Wait until it has ended" in busy.value.remedy
     assert holders(database) == {"train": name_process(other.pid)}
 
 
@@ -107,20 +107,20 @@ def test_what_a_killed_process_held_is_free_at_once(
 
 def test_a_killed_process_that_its_parent_has_not_asked_for_is_dead(other: subprocess.Popen[bytes]) -> None:
     name = name_process(other.pid)
-    assert is_here(name) is True
+    assert is_running(name) is True
     other.kill()
     until_zombie(other.pid)
-    assert is_here(name) is False
+    assert is_running(name) is False
 
 
 def test_a_number_that_another_process_has_now_is_not_the_old_process() -> None:
     host_and_number = this_process().rpartition(":")[0]
-    assert is_here(f"{host_and_number}:1") is False
+    assert is_running(f"{host_and_number}:1") is False
 
 
 def test_of_a_process_elsewhere_nothing_is_known() -> None:
-    assert is_here(ELSEWHERE) is None
-    assert is_here("nonsense") is None
+    assert is_running(ELSEWHERE) is None
+    assert is_running("nonsense") is None
 
 
 def test_a_silent_process_elsewhere_is_waited_for_until_its_lease_ends(database: Database) -> None:

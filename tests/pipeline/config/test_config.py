@@ -81,7 +81,7 @@ def test_an_absolute_database_path_stays_as_it_is(tmp_path: Path) -> None:
         ({"model": {"architecture": "unnet"}}, "model.architecture"),
         ({"model": {"mean": [0.5]}}, "1 numbers for 3 channels"),
         ({"training": {"loss": {"class_weights": [1.0]}}}, "1 numbers for 2 classes"),
-        ({"training": {"loss": {"cross_entropy": 0}}}, "nothing to learn"),
+        ({"training": {"loss": {"cross_entropy": 0}}}, "there is no loss"),
         ({"evaluation": {"bins": 16}}, "divisor of 150"),
         (
             {"scoring": {"sampler": "none"}, "selection": {"strategy": "mutual_information"}},
@@ -98,7 +98,7 @@ def test_a_wrong_value_is_refused_in_words(tmp_path: Path, changes: dict[str, ob
     [
         ({"annotators": "soft", "loss": {"dice": 1}}, "`annotators: soft` gives a pixel shares"),
         ({"mix": "mixup", "loss": {"dice": 0.5}}, "would learn the largest share as certain"),
-        ({"mix": "cutmix", "batch_size": 1}, "`mix: cutmix` takes two crops of a batch: raise `batch_size`"),
+        ({"mix": "cutmix", "batch_size": 1}, "`mix: cutmix` needs two crops in a batch: raise `batch_size`"),
         ({"vote_prior": 1}, "`vote_prior` smooths the shares of `annotators: soft`, not `latest`"),
         ({"loss": {"cross_entropy": 0, "dice": 1, "focal_gamma": 2}}, "raise `cross_entropy`"),
     ],
@@ -164,10 +164,10 @@ def test_a_label_map_of_colours_and_names(tmp_path: Path) -> None:
         ("map.json", '[{"name": "road", "id": 3}, {"name": "car", "id": 3}]', "same id twice: 3"),
         ("map.txt", "1 2 3 road\n1 2 3 car\n", "same color twice"),
         ("map.txt", "road\nroad\n", "same name twice: road"),
-        ("map.json", "{broken", "not of a form"),
-        ("map.csv", "label\nroad\n", "not of a form"),
+        ("map.json", "{broken", "an unknown format"),
+        ("map.csv", "label\nroad\n", "an unknown format"),
         ("map.json", '["road"]', "names 1 classes"),
-        ("map.json", "3", "not of a form"),
+        ("map.json", "3", "an unknown format"),
     ],
 )
 def test_a_bad_label_map_is_refused_with_its_name(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -363,7 +363,7 @@ def test_threads_that_want_one_image_at_once_all_get_it(tmp_path: Path) -> None:
 def test_a_secret_in_the_settings_is_refused_and_not_repeated(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValidationError, match="this file is no place for one") as caught:
+    with pytest.raises(ValidationError, match="which does not belong in this file") as caught:
         project(tmp_path, storage_options=options)
     assert "AKIA" not in caught.value.errors(include_input=False)[0]["msg"]
 

@@ -24,7 +24,7 @@ def retrain(folder: Path, *, runner: type[Runner] = Runner, **options: Any) -> R
         return run_retrain(runner(project, database), **options)
 
 
-def standing(folder: Path) -> tuple[int, str]:
+def round_state(folder: Path) -> tuple[int, str]:
     """The current round's number, and the step that comes next in it."""
     with opened(folder) as (_, database), database.session(write=False) as session:
         current = rounds.current_round(session)
@@ -60,7 +60,7 @@ def test_enough_labels_close_the_round_and_bring_a_model_and_the_next_queue(out:
     assert items(out, "round-01").count("released") == 6 - labeled
     assert report.nightly is not None
     assert report.nightly.queue == "round-02"
-    assert standing(out) == (2, "import")
+    assert round_state(out) == (2, "import")
     assert new_labels(out) == 0
 
 
@@ -73,14 +73,14 @@ def test_force_trains_with_few_labels_and_a_lost_mask_is_not_new_for_ever(out: P
     report = retrain(out, force=True, then_nightly=False)
     assert report.model == "r02"
     assert report.nightly is None
-    assert standing(out) == (2, "score")
+    assert round_state(out) == (2, "score")
     assert new_labels(out) == 0
 
 
 def test_a_round_that_was_closed_trains_however_few_its_labels_are(out: Path) -> None:
     set_option(out, "retrain", "min_new_labels", 1000)
     label_regions(out, at_least=1, close=True)
-    assert standing(out) == (2, "train")
+    assert round_state(out) == (2, "train")
     with opened(out) as (project, database), database.session(write=False) as session:
         assert decide(session, project).train
 
@@ -110,7 +110,7 @@ def test_retrainings_that_are_killed_before_each_step_still_bring_one_model_and_
             retrain(out, runner=killed_before(step))
     report = retrain(out)
     assert list(models(out)) == ["r01", "r02"]
-    assert standing(out) == (2, "import")
+    assert round_state(out) == (2, "import")
     assert report.nightly is not None
     with opened(out) as (_, database), database.session(write=False) as session:
         names = session.scalars(select(Queue.name).where(Queue.kind == "selected").order_by(Queue.id)).all()
