@@ -47,7 +47,7 @@ class Covered(NamedTuple):
 
 
 def newest_versions() -> Subquery:
-    """`image_id`, `queue_id` and `version` of the labels in force; labels without a name count as one annotator's."""
+    """`image_id`, `queue_id`, `version` of the labels in force; unnamed labels are one annotator's."""
     newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
     return newest.group_by(Label.image_id, Label.queue_id, Label.annotator).subquery()
 

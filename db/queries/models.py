@@ -23,8 +23,7 @@ class TrainingLabel(NamedTuple):
 
 
 class TrainingImage(NamedTuple):
-    """An image that may be trained on, and its labels in the order in which they are composed; held-out regions
-    stay unlabeled."""
+    """An image for training, and its labels in the order of composition; held-out regions stay unlabeled."""
 
     id: int
     uri: str
@@ -118,8 +117,8 @@ def labeled_ids(session: Session, model_id: int) -> Sequence[int]:
 
 
 def count_new_labels(session: Session) -> int:
-    """The number of labeled regions that were imported after the newest model was begun, and that no model was
-    trained on.
+    """The number of labeled regions that were imported after the newest model was begun, and that no model
+    was trained on.
 
     Only labels in force of pool images count. A label that a model left out, because it was unreadable or
     held out, does not count as new again.

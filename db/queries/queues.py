@@ -1,4 +1,4 @@
-"""Queues and their places: exported folders (with an empty `url`), and projects or tasks on labeling servers."""
+"""Queues and their places: exported folders (their `url` is empty), and jobs on labeling servers."""
 
 from __future__ import annotations
 

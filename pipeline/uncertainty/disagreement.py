@@ -56,7 +56,7 @@ class Disagreement:
     """
 
     strongest: list[tuple[int, int]]
-    found: int
+    matching: int
     regions: int
     most_entropy: float
     least_information: float

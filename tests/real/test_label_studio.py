@@ -216,7 +216,7 @@ def test_tasks_are_handed_out_in_the_order_of_their_ranks(
 @pytest.mark.parametrize("masks", ["bitmask", "brush"])
 def test_masks_come_back_exactly(server: RunningLabelStudio, tmp_path: Path, masks: Any) -> None:
     made = make_job(server, tmp_path, name=f"exact {masks}", masks=masks)
-    painted = [truth(image.width, image.height, seed=99 + image.place) for image in made.images]
+    painted = [truth(image.width, image.height, seed=99 + image.position) for image in made.images]
     for place, mask in enumerate(painted):
         made.annotate(place, mask)
     answers, _ = made.pull()

@@ -109,7 +109,7 @@ def test_an_image_that_cannot_be_read_leaves_the_tasks_whole(tmp_path: Path) -> 
     (tmp_path / "out").mkdir()
     writer = TasksWriter(tmp_path / "out", outgoing_queue())
     for image in images:
-        if image.place in (0, 2):
+        if image.position in (0, 2):
             assert isinstance(image.source, Path)
             image.source.write_bytes(b"this is not a picture")
             with pytest.raises(DataError):
