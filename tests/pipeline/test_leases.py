@@ -78,7 +78,7 @@ def test_a_living_process_is_not_disturbed_and_the_message_names_it(
 ) -> None:
     hold(database, name_process(other.pid))
     with (
-        pytest.raises(Busy, match=rf"does `train` already: process {other.pid} on ") as busy,
+        pytest.raises(Busy, match=rf"already runs `train`: process {other.pid} on ") as busy,
         alone(database, "train"),
     ):
         pytest.fail("It was held.")

@@ -220,7 +220,7 @@ def test_the_second_of_two_nights_at_once_ends_with_a_clear_word(out: Path) -> N
     with opened(out) as (project, database):
         with (
             another_process(database, at="nightly") as process,
-            pytest.raises(Busy, match=f"`nightly` already: process {process} on"),
+            pytest.raises(Busy, match=f"already runs `nightly`: process {process} on"),
         ):
             run_nightly(Runner(project, database))
         assert run_nightly(Runner(project, database)).queue == "round-01"

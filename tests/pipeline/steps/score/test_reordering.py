@@ -43,9 +43,9 @@ def test_a_monotone_change_reorders_nothing_and_the_top_has_ten_regions_at_least
 
 def test_equal_scores_have_no_order_and_no_regions_are_refused() -> None:
     assert np.isnan(compare_orders(np.zeros(20), np.arange(20.0), share=0.5).spearman)
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="one length"):
         compare_orders(np.zeros(0), np.zeros(0), share=0.5)
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="one length"):
         compare_orders(np.zeros(3), np.zeros(4), share=0.5)
 
 
