@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     REAL,
     BigInteger,
+    CheckConstraint,
     ForeignKey,
     Index,
     Integer,
@@ -28,13 +29,23 @@ from sqlalchemy.orm import Mapped, mapped_column
 from db.base import BY_RUN, Base, BigId, one_of, utc_now
 
 
+class Identity(Base):
+    """One row: which project the database belongs to. `id` never changes; `name` is the configuration's."""
+
+    __tablename__ = "identity"
+    __table_args__ = (CheckConstraint("key = 1", name="single_row"),)
+
+    key: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(Text)
+
+
 class Project(Base):
     """One row: the settings that must not change after the first ingest."""
 
     __tablename__ = "project"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
     class_names: Mapped[list[Any]]
     channels: Mapped[int]
     splits_config: Mapped[dict[str, Any] | None]

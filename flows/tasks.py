@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.engine import Database, connection_lost
 from pipeline.data.project import Project, load_project
+from pipeline.ownership import open_database
 
 Result = TypeVar("Result")
 
@@ -30,7 +31,7 @@ FIRST_DELAY = 2.0
 def opened(config: Path) -> Generator[tuple[Project, Database]]:
     """The project and its database, which is closed at the end; the flow run shows what the steps log."""
     project = load_project(config)
-    database = Database(project.database_url)
+    database = open_database(project)
     handler = _ToRun()
     loggers = [logging.getLogger(name) for name in LOGGED]
     levels = [logger.level for logger in loggers]

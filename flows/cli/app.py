@@ -24,6 +24,7 @@ from pipeline.config import CONFIG_FILE
 from pipeline.data.project import Project, load_project
 from pipeline.errors import UserError
 from pipeline.operation.runner import Runner
+from pipeline.ownership import open_database
 from pipeline.progress import Report
 
 app = typer.Typer(
@@ -95,7 +96,7 @@ def _root(
 def opened_project() -> Generator[tuple[Project, Database]]:
     """The configured project and its database, which is closed at the end."""
     project = load_project(state.config_file)
-    database = Database(project.database_url)
+    database = open_database(project)
     try:
         yield project, database
     except OperationalError as error:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from flows.cli.app import PROJECT, Json, config_app, db_app, run_step, state
 from flows.cli.automatic import loop
-from flows.cli.display import console, print_json
+from flows.cli.display import console, literal, print_json
 from flows.cli.look import report
 from flows.cli.trust import assess, novelty, stress
 from pipeline.config import ProjectConfig
@@ -117,6 +117,20 @@ def db_upgrade() -> None:
     engine = connect(load_project(state.config_file).database_url)
     before, after = migrations.upgrade(engine)
     console.print(f"The database is at revision {after}" + (f" (was {before})." if before != after else "."))
+
+
+@db_app.command("rename")
+def db_rename() -> None:
+    """Give the database's project the name that the configuration has now."""
+    from contextlib import closing
+
+    from db.engine import Database
+    from pipeline.ownership import rename
+
+    project = load_project(state.config_file)
+    with closing(Database(project.database_url)) as database:
+        before, after = rename(project, database)
+    console.print(literal(f"The database belongs to the project {after!r} (was {before!r})."))
 
 
 @commands.command(rich_help_panel=PROJECT)

@@ -18,6 +18,8 @@ from db.queries import runs, scores
 from db.tables import Base
 
 FILLED = """
+INSERT INTO project (id, name, class_names, channels, created_at)
+    VALUES (1, 'squares', '["a", "b"]', 3, '2026-01-01');
 INSERT INTO image (id, uri, sha256, width, height, channels, group_name, position, split, ingested_at)
     VALUES (1, 'a.png', 'a', 8, 8, 3, 'g', 0, 'pool', '2026-01-01');
 INSERT INTO round (id, number, state, started_at) VALUES (1, 1, 'import', '2026-01-01');
@@ -152,6 +154,18 @@ def test_two_regions_may_share_a_box_after_the_upgrade_only(old: Engine) -> None
         connection.execute(text(twin))
     with pytest.raises(IntegrityError, match=r"(?i)foreign key"), old.begin() as connection:
         connection.execute(text("DELETE FROM image"))
+
+
+def test_a_project_keeps_its_name_through_an_upgrade_and_back(old: Engine) -> None:
+    migrations.upgrade(old)
+    with old.connect() as connection:
+        [(identifier, name)] = connection.execute(text("SELECT id, name FROM identity")).all()
+    assert (len(identifier), name) == (32, "squares")
+    with pytest.raises(IntegrityError):
+        run(old, "INSERT INTO identity (key, id, name) VALUES (2, 'x', 'another')")
+    command.downgrade(migrations.alembic_config(old), "0004")
+    with old.connect() as connection:
+        assert connection.execute(text("SELECT name FROM project")).all() == [("squares",)]
 
 
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:

@@ -166,9 +166,7 @@ def _open_project(session: Session, project: Project) -> bool:
     config = project.config
     row = images.project_row(session)
     if row is None:
-        session.add(
-            ProjectRow(name=config.name, class_names=config.data.class_names, channels=config.data.channels)
-        )
+        session.add(ProjectRow(class_names=config.data.class_names, channels=config.data.channels))
         return False
     if row.splits_locked_at is None:
         row.class_names, row.channels = config.data.class_names, config.data.channels

@@ -1,0 +1,28 @@
+"""The project that a database belongs to."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.tables import Identity
+
+
+def read_identity(session: Session) -> Identity | None:
+    """The project's id and name, or None before a project has opened the database."""
+    return session.scalars(select(Identity)).first()
+
+
+def claim(session: Session, *, name: str) -> Identity:
+    """The identity of the project, created with this name if the database belongs to no project yet.
+
+    Where two processes create it at once, the second one fails with an IntegrityError.
+    """
+    identity = read_identity(session)
+    if identity is None:
+        identity = Identity(key=1, id=uuid4().hex, name=name)
+        session.add(identity)
+        session.flush()
+    return identity
