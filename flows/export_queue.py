@@ -30,10 +30,12 @@ def export_queue(
 
     def work(runner: FlowRunner) -> Done:
         target = None if folder is None else runner.project.root / folder
-        written = runner.run(export, queue=queue or None, folder=target, to=to or None).folder
+        exported = runner.run(export, queue=queue or None, folder=target, to=to or None)
+        written, failed = exported.folder, len(exported.failed)
         link_export(runner.project, written)
         show_queue(runner.project, runner.database)
         rename_run(f"export {queue or written.name}")
-        return Done(f"Exported to {written}.")
+        unusable = (f"{failed} images could not be exported: the log lists them.",) if failed else ()
+        return Done(f"Exported to {written}.", unusable)
 
     return run_flow(config, work, title="export")

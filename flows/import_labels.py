@@ -71,7 +71,10 @@ def import_labels_flow(
             if report.imported or report.closed:
                 _emit_labels_imported(project, report, new_labels)
         what = f"{names}: {imported} masks imported, {unchanged} unchanged, {rejected} rejected"
-        return Done(f"{what if reports else 'Nothing new'}; {new_labels} labeled regions wait for a model.")
+        unusable = (f"{rejected} masks could not be imported: the log lists them.",) if rejected else ()
+        return Done(
+            f"{what if reports else 'Nothing new'}; {new_labels} labeled regions wait for a model.", unusable
+        )
 
     return run_flow(config, work, title="import")
 

@@ -31,7 +31,7 @@ SOON = timedelta(minutes=10)
 
 @flow(name="nightly", flow_run_name=lambda: f"nightly {today()}", persist_result=False)
 def nightly(config: Path) -> State[Any]:
-    """Ingest and score new images, and update the active queue.
+    """Ingest and score new images, train a model that is due, and update the active queue.
 
     A run with nothing to do writes nothing. While one run is active, a second one ends as `Skipped`.
 

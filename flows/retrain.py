@@ -30,10 +30,10 @@ def retrain(config: Path, force: bool = False, then_nightly: bool = True) -> Sta
         report = run_retrain(runner, force=force, then_nightly=then_nightly)
         if report.nightly is not None:
             show_nightly(runner, report.nightly)
-        if report.model is not None:
+        if report.name is not None:
             if report.nightly is None or not report.nightly.changed:
                 show_round(runner.project, runner.database)
-            runner.name_run(f"model {report.model}", "promoted" if report.promoted else "refused")
+            runner.name_run(f"model {report.name}", "promoted" if report.promoted else "refused")
         return report
 
     return run_flow(config, work, title="retrain")

@@ -23,6 +23,10 @@ from pipeline.operation.runner import Runner
 Result = TypeVar("Result")
 
 
+WITH_WARNINGS = "Completed with warnings"
+"""The name of a completed state in which a part was not done, or some files were not used."""
+
+
 class Summarised(Protocol):
     """The report of a flow."""
 
@@ -31,12 +35,18 @@ class Summarised(Protocol):
         """One or two sentences, the message of the flow's state."""
         ...
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be done, or not with every file."""
+        ...
+
 
 @dataclass(frozen=True)
 class Done:
     """The report of a flow whose result is in the database."""
 
     summary: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ def run_flow(config: Path, work: Callable[[FlowRunner], Summarised], *, title: s
     """Run a flow's work on a project, and return the state that the flow ends in.
 
     An error that the user can correct fails the run with its problem and remedy, and without a traceback.
-    Where another process has the lease, the run ends as `Skipped`, which is no failure.
+    Where another process has the lease before any work is done, the run ends as `Skipped`, which is no
+    failure. A report with warnings ends it as `Completed with warnings`.
     """
     logger = get_run_logger()
     try:
@@ -86,7 +97,11 @@ def run_flow(config: Path, work: Callable[[FlowRunner], Summarised], *, title: s
         logger.error("%s", error)
         return Failed(message=str(error), data=error)
     logger.info("%s", report.summary)
-    return Completed(message=report.summary, data=report)
+    if not report.warnings:
+        return Completed(message=report.summary, data=report)
+    for warning in report.warnings:
+        logger.warning("%s", warning)
+    return Completed(name=WITH_WARNINGS, message=" ".join((report.summary, *report.warnings)), data=report)
 
 
 def rename_run(*parts: str) -> None:

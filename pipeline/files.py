@@ -158,6 +158,23 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Check the free space of the disk that a folder is on.
+
+    Args:
+        needed: bytes.
+
+    Raises:
+        UserError: less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The disk of {folder} has {free / 2**20:.0f} MiB free; {needed / 2**20:.0f} MiB are needed.",
+            "Free some space, then run it again.",
+        )
+
+
 def _current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,22 +11,32 @@ from flows.cli.app import opened_runner, print_line, state
 from flows.cli.look import list_rounds
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.operation.nightly import NightlyReport
+    from pipeline.operation.retrain import RetrainReport
+
 AUTOMATIC = "Automatic"
 AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
+
+WITH_WARNINGS = 3
+"""The exit code where a part was not done, or some files were not used. A failure has 1."""
 
 commands = typer.Typer()
 
 
 @commands.command(rich_help_panel=AUTOMATIC)
 def nightly(prefect: AsFlow = False) -> None:
-    """Ingest and score new images, and update the queue."""
+    """Ingest and score new images, train a model that is due, and update the queue.
+
+    The exit code is 3 where a part could not be done, or some files could not be used.
+    """
     if prefect:
         _run_flow("nightly")
         return
     from pipeline.operation.nightly import run_nightly
 
     with opened_runner() as runner:
-        print_line(run_nightly(runner).summary)
+        _print_report(run_nightly(runner))
 
 
 @commands.command(rich_help_panel=AUTOMATIC)
@@ -47,7 +57,7 @@ def retrain(
     from pipeline.operation.retrain import run_retrain
 
     with opened_runner() as runner:
-        print_line(run_retrain(runner, force=force, then_nightly=then_nightly).summary)
+        _print_report(run_retrain(runner, force=force, then_nightly=then_nightly))
 
 
 @commands.command(rich_help_panel=AUTOMATIC)
@@ -65,10 +75,26 @@ def loop(
     list_rounds()
 
 
+def _print_report(report: NightlyReport | RetrainReport) -> None:
+    """Print the summary and the warnings.
+
+    Raises:
+        typer.Exit: there are warnings.
+    """
+    print_line(report.summary)
+    for warning in report.warnings:
+        print_line(f"warning: {warning}")
+    if report.warnings:
+        raise typer.Exit(WITH_WARNINGS)
+
+
 def _run_flow(name: str, **parameters: bool) -> None:
     """Run one of segcurate's flows in this process, under the configured Prefect server."""
     from flows.prefect_server import require_server
 
     require_server()
     flow = getattr(import_module(f"flows.{name}"), name)
-    flow(config=state.config_file.absolute(), **parameters)
+    ended = flow(config=state.config_file.absolute(), return_state=True, **parameters)
+    ended.result()  # raises what failed the run
+    if ended.name == "Completed with warnings":
+        raise typer.Exit(WITH_WARNINGS)

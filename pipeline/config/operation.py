@@ -14,6 +14,9 @@ class NightlyConfig(Section):
     """What happens to an exported queue when new images have been scored. `untouched`: while labeling has not
     begun, a new queue replaces it; the old folder stays, and its masks are still imported. `never`: it stays
     until it is labeled."""
+    retrain: Literal["due", "never"] = "due"
+    """`due`: a night trains a model once there are `retrain.min_new_labels` new labels, and goes on with a
+    retraining that was interrupted. `never`: only `segcurate retrain` and its schedules do."""
     keep_runs: Positive | None = None
     """Number of scoring runs to keep after each nightly run, as in `segcurate prune`. null: all."""
 

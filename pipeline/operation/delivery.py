@@ -7,7 +7,7 @@ on, and the next one tries again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -18,11 +18,17 @@ from db.tables import Queue
 from pipeline import rounds
 from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.files import require_space, writable_folder
 from pipeline.labeling.manifest import MASKS
 from pipeline.operation.runner import Runner
 
 if TYPE_CHECKING:
     from pipeline.steps.sync import PullReport, PushReport
+
+Moved = TypeVar("Moved")
+
+LEAST_SPACE = 64 * 2**20
+"""Bytes; with less free space an export is not begun."""
 
 
 def sync(
@@ -47,33 +53,38 @@ def sync(
     return pulled, pushed
 
 
-def pull_labels(runner: Runner) -> str:
+def pull_labels(runner: Runner) -> int:
     """Import finished labels from the labeling server, where `labeling.sync` is on.
 
     Returns:
-        Why nothing could be pulled; empty otherwise.
+        How many masks could not be imported.
+
+    Raises:
+        UserError: nothing could be pulled.
     """
-    return _with_server(runner, _pull, "No labels were pulled")
+    pulled = _with_server(runner, _pull, "No labels were pulled")
+    return 0 if pulled is None else sum(len(one.rejected) + one.rejected_more for one in pulled.imported)
 
 
-def push_queue(runner: Runner) -> str:
+def push_queue(runner: Runner) -> None:
     """Push the active queue to the labeling server, where `labeling.sync` is on.
 
-    Returns:
-        Why it could not be pushed; empty otherwise.
+    Raises:
+        UserError: it could not be pushed.
     """
-    return _with_server(runner, _push, "The queue was not pushed")
+    _with_server(runner, _push, "The queue was not pushed")
 
 
-def _with_server(runner: Runner, transfer: Callable[[Runner, str, str | None], object], failed: str) -> str:
+def _with_server(
+    runner: Runner, transfer: Callable[[Runner, str, str | None], Moved | None], failed: str
+) -> Moved | None:
     labeling = runner.project.config.labeling
+    if not labeling.sync:
+        return None
     try:
-        if labeling.sync:
-            transfer(runner, labeling.tool, None)
+        return transfer(runner, labeling.tool, None)
     except UserError as error:
-        runner.log(str(error))
-        return f"{failed}: {error.problem}"
-    return ""
+        raise UserError(f"{failed}: {error.problem}", error.remedy) from error
 
 
 def _pull(runner: Runner, tool: str, url: str | None, *, close: bool = False) -> PullReport | None:
@@ -136,6 +147,15 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
         open_server(project, tool, url).is_begun(queue=queue.name, places=names)
         for (tool, url), names in servers.items()
     )
+
+
+def check_export(project: Project) -> None:
+    """Find what would stop an export, before the active queue is withdrawn for it.
+
+    Raises:
+        UserError: the export folder cannot be written, or its disk is nearly full.
+    """
+    require_space(writable_folder(project.path(project.config.export.folder)), LEAST_SPACE)
 
 
 def withdraw(project: Project, database: Database, queue: Queue) -> int:

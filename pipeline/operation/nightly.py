@@ -1,12 +1,14 @@
-"""A nightly run: it ingests and scores new images, and updates the active queue.
+"""A nightly run: it ingests new images, trains a model that is due, scores, and updates the active queue.
 
 Its steps depend on the database alone, not on the time: the next run finishes one that was killed, and a run
-with nothing to do writes nothing.
+with nothing to do writes nothing. So the schedule of nightly runs alone carries the loop from queue to queue.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -15,10 +17,11 @@ from db.queries import models, queue_items, queues, rounds, scores, shards
 from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline.data.project import Project
-from pipeline.errors import NothingLeft, NotYourTurn, UserError
+from pipeline.errors import Busy, NothingLeft, NotYourTurn, UserError
 from pipeline.format import count
 from pipeline.leases import alone
 from pipeline.operation import delivery
+from pipeline.operation.new_model import NewModel, train_when_due
 from pipeline.operation.runner import Runner
 
 
@@ -28,14 +31,18 @@ class NightlyReport:
 
     Attributes:
         summary: one or two sentences.
+        warnings: what could not be done, or not with every file.
         model: the name of the promoted model; None where there is none yet.
+        trained: the name of the model that this run has trained; None where none was due.
         added, scored: new images, and scored images.
         queue: the name of the active queue afterwards.
         folder: where this run has exported it; None without an export.
     """
 
     summary: str
+    warnings: tuple[str, ...] = ()
     model: str | None = None
+    trained: str | None = None
     added: int = 0
     scored: int = 0
     queue: str | None = None
@@ -43,63 +50,144 @@ class NightlyReport:
 
     @property
     def changed(self) -> bool:
-        """Whether there are new scores or a new queue."""
-        return self.folder is not None or self.scored > 0
+        """Whether there is a new model, new scores or a new queue."""
+        return self.folder is not None or self.scored > 0 or self.trained is not None
 
 
 @dataclass(frozen=True)
 class QueueUpdate:
-    """The state of the queue as text, its name, and the folder if it was exported."""
+    """The state of the queue as text, its name, the folder if it was exported, and the number of images that
+    could not be."""
 
     text: str
     name: str | None = None
     folder: Path | None = None
+    unreadable: int = 0
 
 
-def run_nightly(runner: Runner) -> NightlyReport:
-    """Ingest new images, score those that the promoted model has not scored, and update and export the queue.
+@dataclass
+class _Problems:
+    """What went wrong in a nightly run: parts of it that were not done, and files that were not used."""
 
-    Files that cannot be used are recorded, and the run goes on. At the end old scoring runs are pruned if
-    `nightly.keep_runs` is set.
+    errors: list[UserError] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*(str(error) for error in self.errors), *self.files)
+
+    @contextmanager
+    def collected(self, runner: Runner) -> Iterator[None]:
+        """Log a user's mistake in this part of the run, and go on with the next part."""
+        try:
+            yield
+        except UserError as error:
+            runner.log(f"warning: {error}")
+            self.errors.append(error)
+
+    def unusable(self, number: int, what: str) -> None:
+        """Count files that were left out."""
+        if number:
+            self.files.append(f"{count(number)} {what}: `segcurate failures` says why.")
+
+
+def run_nightly(runner: Runner, *, train: bool = True) -> NightlyReport:
+    """Ingest new images, train a model that is due, score what the promoted model has not scored, and update
+    and export the queue.
+
+    Where labels cannot be pulled, a model cannot be trained, or a queue cannot be refreshed or pushed, the
+    run warns and goes on; so it does with files that cannot be used. At the end old scoring runs are pruned
+    if `nightly.keep_runs` is set.
+
+    Args:
+        train: False where a model has just been trained; `nightly.retrain: never` has the same effect.
 
     Raises:
         Busy: another nightly run is active.
-        UserError: a step cannot be done; the results of the steps before it are kept.
+        UserError: a step cannot be done, or a part failed and nothing else was left to do; the results of the
+            steps before it are kept.
     """
+    problems = _Problems()
     with alone(runner.database, "nightly"):
-        pulled = delivery.pull_labels(runner)
-        report = _ingest_score_and_select(runner)
-        pushed = delivery.push_queue(runner)
-        return replace(report, summary=" ".join(filter(None, (report.summary, pulled, pushed))))
+        with problems.collected(runner):
+            rejected = delivery.pull_labels(runner)
+            problems.unusable(rejected, "masks of the labeling server could not be imported")
+        report = _ingest_train_and_queue(runner, problems, train=train)
+        with problems.collected(runner):
+            delivery.push_queue(runner)
+    if problems.errors and not (report.changed or report.added):
+        raise problems.errors[0]
+    return replace(report, warnings=problems.warnings)
 
 
-def _ingest_score_and_select(runner: Runner) -> NightlyReport:
+def _ingest_train_and_queue(runner: Runner, problems: _Problems, *, train: bool) -> NightlyReport:
     from pipeline.steps.ingest import ingest
 
     ingested = runner.run(ingest)
-    with runner.database.session(write=False) as session:
-        model = models.promoted_model(session)
-        left = None if model is None else images_to_score(session, runner.project, model)
+    problems.unusable(ingested.failures, "files could not be used")
     new = f"{count(ingested.added)} new images" if ingested.added else "No new images"
+    trained: NewModel | None = None
+    if train and runner.project.config.nightly.retrain == "due":
+        with problems.collected(runner):
+            trained = _train(runner)
+    model, scored = _score(runner, problems)
     if model is None:
-        return NightlyReport(
-            summary=f"{new}; there is no model yet: `segcurate retrain` trains one.", added=ingested.added
-        )
-    scored = 0 if left == 0 else runner.score(any_time=True).images
-    queue = update_queue(runner)
+        if problems.errors:
+            raise problems.errors[-1]
+        return NightlyReport(f"{new}; there is no model yet: {_why_none(runner)}", added=ingested.added)
+    queue = QueueUpdate("the queue was not refreshed.")
+    with problems.collected(runner):
+        queue = update_queue(runner)
+    problems.unusable(queue.unreadable, "images could not be exported")
     keep_runs = runner.project.config.nightly.keep_runs
     if keep_runs is not None:
         from pipeline.steps.prune import prune
 
         runner.run(prune, keep_runs=keep_runs)
+    judged = f"{trained.summary} " if trained is not None and trained.name is not None else ""
     return NightlyReport(
-        summary=f"{new}, {count(scored) if scored else 'none'} scored by {model.name}; {queue.text}",
-        model=model.name,
+        summary=f"{judged}{new}, {count(scored) if scored else 'none'} scored by {model}; {queue.text}",
+        model=model,
+        trained=None if trained is None else trained.name,
         added=ingested.added,
         scored=scored,
         queue=queue.name,
         folder=queue.folder,
     )
+
+
+def _train(runner: Runner) -> NewModel | None:
+    """Train the model that is due; None where another process does so, or has just done so."""
+    try:
+        return train_when_due(runner)
+    except (Busy, NotYourTurn) as other:
+        runner.log(f"No model is trained here. {other.problem}")
+        return None
+
+
+def _score(runner: Runner, problems: _Problems) -> tuple[str | None, int]:
+    """Score with the promoted model, and again where another one was promoted meanwhile.
+
+    Returns:
+        The name of the promoted model, None where there is none, and the number of scored images.
+    """
+    scored, last = 0, None
+    while True:
+        with runner.database.session(write=False) as session:
+            model = models.promoted_model(session)
+            left = None if model is None else images_to_score(session, runner.project, model)
+        if model is None or left == 0 or model.name == last:
+            return (None if model is None else model.name), scored
+        last = model.name
+        report = runner.score(any_time=True)
+        scored += report.images
+        problems.unusable(report.failed, "images could not be scored")
+
+
+def _why_none(runner: Runner) -> str:
+    with runner.database.session(write=False) as session:
+        current = rounds.current_round(session)
+    return _waits_for_training(current)
 
 
 def images_to_score(session: Session, project: Project, model: Model) -> int | None:
@@ -120,7 +208,11 @@ def images_to_score(session: Session, project: Project, model: Model) -> int | N
 
 def update_queue(runner: Runner) -> QueueUpdate:
     """Select and export when these steps come next, or when labeling of the active queue has not begun and
-    there are new images to choose from; otherwise report what is missing."""
+    there are new images to choose from; otherwise report what is missing.
+
+    Raises:
+        UserError: the queue cannot be refreshed. It is withdrawn only once its replacement can be written.
+    """
     project, database = runner.project, runner.database
     with database.session(write=False) as session:
         current = rounds.current_round(session)
@@ -131,14 +223,14 @@ def update_queue(runner: Runner) -> QueueUpdate:
         waiting = None if queue is None or current.state != "import" else _waiting(session, queue, unseen)
     withdrawn = ""
     if queue is not None and waiting is not None:
-        if not unseen or project.config.nightly.refresh == "never":
+        if (
+            not unseen
+            or project.config.nightly.refresh == "never"
+            or delivery.is_begun(project, database, queue)
+        ):
             return QueueUpdate(waiting, name=queue.name)
-        try:
-            if delivery.is_begun(project, database, queue):
-                return QueueUpdate(waiting, name=queue.name)
-            released = delivery.withdraw(project, database, queue)
-        except UserError as error:
-            return QueueUpdate(f"{waiting} {error.problem}", name=queue.name)
+        delivery.check_export(project)
+        released = delivery.withdraw(project, database, queue)
         withdrawn = f"{queue.name} was withdrawn unlabeled, {count(released)} regions; "
     from pipeline.steps.export import export
     from pipeline.steps.select import select
@@ -146,7 +238,7 @@ def update_queue(runner: Runner) -> QueueUpdate:
     try:
         if current.state != "export" or unseen:
             runner.run(select)
-        folder = runner.run(export).folder
+        exported = runner.run(export)
     except NothingLeft as error:
         return QueueUpdate(f"{withdrawn}{error.problem[0].lower()}{error.problem[1:]}")
     except NotYourTurn:
@@ -154,11 +246,12 @@ def update_queue(runner: Runner) -> QueueUpdate:
     with database.session(write=False) as session:
         queue = queues.current_queue(session)
         items = {} if queue is None else queue_items.count_items(session, queue.id)
-    name = folder.name if queue is None else queue.name
+    name = exported.folder.name if queue is None else queue.name
     return QueueUpdate(
         f"{withdrawn}{name} is active: {count(sum(items.values()))} regions to label.",
         name=name,
-        folder=folder,
+        folder=exported.folder,
+        unreadable=len(exported.failed),
     )
 
 

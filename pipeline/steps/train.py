@@ -26,7 +26,7 @@ from pipeline.data.labels import count_votes
 from pipeline.data.loading import Unreadable, load_batches
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
-from pipeline.files import file_sha256
+from pipeline.files import file_sha256, require_space, writable_folder
 from pipeline.leases import one_at_a_time
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
 from pipeline.model.checkpoints import (
@@ -45,6 +45,10 @@ from pipeline.training.dataset import LabeledImage, TrainingSet, read_masks
 from pipeline.training.loop import Trained, train_segmenter
 from pipeline.training.losses import class_weights
 
+CHECKPOINT_SHARE = 4
+"""Bytes on disk for a byte of weights: the model, and the resume file with both moments of AdamW."""
+LEAST_SPACE = 64 * 2**20
+"""Bytes that a training needs besides its checkpoints."""
 MOST_INSPECTED = 512
 """Training images whose pixels tell what the network has seen."""
 RESULT_NEUTRAL = {"workers", "checkpoint_every"}
@@ -136,6 +140,25 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         rounds.advance(session, rounds.require(session, "train"), "train")
     forget_resume(folder)
     return TrainReport(model)
+
+
+def check_training(project: Project, database: Database) -> None:
+    """Find what would stop a training before its first iteration: settings, weights, labels, device, disk.
+
+    Raises:
+        UserError: what is missing.
+    """
+    with database.session(write=False) as session:
+        labeled = models.training_labels(session)
+        parent = models.promoted_model(session) if project.config.training.warm_start else None
+    if not labeled:
+        raise UserError(
+            "There is no label to train on: no pool image has one.", "Import labels with `segcurate import`."
+        )
+    pick_device(project.config.device)
+    segmenter = _first_weights(project, parent)
+    size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
+    require_space(writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * size + LEAST_SPACE)
 
 
 def fit(
@@ -262,10 +285,9 @@ def _start(session: Session, project: Project, plan: Plan, *, name: str, folder:
     )
 
 
-def _prepare(project: Project, plan: Plan) -> tuple[Segmenter, ModelCard]:
-    """The network before its first iteration, and the card that it will have."""
-    config, parent = project.config, plan.parent
-    mean, std = normalisation(config.model, config.data.channels)
+def _first_weights(project: Project, parent: Model | None) -> Segmenter:
+    """The network before its first iteration: with the parent's weights, or those of the configuration."""
+    config = project.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         segmenter = build_segmenter(
@@ -276,10 +298,19 @@ def _prepare(project: Project, plan: Plan) -> tuple[Segmenter, ModelCard]:
             pretrained=parent is None,
         )
     if parent is not None:
-        folder = project.path(parent.checkpoint_uri)
-        before = read_card(folder)
+        weights = project.path(parent.checkpoint_uri) / WEIGHTS_FILE
+        load_weights(segmenter, read_tensors(weights), source=weights)
+    return segmenter
+
+
+def _prepare(project: Project, plan: Plan) -> tuple[Segmenter, ModelCard]:
+    """The network before its first iteration, and the card that it will have."""
+    config, parent = project.config, plan.parent
+    mean, std = normalisation(config.model, config.data.channels)
+    segmenter = _first_weights(project, parent)
+    if parent is not None:
+        before = read_card(project.path(parent.checkpoint_uri))
         mean, std = before.mean, before.std
-        load_weights(segmenter, read_tensors(folder / WEIGHTS_FILE), source=folder / WEIGHTS_FILE)
     card = ModelCard(
         model=config.model,
         class_names=[item.name for item in config.data.classes],

@@ -107,6 +107,14 @@ def test_every_queue_is_listed_and_an_unknown_one_is_a_clear_word(console: Conso
     assert "There is no queue 'round-09'; there are: initial, round-01." in message
 
 
+def test_the_exit_code_of_a_night_tells_warnings_from_a_failure(console: Console, out: Path) -> None:
+    assert "6 of 6 regions wait for labels" in console.run("nightly")
+    (out / "images" / "broken.png").write_bytes(b"no image")
+    console.run("nightly", code=3)
+    (out / "images").rename(out / "elsewhere")
+    assert "error: `data.images` names 'images'" in console.run("nightly", code=1)
+
+
 def test_status_says_who_is_at_work_and_who_died_there(console: Console, out: Path) -> None:
     gone = this_process().rpartition(":")[0] + ":1.00"
     now = utc_now()

@@ -14,14 +14,15 @@ from sqlalchemy import event, select, text
 from db.queries import models
 from db.queries.failures import list_failures
 from db.tables import Base, Queue, QueueItem
-from pipeline.errors import Busy
+from pipeline.errors import Busy, UserError
+from pipeline.operation.new_model import close_round
 from pipeline.operation.nightly import NightlyReport, run_nightly, update_queue
-from pipeline.operation.retrain import close_round
+from pipeline.operation.retrain import run_retrain
 from pipeline.operation.runner import Runner
 from pipeline.steps.annotate import annotate
 from pipeline.steps.import_labels import import_labels
 from pipeline.summaries.project import project_status
-from tests.conftest import another_process, draw, label_regions, opened, set_option
+from tests.conftest import QUICK, another_process, draw, label_regions, opened, set_option, write_config
 from tests.factories import ask
 
 
@@ -239,6 +240,99 @@ def test_a_round_that_a_retraining_closes_meanwhile_is_no_failure(trained: Path)
 
 
 def test_a_project_without_a_model_says_what_comes_next(squares: Path) -> None:
+    set_option(squares, "nightly", "retrain", "never")
     report = nightly(squares)
     assert (report.added, report.model) == (24, None)
     assert "`segcurate retrain`" in report.summary
+
+
+def test_the_first_night_of_a_project_trains_its_model_and_exports_a_queue(squares: Path) -> None:
+    write_config(squares, **QUICK)
+    report = nightly(squares)
+    assert (report.added, report.trained, report.model) == (24, "r01", "r01")
+    assert (report.queue, report.warnings) == ("round-01", ())
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_night_trains_a_model_that_is_due_and_exports_the_next_queue(out: Path, closed: bool) -> None:
+    label_regions(out, at_least=1 if closed else 4, close=closed)
+    report = nightly(out)
+    assert (report.trained, report.queue) == ("r02", "round-02")
+    assert report.summary.startswith("r02 is")
+    assert report.warnings == ()
+
+
+def test_nights_alone_finish_a_retraining_that_is_killed_before_each_step(out: Path) -> None:
+    label_regions(out, at_least=4)
+    with opened(out) as (project, database), pytest.raises(KeyboardInterrupt):
+        run_retrain(killed_before("calibrate")(project, database))
+    for step in ("calibrate", "evaluate", "score", "select", "export"):
+        with pytest.raises(KeyboardInterrupt):
+            nightly(out, runner=killed_before(step))
+    assert nightly(out).queue == "round-02"
+
+
+def test_labels_wait_where_a_night_shall_not_train(out: Path) -> None:
+    set_option(out, "nightly", "retrain", "never")
+    label_regions(out, at_least=4)
+    report = nightly(out)
+    assert (report.trained, report.queue) == (None, "round-01")
+
+
+def test_a_training_that_cannot_begin_closes_no_round_and_the_old_model_scores(out: Path) -> None:
+    label_regions(out, at_least=4)
+    queued = items(out, "round-01")
+    set_option(out, "model", "encoder_weights", "weights/missing.safetensors")
+    set_option(out, "training", "warm_start", False)
+    with pytest.raises(UserError, match="missing"):  # nothing else is left to do
+        nightly(out)
+    add_images(out, 50)
+    report = nightly(out)
+    assert (report.scored, report.trained, report.queue) == (1, None, "round-01")
+    assert "missing" in report.warnings[0]
+    with opened(out) as (project, database), pytest.raises(UserError, match="missing"):
+        run_retrain(Runner(project, database))
+    assert items(out, "round-01") == queued
+
+
+def test_a_queue_is_withdrawn_only_when_its_successor_can_be_written(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_images(out, 50)
+    monkeypatch.setattr("pipeline.operation.delivery.LEAST_SPACE", 2**62)
+    report = nightly(out)
+    assert (report.scored, report.folder) == (1, None)
+    assert "MiB are needed" in report.warnings[0]
+    assert items(out, "round-01") == ["queued"] * 6
+    monkeypatch.undo()
+    assert nightly(out).queue == "round-01-b"
+
+
+def test_a_model_that_is_promoted_while_a_night_scores_queues_in_the_same_night(out: Path) -> None:
+    class Promoting(Runner):
+        def call(self, step: Callable[..., Any], **options: Any) -> Any:
+            done = super().call(step, **options)
+            if step.__name__ == "score" and not promoted:
+                promoted.append("r02")
+                run_retrain(Runner(self.project, self.database), then_nightly=False)
+            return done
+
+    promoted: list[str] = []
+    set_option(out, "nightly", "retrain", "never")
+    label_regions(out, at_least=4)
+    add_images(out, 50)
+    assert nightly(out, runner=Promoting).queue == "round-02"
+
+
+def test_a_retraining_beside_a_night_is_not_in_vain(out: Path) -> None:
+    label_regions(out, at_least=4)
+    with opened(out) as (project, database), another_process(database, at="nightly"):
+        report = run_retrain(Runner(project, database))
+    assert (report.name, report.nightly) == ("r02", None)
+    assert "Another process already runs `nightly`" in report.summary
+    assert nightly(out).queue == "round-02"
+
+
+def test_a_night_with_a_file_that_cannot_be_read_says_so(out: Path) -> None:
+    (out / "images" / "broken.png").write_bytes(b"no image")
+    assert nightly(out).warnings == ("1 files could not be used: `segcurate failures` says why.",)

@@ -13,7 +13,8 @@ from db.queries import rounds
 from db.tables import Label, Model, Queue
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.promotion import Verdict
-from pipeline.operation.retrain import RetrainReport, decide, run_retrain
+from pipeline.operation.new_model import decide
+from pipeline.operation.retrain import RetrainReport, run_retrain
 from pipeline.operation.runner import Runner
 from tests.conftest import label_regions, opened, set_option
 from tests.pipeline.operation.test_nightly import everything, items, killed_before
@@ -48,7 +49,7 @@ def test_with_too_few_labels_nothing_is_done(out: Path) -> None:
     before = everything(out)
     report = retrain(out)
     assert report.summary == f"{labeled} of {labeled + 1} new labels."
-    assert report.model is None
+    assert report.name is None
     assert everything(out) == before
 
 
@@ -56,7 +57,7 @@ def test_enough_labels_close_the_round_and_bring_a_model_and_the_next_queue(out:
     labeled = label_regions(out, at_least=4)
     assert labeled < 6
     report = retrain(out)
-    assert (report.new_labels, report.model) == (labeled, "r02")
+    assert (report.new_labels, report.name) == (labeled, "r02")
     assert items(out, "round-01").count("released") == 6 - labeled
     assert report.nightly is not None
     assert report.nightly.queue == "round-02"
@@ -71,7 +72,7 @@ def test_force_trains_with_few_labels_and_a_lost_mask_is_not_new_for_ever(out: P
         assert label is not None
         project.path(label.mask_uri).unlink()
     report = retrain(out, force=True, then_nightly=False)
-    assert report.model == "r02"
+    assert report.name == "r02"
     assert report.nightly is None
     assert round_state(out) == (2, "score")
     assert new_labels(out) == 0
@@ -94,7 +95,7 @@ def test_a_refused_model_leaves_the_old_one_to_score_and_the_next_queue_comes(
     monkeypatch.setattr("pipeline.steps.evaluate.compare", worse)
     label_regions(out, at_least=6)
     report = retrain(out)
-    assert (report.model, report.promoted) == ("r02", False)
+    assert (report.name, report.promoted) == ("r02", False)
     assert "r02 is refused, r01 stays" in report.summary
     assert models(out) == {"r01": "promoted", "r02": "refused"}
     assert report.nightly is not None
