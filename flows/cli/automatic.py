@@ -90,11 +90,12 @@ def _print_report(report: NightlyReport | RetrainReport) -> None:
 
 def _run_flow(name: str, **parameters: bool) -> None:
     """Run one of segcurate's flows in this process, under the configured Prefect server."""
+    from flows import runner
     from flows.prefect_server import require_server
 
     require_server()
     flow = getattr(import_module(f"flows.{name}"), name)
     ended = flow(config=state.config_file.absolute(), return_state=True, **parameters)
     ended.result()  # raises what failed the run
-    if ended.name == "Completed with warnings":
+    if ended.name == runner.WITH_WARNINGS:
         raise typer.Exit(WITH_WARNINGS)
