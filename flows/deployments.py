@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from pipeline.config.base import Positive, Section
-from pipeline.config.errors import explain
+from pipeline.config.errors import explain, explain_yaml
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
             f"{path} cannot be read: {error.strerror}.", "Name a file with `--file`."
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", "Correct the line that it names.") from error
+        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
     variables = {TIMEZONE: "UTC"} | os.environ | {CONFIG: os.path.abspath(config)}
     try:
         return TypeAdapter(Deployments).validate_python(_filled(document, variables, path))

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from pipeline.processes import is_running, this_process
 
 PARTIAL = ".partial"
@@ -156,6 +156,16 @@ def writable_folder(path: Path) -> Path:
             trial.write(b"segcurate")
             trial.flush()
     return path
+
+
+def require_plain(path: Path) -> None:
+    """Refuse a device, a pipe or a socket, which may send data without end; a missing path is fine.
+
+    Raises:
+        DataError: it is neither a file nor a folder.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is neither a file nor a folder.", "Name a file or a folder.")
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -1,12 +1,16 @@
-"""Numbers as text: an estimate, a value, a share and counts; and the name of a calibrated softmax. NaN and
-None are values that are not defined."""
+"""Numbers as text: an estimate, a value, a share, counts and a line of CSV; and the name of a calibrated
+softmax. NaN and None are values that are not defined."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
 MISSING = "–"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet may run."""
 
 
 def interval(
@@ -125,3 +129,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def csv_line(values: Sequence[object]) -> str:
+    """A line of CSV. A text that a spreadsheet would run as a formula begins with an apostrophe.
+
+    >>> csv_line(["=cmd|' /C calc'!A0", "a,b", -1.5, None])
+    '\'=cmd|\' /C calc\'!A0,"a,b",-1.5,\n'
+    """
+    cells = [
+        f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value for value in values
+    ]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import yaml
 from pydantic import BaseModel, ValidationError
+
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_KEY = re.compile(r"[A-Za-z][\w-]{0,39}")
 
 
 def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
@@ -13,7 +17,8 @@ def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it cannot be read as text" if isinstance(error, UnicodeDecodeError) else "it cannot be read"
     mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
+    problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -23,6 +28,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         location = [str(part) for part in problem["loc"]]
         key = ".".join(location)
         if problem["type"] == "extra_forbidden":
+            if not _KEY.fullmatch(location[-1]):  # perhaps no configuration at all: nothing of it is shown
+                lines.append("  a name in it is no key of the configuration.")
+                continue
             near = difflib.get_close_matches(location[-1], _keys_beside(location, model), n=1, cutoff=0.5)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             lines.append(f"  {key}: there is no such key.{hint}")

@@ -22,6 +22,8 @@ from pipeline.files import atomic_write_bytes, sweep
 
 Mask = npt.NDArray[np.uint8]
 
+_MOST_CHANNELS = 4
+"""Red, green, blue and alpha. More are refused before they are decoded."""
 _UNKNOWN = -1
 _LISTED = 8
 
@@ -91,6 +93,11 @@ def decode_mask(path: Path, image: OpenImage, codec: MaskCodec, *, size: tuple[i
         raise DataError(
             f"The mask {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
             "Export the mask at the size of its image (as displayed, after EXIF orientation).",
+        )
+    if info.channels > _MOST_CHANNELS:
+        raise DataError(
+            f"The mask {path} has {info.channels} channels; a mask has at most {_MOST_CHANNELS}.",
+            "Export it with one value or one colour for each pixel.",
         )
     if codec.encoding == "palette" and not image.is_palette:
         raise DataError(

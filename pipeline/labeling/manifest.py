@@ -6,18 +6,17 @@ from the database instead.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.files import append_text, atomic_write_bytes
+from pipeline.format import csv_line
 
 MANIFEST = "manifest.jsonl"
 REGIONS = "regions.csv"
@@ -158,7 +157,7 @@ class ManifestWriter:
         Raises:
             UserError: the folder cannot be written, or the disk is full.
         """
-        lines = [_csv_line(_CSV_COLUMNS), *(line for _, line in sorted(self._lines))]
+        lines = [csv_line(_CSV_COLUMNS), *(line for _, line in sorted(self._lines))]
         atomic_write_bytes(self._folder / REGIONS, "".join(lines).encode())
         document = json.dumps(label_map, indent=2, ensure_ascii=False) + "\n"
         atomic_write_bytes(self._folder / LABEL_MAP, document.encode())
@@ -192,10 +191,4 @@ def _region_lines(entry: ManifestImage) -> Iterator[tuple[int, str]]:
     of_image = {"image": entry.image, "mask": entry.mask, "image_id": entry.image_id, "uri": entry.uri}
     for region in entry.regions:
         row = {**region.model_dump(exclude={"polygons"}), **of_image}
-        yield region.rank, _csv_line([row[name] for name in _CSV_COLUMNS])
-
-
-def _csv_line(values: Sequence[object]) -> str:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow(values)
-    return stream.getvalue()
+        yield region.rank, csv_line([row[name] for name in _CSV_COLUMNS])

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import queue_items, queues, rounds
-from db.tables import Queue
+from db.tables import Queue, utc_now
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.servers.base import LabelingServer, Pushed
@@ -207,6 +207,7 @@ def _pull_queue(
     with database.session(write=False) as session:
         places = queues.places_of(session, queue.id, tool=tool, url=server.url)
     times = [place.pulled_until for place in places if place.pulled_until is not None]
+    began = utc_now()
     with tempfile.TemporaryDirectory(prefix="segcurate-") as folder:
         pulled = server.pull(
             queue=queue.name,
@@ -227,8 +228,9 @@ def _pull_queue(
             progress=progress,
         )
     if pulled.newest is not None:
+        until = min(pulled.newest, began)  # a time in the future would hide the labels that come before it
         with database.session() as session:
-            queues.mark_pulled(session, queue_id=queue.id, tool=tool, url=server.url, until=pulled.newest)
+            queues.mark_pulled(session, queue_id=queue.id, tool=tool, url=server.url, until=until)
     return report
 
 

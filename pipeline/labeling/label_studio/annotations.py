@@ -26,6 +26,8 @@ LONGEST_TASK = 128 << 20
 """Bytes of a task with all its annotations."""
 _ENDINGS = (".json", ".jsonl", ".ndjson")
 _FIRST_BYTES = 1 << 16
+_LONGEST_SECONDS = 30 * 86400.0
+"""Annotation takes less; a longer time is no measurement, and counts as unknown."""
 _OF_A_TASK = re.compile(rb'"(completed_by|was_cancelled|inner_id|lead_time)"\s*:')
 _LARGEST_ID = (1 << 63) - 1
 
@@ -187,4 +189,4 @@ def _seconds(value: object) -> float | None:
         seconds = float(value)
     except OverflowError:
         return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return seconds if math.isfinite(seconds) and 0 <= seconds <= _LONGEST_SECONDS else None

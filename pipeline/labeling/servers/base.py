@@ -21,6 +21,13 @@ class ServerError(UserError):
     """A labeling server cannot be reached, rejects the token, or answers with an error."""
 
 
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of a URL: what a token may be sent to."""
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, parts.port or default
+
+
 def check_url(url: str, *, tool: str) -> None:
     """Check that a URL may belong to a labeling server.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,14 @@ from cvat_sdk.core.proxies.tasks import Task
 from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import shown
-from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url
+from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url, origin
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 
 TOOL = "CVAT"
 POLL_SECONDS = 2.0
 """Seconds between two requests for the state of the server's work."""
+LONGEST_SECONDS = 4 * 3600.0
+"""Seconds that a push or a pull may take altogether."""
 UPLOADED, EXPORTED = "CVAT 1.1", "CVAT for images 1.1"
 """CVAT's names of its own format, for uploads and for exports."""
 
@@ -52,7 +55,7 @@ def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnecti
         config = Config(status_check_period=POLL_SECONDS, verify_ssl=True)
         with Client(url, logger=_SILENT, config=config, check_server_version=False) as client:
             rest: Any = client.api_client.rest_client
-            rest.request = _limited(rest.request, timeout)
+            rest.request = limited(rest.request, timeout, host=url)
             client.login(credentials)
             yield CvatConnection(client)
 
@@ -181,11 +184,23 @@ def _text(body: object) -> str:
     return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "it gives no reason")
 
 
-def _limited(request: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    """The request with a time limit; CVAT's client has none by default."""
+def limited(request: Callable[..., Any], seconds: float, *, host: str) -> Callable[..., Any]:
+    """The request with limits, of which CVAT's client has none: a time for each answer, one for all of them
+    together, and the origin of `host`, since answers name addresses and each request carries the token."""
+    ends = time.monotonic() + LONGEST_SECONDS
 
-    def send(*args: Any, _request_timeout: object = None, **kwargs: Any) -> Any:
-        return request(*args, _request_timeout=_request_timeout or (seconds, seconds), **kwargs)
+    def send(method: str, url: str, *args: Any, _request_timeout: object = None, **kwargs: Any) -> Any:
+        if origin(url) != origin(host):
+            raise ServerError(
+                f"{host} names an address on another server: {shown(url)}.",
+                "Check the server; the token is sent to its own address only.",
+            )
+        if time.monotonic() > ends:
+            raise ServerError(
+                f"{host} has not finished within {LONGEST_SECONDS / 3600:.0f} hours.",
+                "See the server's log; then run the command again.",
+            )
+        return request(method, url, *args, _request_timeout=_request_timeout or (seconds, seconds), **kwargs)
 
     return send
 

@@ -18,8 +18,14 @@ TOOL = "Label Studio"
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between the attempts to reach a server."""
-LONGEST_ANSWER = 512 << 20
-"""Bytes."""
+LONGEST_ANSWER = 128 << 20
+"""Bytes, after decompression."""
+LONGEST_SECONDS = 600.0
+"""Seconds that one answer may take, however steadily it comes."""
+MOST_CONTAINERS, MOST_VALUES = 1_000_000, 32_000_000
+"""Objects and lists, and values, in one answer: each takes many times its bytes of memory."""
+MOST_BYTES, MOST_ANSWERS = 4 << 30, 200_000
+"""Of all answers of a push or a pull together: a server may send pages without end."""
 
 _UNAVAILABLE = (502, 503, 504)
 _TOKEN_REMEDY = "Copy a token from Account & Settings in Label Studio."
@@ -52,6 +58,7 @@ class LabelStudioHttp:
         self._token = token
         self._refreshes = token.count(".") == 2  # a JSON web token
         self._authorization = None if self._refreshes else f"Token {token}"
+        self._bytes = self._answers = 0
         self._client = httpx.Client(timeout=timeout, transport=transport)
         weakref.finalize(self, self._client.close)
 
@@ -143,12 +150,18 @@ class LabelStudioHttp:
         raise AssertionError("the last attempt answers or raises")
 
     def _once(self, method: str, path: str, *, headers: Mapping[str, str], **sent: Any) -> httpx.Response:
+        ends = time.monotonic() + LONGEST_SECONDS
+        self._answers += 1
         with self._client.stream(method, self.url + path, headers=headers, **sent) as response:
             content = bytearray()
             for part in response.iter_bytes():
                 content += part
-                if len(content) > LONGEST_ANSWER:
+                self._bytes += len(part)
+                too_long = len(content) > LONGEST_ANSWER or time.monotonic() > ends
+                if too_long or self._bytes > MOST_BYTES or self._answers > MOST_ANSWERS:
                     raise ServerError(f"{self.url} answers without end.", "Check the address.")
+        if content.count(b"{") + content.count(b"[") > MOST_CONTAINERS or content.count(b",") > MOST_VALUES:
+            raise ServerError(f"{self.url} answers with too many values.", "Check the address.")
         location = {"location": response.headers["location"]} if "location" in response.headers else None
         return httpx.Response(response.status_code, headers=location, content=bytes(content))
 

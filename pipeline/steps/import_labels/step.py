@@ -17,6 +17,7 @@ from db.tables import Queue
 from pipeline import rounds
 from pipeline.data.project import Project
 from pipeline.errors import DataError
+from pipeline.files import require_plain
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, Rejected, Tool
 from pipeline.labeling.tools import recognise, tool_named
@@ -65,6 +66,8 @@ def import_labels(
         NotYourTurn: the queue has not been exported yet.
     """
     sources = [source] if isinstance(source, Path) else list(source)
+    for path in sources:
+        require_plain(path)
     readers = [(recognise(path) if tool is None else tool_named(tool), path) for path in sources]
     incoming = Incoming(project, database, sources, queue=queue, annotator=annotator, origin=origin)
     if close or any(reader.name == "folder" for reader, _ in readers):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from db.queries.runs import newest_run
 from db.tables import Model, utc_now
 from pipeline.data.masks import palette
 from pipeline.data.project import Project
-from pipeline.format import confidence_name
+from pipeline.format import confidence_name, csv_line
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
@@ -105,10 +103,8 @@ def evaluated_models(
 
 def metrics_table(session: Session, project: Project, history: Sequence[RoundSummary]) -> str:
     """Every metric of every evaluation as CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     head = "round model status split sampler calibrated metric class value low high"
-    writer.writerow(head.split())
+    lines = [csv_line(head.split())]
     names = project.config.data.class_names
     models = {model.name: model for model in model_queries.list_models(session)}
     for row in history:
@@ -123,8 +119,10 @@ def metrics_table(session: Session, project: Project, history: Sequence[RoundSum
             for (name, index), metric in sorted(metrics.items()):
                 class_name = names[index] if index >= 0 else ""
                 figures = [metric.value, metric.low, metric.high]
-                writer.writerow([row.number, model.name, model.status, *variant, name, class_name, *figures])
-    return stream.getvalue()
+                lines.append(
+                    csv_line([row.number, model.name, model.status, *variant, name, class_name, *figures])
+                )
+    return "".join(lines)
 
 
 def _reliability(

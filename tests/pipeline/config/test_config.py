@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.deployments import read_deployments
 from pipeline.config.starter import read_label_map, starter_config
 from pipeline.data.project import Project, load_project
 from pipeline.errors import ConfigError, DataError
@@ -201,3 +202,18 @@ def test_the_starter_is_a_valid_configuration_with_odd_names_in_it(tmp_path: Pat
 def read_label_map_from(folder: Path, text: str):
     (folder / "labels.json").write_text(text, encoding="utf-8")
     return read_label_map(folder / "labels.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["root:\n  secret: x\nroot:*:19000:0:99999\n", "a: *secret\n", "the secret line 17: x\n", "'secret"],
+    ["root:\n  secret: x\nroot:*:19000:0:99999\n", "a: *secret\n", "the secret line 17: x\n", "'secret"],
+)
+def test_no_line_of_a_file_that_is_no_configuration_is_shown(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "shadow"
+    file.write_text(text)
+    for read in (load_project, lambda path: read_deployments(path, config=path)):
+        with pytest.raises(ConfigError) as caught:
+            read(file)
+        assert "secret" not in str(caught.value)
+        assert "19000" not in str(caught.value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,20 @@ def test_palettes_keep_given_colours_and_never_repeat_one() -> None:
     assert colors.shape == (255, 3)
     assert colors[0].tolist() == [230, 25, 75]
     assert len({tuple(color) for color in colors.tolist()}) == 255
+
+
+def test_a_mask_of_many_channels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(
+        path,
+        np.zeros((64, 64, 3000), dtype=np.uint8),
+        compression="zlib",
+        photometric="minisblack",
+        planarconfig="contig",
+    )
+    tracemalloc.start()
+    with pytest.raises(DataError, match="has 3000 channels; a mask has at most 4"):
+        read_mask(path, codec(), size=(64, 64))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20

@@ -271,6 +271,25 @@ def test_annotations_that_are_no_json_are_said_in_words(cvat: RecordedCvat, fold
         server(cvat).is_begun(queue="round-03", places=places)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://elsewhere.example.org/file.zip", "https://cvat.test:8443/file.zip", "ftp://cvat.test/x"]
+)
+def test_the_token_goes_to_no_other_origin(url: str) -> None:
+    asked: list[str] = []
+    send = cvat_client.limited(lambda method, url, **_: asked.append(url), 1.0, host="https://cvat.test")
+    send("GET", "https://cvat.test:443/api/tasks")
+    with pytest.raises(ServerError, match="on another server"):
+        send("GET", url)
+    assert asked == ["https://cvat.test:443/api/tasks"]
+
+
+def test_a_server_that_never_finishes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.labeling.servers.cvat_client.LONGEST_SECONDS", -1.0)
+    send = cvat_client.limited(lambda *_, **__: None, 1.0, host="https://cvat.test")
+    with pytest.raises(ServerError, match="has not finished within"):
+        send("GET", "https://cvat.test/api/requests/1")
+
+
 def test_without_a_server_it_is_said_where_none_is(folder: Path) -> None:
     tool = CvatServer("http://127.0.0.1:9", TOKEN, project="streets", batch=2, timeout=2)
     with pytest.raises(ServerError, match="http://127.0.0.1:9 cannot be reached"):

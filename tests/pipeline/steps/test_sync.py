@@ -14,6 +14,7 @@ import pytest
 
 from db.engine import Database
 from db.queries import failures, queue_items, queues
+from db.tables import utc_now
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.manifest import ManifestImage, read_manifest
@@ -44,6 +45,7 @@ class Server:
         self.begun = False
         self.asked: list[dict[str, Any]] = []
         self.down = False
+        self.newest = datetime(2026, 11, 5, tzinfo=UTC)
 
     def push(self, folder: Path, *, places: Sequence[str]) -> Pushed:
         self._answer()
@@ -60,7 +62,7 @@ class Server:
         self._answer()
         self.asked.append({"pull": queue, "places": list(places), "since": since})
         files = [Path(shutil.copy(file, into)) for file in self.finished_of.get(queue, self.finished)]
-        return Pulled(files=files, newest=datetime(2026, 11, 5, tzinfo=UTC) if files else None)
+        return Pulled(files=files, newest=self.newest if files else None)
 
     def is_begun(self, *, queue: str, places: Sequence[str]) -> bool:
         self._answer()
@@ -312,6 +314,19 @@ def test_a_queue_that_was_exported_before_the_server_was_configured_is_pushed_by
     delivery.push_queue(Runner(project, selected.database))
     assert [one["push"] for one in server.asked] == ["round-01-label-studio"]
     assert len(server.images["round-01"]) == len(NAMES)
+
+
+def test_a_label_from_the_future_hides_none_that_comes_before_it(selected: Exported, server: Server) -> None:
+    project = synced(selected)
+    export(project, selected.database)
+    delivery.push_queue(Runner(project, selected.database))
+    server.newest = datetime(2999, 1, 1, tzinfo=UTC)
+    server.finish(selected, NAME)
+    delivery.pull_labels(Runner(project, selected.database))
+    delivery.pull_labels(Runner(project, selected.database))
+    since = server.asked[-1]["since"]
+    assert since is not None
+    assert since <= utc_now()
 
 
 def test_a_nightly_run_goes_on_while_the_server_is_away(selected: Exported, server: Server) -> None:

@@ -5,6 +5,7 @@ The server here is made of canned answers; what a real one answers is in `tests/
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -235,6 +236,38 @@ def test_an_answer_without_end_is_cut_off(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(label_studio_http, "LONGEST_ANSWER", 1000)
     canned = Canned()
     canned.before = lambda request: httpx.Response(200, content=b"x" * 2000)
+    with pytest.raises(ServerError, match="without end"):
+        canned.tool().push(folder)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "body", "message"),
+    [
+        ("MOST_CONTAINERS", 100, b"[" + b"{}," * 100 + b"{}]", "too many values"),
+        ("MOST_CONTAINERS", 100, b"[" * 200 + b"]" * 200, "too many values"),
+        ("MOST_VALUES", 100, b"[" + b"1," * 200 + b"1]", "too many values"),
+        ("MOST_BYTES", 100, b" " * 200 + b"{}", "without end"),
+        ("MOST_ANSWERS", 0, b"{}", "without end"),
+        ("LONGEST_SECONDS", -1.0, b"{}", "without end"),
+    ],
+)
+def test_what_an_answer_may_cost_is_limited(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, body: bytes, message: str
+) -> None:
+    monkeypatch.setattr(label_studio_http, limit, value)
+    canned = Canned()
+    canned.before = lambda request: httpx.Response(200, content=body)
+    with pytest.raises(ServerError, match=message):
+        canned.tool().push(folder)
+
+
+def test_a_compressed_answer_is_limited_by_what_it_unpacks_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_studio_http, "LONGEST_ANSWER", 1 << 20)
+    bomb = gzip.compress(b" " * (64 << 20))
+    canned = Canned()
+    canned.before = lambda request: httpx.Response(200, headers={"content-encoding": "gzip"}, content=bomb)
     with pytest.raises(ServerError, match="without end"):
         canned.tool().push(folder)
 
