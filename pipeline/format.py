@@ -132,10 +132,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def csv_line(values: Sequence[object]) -> str:
-    """A line of CSV. A text that a spreadsheet would run as a formula begins with an apostrophe.
+    r"""A line of CSV. A text that a spreadsheet would run as a formula begins with an apostrophe.
 
-    >>> csv_line(["=cmd|' /C calc'!A0", "a,b", -1.5, None])
-    '\'=cmd|\' /C calc\'!A0,"a,b",-1.5,\n'
+    >>> csv_line(["=1+1", "a,b", -1.5, None])
+    '\'=1+1,"a,b",-1.5,\n'
     """
     cells = [
         f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value for value in values

@@ -206,8 +206,12 @@ def read_label_map_from(folder: Path, text: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["root:\n  secret: x\nroot:*:19000:0:99999\n", "a: *secret\n", "the secret line 17: x\n", "'secret"],
-    ["root:\n  secret: x\nroot:*:19000:0:99999\n", "a: *secret\n", "the secret line 17: x\n", "'secret"],
+    [
+        "root:\n  secret: x\nroot:*:19000:0:99999\n",
+        "a: *secret\n",
+        "the secret line 17: x\n",
+        "'secret",
+    ],
 )
 def test_no_line_of_a_file_that_is_no_configuration_is_shown(tmp_path: Path, text: str) -> None:
     file = tmp_path / "shadow"
