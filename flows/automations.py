@@ -42,22 +42,34 @@ def dead_starts() -> AutomationCore:
     )
 
 
-def retrain_after_labels(deployment: UUID, *, name: str) -> AutomationCore:
-    """Starts the deployment `name` after an import; the retraining checks whether there are enough labels."""
+def resource_id(project: str) -> str:
+    """The resource of the events about a project, by the project's id."""
+    return f"segcurate.project.{project}"
+
+
+def retrain_after_labels(deployment: UUID, *, name: str, project: str) -> AutomationCore:
+    """Starts the deployment `name` after an import into the project of this id; the retraining checks whether
+    there are enough labels."""
     trigger = {
         "type": "event",
         "posture": "Reactive",
         "expect": [LABELS_IMPORTED],
+        "match": {"prefect.resource.id": resource_id(project)},
         "threshold": 1,
         "within": 0,
     }
     action = {"type": "run-deployment", "source": "selected", "deployment_id": str(deployment)}
     return _automation(
-        f"segcurate: labels imported, {name}",
+        after_labels(name),
         description="A retraining that finds too few new labels ends at once.",
         trigger=trigger,
         action=action,
     )
+
+
+def after_labels(name: str) -> str:
+    """The name of the automation that starts the deployment `name` after an import."""
+    return f"segcurate: labels imported, {name}"
 
 
 def put_automation(automation: AutomationCore) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
+from db.tables import Identity
 from pipeline.config.base import Positive, Section
 from pipeline.config.errors import explain, explain_yaml
 from pipeline.errors import ConfigError
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 DEPLOYMENTS_FILE = Path("configs") / "prefect.yaml"
 TIMEZONE = "SEGCURATE_TIMEZONE"
 CONFIG = "SEGCURATE_CONFIG"
+PROJECT_TAG = "segcurate-project:"
+"""The beginning of the tag with the id of the project that a deployment belongs to."""
+NAME_TAG = "segcurate-name:"
+"""The beginning of the tag with that project's name."""
 _VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
 
 
@@ -80,6 +85,16 @@ class Deployments(Section):
     """Anchors only."""
     deployments: Annotated[list[Deployment], Field(min_length=1)]
 
+    def of(self, identity: Identity) -> Deployments:
+        """The deployments with the names and tags of one project, as a server may serve several."""
+        tags = (PROJECT_TAG + identity.id, NAME_TAG + identity.name)
+        ending = slug(identity)
+        owned = [
+            item.model_copy(update={"name": f"{item.name}-{ending}", "tags": (*item.tags, *tags)})
+            for item in self.deployments
+        ]
+        return self.model_copy(update={"deployments": owned})
+
     @property
     def pools(self) -> dict[str, WorkPool]:
         """The work pools that the deployments name, by name."""
@@ -115,6 +130,11 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
         return TypeAdapter(Deployments).validate_python(_filled(document, variables, path))
     except ValidationError as error:
         raise ConfigError(f"{path} is not valid:\n{explain(error, Deployments)}") from error
+
+
+def slug(identity: Identity) -> str:
+    """The project's name as lower-case letters, digits and dashes, or the start of its id if none is left."""
+    return re.sub("[^a-z0-9]+", "-", identity.name.lower()).strip("-") or identity.id[:8]
 
 
 def registrable(deployment: Deployment, *, pool: bool) -> RunnerDeployment:

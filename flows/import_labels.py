@@ -11,18 +11,14 @@ from prefect.events import emit_event
 from pydantic import Field
 
 from db.queries.models import count_new_labels
-from flows.automations import LABELS_IMPORTED
+from db.tables import Identity
+from flows.automations import LABELS_IMPORTED, resource_id
 from flows.runner import Done, FlowRunner, rename_run, run_flow
-from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.ownership import identity_of
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
 from pipeline.steps.sync import pull
-
-
-def resource_id(project_name: str) -> str:
-    """The id of the project in the event."""
-    return f"segcurate.project.{project_name}"
 
 
 @flow(name="import-labels", flow_run_name="import {folder}", persist_result=False)
@@ -67,9 +63,10 @@ def import_labels_flow(
             new_labels = count_new_labels(session)
         names = ", ".join(report.queue for report in reports)
         rename_run(f"import {names or 'nothing new'}", f"{imported} masks")
+        identity = identity_of(project, runner.database)
         for report in reports:
             if report.imported or report.closed:
-                _emit_labels_imported(project, report, new_labels)
+                _emit_labels_imported(identity, report, new_labels)
         what = f"{names}: {imported} masks imported, {unchanged} unchanged, {rejected} rejected"
         unusable = (f"{rejected} masks could not be imported: the log lists them.",) if rejected else ()
         return Done(
@@ -79,11 +76,10 @@ def import_labels_flow(
     return run_flow(config, work, title="import")
 
 
-def _emit_labels_imported(project: Project, report: ImportReport, new_labels: int) -> None:
-    name = project.config.name
+def _emit_labels_imported(identity: Identity, report: ImportReport, new_labels: int) -> None:
     emit_event(
         LABELS_IMPORTED,
-        resource={"prefect.resource.id": resource_id(name), "prefect.resource.name": name},
+        resource={"prefect.resource.id": resource_id(identity.id), "prefect.resource.name": identity.name},
         payload={
             "queue": report.queue,
             "imported": report.imported,

@@ -9,8 +9,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from flows.automations import dead_runs, dead_starts, put_automation, retrain_after_labels
-from flows.deployments import Deployment, Deployments, registrable
+from db.tables import Identity
+from flows.automations import (
+    TAG,
+    after_labels,
+    dead_runs,
+    dead_starts,
+    put_automation,
+    retrain_after_labels,
+)
+from flows.deployments import NAME_TAG, PROJECT_TAG, Deployment, Deployments, registrable, slug
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from prefect.runner import Runner
@@ -51,8 +60,12 @@ def put_pools(deployments: Deployments, *, limit: int | None) -> list[str]:
     return lines
 
 
-def put_automations(deployments: Deployments) -> list[str]:
-    """Create or update the automations; returns a line an automation about what was done."""
+def put_automations(deployments: Deployments, *, project: str) -> list[str]:
+    """Create or update the automations; returns a line an automation about what was done.
+
+    Args:
+        project: the id of the project whose imported labels start a retraining.
+    """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -65,23 +78,86 @@ def put_automations(deployments: Deployments) -> list[str]:
             except ObjectNotFound:
                 lines.append(f"Imported labels start {name} once `segcurate deploy` has registered it.")
             else:
-                automations.append(retrain_after_labels(known.id, name=name))
+                automations.append(retrain_after_labels(known.id, name=name, project=project))
     for automation in automations:
         lines.append(f"{automation.name}: {'created' if put_automation(automation) else 'up to date'}.")
     return lines
 
 
-def register(deployments: Deployments) -> None:
-    """Create or update pools, deployments and automations on the configured server."""
+def claim_names(deployments: Deployments, identity: Identity) -> None:
+    """Check that no other project has deployments of these names, and remove those that this project had
+    under other names: before deployments carried their project's name, or before it was renamed.
+
+    Raises:
+        UserError: a deployment of one of the names belongs to another project.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, DeploymentFilterTags
+
+    mine, ending = PROJECT_TAG + identity.id, f"-{slug(identity)}"
+    ours = {item.name: item for item in deployments.deployments}
+    former = {item.name.removesuffix(ending): item for item in deployments.deployments}
+    with get_client(sync_client=True) as client:
+        named = DeploymentFilter(name=DeploymentFilterName(any_=[*ours, *former]))
+        tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[mine]))
+        found = {
+            known.id: known
+            for wanted in (named, tagged)
+            for known in client.read_deployments(deployment_filter=wanted)
+        }
+        owners = {
+            known.id: next((tag for tag in known.tags if tag.startswith(PROJECT_TAG)), None)
+            for known in found.values()
+        }
+        for known in found.values():
+            if known.name in ours and owners[known.id] not in (None, mine):
+                names = [tag for tag in known.tags if tag.startswith(NAME_TAG)]
+                other = names[0].removeprefix(NAME_TAG) if names else "another one"
+                raise UserError(
+                    f"The deployment {known.name} on this Prefect server belongs to the project {other!r}, "
+                    f"and this is the project {identity.name!r}, with another database.",
+                    "Give one of them another `name` in segcurate.yaml and run `segcurate db rename`, "
+                    "or use another Prefect server.",
+                )
+        for known in found.values():
+            before = former.get(known.name)
+            old = (
+                owners[known.id] is None
+                and before is not None
+                and TAG in known.tags
+                and known.entrypoint == before.entrypoint
+                and known.parameters.get("config") == before.parameters.get("config")
+            )
+            renamed = owners[known.id] == mine and NAME_TAG + identity.name not in known.tags
+            if old or renamed:
+                for automation in client.read_automations_by_name(after_labels(known.name)):
+                    if any(
+                        str(getattr(do, "deployment_id", "")) == str(known.id) for do in automation.actions
+                    ):
+                        client.delete_automation(automation.id)
+                client.delete_deployment(known.id)
+
+
+def register(deployments: Deployments, identity: Identity) -> None:
+    """Create or update a project's pools, deployments and automations on the configured server.
+
+    Raises:
+        UserError: as `claim_names`.
+    """
+    claim_names(deployments, identity)
     prepared = [registrable(item, pool=True) for item in deployments.deployments]
     put_pools(deployments, limit=None)
     for deployment in prepared:
         deployment.apply()
-    put_automations(deployments)
+    put_automations(deployments, project=identity.id)
 
 
 def serve_until_stopped(
-    deployments: Deployments, *, limit: int, ready: Callable[[Sequence[Deployment]], None]
+    deployments: Deployments,
+    identity: Identity,
+    *,
+    limit: int,
+    ready: Callable[[Sequence[Deployment]], None],
 ) -> None:
     """Register the deployments, and run them when due in child processes until SIGTERM or Ctrl-C.
 
@@ -90,14 +166,18 @@ def serve_until_stopped(
     Args:
         limit: runs at a time.
         ready: called once everything is registered.
+
+    Raises:
+        UserError: as `claim_names`.
     """
     from prefect.runner import Runner
 
+    claim_names(deployments, identity)
     prepared = [registrable(item, pool=False) for item in deployments.deployments]
     runner = Runner(name="segcurate", pause_on_shutdown=False, limit=limit, query_seconds=POLL_SECONDS)
     for deployment in prepared:
         runner.add_deployment(deployment)
-    put_automations(deployments)
+    put_automations(deployments, project=identity.id)
     ready(deployments.deployments)
     asyncio.run(_run(runner))
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import opened_runner, state
+from flows.cli.app import opened_project, opened_runner, state
 from flows.cli.automatic import AUTOMATIC
 from flows.cli.display import console, literal, table
 from pipeline.data.project import load_project
 
 if TYPE_CHECKING:
+    from db.tables import Identity
     from flows.deployments import Deployment, Deployments
 
 PASSWORD_FILE = "prefect-password"
@@ -34,7 +35,7 @@ def serve(
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time, of all deployments together.")] = 2,
 ) -> None:
     """Run every schedule on this machine, until stopped. Starts a Prefect server if none is configured."""
-    deployments = _deployments(file)
+    deployments, identity = _deployments(file)
     from flows.prefect_server import (
         configured_server,
         private_password,
@@ -46,7 +47,7 @@ def serve(
 
     if configured_server() is not None:
         use_server(require_server(), deployments.environment)
-        serve_until_stopped(deployments, limit=limit, ready=_show)
+        serve_until_stopped(deployments, identity, limit=limit, ready=_show)
         return
     secret = load_project(state.config_file).workdir / PASSWORD_FILE
     password = private_password(secret)
@@ -58,18 +59,18 @@ def serve(
         console.print(
             literal(f'Other commands: PREFECT_API_URL={url} PREFECT_API_AUTH_STRING="$(cat {secret})"')
         )
-        serve_until_stopped(deployments, limit=limit, ready=_show)
+        serve_until_stopped(deployments, identity, limit=limit, ready=_show)
 
 
 @commands.command(rich_help_panel=AUTOMATIC)
 def deploy(file: File = None) -> None:
     """Register the schedules on the Prefect server, for workers to run. Run again, it updates them."""
-    deployments = _deployments(file)
+    deployments, identity = _deployments(file)
     from flows.prefect_server import require_server
     from flows.serving import register
 
     url = require_server()
-    register(deployments)
+    register(deployments, identity)
     _show(deployments.deployments)
     for pool in deployments.pools:
         console.print(f"Next, on each machine: [bold]prefect worker start --pool {literal(pool)}[/]")
@@ -101,20 +102,24 @@ def setup(
     limit: Annotated[int | None, typer.Option(min=1, help="Runs at a time in the whole work pool.")] = None,
 ) -> None:
     """Create or update the work pool, its limits, and the automations for dead runs and retraining."""
-    deployments = _deployments(file)
+    deployments, identity = _deployments(file)
     from flows.prefect_server import require_server
     from flows.serving import put_automations, put_pools
 
     require_server()
-    for line in (*put_pools(deployments, limit=limit), *put_automations(deployments)):
+    for line in (*put_pools(deployments, limit=limit), *put_automations(deployments, project=identity.id)):
         console.print(literal(line))
 
 
-def _deployments(file: Path | None) -> Deployments:
+def _deployments(file: Path | None) -> tuple[Deployments, Identity]:
+    """The project's deployments, and the project's identity."""
     from flows.deployments import read_deployments
+    from pipeline.ownership import identity_of
 
-    load_project(state.config_file)  # a mistake in it is an error now, not in the first nightly run
-    return read_deployments(file, config=state.config_file)
+    # a mistake in the configuration is an error now, not in the first nightly run
+    with opened_project() as (project, database):
+        identity = identity_of(project, database)
+    return read_deployments(file, config=state.config_file).of(identity), identity
 
 
 def _show(deployments: Sequence[Deployment]) -> None:

@@ -22,14 +22,15 @@ from prefect.states import Scheduled
 from prefect.utilities.callables import parameter_schema
 
 from flows import tasks
-from flows.automations import LABELS_IMPORTED
+from flows.automations import LABELS_IMPORTED, resource_id
 from flows.export_queue import export_queue
-from flows.import_labels import import_labels_flow, resource_id
+from flows.import_labels import import_labels_flow
 from flows.loop import loop_flow
 from flows.nightly import nightly
 from flows.retrain import retrain
 from pipeline.operation.runner import Runner
 from pipeline.operation.simulation import run_simulation
+from pipeline.ownership import identity_of
 from pipeline.steps import ingest
 from pipeline.steps.annotate import annotate
 from tests.conftest import another_process, opened
@@ -128,13 +129,13 @@ def test_too_few_labels_end_a_retraining_at_once(out: Path) -> None:
 def test_an_import_says_that_labels_have_come_and_only_then(out: Path, prefect_server: str) -> None:
     with opened(out) as (project, database):
         annotate(project, database, out / "queues" / "round-01")
-        name = project.config.name
-    before = len(_events(prefect_server, name))
+        owner = identity_of(project, database).id
+    before = len(_events(prefect_server, owner))
     state = ran(import_labels_flow, out, folder=Path("queues/round-01"), annotator="a person", close=True)
     again = ran(import_labels_flow, out, folder=Path("queues/round-01"))
     assert "5 masks imported" in str(state.message) or "6 masks imported" in str(state.message)
     assert "0 masks imported" in str(again.message)
-    events = _events(prefect_server, name, at_least=before + 1)
+    events = _events(prefect_server, owner, at_least=before + 1)
     assert len(events) == before + 1
     assert events[0]["payload"]["queue"] == "round-01"
     assert events[0]["payload"]["closed"] is True

@@ -152,7 +152,7 @@ class House:
         return response.json()
 
     def deployment(self, name: str) -> dict[str, Any]:
-        response = httpx.get(f"{self.api}/deployments/name/{name}/{name}", timeout=30)
+        response = httpx.get(f"{self.api}/deployments/name/{name}/{name}-squares", timeout=30)
         response.raise_for_status()
         return response.json()
 

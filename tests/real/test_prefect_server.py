@@ -77,7 +77,7 @@ def test_setting_up_and_deploying_twice_changes_nothing_the_second_time(house: H
     assert [(s["schedule"]["cron"], s["schedule"]["timezone"]) for s in night["schedules"]] == [
         ("0 2 * * *", "Europe/Berlin")
     ]
-    line = next(line for line in printed.splitlines() if line.startswith("nightly"))
+    line = next(line for line in printed.splitlines() if line.startswith("nightly-squares"))
     assert " 02:00 CE" in line
 
 
@@ -198,9 +198,9 @@ def test_serve_brings_a_server_and_its_schedules_survive_kill_and_restart(house:
         served.kill("serve")
         serve()
         schedules = {one["name"]: one for one in served.ask("deployments/filter")}
-        assert not schedules["nightly"]["paused"]
-        assert [s["active"] for s in schedules["nightly"]["schedules"]] == [True]
-        assert [s["active"] for s in schedules["retrain"]["schedules"]] == [False]
+        assert not schedules["nightly-squares"]["paused"]
+        assert [s["active"] for s in schedules["nightly-squares"]["schedules"]] == [True]
+        assert [s["active"] for s in schedules["retrain-squares"]["schedules"]] == [False]
         add_images(served.project, 4, name="served")
         assert served.ended(served.begin("nightly"), seconds=120)["type"] == "COMPLETED"
 

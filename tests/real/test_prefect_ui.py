@@ -237,7 +237,7 @@ def test_the_exported_folder_can_be_copied(pages: Pages) -> None:
 
 @pytest.mark.parametrize("name", ["nightly", "retrain", "import-labels", "export-queue", "loop"])
 def test_each_parameter_in_the_form_has_its_description(pages: Pages, name: str) -> None:
-    (found,) = pages.ask("deployments/filter", deployments={"name": {"any_": [name]}})
+    (found,) = pages.ask("deployments/filter", deployments={"name": {"any_": [f"{name}-squares"]}})
     page = pages.open(f"/deployments/deployment/{found['id']}/run", name=f"form-{name}")
     page.get_by_role("heading", name="Parameters").wait_for()
     properties = found["parameter_openapi_schema"]["properties"]
@@ -253,7 +253,7 @@ def test_each_parameter_in_the_form_has_its_description(pages: Pages, name: str)
 
 
 def test_the_schedule_is_shown_in_words(pages: Pages) -> None:
-    (found,) = pages.ask("deployments/filter", deployments={"name": {"any_": ["nightly"]}})
+    (found,) = pages.ask("deployments/filter", deployments={"name": {"any_": ["nightly-squares"]}})
     page = pages.open(f"/deployments/deployment/{found['id']}", name="deployment")
     page.get_by_text(re.compile("At 02:00 AM")).first.wait_for()
     page.close()
