@@ -25,6 +25,8 @@ PARTIAL = ".partial"
 REPLACED = ".replaced"
 """The ending of the place where a finished folder waits until the new one has its name."""
 
+LEAST_SPACE = 64 * 2**20
+"""Bytes that must be free before long work begins."""
 ABANDONED_SECONDS = 3600.0
 """Age at which the unfinished file of another machine's process counts as abandoned."""
 
@@ -168,16 +170,16 @@ def require_plain(path: Path) -> None:
         raise DataError(f"{path} is neither a file nor a folder.", "Name a file or a folder.")
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int = 0) -> None:
     """Check the free space of the disk that a folder is on.
 
     Args:
-        needed: bytes.
+        needed: bytes, besides `LEAST_SPACE`.
 
     Raises:
         UserError: less is free.
     """
-    free = shutil.disk_usage(folder).free
+    free, needed = shutil.disk_usage(folder).free, needed + LEAST_SPACE
     if free < needed:
         raise UserError(
             f"The disk of {folder} has {free / 2**20:.0f} MiB free; {needed / 2**20:.0f} MiB are needed.",

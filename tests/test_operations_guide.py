@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
@@ -26,7 +27,7 @@ def block(language: str, begins: str) -> str:
 
 
 def execute(begins: str, folder: Path, **environment: str) -> None:
-    path = f"{PROGRAMS}:{os.environ['PATH']}"
+    path = f"{PROGRAMS}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["sh", "-euc", block("sh", begins)]
     ended = subprocess.run(
         command,
@@ -61,6 +62,7 @@ def test_a_project_on_sqlite_is_restored_as_it_was(trained: Path) -> None:
     execute("# restore SQLite", trained)
     assert rows(database) == before
     assert {path: path.read_bytes() for path in files} == files
+    assert files
     with opened(trained):
         pass
 

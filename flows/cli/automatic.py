@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 AUTOMATIC = "Automatic"
 AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
 
-WITH_WARNINGS = 3
+WARNED = 3
 """The exit code where a part was not done, or some files were not used. A failure has 1."""
 
 commands = typer.Typer()
@@ -85,17 +85,17 @@ def _print_report(report: NightlyReport | RetrainReport) -> None:
     for warning in report.warnings:
         print_line(f"warning: {warning}")
     if report.warnings:
-        raise typer.Exit(WITH_WARNINGS)
+        raise typer.Exit(WARNED)
 
 
 def _run_flow(name: str, **parameters: bool) -> None:
     """Run one of segcurate's flows in this process, under the configured Prefect server."""
-    from flows import runner
     from flows.prefect_server import require_server
+    from flows.runner import WITH_WARNINGS
 
     require_server()
     flow = getattr(import_module(f"flows.{name}"), name)
     ended = flow(config=state.config_file.absolute(), return_state=True, **parameters)
     ended.result()  # raises what failed the run
-    if ended.name == runner.WITH_WARNINGS:
-        raise typer.Exit(WITH_WARNINGS)
+    if ended.name == WITH_WARNINGS:
+        raise typer.Exit(WARNED)

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 Moved = TypeVar("Moved")
 
-LEAST_SPACE = 64 * 2**20
-"""Bytes; with less free space an export is not begun."""
-
 
 def sync(
     runner: Runner, *, tool: str, url: str | None = None, close: bool = False
@@ -155,7 +152,7 @@ def check_export(project: Project) -> None:
     Raises:
         UserError: the export folder cannot be written, or its disk is nearly full.
     """
-    require_space(writable_folder(project.path(project.config.export.folder)), LEAST_SPACE)
+    require_space(writable_folder(project.path(project.config.export.folder)))
 
 
 def withdraw(project: Project, database: Database, queue: Queue) -> int:

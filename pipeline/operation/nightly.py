@@ -77,13 +77,18 @@ class _Problems:
         return (*(str(error) for error in self.errors), *self.files)
 
     @contextmanager
-    def collected(self, runner: Runner) -> Iterator[None]:
-        """Log a user's mistake in this part of the run, and go on with the next part."""
+    def collected(self) -> Iterator[None]:
+        """Keep a user's mistake in this part of the run, and go on with the next part."""
         try:
             yield
         except UserError as error:
-            runner.log(f"warning: {error}")
             self.errors.append(error)
+
+    def failure(self) -> UserError:
+        """All errors as one, for a run in which nothing else was done."""
+        if len(self.errors) == 1:
+            return self.errors[0]
+        return UserError(" ".join(map(str, self.errors)))
 
     def unusable(self, number: int, what: str) -> None:
         """Count files that were left out."""
@@ -109,14 +114,14 @@ def run_nightly(runner: Runner, *, train: bool = True) -> NightlyReport:
     """
     problems = _Problems()
     with alone(runner.database, "nightly"):
-        with problems.collected(runner):
+        with problems.collected():
             rejected = delivery.pull_labels(runner)
             problems.unusable(rejected, "masks of the labeling server could not be imported")
         report = _ingest_train_and_queue(runner, problems, train=train)
-        with problems.collected(runner):
+        with problems.collected():
             delivery.push_queue(runner)
     if problems.errors and not (report.changed or report.added):
-        raise problems.errors[0]
+        raise problems.failure()
     return replace(report, warnings=problems.warnings)
 
 
@@ -128,15 +133,15 @@ def _ingest_train_and_queue(runner: Runner, problems: _Problems, *, train: bool)
     new = f"{count(ingested.added)} new images" if ingested.added else "No new images"
     trained: NewModel | None = None
     if train and runner.project.config.nightly.retrain == "due":
-        with problems.collected(runner):
+        with problems.collected():
             trained = _train(runner)
     model, scored = _score(runner, problems)
     if model is None:
         if problems.errors:
-            raise problems.errors[-1]
+            raise problems.failure()
         return NightlyReport(f"{new}; there is no model yet: {_why_none(runner)}", added=ingested.added)
     queue = QueueUpdate("the queue was not refreshed.")
-    with problems.collected(runner):
+    with problems.collected():
         queue = update_queue(runner)
     problems.unusable(queue.unreadable, "images could not be exported")
     keep_runs = runner.project.config.nightly.keep_runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import Busy
+from pipeline.errors import Busy, UserError
 from pipeline.operation.new_model import NewModel, round_state, train_when_due
 from pipeline.operation.nightly import NightlyReport, run_nightly
 from pipeline.operation.runner import Runner
@@ -28,7 +28,7 @@ def run_retrain(runner: Runner, *, force: bool = False, then_nightly: bool = Tru
     Args:
         force: train even with fewer new labels than `retrain.min_new_labels`.
         then_nightly: run `run_nightly` afterwards. Where another nightly run is active, that one or the next
-            one scores with the model.
+            one scores with the model; where it fails, that is a warning, as the model is there.
 
     Raises:
         Busy: another process trains a model.
@@ -43,6 +43,10 @@ def run_retrain(runner: Runner, *, force: bool = False, then_nightly: bool = Tru
     except Busy as busy:
         text = f"{model.summary} {busy.problem} That run or the next one scores and exports the next queue."
         return RetrainReport(summary=text, **made)
+    except UserError as error:
+        if model.name is None:
+            raise
+        return RetrainReport(summary=model.summary, warnings=(str(error),), **made)
     return RetrainReport(
         summary=f"{model.summary} {nightly.summary}", nightly=nightly, warnings=nightly.warnings, **made
     )

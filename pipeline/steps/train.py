@@ -47,8 +47,6 @@ from pipeline.training.losses import class_weights
 
 CHECKPOINT_SHARE = 4
 """Bytes on disk for a byte of weights: the model, and the resume file with both moments of AdamW."""
-LEAST_SPACE = 64 * 2**20
-"""Bytes that a training needs besides its checkpoints."""
 MOST_INSPECTED = 512
 """Training images whose pixels tell what the network has seen."""
 RESULT_NEUTRAL = {"workers", "checkpoint_every"}
@@ -158,7 +156,7 @@ def check_training(project: Project, database: Database) -> None:
     pick_device(project.config.device)
     segmenter = _first_weights(project, parent)
     size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
-    require_space(writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * size + LEAST_SPACE)
+    require_space(writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * size)
 
 
 def fit(

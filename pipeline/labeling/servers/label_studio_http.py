@@ -13,6 +13,7 @@ import httpx
 
 from pipeline.labeling.exchange import shown
 from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url
+from pipeline.labeling.untrusted.json_items import MOST_CONTAINERS
 
 TOOL = "Label Studio"
 
@@ -22,8 +23,8 @@ LONGEST_ANSWER = 128 << 20
 """Bytes, after decompression."""
 LONGEST_SECONDS = 600.0
 """Seconds that one answer may take, however steadily it comes."""
-MOST_CONTAINERS, MOST_VALUES = 1_000_000, 32_000_000
-"""Objects and lists, and values, in one answer: each takes many times its bytes of memory."""
+MOST_VALUES = 32_000_000
+"""Values in one answer: each takes many times its bytes of memory."""
 MOST_BYTES, MOST_ANSWERS = 4 << 30, 200_000
 """Of all answers of a push or a pull together: a server may send pages without end."""
 
@@ -152,14 +153,15 @@ class LabelStudioHttp:
     def _once(self, method: str, path: str, *, headers: Mapping[str, str], **sent: Any) -> httpx.Response:
         ends = time.monotonic() + LONGEST_SECONDS
         self._answers += 1
+        if self._answers > MOST_ANSWERS:
+            raise self._endless()
         with self._client.stream(method, self.url + path, headers=headers, **sent) as response:
             content = bytearray()
             for part in response.iter_bytes():
                 content += part
                 self._bytes += len(part)
-                too_long = len(content) > LONGEST_ANSWER or time.monotonic() > ends
-                if too_long or self._bytes > MOST_BYTES or self._answers > MOST_ANSWERS:
-                    raise ServerError(f"{self.url} answers without end.", "Check the address.")
+                if len(content) > LONGEST_ANSWER or self._bytes > MOST_BYTES or time.monotonic() > ends:
+                    raise self._endless()
         if content.count(b"{") + content.count(b"[") > MOST_CONTAINERS or content.count(b",") > MOST_VALUES:
             raise ServerError(f"{self.url} answers with too many values.", "Check the address.")
         location = {"location": response.headers["location"]} if "location" in response.headers else None
@@ -206,6 +208,9 @@ class LabelStudioHttp:
         errors = answer.get("validation_errors")
         reason = json.dumps(errors, ensure_ascii=False) if errors else answer.get("detail")
         return f": {shown(str(reason).rstrip('.'))}" if reason else ""
+
+    def _endless(self) -> ServerError:
+        return ServerError(f"{self.url} answers without end.", "Check the address.")
 
     def _unreachable(self, error: Exception) -> ServerError:
         return ServerError(

@@ -299,7 +299,7 @@ def test_a_queue_is_withdrawn_only_when_its_successor_can_be_written(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_images(out, 50)
-    monkeypatch.setattr("pipeline.operation.delivery.LEAST_SPACE", 2**62)
+    monkeypatch.setattr("pipeline.files.LEAST_SPACE", 2**62)
     report = nightly(out)
     assert (report.scored, report.folder) == (1, None)
     assert "MiB are needed" in report.warnings[0]

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from db.queries import models as model_queries
 from db.queries import rounds
 from db.tables import Label, Model, Queue
+from pipeline.errors import UserError
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.promotion import Verdict
 from pipeline.operation.new_model import decide
@@ -102,6 +103,21 @@ def test_a_refused_model_leaves_the_old_one_to_score_and_the_next_queue_comes(
     assert (report.nightly.model, report.nightly.queue) == ("r01", "round-02")
     assert set(items(out, "round-02")) == {"queued"}
     assert retrain(out).summary == "0 of 4 new labels."
+
+
+def test_a_night_that_fails_after_a_training_is_a_warning_and_the_model_is_told(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise UserError("The disk is full.")
+
+    label_regions(out, at_least=4)
+    monkeypatch.setattr("pipeline.steps.score.score", full)
+    report = retrain(out)
+    assert (report.name, report.nightly, report.warnings) == ("r02", None, ("The disk is full.",))
+    assert report.summary.startswith("r02 is")
+    monkeypatch.undo()
+    assert retrain(out).nightly is not None
 
 
 def test_retrainings_that_are_killed_before_each_step_still_bring_one_model_and_one_queue(out: Path) -> None:

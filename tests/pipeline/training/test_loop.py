@@ -66,6 +66,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def training_set(images: list[LabeledImage], config: TrainingConfig) -> TrainingSet:
+    return TrainingSet(
+        images,
+        config=config,
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        input_scale=1.0,
+        max_pixels=10**6,
+    )
+
+
 def run(
     folder: Path,
     *,
@@ -85,15 +97,7 @@ def run(
     torch.manual_seed(0)
     network = ModelConfig.model_validate(LINKNET | (model or {}))
     segmenter = build_segmenter(network, num_classes=2, channels=3, root=folder)
-    samples = TrainingSet(
-        draw_images(folder) if images is None else images,
-        config=config,
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        input_scale=1.0,
-        max_pixels=10**6,
-    )
+    samples = training_set(draw_images(folder) if images is None else images, config)
     trained = train_segmenter(
         segmenter,
         samples,
@@ -176,15 +180,7 @@ def test_a_loader_worker_does_not_run_the_exit_hooks_of_the_process(
 
     monkeypatch.setattr("threading._threading_atexits", [fails])
     config = TrainingConfig(iterations=3, batch_size=2, crop=(32, 32), workers=1, transforms=[])
-    samples = TrainingSet(
-        draw_images(tmp_path),
-        config=config,
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        input_scale=1.0,
-        max_pixels=10**6,
-    )
+    samples = training_set(draw_images(tmp_path), config)
     assert len(list(load_batches(samples, config, start=0, device=CPU))) == 3
 
 
