@@ -147,14 +147,10 @@ class House:
                 self.kill(name)
 
     def ask(self, path: str, document: dict[str, Any] | None = None) -> Any:
-        response = httpx.post(f"{self.api}/{path}", json=document or {}, timeout=30)
-        response.raise_for_status()
-        return response.json()
+        return self._send("POST", path, json=document or {})
 
     def deployment(self, name: str) -> dict[str, Any]:
-        response = httpx.get(f"{self.api}/deployments/name/{name}/{name}-squares", timeout=30)
-        response.raise_for_status()
-        return response.json()
+        return self._send("GET", f"deployments/name/{name}/{name}-squares")
 
     def begin(self, name: str, **state: Any) -> str:
         """Create a run of a deployment, due now or as `state` says, and return its id."""
@@ -162,9 +158,7 @@ class House:
         return self.ask(f"deployments/{self.deployment(name)['id']}/create_flow_run", due)["id"]
 
     def state(self, run: str) -> dict[str, Any]:
-        response = httpx.get(f"{self.api}/flow_runs/{run}", timeout=30)
-        response.raise_for_status()
-        return response.json()["state"]
+        return self._send("GET", f"flow_runs/{run}")["state"]
 
     def ended(self, run: str, *, seconds: float) -> dict[str, Any]:
         """The state that the run ends in."""
@@ -174,6 +168,14 @@ class House:
             return now if now["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         return wait_for(f"an end of run {run}", final, seconds=seconds)
+
+    def _send(self, method: str, path: str, **options: Any) -> Any:
+        """The server's answer; the private server of `segcurate serve` gets the password of its project."""
+        secret = self.project / ".segcurate" / "prefect-password"
+        auth = httpx.BasicAuth(*secret.read_text().split(":", 1)) if secret.exists() else None
+        response = httpx.request(method, f"{self.api}/{path}", auth=auth, timeout=30, **options)
+        response.raise_for_status()
+        return response.json()
 
     def shards_done(self) -> int:
         with opened(self.project) as database, database.session(write=False) as session:

@@ -179,7 +179,7 @@ def test_without_a_server_the_commands_say_what_to_do(house: House) -> None:
     away = House(house.folder)
     for command in (("deploy",), ("prefect", "setup"), ("serve",)):
         said = away.run("segcurate", *command, expect=1)
-        assert f"There is no Prefect server at {away.api}" in said
+        assert f"No Prefect server answers at {away.api}" in said
         assert "Traceback" not in said
 
 

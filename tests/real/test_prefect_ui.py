@@ -160,7 +160,7 @@ def test_a_run_is_named_after_what_it_did_and_its_log_has_counts_and_rates(pages
     page.get_by_text(
         re.compile(r"scored \d+ images, \d+ regions, in [\d.]+ s \([\d.]+ images/s\)")
     ).first.wait_for()
-    _scroll_to(page, re.compile(r"Exported round-01 to "))
+    _scroll_to(page, re.compile(r"Exported [0-9]+ images to "))
     page.close()
     overview = pages.open("/runs", name="runs")
     overview.get_by_text(run["name"]).first.wait_for()
@@ -240,6 +240,7 @@ def test_each_parameter_in_the_form_has_its_description(pages: Pages, name: str)
     (found,) = pages.ask("deployments/filter", deployments={"name": {"any_": [f"{name}-squares"]}})
     page = pages.open(f"/deployments/deployment/{found['id']}/run", name=f"form-{name}")
     page.get_by_role("heading", name="Parameters").wait_for()
+    page.locator("textarea").first.wait_for()  # the fields come later than the heading
     properties = found["parameter_openapi_schema"]["properties"]
     assert "config" in properties
     words = page.locator("body").inner_text()
