@@ -37,7 +37,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"  {key or 'the file'}: {message}")
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))
 
 
 def _keys_beside(location: list[str], model: type[BaseModel]) -> list[str]:

@@ -208,6 +208,7 @@ def read_label_map_from(folder: Path, text: str):
     "text",
     [
         "root:\n  secret: x\nroot:*:19000:0:99999\n",
+        "root:*:19000:0:99999:secret:\ndaemon:*:19000:0:99999:secret:\n",
         "a: *secret\n",
         "the secret line 17: x\n",
         "'secret",
@@ -221,3 +222,4 @@ def test_no_line_of_a_file_that_is_no_configuration_is_shown(tmp_path: Path, tex
             read(file)
         assert "secret" not in str(caught.value)
         assert "19000" not in str(caught.value)
+        assert str(caught.value).count("is no key of the configuration") <= 1
