@@ -7,7 +7,6 @@ ends a run, because the database holds all results.
 from __future__ import annotations
 
 import math
-import re
 import socket
 import threading
 import time
@@ -33,8 +32,10 @@ from db.engine import Database
 from db.queries.leases import store_time
 from db.queries.queues import newest_round_queue
 from db.queries.shards import images_done
+from flows.deployments import slug
 from flows.markdown import code, harmless, plain
 from pipeline.data.project import Project
+from pipeline.ownership import identity_of
 from pipeline.progress import Progress, silent
 from pipeline.summaries.queues import queue_summary
 
@@ -70,20 +71,20 @@ def never_fails(show: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 @contextmanager
-def scoring_progress(run_id: int, total: int, *, database: Database | None = None) -> Generator[Progress]:
-    """A progress that is shown as the artifact `scoring-run-<id>`, once a second at most.
+def scoring_progress(project: Project, database: Database, *, run_id: int, total: int) -> Generator[Progress]:
+    """A progress that is shown as an artifact of this scoring run, once a second at most.
 
-    It may be called from any thread. Where other processes score, the number of finished images is read from
-    `database`; the larger number is shown. It ends at 100 %, or at the share that was reached.
+    It may be called from any thread. Other processes may score, too: the number of finished images is read
+    from the database every few seconds, and the larger number is shown. It ends at 100 %, or at the share
+    that was reached.
 
     Args:
         total: images to score, by all processes together.
-        database: read every few seconds for the number of them that are done.
     """
     if not in_a_run():
         yield silent
         return
-    shown = _ShownProgress(run_id, total, database)
+    shown = _ShownProgress(project, database, run_id=run_id, total=total)
     thread = threading.Thread(target=copy_context().run, args=(shown.keep_updating,), daemon=True)
     thread.start()
     try:
@@ -118,7 +119,7 @@ def show_queue(project: Project, database: Database) -> None:
     where = f" In {code(project.path(summary.folder))}." if summary.folder else ""
     create_table_artifact(
         rows,
-        key=_key("queue", project),
+        key=_key("queue", project, database),
         description=f"**{plain(summary.name)}**: the first {len(rows)} of {summary.items} {summary.unit}s by "
         f"{plain(summary.strategy)}; the box is x, y · width × height in pixels.{where}",
     )
@@ -131,11 +132,13 @@ def show_round(project: Project, database: Database) -> None:
 
     report = round_report(project, database)
     if report is not None:
-        create_markdown_artifact(report.page, key=_key("round", project), description=report.headline)
+        create_markdown_artifact(
+            report.page, key=_key("round", project, database), description=report.headline
+        )
 
 
 @never_fails
-def link_export(project: Project, folder: Path) -> None:
+def link_export(project: Project, database: Database, folder: Path) -> None:
     """The path of the exported queue, to be copied: browsers open no `file:` link from a page of another
     origin, and Prefect's newer pages drop it."""
     path = folder.resolve()
@@ -144,23 +147,23 @@ def link_export(project: Project, folder: Path) -> None:
         f"# Exported queue {plain(path.name)}\n\nOn {code(socket.gethostname())}:\n\n{code(path)}\n\n"
         f"In the address bar of a browser on that machine:\n\n{code(path.as_uri())}\n\n{listed}\n\n"
         f"Put the masks into its {code('masks')} folder, then run {code(f'segcurate import {path}')}.\n",
-        key=_key("export", project),
+        key=_key("export", project, database),
         description=f"In {code(path)}",
     )
 
 
-def _key(what: str, project: Project) -> str:
-    """An artifact's key: lower-case letters, digits and dashes, with the project's name, as one server may
-    serve several projects."""
-    name = re.sub("[^a-z0-9]+", "-", project.config.name.lower()).strip("-")
-    return f"{what}-{name}" if name else what
+def _key(what: str, project: Project, database: Database) -> str:
+    """An artifact's key: lower-case letters, digits and dashes, with the project's name and the start of its
+    id, as one server may serve several projects."""
+    identity = identity_of(project, database)
+    return f"{what}-{slug(identity)}-{identity.id[:8]}"
 
 
 class _ShownProgress:
     """The artifact of a scoring run, kept up to date by one thread; `report` may be called from any."""
 
-    def __init__(self, run_id: int, total: int, database: Database | None) -> None:
-        self.run_id, self.total, self.database = run_id, total, database
+    def __init__(self, project: Project, database: Database, *, run_id: int, total: int) -> None:
+        self.project, self.database, self.run_id, self.total = project, database, run_id, total
         self.ended = threading.Event()
         self._reported = 0
         self._stored = 0
@@ -192,7 +195,7 @@ class _ShownProgress:
 
     def _query(self, *, force: bool) -> None:
         now = time.monotonic()
-        if self.database is None or (not force and now < self._query_next_at):
+        if not force and now < self._query_next_at:
             return
         self._query_next_at = now + POLL_SECONDS
         with self.database.session(write=False) as session:
@@ -208,7 +211,8 @@ class _ShownProgress:
         percent = 100.0 if self.total == 0 else math.floor(1000 * done / self.total) / 10
         words = self._words(done, over=over)
         if self._artifact is None:
-            created = create_progress_artifact(percent, f"scoring-run-{self.run_id}", words)
+            key = f"{_key('scoring', self.project, self.database)}-run-{self.run_id}"
+            created = create_progress_artifact(percent, key, words)
             self._artifact = cast(UUID, created)  # a coroutine only inside an event loop, which this is not
         else:
             update_progress_artifact(self._artifact, percent, words)

@@ -32,7 +32,7 @@ def export_queue(
         target = None if folder is None else runner.project.root / folder
         exported = runner.run(export, queue=queue or None, folder=target, to=to or None)
         written, failed = exported.folder, len(exported.failed)
-        link_export(runner.project, written)
+        link_export(runner.project, runner.database, written)
         show_queue(runner.project, runner.database)
         rename_run(f"export {queue or written.name}")
         unusable = (f"{failed} images could not be exported: the log lists them.",) if failed else ()

@@ -57,7 +57,7 @@ def show_nightly(runner: FlowRunner, report: NightlyReport) -> None:
     """The artifacts of a nightly run: the queue, the exported folder, and the round."""
     if report.folder is not None:
         show_queue(runner.project, runner.database)
-        link_export(runner.project, report.folder)
+        link_export(runner.project, runner.database, report.folder)
     if report.changed:
         show_round(runner.project, runner.database)
 

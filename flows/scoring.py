@@ -34,7 +34,7 @@ def score_pool(
     scorer = as_task(open_scorer, project, database)
     plan = as_task(plan_scoring, project, database, scorer=scorer)
     planned(plan)
-    with scoring_progress(plan.run_id, plan.images, database=database) as shown:
+    with scoring_progress(project, database, run_id=plan.run_id, total=plan.images) as shown:
         if project.config.scale.engine == "ray":
             from flows.ray_cluster import score_on_cluster
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,9 @@ from db.tables import Image as ImageRow
 from flows import artifacts
 from flows.markdown import code, harmless, picture, plain, prose, table
 from flows.round_report import round_report
-from tests.conftest import opened
+from pipeline.data.project import load_project
+from pipeline.ownership import identity_of, open_database
+from tests.conftest import opened, write_config
 from tests.factories import at_once, new_queue
 
 HOSTILE = (
@@ -117,33 +119,43 @@ def rude(out_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(rude: Path, prefect_server: str) -> dict[str, Any]:
-    """The artifacts of one flow run, by key."""
+    """The artifacts of one flow run, by key without the project's ending."""
 
     @flow(name="shows everything")
     def everything() -> None:
         with opened(rude) as (project, database):
-            with artifacts.scoring_progress(7, 20) as progress:
+            with artifacts.scoring_progress(project, database, run_id=7, total=20) as progress:
                 for done in range(0, 21, 5):
                     progress("Scoring", done, 20)
                     time.sleep(0.05)
-            with suppress(KeyboardInterrupt), artifacts.scoring_progress(8, 20) as progress:
+            with (
+                suppress(KeyboardInterrupt),
+                artifacts.scoring_progress(project, database, run_id=8, total=20) as progress,
+            ):
                 progress("Scoring", 13, 20)
                 raise KeyboardInterrupt
-            with artifacts.scoring_progress(9, 0):
+            with artifacts.scoring_progress(project, database, run_id=9, total=0):
                 pass
-            with artifacts.scoring_progress(1, 6, database=database), database.session() as session:
+            with (
+                artifacts.scoring_progress(project, database, run_id=1, total=6),
+                database.session() as session,
+            ):
                 time.sleep(0.2)
                 session.execute(update(Shard).values(finished_at=utc_now(), scored=4, failed=2))
             artifacts.show_queue(project, database)
             artifacts.show_round(project, database)
-            artifacts.link_export(project, project.path("queues/round-01"))
+            artifacts.link_export(project, database, project.path("queues/round-01"))
 
     state = everything(return_state=True)
     run_id = state.state_details.flow_run_id
     assert run_id is not None
     with get_client(sync_client=True) as client:
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-        return {str(row.key): row for row in client.read_artifacts(flow_run_filter=of_run, limit=50)}
+        rows = client.read_artifacts(flow_run_filter=of_run, limit=50)
+    with opened(rude) as (project, database):
+        ending = f"-squares-{identity_of(project, database).id[:8]}"
+    assert all(ending in str(row.key) for row in rows)
+    return {str(row.key).replace(ending, ""): row for row in rows}
 
 
 def test_progress_ends_at_everything_or_at_what_was_reached(shown: dict[str, Any]) -> None:
@@ -164,7 +176,7 @@ def test_what_other_processes_have_finished_counts(shown: dict[str, Any], rude: 
 
 
 def test_the_queue_is_a_table_of_what_is_asked_for_and_why(shown: dict[str, Any], rude: Path) -> None:
-    rows = json.loads(shown["queue-squares"].data)
+    rows = json.loads(shown["queue"].data)
     with opened(rude) as (_, database), database.session(write=False) as session:
         items = session.scalars(
             select(QueueItem).where(QueueItem.queue_id == 2).order_by(QueueItem.rank)
@@ -176,11 +188,11 @@ def test_the_queue_is_a_table_of_what_is_asked_for_and_why(shown: dict[str, Any]
     assert list(first) == ["rank", "image", "box", "class", "entropy", "slice", "reason"]
     assert first["box"] == f"{item.x}, {item.y} · {item.w} × {item.h}"
     assert first["entropy"] == f"{item.score:.3f}"
-    assert str(rude / "queues" / "round-01") in shown["queue-squares"].description
+    assert str(rude / "queues" / "round-01") in shown["queue"].description
 
 
 def test_the_round_says_what_its_model_came_to_with_the_intervals(shown: dict[str, Any], rude: Path) -> None:
-    page = shown["round-squares"].data
+    page = shown["round"].data
     with opened(rude) as (project, database), database.session(write=False) as session:
         sampler = project.config.scoring.sampler
         wanted = (Metric.name == "miou", Metric.class_index == -1)
@@ -193,13 +205,13 @@ def test_the_round_says_what_its_model_came_to_with_the_intervals(shown: dict[st
     assert f"is a {'probability' if passed else 'softmax score'}." in seen.text
     assert "Model r01: promoted ✓" in seen.text
     assert "segcurate import queues/round-01" in seen.text
-    assert shown["round-squares"].description.startswith(f"Round 1: r01 promoted, mIoU {value[1]}")
+    assert shown["round"].description.startswith(f"Round 1: r01 promoted, mIoU {value[1]}")
 
 
 def test_the_round_holds_the_learning_curve_and_nothing_of_what_users_smuggle_in(
     shown: dict[str, Any],
 ) -> None:
-    page = shown["round-squares"].data
+    page = shown["round"].data
     png = re.search(r"data:image/png;base64,([\w+/=]+)\)", page)
     assert png is not None
     with Image.open(io.BytesIO(base64.b64decode(png[1]))) as drawn:
@@ -212,10 +224,28 @@ def test_the_round_holds_the_learning_curve_and_nothing_of_what_users_smuggle_in
 
 
 def test_the_exported_folder_is_a_path_to_copy(shown: dict[str, Any], rude: Path) -> None:
-    page = shown["export-squares"].data
+    page = shown["export"].data
     assert f"`{rude / 'queues' / 'round-01'}`" in page
     assert (rude / "queues" / "round-01").as_uri() in page
     assert "`manifest.jsonl`" in page
+
+
+def test_no_two_projects_share_an_artifact_even_with_one_name_and_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_run: list[str]
+) -> None:
+    keys: set[str] = set()
+    monkeypatch.setattr(artifacts, "create_progress_artifact", lambda p, key, d: keys.add(key))
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda *_, key, **__: keys.add(key))
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        project = load_project(write_config(folder))
+        with closing(open_database(project)) as database:
+            with artifacts.scoring_progress(project, database, run_id=1, total=0):
+                pass
+            artifacts.link_export(project, database, folder)
+    assert in_a_run == []
+    assert len(keys) == 4
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", key) for key in keys)
 
 
 def test_nothing_is_shown_outside_a_run(rude: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,12 +256,12 @@ def test_nothing_is_shown_outside_a_run(rude: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(artifacts, name, refuse)
     before = threading.active_count()
     with opened(rude) as (project, database):
-        with artifacts.scoring_progress(1, 3, database=database) as progress:
+        with artifacts.scoring_progress(project, database, run_id=1, total=3) as progress:
             progress("Scoring", 3, 3)
             assert threading.active_count() == before
         artifacts.show_queue(project, database)
         artifacts.show_round(project, database)
-        artifacts.link_export(project, rude)
+        artifacts.link_export(project, database, rude)
 
 
 @pytest.fixture
@@ -259,8 +289,8 @@ def test_an_artifact_that_fails_is_a_warning_and_the_work_goes_on(
     with opened(rude) as (project, database):
         artifacts.show_queue(project, database)
         artifacts.show_round(project, database)
-        artifacts.link_export(project, rude / "not there")
-        with artifacts.scoring_progress(1, 3) as progress:
+        artifacts.link_export(project, database, rude / "not there")
+        with artifacts.scoring_progress(project, database, run_id=1, total=3) as progress:
             progress("Scoring", 3, 3)
     assert [line.split(":")[0] for line in in_a_run] == [
         "An artifact was left out, show_queue failed",
@@ -300,7 +330,7 @@ def test_a_review_or_a_withdrawn_queue_is_not_shown_as_the_queue_of_the_round(
 
 
 def test_many_threads_may_report_and_once_a_second_is_shown(
-    monkeypatch: pytest.MonkeyPatch, in_a_run: list[str]
+    rude: Path, monkeypatch: pytest.MonkeyPatch, in_a_run: list[str]
 ) -> None:
     shown: list[tuple[float, float]] = []
     monkeypatch.setattr(artifacts, "UPDATE_SECONDS", 0.3)
@@ -310,7 +340,10 @@ def test_many_threads_may_report_and_once_a_second_is_shown(
     monkeypatch.setattr(
         artifacts, "update_progress_artifact", lambda a, p, d: shown.append((time.monotonic(), p))
     )
-    with artifacts.scoring_progress(1, 400) as progress:
+    with (
+        opened(rude) as (project, database),
+        artifacts.scoring_progress(project, database, run_id=1, total=400) as progress,
+    ):
 
         def work(number: int) -> None:
             for done in range(number + 1, 401, 4):
