@@ -14,11 +14,9 @@ from db.queries.models import count_new_labels
 from db.tables import Identity
 from flows.automations import LABELS_IMPORTED, resource_id
 from flows.runner import Done, FlowRunner, rename_run, run_flow
-from pipeline.errors import UserError
+from pipeline.operation.labels import take_labels
 from pipeline.ownership import identity_of
-from pipeline.steps.import_labels import import_labels
-from pipeline.steps.import_labels.step import ImportReport
-from pipeline.steps.sync import pull
+from pipeline.steps.import_labels.report import ImportReport
 
 
 @flow(name="import-labels", flow_run_name="import {folder}", persist_result=False)
@@ -43,35 +41,19 @@ def import_labels_flow(
     """
 
     def work(runner: FlowRunner) -> Done:
-        project = runner.project
-        if folder is None:
-            pulled = runner.run(pull, tool=tool or project.config.labeling.tool, close=close)
-            reports = pulled.imported
-        else:
-            source = project.root / folder
-            reports = [
-                runner.run(import_labels, source=source, tool=tool or None, annotator=annotator, close=close)
-            ]
-        imported = sum(report.imported for report in reports)
-        unchanged = sum(report.unchanged for report in reports)
-        rejected = sum(len(report.rejected) + report.rejected_more for report in reports)
-        if rejected and not (imported or unchanged):
-            raise UserError(
-                f"Nothing could be imported from {folder or 'the server'}.", "Correct what the log lists."
-            )
+        sources = [] if folder is None else [runner.project.root / folder]
+        labels = take_labels(runner, sources=sources, tool=tool or None, annotator=annotator, close=close)
         with runner.database.session(write=False) as session:
             new_labels = count_new_labels(session)
-        names = ", ".join(report.queue for report in reports)
-        rename_run(f"import {names or 'nothing new'}", f"{imported} masks")
-        identity = identity_of(project, runner.database)
-        for report in reports:
+        names = ", ".join(report.queue for report in labels.reports)
+        rename_run(f"import {names or 'nothing new'}", f"{labels.imported} masks")
+        identity = identity_of(runner.project, runner.database)
+        for report in labels.reports:
             if report.imported or report.closed:
                 _emit_labels_imported(identity, report, new_labels)
-        what = f"{names}: {imported} masks imported, {unchanged} unchanged, {rejected} rejected"
-        unusable = (f"{rejected} masks could not be imported: the log lists them.",) if rejected else ()
-        return Done(
-            f"{what if reports else 'Nothing new'}; {new_labels} labeled regions wait for a model.", unusable
-        )
+        counts = f"{labels.imported} masks imported, {labels.unchanged} unchanged, {labels.rejected} rejected"
+        what = f"{names}: {counts}" if labels.reports else "Nothing new"
+        return Done(f"{what}; {new_labels} labeled regions wait for a model.", labels.warnings)
 
     return run_flow(config, work, title="import")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,6 +40,8 @@ db_app = typer.Typer(help="Maintain the database.", no_args_is_help=True)
 
 PROJECT, ROUND, TRUST, LOOK = "Project", "One round, in this order", "Can the uncertainty be trusted?", "Show"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+WARNED = 3
+"""The exit code where a part was not done, or some files were not used. A failure has 1."""
 INTERRUPTED = 130
 """The exit code of a command that was stopped with Ctrl-C."""
 
@@ -152,6 +154,18 @@ def print_next(database: Database) -> None:
     with database.session(write=False) as session:
         now = project_status(session)
     console.print(f"Next: [bold]{literal(now.next_command)}[/]")
+
+
+def exit_with_warnings(warnings: Sequence[str]) -> None:
+    """Print the warnings of a command's whole work.
+
+    Raises:
+        typer.Exit: there are some.
+    """
+    for warning in warnings:
+        print_line(f"warning: {warning}")
+    if warnings:
+        raise typer.Exit(WARNED)
 
 
 def _version(requested: bool) -> None:

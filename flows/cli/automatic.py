@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import opened_runner, print_line, state
+from flows.cli.app import WARNED, exit_with_warnings, opened_runner, print_line, state
 from flows.cli.look import list_rounds
 from pipeline.errors import UserError
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 AUTOMATIC = "Automatic"
 AsFlow = Annotated[bool, typer.Option("--prefect", help="As a flow run, which the Prefect server shows.")]
-
-WARNED = 3
-"""The exit code where a part was not done, or some files were not used. A failure has 1."""
 
 commands = typer.Typer()
 
@@ -76,16 +73,9 @@ def loop(
 
 
 def _print_report(report: NightlyReport | RetrainReport) -> None:
-    """Print the summary and the warnings.
-
-    Raises:
-        typer.Exit: there are warnings.
-    """
+    """Print the summary and the warnings."""
     print_line(report.summary)
-    for warning in report.warnings:
-        print_line(f"warning: {warning}")
-    if report.warnings:
-        raise typer.Exit(WARNED)
+    exit_with_warnings(report.warnings)
 
 
 def _run_flow(name: str, **parameters: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, opened_runner, print_next
+from flows.cli.app import ROUND, exit_with_warnings, opened_runner, print_next
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -78,25 +78,26 @@ def import_(
     ] = None,
     close: Close = False,
 ) -> None:
-    """Import labels. Importing the same masks twice changes nothing."""
+    """Import labels. Importing the same masks twice changes nothing.
+
+    The exit code is 3 where some masks could not be imported.
+    """
     if sources and url is not None:
         raise UserError("`--url` and files exclude each other.", "Leave one of them out.")
+    from pipeline.operation.labels import take_labels
+
     with opened_runner() as runner:
-        if sources:
-            from pipeline.steps.import_labels import import_labels as step
-
-            report = runner.run(
-                step, source=sources, tool=tool, annotator=annotator, close=close, queue=queue
-            )
-            if report.rejected and not report.imported and not report.unchanged:
-                named = ", ".join(map(str, sources))
-                raise UserError(f"Nothing could be imported from {named}.", "Correct what is listed above.")
-        else:
-            from pipeline.steps.sync import pull
-
-            named = tool or runner.project.config.labeling.tool
-            runner.run(pull, tool=named, url=url, queue=queue, close=close)
+        labels = take_labels(
+            runner,
+            sources=sources or [],
+            tool=tool,
+            url=url,
+            annotator=annotator,
+            queue=queue,
+            close=close,
+        )
         print_next(runner.database)
+    exit_with_warnings(labels.warnings)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -107,9 +108,16 @@ def sync(
     url: Url = None,
     close: Close = False,
 ) -> None:
-    """Pull finished labels from the labeling tool's server, and push the active queue to it."""
+    """Pull finished labels from the labeling tool's server, and push the active queue to it.
+
+    The exit code is 3 where some masks could not be imported.
+    """
     from pipeline.operation import delivery
+    from pipeline.operation.labels import ImportedLabels
 
     with opened_runner() as runner:
-        delivery.sync(runner, tool=tool or runner.project.config.labeling.tool, url=url, close=close)
+        pulled, _ = delivery.sync(
+            runner, tool=tool or runner.project.config.labeling.tool, url=url, close=close
+        )
         print_next(runner.database)
+    exit_with_warnings(() if pulled is None else ImportedLabels(pulled.imported).warnings)

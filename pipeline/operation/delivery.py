@@ -60,7 +60,7 @@ def pull_labels(runner: Runner) -> int:
         UserError: nothing could be pulled.
     """
     pulled = _with_server(runner, _pull, "No labels were pulled")
-    return 0 if pulled is None else sum(len(one.rejected) + one.rejected_more for one in pulled.imported)
+    return 0 if pulled is None else sum(report.rejections for report in pulled.imported)
 
 
 def push_queue(runner: Runner) -> None:

@@ -21,14 +21,14 @@ class Console:
         self.folder, self.patch, self.capture = folder, patch, capture
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """What a command prints; on standard error where it fails."""
+        """What a command prints; on standard error where it fails with 1."""
         self.patch.setattr(sys, "argv", ["segcurate", *arguments])
         self.capture.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
         output, errors = self.capture.readouterr()
         assert int(end.value.code or 0) == code, errors
-        return errors if code else output
+        return errors if code == 1 else output
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.run(*arguments, "--json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from sqlalchemy import delete, func, select
 
@@ -113,6 +114,23 @@ def test_the_exit_code_of_a_night_tells_warnings_from_a_failure(console: Console
     console.run("nightly", code=3)
     (out / "images").rename(out / "elsewhere")
     assert "error: `data.images` names 'images'" in console.run("nightly", code=1)
+
+
+def test_the_exit_code_of_an_import_tells_refused_masks_from_none_that_was_taken(
+    console: Console, out: Path, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    (answers / "broken.png").write_bytes(b"no image")
+    assert "error: Nothing could be imported from" in console.run("import", str(answers), code=1)
+    with opened(out) as (project, database), database.session(write=False) as session:
+        image = session.scalars(select(Image.uri).join(QueueItem, QueueItem.image_id == Image.id)).first()
+        assert image is not None
+        with PIL.Image.open(project.path(image)) as picture:
+            PIL.Image.new("L", picture.size, 1).save(answers / f"{Path(image).stem}.png")
+    said = console.run("import", str(answers), code=3)
+    assert "1 masks imported" in said
+    assert "warning: 1 masks could not be imported" in said
 
 
 def test_status_says_who_is_at_work_and_who_died_there(console: Console, out: Path) -> None:

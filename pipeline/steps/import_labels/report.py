@@ -38,6 +38,11 @@ class ImportReport:
     closed: bool = False
     """Whether the round is closed, and the next one open."""
 
+    @property
+    def rejections(self) -> int:
+        """How many parts were not taken, with those that have no line."""
+        return len(self.rejected) + self.rejected_more
+
     def reject(self, rejected: Rejected) -> None:
         """Note what was not taken."""
         if len(self.rejected) < MOST_LINES:
