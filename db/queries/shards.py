@@ -61,14 +61,17 @@ def plan_shards(
 ) -> OpenShards:
     """Cut the images that the run has not scored into shards of ascending ids.
 
-    Pending shards and those of a dead or silent owner are deleted; the running shards of a living owner stay.
+    Pending shards and those of a dead or silent owner are deleted; the running shards of a living owner stay,
+    and one that is being written at this moment.
 
     Returns:
         The shards that are open now.
     """
     session.execute(select(ScoringRun.id).where(ScoringRun.id == run_id).with_for_update())  # one planner
     free = _is_free(store_time(session), dead)
-    session.execute(delete(Shard).where(Shard.run_id == run_id, free))
+    # a locked shard is being written, and its writer may need the run: to wait could be a deadlock
+    deletable = select(Shard.id).where(Shard.run_id == run_id, free).with_for_update(skip_locked=True)
+    session.execute(delete(Shard).where(Shard.id.in_(deletable)))
     running = _ranges(session, run_id, Shard.status == "running")
     members: list[int] = []
     for image_id in _ids_to_score(session, run_id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import pytest
+from sqlalchemy import text
 
 from db.engine import Database
 from db.queries import shards
@@ -68,3 +69,17 @@ def test_a_new_plan_tries_again_what_was_left_alone(database: Database) -> None:
         assert len(shards.fatal_shards(session, run_id=1, dead=dead)) == 2
         assert shards.plan_shards(session, run_id=1, shard_images=2, dead=dead) == (2, 0)
     assert claim(database, "b", unbegun=True) == FIRST
+
+
+def test_a_plan_does_not_wait_for_a_silent_worker_that_is_writing_its_shard(postgresql_url: str) -> None:
+    database = open_store(postgresql_url)
+    ask(database, shards.plan_shards, run_id=1, shard_images=2)
+    assert ask(database, shards.claim_shard, run_id=1, owner="slow", seconds=-1.0) == FIRST
+    with database.session() as writing:
+        assert shards.replace_shard(
+            writing, run_id=1, shard=FIRST, owner="slow", image_ids=[1, 2], images={}, regions={}
+        )
+        with database.session() as planning:
+            planning.execute(text("SET LOCAL lock_timeout = '2s'"))
+            opened = shards.plan_shards(planning, run_id=1, shard_images=2)
+            assert opened.running == 1
