@@ -21,6 +21,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.import_path import SAFE_PATH
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,8 @@ def use_server(url: str, environment: Mapping[str, str], *, password: str | None
 
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    if "PREFECT_HOME" in os.environ:  # the runs start in another working directory
+        os.environ["PREFECT_HOME"] = os.path.abspath(os.environ["PREFECT_HOME"])
     os.environ["PREFECT_API_URL"] = url
     if password is not None:
         os.environ["PREFECT_API_AUTH_STRING"] = password
@@ -191,6 +194,7 @@ class _Server:
         environment = {
             **SERVER_SETTINGS,
             **os.environ,
+            **SAFE_PATH,
             "PREFECT_SERVER_API_AUTH_STRING": self._password,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
             "PREFECT_UI_API_URL": f"{origin}/api",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from db.engine import Database
 from db.queries import shards
+from flows.import_path import outside_project
 from flows.tasks import log_line, of_step, opened
 from pipeline.config import ScaleConfig
 from pipeline.data.project import Project
@@ -121,7 +122,8 @@ def _cluster(scale: ScaleConfig) -> Generator[RayTaskRunner[Any]]:
     settings = {} if scale.ray_address is None else {"address": scale.ray_address}
     with ExitStack() as stack:
         try:
-            runner = stack.enter_context(RayTaskRunner(init_kwargs=settings))
+            with outside_project():
+                runner = stack.enter_context(RayTaskRunner(init_kwargs=settings))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"No Ray cluster answers at `scale.ray_address: {scale.ray_address}`: {error}",

@@ -19,6 +19,7 @@ from flows.automations import (
     retrain_after_labels,
 )
 from flows.deployments import NAME_TAG, PROJECT_TAG, Deployment, Deployments, registrable, slug
+from flows.import_path import outside_project
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def serve_until_stopped(
         runner.add_deployment(deployment)
     put_automations(deployments, project=identity.id)
     ready(deployments.deployments)
-    asyncio.run(_run(runner))
+    with outside_project():
+        asyncio.run(_run(runner))
 
 
 def next_run(deployment: Deployment, *, after: datetime | None = None) -> datetime | None:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.errors import StoreError
 from flows.cli.display import console, errors, literal, progress_bar
+from flows.import_path import SAFE_PATH
 from pipeline.config import CONFIG_FILE
 from pipeline.data.project import Project, load_project
 from pipeline.errors import UserError
@@ -60,6 +61,7 @@ def main() -> None:
     """The console script: runs a command, and prints a user's mistake as two plain lines."""
     # torch's idle threads spin by default: on a busy machine that makes small networks ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(SAFE_PATH)  # of all processes that a command starts
     try:
         app()
     except (UserError, StoreError) as error:
