@@ -16,6 +16,7 @@ from db.tables import Identity
 from pipeline.config.base import Positive, Section
 from pipeline.config.errors import explain, explain_yaml
 from pipeline.errors import ConfigError
+from pipeline.files import read_plain
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -118,12 +119,12 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
     """
     path = file or _default_file()
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(read_plain(path).decode())
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}.", "Name a file with `--file`."
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
     variables = {TIMEZONE: "UTC"} | os.environ | {CONFIG: os.path.abspath(config)}
     try:

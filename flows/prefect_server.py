@@ -23,6 +23,7 @@ from pathlib import Path
 
 from flows.import_path import SAFE_PATH
 from pipeline.errors import UserError
+from pipeline.files import require_plain
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def private_password(file: Path) -> str:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
+        require_plain(file)
         file.chmod(0o600)
         return file.read_text(encoding="ascii").strip()
     with os.fdopen(descriptor, "w", encoding="ascii") as opened:

@@ -1,4 +1,7 @@
-"""Writing files so that a kill, a full disk or a read-only folder leaves nothing half-written.
+"""Reading files within limits, and writing them so that a kill or a full disk leaves nothing half-written.
+
+Every file that a user or a folder names is opened by `open_plain` or checked by `require_plain`: a device or
+a pipe may send data without end, and a large file is refused before it is read.
 
 A file appears whole or not at all: it is written under another name in the same folder, then renamed. What
 the operating system reports becomes a `UserError` that names the folder.
@@ -11,10 +14,13 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from io import BufferedReader
 from pathlib import Path
 
 from pipeline.errors import DataError, UserError
@@ -29,6 +35,15 @@ LEAST_SPACE = 64 * 2**20
 """Bytes that must be free before long work begins."""
 ABANDONED_SECONDS = 3600.0
 """Age at which the unfinished file of another machine's process counts as abandoned."""
+
+LARGEST_FILE = 16 << 30
+"""Bytes of any file that is read."""
+LARGEST_TEXT = 16 << 20
+"""Bytes of a text that is read whole: a configuration, a label map, a model's card."""
+LARGEST_LIST = 1 << 30
+"""Bytes of a list or a CSV, which is read line by line."""
+LONGEST_LINE = 1 << 16
+"""Bytes of a line of it."""
 
 _ERRORS = {
     errno.ENOSPC: ("the disk is full", "Free some space, then run the command again."),
@@ -141,8 +156,12 @@ def sweep(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hex digits."""
-    with path.open("rb") as stream:
+    """SHA-256 of a file's content, 64 hex digits.
+
+    Raises:
+        OSError, DataError: as `open_plain`.
+    """
+    with open_plain(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -160,14 +179,103 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def require_plain(path: Path) -> None:
-    """Refuse a device, a pipe or a socket, which may send data without end; a missing path is fine.
+def open_plain(path: Path, *, longest: int = LARGEST_FILE) -> BufferedReader:
+    """A plain file, opened for reading. A pipe without a writer does not block.
+
+    Args:
+        longest: bytes that the file may have.
 
     Raises:
-        DataError: it is neither a file nor a folder.
+        OSError: there is no such file, it is a folder, or it may not be read.
+        DataError: it is a device, a pipe, a socket or a file of /proc or /sys; or it is too large.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError(f"{path} is neither a file nor a folder.", "Name a file or a folder.")
+    _check_plain(path, path.stat(), longest)  # opening a device may already do something
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        _check_plain(path, status, longest)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_plain(path: Path, *, longest: int = LARGEST_TEXT) -> bytes:
+    """The content of a plain file.
+
+    Args:
+        longest: bytes that the file may have.
+
+    Raises:
+        OSError, DataError: as `open_plain`.
+    """
+    with open_plain(path, longest=longest) as stream:
+        content = stream.read(longest + 1)
+    if len(content) > longest:  # it has grown since
+        raise _too_large(path, longest)
+    return content
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a list or CSV in UTF-8, with their ends; a byte order mark is left out.
+
+    Raises:
+        OSError: as `open_plain`.
+        DataError: as `open_plain`; or the file has more than `LARGEST_LIST` bytes, a line more than
+            `LONGEST_LINE`, or a line is not UTF-8.
+    """
+    with open_plain(path, longest=LARGEST_LIST) as stream:
+        number = 0
+        while line := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise DataError(
+                    f"{path} has more than {LONGEST_LINE} bytes in line {number}.",
+                    "Name a list of short lines.",
+                )
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"{path} is not UTF-8 in line {number}.", "Save it as UTF-8.") from None
+
+
+def require_plain(path: Path, *, longest: int = LARGEST_FILE) -> None:
+    """Refuse what `open_plain` refuses, where a library opens the path. A folder, or a path where there is
+    nothing, is fine.
+
+    Raises:
+        DataError: as `open_plain`.
+    """
+    with suppress(OSError):
+        _check_plain(path, path.stat(), longest)
+
+
+def _check_plain(path: Path, status: os.stat_result, longest: int) -> None:
+    folder = stat.S_ISDIR(status.st_mode)
+    if not (folder or stat.S_ISREG(status.st_mode)) or status.st_dev in _of_the_kernel():
+        raise DataError(
+            f"{path} is no plain file, but a device, a pipe, a socket, or a part of /proc or /sys.",
+            "Name a plain file or a folder.",
+        )
+    if status.st_size > longest and not folder:
+        raise _too_large(path, longest)
+
+
+def _too_large(path: Path, longest: int) -> DataError:
+    limit = f"{longest >> 20} MiB" if longest < 1 << 30 else f"{longest >> 30} GiB"
+    return DataError(f"{path} has more than the {limit} that it may have.", "Name another file, or split it.")
+
+
+@cache
+def _of_the_kernel() -> frozenset[int]:
+    """The device numbers of /proc and /sys: their files state no size, and have any."""
+    devices = set[int]()
+    for folder in ("/proc", "/sys"):
+        if os.path.ismount(folder):
+            devices.add(os.stat(folder).st_dev)
+    return frozenset(devices)
 
 
 def require_space(folder: Path, needed: int = 0) -> None:

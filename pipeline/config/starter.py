@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.config import ClassConfig, ModelConfig, RegionConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import read_plain
 
 HEADER = """\
 # A segcurate project. Paths are relative to this file; an environment variable such as
@@ -33,9 +34,10 @@ def read_label_map(path: Path) -> list[ClassConfig]:
         DataError: the file cannot be read, has another format, or has a class, id or colour twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The label map {path} cannot be read: {error}.", "Name a readable file.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"The label map {path} cannot be read: {why}.", "Name a readable file.") from error
     try:
         classes = [ClassConfig.model_validate(item) for item in _entries(path.suffix.lower(), text)]
     except (ValueError, TypeError, KeyError, yaml.YAMLError, csv.Error) as error:

@@ -16,6 +16,7 @@ from pipeline.data.project import Project
 from pipeline.data.remote import canonical, is_remote
 from pipeline.data.sources import Found, glob_pattern
 from pipeline.errors import DataError
+from pipeline.files import read_lines
 
 
 class Sequences:
@@ -113,13 +114,14 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
         DataError: the file cannot be read.
     """
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for line in stream:
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    yield text, ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The list {path} cannot be read: {error}.", "Name a readable text file.") from error
+        for line in read_lines(path):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                yield text, ""
+    except OSError as error:
+        raise DataError(
+            f"The list {path} cannot be read: {error.strerror}.", "Name a readable text file."
+        ) from error
 
 
 def read_groups(path: Path) -> Iterator[tuple[str, str]]:
@@ -129,21 +131,26 @@ def read_groups(path: Path) -> Iterator[tuple[str, str]]:
         DataError: the file cannot be read, lacks a column, or has a position that is no number.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if not {"image", "group"} <= set(reader.fieldnames or ()):
+        reader = csv.DictReader(read_lines(path))
+        if not {"image", "group"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{path} lacks the columns `image` and `group`.", "Name them in its first line.")
+        for row in reader:
+            position = (row.get("position") or "").strip()
+            try:
+                group = json.dumps([row["group"], whole_number(position) if position else None])
+            except (ValueError, TypeError, OverflowError):
                 raise DataError(
-                    f"{path} lacks the columns `image` and `group`.", "Name them in its first line."
+                    f"{path} has a position in line {reader.line_num} that is no number.", "Correct it."
+                ) from None
+            if None in (row["image"], row["group"]):
+                raise DataError(
+                    f"{path} has a line {reader.line_num} without an image or a group.", "Correct it."
                 )
-            for row in reader:
-                position = (row.get("position") or "").strip()
-                yield row["image"], json.dumps([row["group"], whole_number(position) if position else None])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Name a readable CSV.") from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{path} has a line that is not image, group, position: {error}.", "Correct it."
-        ) from error
+            yield row["image"], group
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Name a readable CSV.") from error
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}.", "Name a readable CSV.") from error
 
 
 def whole_number(text: str) -> int:

@@ -15,6 +15,7 @@ from pipeline.config.errors import explain, explain_yaml
 from pipeline.data.images import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
+from pipeline.files import read_plain
 
 
 class StoredImage(Protocol):
@@ -98,14 +99,17 @@ def load_project(path: Path) -> Project:
 
     Raises:
         ConfigError: the file is missing, is not YAML, or a key or value in it is wrong.
+        DataError: it is no plain file, or has more than `LARGEST_TEXT` bytes.
     """
-    if not path.is_file():
+    try:
+        document = yaml.safe_load(read_plain(path).decode())
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise ConfigError(f"{path} may not be read.", "Give yourself read permission.") from None
         raise ConfigError(
             f"There is no configuration at {path}.",
             "Run `segcurate init`, or name one with `--config`.",
-        )
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
     if not isinstance(document, dict):

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import PARTIAL, writing
+from pipeline.files import PARTIAL, open_plain, writing
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between the attempts to reach a store."""
@@ -72,7 +72,7 @@ class ImageCache:
         """
         path = self.path_of(uri)
         try:
-            stream = path.open("rb")
+            stream = open_plain(path)
         except FileNotFoundError:
             return self._fetch(uri, path)
         with suppress(OSError):
@@ -197,10 +197,11 @@ def opened(file: ImageFile) -> Generator[BufferedReader]:
 
     Raises:
         OSError: a file of this machine cannot be opened.
+        DataError: it is no plain file.
         DataError, UserError: as `ImageCache.open`.
     """
     if isinstance(file, Path):
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             yield stream
         return
     with file.cache.open(file.uri) as stream:

@@ -142,7 +142,7 @@ def mask_path(project: Project, found: Found) -> Path | None:
         return None
     relative = config.mask_template.format(parent=found.parent, stem=found.stem, name=found.name)
     path = Path(os.path.normpath(project.path(config.masks) / relative.lstrip("/")))
-    return path if path != found.path and path.is_file() else None
+    return path if path != found.path and path.exists() and not path.is_dir() else None
 
 
 class FoldersAbove:

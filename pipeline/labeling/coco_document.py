@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
 from pipeline.errors import DataError
-from pipeline.files import writing
+from pipeline.files import open_plain, writing
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, check_size, shown
 from pipeline.labeling.manifest import IMAGES
 from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
@@ -235,7 +235,7 @@ def _is_coco(path: Path, *, panoptic: bool) -> bool:
     """Whether a file begins like COCO and is of this kind. A panoptic file has the folder of its masks beside
     it, with the same name."""
     folder = path.with_suffix("")
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         return _begins_like_coco(stream) and (folder.is_dir() and not folder.is_symlink()) == panoptic
 
 

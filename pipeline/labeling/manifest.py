@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.files import append_text, atomic_write_bytes
+from pipeline.files import append_text, atomic_write_bytes, open_plain
 from pipeline.format import csv_line
 
 MANIFEST = "manifest.jsonl"
@@ -165,8 +165,12 @@ class ManifestWriter:
 
 
 def read_manifest(path: Path) -> Iterator[ManifestImage | BadLine]:
-    """The entries of an untrusted manifest, and a `BadLine` for each line that is not an entry."""
-    with path.open("rb") as stream:
+    """The entries of an untrusted manifest, and a `BadLine` for each line that is not an entry.
+
+    Raises:
+        DataError: it is no plain file.
+    """
+    with open_plain(path) as stream:
         number = 0
         while line := stream.readline(_LONGEST_LINE):
             number += 1

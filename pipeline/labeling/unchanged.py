@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.files import append_text, file_sha256
+from pipeline.files import LARGEST_LIST, append_text, file_sha256, open_plain
 
 PROPOSALS = "proposals.sha256"
 
@@ -43,9 +43,9 @@ def unchanged_proposals(folder: Path) -> set[Path]:
     if path.is_symlink() or not path.is_file():
         return set()
     files: set[Path] = set()
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+    with open_plain(path, longest=LARGEST_LIST) as stream:
         while line := stream.readline(_LONGEST_LINE):
-            match = _LINE.fullmatch(line)
+            match = _LINE.fullmatch(line.decode(errors="replace"))
             file = _inside(root, match[2]) if match else None
             if match is None or file is None or file_sha256(file) != match[1]:
                 return set()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.files import require_plain
 from pipeline.model.deep import DEEP
 from pipeline.model.segmenter import SEGMENTERS, Segmenter
 
@@ -222,7 +223,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: there is no such file, or it is not a safetensors file.
+        DataError: it is no plain file, or too large.
     """
+    require_plain(path)
     if not path.is_file():
         raise CheckpointError(f"There are no weights at {path}.", "Check the path in the configuration.")
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig, Section
 from pipeline.data.input_range import InputRange
 from pipeline.errors import CheckpointError
-from pipeline.files import atomic_write_bytes, sweep
+from pipeline.files import atomic_write_bytes, open_plain, read_plain, require_plain, sweep
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 
@@ -111,7 +111,7 @@ def read_card(folder: Path) -> ModelCard:
     """
     path = folder / CARD_FILE
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
+        return ModelCard.model_validate_json(read_plain(path))
     except OSError as error:
         raise CheckpointError(
             f"There is no readable checkpoint in {folder}: {error.strerror}.",
@@ -152,8 +152,13 @@ def save_resume(folder: Path, tensors: dict[str, Tensor], document: dict[str, An
 
 def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What `save_resume` wrote, on the CPU; None where there is nothing, or nothing readable: the run
-    then starts again, which costs time and nothing else."""
+    then starts again, which costs time and nothing else.
+
+    Raises:
+        DataError: it is no plain file.
+    """
     path = folder / RESUME_FILE
+    require_plain(path)
     try:
         with safe_open(path, framework="pt") as opened:
             document = json.loads((opened.metadata() or {})[RESUME_HEADER])
@@ -169,13 +174,16 @@ def forget_resume(folder: Path) -> None:
 
 def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     try:
-        data = path.read_bytes()
+        with open_plain(path) as stream:
+            known = hashlib.file_digest(stream, "sha256").hexdigest() == digest  # before it takes any memory
+            stream.seek(0)
+            data = stream.read() if known else b""
     except OSError as error:
         raise CheckpointError(
             f"There are no readable weights at {path}: {error.strerror}.",
             "Put the file back from a backup, or train again.",
         ) from error
-    if hashlib.sha256(data).hexdigest() != digest:
+    if not known:
         raise CheckpointError(
             f"{path} is not the file that its card {CARD_FILE} describes: it is damaged, or was replaced.",
             "Put the file back from a backup, or train again.",

@@ -108,7 +108,7 @@ def read_region_map(path: Path, *, size: tuple[int, int]) -> tuple[RegionMap, Ma
     Raises:
         DataError: the file is missing, damaged, of another size, coloured, or holds no region.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise DataError(f"There is no region map {path}.", "Make it, or correct `scoring.regions.template`.")
     with open_image(path) as image:
         if (image.info.width, image.info.height) != size:

@@ -19,7 +19,7 @@ from skimage.segmentation import slic
 
 from pipeline.config import RegionConfig
 from pipeline.data.images import ImageArray, as_rgb
-from pipeline.files import atomic_write_bytes
+from pipeline.files import atomic_write_bytes, open_plain
 
 FULL_DETAIL = 1_000_000
 """Pixels up to which an image is clustered as it is; a larger one is shrunk to about this many."""
@@ -120,7 +120,7 @@ class SuperpixelCache:
 def _load(path: Path, *, size: tuple[int, ...]) -> npt.NDArray[np.integer] | None:
     """A kept map [H, W]; None where there is none, or what is there is damaged."""
     try:
-        with path.open("rb") as stream, np.load(stream) as archive:
+        with open_plain(path) as stream, np.load(stream) as archive:
             found = archive["superpixel"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
+from pipeline.files import open_plain
 from pipeline.labeling.cvat.document import ANNOTATIONS
 from pipeline.labeling.cvat.labels import LOOK_HERE, meanings
 from pipeline.labeling.cvat.pieces import parse_runs
@@ -158,7 +159,7 @@ def _documents(source: Path) -> Iterator[tuple[str, BinaryIO | Rejected]]:
         subject = shown(file.name)
         try:
             if not is_zip(file):
-                with file.open("rb") as stream:
+                with open_plain(file) as stream:
                     yield subject, stream
                 continue
             with open_files(file) as files:
@@ -183,7 +184,7 @@ def _files(source: Path) -> list[Path]:
 def _is_document(path: Path) -> bool:
     if path.suffix.lower() != ".xml" or not path.is_file():
         return False
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         return _BEGINS.search(stream.read(_FIRST_BYTES)) is not None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.files import open_plain
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, Rejected, aware_time, shown
 from pipeline.labeling.label_studio.shapes import paint
@@ -38,7 +39,7 @@ def recognises(source: Path) -> bool:
         return (source / TASKS).is_file()
     if source.suffix.lower() not in _ENDINGS or not source.is_file():
         return False
-    with source.open("rb") as stream:
+    with open_plain(source) as stream:
         begin = stream.read(_FIRST_BYTES)
     return b'"annotations"' in begin and _OF_A_TASK.search(begin) is not None
 
@@ -53,7 +54,7 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
         DataError: it is no JSON (after the readable part has been yielded), or the folder holds none.
     """
     for file in _files(source):
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             for number, item in enumerate(iter_items(stream, longest=LONGEST_TASK), start=1):
                 subject = f"{shown(file.name)}, task {number}"
                 yield from _annotations(item, labels, subject)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import writing
+from pipeline.files import open_plain, read_plain, writing
 from pipeline.labeling.cvat.document import ANNOTATIONS, END, LABELS
 from pipeline.labeling.manifest import MANIFEST, BadLine, read_manifest
 from pipeline.labeling.untrusted.xml_elements import Element, iter_elements
@@ -58,7 +58,7 @@ class ExportedQueue:
         if not images:
             raise _unfit(folder, "it has no image")
         starts: dict[str, int] = {}
-        with (folder / ANNOTATIONS).open("rb") as stream:
+        with open_plain(folder / ANNOTATIONS) as stream:
             for element in iter_elements(stream, frozenset({"image"})):
                 if isinstance(element, Element):
                     starts[element.attributes.get("name", "")] = element.start
@@ -66,7 +66,10 @@ class ExportedQueue:
         elements = {key: (start, end) for (key, start), end in zip(starts.items(), ends, strict=True)}
         if not images.keys() <= elements.keys():
             raise _unfit(folder, f"{ANNOTATIONS} lacks images")
-        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        try:
+            labels = json.loads(read_plain(folder / LABELS))
+        except ValueError:
+            raise _unfit(folder, f"{LABELS} is no JSON") from None
         return cls(folder, name, images, labels, elements, head=next(iter(starts.values())))
 
     @contextmanager
@@ -101,7 +104,7 @@ class ExportedQueue:
         """
         with tempfile.TemporaryDirectory(prefix="segcurate-") as folder:
             path = Path(folder) / ANNOTATIONS
-            with writing(path), (self.folder / ANNOTATIONS).open("rb") as source, path.open("wb") as copy:
+            with writing(path), open_plain(self.folder / ANNOTATIONS) as source, path.open("wb") as copy:
                 for start, end in ((0, self.head), *(self.elements[name] for name in names)):
                     source.seek(start)
                     for at in range(start, end, _CHUNK):

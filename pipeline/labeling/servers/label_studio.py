@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from pipeline.errors import DataError
-from pipeline.files import writing
+from pipeline.files import open_plain, read_plain, writing
 from pipeline.labeling.exchange import shown
 from pipeline.labeling.label_studio.config import Masks, masks_of, with_masks
 from pipeline.labeling.label_studio.tasks import (
@@ -296,7 +296,7 @@ def _title(project: str) -> str:
 
 def _read_config(folder: Path) -> str:
     try:
-        return (folder / CONFIG).read_text(encoding="utf-8")
+        return read_plain(folder / CONFIG).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{folder} is no export for Label Studio.", "Export the queue with `--to label-studio`."
@@ -307,7 +307,7 @@ def _read_tasks(folder: Path) -> Iterator[dict[str, Any]]:
     """The tasks of an export; there is at least one."""
     path = folder / TASKS
     found = False
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         for item in iter_items(stream, longest=_LONGEST_TASK):
             found = True
             task = None if item.content is None else load_item(item.content)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from pipeline.errors import DataError
+from pipeline.files import read_plain
 from pipeline.labeling.label_studio.config import HEATMAPS, IMAGE
 from pipeline.labeling.label_studio.tasks import LOCAL_FILES
 from pipeline.labeling.servers.base import ServerError
@@ -62,6 +63,10 @@ def _urls(data: Data, keys: tuple[str, ...], url: Callable[[PurePosixPath], str]
     return {key: replaced(data[key]) for key in keys if key in data}
 
 
+LARGEST_UPLOAD = 1 << 30
+"""Bytes of a file that is sent."""
+
+
 class _Uploads:
     """Sends files to the server under a name with a hash of their content, so that none is sent twice."""
 
@@ -78,7 +83,7 @@ class _Uploads:
             self._sent = {path.rpartition("/")[2].partition("-")[2]: path for path in listed}
         path = self._folder / file
         try:
-            content = path.read_bytes()
+            content = read_plain(path, longest=LARGEST_UPLOAD)
         except OSError as error:
             raise DataError(f"{path} cannot be read.", "Export the queue again.") from error
         name = hashlib.sha256(content).hexdigest()[:32] + path.suffix

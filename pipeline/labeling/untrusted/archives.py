@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol
 
 from pipeline.errors import DataError
+from pipeline.files import open_plain
 from pipeline.labeling.exchange import Rejected, shown
 
 MOST_MEMBERS = 100_000
@@ -84,7 +85,7 @@ def open_files(source: Path) -> Generator[Files]:
         yield _Folder(source)
         return
     try:
-        stream = source.open("rb")
+        stream = open_plain(source)
     except OSError as error:
         raise DataError(f"{source} cannot be read.", "Name the file that was exported.") from error
     with stream:
@@ -101,7 +102,7 @@ def is_zip(source: Path) -> bool:
     """Whether a file begins like a zip archive."""
     if not source.is_file():
         return False
-    with source.open("rb") as stream:
+    with open_plain(source) as stream:
         return stream.read(4) in (b"PK\x03\x04", _END)
 
 
@@ -188,6 +189,8 @@ class _Folder:
                     waiting.append(path)
                 elif path.is_file():
                     self.names.append(name)
+                else:
+                    self.rejected.append(Rejected(shown(name), "It is not a plain file."))
                 if len(self.names) + len(self.rejected) > MOST_MEMBERS:
                     raise DataError(f"{root} has more than {MOST_MEMBERS} files.", "Import it in parts.")
         self.names.sort()
@@ -195,9 +198,7 @@ class _Folder:
     def open(self, name: str, *, longest: int) -> BinaryIO:
         path = self._root / name
         try:
-            if path.stat().st_size > longest:
-                raise _too_long(name, longest)
-            return path.open("rb")
+            return open_plain(path, longest=longest)
         except OSError as error:
             raise DataError(f"{shown(name)} cannot be read.", "Check the file.") from error
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
+from pipeline.files import open_plain
 from pipeline.labeling.exchange import Rejected, shown
 from pipeline.labeling.untrusted.json_items import Item, iter_items, load_item
 
@@ -113,7 +114,7 @@ class CocoIndex:
         the same id or the same name are rejected."""
         twice_by_id, twice_by_key = _repeated(self._images[:, 0]), _repeated(self._images[:, 3])
         begins, ends = self._slices(self._images[:, 0])
-        with self.path.open("rb") as stream:
+        with open_plain(self.path) as stream:
             for index in np.flatnonzero(ends > begins).tolist():
                 _, offset, length, _ = self._images[index].tolist()
                 try:
@@ -135,7 +136,7 @@ class CocoIndex:
             DataError: the file has changed since the scan.
         """
         begins, ends = self._slices(self._images[image.index : image.index + 1, 0])
-        with self.path.open("rb") as stream:
+        with open_plain(self.path) as stream:
             for _, offset, length in self._annotations[int(begins[0]) : int(ends[0])].tolist():
                 yield _read(stream, offset, length)
 
@@ -189,7 +190,7 @@ def coco_items(path: Path) -> Iterator[Item]:
     Raises:
         DataError: it is no COCO file.
     """
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         for item in iter_items(stream, longest=LONGEST_ITEM, members=True):
             if item.key is None:
                 raise DataError("It is no COCO file, that is, an object with lists.", _AGAIN)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from db.queries.scores import scoring_times
 from pipeline.data.project import Project
-from pipeline.files import atomic_write_bytes
+from pipeline.files import atomic_write_bytes, read_plain
 from pipeline.processes import this_process
 from pipeline.regions.sources import MapVersion, RegionFiles
 
@@ -45,7 +45,7 @@ def changed_maps(session: Session, project: Project, source: RegionFiles, *, run
     files = sorted(maps_folder(project, run_id).glob("*.json"))
     recorded: dict[int, MapVersion] = {}
     for file in files:
-        versions = json.loads(file.read_bytes())
+        versions = json.loads(read_plain(file))
         recorded.update((int(image_id), MapVersion(*version)) for image_id, version in versions.items())
     changed: list[int] = []
     current: dict[int, MapVersion] = {}
