@@ -190,16 +190,13 @@ def open_plain(path: Path, *, longest: int = LARGEST_FILE) -> BufferedReader:
         DataError: it is a device, a pipe, a socket or a file of /proc or /sys; or it is too large.
     """
     _check_plain(path, path.stat(), longest)  # opening a device may already do something
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    stream = open(path, "rb", opener=_at_once)  # noqa: SIM115 - the caller closes it
     try:
-        status = os.fstat(handle)
-        _check_plain(path, status, longest)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        return os.fdopen(handle, "rb")
+        _check_plain(path, os.fstat(stream.fileno()), longest)
     except BaseException:
-        os.close(handle)
+        stream.close()
         raise
+    return stream
 
 
 def read_plain(path: Path, *, longest: int = LARGEST_TEXT) -> bytes:
@@ -250,6 +247,10 @@ def require_plain(path: Path, *, longest: int = LARGEST_FILE) -> None:
     """
     with suppress(OSError):
         _check_plain(path, path.stat(), longest)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_plain(path: Path, status: os.stat_result, longest: int) -> None:

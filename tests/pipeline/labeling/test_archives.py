@@ -244,6 +244,7 @@ def test_a_folder_gives_plain_files_only(tmp_path: Path) -> None:
     assert refusals(folder) == {
         "link.png": "It is a link.",
         "loop": "It is a link.",
+        "pipe.png": "It is not a plain file.",
         "\\xdcff.png": "Its name is not valid text.",
     }
     with pytest.raises(DataError, match="more than the 0 MiB"):
