@@ -28,6 +28,7 @@ from pipeline.config import Measure
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.files import atomic_write_bytes
@@ -159,6 +160,7 @@ def evaluate(
     """Every metric over blocks of the test frames, before and after calibration."""
     config = project.config.evaluation
     predictor = served.predictor
+    bins = {name: MeasureBins.of(name) for name in MEASURES}
     sums: tuple[dict[int, Statistics], dict[int, Statistics]] = ({}, {})
     for batch in batches(served, images):
         predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
@@ -175,6 +177,7 @@ def evaluate(
                     probability,
                     batch.label[row],
                     {name: measured[place] for place, name in enumerate(MEASURES)},
+                    bins=bins,
                     class_bins=config.bins,
                 )
                 block = images.block_of[image_id]

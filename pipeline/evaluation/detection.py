@@ -1,6 +1,6 @@
 """How well a measure detects wrong pixels, and how useful it is for rejection, for each part of the pixels.
 
-Legend: N pixels, M measures, E = 512 measure bins, P stored parts (see `parts`), b blocks, R resamples,
+Legend: N pixels, M measures, E = 512 bins of a measure, P stored parts (see `parts`), b blocks, R resamples,
 w = 4 side of a patch, Y patches of an image.
 
 Errors are the positives; a larger measure predicts an error. All metrics but PAvPU follow from two
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 from pipeline.evaluation.metrics import area_under_risk_coverage, auroc, average_precision
 from pipeline.evaluation.parts import Parts, with_whole
-from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
 
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 METRICS = ("auroc", "aupr", "fpr95", "aurc", "e_aurc", "augrc", "pavpu")
 PATCH = 4
@@ -103,17 +105,20 @@ def patch_sums(value_N: Tensor, wrong_N: Tensor, patches: Patches) -> PatchSums:
     )
 
 
-def error_histograms(measures: Mapping[str, Tensor], wrong_N: Tensor, parts: Parts) -> Array:
+def error_histograms(
+    measures: Mapping[str, Tensor], wrong_N: Tensor, parts: Parts, *, bins: Mapping[str, MeasureBins]
+) -> Array:
     """Right and wrong pixels by measure, least uncertain first: [M, P, 2, E].
 
     Args:
         measures: [N] uncertainties by name, larger is more uncertain.
         wrong_N: bool, whether the predicted class is not the label.
         parts: of the pixels.
+        bins: of each measure.
     """
     return np.stack(
         [
-            parts.count(wrong_N.long() * MEASURE_BINS + measure_bin(name, value_N), 2 * MEASURE_BINS).reshape(
+            parts.count(wrong_N.long() * MEASURE_BINS + bins[name].index(value_N), 2 * MEASURE_BINS).reshape(
                 -1, 2, MEASURE_BINS
             )
             for name, value_N in measures.items()
@@ -122,28 +127,40 @@ def error_histograms(measures: Mapping[str, Tensor], wrong_N: Tensor, parts: Par
 
 
 def detection_estimates(
-    errors: Array, patches: Array, *, lowest: float, highest: float, bootstrap: BlockBootstrap
+    errors: Array,
+    patches: Array,
+    *,
+    tied: Flags,
+    lowest: float,
+    highest: float,
+    bootstrap: BlockBootstrap,
 ) -> dict[str, list[Estimate]]:
     """Every metric of one measure, an estimate a part (the whole first, see `part_names`).
 
     Args:
         errors: [b, P, 2, E].
         patches: [b, P, 2, 2], from `patch_sums`.
+        tied: [E], which bins hold one value only.
         lowest, highest: the range of the patches' mean uncertainty, over all blocks.
     """
 
-    def of_pixels(sums: Array) -> Array:
-        return np.stack(list(error_metrics(with_whole(sums, axis=1)).values()), axis=1)
+    def of_pixels(sums: Array, tied: Flags) -> Array:
+        return np.stack(list(error_metrics(with_whole(sums, axis=1), tied=tied).values()), axis=1)
 
     def of_patches(sums: Array) -> Array:
         return pavpu(with_whole(sums, axis=1), lowest=lowest, highest=highest)[:, None]
 
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.concatenate(
-            [of(sums.sum(axis=0)[None])[0] for of, sums in ((of_pixels, errors), (of_patches, patches))]
+            [of_pixels(errors.sum(axis=0)[None], tied)[0], of_patches(patches.sum(axis=0)[None])[0]]
         )
+        joined, joined_tied = coarse(errors, tied)
         low, high = np.concatenate(
-            [bootstrap.interval(of_pixels, coarse(errors)), bootstrap.interval(of_patches, patches)], axis=1
+            [
+                bootstrap.interval(partial(of_pixels, tied=joined_tied), joined),
+                bootstrap.interval(of_patches, patches),
+            ],
+            axis=1,
         )
     return {
         metric: [
@@ -153,24 +170,25 @@ def detection_estimates(
     }
 
 
-def error_metrics(errors: Array) -> dict[str, Array]:
-    """The metrics of pixels [...] from histograms [..., 2, E], in the order of `METRICS`. NaN where a metric
+def error_metrics(errors: Array, *, tied: Flags) -> dict[str, Array]:
+    """The metrics of pixels [...] from histograms [..., 2, E], in the order of `METRICS`; `tied` [E] are the
+    bins of one value. NaN where a metric
     is not defined: where all pixels are right, or all wrong, or there are none."""
     right, wrong = errors[..., 0, :], errors[..., 1, :]
     aurc = area_under_risk_coverage(right, wrong)
     return {
         "auroc": auroc(right, wrong),
-        "aupr": average_precision(right, wrong),
-        "fpr95": false_positive_rate(right, wrong, at=0.95),
+        "aupr": average_precision(right, wrong, tied=tied),
+        "fpr95": false_positive_rate(right, wrong, tied=tied, at=0.95),
         "aurc": aurc,
         "e_aurc": aurc - optimal_risk(right, wrong),
         "augrc": generalized_risk(right, wrong),
     }
 
 
-def false_positive_rate(right: Array, wrong: Array, *, at: float) -> Array:
+def false_positive_rate(right: Array, wrong: Array, *, tied: Flags, at: float) -> Array:
     """The share of right pixels that are flagged when the share `at` of the wrong pixels is: the FPR at this
-    TPR, from histograms [..., E], the most uncertain pixels flagged first."""
+    TPR, from histograms [..., E], the most uncertain pixels flagged first, those of a `tied` bin together."""
     flagged_wrong = wrong[..., ::-1].cumsum(axis=-1)
     flagged_right = right[..., ::-1].cumsum(axis=-1)
     target = at * flagged_wrong[..., -1:]
@@ -178,6 +196,7 @@ def false_positive_rate(right: Array, wrong: Array, *, at: float) -> Array:
     found_wrong = np.take_along_axis(wrong[..., ::-1], index, axis=-1)
     found_right = np.take_along_axis(right[..., ::-1], index, axis=-1)
     missing = np.take_along_axis(flagged_wrong, index, axis=-1) - target
+    missing = np.where(tied[::-1][index], 0.0, missing)
     flagged = np.take_along_axis(flagged_right, index, axis=-1) - found_right * missing / found_wrong
     return (flagged / flagged_right[..., -1:])[..., 0]
 
@@ -225,12 +244,14 @@ def separation(known: Array, novel: Array, *, bootstrap: BlockBootstrap) -> Esti
         return bootstrap.estimate(of_sums, np.stack([known, novel], axis=1))
 
 
-def coarse(errors: Array) -> Array:
+def coarse(errors: Array, tied: Flags) -> tuple[Array, Flags]:
     """Histograms [..., 2, E] with neighbouring bins joined, until each has about 1/128 of the pixels, right
-    and wrong ones counting alike."""
+    and wrong ones counting alike; and which of them hold one value only. A tied bin of that share is not
+    joined."""
     right, wrong = errors.sum(axis=tuple(range(errors.ndim - 2)))
     mass = right / max(right.sum(), 1) + wrong / max(wrong.sum(), 1)
     before = mass.cumsum() - mass
     group = (before / max(mass.sum(), 1e-300) * COARSE_BINS).astype(np.int64)
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
-    return np.add.reduceat(errors, starts, axis=-1)
+    alone = tied & (mass >= mass.sum() / COARSE_BINS)
+    starts = np.flatnonzero(np.diff(group, prepend=-1).astype(bool) | alone | np.roll(alone, 1))
+    return np.add.reduceat(errors, starts, axis=-1), alone[starts]

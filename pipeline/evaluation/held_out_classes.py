@@ -1,25 +1,26 @@
 """How well the uncertainty of a model detects the pixels of classes that it was trained without.
 
-Legend: C classes, E = 512 measure bins, b blocks, H W image size.
+Legend: C classes, E = 512 bins of a measure, b blocks, H W image size.
 
 Pixels of the held-out classes are the positives; a larger measure means more likely held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import IGNORE
+from pipeline.config import IGNORE, Sampler
 from pipeline.evaluation.bootstrap import BlockBootstrap
-from pipeline.evaluation.detection import coarse, error_metrics
+from pipeline.evaluation.detection import Flags, coarse, error_metrics
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
+from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 
 Array = npt.NDArray[np.float64]
 METRICS = ("auroc", "aupr", "fpr95")
@@ -39,16 +40,20 @@ class HeldOutClasses:
     """Histograms of known and of held-out pixels, by block, sampler and measure.
 
     Args:
-        indices: the held-out classes.
+        indices: int64, the held-out classes.
         blocks: b.
+        bins: of each measure, by sampler.
     """
 
-    def __init__(self, indices: Sequence[int], *, blocks: int) -> None:
-        self.indices = torch.tensor(list(indices))
+    def __init__(
+        self, indices: Tensor, *, blocks: int, bins: Mapping[Sampler, Mapping[str, MeasureBins]]
+    ) -> None:
+        self.indices = indices
         self.blocks = blocks
-        self.sums: dict[tuple[str, str], Array] = {}
+        self.bins = bins
+        self.sums: dict[tuple[Sampler, str], Array] = {}
 
-    def add(self, sampler: str, measures: Mapping[str, Tensor], label_HW: Tensor, *, block: int) -> None:
+    def add(self, sampler: Sampler, measures: Mapping[str, Tensor], label_HW: Tensor, *, block: int) -> None:
         """Count the labeled pixels of one image.
 
         Args:
@@ -57,9 +62,9 @@ class HeldOutClasses:
             block: that the image belongs to.
         """
         valid = label_HW != IGNORE
-        novel_N = torch.isin(label_HW[valid].long(), self.indices.to(label_HW.device)).long()
+        novel_N = novel_pixels(label_HW[valid], self.indices).long()
         for name, values_HW in measures.items():
-            column = novel_N * MEASURE_BINS + measure_bin(name, values_HW[valid])
+            column = novel_N * MEASURE_BINS + self.bins[sampler][name].index(values_HW[valid])
             counts = torch.bincount(column, minlength=2 * MEASURE_BINS).double().cpu().numpy()
             sums = self.sums.setdefault((sampler, name), np.zeros((self.blocks, 2, MEASURE_BINS)))
             sums[block] += counts.reshape(2, MEASURE_BINS)
@@ -72,13 +77,20 @@ class HeldOutClasses:
     def rows(self, bootstrap: BlockBootstrap) -> Iterator[NoveltyMetric]:
         """AUROC, AUPR and the false positive rate at 95 % true positives, of every sampler and measure."""
 
-        def metrics(sums: Array) -> Array:
-            found = error_metrics(sums)
+        def metrics(sums: Array, tied: Flags) -> Array:
+            found = error_metrics(sums, tied=tied)
             return np.stack([found[name] for name in METRICS], axis=-1)
 
         with np.errstate(divide="ignore", invalid="ignore"):
             for (sampler, measure), sums in self.sums.items():
-                values = metrics(sums.sum(axis=0))
-                low, high = bootstrap.interval(metrics, coarse(sums))
+                tied = self.bins[sampler][measure].tied
+                values = metrics(sums.sum(axis=0), tied)
+                joined, joined_tied = coarse(sums, tied)
+                low, high = bootstrap.interval(partial(metrics, tied=joined_tied), joined)
                 for metric, *numbers in zip(METRICS, values, low, high, strict=True):
                     yield NoveltyMetric(sampler, measure, metric, Estimate(*map(float, numbers)))
+
+
+def novel_pixels(label_N: Tensor, indices: Tensor) -> Tensor:
+    """bool [N], whether a pixel's class is held out."""
+    return torch.isin(label_N.long(), indices.to(label_N.device))

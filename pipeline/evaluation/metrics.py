@@ -81,7 +81,7 @@ def compute(statistics: Statistics, weights: Array, *, bins: int) -> dict[Key, A
         for index, name in enumerate(statistics.measures):
             right, wrong = np.moveaxis(_weigh(weights, statistics.errors[:, index]), 1, 0)
             metrics[(f"auroc_{name}", -1)] = auroc(right, wrong)
-            metrics[(f"aupr_{name}", -1)] = average_precision(right, wrong)
+            metrics[(f"aupr_{name}", -1)] = average_precision(right, wrong, tied=statistics.bins[name].tied)
             metrics[(f"aurc_{name}", -1)] = area_under_risk_coverage(right, wrong)
     return metrics
 
@@ -185,11 +185,15 @@ def auroc(right: Array, wrong: Array) -> Array:
     return (wrong * below).sum(axis=-1) / (wrong.sum(axis=-1) * right.sum(axis=-1))
 
 
-def average_precision(right: Array, wrong: Array) -> Array:
+def average_precision(right: Array, wrong: Array, *, tied: npt.NDArray[np.bool_]) -> Array:
     """Area under precision–recall with errors as positives; from histograms [..., E], the most uncertain
-    pixels flagged first. Exact for errors spread evenly within a bin. NaN where all pixels are right."""
-    rate, within = _rate_and_integral(right[..., ::-1], wrong[..., ::-1])
-    return (rate * within).sum(axis=-1) / wrong.sum(axis=-1)
+    pixels flagged first. Exact for errors spread evenly within a bin, and for `tied` bins [E] of one value,
+    whose pixels are flagged together. NaN where all pixels are right."""
+    right, wrong = right[..., ::-1], wrong[..., ::-1]
+    rate, within = _rate_and_integral(right, wrong)
+    flagged = (right + wrong).cumsum(axis=-1)
+    together = wrong * wrong.cumsum(axis=-1) / np.where(flagged > 0, flagged, 1.0)
+    return np.where(tied[::-1], together, rate * within).sum(axis=-1) / wrong.sum(axis=-1)
 
 
 def area_under_risk_coverage(right: Array, wrong: Array) -> Array:

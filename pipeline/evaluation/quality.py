@@ -28,10 +28,10 @@ from pipeline.evaluation.detection import (
 )
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.frequency import frequency_sums
+from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 from pipeline.evaluation.parts import Parts, boundary_band
 from pipeline.evaluation.ranks import rank_correlation
 from pipeline.evaluation.reliability import reliability_table
-from pipeline.evaluation.statistics import MEASURE_BINS
 
 Array = npt.NDArray[np.float64]
 
@@ -94,7 +94,7 @@ class Quality:
     """Sums over the images of b blocks.
 
     Args:
-        measures: the M measures of the sampler.
+        measure_bins: of the M measures of the sampler, by name.
         num_classes: C.
         blocks: b.
         bins: K.
@@ -104,20 +104,21 @@ class Quality:
     def __init__(
         self,
         *,
-        measures: Sequence[str],
+        measure_bins: Mapping[str, MeasureBins],
         num_classes: int,
         blocks: int,
         bins: int,
         centroids: Tensor | None,
     ) -> None:
         parts = 2 + num_classes
-        self.measures = tuple(measures)
+        self.measure_bins = measure_bins
+        self.measures = tuple(measure_bins)
         self.bins = bins
         self.centroids = centroids
-        self.errors = np.zeros((len(measures), blocks, parts, 2, MEASURE_BINS))
-        self.patches = np.zeros((len(measures), blocks, parts, 2, 2))
-        self.lowest = np.full(len(measures), np.inf)
-        self.highest = np.full(len(measures), -np.inf)
+        self.errors = np.zeros((len(self.measures), blocks, parts, 2, MEASURE_BINS))
+        self.patches = np.zeros((len(self.measures), blocks, parts, 2, 2))
+        self.lowest = np.full(len(self.measures), np.inf)
+        self.highest = np.full(len(self.measures), -np.inf)
         self.reliability = np.zeros((2, blocks, parts, bins, 3))
         """Before and after calibration."""
         groups = 0 if centroids is None else len(centroids)
@@ -144,7 +145,7 @@ class Quality:
         p_CN = pixels.of_maps(probability_CHW)
         wrong_N = p_CN.argmax(dim=0) != pixels.label
         values = {name: pixels.of_maps(measures[name]) for name in self.measures}
-        self.errors[:, block] += error_histograms(values, wrong_N, pixels.parts)
+        self.errors[:, block] += error_histograms(values, wrong_N, pixels.parts, bins=self.measure_bins)
         for index, value_N in enumerate(values.values()):
             found = patch_sums(value_N, wrong_N, pixels.patches)
             self.patches[index, block] += found.sums
@@ -180,6 +181,7 @@ class Quality:
             name: detection_estimates(
                 self.errors[index],
                 self.patches[index],
+                tied=self.measure_bins[name].tied,
                 lowest=self.lowest[index],
                 highest=self.highest[index],
                 bootstrap=bootstrap,

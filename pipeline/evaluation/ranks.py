@@ -15,7 +15,7 @@ from pipeline.evaluation.estimate import Estimate
 Array = npt.NDArray[np.float64]
 
 RANK_BINS = 48
-"""Quantile bins of each side, for the resamples only."""
+"""Quantile bins of the untied values of each side, for the resamples only."""
 
 
 def rank_correlation(
@@ -42,9 +42,14 @@ def rank_correlation(
 
 
 def _quantile_bin(values: Array) -> npt.NDArray[np.int64]:
-    """[n] bins of about equal mass; equal values share a bin."""
-    edges = np.unique(np.quantile(values, np.arange(1, RANK_BINS) / RANK_BINS))
-    return np.searchsorted(edges, values, side="right")
+    """[n] bins, monotone in the values. A value that 1/48 of all share has a bin of its own; the others are
+    in bins of about equal mass."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    tied = counts * RANK_BINS >= len(values)
+    others = np.where(tied, 0, counts)
+    quantile = (others.cumsum() - others) * RANK_BINS // max(others.sum(), 1)
+    begins = np.diff(quantile, prepend=-1).astype(bool) | tied | np.roll(tied, 1)
+    return (begins.cumsum() - 1)[inverse]
 
 
 def _correlation(table: Array) -> Array:

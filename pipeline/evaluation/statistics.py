@@ -1,13 +1,12 @@
 """The streaming record of an image: sums over its pixels, from which every metric follows.
 
 Legend: C classes, H and W image height and width, N labeled pixels, M measures, K class-wise bins,
-L = 150 linear bins, G = 256 logarithmic bins, E = 512 measure bins, `...` an optional axis of images or
-blocks.
+L = 150 linear bins, G = 256 logarithmic bins, E = 512 bins of a measure (see `measure_bins`), `...` an
+optional axis of images or blocks.
 
 A record has the same size for a thumbnail and for a satellite scene, and records add up, over images, blocks
 and devices. 150 linear confidence bins make the usual ECE (5, 10, 15, 25, 30 bins …) exact. Bins logarithmic
-in 1 − confidence resolve the end where most pixels are; with as many linear bins, AUROC would be wrong by
-1e-2.
+in 1 − confidence resolve the end where most pixels are.
 """
 
 from __future__ import annotations
@@ -22,15 +21,12 @@ import torch
 from torch import Tensor
 
 from pipeline.config import IGNORE
+from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 
 LINEAR_BINS = 150
 LOG_BINS = 256
 LOG_FLOOR = 1e-7
 """The smallest 1 − confidence that differs from zero."""
-MEASURE_BINS = 512
-UNBOUNDED = frozenset({"energy", "max_logit"})
-"""Measures of logits, of either sign; all others lie in 0 to 1, except `max_logit_norm` (−1 to 0)."""
-UNBOUNDED_LIMIT = 1e4
 
 Array = npt.NDArray[np.float64]
 
@@ -40,7 +36,7 @@ class Statistics:
     """Sums over labeled pixels.
 
     Attributes:
-        measures: names of the M measures.
+        bins: of the M measures, by name.
         pixels: [...] labeled pixels.
         nll: [...] sum of −ln p(true class), in nats.
         brier: [...] sum of Σ_c (p_c − [true class is c])², 0 to 2 a pixel (Brier 1950).
@@ -51,7 +47,7 @@ class Statistics:
         errors: [..., M, 2, E] right and wrong pixels by measure, least uncertain first.
     """
 
-    measures: tuple[str, ...]
+    bins: Mapping[str, MeasureBins]
     pixels: Array
     nll: Array
     brier: Array
@@ -62,16 +58,26 @@ class Statistics:
     errors: Array
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures."""
+        return tuple(self.bins)
+
+    @property
     def num_classes(self) -> int:
         return self.confusion.shape[-1]
 
     def arrays(self) -> dict[str, Array]:
         """The sums by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measures"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "bins"}
 
 
 def image_statistics(
-    probability_CHW: Tensor, label_HW: Tensor, measures: Mapping[str, Tensor], *, class_bins: int
+    probability_CHW: Tensor,
+    label_HW: Tensor,
+    measures: Mapping[str, Tensor],
+    *,
+    bins: Mapping[str, MeasureBins],
+    class_bins: int,
 ) -> Statistics:
     """The record of one image.
 
@@ -79,6 +85,7 @@ def image_statistics(
         probability_CHW: softmax output, summing to 1 over C, on any device.
         label_HW: class index, 255 where there is no label; integer.
         measures: [H, W] uncertainties by name, larger is more uncertain.
+        bins: of each measure, the same for all records that are added up.
         class_bins: linear bins K of each class's probability.
 
     Raises:
@@ -95,14 +102,14 @@ def image_statistics(
     p_true_N = p_CN.gather(0, label_N.unsqueeze(0))[0].double()
     tiny = torch.finfo(torch.float32).tiny
     errors = [
-        _count(measure_bin(name, values_HW[valid_HW]) * 2 + (1 - correct_N).long(), 2 * MEASURE_BINS)
+        _count(bins[name].index(values_HW[valid_HW]) * 2 + (1 - correct_N).long(), 2 * MEASURE_BINS)
         .reshape(MEASURE_BINS, 2)
         .T
         for name, values_HW in measures.items()
     ]
     linear_N = (confidence_N * LINEAR_BINS).long().clamp_(max=LINEAR_BINS - 1)
     return Statistics(
-        measures=tuple(measures),
+        bins={name: bins[name] for name in measures},
         pixels=np.array(float(label_N.numel())),
         nll=_host(-p_true_N.clamp(min=tiny).log().sum()),
         brier=_host((p_CN.double().square().sum(dim=0) - 2 * p_true_N + 1).sum()),
@@ -122,7 +129,10 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
     Raises:
         ValueError: they were made with other measures, classes or bins.
     """
-    if first.measures != second.measures or first.class_reliability.shape != second.class_reliability.shape:
+    if (
+        dict(first.bins) != dict(second.bins)
+        or first.class_reliability.shape != second.class_reliability.shape
+    ):
         raise ValueError("Expected two records of the same measures, classes and bins.")
     theirs = second.arrays()
     return replace(first, **{name: array + theirs[name] for name, array in first.arrays().items()})
@@ -136,12 +146,17 @@ def stack(records: Sequence[Statistics]) -> Statistics:
     """
     if not records:
         raise ValueError("Expected at least one record, but got none.")
-    if len({(record.measures, record.class_reliability.shape) for record in records}) > 1:
+    first = records[0]
+    if any(
+        dict(record.bins) != dict(first.bins)
+        or record.class_reliability.shape != first.class_reliability.shape
+        for record in records
+    ):
         raise ValueError("Expected records of the same measures, classes and bins.")
     stacked: dict[str, Any] = {
-        name: np.stack([record.arrays()[name] for record in records]) for name in records[0].arrays()
+        name: np.stack([record.arrays()[name] for record in records]) for name in first.arrays()
     }
-    return replace(records[0], **stacked)
+    return replace(first, **stacked)
 
 
 def log_bin(value: Tensor, bins: int) -> Tensor:
@@ -153,21 +168,6 @@ def log_bin(value: Tensor, bins: int) -> Tensor:
     decades = -np.log10(LOG_FLOOR)
     position = (value.double().clamp(min=LOG_FLOOR).log10() + decades) / decades
     return (position * bins).long().clamp_(0, bins - 1)
-
-
-def measure_bin(name: str, value: Tensor) -> Tensor:
-    """The bin of an uncertainty, monotone in it: logarithmic in 0 to 1, inverse hyperbolic sine for logits,
-    linear for `max_logit_norm`.
-
-    Any monotone binning leaves AUROC and AURC as they are, up to ties within a bin.
-    """
-    if name == "max_logit_norm":  # −1 to 0, and not dense at either end
-        return ((value.double() + 1) * MEASURE_BINS).long().clamp_(0, MEASURE_BINS - 1)
-    if name not in UNBOUNDED:
-        return log_bin(value, MEASURE_BINS)
-    limit = float(np.arcsinh(UNBOUNDED_LIMIT))
-    position = (value.double().clamp(-UNBOUNDED_LIMIT, UNBOUNDED_LIMIT).asinh() + limit) / (2 * limit)
-    return (position * MEASURE_BINS).long().clamp_(0, MEASURE_BINS - 1)
 
 
 def _validate(probability_CHW: Tensor, label_HW: Tensor, measures: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import SAMPLED_MEASURES, Measure, Sampler
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.detection import separation
 from pipeline.evaluation.gate import NoveltyRow
-from pipeline.evaluation.statistics import MEASURE_BINS, measure_bin
+from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 from pipeline.studies.corruptions import noise, shuffle_patches
 from pipeline.studies.held_out import LabeledBatch
 from pipeline.uncertainty.measures import MEASURES
@@ -37,14 +37,21 @@ class ConstructedInputs:
 
     Args:
         measures: of each sampler of the model.
+        bins: of each measure, by sampler; filled before the first image is added.
         chosen: ids of the images that the inputs are made from.
     """
 
     def __init__(
-        self, model: SampledModel, measures: Mapping[Sampler, Sequence[Measure]], *, chosen: set[int]
+        self,
+        model: SampledModel,
+        measures: Mapping[Sampler, Sequence[Measure]],
+        *,
+        bins: Mapping[Sampler, Mapping[str, MeasureBins]],
+        chosen: set[int],
     ) -> None:
         self.model = model
         self.measures = measures
+        self.bins = bins
         self.chosen = chosen
         self.sums: dict[tuple[Sampler, int], npt.NDArray[np.float64]] = {}
         """Histograms [3, M, E] by sampler and block: of the images, and of each of `CONSTRUCTED`."""
@@ -103,5 +110,5 @@ class ConstructedInputs:
         shape = (1 + len(CONSTRUCTED), len(measures), MEASURE_BINS)
         sums = self.sums.setdefault((sampler, block), np.zeros(shape))
         for index, name in enumerate(measures):
-            column = measure_bin(name, maps[name][row].flatten())
+            column = self.bins[sampler][name].index(maps[name][row].flatten())
             sums[source, index] += torch.bincount(column, minlength=MEASURE_BINS).cpu().numpy()

@@ -5,10 +5,11 @@ Legend: B batch, K image channels, h w the network's image, H W the image and it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import MOST_BLOCKS, blocks
+from pipeline.evaluation.measure_bins import SAMPLE_IMAGES, BinSample, MeasureBins
 from pipeline.progress import Progress
 from pipeline.regions.outlines import paint_regions
 from pipeline.uncertainty.served_model import ServedModel
@@ -31,6 +33,9 @@ from pipeline.uncertainty.served_model import ServedModel
 HEAVIEST = 10.0
 """A region's weight, 1 / inclusion probability, is cut at this many times the median weight, so that a region
 with a small probability does not dominate. Cut weights are biased towards equal weights."""
+
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -159,24 +164,48 @@ class HeldOutImages:
             model: that the images are prepared for.
             title: of the progress, which counts a batch when the caller asks for the next one.
         """
-        codec = MaskCodec.from_config(self.project.config.data)
         done = 0
-        for batch in model.batches([image.ref for image in self.by_id.values()]):
-            if isinstance(batch, Unreadable):
-                self.fail(batch.path, batch.reason)
-                done += 1
-            else:
-                labeled = self._with_labels(batch, codec)
-                if labeled is not None:
-                    yield labeled
-                done += len(batch.ids)
+        for count, batch in self._batches(model, self.by_id, self.failed):
+            if batch is not None:
+                yield batch
+            done += count
             progress(title, done, len(self))
+
+    def sample(self, model: ServedModel, most: int) -> Iterator[LabeledBatch]:
+        """At most `most` images, evenly spread; where none of them can be used, the first batch that can.
+        Files that cannot be used are not listed: `read` lists them."""
+        ids = list(self.by_id)
+        chosen = [ids[index] for index in spread(len(ids), most)]
+        usable = False
+        for _, batch in self._batches(model, chosen, []):
+            if batch is not None:
+                usable = True
+                yield batch
+        if not usable:
+            others = [image_id for image_id in ids if image_id not in chosen]
+            found = (batch for _, batch in self._batches(model, others, []) if batch is not None)
+            yield from islice(found, 1)
 
     def fail(self, path: ImageFile, reason: str) -> None:
         """List a file that cannot be used."""
         self.failed.append((self.project.uri(path), reason))
 
-    def _with_labels(self, batch: Batch[Any], codec: MaskCodec) -> LabeledBatch | None:
+    def _batches(
+        self, model: ServedModel, ids: Iterable[int], failed: list[tuple[str, str]]
+    ) -> Iterator[tuple[int, LabeledBatch | None]]:
+        """Batches of images with their masks, and how many files each was made of; None where no file of a
+        batch could be used. Files that cannot be used are added to `failed`."""
+        codec = MaskCodec.from_config(self.project.config.data)
+        for batch in model.batches([self.by_id[image_id].ref for image_id in ids]):
+            if isinstance(batch, Unreadable):
+                failed.append((self.project.uri(batch.path), batch.reason))
+                yield 1, None
+            else:
+                yield len(batch.ids), self._with_labels(batch, codec, failed)
+
+    def _with_labels(
+        self, batch: Batch[Any], codec: MaskCodec, failed: list[tuple[str, str]]
+    ) -> LabeledBatch | None:
         kept: list[int] = []
         masks: list[Mask] = []
         for row, image_id in enumerate(batch.ids):
@@ -184,7 +213,7 @@ class HeldOutImages:
             try:
                 masks.append(image.label(codec))
             except DataError as error:
-                self.fail(image.mask, str(error))
+                failed.append((self.project.uri(image.mask), str(error)))
             else:
                 kept.append(row)
         if not kept:
@@ -194,6 +223,28 @@ class HeldOutImages:
             image=batch.image_BKHW[kept],
             label=torch.from_numpy(np.stack(masks)),
         )
+
+
+def choose_bins(
+    images: HeldOutImages,
+    model: ServedModel,
+    measured: Callable[[LabeledBatch], Iterable[tuple[Key, Mapping[str, Tensor], Tensor]]],
+) -> dict[Key, dict[str, MeasureBins]]:
+    """Histogram bins for each measure, chosen on a few images that are read for this beforehand.
+
+    Args:
+        model: that the images are prepared for.
+        measured: for each image and each key (a sampler, or a variant of it), the measures [N] of its labeled
+            pixels by name, and which of the pixels are wrong, or novel: bool [N].
+
+    Returns:
+        For every key the bins by name; empty where no image can be used.
+    """
+    samples: dict[Key, BinSample] = {}
+    for batch in images.sample(model, SAMPLE_IMAGES):
+        for key, measures, positive_N in measured(batch):
+            samples.setdefault(key, BinSample()).add(measures, positive_N)
+    return {key: sample.bins() for key, sample in samples.items()}
 
 
 def block_index(

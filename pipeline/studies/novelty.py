@@ -15,15 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.config import IGNORE, Sampler
 from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric
+from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric, novel_pixels
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
 from pipeline.progress import Progress
-from pipeline.studies.held_out import HeldOutImages, PlacedImage, block_index
+from pipeline.studies.held_out import HeldOutImages, LabeledBatch, PlacedImage, block_index, choose_bins
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.served_model import SampledModel, ServedModel
 
@@ -201,19 +202,21 @@ def detect_classes(
     Raises:
         UserError: no held-out image has a pixel of the classes.
     """
-    histograms = HeldOutClasses([class_names.index(item) for item in classes], blocks=images.blocks)
+    indices = torch.tensor([class_names.index(item) for item in classes])
+
+    def measured(batch: LabeledBatch) -> Iterator[tuple[Sampler, dict[str, Tensor], Tensor]]:
+        for sampler, _, measures, label_HW in _measured(model, batch):
+            valid = label_HW != IGNORE
+            of_valid = {name: values_HW[valid] for name, values_HW in measures.items()}
+            yield sampler, of_valid, novel_pixels(label_HW[valid], indices)
+
+    bins = choose_bins(images, model.first, measured)
+    histograms = HeldOutClasses(indices, blocks=images.blocks, bins=bins)
     count = 0
     for batch in images.read(model.first, title="detect the classes", progress=progress):
         count += len(batch.ids)
-        label = batch.label.to(model.device)
-        for sampler, prediction, _ in model.predict(batch.image):
-            maps = prediction.measures()
-            for row, image_id in enumerate(batch.ids):
-                stacked = torch.stack([plane[row] for plane in maps.values()])[None]
-                measures: dict[str, Tensor] = dict(
-                    zip(maps, prediction.at(stacked, batch.size)[0], strict=True)
-                )
-                histograms.add(sampler, measures, label[row], block=images.block_of[image_id])
+        for sampler, image_id, measures, label_HW in _measured(model, batch):
+            histograms.add(sampler, measures, label_HW, block=images.block_of[image_id])
     if not histograms.pixels:
         raise UserError(
             f"No held-out image has a pixel of {', '.join(classes)}.", "Name classes that occur in them."
@@ -226,6 +229,19 @@ def detect_classes(
         blocks=images.blocks,
         rows=list(histograms.rows(bootstrap)),
     )
+
+
+def _measured(
+    model: SampledModel, batch: LabeledBatch
+) -> Iterator[tuple[Sampler, int, dict[str, Tensor], Tensor]]:
+    """For each sampler and image its id, the uncalibrated measures [H, W] and the label [H, W]."""
+    label = batch.label.to(model.device)
+    for sampler, prediction, _ in model.predict(batch.image):
+        maps = prediction.measures()
+        for row, image_id in enumerate(batch.ids):
+            stacked = torch.stack([plane[row] for plane in maps.values()])[None]
+            measures: dict[str, Tensor] = dict(zip(maps, prediction.at(stacked, batch.size)[0], strict=True))
+            yield sampler, image_id, measures, label[row]
 
 
 def _predict(

@@ -6,7 +6,7 @@ Legend: C classes, M measures, H W image size, h w size of the maps, b blocks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import Measure, Sampler
+from pipeline.config import IGNORE, Measure, Sampler
 from pipeline.data.images import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
@@ -22,6 +22,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.frequency import fit_groups, frequency_test
 from pipeline.evaluation.gate import decide_gate
+from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.parts import part_names
 from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_blocks, region_table
 from pipeline.evaluation.quality_rows import (
@@ -36,7 +37,7 @@ from pipeline.evaluation.quality_rows import (
 from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.progress import Progress
 from pipeline.studies.constructed import ConstructedInputs, measures_of
-from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch
+from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch, choose_bins
 from pipeline.studies.image_regions import ImageRegions
 from pipeline.uncertainty.served_model import SampledModel
 
@@ -76,17 +77,22 @@ class QualityStudy:
         self.used: Counter[int] = Counter()
         """The number of usable images of each block."""
         self.qualities: dict[Sampler, Quality] = {}
+        self.bins: dict[Sampler, dict[str, MeasureBins]] = {}
         self.constructed = ConstructedInputs(
-            model, self.measures, chosen=_spread_over_blocks(self.images.block_of, NOVELTY_IMAGES)
+            model,
+            self.measures,
+            bins=self.bins,
+            chosen=_spread_over_blocks(self.images.block_of, NOVELTY_IMAGES),
         )
 
     def run(self, progress: Progress) -> int:
-        """Read every image once, and return the number of usable images."""
+        """Read every image (a few of them twice, to choose the bins), and return how many could be used."""
+        self.bins |= choose_bins(self.images, self.model.first, self._measured)
         progress("Grouping predictions", 0, None)
         centroids = self._centroids()
-        for sampler, measures in self.measures.items():
+        for sampler, measure_bins in self.bins.items():
             self.qualities[sampler] = Quality(
-                measures=measures,
+                measure_bins=measure_bins,
                 num_classes=self.config.data.num_classes,
                 blocks=self.images.blocks,
                 bins=self.config.evaluation.bins,
@@ -189,6 +195,21 @@ class QualityStudy:
                     quality.add_regions(block, kind, table)
             self.constructed.add_known(sampler, maps, batch.ids, self.images.block_of)
         self.constructed.add_novel(batch, self.images.block_of)
+
+    def _measured(self, batch: LabeledBatch) -> Iterator[tuple[Sampler, dict[str, Tensor], Tensor]]:
+        """The measures of each image's labeled pixels with each sampler, and which pixels are wrong."""
+        labels = batch.label.to(self.model.device)
+        for sampler, _, calibrated in self.model.predict(batch.image):
+            maps = calibrated.measures()
+            stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
+            for index, label_HW in enumerate(labels):
+                part, valid = slice(index, index + 1), label_HW != IGNORE
+                values_MHW, probability = (
+                    calibrated.at(tensor[part], batch.size)[0] for tensor in (stacked, calibrated.probability)
+                )
+                values_MN = values_MHW[:, valid]
+                wrong_N = probability.argmax(dim=0)[valid] != label_HW[valid]
+                yield sampler, dict(zip(self.measures[sampler], values_MN, strict=True)), wrong_N
 
     def _centroids(self) -> dict[Sampler, Tensor]:
         """The groups' centroids by sampler, from predictions on the other images; empty without these."""

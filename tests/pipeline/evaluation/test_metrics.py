@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_s
 from torch import Tensor
 
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights, percentile_interval
+from pipeline.evaluation.measure_bins import MEASURE_BINS, BinSample, MeasureBins
 from pipeline.evaluation.metrics import (
     area_under_risk_coverage,
     auroc,
@@ -25,10 +26,8 @@ from pipeline.evaluation.metrics import (
     summarise,
 )
 from pipeline.evaluation.statistics import (
-    MEASURE_BINS,
     Statistics,
     image_statistics,
-    measure_bin,
     merge,
     stack,
 )
@@ -64,6 +63,19 @@ def make_image(seed: int, *, height: int = 60, width: int = 70) -> Measured:
     return probability, label, measures
 
 
+def choose_bins() -> dict[str, MeasureBins]:
+    sample = BinSample()
+    for seed in range(4):
+        probability, label, measures = make_image(seed)
+        valid = label != 255
+        of_valid = {name: values[valid] for name, values in measures.items()}
+        sample.add(of_valid, probability.argmax(dim=0)[valid] != label[valid])
+    return sample.bins()
+
+
+CHOSEN = choose_bins()
+
+
 @pytest.fixture(scope="module")
 def images() -> list[Measured]:
     return [make_image(seed) for seed in range(5)]
@@ -71,7 +83,7 @@ def images() -> list[Measured]:
 
 @pytest.fixture(scope="module")
 def statistics(images: list[Measured]) -> Statistics:
-    return stack([image_statistics(p, y, m, class_bins=BINS) for p, y, m in images])
+    return stack([image_statistics(p, y, m, bins=CHOSEN, class_bins=BINS) for p, y, m in images])
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +209,7 @@ def test_an_absent_class_is_not_zero_but_a_missed_one_is() -> None:
 def test_miou_leaves_absent_classes_out() -> None:
     probability = torch.tensor([[0.9, 0.9], [0.05, 0.05], [0.05, 0.05]]).reshape(3, 1, 2)
     label = torch.tensor([[0, 255]])
-    record = image_statistics(probability, label, {}, class_bins=5)
+    record = image_statistics(probability, label, {}, bins=CHOSEN, class_bins=5)
     metrics = compute(stack([record]), np.ones((1, 1)), bins=5)
     assert metrics[("miou", -1)][0] == 1.0
     assert np.isnan(metrics[("iou", 1)][0])
@@ -206,12 +218,13 @@ def test_miou_leaves_absent_classes_out() -> None:
 
 def test_records_of_parts_add_up_to_the_record_of_the_whole() -> None:
     probability, label, measures = make_image(3)
-    whole = image_statistics(probability, label, measures, class_bins=BINS)
+    whole = image_statistics(probability, label, measures, bins=CHOSEN, class_bins=BINS)
     parts = [
         image_statistics(
             probability[:, rows],
             label[rows],
             {name: values[rows] for name, values in measures.items()},
+            bins=CHOSEN,
             class_bins=BINS,
         )
         for rows in (slice(0, 17), slice(17, 59), slice(59, 60))
@@ -223,7 +236,8 @@ def test_records_of_parts_add_up_to_the_record_of_the_whole() -> None:
 
 def test_a_record_does_not_grow_with_the_image() -> None:
     small, large = (
-        image_statistics(*make_image(0, height=side, width=side), class_bins=BINS) for side in (4, 128)
+        image_statistics(*make_image(0, height=side, width=side), bins=CHOSEN, class_bins=BINS)
+        for side in (4, 128)
     )
     for name, array in small.arrays().items():
         assert array.shape == large.arrays()[name].shape
@@ -231,7 +245,7 @@ def test_a_record_does_not_grow_with_the_image() -> None:
 
 def test_an_image_without_labels_changes_nothing() -> None:
     probability, label, measures = make_image(0)
-    empty = image_statistics(probability, torch.full_like(label, 255), measures, class_bins=BINS)
+    empty = image_statistics(probability, torch.full_like(label, 255), measures, bins=CHOSEN, class_bins=BINS)
     assert all(np.all(array == 0) for array in empty.arrays().values())
 
 
@@ -316,7 +330,7 @@ def test_curves_end_at_the_error_rate_and_agree_with_ece(statistics: Statistics,
 def test_measure_bins_are_monotone_and_stay_inside() -> None:
     values = torch.cat([-torch.logspace(6, -3, 500), torch.logspace(-3, 6, 500)])
     for name in ("energy", "max_logit", "entropy"):
-        bins = measure_bin(name, values)
+        bins = MeasureBins.of(name).index(values)
         assert (bins.diff() >= 0).all()
         assert bins.min() >= 0
         assert bins.max() <= MEASURE_BINS - 1
@@ -325,9 +339,11 @@ def test_measure_bins_are_monotone_and_stay_inside() -> None:
 def test_bad_arguments_are_named() -> None:
     probability, label, measures = make_image(0)
     with pytest.raises(ValueError, match="labels below 4 or 255, but got 7"):
-        image_statistics(probability, torch.full_like(label, 7), {}, class_bins=BINS)
+        image_statistics(probability, torch.full_like(label, 7), {}, bins=CHOSEN, class_bins=BINS)
     with pytest.raises(ValueError, match="`entropy` to be as large"):
-        image_statistics(probability, label, {"entropy": measures["entropy"][:5]}, class_bins=BINS)
+        image_statistics(
+            probability, label, {"entropy": measures["entropy"][:5]}, bins=CHOSEN, class_bins=BINS
+        )
     with pytest.raises(ValueError, match="divisor of 150"):
         linear_bins(np.zeros((150, 3)), 7)
     with pytest.raises(ValueError, match="at least one record"):
@@ -335,7 +351,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="same measures"):
         merge(
             *(
-                image_statistics(probability, label, {name: measures[name]}, class_bins=BINS)
+                image_statistics(probability, label, {name: measures[name]}, bins=CHOSEN, class_bins=BINS)
                 for name in ("entropy", "max_logit")
             )
         )

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
+from pipeline.evaluation.measure_bins import MEASURE_BINS
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.promotion import Overlap, Verdict, compare
-from pipeline.evaluation.statistics import LINEAR_BINS, LOG_BINS, MEASURE_BINS, Statistics
+from pipeline.evaluation.statistics import LINEAR_BINS, LOG_BINS, Statistics
 
 BLOCKS = 24
 
@@ -22,7 +23,7 @@ def measured(accuracy: float, *, hardness: float = 0.15, seed: int = 0, blocks: 
     right = np.clip(accuracy + shared + own, 0.05, 0.98)
     confusion = np.stack([1000 * (np.eye(3) * r + (1 - np.eye(3)) * (1 - r) / 2) for r in right])
     return Statistics(
-        measures=(),
+        bins={},
         pixels=confusion.sum(axis=(1, 2)),
         nll=np.zeros(blocks),
         brier=np.zeros(blocks),

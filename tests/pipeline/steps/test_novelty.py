@@ -19,6 +19,7 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
 from pipeline.evaluation.held_out_classes import HeldOutClasses
+from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
 from pipeline.model.checkpoints import read_card
 from pipeline.steps.novelty import novelty
@@ -57,7 +58,8 @@ def test_shares_of_a_histogram_sum_to_one_with_what_lies_outside() -> None:
 
 def test_metrics_of_held_out_classes_are_those_of_the_pixels() -> None:
     generator = np.random.default_rng(2)
-    found = HeldOutClasses([1, 3], blocks=3)
+    bins = {"none": {"entropy": MeasureBins.of("entropy")}}
+    found = HeldOutClasses(torch.tensor([1, 3]), blocks=3, bins=bins)
     values, truths = [], []
     for block in (0, 1, 2):
         label = torch.from_numpy(generator.choice([0, 1, 2, 3, 255], size=(40, 50)).astype(np.uint8))
