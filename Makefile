@@ -38,8 +38,8 @@ test: $(READY)  ## all tests
 
 test-real: test-postgresql test-s3 test-ray test-kill test-prefect test-prefect-ui test-label-studio test-datumaro  ## with real servers, killed
 
-test-postgresql: $(READY)  ## a PostgreSQL that restarts while a run is written
-	$(REAL) tests/real/test_postgresql_restart.py
+test-postgresql: $(READY)  ## a PostgreSQL that restarts while a run is written; pgbouncer before one
+	$(REAL) tests/real/test_postgresql_restart.py tests/real/test_pgbouncer.py
 
 test-s3: $(READY)  ## images in a bucket
 	$(REAL) tests/real/test_s3.py

@@ -13,6 +13,8 @@ The contract of the store, for every backend:
 - A value that is computed from a row is read again under the row's lock (`FOR UPDATE`), because PostgreSQL
   lets another transaction change the row until then. A shard of scores is one transaction.
 - A block that only reads sets `write=False`; otherwise it waits for every writer on SQLite.
+- No prepared statement or setting outlives a transaction in the server's session: pgbouncer may give each
+  transaction another connection.
 - A database at another revision than this code is refused; an empty one gets its tables.
 """
 
@@ -47,6 +49,9 @@ PATIENCE = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 POSTGRESQL = {"connect_timeout": 10, "application_name": "segcurate"}
 """Settings of each connection; the URL overrides them."""
+POOLED = {"prepare_threshold": None}
+"""No prepared statements: behind pgbouncer in transaction mode, a connection would meet those of others.
+They save no time that can be measured here."""
 SECRETS = ("password", "sslpassword")
 """Secret parameters behind the `?` of a URL."""
 RECYCLE_SECONDS = 1800
@@ -161,7 +166,7 @@ def connect(url: str) -> Engine:
     else:
         settings = {name: value for name, value in POSTGRESQL.items() if name not in parsed.query}
         engine = create_engine(
-            parsed, pool_pre_ping=True, pool_recycle=RECYCLE_SECONDS, connect_args=settings
+            parsed, pool_pre_ping=True, pool_recycle=RECYCLE_SECONDS, connect_args=settings | POOLED
         )
     try:
         with engine.connect() as connection:

@@ -145,3 +145,12 @@ def test_a_password_never_reaches_the_message() -> None:
     with pytest.raises(StoreError) as refusal:
         Database("postgresql+psycopg://someone:hunter2@127.0.0.1:1/none")
     assert "hunter2" not in str(refusal.value)
+
+
+def test_nothing_of_a_transaction_stays_in_the_servers_session(postgresql_url: str) -> None:
+    database = Database(f"{postgresql_url}{'&' if '?' in postgresql_url else '?'}prepare_threshold=1")
+    for _ in range(10):
+        assert fetch(database, Failure) == []
+    with database.session(write=False) as session:
+        assert session.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
+        assert session.scalar(text("SELECT count(*) FROM pg_cursors WHERE is_holdable")) == 0
