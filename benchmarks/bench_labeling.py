@@ -103,6 +103,7 @@ def _export(folder: Path, tool: str, tasks: int, side: int, overlays: bool) -> d
         round=1,
         kind="selected",
         project="bench",
+        root=folder,
         model="r01",
         labels=LabelMap(project.config.data),
         overlays=overlays,

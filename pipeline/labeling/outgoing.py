@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ class OutgoingQueue:
         round: its number; None for a queue outside of the loop.
         kind: `selected` or `review`.
         project: the project's name.
+        root: the project's folder.
         model: the name of the model whose masks are proposed.
         labels: the classes, their ids and colours.
         how: images are linked into the export, or copied.
@@ -37,6 +39,7 @@ class OutgoingQueue:
     round: int | None
     kind: str
     project: str
+    root: Path
     model: str
     labels: LabelMap
     how: Literal["link", "copy"] = "link"

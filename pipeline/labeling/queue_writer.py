@@ -55,7 +55,8 @@ class QueueWriter:
 
     def write_image(self, image: OutgoingImage) -> str:
         """Write the image's file; return its path in the folder."""
-        name = write_image(image.source, self.folder / self.images, name=image.name, how=self.queue.how)
+        folder = self.folder / self.images
+        name = write_image(image.source, folder, name=image.name, how=self.queue.how, root=self.queue.root)
         return f"{self.images}/{name}"
 
     def write_overlay(self, image: OutgoingImage) -> str | None:

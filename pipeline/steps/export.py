@@ -275,6 +275,7 @@ def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
         round=work.round_number,
         kind=work.queue.kind,
         project=project.config.name,
+        root=project.root,
         model=work.model.name,
         labels=LabelMap(project.config.data),
         how=project.config.export.images,

@@ -60,6 +60,7 @@ def outgoing_queue(
         round=3,
         kind="selected",
         project="streets",
+        root=Path("/srv/streets"),
         model="r02",
         labels=labels or label_map(),
         overlays=overlays,

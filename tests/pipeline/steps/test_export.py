@@ -100,6 +100,21 @@ def test_images_are_linked_copied_on_request_and_turned_upright(selected: Export
     assert copy.read_bytes() == plain.read_bytes()
 
 
+def test_links_hold_where_the_projects_folder_is_moved(selected: Exported, tmp_path: Path) -> None:
+    root = selected.project.root
+    (root / "elsewhere" / "deep").mkdir(parents=True)
+    (root / "exports").symlink_to("elsewhere/deep")  # a link counts from the folder that it really lies in
+    folders = [export(*selected).folder, export(*selected, folder=root / "exports" / "one").folder]
+    outside = export(*selected, folder=tmp_path / "outside").folder
+    links = [path for folder in folders for path in (folder / "images").iterdir() if path.is_symlink()]
+    assert len(links) == 2 * sum(path.is_symlink() for path in (outside / "images").iterdir()) > 0
+    assert all(path.is_file() for path in (outside / "images").iterdir())
+
+    moved = root.rename(root.with_name("moved"))
+
+    assert all((moved / path.relative_to(root)).is_file() for path in links)
+
+
 def test_names_in_an_export_are_plain_ascii_and_never_alike(selected: Exported) -> None:
     entries = entries_of(export(*selected).folder)
     stems = [Path(entry.mask or "").stem for entry in entries.values()]
