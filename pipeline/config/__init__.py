@@ -19,6 +19,7 @@ from pipeline.config.learning import (
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.project import CONFIG_FILE, DatabaseConfig, ProjectConfig
 from pipeline.config.scoring import (
+    LOGIT_MEASURES,
     SAMPLED_MEASURES,
     HeatmapConfig,
     Measure,
@@ -33,6 +34,7 @@ from pipeline.config.selection import ExportConfig, SelectionConfig
 __all__ = [
     "CONFIG_FILE",
     "IGNORE",
+    "LOGIT_MEASURES",
     "SAMPLED_MEASURES",
     "CalibrationConfig",
     "ClassConfig",

@@ -91,6 +91,11 @@ class ProjectConfig(BaseSettings):
                 )
         if self.selection.strategy in SAMPLED_MEASURES and self.scoring.sampler == "none":
             raise ValueError(f"`selection.strategy: {self.selection.strategy}` needs a `scoring.sampler`.")
+        if self.data.num_classes == 2 and "max_logit_norm" in self.scoring.heatmaps.measures:
+            raise ValueError(
+                "`scoring.heatmaps.measures`: `max_logit_norm` is the same at every pixel of two classes; "
+                "use `max_logit`."
+            )
         if self.scoring.sampler == "head_ensemble" and self.model.heads < 2:
             raise ValueError("`scoring.sampler: head_ensemble` needs `model.heads` of at least 2.")
         if self.scale.engine == "ray" and not self.database.url.startswith("postgresql"):

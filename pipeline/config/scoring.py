@@ -24,6 +24,9 @@ SAMPLED_MEASURES: frozenset[Measure] = frozenset(
 )
 """The measures that need stochastic samples."""
 
+LOGIT_MEASURES: frozenset[Measure] = frozenset({"energy", "max_logit", "max_logit_norm"})
+"""The measures of the deterministic pass's uncalibrated logits, with every sampler; not in 0 to 1."""
+
 _REGION_KEYS = {
     "grid": ("cell",),
     "superpixel": ("cell", "compactness"),

@@ -27,9 +27,12 @@ SHUFFLED = 8
 CONSTRUCTED = ("shuffled_patches", "noise")
 
 
-def measures_of(sampler: Sampler) -> tuple[Measure, ...]:
-    """The measures of a sampler."""
-    return tuple(name for name in MEASURES if sampler != "none" or name not in SAMPLED_MEASURES)
+def measures_of(sampler: Sampler, *, num_classes: int) -> tuple[Measure, ...]:
+    """The measures of a sampler that `measure_maps` gives."""
+    absent = set[Measure]() if sampler != "none" else set(SAMPLED_MEASURES)
+    if num_classes == 2:
+        absent.add("max_logit_norm")
+    return tuple(name for name in MEASURES if name not in absent)
 
 
 class ConstructedInputs:

@@ -64,7 +64,8 @@ class QualityStudy:
         self.model = model
         self.others = others
         self.measures: dict[Sampler, tuple[Measure, ...]] = {
-            sampler: measures_of(sampler) for sampler in model.samplers
+            sampler: measures_of(sampler, num_classes=self.config.data.num_classes)
+            for sampler in model.samplers
         }
         self.images = HeldOutImages(
             project,

@@ -95,7 +95,8 @@ def max_logit(logits: Tensor) -> Tensor:
 def max_logit_norm(logits: Tensor) -> Tensor:
     """−max_c z / ‖z‖₂ of uncalibrated logits centred on their mean (Cattelan and Silva 2023), −1 to 0.
 
-    It restores the ranking of errors that label smoothing spoils. Equal logits give 0.
+    It restores the ranking of errors that label smoothing spoils. Equal logits give 0. With two classes all
+    others give −1/√2, so that nothing is measured.
 
     >>> round(max_logit_norm(torch.tensor([3.0, 1.0]).reshape(2, 1, 1)).item(), 4)
     -0.7071
@@ -144,7 +145,8 @@ def measure_maps(
     expected_entropy: Tensor | None,
     votes: Tensor | None,
 ) -> dict[Measure, Tensor]:
-    """Every measure of a prediction that its sampler allows, in the order of `MEASURES`.
+    """Every measure of a prediction that its sampler allows, in the order of `MEASURES`; without
+    `max_logit_norm` where there are two classes, for which it is constant.
 
     Args:
         logits: deterministic, uncalibrated [..., C, h, w].
@@ -173,7 +175,8 @@ def measure_maps(
         maps["variation_ratio"] = variation_ratio(votes)
     maps["energy"] = energy(logits)
     maps["max_logit"] = max_logit(logits)
-    maps["max_logit_norm"] = max_logit_norm(logits)
+    if logits.shape[-3] > 2:
+        maps["max_logit_norm"] = max_logit_norm(logits)
     return maps
 
 

@@ -17,6 +17,8 @@ from torch.nn import functional
 from pipeline.config import Resolution
 from pipeline.model.segmenter import Lattice, Segmenter, Trunk
 
+LEAST_LOGIT = -1e6
+"""In place of −∞ and of less: interpolation multiplies logits by 0, and 0 · ∞ is not a number."""
 QUARTER = 4
 """Image pixels a cell with `scoring.resolution: quarter`, along one side."""
 
@@ -69,7 +71,8 @@ class ScoringNetwork:
     def logits(self, trunk: Trunk, mask: Tensor | None = None, *, lattice: Lattice | None = None) -> Tensor:
         """The tail's logits at the network's cells: float32 [B, C, h, w], or [t·B, C, h, w] with a mask of t
         samples."""
-        logits = self.segmenter.tail(trunk, mask, self.lattice if lattice is None else lattice).float()
+        logits = self.segmenter.tail(trunk, mask, self.lattice if lattice is None else lattice)
+        logits = logits.float().clamp(min=LEAST_LOGIT)
         return self.segmenter.upsample(logits) if self.full else logits
 
     @property

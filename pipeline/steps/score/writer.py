@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import failures, runs, shards
 from db.queries.shards import PlannedShard
+from pipeline.config import LOGIT_MEASURES
 from pipeline.data.images import ImageRef
 from pipeline.data.input_range import InputRange
 from pipeline.data.loading import Unreadable
@@ -28,8 +29,6 @@ from pipeline.uncertainty.scoring import ScoredImage
 
 logger = logging.getLogger(__name__)
 
-FROM_LOGITS = ("energy", "max_logit", "max_logit_norm")
-"""Measures without bounds: their heat maps span the image's own values."""
 MOST_OUTLIERS = 1000
 """Images outside of the input range that the summary of a run lists."""
 
@@ -224,7 +223,7 @@ def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str
 
 def _span(name: str, values: npt.NDArray[np.float32]) -> tuple[float, float]:
     """The ends of a heat map's scale: 0 to 1, so that maps compare, but for what would then be lost."""
-    if name in FROM_LOGITS:
+    if name in LOGIT_MEASURES:  # no common bounds: the image's own values
         return float(values.min()), float(values.max())
     if name == "mutual_information":
         return 0.0, float(values.max())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.uncertainty.network import Pass, Places, ScoringNetwork, aligned_places, resample
+from pipeline.uncertainty.network import LEAST_LOGIT, Pass, Places, ScoringNetwork, aligned_places, resample
 from pipeline.uncertainty.samplers.base import Sampler
 from pipeline.uncertainty.samplers.views import Normalisation, resized_logits
 
@@ -45,7 +45,7 @@ class HeadEnsemble(Sampler):
     def stream(self, network: ScoringNetwork, forward: Pass) -> Iterator[Tensor]:
         height, width = forward.image.shape[-2:]
         target = network.places(height, width)
-        logits = network.segmenter.head_logits(forward.trunk)
+        logits = network.segmenter.head_logits(forward.trunk).clamp(min=LEAST_LOGIT)
         cells: Places = (aligned_places(logits.shape[-2], height), aligned_places(logits.shape[-1], width))
         for head in logits.split(1):
             yield resample(head, cells, target)

@@ -14,6 +14,9 @@ from torch import Tensor
 from pipeline.calibration.calibrators import Calibrator
 from pipeline.uncertainty.samplers.base import Band
 
+LEAST = -1e30
+"""In place of ln 0, whose product with 0 is not a number."""
+
 
 class SampledPrediction(NamedTuple):
     """Means over T samples: probability [B, C, h, w], normalised entropy [B, h, w], and the share of samples
@@ -60,7 +63,7 @@ def sum_samples(
     for logits in chunks:
         classes = logits.shape[-3]
         for index, calibrator in enumerate(calibrators):
-            log_probability = calibrator(logits).log_softmax(dim=-3)
+            log_probability = calibrator(logits).log_softmax(dim=-3).clamp_(min=LEAST)
             probability = log_probability.exp()
             part = probability.sum(dim=0), log_probability.mul_(probability).sum(dim=(0, -3))
             # A comparison in place costs a fifth of the softmax; an argmax across classes, forty times it

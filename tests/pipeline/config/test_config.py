@@ -88,6 +88,10 @@ def test_an_absolute_database_path_stays_as_it_is(tmp_path: Path) -> None:
             {"scoring": {"sampler": "none"}, "selection": {"strategy": "mutual_information"}},
             "needs a `scoring.sampler`",
         ),
+        (
+            {"scoring": {"heatmaps": {"measures": ["max_logit_norm"]}}},
+            "the same at every pixel of two classes",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(tmp_path: Path, changes: dict[str, object], words: str) -> None:

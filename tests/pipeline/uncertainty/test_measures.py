@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from pipeline.studies.constructed import measures_of
 from pipeline.uncertainty.measures import (
     MEASURES,
     energy,
@@ -81,6 +82,18 @@ def test_without_samples_there_is_no_mutual_information() -> None:
     assert tuple(sampled) == MEASURES
     assert set(MEASURES) - set(alone) == {"expected_entropy", "mutual_information", "variation_ratio"}
     torch.testing.assert_close(sampled["mutual_information"], sampled["entropy"] / 2)
+
+
+def test_two_classes_have_no_normed_logit_because_it_would_be_constant() -> None:
+    logits = logits_of(2)
+    assert max_logit_norm(logits).max() - max_logit_norm(logits).min() < 1e-6
+    p = logits.softmax(dim=1)
+    maps = measure_maps(
+        logits=logits, probability=p, deterministic_probability=p, expected_entropy=entropy(p), votes=p
+    )
+    assert set(MEASURES) - set(maps) == {"max_logit_norm"}
+    assert tuple(maps) == measures_of("mc_dropout", num_classes=2)
+    assert measures_of("mc_dropout", num_classes=3) == MEASURES
 
 
 def test_one_class_is_refused() -> None:

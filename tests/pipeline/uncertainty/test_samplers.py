@@ -255,6 +255,25 @@ def test_every_sampler_scores_tiles_and_odd_sizes(sampler: str, architecture: st
         assert all(torch.isfinite(plane).all() for plane in prediction.measures().values())
 
 
+@pytest.mark.parametrize("sampler", ["none", "mc_dropout", "tta", "head_ensemble", "ensemble"])
+@pytest.mark.parametrize("architecture", ["fpn", "unet"])
+def test_a_class_that_the_network_rules_out_leaves_every_measure_a_number(
+    sampler: str, architecture: str
+) -> None:
+    segmenter = tiny(architecture, heads=2).eval()
+    for layer in segmenter.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None and layer.out_channels in (4, 2 * 4):
+            layer.bias.data.view(-1, 4)[:, 1] = -torch.inf
+    network = ScoringNetwork(segmenter, resolution="quarter", device=CPU)
+    members = [Member(network, NORMAL, 1.0)] if sampler == "ensemble" else []
+    prediction = predictor_of(segmenter, sampler, members=members, tile=64, overlap=32).predict(
+        torch.randn(1, 3, 90, 131)
+    )
+    assert prediction.probability[:, 1].max() == 0
+    for name, plane in prediction.measures().items():
+        assert torch.isfinite(plane).all(), name
+
+
 @pytest.mark.parametrize(
     ("sampler", "changes", "remedy"),
     [
