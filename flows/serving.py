@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -23,6 +23,9 @@ from flows.import_path import outside_project
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import DeploymentFilter
+    from prefect.client.schemas.responses import DeploymentResponse
     from prefect.runner import Runner
 
 RETRAIN = "flows.retrain.retrain"
@@ -101,11 +104,7 @@ def claim_names(deployments: Deployments, identity: Identity) -> None:
     with get_client(sync_client=True) as client:
         named = DeploymentFilter(name=DeploymentFilterName(any_=[*ours, *former]))
         tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[mine]))
-        found = {
-            known.id: known
-            for wanted in (named, tagged)
-            for known in client.read_deployments(deployment_filter=wanted)
-        }
+        found = {known.id: known for wanted in (named, tagged) for known in _all_deployments(client, wanted)}
         owners = {
             known.id: next((tag for tag in known.tags if tag.startswith(PROJECT_TAG)), None)
             for known in found.values()
@@ -195,6 +194,18 @@ def next_run(deployment: Deployment, *, after: datetime | None = None) -> dateti
             dates = CronSchedule(cron=schedule.cron, timezone=schedule.timezone).get_dates(1, start)
             times += [date.astimezone(ZoneInfo(schedule.timezone)) for date in asyncio.run(dates)]
     return min(times, default=None)
+
+
+def _all_deployments(client: SyncPrefectClient, wanted: DeploymentFilter) -> Generator[DeploymentResponse]:
+    """The deployments that match, from all pages of the server's list. A new one moves none off its page."""
+    from prefect.client.schemas.sorting import DeploymentSort
+
+    read = 0
+    while page := client.read_deployments(
+        deployment_filter=wanted, sort=DeploymentSort.CREATED_DESC, offset=read
+    ):
+        yield from page
+        read += len(page)
 
 
 async def _run(runner: Runner) -> None:

@@ -9,16 +9,19 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
 
 from db.tables import Identity
 from flows.automations import TAG, after_labels, resource_id
-from flows.deployments import PROJECT_TAG, read_deployments, slug
-from flows.serving import register
+from flows.deployments import NAME_TAG, PROJECT_TAG, read_deployments, slug
+from flows.serving import claim_names, register
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "prefect.yaml"
+PAGE = 200
+"""Deployments in an answer of the server."""
 FLOWS = ["export-queue", "import-labels", "loop", "nightly", "retrain"]
 ROADS, TREES = (
     Identity(key=1, id=letter * 32, name=name) for letter, name in (("a", "Roads 1"), ("b", "Trees"))
@@ -94,6 +97,27 @@ def test_deployments_of_before_the_upgrade_or_of_a_former_name_do_not_run_twice(
     with get_client(sync_client=True) as client:
         for former in ("retrain", "retrain-old-name"):
             assert client.read_automations_by_name(after_labels(former)) == []
+
+
+def test_a_deployment_of_a_former_name_is_found_behind_more_than_a_page_of_others(tmp_path: Path) -> None:
+    identity = Identity(key=1, id="f" * 32, name="Many")
+    shipped = read_deployments(SHIPPED, config=tmp_path / "segcurate.yaml")
+    tags = {name: [PROJECT_TAG + identity.id, NAME_TAG + name] for name in ("Before", "Many")}
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name("of many")
+        kept = [f"many-{number}" for number in range(PAGE + 5)]
+        client.create_deployment(flow, "was-many", tags=tags["Before"])
+        made = [client.create_deployment(flow, name, tags=tags["Many"]) for name in kept]
+
+        claim_names(shipped.of(identity), identity)
+
+        left = [known.name for known in client.read_deployments()]
+        with pytest.raises(ObjectNotFound):
+            client.read_deployment_by_name("of many/was-many")
+        assert client.read_deployment_by_name(f"of many/{kept[0]}").id == made[0]
+        for known in made:
+            client.delete_deployment(known)
+    assert len(left) == PAGE
 
 
 def test_a_project_without_latin_letters_in_its_name_has_a_slug_too() -> None:
