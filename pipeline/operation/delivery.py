@@ -87,7 +87,7 @@ def _with_server(
 def _pull(runner: Runner, tool: str, url: str | None, *, close: bool = False) -> PullReport | None:
     from pipeline.steps.sync import open_server, pull
 
-    server = open_server(runner.project, tool, url)
+    server = open_server(runner.project, runner.database, tool, url)
     with runner.database.session(write=False) as session:
         if not queues.places_on(session, tool=tool, url=server.url):
             return None
@@ -141,7 +141,7 @@ def is_begun(project: Project, database: Database, queue: Queue) -> bool:
     from pipeline.steps.sync import open_server
 
     return any(
-        open_server(project, tool, url).is_begun(queue=queue.name, places=names)
+        open_server(project, database, tool, url).is_begun(queue=queue.name, places=names)
         for (tool, url), names in servers.items()
     )
 
@@ -170,7 +170,7 @@ def withdraw(project: Project, database: Database, queue: Queue) -> int:
         from pipeline.steps.sync import open_server
 
         for (tool, url), names in servers.items():
-            open_server(project, tool, url).retire(queue=queue.name, places=names)
+            open_server(project, database, tool, url).retire(queue=queue.name, places=names)
     with database.session() as session:
         if labels.has_labels(session, queue_id=queue.id):
             raise UserError(f"Labels for {queue.name} were imported meanwhile.")

@@ -16,6 +16,7 @@ from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.labeling.servers.base import LabelingServer, Pushed
 from pipeline.leases import one_at_a_time
+from pipeline.ownership import identity_of
 from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
@@ -58,7 +59,7 @@ class PullReport:
         return lines or [f"{', '.join(self.queues)}: nothing new at {self.url}."]
 
 
-def open_server(project: Project, tool: str, url: str | None = None) -> LabelingServer:
+def open_server(project: Project, database: Database, tool: str, url: str | None = None) -> LabelingServer:
     """The server of a labeling tool, with the token from the environment.
 
     Args:
@@ -82,8 +83,9 @@ def open_server(project: Project, tool: str, url: str | None = None) -> Labeling
     token = os.environ.get(TOKENS[tool], "")
     if not token:
         raise ConfigError(f"There is no token for {address}.", f"Set {TOKENS[tool]} in the environment.")
+    project_id = identity_of(project, database).id
     if tool == "cvat":
-        return _cvat(project, address, token)
+        return _cvat(project, project_id, address, token)
     from pipeline.labeling.servers.label_studio import LabelStudioServer
 
     settings = labeling.label_studio
@@ -91,6 +93,7 @@ def open_server(project: Project, tool: str, url: str | None = None) -> Labeling
         address,
         token,
         project=settings.project or project.config.name,
+        project_id=project_id,
         images=settings.images,
         masks=settings.masks,
         sampling="Uncertainty sampling" if settings.sampling == "uncertainty" else "Sequential sampling",
@@ -99,7 +102,7 @@ def open_server(project: Project, tool: str, url: str | None = None) -> Labeling
     )
 
 
-def _cvat(project: Project, url: str, token: str) -> LabelingServer:
+def _cvat(project: Project, project_id: str, url: str, token: str) -> LabelingServer:
     try:
         from pipeline.labeling.servers.cvat import CvatServer
     except ImportError as error:
@@ -110,6 +113,7 @@ def _cvat(project: Project, url: str, token: str) -> LabelingServer:
         url,
         token,
         project=project.config.name,
+        project_id=project_id,
         batch=project.config.labeling.cvat.batch,
         timeout=float(project.config.labeling.timeout_seconds),
     )
@@ -137,7 +141,7 @@ def push(
     Raises:
         UserError: there is no such queue, or the server cannot be used.
     """
-    server = open_server(project, tool, url)
+    server = open_server(project, database, tool, url)
     with database.session(write=False) as session:
         row = _find_queue(session, queue)
         known = [place.place for place in queues.places_of(session, row.id, tool=tool, url=server.url)]
@@ -174,7 +178,7 @@ def pull(
     Raises:
         UserError: the server cannot be used, or has no queue of this project.
     """
-    server = open_server(project, tool, url)
+    server = open_server(project, database, tool, url)
     with database.session(write=False) as session:
         current = rounds.current_round(session)
         on_server = {place.queue_id for place in queues.places_on(session, tool=tool, url=server.url)}

@@ -100,7 +100,7 @@ def job(server: RunningLabelStudio, tmp_path: Path, request: pytest.FixtureReque
 def make_job(server: RunningLabelStudio, folder: Path, *, name: str, **settings: Any) -> Job:
     images = outgoing_images(folder / "source")
     exported = export(folder / QUEUE, outgoing_queue(QUEUE), images)
-    tool = LabelStudioServer(server.url, TOKEN, project=name, **settings)
+    tool = LabelStudioServer(server.url, TOKEN, project=name, project_id=name, **settings)
     return Job(server, tool, exported, images, tool.push(exported, places=[]))
 
 
@@ -185,7 +185,8 @@ def test_a_push_that_was_killed_is_taken_up(
     images = outgoing_images(tmp_path / "source")
     folder = export(tmp_path / QUEUE, outgoing_queue(QUEUE), images)
     monkeypatch.setattr(label_studio_module, "CHUNK_TASKS", 2)
-    tool = LabelStudioServer(server.url, TOKEN, project=f"killed {killed_after}")
+    name = f"killed {killed_after}"
+    tool = LabelStudioServer(server.url, TOKEN, project=name, project_id=name)
     add = tool._api.add_tasks  # pyright: ignore[reportPrivateUsage]
     calls: list[int] = []
 
@@ -198,7 +199,8 @@ def test_a_push_that_was_killed_is_taken_up(
     monkeypatch.setattr(tool._api, "add_tasks", dying)  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(KeyboardInterrupt):
         tool.push(folder, places=[])
-    pushed = LabelStudioServer(server.url, TOKEN, project=f"killed {killed_after}").push(folder, places=[])
+    tool = LabelStudioServer(server.url, TOKEN, project=name, project_id=name)
+    pushed = tool.push(folder, places=[])
     assert (pushed.created, pushed.unchanged) == (len(images) - 2 * killed_after, 2 * killed_after)
     assert [task["data"]["image_id"] for task in server.tasks(pushed.places[0])] == [
         image.image_id for image in images
@@ -294,7 +296,8 @@ def test_a_project_that_somebody_has_deleted_is_made_anew(job: Job) -> None:
 
 def test_a_personal_access_token_works_and_is_renewed(job: Job) -> None:
     token = job.running.post("/api/token/", {})["token"]
-    tool = LabelStudioServer(job.running.url, token, project="test_a_personal_access_token_works")
+    name = "test_a_personal_access_token_works_and_is_renewed"
+    tool = LabelStudioServer(job.running.url, token, project=name, project_id=name)
     assert tool.push(job.folder, places=job.pushed.places).unchanged == len(job.images)
     tool._api._http._authorization = "Bearer a.b.c"  # pyright: ignore[reportPrivateUsage]
     assert not tool.is_begun(queue=QUEUE, places=job.pushed.places)
@@ -306,7 +309,7 @@ def test_a_personal_access_token_works_and_is_renewed(job: Job) -> None:
 )
 def test_a_wrong_token_is_said_to_be_one(job: Job, token: str, message: str) -> None:
     with pytest.raises(ServerError, match=message) as caught:
-        LabelStudioServer(job.running.url, token, project="x").push(job.folder, places=[])
+        LabelStudioServer(job.running.url, token, project="x", project_id="x").push(job.folder, places=[])
     assert "Account & Settings" in caught.value.remedy
 
 

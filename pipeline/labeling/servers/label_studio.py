@@ -1,13 +1,14 @@
 """A Label Studio server: a queue's tasks are pushed into one project, and finished work is pulled from it.
 
-All queues of a segcurate project are in one project of the server, whose description names the segcurate
-project. A task's data has its queue and image: a push finds the images that are on the server already by it.
+All queues of a segcurate project are in one project of the server, whose description has the segcurate
+project's name and id. A project with the id of another one is never used, even where both have one name.
+A task's data has its queue and image: a push finds the images that are on the server already by it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,8 @@ _LONGEST_TASK = 256 << 20
 _PULLED_AT_ONCE = 8
 _DELETED_AT_ONCE = 200
 _LONGEST_TITLE = 50
+_NAME, _ID = "segcurate project: ", "segcurate id: "
+"""The beginnings of the lines in a project's description with the segcurate project's name and id."""
 
 
 class LabelStudioServer:
@@ -56,6 +59,7 @@ class LabelStudioServer:
         url: of the server.
         token: a personal access token, or a legacy one.
         project: the segcurate project's name.
+        project_id: its id.
         images: how annotators' browsers get images: `upload` sends them to the server, `local` names them
             below the server's document root, and anything else is a prefix of an image's URI, such as
             `https://frames.example.org/` or `s3://bucket/`. With a prefix, overlays are uploaded, too.
@@ -73,6 +77,7 @@ class LabelStudioServer:
         token: str,
         *,
         project: str,
+        project_id: str,
         images: str = "upload",
         masks: Masks | Literal["auto"] = "auto",
         sampling: Sampling = "Sequential sampling",
@@ -84,6 +89,7 @@ class LabelStudioServer:
         self._api = LabelStudioApi(http)
         self.url = http.url
         self._project = project
+        self._project_id = project_id
         self._images = images
         self._masks: Masks | Literal["auto"] = masks
         self._sampling: Sampling = sampling
@@ -102,8 +108,8 @@ class LabelStudioServer:
         before: set[object] | None = None
         for attempt in range(1, PASSES + 1):
             try:
-                project = self._open(places, config, masks=wanted)
-                there = self._images_there(project.id, queue)
+                project = self._open(places, folder, config, masks=wanted)
+                there: set[object] = {data.get("image_id") for data in self._images_there(project.id, queue)}
                 before = there if before is None else before
                 images = self._send_missing(project, folder, there)
                 self._follow_newest(project)
@@ -126,12 +132,12 @@ class LabelStudioServer:
         """As `LabelingServer.pull`: a line for each annotation, in a file for each project.
 
         Raises:
-            ServerError: the server cannot be reached, or no longer has the project.
+            ServerError: the server cannot be reached, or no longer has a project of this segcurate project.
             UserError: the folder cannot be written.
         """
         projects = self._projects(places)
         if not projects:
-            raise ServerError(f"{self.url} has no project of {self._project}.", "Push the queue first.")
+            raise self._without_project(places)
         host = (urlsplit(self.url).hostname or "").replace(":", "_")
         emails = self._api.emails()
         with writing(into / "a file"):
@@ -164,13 +170,13 @@ class LabelStudioServer:
             retired += len(ids)
         return retired
 
-    def _open(self, places: Sequence[str], config: str, *, masks: Masks) -> ServerProject:
-        """The project, created if it does not exist, with the right configuration and sampling."""
-        found = self._find(places)
+    def _open(self, places: Sequence[str], folder: Path, config: str, *, masks: Masks) -> ServerProject:
+        """The project, created if it does not exist, with the right configuration, sampling and id."""
+        found = self._find(places, folder)
         if found is None:
             return self._api.make_project(
                 title=_title(self._project),
-                description=f"Queues of segcurate.\n{_marker(self._project)}",
+                description=f"Queues of segcurate.\n{_marker(self._project)}\n{_ID}{self._project_id}",
                 label_config=with_masks(config, masks),
                 expert_instruction="<br>".join(INSTRUCTIONS),
                 sampling=self._sampling,
@@ -183,30 +189,53 @@ class LabelStudioServer:
             changes["label_config"] = wanted
         if found.sampling != self._sampling:
             changes["sampling"] = self._sampling
+        if not _owners(found):  # made before projects had an id
+            changes["description"] = f"{found.description or ''}\n{_ID}{self._project_id}".strip()
         return self._api.change_project(found.id, **changes) if changes else found
 
-    def _find(self, places: Sequence[str]) -> ServerProject | None:
-        """The newest known project that still exists; else the one whose description names this project."""
-        for place in reversed(places):
-            if place.isdecimal():
-                with suppress(GoneError):
-                    return self._api.project(place)
-        marker = _marker(self._project)
+    def _find(self, places: Sequence[str], folder: Path) -> ServerProject | None:
+        """The newest known project; else the one with this id; else one with this name, without an id, and
+        with tasks of the queue in this folder."""
+        known = next(self._known(reversed(places)), None)
+        if known is not None:
+            return known
+        named: list[int] = []
         for project in self._api.projects():
-            if marker in (project.description or "").splitlines():
+            if self._project_id in _owners(project):
                 return self._api.project(project.id)
-        return None
+            if not _owners(project) and _marker(self._project) in (project.description or "").splitlines():
+                named.append(project.id)
+        return next((self._api.project(one) for one in named if self._has_only_tasks_of(folder, one)), None)
 
-    def _projects(self, places: Sequence[str]) -> list[int]:
-        """The numbers of the known projects that still exist, or of the one that `_find` returns."""
-        known: list[int] = []
+    def _known(self, places: Iterable[str]) -> Iterator[ServerProject]:
+        """The projects of these numbers that exist, and have no other id than this one."""
+        for project in self._existing(places):
+            if not (owners := _owners(project)) or self._project_id in owners:
+                yield project
+
+    def _existing(self, places: Iterable[str]) -> Iterator[ServerProject]:
         for place in places:
             if place.isdecimal():
                 with suppress(GoneError):
-                    known.append(self._api.project(place).id)
-        if not known and (found := self._find(())) is not None:
-            known.append(found.id)
-        return known
+                    yield self._api.project(place)
+
+    def _projects(self, places: Sequence[str]) -> list[int]:
+        """The numbers of the known projects, or else of those with this id."""
+        known = [project.id for project in self._known(places)]
+        return known or [one.id for one in self._api.projects() if self._project_id in _owners(one)]
+
+    def _without_project(self, places: Sequence[str]) -> ServerError:
+        ours = f"{self._project!r} (id {self._project_id[:8]})"
+        for project in self._existing(places):
+            for owner in _owners(project):
+                lines = (project.description or "").splitlines()
+                name = next((line.removeprefix(_NAME) for line in lines if line.startswith(_NAME)), "?")
+                return ServerError(
+                    f"Project {project.id} of {self.url} belongs to the segcurate project {shown(name)!r} "
+                    f"(id {owner[:8]}), and this is {ours}.",
+                    "Push the queue again: it gets a project of its own.",
+                )
+        return ServerError(f"{self.url} has no project of {ours}.", "Push the queue first.")
 
     def _send_missing(self, project: ServerProject, folder: Path, there: set[object]) -> list[int]:
         """Create the tasks of images without one, in the order of their ranks; return all images' ids."""
@@ -231,10 +260,20 @@ class LabelStudioServer:
             self._api.add_tasks(project.id, chunk)
         return ids
 
-    def _images_there(self, project: int, queue: str) -> set[object]:
-        """The ids of the images of a queue that have a task."""
+    def _images_there(self, project: int, queue: str) -> list[dict[str, Any]]:
+        """The data of a queue's tasks."""
         tasks = self._api.tasks(project, filters=[_of_queue(queue)], include="id,data")
-        return {task.data.get("image_id") for task in tasks if task.data.get("queue") == queue}
+        return [task.data for task in tasks if task.data.get("queue") == queue]
+
+    def _has_only_tasks_of(self, folder: Path, project: int) -> bool:
+        """Whether a project has tasks of the queue in this folder, and all are of images with its content."""
+        ours = [task["data"] for task in _read_tasks(folder)]
+        there = self._images_there(project, str(ours[0]["queue"]))
+        contents = {data["image_id"]: data.get("sha256") for data in ours}
+        return bool(there) and all(
+            data.get("image_id") in contents and data.get("sha256") == contents[data["image_id"]]
+            for data in there
+        )
 
     def _follow_newest(self, project: ServerProject) -> None:
         """Make the project show, and sample by, the predictions of the queue that was pushed last."""
@@ -285,7 +324,13 @@ def _of_queue(queue: str) -> dict[str, Any]:
 
 def _marker(project: str) -> str:
     """The line of a description that names the segcurate project of the queues."""
-    return f"segcurate project: {shown(project)}"
+    return f"{_NAME}{shown(project)}"
+
+
+def _owners(project: ServerProject) -> list[str]:
+    """The ids of segcurate projects in a description: none where it was made before they had one."""
+    lines = (line.strip() for line in (project.description or "").splitlines())
+    return [line.removeprefix(_ID) for line in lines if line.startswith(_ID)]
 
 
 def _title(project: str) -> str:

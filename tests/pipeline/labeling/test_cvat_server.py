@@ -7,6 +7,7 @@ import re
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.labeling.servers.cvat import CvatServer
 from tests.pipeline.labeling.recorded_cvat import TOKEN, Asked, RecordedCvat, running_cvat
 from tests.pipeline.labeling.small_queue import label_map, shapes, write_queue
 
+OURS, OTHERS = "a" * 32, "b" * 32
 MASKS = [shapes(np.random.default_rng(seed), height=20 + seed, width=30) for seed in range(5)]
 DONE = {"state": "completed", "stage": "annotation", "type": "annotation"}
 
@@ -37,8 +39,9 @@ def folder(tmp_path: Path) -> Path:
     return write_queue(CVAT, tmp_path, MASKS)
 
 
-def server(cvat: RecordedCvat, token: str = TOKEN, *, batch: int = 2) -> CvatServer:
-    return CvatServer(cvat.url, token, project="streets", batch=batch, timeout=5)
+def server(cvat: RecordedCvat, token: str = TOKEN, *, project_id: str = OURS, **changes: Any) -> CvatServer:
+    settings: dict[str, Any] = {"project": "streets", "batch": 2} | changes
+    return CvatServer(cvat.url, token, project_id=project_id, timeout=5, **settings)
 
 
 def push(cvat: RecordedCvat, folder: Path, *, places: list[str] | None = None, batch: int = 2) -> Pushed:
@@ -72,7 +75,7 @@ def test_a_queue_becomes_tasks_of_a_batch_each_in_its_order(cvat: RecordedCvat, 
     pushed = push(cvat, folder)
     assert pushed == Pushed(places=["1", "2", "3"], created=5, unchanged=0, page=f"{cvat.url}/tasks")
     assert [task.name for task in cvat.tasks.values()] == [
-        f"streets round-03 ({number}/3)" for number in (1, 2, 3)
+        f"streets round-03 [aaaaaaaa] ({number}/3)" for number in (1, 2, 3)
     ]
     check_all_there(cvat, folder)
     for task in cvat.tasks.values():
@@ -111,7 +114,7 @@ def test_a_task_that_is_gone_is_made_anew(cvat: RecordedCvat, folder: Path) -> N
     del cvat.tasks[2]
     again = push(cvat, folder, places=first.places)
     assert (again.created, again.unchanged, again.places) == (2, 3, ["1", "3", "4"])
-    assert cvat.tasks[4].name == "streets round-03 (3/3)"
+    assert cvat.tasks[4].name == "streets round-03 [aaaaaaaa] (3/3)"
     check_all_there(cvat, folder)
 
 
@@ -165,13 +168,61 @@ def test_nothing_of_peoples_work_is_touched(cvat: RecordedCvat, folder: Path) ->
 
 def test_strangers_tasks_of_a_like_name_are_left_alone(cvat: RecordedCvat, folder: Path) -> None:
     push(cvat, folder)
-    cvat.tasks[1].name = "streets round-03 (1/3) old"
+    cvat.tasks[1].name = "streets round-03 [aaaaaaaa] (1/3) old"
     cvat.tasks[2].name = "my streets round-03 (2/3)"
     cvat.tasks[3].frames = ["another.png"]
     pushed = push(cvat, folder)
     assert pushed.created == 5
     assert pushed.places == ["4", "5", "6"]
     assert sorted(cvat.tasks) == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_projects_of_one_name_never_use_each_others_tasks(
+    cvat: RecordedCvat, folder: Path, tmp_path: Path
+) -> None:
+    places = push(cvat, folder).places
+    for task in cvat.tasks.values():
+        task.jobs = [DONE]
+    twin = server(cvat, project_id=OTHERS)
+    del cvat.asked[:]
+
+    assert not twin.is_begun(queue="round-03", places=places)
+    assert twin.retire(queue="round-03", places=places) == 0
+    assert twin.pull(queue="round-03", places=places, into=tmp_path).files == []
+    assert cvat.log() == []
+    pushed = twin.push(folder, places=places)
+    assert (pushed.created, pushed.places) == (5, ["4", "5", "6"])
+    assert cvat.tasks[4].name == "streets round-03 [bbbbbbbb] (1/3)"
+    assert push(cvat, folder).places == places
+
+
+def test_a_project_with_a_new_name_finds_what_it_had(cvat: RecordedCvat, folder: Path) -> None:
+    places = push(cvat, folder).places
+    assert server(cvat, project="avenues").push(folder, places=[]).places == places
+    assert server(cvat, project="avenues").retire(queue="round-03", places=places) == 5
+
+
+def test_a_very_long_name_leaves_the_id_whole(cvat: RecordedCvat, folder: Path) -> None:
+    places = server(cvat, project="s" * 300).push(folder, places=[]).places
+    assert all(len(task.name) < 256 for task in cvat.tasks.values())
+    assert server(cvat, project="s" * 300).push(folder, places=[]).places == places
+    assert server(cvat, project="s" * 300, project_id=OTHERS).push(folder, places=[]).created == 5
+
+
+def test_tasks_from_before_names_had_an_id_are_used_and_only_own_empty_ones_removed(
+    cvat: RecordedCvat, folder: Path
+) -> None:
+    places = push(cvat, folder).places
+    for number, task in cvat.tasks.items():
+        task.name = f"streets round-03 ({number}/3)"
+    for known in (places, []):
+        assert push(cvat, folder, places=known).unchanged == 5
+    cvat.tasks[1].frames = []  # its images may be on their way, of another project with this name
+    again = push(cvat, folder, places=[])
+    assert (again.created, again.unchanged) == (2, 3)
+    assert sorted(cvat.tasks) == [1, 2, 3, 4]
+    assert server(cvat).retire(queue="round-02", places=places) == 0
+    assert server(cvat).retire(queue="round-03", places=["2", "3"]) == 3
 
 
 def test_what_the_server_says_of_a_failed_import_is_passed_on(cvat: RecordedCvat, folder: Path) -> None:
@@ -291,13 +342,15 @@ def test_a_server_that_never_finishes_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_server_it_is_said_where_none_is(folder: Path) -> None:
-    tool = CvatServer("http://127.0.0.1:9", TOKEN, project="streets", batch=2, timeout=2)
+    tool = CvatServer("http://127.0.0.1:9", TOKEN, project="streets", project_id=OURS, batch=2, timeout=2)
     with pytest.raises(ServerError, match="http://127.0.0.1:9 cannot be reached"):
         tool.push(folder, places=[])
     with pytest.raises(ServerError, match="ftp://x is no address"):
-        CvatServer("ftp://x", TOKEN, project="streets").is_begun(queue="q", places=["1"])
+        CvatServer("ftp://x", TOKEN, project="streets", project_id=OURS).is_begun(queue="q", places=["1"])
     with pytest.raises(ServerError, match="is no token of CVAT") as error:
-        CvatServer("http://x", "two\nlines", project="streets").is_begun(queue="q", places=["1"])
+        CvatServer("http://x", "two\nlines", project="streets", project_id=OURS).is_begun(
+            queue="q", places=["1"]
+        )
     assert "lines" not in str(error.value)
 
 

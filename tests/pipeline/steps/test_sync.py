@@ -91,7 +91,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
 
-    def opened(project: Project, tool: str, url: str | None = None) -> Server:
+    def opened(project: Project, database: Database, tool: str, url: str | None = None) -> Server:
         assert (tool, url) in (("label-studio", None), ("label-studio", URL))
         return made
 
@@ -372,14 +372,14 @@ def test_a_queue_in_files_of_a_tool_counts_as_begun(selected: Exported, server: 
 def test_a_token_and_an_address_are_asked_for(selected: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"labeling\.label_studio\.url"):
-        open_server(selected.project, "label-studio")
+        open_server(*selected, "label-studio")
     with pytest.raises(ConfigError, match="LABEL_STUDIO_API_KEY"):
-        open_server(selected.project, "label-studio", URL)
+        open_server(*selected, "label-studio", URL)
     with pytest.raises(ConfigError, match="no tool with a server"):
-        open_server(selected.project, "coco", URL)
+        open_server(*selected, "coco", URL)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123")
     project = synced(selected, label_studio={"url": URL + "/"})
-    assert open_server(project, "label-studio").url == URL
+    assert open_server(project, selected.database, "label-studio").url == URL
 
 
 def test_nights_without_a_server_to_ask_are_refused_in_the_configuration(selected: Exported) -> None:

@@ -23,6 +23,9 @@ from pipeline.labeling.servers.label_studio import LabelStudioServer
 from tests.pipeline.labeling.label_studio.synthetic import export, outgoing_images, outgoing_queue
 
 URL = "http://labels.example.org"
+OURS, OTHERS = "a" * 32, "b" * 32
+FORMER = "Queues of segcurate.\nsegcurate project: streets"
+"""The description of a project that was made before segcurate's projects had an id."""
 
 
 class Canned:
@@ -37,7 +40,11 @@ class Canned:
         self.after: Callable[[httpx.Request], httpx.Response | None] = lambda request: None
 
     def tool(self, **settings: Any) -> LabelStudioServer:
-        wanted: dict[str, Any] = {"project": "streets", "images": "https://frames.example.org/"} | settings
+        wanted: dict[str, Any] = {
+            "project": "streets",
+            "project_id": OURS,
+            "images": "https://frames.example.org/",
+        } | settings
         return LabelStudioServer(URL, "token", transport=httpx.MockTransport(self._handle), **wanted)
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
@@ -134,10 +141,68 @@ def test_the_sampling_and_the_newest_queue_are_set(folder: Path) -> None:
     ]
 
 
-def test_another_project_of_the_same_server_is_not_taken(folder: Path) -> None:
+def test_two_projects_of_one_name_never_use_each_others_tasks(folder: Path, tmp_path: Path) -> None:
     canned = Canned()
-    canned.tool(project="streets").push(folder)
-    canned.tool(project="street").push(folder)
+    canned.tool().push(folder)
+    canned.tasks[0]["total_annotations"] = 1
+    twin = canned.tool(project_id=OTHERS)
+    canned.asked.clear()
+
+    with pytest.raises(
+        ServerError,
+        match=r"Project 9 .* project 'streets' \(id aaaaaaaa\), and this is 'streets' \(id bbbbbbbb\)",
+    ):
+        twin.pull(queue="round-03", places=["9"], into=tmp_path)
+    with pytest.raises(ServerError, match=r"has no project of 'streets' \(id bbbbbbbb\)"):
+        twin.pull(queue="round-03", into=tmp_path)
+    for places in ([], ["9"]):
+        assert not twin.is_begun(queue="round-03", places=places)
+        assert twin.retire(queue="round-03", places=places) == 0
+    assert {asked.split()[0] for asked in canned.asked} == {"GET"}
+    for places in ([], ["9"]):
+        canned.project = canned.project and canned.project | {"description": f"segcurate id: {OURS}"}
+        twin.push(folder, places=places)
+        assert canned.project is not None
+        assert f"segcurate id: {OTHERS}" in canned.project["description"].splitlines()
+    assert canned.asked.count("POST /api/projects/") == 2
+
+
+def test_a_project_with_a_new_name_finds_what_it_had(folder: Path) -> None:
+    canned = Canned()
+    canned.tool().push(folder)
+    assert canned.tool(project="avenues").push(folder).unchanged == 7
+    assert canned.asked.count("POST /api/projects/") == 1
+
+
+@pytest.mark.parametrize("places", [["9"], []])
+def test_a_project_from_before_there_were_ids_is_used_for_the_queue_that_it_has(
+    folder: Path, places: list[str]
+) -> None:
+    canned = Canned()
+    canned.tool().push(folder)
+    assert canned.project is not None
+    canned.project["description"] = FORMER
+    assert canned.tool().push(folder, places=places).unchanged == 7
+    assert canned.project["description"] == f"{FORMER}\nsegcurate id: {OURS}"
+    assert canned.asked.count("POST /api/projects/") == 1
+
+
+@pytest.mark.parametrize("change", ["image", "queue", "name", "no tasks"])
+def test_a_project_from_before_there_were_ids_with_other_tasks_is_not_taken(
+    folder: Path, change: str
+) -> None:
+    canned = Canned()
+    canned.tool().push(folder)
+    assert canned.project is not None
+    canned.project["description"] = FORMER if change != "name" else FORMER + "-2"
+    if change == "image":
+        canned.tasks[3]["data"]["sha256"] = "another"
+    elif change == "queue":
+        for task in canned.tasks:
+            task["data"]["queue"] = "round-02"
+    elif change == "no tasks":
+        canned.tasks.clear()
+    canned.tool().push(folder)
     assert canned.asked.count("POST /api/projects/") == 2
 
 
@@ -277,13 +342,13 @@ def test_a_compressed_answer_is_limited_by_what_it_unpacks_to(
 )
 def test_what_is_no_address_is_refused_and_no_password_shown(url: str) -> None:
     with pytest.raises(ServerError, match="no address"):
-        LabelStudioServer(url, "token", project="x")
+        LabelStudioServer(url, "token", project="x", project_id=OURS)
 
 
 @pytest.mark.parametrize("token", ["", "a b", "é", "a\nb"])
 def test_what_is_no_token_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ServerError, match="no token of Label Studio") as caught:
-        LabelStudioServer(URL, token, project="x")
+        LabelStudioServer(URL, token, project="x", project_id=OURS)
     assert not token or token not in str(caught.value)
 
 
