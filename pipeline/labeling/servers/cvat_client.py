@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,18 +19,21 @@ from cvat_sdk.core.proxies.tasks import Task
 from pipeline.errors import DataError
 from pipeline.files import writing
 from pipeline.labeling.exchange import shown
-from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url, origin
+from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url
+from pipeline.labeling.servers.cvat_http import CvatHttp
+from pipeline.labeling.servers.limits import UNAVAILABLE
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 
 TOOL = "CVAT"
 POLL_SECONDS = 2.0
 """Seconds between two requests for the state of the server's work."""
-LONGEST_SECONDS = 4 * 3600.0
-"""Seconds that a push or a pull may take altogether."""
+MOST_PAGES, LONGEST_LIST = 1000, 64 << 20
+"""Pages and bytes of a list of tasks or jobs."""
 UPLOADED, EXPORTED = "CVAT 1.1", "CVAT for images 1.1"
 """CVAT's names of its own format, for uploads and for exports."""
 
 _LONGEST_SHAPE = 64 << 20
+_PAGE = 100
 _TOKEN_REMEDY = "Create an access token in CVAT's profile page, and put it into CVAT_ACCESS_TOKEN."
 _BY_PEOPLE = ("manual", "semi-auto")
 
@@ -55,7 +58,7 @@ def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnecti
         config = Config(status_check_period=POLL_SECONDS, verify_ssl=True)
         with Client(url, logger=_SILENT, config=config, check_server_version=False) as client:
             rest: Any = client.api_client.rest_client
-            rest.request = limited(rest.request, timeout, host=url)
+            rest.pool_manager = CvatHttp(rest.pool_manager, url=url, timeout=timeout)
             client.login(credentials)
             yield CvatConnection(client)
 
@@ -72,7 +75,9 @@ class CvatConnection:
 
     def tasks_named(self, part: str) -> list[Task]:
         """The tasks that have this in their names."""
-        return self._client.tasks.list(name__contains=part)
+        api = self._client.api_client.tasks_api
+        named = json.dumps({"in": [part, {"var": "name"}]})
+        return [Task(self._client, model) for model in self._listed(api.list_endpoint, filter=named)]
 
     def task(self, identifier: int) -> Task | None:
         """The task of this number; None where it does not exist."""
@@ -87,7 +92,8 @@ class CvatConnection:
 
     def jobs(self, task: Task) -> list[Job]:
         """The annotation jobs of a task; it has none without data."""
-        jobs = self._client.jobs.list(task_id=task.id)
+        api = self._client.api_client.jobs_api
+        jobs = [Job(self._client, model) for model in self._listed(api.list_endpoint, task_id=task.id)]
         return [job for job in jobs if str(job.type) == "annotation"]
 
     def sources(self, task: Task) -> Generator[str]:
@@ -135,6 +141,23 @@ class CvatConnection:
         """Remove a task with its images and annotations."""
         task.remove()
 
+    def _listed(self, endpoint: Any, **filters: Any) -> Iterator[Any]:
+        """The objects of a list, a page at a time; CVAT's client follows a list without end."""
+        pages, size = 0, 0
+        following: str | None = ""
+        while following is not None:
+            pages += 1
+            page, response = endpoint.call_with_http_info(page=pages, page_size=_PAGE, **filters)
+            size += len(response.data)
+            if pages > MOST_PAGES or size > LONGEST_LIST:
+                raise ServerError(
+                    f"{self._client.api_map.host} sends a list of more than {MOST_PAGES} pages or "
+                    f"{LONGEST_LIST >> 20} MiB.",
+                    "Check the address, and the server's log.",
+                )
+            yield from page.results
+            following = page.next or None
+
 
 @contextmanager
 def _server_errors(url: str) -> Generator[None]:
@@ -147,15 +170,13 @@ def _server_errors(url: str) -> Generator[None]:
     except ApiException as error:
         raise _refused(url, error) from error
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:
-        if isinstance(getattr(error, "reason", None), urllib3.exceptions.ResponseError):
-            raise ServerError(f"{url} fails repeatedly.", "Run the command again later.") from error
         raise ServerError(
             f"{url} cannot be reached, or does not answer in time: {shown(type(error).__name__)}.",
             "Check the address, and that CVAT runs there.",
         ) from error
     except (CvatSdkException, OpenApiException, _BadAnswerError) as error:
         raise another_server(url, tool=TOOL) from error
-    except (AssertionError, KeyError, ValueError, AttributeError, TypeError) as error:
+    except (AssertionError, LookupError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise another_server(url, tool=TOOL) from error  # CVAT's client trusts answers
 
 
@@ -169,6 +190,8 @@ def _refused(url: str, error: ApiException) -> ServerError:
         )
     if status == 404:
         return ServerError(f"{url} has no such page.", "Check the address, and that it is CVAT's.")
+    if status in UNAVAILABLE:
+        return ServerError(f"{url} fails repeatedly.", "Run the command again later.")
     if status >= 500:
         return ServerError(f"{url} has failed (status {status}).", "Run the command again later.")
     if status == 0:
@@ -182,27 +205,6 @@ def _refused(url: str, error: ApiException) -> ServerError:
 
 def _text(body: object) -> str:
     return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "it gives no reason")
-
-
-def limited(request: Callable[..., Any], seconds: float, *, host: str) -> Callable[..., Any]:
-    """The request with limits, of which CVAT's client has none: a time for each answer, one for all of them
-    together, and the origin of `host`, since answers name addresses and each request carries the token."""
-    ends = time.monotonic() + LONGEST_SECONDS
-
-    def send(method: str, url: str, *args: Any, _request_timeout: object = None, **kwargs: Any) -> Any:
-        if origin(url) != origin(host):
-            raise ServerError(
-                f"{host} names an address on another server: {shown(url)}.",
-                "Check the server; the token is sent to its own address only.",
-            )
-        if time.monotonic() > ends:
-            raise ServerError(
-                f"{host} has not finished within {LONGEST_SECONDS / 3600:.0f} hours.",
-                "See the server's log; then run the command again.",
-            )
-        return request(method, url, *args, _request_timeout=_request_timeout or (seconds, seconds), **kwargs)
-
-    return send
 
 
 _SILENT = logging.Logger("cvat", level=logging.CRITICAL + 1)

@@ -7,28 +7,19 @@ import re
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
 from pipeline.labeling.exchange import shown
 from pipeline.labeling.servers.base import ServerError, another_server, check_token, check_url
+from pipeline.labeling.servers.limits import PAUSES, UNAVAILABLE, Limits
 from pipeline.labeling.untrusted.json_items import MOST_CONTAINERS
 
 TOOL = "Label Studio"
 
-PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between the attempts to reach a server."""
 LONGEST_ANSWER = 128 << 20
-"""Bytes, after decompression."""
-LONGEST_SECONDS = 600.0
-"""Seconds that one answer may take, however steadily it comes."""
-MOST_VALUES = 32_000_000
-"""Values in one answer: each takes many times its bytes of memory."""
-MOST_BYTES, MOST_ANSWERS = 4 << 30, 200_000
-"""Of all answers of a push or a pull together: a server may send pages without end."""
-
-_UNAVAILABLE = (502, 503, 504)
+"""Bytes of an answer, after decompression."""
 _TOKEN_REMEDY = "Copy a token from Account & Settings in Label Studio."
 
 
@@ -59,7 +50,7 @@ class LabelStudioHttp:
         self._token = token
         self._refreshes = token.count(".") == 2  # a JSON web token
         self._authorization = None if self._refreshes else f"Token {token}"
-        self._bytes = self._answers = 0
+        self._limits = Limits(self.url)
         self._client = httpx.Client(timeout=timeout, transport=transport)
         weakref.finalize(self, self._client.close)
 
@@ -125,7 +116,7 @@ class LabelStudioHttp:
         self, method: str, path: str, *, repeatable: bool, authorization: str | None, **sent: Any
     ) -> httpx.Response:
         """The server's answer, after as many attempts as there are pauses."""
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
         if authorization is not None:
             headers["Authorization"] = authorization
         if "content" in sent:
@@ -133,7 +124,7 @@ class LabelStudioHttp:
         for pause in (*PAUSES, None):
             try:
                 response = self._once(method, path, headers=headers, **sent)
-                if response.status_code not in _UNAVAILABLE or pause is None:
+                if response.status_code not in UNAVAILABLE or pause is None:
                     return response
                 if not repeatable:
                     raise self.unanswered()
@@ -150,20 +141,23 @@ class LabelStudioHttp:
             time.sleep(pause or 0)
         raise AssertionError("the last attempt answers or raises")
 
-    def _once(self, method: str, path: str, *, headers: Mapping[str, str], **sent: Any) -> httpx.Response:
-        ends = time.monotonic() + LONGEST_SECONDS
-        self._answers += 1
-        if self._answers > MOST_ANSWERS:
-            raise self._endless()
-        with self._client.stream(method, self.url + path, headers=headers, **sent) as response:
-            content = bytearray()
-            for part in response.iter_bytes():
-                content += part
-                self._bytes += len(part)
-                if len(content) > LONGEST_ANSWER or self._bytes > MOST_BYTES or time.monotonic() > ends:
-                    raise self._endless()
-        if content.count(b"{") + content.count(b"[") > MOST_CONTAINERS or content.count(b",") > MOST_VALUES:
-            raise ServerError(f"{self.url} answers with too many values.", "Check the address.")
+    def _once(self, method: str, path: str, **sent: Any) -> httpx.Response:
+        content = bytearray()
+        sent["extensions"] = {"trace": self._trace}
+        with (
+            self._limits.answer() as answer,
+            self._client.stream(method, self.url + path, **sent) as response,
+        ):
+            # the decoders of httpx have no limit for what a part unpacks to
+            parts = cast(httpx.SyncByteStream, response.stream)
+            try:
+                for part in answer.decoded(
+                    parts, response.headers.get("content-encoding"), longest=LONGEST_ANSWER
+                ):
+                    content += part
+            except ValueError as error:
+                raise self.another_server() from error
+        self._limits.check_values(content, containers=MOST_CONTAINERS)
         location = {"location": response.headers["location"]} if "location" in response.headers else None
         return httpx.Response(response.status_code, headers=location, content=bytes(content))
 
@@ -209,8 +203,10 @@ class LabelStudioHttp:
         reason = json.dumps(errors, ensure_ascii=False) if errors else answer.get("detail")
         return f": {shown(str(reason).rstrip('.'))}" if reason else ""
 
-    def _endless(self) -> ServerError:
-        return ServerError(f"{self.url} answers without end.", "Check the address.")
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Tell the limits of each new connection."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._limits.opened(info["return_value"].get_extra_info("socket"))
 
     def _unreachable(self, error: Exception) -> ServerError:
         return ServerError(

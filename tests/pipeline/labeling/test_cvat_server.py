@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.labeling.cvat import CVAT
 from pipeline.labeling.exchange import Annotation
-from pipeline.labeling.servers import cvat_client
+from pipeline.labeling.servers import cvat_client, cvat_http
 from pipeline.labeling.servers.base import Pushed, ServerError
 from pipeline.labeling.servers.cvat import CvatServer
 from tests.pipeline.labeling.recorded_cvat import TOKEN, Asked, RecordedCvat, running_cvat
@@ -30,6 +30,7 @@ DONE = {"state": "completed", "stage": "annotation", "type": "annotation"}
 @pytest.fixture
 def cvat(monkeypatch: pytest.MonkeyPatch) -> Generator[RecordedCvat]:
     monkeypatch.setattr(cvat_client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(cvat_http, "PAUSES", (0.0, 0.0))
     with running_cvat() as server:
         yield server
 
@@ -320,25 +321,6 @@ def test_annotations_that_are_no_json_are_said_in_words(cvat: RecordedCvat, fold
     cvat.before = lambda asked: b"<html>" if asked.path.endswith("/annotations/") else None
     with pytest.raises(ServerError, match="does not answer like CVAT"):
         server(cvat).is_begun(queue="round-03", places=places)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://elsewhere.example.org/file.zip", "https://cvat.test:8443/file.zip", "ftp://cvat.test/x"]
-)
-def test_the_token_goes_to_no_other_origin(url: str) -> None:
-    asked: list[str] = []
-    send = cvat_client.limited(lambda method, url, **_: asked.append(url), 1.0, host="https://cvat.test")
-    send("GET", "https://cvat.test:443/api/tasks")
-    with pytest.raises(ServerError, match="on another server"):
-        send("GET", url)
-    assert asked == ["https://cvat.test:443/api/tasks"]
-
-
-def test_a_server_that_never_finishes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.labeling.servers.cvat_client.LONGEST_SECONDS", -1.0)
-    send = cvat_client.limited(lambda *_, **__: None, 1.0, host="https://cvat.test")
-    with pytest.raises(ServerError, match="has not finished within"):
-        send("GET", "https://cvat.test/api/requests/1")
 
 
 def test_without_a_server_it_is_said_where_none_is(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.labeling.label_studio.config import masks_of
-from pipeline.labeling.servers import label_studio, label_studio_http
+from pipeline.labeling.servers import label_studio, label_studio_http, limits
 from pipeline.labeling.servers.base import ServerError
 from pipeline.labeling.servers.label_studio import LabelStudioServer
 from tests.pipeline.labeling.label_studio.synthetic import export, outgoing_images, outgoing_queue
@@ -301,7 +301,7 @@ def test_an_answer_without_end_is_cut_off(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(label_studio_http, "LONGEST_ANSWER", 1000)
     canned = Canned()
     canned.before = lambda request: httpx.Response(200, content=b"x" * 2000)
-    with pytest.raises(ServerError, match="without end"):
+    with pytest.raises(ServerError, match="MiB that an answer may have"):
         canned.tool().push(folder)
 
 
@@ -311,15 +311,16 @@ def test_an_answer_without_end_is_cut_off(folder: Path, monkeypatch: pytest.Monk
         ("MOST_CONTAINERS", 100, b"[" + b"{}," * 100 + b"{}]", "too many values"),
         ("MOST_CONTAINERS", 100, b"[" * 200 + b"]" * 200, "too many values"),
         ("MOST_VALUES", 100, b"[" + b"1," * 200 + b"1]", "too many values"),
-        ("MOST_BYTES", 100, b" " * 200 + b"{}", "without end"),
-        ("MOST_ANSWERS", 0, b"{}", "without end"),
-        ("LONGEST_SECONDS", -1.0, b"{}", "without end"),
+        ("MOST_BYTES", 100, b" " * 200 + b"{}", "has sent more than"),
+        ("MOST_ANSWERS", 0, b"{}", "more than 0 answers"),
+        ("LONGEST_SECONDS", -1.0, b"{}", "has not finished an answer within"),
+        ("ALTOGETHER_SECONDS", -1.0, b"{}", "has not finished within"),
     ],
 )
 def test_what_an_answer_may_cost_is_limited(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, body: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(label_studio_http, limit, value)
+    monkeypatch.setattr(label_studio_http if limit == "MOST_CONTAINERS" else limits, limit, value)
     canned = Canned()
     canned.before = lambda request: httpx.Response(200, content=body)
     with pytest.raises(ServerError, match=message):
@@ -333,7 +334,7 @@ def test_a_compressed_answer_is_limited_by_what_it_unpacks_to(
     bomb = gzip.compress(b" " * (64 << 20))
     canned = Canned()
     canned.before = lambda request: httpx.Response(200, headers={"content-encoding": "gzip"}, content=bomb)
-    with pytest.raises(ServerError, match="without end"):
+    with pytest.raises(ServerError, match="MiB that an answer may have"):
         canned.tool().push(folder)
 
 
