@@ -1,17 +1,21 @@
 """Drift of the pool: two sets of images under the same scorer, compared measure by measure.
 
-Legend: n images, m and k images of the reference and of the new set, C classes, b blocks, P permutations.
+Legend: n images, u units of both sets, C classes, P permutations.
 
-Each image has one number a measure, and neighbouring images are alike: so permutations exchange blocks, not
-images (Good 2005, on exchangeable units), and the p-values of several measures are corrected together (Holm
-1979). In a pool of a million images every difference is significant, so a difference is reported only if it
-is also large.
+Each image has one number a measure, and images of a sequence are alike: so permutations exchange whole
+sequences (Good 2005, on exchangeable units). The measures are correlated, so each p-value comes from the
+largest distance of all measures in each permutation (max-T, Westfall & Young 1993), in units of the distance
+that is large for its measure. With few sequences no permutation is rare enough: then there is no p-value, and
+no alarm. In a pool of a million images every difference is significant, so a difference is reported only if
+it is also large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +30,11 @@ LARGE: Mapping[str, float] = {**dict.fromkeys(DRIFT_MEASURES, 0.3), CLASS_SHARES
 """Smallest distances that cause a warning: for a measure, a threshold that 30 % more of one set exceeds; for
 classes, 15 % of the predicted pixels in other classes."""
 SIGNIFICANCE = 0.05
+"""The share of ordinary nights that may cause a warning."""
+FEWEST_UNITS = 8
+"""With fewer units of both sets together there is no p-value."""
 PERMUTATIONS = 999
+"""Above this number of possible permutations, so many are drawn at random."""
 AT_ONCE = 100
 
 
@@ -50,12 +58,38 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Units:
+    """What permutations exchange: sequences, or parts of one.
+
+    Attributes:
+        of_image: int64 [n], the unit of each image, those of the reference first.
+        reference, new: the numbers of units.
+    """
+
+    of_image: npt.NDArray[np.int64]
+    reference: int
+    new: int
+
+    @property
+    def smallest_p(self) -> float:
+        """The p-value of two sets that are wholly apart; 1 with fewer than `FEWEST_UNITS`."""
+        if self.reference + self.new < FEWEST_UNITS:
+            return 1.0
+        return 1 / comb(self.reference + self.new, self.new)
+
+
+@dataclass(frozen=True)
 class Difference:
-    """How far two sets lie apart in one measure. `p` is corrected; `drifted`: both significant and large."""
+    """How far two sets lie apart in one measure.
+
+    Attributes:
+        p: corrected for the number of measures; None where the units are too few for the level.
+        drifted: both significant and large.
+    """
 
     measure: str
     distance: float
-    p: float
+    p: float | None
     drifted: bool
 
 
@@ -69,45 +103,61 @@ class ShiftedImage:
     percentile: float
 
 
-def differences(reference: Profile, new: Profile, *, block: int, seed: int) -> list[Difference]:
+def units(reference: Profile, new: Profile, *, block: int) -> Units:
+    """The units of two sets: images where `block` is 1, as each is independent; else sequences.
+
+    Images of a single sequence are cut into blocks of that many neighbours. A sequence that is in both sets
+    is two units.
+    """
+    sides = (reference, new)
+    if block > 1 and len({*reference.groups, *new.groups}) > 1:
+        numbers = [np.unique(side.groups, return_inverse=True)[1] for side in sides]
+    else:
+        numbers = [blocks(side.groups, side.positions, block, most=len(side.ids)) for side in sides]
+    first, second = (int(number.max(initial=-1)) + 1 for number in numbers)
+    return Units(np.concatenate([numbers[0], numbers[1] + first]), first, second)
+
+
+def differences(
+    reference: Profile, new: Profile, dealt: Units, *, level: float | None, seed: int
+) -> list[Difference]:
     """The distance of each measure, and of the class shares, with its p-value.
 
     Measures: the Kolmogorov–Smirnov distance, 0 to 1. Class shares: the total variation distance between
     the mean shares, 0 to 1.
 
     Args:
-        block: neighbouring images of a sequence that are permuted together.
+        level: of significance. None: the distances alone, without p-values.
 
     Raises:
-        ValueError: a set is empty.
+        ValueError: a set is empty, or `level` is below the smallest p-value that the units can reach.
     """
     if len(reference.ids) == 0 or len(new.ids) == 0:
         raise ValueError("Expected images on both sides, but got none.")
-    block_n, is_new_b = _deal(reference, new, block=block)
-    shuffled = _permutations(is_new_b, seed=seed)
+    if level is not None and level < dealt.smallest_p:
+        raise ValueError(f"Expected a level of at least {dealt.smallest_p:.4f}, but got {level:.4f}.")
     values = {name: np.r_[reference.measures[name], new.measures[name]] for name in DRIFT_MEASURES}
     shares = np.concatenate([reference.shares, new.shares])
     names = (*DRIFT_MEASURES, CLASS_SHARES)
 
-    def distances(is_new_Pb: npt.NDArray[np.bool_]) -> Array:
-        weights = _signed_weights(is_new_Pb[:, block_n])
+    def distances(is_new_Pu: npt.NDArray[np.bool_]) -> Array:
+        weights = _signed_weights(is_new_Pu[:, dealt.of_image])
         found = [_ks(weights, values[name]) for name in DRIFT_MEASURES]
         found.append(np.abs(weights @ shares).sum(axis=1) / 2)
         return np.stack(found, axis=1)
 
-    observed = distances(is_new_b[None])[0]
-    drawn = np.concatenate(
-        [distances(shuffled[start : start + AT_ONCE]) for start in range(0, len(shuffled), AT_ONCE)]
-    )
-    p = holm((1 + (drawn >= observed - 1e-12).sum(axis=0)) / (1 + len(drawn)))
+    observed = distances((np.arange(dealt.reference + dealt.new) >= dealt.reference)[None])
+    if level is None:
+        return [
+            Difference(name, float(far), None, False) for name, far in zip(names, observed[0], strict=True)
+        ]
+    permuted = _permutations(dealt, seed=seed)
+    drawn = [distances(permuted[start : start + AT_ONCE]) for start in range(0, len(permuted), AT_ONCE)]
+    scale = np.array([LARGE[name] for name in names])
+    p = largest_of_all(np.concatenate([observed, *drawn]) / scale)
     return [
-        Difference(
-            measure=name,
-            distance=float(distance),
-            p=float(corrected),
-            drifted=bool(corrected <= SIGNIFICANCE and distance >= LARGE[name]),
-        )
-        for name, distance, corrected in zip(names, observed, p, strict=True)
+        Difference(name, float(far), float(found), bool(found <= level and far >= LARGE[name]))
+        for name, far, found in zip(names, observed[0], p, strict=True)
     ]
 
 
@@ -132,33 +182,31 @@ def shifted_images(
     return [image for _, _, image in ranked[:limit]]
 
 
-def holm(p: Array) -> Array:
-    """p-values corrected for their number by Holm's step-down procedure (1979), at most 1.
+def largest_of_all(distances: Array) -> Array:
+    """p-values of several measures, corrected for their number: max-T in one step (Westfall & Young 1993).
 
-    >>> holm(np.array([0.01, 0.04, 0.03])).round(4).tolist()
-    [0.03, 0.06, 0.06]
+    Args:
+        distances: [1 + P, measures], the observed ones first, on one scale. Each is compared with the
+            largest of all measures in each permutation.
+
+    >>> largest_of_all(np.array([[0.9, 0.1], [0.1, 0.2], [0.2, 0.1], [0.1, 0.2]])).tolist()
+    [0.25, 1.0]
     """
-    order = np.argsort(p)
-    steps = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    corrected = np.empty_like(steps)
-    corrected[order] = steps.clip(max=1.0)
-    return corrected
+    return (distances.max(axis=1)[:, None] >= distances[0] - 1e-9).mean(axis=0)
 
 
-def _deal(
-    reference: Profile, new: Profile, *, block: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The block [n] of each image, the reference's first, and whether each block [b] is new."""
-    mine = [blocks(side.groups, side.positions, block) for side in (reference, new)]
-    first = int(mine[0].max()) + 1
-    block_n = np.concatenate([mine[0], mine[1] + first])
-    return block_n, np.arange(int(block_n.max()) + 1) >= first
-
-
-def _permutations(is_new_b: npt.NDArray[np.bool_], *, seed: int) -> npt.NDArray[np.bool_]:
-    """[P, b], each row with as many new blocks."""
+def _permutations(dealt: Units, *, seed: int) -> npt.NDArray[np.bool_]:
+    """Which units are new, [P, u]: all other choices of as many, or a sample where these are many."""
+    count = dealt.reference + dealt.new
+    if comb(count, dealt.new) <= 1 + PERMUTATIONS:
+        every = np.array(list(combinations(range(count), dealt.new)), dtype=np.int64)
+        is_new = np.zeros((len(every), count), dtype=np.bool_)
+        np.put_along_axis(is_new, every, values=True, axis=1)
+        return is_new[:-1]  # the last way is the observed one
     generator = np.random.default_rng(seed)
-    return generator.permuted(np.broadcast_to(is_new_b, (PERMUTATIONS, len(is_new_b))), axis=1)
+    return generator.permuted(
+        np.broadcast_to(np.arange(count) >= dealt.reference, (PERMUTATIONS, count)), axis=1
+    )
 
 
 def _signed_weights(is_new_Pn: npt.NDArray[np.bool_]) -> Array:

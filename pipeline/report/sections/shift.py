@@ -85,6 +85,12 @@ def drift(contents: Contents) -> Section:
                 found["warning"] or "No drift: the pool looks like the reference images.",
                 tone="bad" if found["warning"] else "good",
             )
+            if found["warning"] or any(row["p"] is not None for row in _drift_rows(found))
+            else Text(
+                "Nothing can be said about drift yet: the images come from too few sequences for a p-value. "
+                "If each image is independent of its neighbours, set `evaluation.block: 1`.",
+                tone="note",
+            )
         )
         blocks += _drift_tables(found)
     reordering = summary.get("reordering")
@@ -286,6 +292,16 @@ def _comparisons(document: Document, contents: Contents) -> list[Chart]:
     return charts
 
 
+def _drift_rows(found: Document) -> list[Document]:
+    return [row for reference in found["references"] for row in reference["measures"]]
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "too few sequences"
+    return "< 0.001" if p < 0.001 else number(p)
+
+
 def _drift_tables(found: Document) -> list[Block]:
     blocks: list[Block] = []
     rows = [
@@ -293,7 +309,7 @@ def _drift_tables(found: Document) -> list[Block]:
             _against(reference) if index == 0 else "",
             spoken(row["measure"]),
             number(row["distance"]),
-            "< 0.001" if row["p"] < 0.001 else number(row["p"]),
+            _p_value(row["p"]),
             Cell("drifted" if row["drifted"] else "–", strong=bool(row["drifted"])),
         )
         for reference in found["references"]

@@ -15,18 +15,21 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import images as image_queries
-from db.queries import scores
+from db.queries import models, scores
 from db.queries.runs import newest_run, update_summary
 from db.tables import Image, ScoringRun
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.evaluation.drift import (
     DRIFT_MEASURES,
+    SIGNIFICANCE,
     Difference,
     Profile,
     ShiftedImage,
+    Units,
     differences,
     shifted_images,
+    units,
 )
 from pipeline.regions.sources import region_source
 from pipeline.studies.held_out import spread
@@ -41,15 +44,30 @@ MOST_IMAGES = 2000
 MOST_CALIBRATION = 200
 SEED = 0
 Ids = npt.NDArray[np.int64]
-COMPARED_WITH = {"last_run": "the images scored before them", "calibration": "the calibration images"}
+LAST_RUN, CALIBRATION = "last_run", "calibration"
+COMPARED_WITH = {LAST_RUN: "the images scored before them", CALIBRATION: "the calibration images"}
+
+
+Range = tuple[int, int]
+"""Image ids from the first to the second, both inclusive."""
 
 
 class _Sides(NamedTuple):
-    """Images of a run: those before, the new ones, and the run that knows the difference."""
+    """Images of a run: those before without drifted ones, the new ones, and the run that knows the
+    difference.
+
+    Attributes:
+        newest: the last image that the run has scored.
+        checked_through: the last image of an earlier look; None at the first look at the run.
+        drifted: the images of earlier nights that raised the alarm.
+    """
 
     former: Ids
     new: Ids
     against: int | None
+    newest: int
+    checked_through: int | None
+    drifted: list[Range]
 
 
 class _Reference(NamedTuple):
@@ -60,14 +78,30 @@ class _Reference(NamedTuple):
     profile: Profile
 
 
+class _Compared(NamedTuple):
+    """The new images beside one reference. `level` is None where the units are too few for an alarm."""
+
+    reference: _Reference
+    dealt: Units
+    level: float | None
+    found: list[Difference]
+
+    @property
+    def drifted(self) -> list[str]:
+        """The measures that have drifted."""
+        return [item.measure for item in self.found if item.drifted]
+
+
 def watch_drift(
     project: Project, database: Database, *, run_id: int, model: ServedModel
 ) -> dict[str, Any] | None:
     """Compare the run's new images with those before them and with the calibration images, and store it.
 
     New are the images that came after the last look at this run; at the first look, those that the last run
-    of another scorer had not scored, or all where that had scored them all. Calibration images are scored
-    here, and their scores are kept nowhere.
+    of another scorer had not scored, or all where that had scored them all. A look that has too few
+    sequences for an alarm does not count: its images are looked at again, with those that come later.
+    Images of a night that differed from those before it stay out of later references, until a model was
+    trained on labels of them. Calibration images are scored here, and their scores are kept nowhere.
 
     Returns:
         The run's `drift` document; None where too little is new, or there is nothing to compare with.
@@ -81,16 +115,22 @@ def watch_drift(
         references: list[_Reference] = []
         if len(sides.former) >= FEWEST_IMAGES:
             former, _ = _stored_profile(session, run_id, sides.former, classes=classes)
-            references.append(_Reference("last_run", sides.against, former))
+            references.append(_Reference(LAST_RUN, sides.against, former))
         calibration = image_queries.split_images(session, "calibration")
     if len(calibration) >= FEWEST_IMAGES:
         profile = _score_apart(project, calibration, model)
         if len(profile.ids) >= FEWEST_IMAGES:
-            references.append(_Reference("calibration", None, profile))
+            references.append(_Reference(CALIBRATION, None, profile))
     if not references:
         return None
-    document = _document(references, new, uris, block=project.config.evaluation.block)
-    document["checked_through"] = int(max(sides.new.max(), sides.former.max(initial=0)))
+    compared = _compare(references, new, block=project.config.evaluation.block)
+    document = _document(compared, new, uris)
+    # the first images of all become the reference, whatever can be said about them
+    looked = any(one.level is not None for one in compared) or len(sides.former) == 0
+    night = (int(sides.new.min()), int(sides.new.max()))
+    apart = any(one.reference.against == LAST_RUN and one.drifted for one in compared)
+    document["checked_through"] = sides.newest if looked else sides.checked_through
+    document["drifted"] = [*sides.drifted, night] if apart else sides.drifted
     with database.session() as session:
         update_summary(session, run_id, drift=document)
     return document
@@ -98,16 +138,34 @@ def watch_drift(
 
 def _sides(session: Session, run_id: int) -> _Sides:
     scored = scores.scored_ids(session, run_id)
-    before = (session.get_one(ScoringRun, run_id).summary or {}).get("drift")
-    if before is not None:
-        is_new = scored > before["checked_through"]
-        return _Sides(scored[~is_new], scored[is_new], run_id)
+    run = session.get_one(ScoringRun, run_id)
     last = newest_run(session, None, finished=True, other_than=run_id)
-    if last is not None:
-        is_new = ~np.isin(scored, scores.scored_ids(session, last.id))
-        if is_new.sum() >= FEWEST_IMAGES:
-            return _Sides(scored[~is_new], scored[is_new], last.id)
-    return _Sides(scored[:0], scored, None)
+    mine, its = (_stored(one) for one in (run, last))
+    trained_on = models.labeled_ids(session, run.model_id)
+    drifted = [
+        (first, through)
+        for first, through in (mine or its).get("drifted", ())
+        if not any(first <= image_id <= through for image_id in trained_on)
+    ]
+    checked = mine.get("checked_through")
+    if checked is not None:
+        is_new, against = scored > checked, run_id
+    else:
+        is_new, against = np.ones(len(scored), dtype=np.bool_), None
+        if last is not None:
+            unseen = ~np.isin(scored, scores.scored_ids(session, last.id))
+            if unseen.sum() >= FEWEST_IMAGES:
+                is_new, against = unseen, last.id
+    usual = np.ones(len(scored), dtype=np.bool_)
+    for first, through in drifted:
+        usual &= (scored < first) | (scored > through)
+    former, new = scored[~is_new & usual], scored[is_new]
+    return _Sides(former, new, against, int(scored.max(initial=0)), checked, drifted)
+
+
+def _stored(run: ScoringRun | None) -> dict[str, Any]:
+    """The drift document of a run; empty where there is none."""
+    return ((run.summary if run is not None else None) or {}).get("drift") or {}
 
 
 def _stored_profile(
@@ -165,34 +223,50 @@ def _score_apart(project: Project, images: Sequence[Image], model: ServedModel) 
     )
 
 
-def _document(
-    references: Sequence[_Reference], new: Profile, uris: dict[int, str], *, block: int
-) -> dict[str, Any]:
-    compared = [
-        (reference, differences(reference.profile, new, block=block, seed=SEED)) for reference in references
-    ]
-    worst, found = max(compared, key=lambda pair: max(item.distance * item.drifted for item in pair[1]))
-    drifted = [item.measure for item in found if item.drifted]
-    images = shifted_images(worst.profile, new, drifted) if drifted else []
+def _compare(references: Sequence[_Reference], new: Profile, *, block: int) -> list[_Compared]:
+    """Compare the new images with each reference, so that all of them together seldom cause a false alarm.
+
+    The level is shared by the references whose units can reach it; where none can reach its share, the one
+    with the most units has the whole level.
+    """
+    dealt = [units(reference.profile, new, block=block) for reference in references]
+    able = [one for one in dealt if one.smallest_p <= SIGNIFICANCE]
+    level = SIGNIFICANCE / max(1, len(able))
+    if any(one.smallest_p > level for one in able):
+        able, level = [min(able, key=lambda one: one.smallest_p)], SIGNIFICANCE
+    compared: list[_Compared] = []
+    for reference, one in zip(references, dealt, strict=True):
+        its = level if any(one is other for other in able) else None
+        found = differences(reference.profile, new, one, level=its, seed=SEED)
+        compared.append(_Compared(reference, one, its, found))
+    return compared
+
+
+def _document(compared: Sequence[_Compared], new: Profile, uris: dict[int, str]) -> dict[str, Any]:
+    worst = max(compared, key=lambda one: max(item.distance * item.drifted for item in one.found))
+    drifted = worst.drifted
+    images = shifted_images(worst.reference.profile, new, drifted) if drifted else []
     return {
-        "warning": _warning(worst, found, images, uris) if drifted else None,
+        "warning": _warning(worst.reference, worst.found, images, uris) if drifted else None,
         "images_compared": len(new.ids),
         "references": [
             {
-                "against": reference.against,
-                "run_id": reference.run_id,
-                "images": len(reference.profile.ids),
+                "against": one.reference.against,
+                "run_id": one.reference.run_id,
+                "images": len(one.reference.profile.ids),
+                "units": [one.dealt.reference, one.dealt.new],
+                "level": one.level,
                 "measures": [
                     {
                         "measure": item.measure,
                         "distance": round(item.distance, 4),
-                        "p": round(item.p, 4),
+                        "p": None if item.p is None else round(item.p, 4),
                         "drifted": item.drifted,
                     }
-                    for item in measured
+                    for item in one.found
                 ],
             }
-            for reference, measured in compared
+            for one in compared
         ],
         "images": [
             {

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from db.engine import Database
 from db.queries.failures import list_failures
-from db.tables import ImageScore, Round, ScoringRun
+from db.tables import Image, ImageScore, Round, ScoringRun
 from pipeline.config import HeatmapConfig, RegionConfig, ScoringConfig
 from pipeline.data.input_range import InputRange, pixel_statistics
 from pipeline.data.project import Project
@@ -55,7 +55,7 @@ def remember(project: Project, low: float, high: float) -> None:
 
 
 def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not(tmp_path: Path) -> None:
-    day = draw_images(tmp_path / "day", [SIZE] * 44)
+    day = draw_images(tmp_path / "day", [SIZE] * 56)
     made = make_pool(tmp_path, day[:20], scoring=SCORING)
     project, database = made.configured(evaluation={"block": 2}), made.database
     add_files(project, database, day[20:32], split="calibration")
@@ -66,7 +66,7 @@ def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not
     assert [reference["against"] for reference in stored["references"]] == ["calibration"]
 
     change(database, Round, state="score")
-    add_files(project, database, day[32:])
+    add_files(project, database, day[32:44])
     second = score(project, database)
     assert second.drift is None
     stored = summary(database, second.run_id)["drift"]
@@ -86,6 +86,41 @@ def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not
     assert any(row["drifted"] for one in stored["references"] for row in one["measures"])
     scored = set(fetch(database, ImageScore.image_id))
     assert scored == set(range(1, 21)) | set(range(33, 45)) | set(night)  # no calibration image among them
+
+    change(database, Round, state="score")
+    add_files(project, database, day[44:])
+    fourth = score(project, database)
+    assert fourth.drift is None
+    stored = summary(database, fourth.run_id)["drift"]
+    assert stored["drifted"] == [[night[0], night[-1]]]
+    assert stored["references"][0]["images"] == 20 + 12  # and none of the night
+
+
+def test_a_look_with_too_few_sequences_raises_no_alarm_and_is_repeated_with_the_next_images(
+    tmp_path: Path,
+) -> None:
+    day = draw_images(tmp_path / "day", [SIZE] * 48)
+    project, database = make_pool(tmp_path, day[:12], scoring=SCORING)
+    for index in range(12):
+        change(database, Image, Image.id == index + 1, group_name=f"day {index}")
+    add_files(project, database, day[12:24], split="calibration")
+    assert score(project, database).drift is None
+
+    change(database, Round, state="score")
+    add_files(project, database, darkened(day[24:36], tmp_path / "night 1"), group_name="night 1")
+    assert score(project, database).drift is None
+    stored = summary(database, 1)["drift"]
+    assert stored["checked_through"] == 12
+    assert (stored["references"][0]["units"], stored["references"][0]["level"]) == ([12, 1], None)
+    assert {row["p"] for row in stored["references"][0]["measures"]} == {None}
+
+    change(database, Round, state="score")
+    add_files(project, database, darkened(day[36:], tmp_path / "night 2"), group_name="night 2")
+    report = score(project, database)
+    stored = summary(database, 1)["drift"]
+    assert report.drift is not None, str(stored["references"][0])
+    assert (stored["references"][0]["units"], stored["images_compared"]) == ([12, 2], 24)
+    assert (stored["checked_through"], stored["drifted"]) == (48, [[25, 48]])
 
 
 def test_an_image_of_another_scale_is_scored_and_reported_and_one_without_numbers_is_refused(
