@@ -22,6 +22,8 @@ from tests.real.kill.projects import draw_project, let_images_come
 from tests.real.kill.victims import Ended, Victims
 
 SEED = int(os.environ.get("SEGCURATE_KILL_SEED", "20261122"))
+EVERY = int(os.environ.get("SEGCURATE_KILL_EVERY", "1"))
+"""Only each so many-th case is run: a sample of them for continuous integration."""
 """Of the random moments."""
 
 
