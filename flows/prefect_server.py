@@ -35,6 +35,9 @@ SERVER_SETTINGS = {
     # By default the leases of concurrency slots are in memory: after a restart, the slot of a run that died
     # would never be freed.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # A run whose process has died cannot end its own cancellation: the server does, by default after 300
+    # seconds. A living process has 30 seconds to end.
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "90",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
