@@ -7,7 +7,7 @@ project's owner can read, and accepts requests from its own pages only.
 
 from __future__ import annotations
 
-import base64
+import fcntl
 import logging
 import os
 import secrets
@@ -23,7 +23,8 @@ from pathlib import Path
 
 from flows.import_path import SAFE_PATH
 from pipeline.errors import UserError
-from pipeline.files import require_plain
+from pipeline.files import require_plain, writing
+from pipeline.processes import is_running, name_process, stop_process
 
 logger = logging.getLogger(__name__)
 
@@ -110,36 +111,42 @@ def answers(url: str, *, timeout: float = 2.0) -> bool:
 
 
 @contextmanager
-def private_server(port: int, *, password: str) -> Generator[str]:
+def private_server(port: int, *, password: str, record: Path) -> Generator[str]:
     """Run a Prefect server on this machine's loopback until the context ends, and restart it if it dies.
 
-    A running server with this password is used, and left running. Its data are in PREFECT_HOME.
+    A server that a killed process has left running is stopped first: nobody would restart it. The data are in
+    PREFECT_HOME.
 
     Args:
         port: of the API and the UI.
         password: `user:password`, which every request needs.
+        record: the file in which the server's process is written down, readable by its owner only. It is
+            locked while the server runs.
 
     Yields:
         The API's address.
 
     Raises:
-        UserError: another server has this port, or the server does not start.
+        UserError: another process runs the server of this record, another server has this port, or the
+            server does not start.
     """
     url = f"http://{HOST}:{port}/api"
-    if answers(url):
-        if _status(url) != 401 or _status(url, password) != 200:
+    with _locked(record) as descriptor:
+        left = os.pread(descriptor, 1000, 0).decode(errors="replace")
+        if is_running(left):
+            logger.warning("The Prefect server of a killed process is stopped, and a new one starts.")
+            stop_process(left, within=STOP_SECONDS)
+        if answers(url):
             raise UserError(
                 f"Another Prefect server is running at {url}.",
                 f"To use it, set PREFECT_API_URL={url}; else choose another port with `--port`.",
             )
-        yield url
-        return
-    server = _Server(port, password)
-    try:
-        server.wait_until_healthy(url)
-        yield url
-    finally:
-        server.stop()
+        server = _Server(port, password, descriptor)
+        try:
+            server.wait_until_healthy(url)
+            yield url
+        finally:
+            server.stop()
 
 
 def use_server(url: str, environment: Mapping[str, str], *, password: str | None = None) -> None:
@@ -164,9 +171,11 @@ def use_server(url: str, environment: Mapping[str, str], *, password: str | None
 class _Server:
     """The child process. A thread waits for it, and restarts it when it has died by itself."""
 
-    def __init__(self, port: int, password: str) -> None:
+    def __init__(self, port: int, password: str, record: int) -> None:
         self._port = port
         self._password = password
+        self._record = record
+        self._starting = threading.Lock()
         self._stopping = threading.Event()
         self._process = self._start()
         self._keeper = threading.Thread(target=self._keep, name="prefect-server-keeper", daemon=True)
@@ -185,12 +194,14 @@ class _Server:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._process.terminate()
+        with self._starting:  # the keeper starts no other one from now on
+            self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._keeper.join(STOP_SECONDS)
+        self._write_down("")
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "prefect", "server", "start"]
@@ -205,27 +216,55 @@ class _Server:
             "PREFECT_UI_API_URL": f"{origin}/api",
         }
         # its own session: Ctrl-C reaches this process first, and the runs end before the server
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        self._write_down(name_process(process.pid))
+        return process
+
+    def _write_down(self, process: str) -> None:
+        text = process.encode()
+        try:
+            os.pwrite(self._record, text, 0)
+            os.ftruncate(self._record, len(text))
+        except OSError as error:  # the disk is full: the server runs all the same
+            logger.warning("The process of the Prefect server cannot be written down: %s", error)
 
     def _keep(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             code = self._process.wait()
             if self._stopping.wait(RESTART_SECONDS):
                 return
-            logger.warning("The Prefect server ended (%s) and is restarted.", code)
-            self._process = self._start()
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                logger.warning("The Prefect server ended (%s) and is restarted.", code)
+                try:
+                    self._process = self._start()
+                except OSError as error:  # tried again after the same wait
+                    logger.warning("The Prefect server cannot be started: %s", error)
 
 
-def _status(url: str, password: str | None = None) -> int:
-    """The HTTP status with which the API answers a request, 0 without an answer."""
-    request = urllib.request.Request(f"{url}/admin/version")
-    if password is not None:
-        token = base64.b64encode(password.encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
+@contextmanager
+def _locked(file: Path) -> Generator[int]:
+    """The descriptor of the file, which no other process has locked."""
+    require_plain(file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (urllib.error.URLError, OSError):
-        return 0
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                "Another `segcurate serve` of this project is running.",
+                "Stop that one first: it runs all schedules of the project.",
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{file} cannot be locked: {error.strerror}.",
+                "Choose a `workdir` on a disk of this machine, or use a server with PREFECT_API_URL.",
+            ) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import psutil
+
+POLL_SECONDS = 0.1
 
 _FIRST_NAMESPACE = 0xEFFFFFFC
 """The machine's own namespace of process ids on Linux, outside any container."""
@@ -44,6 +47,25 @@ def is_running(process: str) -> bool | None:
         return False
     except (psutil.AccessDenied, PermissionError):
         return None
+
+
+def stop_process(process: str, *, within: float) -> None:
+    """End a process of this machine by SIGTERM, or by SIGKILL where it goes on after that.
+
+    Args:
+        process: its name, which another process with the same id does not have.
+        within: the seconds that it has after SIGTERM.
+    """
+    pid = int(process.rpartition(":")[0].rpartition(":")[2])
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(pid)
+            if not is_running(process):
+                return
+            end(found)
+        deadline = time.monotonic() + within
+        while is_running(process) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
 
 def _start(pid: int) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PASSWORD_FILE = "prefect-password"
 """The file in the workdir with the password of `serve`'s private Prefect server."""
+SERVER_FILE = "prefect-server"
+"""The file in the workdir with the process of that server."""
 
 commands = typer.Typer()
 prefect_app = typer.Typer(help="Prepare a Prefect server.", no_args_is_help=True)
@@ -49,9 +51,10 @@ def serve(
         use_server(require_server(), deployments.environment)
         serve_until_stopped(deployments, identity, limit=limit, ready=_show)
         return
-    secret = load_project(state.config_file).workdir / PASSWORD_FILE
+    workdir = load_project(state.config_file).workdir
+    secret, record = workdir / PASSWORD_FILE, workdir / SERVER_FILE
     password = private_password(secret)
-    with private_server(port, password=password) as url:
+    with private_server(port, password=password, record=record) as url:
         use_server(url, deployments.environment, password=password)
         console.print(
             f"Prefect: [bold]{url.removesuffix('/api')}[/]; the password is in {literal(str(secret))}."

@@ -6,17 +6,21 @@ Whoever may create a deployment may run a command: the page tries what an attack
 from __future__ import annotations
 
 import http.server
+import subprocess
+import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from flows.prefect_server import private_password, private_server
 from pipeline.errors import UserError
-from tests.real.house import free_port
+from pipeline.processes import is_running
+from tests.real.house import free_port, wait_for
 from tests.real.test_prefect_ui import CHROMIUM
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,11 +55,16 @@ def password(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def api(password: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project") / ".segcurate" / "prefect-server"
+
+
+@pytest.fixture(scope="module")
+def api(password: str, record: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         patch.delenv("PREFECT_API_URL", raising=False)
-        with private_server(free_port(), password=password) as url:
+        with private_server(free_port(), password=password, record=record) as url:
             yield url
 
 
@@ -108,18 +117,64 @@ def test_its_own_page_works_at_any_port(api: str, password: str) -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_second_call_uses_the_server_of_the_first_and_no_other(api: str, password: str) -> None:
-    port = int(api.removesuffix("/api").rpartition(":")[2])
-    with private_server(port, password=password) as url:
-        assert url == api
+def test_one_process_at_a_time_runs_the_server_of_a_project(api: str, password: str, record: Path) -> None:
     with (
-        pytest.raises(UserError, match="Another Prefect server is running"),
-        private_server(port, password="segcurate:another"),
+        pytest.raises(UserError, match="Another `segcurate serve` of this project"),
+        private_server(free_port(), password=password, record=record),
     ):
         pass
 
 
-def test_an_open_server_is_not_adopted() -> None:
+def test_the_port_of_another_project_is_refused(api: str, tmp_path: Path) -> None:
+    port = int(api.removesuffix("/api").rpartition(":")[2])
+    with (
+        pytest.raises(UserError, match="Another Prefect server is running"),
+        private_server(port, password="segcurate:another", record=tmp_path / "prefect-server"),
+    ):
+        pass
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+from flows.prefect_server import private_server
+with private_server(int(sys.argv[1]), password="segcurate:abc", record=Path(sys.argv[2])):
+    print("serving", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_server_of_a_killed_process_is_replaced_by_one_that_is_restarted_when_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    port, record = free_port(), tmp_path / "prefect-server"
+    command = [sys.executable, "-c", RUN, str(port), str(record)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"serving\n"
+        first.kill()
+    orphan = record.read_text()
+    assert record.stat().st_mode & 0o777 == 0o600
+    assert is_running(orphan)
+
+    with private_server(port, password="segcurate:abc", record=record) as url:
+        second = record.read_text()
+        assert not is_running(orphan)
+        assert is_running(second)
+        assert httpx.get(f"{url}/admin/version", auth=("segcurate", "abc"), timeout=60).is_success
+
+        psutil.Process(int(second.split(":")[1])).kill()
+        wait_for("another server", lambda: is_running(record.read_text()), seconds=60)
+        wait_for("its answer", lambda: httpx.get(f"{url}/health").is_success, seconds=240)
+        third = record.read_text()
+        assert third != second
+    assert not is_running(third)
+    assert record.read_text() == ""
+
+
+def test_an_open_server_is_not_adopted(tmp_path: Path) -> None:
     class Open(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -132,7 +187,7 @@ def test_an_open_server_is_not_adopted() -> None:
     try:
         with (
             pytest.raises(UserError, match="set PREFECT_API_URL"),
-            private_server(server.server_port, password="a:b"),
+            private_server(server.server_port, password="a:b", record=tmp_path / "prefect-server"),
         ):
             pass
     finally:
