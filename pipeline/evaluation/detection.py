@@ -106,21 +106,25 @@ def patch_sums(value_N: Tensor, wrong_N: Tensor, patches: Patches) -> PatchSums:
 
 
 def error_histograms(
-    measures: Mapping[str, Tensor], wrong_N: Tensor, parts: Parts, *, bins: Mapping[str, MeasureBins]
+    measures: Mapping[str, Tensor],
+    wrong: Mapping[str, Tensor],
+    parts: Parts,
+    *,
+    bins: Mapping[str, MeasureBins],
 ) -> Array:
     """Right and wrong pixels by measure, least uncertain first: [M, P, 2, E].
 
     Args:
         measures: [N] uncertainties by name, larger is more uncertain.
-        wrong_N: bool, whether the predicted class is not the label.
+        wrong: bool [N] for each measure, whether the class that is predicted with it is not the label.
         parts: of the pixels.
         bins: of each measure.
     """
     return np.stack(
         [
-            parts.count(wrong_N.long() * MEASURE_BINS + bins[name].index(value_N), 2 * MEASURE_BINS).reshape(
-                -1, 2, MEASURE_BINS
-            )
+            parts.count(
+                wrong[name].long() * MEASURE_BINS + bins[name].index(value_N), 2 * MEASURE_BINS
+            ).reshape(-1, 2, MEASURE_BINS)
             for name, value_N in measures.items()
         ]
     )

@@ -32,6 +32,7 @@ from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 from pipeline.evaluation.parts import Parts, boundary_band
 from pipeline.evaluation.ranks import rank_correlation
 from pipeline.evaluation.reliability import reliability_table
+from pipeline.evaluation.statistics import wrong_by_measure
 
 Array = npt.NDArray[np.float64]
 
@@ -83,7 +84,7 @@ class RegionTable:
 
     Attributes:
         scores: [R, M] mean of each measure over the whole region.
-        errors: [R] share of the labeled pixels that are wrong.
+        errors: [R, M] share of the labeled pixels that are wrong in the prediction of each measure.
     """
 
     scores: Array
@@ -134,6 +135,7 @@ class Quality:
         measures: Mapping[str, Tensor],
         probability_CHW: Tensor,
         uncalibrated_CHW: Tensor,
+        deterministic_HW: Tensor,
     ) -> None:
         """Add one image.
 
@@ -141,13 +143,18 @@ class Quality:
             measures: [H, W] each.
             probability_CHW: calibrated; its argmax is compared with the label.
             uncalibrated_CHW: the same before calibration.
+            deterministic_HW: the class that is predicted without samples, for the measures of logits.
         """
         p_CN = pixels.of_maps(probability_CHW)
-        wrong_N = p_CN.argmax(dim=0) != pixels.label
+        wrong = wrong_by_measure(
+            self.measures,
+            p_CN.argmax(dim=0) != pixels.label,
+            pixels.of_maps(deterministic_HW) != pixels.label,
+        )
         values = {name: pixels.of_maps(measures[name]) for name in self.measures}
-        self.errors[:, block] += error_histograms(values, wrong_N, pixels.parts, bins=self.measure_bins)
-        for index, value_N in enumerate(values.values()):
-            found = patch_sums(value_N, wrong_N, pixels.patches)
+        self.errors[:, block] += error_histograms(values, wrong, pixels.parts, bins=self.measure_bins)
+        for index, (name, value_N) in enumerate(values.items()):
+            found = patch_sums(value_N, wrong[name], pixels.patches)
             self.patches[index, block] += found.sums
             self.lowest[index] = min(self.lowest[index], found.lowest)
             self.highest[index] = max(self.highest[index], found.highest)
@@ -199,7 +206,7 @@ class Quality:
             found[kind] = (
                 len(errors),
                 {
-                    name: rank_correlation(scores[:, index], errors, block, bootstrap=bootstrap)
+                    name: rank_correlation(scores[:, index], errors[:, index], block, bootstrap=bootstrap)
                     for index, name in enumerate(self.measures)
                 },
             )
@@ -214,7 +221,7 @@ def most_blocks(*, measures: int, num_classes: int) -> int:
 def region_table(
     row_HW: Tensor,
     measures: Mapping[str, Tensor],
-    wrong_HW: Tensor,
+    wrong: Mapping[str, Tensor],
     valid_HW: Tensor,
     *,
     most: int,
@@ -225,7 +232,7 @@ def region_table(
     Args:
         row_HW: int64 row of each pixel's region; −1 where there is none.
         measures: [H, W] each.
-        wrong_HW: bool, whether the predicted class is not the label.
+        wrong: bool [H, W] for each measure, whether the class that is predicted with it is not the label.
         valid_HW: bool, whether there is a label.
         most: regions to keep, drawn at random where there are more.
         generator: for the draw.
@@ -240,7 +247,8 @@ def region_table(
     kept = (labeled * 2 >= pixels) & (labeled > 0)
     means = [sums(values_HW) / pixels for values_HW in measures.values()]
     scores = torch.stack(means, dim=1)[kept]
-    errors = (sums(wrong_HW & valid_HW) / labeled)[kept]
+    shares = {id(wrong_HW): sums(wrong_HW & valid_HW) / labeled for wrong_HW in wrong.values()}
+    errors = torch.stack([shares[id(wrong[name])] for name in measures], dim=1)[kept]
     table = RegionTable(scores=scores.cpu().numpy(), errors=errors.cpu().numpy())
     if len(table.errors) <= most:
         return table

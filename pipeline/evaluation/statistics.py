@@ -11,7 +11,7 @@ in 1 − confidence resolve the end where most pixels are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config import IGNORE
+from pipeline.config import IGNORE, LOGIT_MEASURES
 from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 
 LINEAR_BINS = 150
@@ -78,6 +78,7 @@ def image_statistics(
     *,
     bins: Mapping[str, MeasureBins],
     class_bins: int,
+    deterministic_HW: Tensor | None = None,
 ) -> Statistics:
     """The record of one image.
 
@@ -87,6 +88,8 @@ def image_statistics(
         measures: [H, W] uncertainties by name, larger is more uncertain.
         bins: of each measure, the same for all records that are added up.
         class_bins: linear bins K of each class's probability.
+        deterministic_HW: the class that is predicted without samples; measures of logits are compared with
+            its errors, all others with those of `probability_CHW`. None: the same class.
 
     Raises:
         ValueError: shapes differ, or a label is neither a class nor 255.
@@ -101,8 +104,12 @@ def image_statistics(
     correct_N = (predicted_N == label_N).double()
     p_true_N = p_CN.gather(0, label_N.unsqueeze(0))[0].double()
     tiny = torch.finfo(torch.float32).tiny
+    wrong_N = deterministic_wrong_N = predicted_N != label_N
+    if deterministic_HW is not None:
+        deterministic_wrong_N = deterministic_HW[valid_HW] != label_N
+    wrong = wrong_by_measure(measures, wrong_N, deterministic_wrong_N)
     errors = [
-        _count(bins[name].index(values_HW[valid_HW]) * 2 + (1 - correct_N).long(), 2 * MEASURE_BINS)
+        _count(bins[name].index(values_HW[valid_HW]) * 2 + wrong[name].long(), 2 * MEASURE_BINS)
         .reshape(MEASURE_BINS, 2)
         .T
         for name, values_HW in measures.items()
@@ -121,6 +128,12 @@ def image_statistics(
         class_reliability=_class_reliability(p_CN, label_N, class_bins=class_bins),
         errors=_host(torch.stack(errors)) if errors else np.zeros((0, 2, MEASURE_BINS)),
     )
+
+
+def wrong_by_measure(names: Iterable[str], served: Tensor, deterministic: Tensor) -> dict[str, Tensor]:
+    """Whether the prediction that each measure belongs to is wrong: the deterministic one for measures of
+    logits, the served one (with a sampler, the mean of the samples) for all others."""
+    return {name: deterministic if name in LOGIT_MEASURES else served for name in names}
 
 
 def merge(first: Statistics, second: Statistics) -> Statistics:

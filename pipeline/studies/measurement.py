@@ -91,6 +91,26 @@ def measure(
     return rows
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """The prediction of one image with one variant, at the image's own size.
+
+    Attributes:
+        row: of the batch.
+        label: [H, W].
+        probability: [C, H, W], the mean over samples.
+        deterministic: [H, W], the class that is predicted without samples.
+        measures: [H, W] by name.
+    """
+
+    row: int
+    variant: Variant
+    label: Tensor
+    probability: Tensor
+    deterministic: Tensor
+    measures: dict[str, Tensor]
+
+
 def _records(
     model: SampledModel,
     batch: LabeledBatch,
@@ -99,27 +119,30 @@ def _records(
     bins: int,
 ) -> Iterator[tuple[int, Variant, Statistics]]:
     """The sums of each image, with each sampler, before and after calibration."""
-    for row, variant, probability_CHW, label_HW, measures in _measured(model, batch):
+    for item in _measured(model, batch):
         record = image_statistics(
-            probability_CHW, label_HW, measures, bins=measure_bins[variant], class_bins=bins
+            item.probability,
+            item.label,
+            item.measures,
+            bins=measure_bins[item.variant],
+            class_bins=bins,
+            deterministic_HW=item.deterministic,
         )
-        yield batch.ids[row], variant, record
+        yield batch.ids[item.row], item.variant, record
 
 
 def _detected(
     model: SampledModel, batch: LabeledBatch
 ) -> Iterator[tuple[Variant, dict[str, Tensor], Tensor]]:
     """The measures of the labeled pixels of each image, and which of the pixels are wrong."""
-    for _, variant, probability_CHW, label_HW, measures in _measured(model, batch):
-        valid = label_HW != IGNORE
-        wrong_N = (probability_CHW.argmax(dim=0) != label_HW)[valid]
-        yield variant, {name: values_HW[valid] for name, values_HW in measures.items()}, wrong_N
+    for item in _measured(model, batch):
+        valid = item.label != IGNORE
+        wrong_N = (item.probability.argmax(dim=0) != item.label)[valid]
+        yield item.variant, {name: values_HW[valid] for name, values_HW in item.measures.items()}, wrong_N
 
 
-def _measured(
-    model: SampledModel, batch: LabeledBatch
-) -> Iterator[tuple[int, Variant, Tensor, Tensor, dict[str, Tensor]]]:
-    """For each image and variant its row, probability [C, H, W], label [H, W] and measures [H, W]."""
+def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Measured]:
+    """Each image with each variant."""
     label = batch.label.to(model.device)
     for sampler, *both in model.predict(batch.image):
         for calibrated, prediction in zip((False, True), both, strict=True):
@@ -127,9 +150,20 @@ def _measured(
             detectors: list[Measure] = [name for name in DETECTORS if name in measures]
             maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
             for row in range(len(batch.ids)):
+                part = slice(row, row + 1)
                 probability_CHW, measured_MHW = (
-                    prediction.at(maps[row : row + 1], batch.size)[0]
-                    for maps in (prediction.probability, maps_BMHW)
+                    prediction.at(maps[part], batch.size)[0] for maps in (prediction.probability, maps_BMHW)
                 )
-                measured: dict[str, Tensor] = dict(zip(detectors, measured_MHW, strict=True))
-                yield row, (sampler, calibrated), probability_CHW, label[row], measured
+                deterministic_CHW = probability_CHW
+                if sampler != "none":
+                    deterministic_CHW = prediction.at(prediction.deterministic_probability[part], batch.size)[
+                        0
+                    ]
+                yield _Measured(
+                    row=row,
+                    variant=(sampler, calibrated),
+                    label=label[row],
+                    probability=probability_CHW,
+                    deterministic=deterministic_CHW.argmax(dim=0),
+                    measures=dict(zip(detectors, measured_MHW, strict=True)),
+                )

@@ -35,6 +35,7 @@ from pipeline.evaluation.quality_rows import (
     reliability_rows,
 )
 from pipeline.evaluation.reliability import reliability_estimates
+from pipeline.evaluation.statistics import wrong_by_measure
 from pipeline.progress import Progress
 from pipeline.studies.constructed import ConstructedInputs, measures_of
 from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch, choose_bins
@@ -173,6 +174,10 @@ class QualityStudy:
                     calibrated.at(tensor[part], batch.size)[0]
                     for tensor in (stacked, calibrated.probability, plain.probability)
                 )
+                predicted = deterministic = probability.argmax(dim=0)
+                if sampler != "none":
+                    deterministic = calibrated.at(calibrated.deterministic_probability[part], batch.size)[0]
+                    deterministic = deterministic.argmax(dim=0)
                 measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MHW, strict=True))
                 block = self.images.block_of[batch.ids[index]]
                 quality.add(
@@ -181,14 +186,15 @@ class QualityStudy:
                     measures=measures,
                     probability_CHW=probability,
                     uncalibrated_CHW=uncalibrated,
+                    deterministic_HW=deterministic,
                 )
-                predicted = probability.argmax(dim=0)
+                wrong = wrong_by_measure(measures, predicted != labels[index], deterministic != labels[index])
                 segments = torch.from_numpy(self.regions.of_prediction(predicted.cpu().numpy())).to(device)
                 for kind, row_HW in {**rows[index], "segment": segments}.items():
                     table = region_table(
                         row_HW,
                         measures,
-                        predicted != labels[index],
+                        wrong,
                         of_image.valid,
                         most=max(1, MOST_REGIONS // len(self.images)),
                         generator=np.random.default_rng([SEED, batch.ids[index]]),

@@ -19,7 +19,7 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 def least_confidence(probability: Tensor) -> Tensor:
-    """1 − max_c p (Lewis and Gale 1994), 0 to 1 − 1/C.
+    """1 − max_c p (Lewis and Gale 1994), 0 to 1 − 1/C; of the mean over samples where there are samples.
 
     >>> round(least_confidence(torch.tensor([0.7, 0.2, 0.1]).reshape(3, 1, 1)).item(), 4)
     0.3
@@ -32,7 +32,8 @@ def least_confidence(probability: Tensor) -> Tensor:
 
 
 def margin(probability: Tensor) -> Tensor:
-    """1 − (p₁ − p₂), best against second best (Scheffer et al. 2001), 0 to 1.
+    """1 − (p₁ − p₂), best against second best (Scheffer et al. 2001), 0 to 1; of the mean over samples where
+    there are samples.
 
     >>> round(margin(torch.tensor([0.7, 0.2, 0.1]).reshape(3, 1, 1)).item(), 4)
     0.5
@@ -141,7 +142,6 @@ def measure_maps(
     *,
     logits: Tensor,
     probability: Tensor,
-    deterministic_probability: Tensor,
     expected_entropy: Tensor | None,
     votes: Tensor | None,
 ) -> dict[Measure, Tensor]:
@@ -149,23 +149,22 @@ def measure_maps(
     `max_logit_norm` where there are two classes, for which it is constant.
 
     Args:
-        logits: deterministic, uncalibrated [..., C, h, w].
+        logits: deterministic, uncalibrated [..., C, h, w]; of `LOGIT_MEASURES`.
         probability: mean over samples of the calibrated softmax, or the deterministic one, [..., C, h, w].
-        deterministic_probability: calibrated softmax of `logits` [..., C, h, w].
         expected_entropy: mean over samples of H / ln C [..., h, w]; None without samples.
         votes: share of the samples whose argmax is the class [..., C, h, w]; None without samples.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two classes.
     """
-    if not logits.shape == probability.shape == deterministic_probability.shape:
+    if logits.shape != probability.shape:
         raise ValueError(
-            "Expected `logits` and both probabilities of one shape, but got "
-            f"{tuple(logits.shape)}, {tuple(probability.shape)} and {tuple(deterministic_probability.shape)}."
+            "Expected `logits` and `probability` of one shape, but got "
+            f"{tuple(logits.shape)} and {tuple(probability.shape)}."
         )
     maps: dict[Measure, Tensor] = {
-        "least_confidence": least_confidence(deterministic_probability),
-        "margin": margin(deterministic_probability),
+        "least_confidence": least_confidence(probability),
+        "margin": margin(probability),
         "entropy": entropy(probability),
     }
     if expected_entropy is not None:

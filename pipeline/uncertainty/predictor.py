@@ -65,7 +65,6 @@ class Prediction:
         return measure_maps(
             logits=self.logits,
             probability=self.probability,
-            deterministic_probability=self.deterministic_probability,
             expected_entropy=self.expected_entropy,
             votes=self.votes,
         )

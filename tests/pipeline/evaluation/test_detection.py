@@ -57,7 +57,7 @@ class Scene:
     def histograms(self) -> np.ndarray:
         measures = {self.measure: torch.from_numpy(self.value)}
         wrong, bins = torch.from_numpy(self.wrong), bins_of(self.measure)
-        return error_histograms(measures, wrong, self.parts, bins=bins)[0]
+        return error_histograms(measures, {self.measure: wrong}, self.parts, bins=bins)[0]
 
     def of_part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         kept = {
@@ -258,7 +258,7 @@ def test_the_resamples_rank_ties_as_the_value_does(kind: str) -> None:
         block = np.repeat([0, 1], 900)
         found = rank_correlation(score, error, block, bootstrap=once)
         assert found.low == pytest.approx(found.high)
-        return abs(found.low - spearmanr(score, error)[0])
+        return abs(found.low - np.asarray(spearmanr(score, error))[0])
 
     assert max(map(bias, range(5))) < 2e-3
 

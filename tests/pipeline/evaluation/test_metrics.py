@@ -206,6 +206,23 @@ def test_an_absent_class_is_not_zero_but_a_missed_one_is() -> None:
     assert np.isnan(iou[2])
 
 
+def test_measures_of_logits_are_compared_with_the_deterministic_prediction(images: list[Measured]) -> None:
+    (mean, label, measures), (other, *_) = images[0], images[1]
+    deterministic = (0.4 * other + 0.6 * mean).argmax(dim=0)
+    record = image_statistics(
+        mean, label, measures, bins=CHOSEN, class_bins=BINS, deterministic_HW=deterministic
+    )
+    found = compute(stack([record]), np.ones((1, 1)), bins=BINS)
+    valid = label != 255
+    wrong = {"max_logit": deterministic != label} | dict.fromkeys(
+        ("entropy", "least_confidence"), mean.argmax(dim=0) != label
+    )
+    assert wrong["max_logit"][valid].sum() != wrong["entropy"][valid].sum()
+    for name, of_measure in wrong.items():
+        expected = roc_auc_score(of_measure[valid], measures[name][valid])
+        assert found[(f"auroc_{name}", -1)][0] == pytest.approx(expected, abs=2e-3), name
+
+
 def test_miou_leaves_absent_classes_out() -> None:
     probability = torch.tensor([[0.9, 0.9], [0.05, 0.05], [0.05, 0.05]]).reshape(3, 1, 2)
     label = torch.tensor([[0, 255]])

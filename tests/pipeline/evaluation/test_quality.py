@@ -148,21 +148,21 @@ class TestRegions:
         found = region_table(
             torch.from_numpy(row),
             {"entropy": torch.from_numpy(value)},
-            torch.from_numpy(wrong),
+            {"entropy": torch.from_numpy(wrong)},
             torch.from_numpy(valid),
             most=100,
             generator=generator,
         )
         kept = (0, 1, 3)
         assert found.scores[:, 0] == pytest.approx([value[row == index].mean() for index in kept])
-        assert found.errors == pytest.approx([wrong[(row == index) & valid].mean() for index in kept])
+        assert found.errors[:, 0] == pytest.approx([wrong[(row == index) & valid].mean() for index in kept])
 
     def test_no_more_regions_are_kept_than_asked_for(self):
         row = torch.arange(100).reshape(10, 10)
         found = region_table(
             row,
             {"entropy": row.double()},
-            torch.zeros(10, 10, dtype=torch.bool),
+            {"entropy": torch.zeros(10, 10, dtype=torch.bool)},
             torch.ones(10, 10, dtype=torch.bool),
             most=7,
             generator=np.random.default_rng(0),

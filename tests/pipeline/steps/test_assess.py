@@ -119,6 +119,23 @@ def test_only_samples_give_mutual_information_and_the_gate_asks_it(
     assert gate["passed"] == (worst["low"] >= 0.6)
 
 
+def test_measures_of_logits_are_judged_by_the_deterministic_prediction_with_every_sampler(
+    judged: Judged,
+) -> None:
+    document = judged[2].document
+    for measure in ("energy", "max_logit", "max_logit_norm"):
+        plain, sampled = (
+            {(row["kind"],): row["value"] for row in rows(document, "regions", measure=measure, sampler=name)}
+            for name in ("none", "mc_dropout")
+        )
+        assert sampled[("grid",)] == pytest.approx(plain[("grid",)], abs=1e-6)
+    plain, sampled = (
+        {row["kind"]: row["value"] for row in rows(document, "regions", measure="margin", sampler=name)}
+        for name in ("none", "mc_dropout")
+    )
+    assert sampled["grid"] != plain["grid"]
+
+
 def test_the_report_says_it_in_words(judged: Judged) -> None:
     text = "\n".join(judged[2].lines())
     assert "r01 on 8 test images in 4 blocks" in text

@@ -96,6 +96,8 @@ def test_provenance_changes_with_whatever_the_samples_depend_on_and_nothing_else
     assert described(sampler="mc_dropout") != described(sampler="mc_dropout", samples=21)
     assert described(sampler="tta") != described(sampler="tta", views={"flip": False})
     assert described(sampler="tta") == described(deep, sampler="tta", samples=21, seed=3)
+    assert described(sampler="tta")["confidence"] == "mean"
+    assert "confidence" not in described(sampler="none")
     assert described(sampler="none") == described(sampler="none", samples=21, views={"flip": False})
 
 

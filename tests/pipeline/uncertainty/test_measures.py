@@ -73,24 +73,28 @@ def test_a_certain_pixel_has_no_uncertainty_and_a_uniform_one_has_all() -> None:
 def test_without_samples_there_is_no_mutual_information() -> None:
     logits = logits_of(4)
     p = logits.softmax(dim=1)
-    alone = measure_maps(
-        logits=logits, probability=p, deterministic_probability=p, expected_entropy=None, votes=None
-    )
-    sampled = measure_maps(
-        logits=logits, probability=p, deterministic_probability=p, expected_entropy=entropy(p) / 2, votes=p
-    )
+    alone = measure_maps(logits=logits, probability=p, expected_entropy=None, votes=None)
+    sampled = measure_maps(logits=logits, probability=p, expected_entropy=entropy(p) / 2, votes=p)
     assert tuple(sampled) == MEASURES
     assert set(MEASURES) - set(alone) == {"expected_entropy", "mutual_information", "variation_ratio"}
     torch.testing.assert_close(sampled["mutual_information"], sampled["entropy"] / 2)
+
+
+def test_confidence_is_that_of_the_mean_over_samples_and_novelty_that_of_the_deterministic_logits() -> None:
+    logits = logits_of(4)
+    mean = logits_of(4, seed=1).softmax(dim=1)
+    maps = measure_maps(logits=logits, probability=mean, expected_entropy=entropy(mean), votes=mean)
+    p = np.sort(mean.numpy(), axis=1)
+    np.testing.assert_allclose(maps["least_confidence"], 1 - p[:, -1], rtol=1e-5)
+    np.testing.assert_allclose(maps["margin"], 1 - (p[:, -1] - p[:, -2]), rtol=1e-5)
+    np.testing.assert_allclose(maps["max_logit"], -logits.numpy().max(axis=1))
 
 
 def test_two_classes_have_no_normed_logit_because_it_would_be_constant() -> None:
     logits = logits_of(2)
     assert max_logit_norm(logits).max() - max_logit_norm(logits).min() < 1e-6
     p = logits.softmax(dim=1)
-    maps = measure_maps(
-        logits=logits, probability=p, deterministic_probability=p, expected_entropy=entropy(p), votes=p
-    )
+    maps = measure_maps(logits=logits, probability=p, expected_entropy=entropy(p), votes=p)
     assert set(MEASURES) - set(maps) == {"max_logit_norm"}
     assert tuple(maps) == measures_of("mc_dropout", num_classes=2)
     assert measures_of("mc_dropout", num_classes=3) == MEASURES
@@ -107,7 +111,6 @@ def test_shapes_that_differ_are_refused() -> None:
         measure_maps(
             logits=logits,
             probability=logits[..., :4],
-            deterministic_probability=logits,
             expected_entropy=None,
             votes=None,
         )
