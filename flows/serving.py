@@ -64,11 +64,11 @@ def put_pools(deployments: Deployments, *, limit: int | None) -> list[str]:
     return lines
 
 
-def put_automations(deployments: Deployments, *, project: str) -> list[str]:
+def put_automations(deployments: Deployments, identity: Identity) -> list[str]:
     """Create or update the automations; returns a line an automation about what was done.
 
-    Args:
-        project: the id of the project whose imported labels start a retraining.
+    Raises:
+        UserError: a deployment that imported labels would start belongs to another project.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -82,7 +82,8 @@ def put_automations(deployments: Deployments, *, project: str) -> list[str]:
             except ObjectNotFound:
                 lines.append(f"Imported labels start {name} once `segcurate deploy` has registered it.")
             else:
-                automations.append(retrain_after_labels(known.id, name=name, project=project))
+                _check_owner(known, identity)
+                automations.append(retrain_after_labels(known.id, name=name, project=identity.id))
     for automation in automations:
         lines.append(f"{automation.name}: {'created' if put_automation(automation) else 'up to date'}.")
     return lines
@@ -105,30 +106,19 @@ def claim_names(deployments: Deployments, identity: Identity) -> None:
         named = DeploymentFilter(name=DeploymentFilterName(any_=[*ours, *former]))
         tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[mine]))
         found = {known.id: known for wanted in (named, tagged) for known in _all_deployments(client, wanted)}
-        owners = {
-            known.id: next((tag for tag in known.tags if tag.startswith(PROJECT_TAG)), None)
-            for known in found.values()
-        }
         for known in found.values():
-            if known.name in ours and owners[known.id] not in (None, mine):
-                names = [tag for tag in known.tags if tag.startswith(NAME_TAG)]
-                other = names[0].removeprefix(NAME_TAG) if names else "another one"
-                raise UserError(
-                    f"The deployment {known.name} on this Prefect server belongs to the project {other!r}, "
-                    f"and this is the project {identity.name!r}, with another database.",
-                    "Give one of them another `name` in segcurate.yaml and run `segcurate db rename`, "
-                    "or use another Prefect server.",
-                )
+            if known.name in ours:
+                _check_owner(known, identity)
         for known in found.values():
             before = former.get(known.name)
             old = (
-                owners[known.id] is None
+                _owner(known) is None
                 and before is not None
                 and TAG in known.tags
                 and known.entrypoint == before.entrypoint
                 and known.parameters.get("config") == before.parameters.get("config")
             )
-            renamed = owners[known.id] == mine and NAME_TAG + identity.name not in known.tags
+            renamed = _owner(known) == mine and NAME_TAG + identity.name not in known.tags
             if old or renamed:
                 for automation in client.read_automations_by_name(after_labels(known.name)):
                     if any(
@@ -149,7 +139,7 @@ def register(deployments: Deployments, identity: Identity) -> None:
     put_pools(deployments, limit=None)
     for deployment in prepared:
         deployment.apply()
-    put_automations(deployments, project=identity.id)
+    put_automations(deployments, identity)
 
 
 def serve_until_stopped(
@@ -177,7 +167,7 @@ def serve_until_stopped(
     runner = Runner(name="segcurate", pause_on_shutdown=False, limit=limit, query_seconds=POLL_SECONDS)
     for deployment in prepared:
         runner.add_deployment(deployment)
-    put_automations(deployments, project=identity.id)
+    put_automations(deployments, identity)
     ready(deployments.deployments)
     with outside_project():
         asyncio.run(_run(runner))
@@ -194,6 +184,24 @@ def next_run(deployment: Deployment, *, after: datetime | None = None) -> dateti
             dates = CronSchedule(cron=schedule.cron, timezone=schedule.timezone).get_dates(1, start)
             times += [date.astimezone(ZoneInfo(schedule.timezone)) for date in asyncio.run(dates)]
     return min(times, default=None)
+
+
+def _owner(deployment: DeploymentResponse) -> str | None:
+    """The tag with the id of a deployment's project; None where it was registered before they had one."""
+    return next((tag for tag in deployment.tags if tag.startswith(PROJECT_TAG)), None)
+
+
+def _check_owner(deployment: DeploymentResponse, identity: Identity) -> None:
+    if _owner(deployment) in (None, PROJECT_TAG + identity.id):
+        return
+    names = [tag for tag in deployment.tags if tag.startswith(NAME_TAG)]
+    other = names[0].removeprefix(NAME_TAG) if names else "another one"
+    raise UserError(
+        f"The deployment {deployment.name} on this Prefect server belongs to the project {other!r}, "
+        f"and this is the project {identity.name!r}, with another database.",
+        "Give one of them another `name` in segcurate.yaml and run `segcurate db rename`, "
+        "or use another Prefect server.",
+    )
 
 
 def _all_deployments(client: SyncPrefectClient, wanted: DeploymentFilter) -> Generator[DeploymentResponse]:

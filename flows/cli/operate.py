@@ -110,7 +110,8 @@ def setup(
     from flows.serving import put_automations, put_pools
 
     require_server()
-    for line in (*put_pools(deployments, limit=limit), *put_automations(deployments, project=identity.id)):
+    automations = put_automations(deployments, identity)
+    for line in (*put_pools(deployments, limit=limit), *automations):
         console.print(literal(line))
 
 

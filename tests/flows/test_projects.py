@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 from db.tables import Identity
 from flows.automations import TAG, after_labels, resource_id
 from flows.deployments import NAME_TAG, PROJECT_TAG, read_deployments, slug
-from flows.serving import claim_names, register
+from flows.serving import claim_names, put_automations, register
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -56,6 +56,8 @@ def test_two_projects_on_one_server_leave_each_other_alone(tmp_path: Path) -> No
     assert roads == before
     assert sorted(roads) == [f"{flow}-roads-1" for flow in FLOWS]
     assert sorted(trees) == [f"{flow}-trees" for flow in FLOWS]
+    limits = [one.global_concurrency_limit for one in (*roads.values(), *trees.values())]
+    assert len({limit.name for limit in limits if limit is not None}) == 2 * len(FLOWS)
     for identity, found in ((ROADS, roads), (TREES, trees)):
         config = str(tmp_path / identity.id / "segcurate.yaml")
         assert {one.parameters["config"] for one in found.values()} == {config}
@@ -71,7 +73,10 @@ def test_a_name_of_another_project_is_refused_and_nothing_is_overwritten(tmp_pat
 
     with pytest.raises(UserError, match="belongs to the project 'Roads 1'.* the project 'roads-1'"):
         registered(twin, tmp_path)
+    with pytest.raises(UserError, match="belongs to the project 'Roads 1'.* the project 'roads-1'"):
+        put_automations(read_deployments(SHIPPED, config=tmp_path / "segcurate.yaml").of(twin), twin)
 
+    assert matches("retrain-roads-1")[0] == {"prefect.resource.id": resource_id(ROADS.id)}
     assert deployments_of(PROJECT_TAG + ROADS.id) == before
     assert deployments_of(PROJECT_TAG + twin.id) == {}
 
