@@ -6,15 +6,16 @@ import json
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, TypeVar, cast
 
 import urllib3
 from cvat_sdk.api_client.exceptions import ApiException, NotFoundException, OpenApiException
 from cvat_sdk.core.client import AccessTokenCredentials, Client, Config, PasswordCredentials
 from cvat_sdk.core.exceptions import BackgroundRequestException, CvatSdkException
-from cvat_sdk.core.proxies.jobs import Job
 from cvat_sdk.core.proxies.tasks import Task
+from pydantic import BaseModel, Field
 
 from pipeline.errors import DataError
 from pipeline.files import writing
@@ -27,8 +28,8 @@ from pipeline.labeling.untrusted.json_items import iter_items, load_item
 TOOL = "CVAT"
 POLL_SECONDS = 2.0
 """Seconds between two requests for the state of the server's work."""
-MOST_PAGES, LONGEST_LIST = 1000, 64 << 20
-"""Pages and bytes of a list of tasks or jobs."""
+MOST_PAGES = 1000
+"""Pages of a list of tasks or jobs."""
 UPLOADED, EXPORTED = "CVAT 1.1", "CVAT for images 1.1"
 """CVAT's names of its own format, for uploads and for exports."""
 
@@ -58,26 +59,61 @@ def connected(url: str, token: str, *, timeout: float) -> Generator[CvatConnecti
         config = Config(status_check_period=POLL_SECONDS, verify_ssl=True)
         with Client(url, logger=_SILENT, config=config, check_server_version=False) as client:
             rest: Any = client.api_client.rest_client
-            rest.pool_manager = CvatHttp(rest.pool_manager, url=url, timeout=timeout)
+            rest.pool_manager = http = CvatHttp(rest.pool_manager, url=url, timeout=timeout)
             client.login(credentials)
-            yield CvatConnection(client)
+            yield CvatConnection(client, http)
 
 
 class _BadAnswerError(Exception):
     """An answer that is not JSON."""
 
 
+_Word = Annotated[str, Field(max_length=100)]
+
+
+class CvatJob(BaseModel):
+    """A job of a task."""
+
+    type: _Word
+    state: _Word
+    stage: _Word
+    updated_date: datetime
+
+
+class _Listed(BaseModel):
+    id: int
+    name: Annotated[str, Field(max_length=1000)]
+
+
+class _Frame(BaseModel):
+    name: str
+
+
+class _Meta(BaseModel):
+    frames: list[_Frame] = []
+
+
+class _Page(BaseModel):
+    results: Annotated[list[Any], Field(max_length=_PAGE)]
+    next: str | None = None
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
 class CvatConnection:
     """The requests of a push and of a pull."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, http: CvatHttp) -> None:
         self._client = client
+        self._http = http
 
-    def tasks_named(self, part: str) -> list[Task]:
+    def tasks_named(self, part: str) -> Iterator[Task]:
         """The tasks that have this in their names."""
-        api = self._client.api_client.tasks_api
         named = json.dumps({"in": [part, {"var": "name"}]})
-        return [Task(self._client, model) for model in self._listed(api.list_endpoint, filter=named)]
+        for listed in self._listed(_Listed, self._client.api_client.tasks_api.list_endpoint, filter=named):
+            if part in listed.name and (task := self.task(listed.id)) is not None:
+                yield task
 
     def task(self, identifier: int) -> Task | None:
         """The task of this number; None where it does not exist."""
@@ -88,13 +124,15 @@ class CvatConnection:
 
     def frames(self, task: Task) -> list[str]:
         """The names of a task's images, in its order."""
-        return [frame.name for frame in task.get_frames_info() or []]
+        api = self._client.api_client.tasks_api
+        return [
+            frame.name for frame in self._answer(_Meta, api.retrieve_data_meta_endpoint, id=task.id).frames
+        ]
 
-    def jobs(self, task: Task) -> list[Job]:
+    def jobs(self, task: Task) -> list[CvatJob]:
         """The annotation jobs of a task; it has none without data."""
-        api = self._client.api_client.jobs_api
-        jobs = [Job(self._client, model) for model in self._listed(api.list_endpoint, task_id=task.id)]
-        return [job for job in jobs if str(job.type) == "annotation"]
+        endpoint = self._client.api_client.jobs_api.list_endpoint
+        return [job for job in self._listed(CvatJob, endpoint, task_id=task.id) if job.type == "annotation"]
 
     def sources(self, task: Task) -> Generator[str]:
         """The source of each annotation of a task, such as `manual` or `file`; read while it is sent."""
@@ -141,22 +179,26 @@ class CvatConnection:
         """Remove a task with its images and annotations."""
         task.remove()
 
-    def _listed(self, endpoint: Any, **filters: Any) -> Iterator[Any]:
-        """The objects of a list, a page at a time; CVAT's client follows a list without end."""
-        pages, size = 0, 0
-        following: str | None = ""
-        while following is not None:
-            pages += 1
-            page, response = endpoint.call_with_http_info(page=pages, page_size=_PAGE, **filters)
-            size += len(response.data)
-            if pages > MOST_PAGES or size > LONGEST_LIST:
-                raise ServerError(
-                    f"{self._client.api_map.host} sends a list of more than {MOST_PAGES} pages or "
-                    f"{LONGEST_LIST >> 20} MiB.",
-                    "Check the address, and the server's log.",
-                )
-            yield from page.results
-            following = page.next or None
+    def _answer(self, model: type[_Model], endpoint: Any, **params: Any) -> _Model:
+        """An answer, without the models of CVAT's client, which cost time for each object."""
+        _, response = endpoint.call_with_http_info(_parse_response=False, **params)
+        try:
+            return model.model_validate(self._http.parsed(response))
+        except DataError as error:
+            raise _BadAnswerError from error
+
+    def _listed(self, model: type[_Model], endpoint: Any, **filters: Any) -> Iterator[_Model]:
+        """The objects of a list, a page at a time."""
+        for number in range(1, MOST_PAGES + 1):
+            page = self._answer(_Page, endpoint, page=number, page_size=_PAGE, **filters)
+            for row in page.results:
+                yield model.model_validate(row)
+            if not page.next:
+                return
+        raise ServerError(
+            f"{self._client.api_map.host} sends a list of more than {MOST_PAGES} pages.",
+            "Check the address, and the server's log.",
+        )
 
 
 @contextmanager

@@ -20,11 +20,14 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from pipeline.labeling.exchange import shown
 from pipeline.labeling.servers.base import ServerError, origin
 from pipeline.labeling.servers.limits import MOST_BYTES, PAUSES, UNAVAILABLE, Limits
+from pipeline.labeling.untrusted.json_items import load_item
 
 LONGEST_PARSED = 32 << 20
-"""Bytes of an answer that CVAT's client parses."""
+"""Bytes of an answer that is parsed."""
 MOST_PARSED = 200_000
-"""Lists and objects in such an answer: each becomes a large object of CVAT's client."""
+"""Lists and objects in such an answer."""
+MOST_MODELS = 2000
+"""Lists and objects in an answer that CVAT's client parses: it needs some milliseconds for each."""
 
 _PART = 1 << 18
 _REPEATABLE = urllib3.Retry.DEFAULT_ALLOWED_METHODS
@@ -80,6 +83,20 @@ class CvatHttp:
             time.sleep(pause)
         raise AssertionError("the last attempt answers or raises")
 
+    def parsed(self, response: urllib3.HTTPResponse) -> Any:
+        """The JSON of an answer that is a stream; closes it.
+
+        Raises:
+            ServerError: it has too many bytes or values.
+            DataError: it is no JSON.
+        """
+        with response:
+            content = response.read(LONGEST_PARSED + 1)
+        if len(content) > LONGEST_PARSED:
+            raise self._limits.too_long(LONGEST_PARSED)
+        self._limits.check_values(content, containers=MOST_PARSED)
+        return load_item(content)
+
     def _once(self, method: str, url: str, *, preload: bool, **sent: Any) -> urllib3.HTTPResponse:
         with ExitStack() as stack:
             answer = stack.enter_context(self._limits.answer())
@@ -107,7 +124,7 @@ class CvatHttp:
                 content = bytearray()
                 for part in answer.decoded(_parts(response), coding, longest=LONGEST_PARSED):
                     content += part
-                self._limits.check_values(content, containers=MOST_PARSED)
+                self._limits.check_values(content, containers=MOST_MODELS)
                 body = io.BytesIO(content)
             else:
                 parts = answer.decoded(_parts(response), coding, longest=MOST_BYTES)

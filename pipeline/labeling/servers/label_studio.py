@@ -32,6 +32,7 @@ from pipeline.labeling.servers.base import Pulled, Pushed, ServerError
 from pipeline.labeling.servers.label_studio_api import LabelStudioApi, ServerProject, condition
 from pipeline.labeling.servers.label_studio_http import GoneError, LabelStudioHttp, UnansweredError
 from pipeline.labeling.servers.label_studio_images import image_urls
+from pipeline.labeling.servers.limits import MOST_BYTES
 from pipeline.labeling.untrusted.json_items import iter_items, load_item
 
 Sampling = Literal["Sequential sampling", "Uncertainty sampling"]
@@ -144,11 +145,17 @@ class LabelStudioServer:
             into.mkdir(parents=True, exist_ok=True)
         files: list[Path] = []
         newest: datetime | None = None
+        written = 0
         for project in projects:
             path = into / f"label-studio-{host}-{project}.jsonl"
             with writing(path), path.open("w", encoding="utf-8") as stream:
                 for line, changed in self._finished(project, queue, emails, since):
-                    stream.write(line + "\n")
+                    written += stream.write(line + "\n")
+                    if written > MOST_BYTES:
+                        raise ServerError(
+                            f"{self.url} has sent labels of more than {MOST_BYTES / 2**30:.3g} GiB.",
+                            "Check the address, and the server's log.",
+                        )
                     newest = changed if newest is None else max(newest, changed)
             if path.stat().st_size:
                 files.append(path)

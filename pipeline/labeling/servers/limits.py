@@ -71,7 +71,7 @@ class Limits:
         late = ServerError(
             f"{self._url} has not finished an answer within {LONGEST_SECONDS:.0f} seconds."
             if seconds < left
-            else f"{self._url} has not finished within {ALTOGETHER_SECONDS / 3600:.0f} hours.",
+            else f"{self._url} has not finished within {ALTOGETHER_SECONDS / 3600:.3g} hours.",
             "See the server's log; then run the command again.",
         )
         if seconds <= 0:
@@ -87,7 +87,7 @@ class Limits:
         """
         self._bytes += size
         if self._bytes > MOST_BYTES:
-            raise self._endless(f"has sent more than {MOST_BYTES >> 30} GiB")
+            raise self._endless(f"has sent more than {MOST_BYTES / 2**30:.3g} GiB")
 
     def check_values(self, content: bytes | bytearray, *, containers: int) -> None:
         """Check how many values a JSON document has, before it is parsed.

@@ -32,8 +32,9 @@ def peak() -> float:
 def attacked(tool: str, url: str, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Outcome, peak of memory in MiB, and seconds of a pull."""
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    places = settings.pop("places", ["1"])
     for name, value in settings.items():
-        modules = (limits, cvat_http, cvat_client, label_studio_http)
+        modules = (limits, cvat_http, cvat_client, label_studio, label_studio_http)
         for module in (module for module in modules if hasattr(module, name)):
             setattr(module, name, tuple(value) if isinstance(value, list) else value)
     before, begun = peak(), time.monotonic()
@@ -43,8 +44,8 @@ def attacked(tool: str, url: str, folder: str, settings: dict[str, Any]) -> dict
             if tool == "cvat"
             else label_studio.LabelStudioServer(url, TOKEN, project="streets", project_id="a" * 32, timeout=5)
         )
-        is_begun = server.is_begun(queue="round-03", places=["1"])
-        pulled = server.pull(queue="round-03", places=["1"], into=Path(folder))
+        is_begun = server.is_begun(queue="round-03", places=places)
+        pulled = server.pull(queue="round-03", places=places, into=Path(folder))
         outcome = f"pulled {len(pulled.files)} files, begun {is_begun}"
     except UserError as error:
         outcome = str(error)

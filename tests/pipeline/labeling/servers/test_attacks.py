@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.pipeline.labeling.recorded_cvat import Asked, RecordedCvat, StoredTask
+from tests.pipeline.labeling.servers.attacked import TOKEN
 from tests.pipeline.labeling.servers.hostile import Attack, attacking, bomb, endless, raw, streamed, whole
 
 TASKS, ANNOTATIONS, RESULT, JOBS = "/api/tasks/", "/api/tasks/1/annotations/", r"/results/\d+", "/api/jobs"
@@ -69,6 +71,16 @@ def victim() -> Generator[Victim]:
 
         yield pull
         asked.close()
+
+
+def cvats(path: str, change: dict[str, Any]) -> bytes:
+    """CVAT's own answer, with changed members."""
+    cvat = RecordedCvat()
+    cvat.url = "http://127.0.0.1:1"
+    cvat.tasks[1] = StoredTask(1, "streets round-03 (1/1)", [], frames=["a.png"])
+    head = {"authorization": f"Bearer {TOKEN}"}
+    content = json.loads(cvat.answer(Asked("GET", path, {"task_id": "1"}, head, b""))[2])
+    return json.dumps(content | change).encode()
 
 
 def check(victim: Victim, case: Case, folder: Path) -> list[str]:
@@ -144,3 +156,150 @@ def test_an_answer_that_comes_slowly_ends_at_its_time(
 ) -> None:
     settings = {"LONGEST_SECONDS": 1.0, "PAUSES": []}
     check(victim, Case(f"slow {part}", tool, path, SLOW[part], LATE, settings, mib=10, seconds=10), tmp_path)
+
+
+def labels(number: int) -> bytes:
+    """A page of finished tasks; the numbers rise from page to page."""
+    annotation = {"updated_at": "2026-11-01T10:00:00Z", "result": [], "text": "a" * 100_000}
+    data = {"queue": "round-03"}
+    tasks = [{"id": 10 * number + at, "data": data, "annotations": [annotation]} for at in range(8)]
+    return json.dumps({"tasks": tasks}).encode()
+
+
+def expanding(number: int) -> bytes:
+    """As `labels`, with numbers that take four times as much space when they are written."""
+    annotation = b'{"updated_at": "2026-11-01T10:00:00Z", "x": [' + b"1e15," * 200_000 + b"1]}"
+    return (
+        b'{"tasks": [{"id": %d, "data": {"queue": "round-03"}, "total_annotations": 1, "annotations": [%s]}]}'
+        % (
+            number,
+            annotation,
+        )
+    )
+
+
+def spoiled(number: int) -> bytes:
+    """A task whose annotation has numbers that are none."""
+    if number > 9:
+        return b'{"tasks": []}'
+    annotation = b'{"updated_at": "2026-11-01T10:00:00Z", "lead_time": NaN, "x": -Infinity, "y": 1e999}'
+    return (
+        b'{"tasks": [{"id": %d, "data": {"queue": "round-03"}, "total_annotations": 1, "annotations": [%s]}]}'
+        % (
+            number,
+            annotation,
+        )
+    )
+
+
+def request(status: str, result: str | None = None) -> bytes:
+    """The state of CVAT's work."""
+    operation = {
+        "type": "export:annotations",
+        "target": "task",
+        "project_id": None,
+        "task_id": 1,
+        "job_id": None,
+    }
+    return json.dumps(
+        {
+            "id": "action=export&id=1",
+            "status": status,
+            "message": "",
+            "operation": operation | {"format": "CVAT for images 1.1"},
+            "created_date": "2026-11-01T09:00:00Z",
+            "result_url": result,
+        }
+    ).encode()
+
+
+JOB = {
+    "id": 11,
+    "type": "annotation",
+    "state": "completed",
+    "stage": "annotation",
+    "updated_date": "2026-11-01T09:00:00Z",
+}
+MORE = {"count": 1, "next": "http://127.0.0.1:1/more", "previous": None}
+REQUESTS = "/api/requests/.*"
+SMALL = {"MOST_BYTES": 48 << 20}
+PAST = b'{"shapes": ['
+NEVER = {"ALTOGETHER_SECONDS": 2.0}
+
+OTHERS = [
+    Case("pages without end", "label-studio", TASKS, whole(labels), "has sent more than", SMALL),
+    Case("numbers that grow", "label-studio", TASKS, whole(expanding), "has sent labels of", SMALL, mib=80),
+    Case("NaN and infinity", "label-studio", TASKS, whole(spoiled), "pulled 1 files"),
+    Case(
+        *("projects without end", "label-studio", "/api/projects/"),
+        whole(b'{"results": [], "next": "http://127.0.0.1:1/more"}'),
+        *("more than 300 answers", {"MOST_ANSWERS": 300, "places": []}),
+    ),
+    Case(
+        "pages without end", "cvat", JOBS, whole(json.dumps(MORE | {"results": [JOB]}).encode()), "1000 pages"
+    ),
+    Case(
+        "a page of 30000 jobs", "cvat", JOBS, whole(json.dumps({"results": [JOB] * 30_000}).encode()), UNLIKE
+    ),
+    Case(
+        *("a job with a state of 10 MB", "cvat", JOBS),
+        *(whole(json.dumps({"results": [JOB | {"state": "a" * 10_000_000}]}).encode()), UNLIKE),
+        mib=60,
+    ),
+    Case(
+        *("a task with a name of 10 MB", "cvat", "/api/tasks/1"),
+        *(whole(cvats("/api/tasks/1", {"name": "a" * 10_000_000})), "pulled 1 files"),
+        mib=100,
+    ),
+    Case(
+        *("a task with 150000 owners", "cvat", "/api/tasks/1"),
+        *(whole(cvats("/api/tasks/1", {"owner": [{"id": 1}] * 150_000})), TOO_MANY),
+    ),
+    Case(
+        "an archive without end",
+        "cvat",
+        RESULT,
+        streamed(endless(then=MEBIBYTE)),
+        "has sent more than",
+        SMALL,
+    ),
+    Case("a gzip bomb for an archive", "cvat", RESULT, whole(bomb(96 << 20), head=GZIP), TOO_LONG, SMALL),
+    Case("an archive cut off", "cvat", RESULT, raw(lambda: [OK, b"Content-Length: 999\r\n\r\nPK"]), BROKEN),
+    Case(
+        "work that never ends", "cvat", REQUESTS, whole(request("queued")), "has not finished within", NEVER
+    ),
+    Case(
+        *(
+            "a result on another host",
+            "cvat",
+            REQUESTS,
+            whole(request("finished", "http://localhost:9/x.zip")),
+        ),
+        "names an address on another server: http://localhost:9/x.zip",
+    ),
+    Case(
+        *("annotations without end", "cvat", ANNOTATIONS),
+        *(
+            streamed(endless(PAST, then=b'{"source": "file"},' * 999)),
+            "has sent more than",
+            {"MOST_BYTES": 1 << 20},
+        ),
+    ),
+    Case(
+        *("an annotation without end", "cvat", ANNOTATIONS),
+        *(streamed(endless(PAST + b'{"a": "', then=MEBIBYTE)), "has sent more than", SMALL),
+        mib=2.5 * 48,
+    ),
+    Case(
+        *("annotations in chunks of a byte", "cvat", ANNOTATIONS),
+        *(streamed(endless(PAST + b'{"a": "', then=b"a")), LATE, {"LONGEST_SECONDS": 1.0}),
+    ),
+    Case("deep annotations", "cvat", ANNOTATIONS, whole(PAST + b"[" * 1_000_000 + b"]" * 1_000_000), UNLIKE),
+]
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=str)
+def test_an_attack_on_a_tool_ends_within_its_bounds(victim: Victim, case: Case, tmp_path: Path) -> None:
+    check(victim, case, tmp_path)
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert written < 100 << 20
