@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import urllib.request
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from flows.import_path import SAFE_PATH
 from pipeline.errors import UserError
@@ -131,7 +133,7 @@ def private_server(port: int, *, password: str, record: Path) -> Generator[str]:
             server does not start.
     """
     url = f"http://{HOST}:{port}/api"
-    with _locked(record) as descriptor:
+    with _locked(record) as descriptor, _sigterm_unwinds():
         left = os.pread(descriptor, 1000, 0).decode(errors="replace")
         if is_running(left):
             logger.warning("The Prefect server of a killed process is stopped, and a new one starts.")
@@ -243,6 +245,20 @@ class _Server:
                     self._process = self._start()
                 except OSError as error:  # tried again after the same wait
                     logger.warning("The Prefect server cannot be started: %s", error)
+
+
+@contextmanager
+def _sigterm_unwinds() -> Generator[None]:
+    """In the block SIGTERM raises `SystemExit`; else the process would end and leave its server behind."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

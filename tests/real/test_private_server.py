@@ -174,6 +174,19 @@ def test_the_server_of_a_killed_process_is_replaced_by_one_that_is_restarted_whe
     assert record.read_text() == ""
 
 
+def test_sigterm_during_the_start_leaves_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    record = tmp_path / "prefect-server"
+    with subprocess.Popen([sys.executable, "-c", RUN, str(free_port()), str(record)]) as starting:
+        wait_for("its server", lambda: record.exists() and record.read_text(), seconds=120)
+        server = record.read_text()
+        assert is_running(server)
+        starting.terminate()
+        assert starting.wait(60) == 0
+    assert not is_running(server)
+    assert record.read_text() == ""
+
+
 def test_an_open_server_is_not_adopted(tmp_path: Path) -> None:
     class Open(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
