@@ -143,6 +143,8 @@ class ScoringConfig(Section):
             "tile": self.tile,
             "overlap": self.overlap,
         }
+        if self.sampler != "none":
+            document["confidence"] = "mean"  # earlier versions took that of the deterministic pass
         if self.sampler == "mc_dropout":
             document |= {"samples": self.samples, "seed": self.seed}
         if self.sampler == "tta":

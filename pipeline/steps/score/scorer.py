@@ -78,7 +78,6 @@ def describe_scorer(
     if scoring.sampler != "none":
         sampled = calibrators.sampled
         document["sampled_calibrator"] = {"name": sampled.name, **sampled.parameters}
-        document["confidence"] = "mean"  # formerly that of the deterministic pass, and not in the document
     if scoring.sampler == "mc_dropout":
         document["dropout"] = card.model.dropout
         document["placement"] = card.model.placement

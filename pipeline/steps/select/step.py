@@ -125,6 +125,7 @@ def select(
         run = newest_run(session, model.id, finished=True) if model is not None else None
         if run is None:
             raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
+        _check_confidence(run, STRATEGIES[config.strategy].measure)
         draft = queues.round_queue(session, current.id)
         name = queues.free_queue_name(session, number=current.number, round_id=current.id)
         images = score_queries.count_scored(session, run_id=run.id)
@@ -183,6 +184,20 @@ def select(
         _store(database, report, config, round_id=current.id, run=run, images=images)
     progress("Choosing", len(items), len(items))
     return report
+
+
+def _check_confidence(run: ScoringRun, measure: str | None) -> None:
+    """Refuse the confidence of the pass without samples, which earlier versions stored beside samples."""
+    scorer = run.scorer
+    if (
+        measure in ("least_confidence", "margin")
+        and scorer.get("sampler", "none") != "none"
+        and scorer.get("confidence") != "mean"
+    ):
+        raise UserError(
+            f"The `{measure}` of the newest scores was computed by an earlier version, without the samples.",
+            "Run `segcurate score`.",
+        )
 
 
 def _queue_items(selection: Selection, config: SelectionConfig, lines: Sequence[str]) -> list[QueueItem]:

@@ -78,7 +78,10 @@ def make_store(folder: Path, *, images: int = 20, groups: int = 2, seed: int = 0
     rng = np.random.default_rng(seed)
     with store.database.session() as session:
         model = add_model(session, state="select")
-        run = put(session, new_run(model.id, scorer={"sampler": "mc_dropout"}, finished_at=utc_now()))
+        run = put(
+            session,
+            new_run(model.id, scorer={"sampler": "mc_dropout", "confidence": "mean"}, finished_at=utc_now()),
+        )
         rows = [
             new_image(
                 f"images/{index:04d}.png",

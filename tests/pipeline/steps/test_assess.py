@@ -14,10 +14,14 @@ from sklearn.metrics import roc_auc_score
 from db.engine import Database
 from db.queries.evaluations import assessment_of, put_assessment
 from db.tables import Assessment, Model
+from pipeline.calibration.calibrators import Calibrators
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import load_model
 from pipeline.steps.assess import AssessReport, assess
+from pipeline.steps.held_out import held_out_images
+from pipeline.studies.held_out import HeldOutImages
+from pipeline.uncertainty.served_model import open_model
 from tests.factories import Workspace, ask, count_rows, fetch_one
 from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
 
@@ -179,6 +183,21 @@ def test_masks_that_cannot_be_read_are_named_and_a_block_without_any_other_does_
     assert (report.document["images"], report.document["blocks"]) == (IMAGES - 2, 3)
     assert {subject for subject, _ in report.failed} == {"masks/test_0.png", "masks/test_1.png"}
     assert any(line.startswith("not used: masks/test_0.png") for line in report.lines())
+
+
+def test_bins_are_chosen_on_other_images_where_those_of_the_sample_cannot_be_read(tmp_path: Path) -> None:
+    project, database = make(tmp_path)
+    model = fetch_one(database, Model)
+    served = open_model(project, model.checkpoint_uri, calibrators=Calibrators(), sampler="none")
+    with database.session(write=False) as session:
+        images = HeldOutImages(project, held_out_images(session, project, "test"))
+    ids = list(images.by_id)
+    assert {name for batch in images.sample(served, 2) for name in batch.ids} == {ids[0], ids[-1]}
+    for index in (0, IMAGES - 1):
+        (project.root / "masks" / f"test_{index}.png").write_bytes(b"no image")
+    (batch,) = images.sample(served, 2)
+    assert set(batch.ids) <= set(ids[1:-1])
+    assert images.failed == []
 
 
 def test_the_calibration_split_stands_in_for_a_test_split_without_masks(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import select, update
 
 from db.queries import queue_items, queues
-from db.tables import ImageScore, Queue, QueueItem, RegionScore, Round
+from db.tables import ImageScore, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.strategies import STRATEGIES, Priority, Strategy
 from pipeline.errors import ConfigError, NotYourTurn, UserError
@@ -62,6 +62,19 @@ class TestWhatMayBeQueued:
         preview = step.select(store.configured(**settings), store.database)
         assert {item.image_id for item in preview.items} == set(pool)
         assert len(preview.items) == len(pool) * (9 if unit == "region" else 1)
+
+    @pytest.mark.parametrize("strategy", ["margin", "least_confidence"])
+    def test_confidence_without_the_samples_of_an_earlier_version_is_refused_until_it_is_scored_again(
+        self, store: Store, strategy: str
+    ):
+        project = store.configured(**EVERYTHING, strategy=strategy)
+        change(store.database, ScoringRun, scorer={"sampler": "mc_dropout"})
+        with pytest.raises(UserError, match="computed by an earlier version, without the samples") as caught:
+            step.select(project, store.database)
+        assert "segcurate score" in str(caught.value)
+        assert step.select(store.configured(**EVERYTHING, strategy="entropy"), store.database).items
+        change(store.database, ScoringRun, scorer={"sampler": "mc_dropout", "confidence": "mean"})
+        assert step.select(project, store.database).items
 
     def test_queued_and_labeled_regions_never_again_but_released_ones(self, store: Store):
         first, second = store.image_ids[:2]
