@@ -1,4 +1,4 @@
-"""Prefect's automations: they mark dead runs as crashed, and start a retraining after an import."""
+"""Prefect's automations: dead runs become crashed ones, imports start retrainings, alerts are sent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from uuid import UUID
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
+WITH_WARNINGS = "Completed with warnings"
+"""The name of a completed state in which a part was not done, or some files were not used."""
 LABELS_IMPORTED = "segcurate.labels.imported"
 """The event that an import emits for new labels."""
 TAG = "segcurate"
 """The tag of each deployment in configs/prefect.yaml. The automations ignore runs without it: other
 flows on the server may have slower heartbeats."""
+_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 SILENCE = timedelta(seconds=90)
 """Three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s) without one: the run is dead."""
 START = timedelta(minutes=10)
@@ -67,6 +70,33 @@ def retrain_after_labels(deployment: UUID, *, name: str, project: str) -> Automa
     )
 
 
+def alerts(block: UUID) -> AutomationCore:
+    """Sends a message by a notification block when a run fails, crashes, or ends with warnings."""
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": [f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed", WITH_WARNINGS)],
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": _OURS,
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": 0,
+    }
+    action = {
+        "type": "send-notification",
+        "block_document_id": str(block),
+        "subject": "segcurate: {{ flow.name }}: {{ flow_run.state.name }}",
+        "body": "{{ flow_run.name }} {{ flow_run.tags | join(' ') }}\n{{ flow_run.state.message }}\n"
+        "{{ flow_run | ui_url }}",
+    }
+    return _automation(
+        "segcurate: alerts",
+        description="Sends a message when a run fails, crashes, or ends with warnings.",
+        trigger=trigger,
+        action=action,
+    )
+
+
 def after_labels(name: str) -> str:
     """The name of the automation that starts the deployment `name` after an import."""
     return f"segcurate: labels imported, {name}"
@@ -101,7 +131,7 @@ def _crash(name: str, *, after: str, within: timedelta, message: str) -> Automat
         # any event: segcurate's runs end in states with their own names, such as Skipped
         "expect": ["prefect.flow-run.*"],
         "match": {"prefect.resource.id": "prefect.flow-run.*"},
-        "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+        "match_related": _OURS,
         "for_each": ["prefect.resource.id"],
         "threshold": 1,
         "within": within.total_seconds(),

@@ -15,16 +15,13 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from db.errors import StoreError
+from flows.automations import WITH_WARNINGS
 from flows.tasks import as_task, log_line, opened
 from pipeline.errors import Busy, UserError
 from pipeline.format import count
 from pipeline.operation.runner import Runner
 
 Result = TypeVar("Result")
-
-
-WITH_WARNINGS = "Completed with warnings"
-"""The name of a completed state in which a part was not done, or some files were not used."""
 
 
 class Summarised(Protocol):

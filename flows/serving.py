@@ -6,13 +6,15 @@ import asyncio
 import signal
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from db.tables import Identity
 from flows.automations import (
     TAG,
     after_labels,
+    alerts,
     dead_runs,
     dead_starts,
     put_automation,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 RETRAIN = "flows.retrain.retrain"
 POLL_SECONDS = 5.0
+ALERTS_BLOCK = "segcurate-alerts"
+"""The block on the Prefect server that holds the address of alerts."""
 
 
 def put_pools(deployments: Deployments, *, limit: int | None) -> list[str]:
@@ -87,6 +91,34 @@ def put_automations(deployments: Deployments, identity: Identity) -> list[str]:
     for automation in automations:
         lines.append(f"{automation.name}: {'created' if put_automation(automation) else 'up to date'}.")
     return lines
+
+
+def put_alerts(to: str) -> str:
+    """Let the server send a message about each run of any project that fails, crashes, or ends with warnings.
+
+    Args:
+        to: an address as Apprise writes it. The server stores it encrypted.
+
+    Returns:
+        A line about what was done.
+
+    Raises:
+        UserError: Apprise does not know such addresses.
+    """
+    from apprise import Apprise
+    from prefect.blocks.notifications import SlackWebhook
+    from pydantic import SecretStr
+
+    if not Apprise().add(to):
+        raise UserError(
+            "The address of alerts is none that Apprise knows.",
+            "Write json://host/path for a webhook, mailtos://user:password@host for mail, or see "
+            "https://github.com/caronc/apprise/wiki.",
+        )
+    # of Prefect's blocks this one takes every address of Apprise, not only Slack's
+    block = SlackWebhook(url=SecretStr(to), notify_type="warning")
+    automation = alerts(cast(UUID, block.save(ALERTS_BLOCK, overwrite=True)))
+    return f"{automation.name}: {'created' if put_automation(automation) else 'up to date'}."
 
 
 def claim_names(deployments: Deployments, identity: Identity) -> None:

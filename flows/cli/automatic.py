@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.automations import WITH_WARNINGS
 from flows.cli.app import WARNED, exit_with_warnings, opened_runner, print_line, state
 from flows.cli.look import list_rounds
 from pipeline.errors import UserError
@@ -81,7 +82,6 @@ def _print_report(report: NightlyReport | RetrainReport) -> None:
 def _run_flow(name: str, **parameters: bool) -> None:
     """Run one of segcurate's flows in this process, under the configured Prefect server."""
     from flows.prefect_server import require_server
-    from flows.runner import WITH_WARNINGS
 
     require_server()
     flow = getattr(import_module(f"flows.{name}"), name)

@@ -115,6 +115,24 @@ def setup(
         console.print(literal(line))
 
 
+@prefect_app.command("alerts")
+def alerts(
+    to: Annotated[
+        str,
+        typer.Option(
+            envvar="SEGCURATE_ALERTS_TO",
+            help="Where to, as Apprise writes it: json://host/path, mailtos://…, or a Slack webhook's https://….",
+        ),
+    ],
+) -> None:
+    """Send a message when a run fails, crashes, or ends with warnings. Run again, it changes the address."""
+    from flows.prefect_server import require_server
+    from flows.serving import put_alerts
+
+    require_server()
+    console.print(literal(put_alerts(to)))
+
+
 def _deployments(file: Path | None) -> tuple[Deployments, Identity]:
     """The project's deployments, and the project's identity."""
     from flows.deployments import read_deployments

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
 
-from flows.automations import SILENCE, START, TAG, dead_runs, dead_starts
+from flows.automations import SILENCE, START, TAG, alerts, dead_runs, dead_starts
 from flows.deployments import DEPLOYMENTS_FILE, Deployment, Deployments, read_deployments, registrable
-from flows.serving import next_run
-from pipeline.errors import ConfigError
+from flows.serving import next_run, put_alerts
+from pipeline.errors import ConfigError, UserError
 
 SHIPPED = Path(__file__).parents[2] / DEPLOYMENTS_FILE
 CONFIG = Path("segcurate.yaml")
@@ -95,6 +96,19 @@ def test_a_schedule_that_is_off_is_never_due(berlin: Deployments) -> None:
     retrain = next(one for one in berlin.deployments if one.name == "retrain")
     assert [schedule.active for schedule in retrain.schedules] == [False]
     assert next_run(retrain) is None
+
+
+def test_alerts_are_sent_for_the_ends_that_need_a_person() -> None:
+    automation = alerts(uuid4()).model_dump(mode="json")
+    ends = {event.removeprefix("prefect.flow-run.") for event in automation["trigger"]["expect"]}
+    assert ends == {"Failed", "TimedOut", "Crashed", "Completed with warnings"}
+    assert automation["trigger"]["match_related"]["prefect.resource.id"] == f"prefect.tag.{TAG}"
+
+
+@pytest.mark.parametrize("address", ["", "carrier-pigeon", "http//forgotten.colon"])
+def test_an_address_that_apprise_does_not_know_is_refused_before_it_is_stored(address: str) -> None:
+    with pytest.raises(UserError, match="none that Apprise knows"):
+        put_alerts(address)
 
 
 def test_without_a_time_zone_the_schedules_are_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:

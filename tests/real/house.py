@@ -61,7 +61,7 @@ def running_prefect(home: Path, **settings: str) -> Generator[str]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     api = environment["PREFECT_API_URL"]
     try:
-        wait_for("Prefect", lambda: httpx.get(f"{api}/health", timeout=2).is_success, seconds=120)
+        wait_for("Prefect", lambda: httpx.get(f"{api}/health", timeout=2).is_success, seconds=240)
         yield api
     finally:
         server.terminate()
