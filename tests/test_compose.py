@@ -36,7 +36,14 @@ def filled() -> dict[str, str]:
     return example(**{name: f"{name.lower()}xyz" for name in SECRETS}, SEGCURATE_PROJECT="/srv/project")
 
 
-def compose(environment: dict[str, str]) -> dict[str, Any]:
+class Loader(yaml.SafeLoader):
+    """Knows Compose's `!reset`, which takes a key away."""
+
+
+Loader.add_constructor("!reset", lambda loader, node: None)
+
+
+def compose(environment: dict[str, str], *, file: str = "docker-compose.yml") -> dict[str, Any]:
     """The file as Compose reads it: `${NAME:?message}` without a value is an error, for empty values too."""
 
     def value(place: re.Match[str]) -> str:
@@ -47,9 +54,9 @@ def compose(environment: dict[str, str]) -> dict[str, Any]:
             raise KeyError(place["name"])
         return place["rest"]
 
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    text = (ROOT / file).read_text(encoding="utf-8")
     uncommented = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return yaml.safe_load(_PLACE.sub(value, uncommented))
+    return yaml.load(_PLACE.sub(value, uncommented), Loader)
 
 
 @pytest.fixture
@@ -63,6 +70,8 @@ def test_the_file_fits_the_schema_of_the_compose_specification() -> None:
     check = validator_for(schema)(schema)
     document = compose(filled())
     assert [error.message for error in check.iter_errors(document)] == []
+    override = compose(filled(), file="docker-compose.cpu.yml")
+    assert [error.message for error in check.iter_errors(override)] == []
     document["services"]["worker"]["restarts"] = "always"
     assert len(list(check.iter_errors(document))) == 1
 
@@ -96,10 +105,12 @@ def test_every_lasting_service_is_watched_and_started_again(services: dict[str, 
     for name, service in services.items():
         if name == "setup":
             assert service["restart"].startswith("on-failure")
+        elif name == "segcurate":  # for `docker compose run`
+            assert (service["profiles"], "restart" in service) == (["cli"], False)
         else:
             assert service["restart"] == "unless-stopped"
             assert service["healthcheck"]["test"][0] == "CMD"
-    for name in ("prefect", "setup", "worker"):
+    for name in ("prefect", "setup", "worker", "segcurate"):
         assert services[name]["user"] == "1000:1000"
     assert services["label-studio"]["profiles"] == ["label-studio"]
 
@@ -130,14 +141,49 @@ def test_the_image_has_every_optional_part() -> None:
     assert "[postgres,s3,ray,cvat]" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_worker_asks_for_the_gpus(services: dict[str, dict[str, Any]]) -> None:
-    devices = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+def test_what_runs_steps_asks_for_the_gpus_unless_the_machine_has_none(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    without = compose({}, file="docker-compose.cpu.yml")["services"]
+    for name in ("worker", "segcurate"):
+        devices = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+        assert without[name]["deploy"] is None
+    assert set(without) == {name for name, service in services.items() if "build" in service}
+    assert {service["build"]["args"]["DEVICE"] for service in without.values()} == {"cpu"}
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert "ARG DEVICE=cuda" in dockerfile
+    assert 'if [ "$DEVICE" = cpu ]' in dockerfile
+
+
+def test_no_container_may_take_the_memory_of_the_others(services: dict[str, dict[str, Any]]) -> None:
+    limits = {name: service["mem_limit"] for name, service in services.items()}
+    assert set(limits) == set(services)
+    running = ("postgres", "prefect", "worker", "label-studio")
+    assert sum(int(limits[name].removesuffix("g")) for name in running) <= 16
+    changed = compose(filled() | {"WORKER_MEMORY": "100g"})["services"]
+    assert changed["worker"]["mem_limit"] == "100g"
+
+
+def test_every_log_has_an_end(services: dict[str, dict[str, Any]]) -> None:
+    for service in services.values():
+        assert service["logging"] == {
+            "driver": "json-file",
+            "options": {"max-size": "10m", "max-file": "5"},
+        }
+
+
+def test_downloaded_weights_outlive_a_container(services: dict[str, dict[str, Any]]) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    for name in ("worker", "segcurate"):
+        assert "cache:/home/segcurate/.cache" in services[name]["volumes"]
+    assert "HOME=/home/segcurate " in dockerfile
+    assert "/home/segcurate/.cache &&" in dockerfile  # with the owner and mode that a new volume takes over
 
 
 def test_client_and_server_share_the_password_and_the_store(services: dict[str, dict[str, Any]]) -> None:
     server = services["prefect"]["environment"]
-    for name in ("setup", "worker"):
+    for name in ("setup", "worker", "segcurate"):
         client = services[name]["environment"]
         assert client["PREFECT_API_AUTH_STRING"] == server["PREFECT_SERVER_API_AUTH_STRING"]
         assert "segcurate_db_passwordxyz@postgres:5432/segcurate" in client["SEGCURATE_DATABASE__URL"]
