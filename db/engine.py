@@ -21,6 +21,7 @@ The contract of the store, for every backend:
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -56,6 +57,9 @@ SECRETS = ("password", "sslpassword")
 """Secret parameters behind the `?` of a URL."""
 RECYCLE_SECONDS = 1800
 """Firewalls drop a connection that is silent for longer."""
+FORBIDDEN = ("42501", "25006")
+"""SQLSTATEs of PostgreSQL: a privilege is missing, and the server may only be read."""
+_LONGEST_MESSAGE = 300
 GONE = ("08", "57P")
 """SQLSTATE classes of PostgreSQL: connection exceptions, and a server that shuts down or is starting up."""
 
@@ -67,13 +71,17 @@ class Database:
         url: `sqlite:///path/to.db` or `postgresql+psycopg://user:password@host/name`.
 
     Raises:
-        StoreError: the URL is not one of these, no server answers, or the database is at another revision
-            than this code.
+        StoreError: the URL is not one of these, its driver is missing, no server answers, the user may not
+            use the schema, or the database is at another revision than this code.
     """
 
     def __init__(self, url: str) -> None:
         self.engine = connect(url)
-        migrations.prepare(self.engine)
+        try:
+            migrations.prepare(self.engine)
+        except DBAPIError as error:
+            self.engine.dispose()
+            raise _failed(self.engine.url, error) from None
         self._writer = self.engine.execution_options(begin="IMMEDIATE")
 
     @contextmanager
@@ -150,18 +158,32 @@ def lock_refused(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) == "55P03"
 
 
+def explain(engine: Engine, error: DBAPIError) -> StoreError | None:
+    """What the user can do about an error of the database; None for an error of the program."""
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, OperationalError) or state in FORBIDDEN:
+        return _failed(engine.url, error)
+    return None
+
+
 def connect(url: str) -> Engine:
     """An engine with the settings that the contract needs. Reads no table.
 
+    A SQLite file that may not be written is opened for reading.
+
     Raises:
-        StoreError: the URL is malformed or of an unknown kind, or no server answers.
+        StoreError: the URL is malformed or of an unknown kind, its driver is missing, or no server answers.
     """
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
-        if parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed)
-        event.listen(engine, "connect", _configure_sqlite)
+        path = Path(parsed.database) if parsed.database and parsed.database != ":memory:" else None
+        if path is not None:
+            _check_file(path)
+        if path is not None and _is_read_only(path):
+            engine = create_engine(_reading(path))
+        else:
+            engine = create_engine(parsed)
+            event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         settings = {name: value for name, value in POSTGRESQL.items() if name not in parsed.query}
@@ -172,10 +194,8 @@ def connect(url: str) -> Engine:
         with engine.connect() as connection:
             inspect(connection).get_table_names()
     except DBAPIError as error:
-        raise StoreError(
-            f"The database {_shown(parsed)} cannot be opened: {_without_secrets(str(error.orig), parsed)}.",
-            "Check `database.url`, and that the server is up, or the folder writable and its disk not full.",
-        ) from None  # the driver's message may contain the password
+        engine.dispose()
+        raise _failed(parsed, error) from None  # the driver's message may contain the password
     return engine
 
 
@@ -208,7 +228,72 @@ def _parse(url: str) -> URL:
         )
     if "@" in (parsed.host or ""):
         raise StoreError("The password in `database.url` contains an @.", "Write %40 for it.")
+    _check_driver(parsed)
     return parsed
+
+
+def _check_driver(parsed: URL) -> None:
+    try:
+        parsed.get_dialect().import_dbapi()
+    except ModuleNotFoundError:
+        if parsed.get_driver_name() != "psycopg":
+            raise StoreError(
+                f"`database.url` names the driver {parsed.get_driver_name()!r}, which is not installed.",
+                "Write `postgresql+psycopg://user@host/name`.",
+            ) from None
+        raise StoreError(
+            "`database.url` names PostgreSQL, whose driver is not installed.",
+            "Run `pip install 'segcurate[postgres]'`.",
+        ) from None
+
+
+def _check_file(path: Path) -> None:
+    """Make the folder of an SQLite file; refuse what is no file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The folder {path.parent} of the database cannot be made: {error.strerror}.",
+            "Give yourself write permission, or name another file in `database.url`.",
+        ) from None
+    if path.exists() and not path.is_file():
+        raise StoreError(f"The database {path} is no plain file.", "Name a file in `database.url`.")
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether an SQLite file, or its folder, where SQLite keeps two more files, may not be written."""
+    return path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+def _reading(path: Path) -> URL:
+    """The URL that opens an SQLite file for reading.
+
+    Without its write-ahead log nobody writes the file: SQLite then needs neither a lock nor another file.
+    """
+    query = {"mode": "ro", "uri": "true"}
+    if not path.with_name(path.name + "-wal").exists():
+        query["immutable"] = "1"
+    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query)
+
+
+def _failed(url: URL, error: DBAPIError) -> StoreError:
+    """The error as one line, and what to do about it."""
+    message = " ".join(_without_secrets(str(error.orig), url).split()).rstrip(".")
+    message = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + " …"
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    if url.get_backend_name() == "sqlite":
+        path = url.query.get("uri") and url.database
+        if path or "readonly" in message:
+            remedy = "It may only be read here. Give yourself write permission to the file and its folder."
+        else:
+            remedy = "Check that its folder is writable and its disk not full, and that it is an SQLite file."
+    elif state == "42501":
+        remedy = f"As its owner: GRANT USAGE, CREATE ON SCHEMA public TO {url.username or 'the user'};"
+    elif state == "25006":
+        remedy = "The server is a stand-by, or read-only: name its primary in `database.url`."
+    else:
+        remedy = "Check user, password, host and name in `database.url`, and that the server is up."
+    return StoreError(f"The database {_shown(url)} cannot be used: {message}.", remedy)
 
 
 def _shown(url: URL) -> str:

@@ -9,14 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from db.tables import Identity
 from pipeline.config.base import Positive, Section
-from pipeline.config.errors import explain, explain_yaml
+from pipeline.config.errors import explain, read_yaml
 from pipeline.errors import ConfigError
-from pipeline.files import read_plain
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -118,14 +116,7 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
         ConfigError: the file is missing, is not YAML, names a variable that is not set, or does not validate.
     """
     path = file or _default_file()
-    try:
-        document = yaml.safe_load(read_plain(path).decode())
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}.", "Name a file with `--file`."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
+    document = read_yaml(path, remedy="Name a file with `--file`.")
     variables = {TIMEZONE: "UTC"} | os.environ | {CONFIG: os.path.abspath(config)}
     try:
         return TypeAdapter(Deployments).validate_python(_filled(document, variables, path))

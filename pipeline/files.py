@@ -38,8 +38,10 @@ ABANDONED_SECONDS = 3600.0
 
 LARGEST_FILE = 16 << 30
 """Bytes of any file that is read."""
-LARGEST_TEXT = 16 << 20
+LARGEST_TEXT = 1 << 20
 """Bytes of a text that is read whole: a configuration, a label map, a model's card."""
+LARGEST_WEIGHTS = 8 << 30
+"""Bytes of a model."""
 LARGEST_LIST = 1 << 30
 """Bytes of a list or a CSV, which is read line by line."""
 LONGEST_LINE = 1 << 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from db.queries.paging import in_parts
@@ -53,3 +53,8 @@ def list_failures(
     if step is not None:
         statement = statement.where(Failure.step == step)
     return session.scalars(statement).all()
+
+
+def count_failures(session: Session) -> int:
+    """How many failures there are."""
+    return session.scalar(select(func.count()).select_from(Failure)) or 0

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from db.engine import Database
+from db.engine import Database, explain
 from db.errors import StoreError
 from flows.cli.display import console, errors, literal, progress_bar
 from flows.import_path import SAFE_PATH
@@ -102,15 +103,22 @@ def opened_project() -> Generator[tuple[Project, Database]]:
     project = load_project(state.config_file)
     database = open_database(project)
     try:
-        yield project, database
-    except OperationalError as error:
-        where = database.engine.url.render_as_string(hide_password=True)
-        raise StoreError(
-            f"The database {where} failed: {error.orig}.",
-            "Check the free space of its disk, and that it can be reached; then run the command again.",
-        ) from error
+        with explained(database.engine):
+            yield project, database
     finally:
         database.close()
+
+
+@contextmanager
+def explained(engine: Engine) -> Generator[None]:
+    """Turn an error of the database that the user can correct into a `StoreError`."""
+    try:
+        yield
+    except DBAPIError as error:
+        known = explain(engine, error)
+        if known is None:
+            raise
+        raise known from error
 
 
 @contextmanager

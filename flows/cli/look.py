@@ -9,9 +9,12 @@ from typing import Annotated, TypeVar
 import typer
 
 from flows.cli.app import LOOK, Json, opened_session, run_step
-from flows.cli.display import print_json, table
+from flows.cli.display import console, print_json, table
 from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
 from pipeline.data.project import Project
+
+FIRST_FAILURES = 50
+"""Files that `failures` lists without `--all`."""
 
 Row = TypeVar("Row")
 commands = typer.Typer()
@@ -32,16 +35,23 @@ def status(as_json: Json = False) -> None:
 
 
 @commands.command(rich_help_panel=LOOK)
-def failures(as_json: Json = False) -> None:
-    """The files that could not be used, with the reason."""
-    from db.queries.failures import list_failures
+def failures(
+    everything: Annotated[bool, typer.Option("--all", help="List all of them.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The files that could not be used, with the reason: the first 50, or all with `--all` or `--json`."""
+    from db.queries.failures import count_failures, list_failures
 
+    limit = None if everything or as_json else FIRST_FAILURES
     with opened_session() as (_, session):
-        rows = [(row.step, row.subject, row.reason) for row in list_failures(session)]
+        rows = [(row.step, row.subject, row.reason) for row in list_failures(session, limit=limit)]
+        total = count_failures(session)
     if as_json:
         print_json([dict(zip(("step", "file", "reason"), row, strict=True)) for row in rows])
-    else:
-        table(f"{len(rows)} files", ("step", "file", "reason"), rows)
+        return
+    table(f"{total} files", ("step", "file", "reason"), rows)
+    if total > len(rows):
+        console.print(f"{total - len(rows)} more: `segcurate failures --all` lists them.")
 
 
 @commands.command(name="rounds", rich_help_panel=LOOK)

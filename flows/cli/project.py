@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 
-from flows.cli.app import PROJECT, Json, config_app, db_app, run_step, state
+from flows.cli.app import PROJECT, Json, config_app, db_app, explained, run_step, state
 from flows.cli.automatic import loop
 from flows.cli.display import console, literal, print_json
 from flows.cli.look import report
@@ -115,7 +115,8 @@ def db_upgrade() -> None:
     from db.engine import connect
 
     engine = connect(load_project(state.config_file).database_url)
-    before, after = migrations.upgrade(engine)
+    with explained(engine):
+        before, after = migrations.upgrade(engine)
     console.print(f"The database is at revision {after}" + (f" (was {before})." if before != after else "."))
 
 

@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.errors import ConfigError
+from pipeline.files import read_plain
+
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_MOST_BRACKETS = 10_000
+_NESTED = re.compile(r"(?:[-?] +){100}|[\[{]{100}")
 _KEY = re.compile(r"[A-Za-z][\w-]{0,39}")
 
 
-def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+def read_yaml(path: Path, *, remedy: str) -> Any:
+    """The value of a YAML file.
+
+    Args:
+        remedy: where the file cannot be read.
+
+    Raises:
+        ConfigError: there is no such file, it may not be read, or it is not YAML.
+        DataError: it is no plain file, or too large.
+    """
+    try:
+        text = read_plain(path).decode()
+        if _NESTED.search(text) or text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise RecursionError  # which the parser finds out after minutes
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
+    except ValueError:  # a date or a number that Python does not have
+        raise ConfigError(
+            f"{path} is not valid YAML: it has a date or a number that is none.", "Correct it."
+        ) from None
+
+
+def explain_yaml(error: yaml.YAMLError | UnicodeDecodeError | RecursionError) -> str:
     """The problem and its place in the file, without the line itself, which may contain a password."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it cannot be read as text" if isinstance(error, UnicodeDecodeError) else "it cannot be read"
     mark = error.problem_mark

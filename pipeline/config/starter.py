@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config import ClassConfig, ModelConfig, RegionConfig
+from pipeline.config.errors import read_yaml
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_plain
 
@@ -34,28 +34,29 @@ def read_label_map(path: Path) -> list[ClassConfig]:
         DataError: the file cannot be read, has another format, or has a class, id or colour twice.
     """
     try:
-        text = read_plain(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"The label map {path} cannot be read: {why}.", "Name a readable file.") from error
-    try:
-        classes = [ClassConfig.model_validate(item) for item in _entries(path.suffix.lower(), text)]
-    except (ValueError, TypeError, KeyError, yaml.YAMLError, csv.Error) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        entries = _entries(path)
+        classes = [ClassConfig.model_validate(item) for item in entries]
+    except OSError as error:
         raise DataError(
-            f"The label map {path} has an unknown format: {reason}.",
-            "Write JSON or YAML with `name`, `id` and `color`, a CSV, or lines `r g b name`.",
+            f"The label map {path} cannot be read: {error.strerror}.", "Name a readable file."
         ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error) as error:
+        raise DataError(
+            f"The label map {path} has an unknown format{_place(error)}.",
+            "Write JSON or YAML with `name`, `id` and `color`, a CSV, or lines `r g b name`.",
+        ) from None  # the error may quote the file
     if len(classes) < 2:
         raise DataError(f"The label map {path} names {len(classes)} classes.", "Name at least two.")
     for what in ("name", "id", "color"):
-        values = [getattr(item, what) for item in classes if getattr(item, what) is not None]
-        twice = sorted({str(value) for value in values if values.count(value) > 1})
-        if twice:
-            raise DataError(
-                f"The label map {path} has the same {what} twice: {', '.join(twice)}.",
-                "Keep one of them.",
-            )
+        first: dict[object, int] = {}
+        for number, item in enumerate(classes, start=1):
+            value = getattr(item, what)
+            if value is not None and first.setdefault(value, number) != number:
+                raise DataError(
+                    f"The label map {path} has the same {what} twice: in the classes {first[value]} and "
+                    f"{number}.",
+                    "Keep one of them.",
+                )
     return classes
 
 
@@ -164,17 +165,35 @@ def _inline(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _entries(suffix: str, text: str) -> list[dict[str, Any]]:
-    if suffix in (".json", ".yaml", ".yml"):
-        document = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-        if isinstance(document, dict) and "classes" in document:
-            document = document["classes"]
-        if isinstance(document, dict):
-            return [{"name": str(name), "id": value} for name, value in document.items()]
-        return [{"name": item} if isinstance(item, str) else dict(item) for item in document]
+def _place(error: Exception) -> str:
+    """Where an error of a label map is, and its kind, without the text."""
+    if isinstance(error, json.JSONDecodeError):
+        return f": line {error.lineno}, column {error.colno}: {error.msg}"
+    if isinstance(error, UnicodeDecodeError):
+        return ": it is not UTF-8"
+    if isinstance(error, RecursionError):
+        return ": it is nested too deeply"
+    return ""
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return _listed(read_yaml(path, remedy="Name a readable file."))
+    text = read_plain(path).decode()
+    if suffix == ".json":
+        return _listed(json.loads(text))
     if suffix == ".csv":
         return [_csv_entry(row) for row in csv.DictReader(io.StringIO(text))]
     return [_line_entry(line) for line in text.splitlines() if line.strip()]
+
+
+def _listed(document: Any) -> list[dict[str, Any]]:
+    if isinstance(document, dict) and "classes" in document:
+        document = document["classes"]
+    if isinstance(document, dict):
+        return [{"name": str(name), "id": value} for name, value in document.items()]
+    return [{"name": item} if isinstance(item, str) else dict(item) for item in document]
 
 
 def _csv_entry(row: dict[str, str]) -> dict[str, Any]:

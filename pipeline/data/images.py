@@ -11,7 +11,6 @@ import hashlib
 import io
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.image_limits import Damaged, NotAnImage, check_bytes, check_tiff
 from pipeline.data.remote import ImageFile, opened
 from pipeline.errors import DataError, UserError
 
@@ -93,6 +93,17 @@ class OpenImage:
             self.info = _pillow_info(path, source, stream)
             self.is_palette = source.mode == "P"
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of its pixels."""
+        info = self.info
+        stated = info.width * info.height * info.channels * info.bits // 8
+        return (
+            max(stated, self._source.series[0].nbytes)
+            if isinstance(self._source, tifffile.TiffFile)
+            else stated
+        )
+
     def check_channels(self, channels: int) -> None:
         """Refuse a file that cannot be read with so many channels.
 
@@ -134,43 +145,55 @@ class OpenImage:
 
 @contextmanager
 def open_image(
-    path: ImageFile, *, max_pixels: int = sys.maxsize, size: tuple[int, int] | None = None
+    path: ImageFile, *, max_pixels: int | None = None, size: tuple[int, int] | None = None
 ) -> Generator[OpenImage]:
     """Open an image file once, for all that is wanted of it. An error of the block that is no `UserError`
     counts as damage of the file.
 
     Args:
+        max_pixels: that it may have; None where `size` is given.
         size: width and height of the image when it was ingested, where it was.
 
     Raises:
         DataError: the file cannot be opened, is no image of a known kind, is damaged, is larger than
-            `max_pixels`, or has another size.
+            `max_pixels`, has another size, or more pages, channels or bytes than `pipeline.data.image_limits`
+            allows.
         UserError: a remote image does not fit on the disk.
     """
+    if max_pixels is None:
+        if size is None:
+            raise ValueError("Expected `max_pixels` or `size`, but got neither.")
+        max_pixels = size[0] * size[1]
     with ExitStack() as opened_files:
         stream = opened_files.enter_context(_decoding(path))
+        length = os.fstat(stream.fileno()).st_size
+        check_bytes(path, length, max_pixels=max_pixels, what="the file has")
         if path.suffix.lower() in TIFF_ENDINGS:
-            source = opened_files.enter_context(tifffile.TiffFile(stream))
+            check_tiff(path, stream)
+            source = opened_files.enter_context(tifffile.TiffFile(stream, _multifile=False))
         else:
             source = opened_files.enter_context(Image.open(stream, formats=_FORMATS))
         image = OpenImage(path, stream, source)
         width, height = image.info.width, image.info.height
         if width < 1 or height < 1:
             raise DataError(f"{path} is empty: its size is {width}×{height} pixels.", _REPLACE)
-        if width * height > max_pixels:
-            raise DataError(
-                f"{path} has {width}×{height} pixels, more than `data.max_pixels` ({max_pixels}).",
-                "Raise `data.max_pixels` if the file is yours and the memory suffices.",
-            )
         if size is not None and size != (width, height):
             raise DataError(
                 f"{path} has {width}×{height} pixels, but had {size[0]}×{size[1]} when it was ingested.",
                 "Put the old file back, or give the new one another name.",
             )
+        if width * height > max_pixels:
+            raise DataError(
+                f"{path} has {width}×{height} pixels, more than `data.max_pixels` ({max_pixels}).",
+                "Raise `data.max_pixels` if the file is yours and the memory suffices.",
+            )
+        check_bytes(path, image.decoded_bytes, max_pixels=max_pixels, what="its pixels take")
         yield image
 
 
-def probe_image(path: ImageFile, *, max_pixels: int, size: tuple[int, int] | None = None) -> ImageInfo:
+def probe_image(
+    path: ImageFile, *, max_pixels: int | None = None, size: tuple[int, int] | None = None
+) -> ImageInfo:
     """Size, channels and depth from the header, without decoding; the size is the displayed one.
 
     Raises:
@@ -205,19 +228,22 @@ def read_image(
     return np.ascontiguousarray(pixels)
 
 
-def read_pixels(path: ImageFile, *, palette_indices: bool = False, floats: bool = False) -> ImageArray:
-    """Decode a file upright with the channels that it has. The caller has checked its size.
+def read_pixels(
+    path: ImageFile, *, size: tuple[int, int], palette_indices: bool = False, floats: bool = False
+) -> ImageArray:
+    """Decode a file upright with the channels that it has.
 
     Args:
+        size: width and height that it must have.
         palette_indices: keep the indices of a palette image ([H, W, 1]) instead of its colours, and 0 and 1
             of a bilevel one.
         floats: also take a TIFF of floating-point numbers, as float32.
 
     Raises:
-        DataError: the file is truncated, damaged, of a pixel type that is not wanted, or holds floats that
-            are not finite.
+        DataError: as `open_image`; or the file is truncated, damaged, of a pixel type that is not wanted, or
+            holds floats that are not finite.
     """
-    with open_image(path) as image:
+    with open_image(path, size=size) as image:
         return image.pixels(palette_indices=palette_indices, floats=floats)
 
 
@@ -329,7 +355,7 @@ def _pillow_pixels(
 def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     page = tiff.pages.first
     if not isinstance(page, tifffile.TiffPage):
-        raise ValueError("its first page has no tags")
+        raise Damaged("its first page has no tags")
     return page
 
 
@@ -369,14 +395,14 @@ def _tiff_pixels(tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArra
     if np.issubdtype(pixels.dtype, np.floating):
         pixels = pixels.astype(np.float32)
         if not np.isfinite(pixels).all():
-            raise ValueError("it holds values that are no finite numbers")
+            raise Damaged("it holds values that are no finite numbers")
     if pixels.ndim == 3:
         pixels = np.moveaxis(pixels, [series.axes.index("Y"), series.axes.index("X")], [0, 1])
     else:
         pixels = pixels[:, :, None]
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not palette_indices:
         if page.colormap is None:
-            raise ValueError("its palette is missing")
+            raise Damaged("its palette is missing")
         colors = (page.colormap >> 8).astype(np.uint8)  # TIFF palettes are 16 bits: [3, entries]
         pixels = np.moveaxis(colors[:, pixels[:, :, 0]], 0, -1)
     elif page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not palette_indices:
@@ -389,10 +415,10 @@ def _check_complete(tiff: tifffile.TiffFile) -> None:
     length = tiff.filehandle.size
     for page in tiff.series[0].pages:
         if page is None:
-            raise ValueError("a page is missing")
+            raise Damaged("a page is missing")
         segments = zip(page.dataoffsets, page.databytecounts, strict=False)
         if any(offset + count > length for offset, count in segments):
-            raise ValueError("the file is truncated")
+            raise Damaged("the file is truncated")
 
 
 def _white(pixels: npt.NDArray[Any]) -> float:
@@ -412,7 +438,9 @@ def _upright(pixels: ImageArray, orientation: int) -> ImageArray:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError | tifffile.TiffFileError):
+    """The kind of problem. A decoder's own message may quote the file."""
+    if isinstance(error, UnidentifiedImageError | tifffile.TiffFileError | NotAnImage):
         return "its content is not what its ending says"
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+    if isinstance(error, Damaged):
+        return str(error)
+    return "it is truncated" if "truncated" in str(error).lower() else "its content is damaged"

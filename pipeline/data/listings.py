@@ -97,10 +97,10 @@ class PathTable:
         return rows[0][1]
 
     def unseen(self, limit: int) -> tuple[list[str], int]:
-        """The first paths that no image had, and how many there are."""
-        rows = self._database.execute("SELECT path FROM row WHERE seen = 0 LIMIT ?", (limit,)).fetchall()
+        """The texts of the first paths that no image had, and how many there are."""
+        rows = self._database.execute("SELECT text FROM row WHERE seen = 0 LIMIT ?", (limit,)).fetchall()
         count = self._database.execute("SELECT count(*) FROM row WHERE seen = 0").fetchone()[0]
-        return [path for (path,) in rows], count
+        return [text for (text,) in rows], count
 
 
 def _normal(path: str) -> str:
@@ -108,16 +108,17 @@ def _normal(path: str) -> str:
 
 
 def read_list(path: Path) -> Iterator[tuple[str, str]]:
-    """The paths of a list file, a line each; empty lines and lines that start with # are passed over.
+    """The paths of a list file and the numbers of their lines; empty lines and lines that start with # are
+    passed over.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        for line in read_lines(path):
+        for number, line in enumerate(read_lines(path), start=1):
             text = line.strip()
             if text and not text.startswith("#"):
-                yield text, ""
+                yield text, str(number)
     except OSError as error:
         raise DataError(
             f"The list {path} cannot be read: {error.strerror}.", "Name a readable text file."
@@ -187,9 +188,9 @@ class Named:
         return self._folder is not None and any(part.fullmatch(found.uri) for part in self._folder)
 
     def unmatched(self) -> str | None:
-        """The lines of the list that no image had, as text."""
-        paths, count = self._paths.unseen(3) if self._paths is not None else ([], 0)
+        """How many lines of the list no image had, and the numbers of the first."""
+        numbers, count = self._paths.unseen(3) if self._paths is not None else ([], 0)
         if not count:
             return None
-        more = ", …" if count > len(paths) else ""
-        return f"{count} lines of {self._list} name no image: {', '.join(paths)}{more}"
+        more = ", …" if count > len(numbers) else ""
+        return f"{count} lines of {self._list} name no image: line {', '.join(numbers)}{more}"

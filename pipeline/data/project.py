@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config import ProjectConfig
-from pipeline.config.errors import explain, explain_yaml
+from pipeline.config.errors import explain, read_yaml
 from pipeline.data.images import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
-from pipeline.files import read_plain
 
 
 class StoredImage(Protocol):
@@ -101,17 +99,12 @@ def load_project(path: Path) -> Project:
         ConfigError: the file is missing, is not YAML, or a key or value in it is wrong.
         DataError: it is no plain file, or has more than `LARGEST_TEXT` bytes.
     """
-    try:
-        document = yaml.safe_load(read_plain(path).decode())
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise ConfigError(f"{path} may not be read.", "Give yourself read permission.") from None
+    if not path.exists():
         raise ConfigError(
             f"There is no configuration at {path}.",
             "Run `segcurate init`, or name one with `--config`.",
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {explain_yaml(error)}.", "Correct that line.") from None
+        )
+    document = read_yaml(path, remedy="Name a configuration with `--config`.")
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no settings.", "Run `segcurate init` to write one.")
     try:

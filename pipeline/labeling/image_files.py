@@ -17,13 +17,20 @@ from pipeline.files import writing
 
 
 def write_image(
-    source: ImageFile, folder: Path, *, name: str, how: Literal["link", "copy"], root: Path
+    source: ImageFile,
+    folder: Path,
+    *,
+    name: str,
+    size: tuple[int, int],
+    how: Literal["link", "copy"],
+    root: Path,
 ) -> str:
     """Link or copy an image into an export; an image of an object store is copied. An image that its file
     stores rotated is written upright, so that it fits its mask also in tools that ignore EXIF orientation.
 
     Args:
         name: of the new file, without its ending.
+        size: width and height of the image.
         root: the project's folder. A link between two files in it is relative, so it holds where the project
             is moved, or mounted into a container.
 
@@ -35,7 +42,7 @@ def write_image(
         UserError: the folder cannot be written, or the disk is full.
     """
     with writing(folder / name):
-        with open_image(source) as image:
+        with open_image(source, size=size) as image:
             turned = image.pixels(floats=True) if image.info.orientation != 1 else None
         if turned is not None:
             return _write_upright(turned, folder, name=name)

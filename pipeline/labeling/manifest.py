@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from pipeline.files import append_text, atomic_write_bytes, open_plain
 from pipeline.format import csv_line
@@ -28,7 +28,9 @@ _CSV_COLUMNS = (
     *("rank", "image", "mask", "item", "x", "y", "w", "h", "outline", "measure", "score", "predicted_class"),
     *("slice", "inclusion_probability", "reason", "clicks", "image_id", "uri"),
 )
-_LONGEST_LINE = 1 << 26
+_LONGEST_LINE = 1 << 24
+_MOST_CONTAINERS = 200_000
+"""Opening braces and brackets of a line: each takes many times more memory than text."""
 _LONGEST_STEM = 60
 
 
@@ -91,7 +93,7 @@ class ManifestImage(BaseModel):
     """A grey PNG at a quarter of the image's resolution: 255 where checking matters most."""
     mask: PathInside | None = None
     """The path for the annotator's mask, in a format with a folder for labels."""
-    regions: list[ManifestRegion]
+    regions: Annotated[list[ManifestRegion], FailFast()]
 
 
 def manifest_of(source: Path) -> Path | None:
@@ -175,6 +177,9 @@ def read_manifest(path: Path) -> Iterator[ManifestImage | BadLine]:
         while line := stream.readline(_LONGEST_LINE):
             number += 1
             if not line.strip():
+                continue
+            if line.count(b"[") + line.count(b"{") > _MOST_CONTAINERS:
+                yield BadLine(number=number, reason="it has too many lists in it")
                 continue
             try:
                 yield ManifestImage.model_validate_json(line)

@@ -35,7 +35,7 @@ def write_overlay(path: Path, image: OutgoingImage) -> None:
         UserError: the folder cannot be written, or the disk is full.
     """
     picture = overlay(
-        as_rgb(read_pixels(image.source, floats=True)),
+        as_rgb(read_pixels(image.source, size=(image.width, image.height), floats=True)),
         image.map,
         np.array([(region.x, region.y, region.w, region.h) for region in image.regions], dtype=np.int32),
         title=image.title,

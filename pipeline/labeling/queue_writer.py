@@ -55,8 +55,14 @@ class QueueWriter:
 
     def write_image(self, image: OutgoingImage) -> str:
         """Write the image's file; return its path in the folder."""
-        folder = self.folder / self.images
-        name = write_image(image.source, folder, name=image.name, how=self.queue.how, root=self.queue.root)
+        name = write_image(
+            image.source,
+            self.folder / self.images,
+            name=image.name,
+            size=(image.width, image.height),
+            how=self.queue.how,
+            root=self.queue.root,
+        )
         return f"{self.images}/{name}"
 
     def write_overlay(self, image: OutgoingImage) -> str | None:

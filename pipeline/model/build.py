@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.files import require_plain
+from pipeline.files import LARGEST_WEIGHTS, require_plain
 from pipeline.model.deep import DEEP
 from pipeline.model.segmenter import SEGMENTERS, Segmenter
 
@@ -215,7 +215,7 @@ def _from_file(config: ModelConfig, *, num_classes: int, channels: int, path: Pa
                 pretrained_cfg_overlay={"state_dict": state},
             )
     except RuntimeError as error:
-        raise _not_this_encoder(path, config.encoder, str(error)) from error
+        raise _not_this_encoder(path, config.encoder, _OTHER_TENSORS) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -225,16 +225,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: there is no such file, or it is not a safetensors file.
         DataError: it is no plain file, or too large.
     """
-    require_plain(path)
+    require_plain(path, longest=LARGEST_WEIGHTS)
     if not path.is_file():
         raise CheckpointError(f"There are no weights at {path}.", "Check the path in the configuration.")
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError):  # their messages may quote the file
         raise CheckpointError(
-            f"{path} is not a readable safetensors file: {error}",
+            f"{path} is not a readable safetensors file.",
             "Only safetensors files are loaded; convert other checkpoints first.",
-        ) from error
+        ) from None
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _compare_names(config: ModelConfig, state: dict[str, Tensor], path: Path) ->
             path,
             config.encoder,
             f"{len(missing)} of its tensors are missing ({_few(missing)})"
-            + (f", and {len(unexpected)} are not its own ({_few(unexpected)})" if unexpected else ""),
+            + (f", and {len(unexpected)} are not its own" if unexpected else ""),
         )
 
 
@@ -277,9 +277,12 @@ def _load_smp_encoder(
     try:
         source.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
-        raise _not_this_encoder(path, encoder, str(error)) from error
+        raise _not_this_encoder(path, encoder, _OTHER_TENSORS) from error
     source.set_in_channels(channels, pretrained=True)
     network.encoder.load_state_dict(source.state_dict())
+
+
+_OTHER_TENSORS = "its tensors have other names or shapes"
 
 
 def _few(names: list[str]) -> str:

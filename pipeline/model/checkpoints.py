@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig, Section
 from pipeline.data.input_range import InputRange
 from pipeline.errors import CheckpointError
-from pipeline.files import atomic_write_bytes, open_plain, read_plain, require_plain, sweep
+from pipeline.files import LARGEST_WEIGHTS, atomic_write_bytes, open_plain, read_plain, require_plain, sweep
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 
@@ -118,10 +118,12 @@ def read_card(folder: Path) -> ModelCard:
             "Put the folder back from a backup, or train again.",
         ) from error
     except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False)[0]
+        why = first["msg"] if first["type"] == "json_invalid" else "its keys or values are others"
         raise CheckpointError(
-            f"{path} is not a model card of segcurate: {error.errors()[0]['msg']}.",
+            f"{path} is not a model card of segcurate: {why}.",
             "Put the file back from a backup, or train again.",
-        ) from error
+        ) from None
 
 
 def load_weights(segmenter: Segmenter, state: dict[str, Tensor], *, source: Path) -> None:
@@ -134,7 +136,7 @@ def load_weights(segmenter: Segmenter, state: dict[str, Tensor], *, source: Path
         segmenter.load_weights(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"The weights in {source} are not those of this network: {error}",
+            f"The weights in {source} are not those of this network: their names or shapes differ.",
             "Check `model.architecture`, `model.encoder`, `model.decoder` and `model.heads`.",
         ) from error
 
@@ -158,7 +160,7 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
         DataError: it is no plain file.
     """
     path = folder / RESUME_FILE
-    require_plain(path)
+    require_plain(path, longest=LARGEST_WEIGHTS)
     try:
         with safe_open(path, framework="pt") as opened:
             document = json.loads((opened.metadata() or {})[RESUME_HEADER])
@@ -174,7 +176,7 @@ def forget_resume(folder: Path) -> None:
 
 def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     try:
-        with open_plain(path) as stream:
+        with open_plain(path, longest=LARGEST_WEIGHTS) as stream:
             known = hashlib.file_digest(stream, "sha256").hexdigest() == digest  # before it takes any memory
             stream.seek(0)
             data = stream.read() if known else b""
@@ -190,10 +192,10 @@ def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
         )
     try:
         return load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError):  # their messages may quote the file
         raise CheckpointError(
-            f"{path} is not a safetensors file: {error}", "Only safetensors files are loaded; train again."
-        ) from error
+            f"{path} is not a safetensors file.", "Only safetensors files are loaded; train again."
+        ) from None
 
 
 def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

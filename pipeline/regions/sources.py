@@ -79,6 +79,7 @@ class RegionFiles:
             )
         self._folder = folder
         self._template = template
+        self._max_pixels = project.config.data.max_pixels
         self._above = FoldersAbove(project)
         self.versions: dict[int, MapVersion] = {}
 
@@ -89,7 +90,9 @@ class RegionFiles:
             DataError: its map is missing, damaged, of another size, or no index map.
         """
         size = (pixels.shape[1], pixels.shape[0])
-        found, self.versions[image.id] = read_region_map(self.path(image.path), size=size)
+        found, self.versions[image.id] = read_region_map(
+            self.path(image.path), size=size, max_pixels=self._max_pixels
+        )
         return found
 
     def path(self, image: ImageFile) -> Path:
@@ -98,31 +101,33 @@ class RegionFiles:
         return Path(os.path.normpath(self._folder / relative.lstrip("/")))
 
 
-def read_region_map(path: Path, *, size: tuple[int, int]) -> tuple[RegionMap, MapVersion]:
+def read_region_map(path: Path, *, size: tuple[int, int], max_pixels: int) -> tuple[RegionMap, MapVersion]:
     """Read an index map, and its version from the same open file. The highest possible value, 255 or 65535,
     is no region.
 
     Args:
         size: width and height that it must have.
+        max_pixels: a larger map is not decoded.
 
     Raises:
         DataError: the file is missing, damaged, of another size, coloured, or holds no region.
     """
     if not path.exists() or path.is_dir():
         raise DataError(f"There is no region map {path}.", "Make it, or correct `scoring.regions.template`.")
-    with open_image(path) as image:
+    with open_image(path, max_pixels=max_pixels) as image:
         if (image.info.width, image.info.height) != size:
             raise DataError(
                 f"The region map {path} has {image.info.width}×{image.info.height} pixels, its image "
                 f"{size[0]}×{size[1]}.",
                 "Write the map at the size of its image (as displayed, after EXIF orientation).",
             )
+        channels = 1 if image.is_palette else image.info.channels
+        if channels != 1:
+            raise DataError(
+                f"The region map {path} has {channels} channels.", "Write one channel of 8 or 16 bits."
+            )
         values = image.pixels(palette_indices=True)
         version = MapVersion(*_stamp(image.stat()), image.sha256())
-    if values.shape[2] != 1:
-        raise DataError(
-            f"The region map {path} has {values.shape[2]} channels.", "Write one channel of 8 or 16 bits."
-        )
     nowhere = 255 if values.dtype == np.uint8 else 65535
     found = map_regions(values[:, :, 0].astype(np.int32), nowhere=nowhere)
     if len(found.regions) == 0:

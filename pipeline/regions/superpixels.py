@@ -121,6 +121,10 @@ def _load(path: Path, *, size: tuple[int, ...]) -> npt.NDArray[np.integer] | Non
     """A kept map [H, W]; None where there is none, or what is there is damaged."""
     try:
         with open_plain(path) as stream, np.load(stream) as archive:
+            with archive.zip.open("superpixel.npy") as member:
+                np.lib.format.read_magic(member)
+                if np.lib.format.read_array_header_1_0(member)[0] != size:
+                    return None
             found = archive["superpixel"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -70,13 +70,16 @@ def _voided(
 ) -> list[TrainingImage]:
     """The labels with these classes void. A label that cannot be read stays, for the survey to report."""
 
-    def void(label: TrainingLabel) -> TrainingLabel:
+    def void(label: TrainingLabel, size: tuple[int, int]) -> TrainingLabel:
         try:
-            mask = read_pixels(project.path(label.mask_uri))[:, :, 0]
+            mask = read_pixels(project.path(label.mask_uri), size=size)[:, :, 0]
         except DataError:
             return label
         known = np.where(np.isin(mask, classes), IGNORE, mask).astype(np.uint8)
         path, digest = store_mask(folder, known)
         return label._replace(mask_uri=project.uri(path), mask_sha256=digest)
 
-    return [image._replace(labels=tuple(void(label) for label in image.labels)) for image in labeled]
+    return [
+        image._replace(labels=tuple(void(label, (image.width, image.height)) for label in image.labels))
+        for image in labeled
+    ]

@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 from db.queries import leases, models, queues, rounds
 from db.queries import queue_items as item_queries
 from db.queries import shards as shard_queries
+from db.queries.failures import count_failures
 from db.queries.leases import owners, store_time
 from db.queries.queues import places_of
 from db.queries.runs import newest_run
 from db.queries.shards import count_to_score, open_shards
-from db.tables import Failure, Image, Label, Model, Queue
+from db.tables import Image, Label, Model, Queue
 from pipeline.leases import dead_owners
 
 
@@ -113,7 +114,7 @@ def project_status(session: Session) -> Status:
     """The status of a project. Writes nothing."""
     images = _images_by_split(session)
     labeled = session.scalar(select(func.count(func.distinct(Label.image_id)))) or 0
-    failures = session.scalar(select(func.count()).select_from(Failure)) or 0
+    failures = count_failures(session)
     promoted = models.promoted_model(session)
     current = rounds.current_round(session)
     queue = None if current is None else queues.round_queue(session, current.id)

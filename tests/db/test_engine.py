@@ -130,7 +130,7 @@ def test_a_strangers_database_is_refused_and_left_as_it_was(tmp_path: Path) -> N
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.db"
     path.write_text("this is not a database, just a note that is long enough to be looked at" * 20)
-    with pytest.raises(StoreError, match=r"cannot be opened"):
+    with pytest.raises(StoreError, match=r"cannot be used"):
         Database(f"sqlite:///{path}")
 
 

@@ -31,7 +31,7 @@ def everything_about(error: BaseException) -> str:
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_a_server_that_does_not_answer_is_named_without_the_password(password: str) -> None:
     url = NOBODY.format(quote(password, safe=""))
-    with pytest.raises(StoreError, match="127.0.0.1:1/none cannot be opened") as refused:
+    with pytest.raises(StoreError, match="127.0.0.1:1/none cannot be used") as refused:
         Database(url)
     said = everything_about(refused.value)
     assert not [part for part in parts_of(password) if part in said.replace(f'"{url}"', "")]

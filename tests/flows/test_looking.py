@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from sqlalchemy import delete, func, select
 
+from db.queries.failures import record_failures
 from db.tables import Failure, Image, ImageScore, Lease, QueueItem, RegionScore, ScoringRun, Shard, utc_now
 from pipeline.leases import this_process
 from tests.conftest import opened
@@ -201,3 +202,14 @@ def test_before_a_model_serves_there_is_no_scoring_and_with_no_run_all_is_to_be_
     assert scoring["images_to_score"] == there.json("status")["images"]["pool"]
     assert there.json("runs") == []
     assert "No queue has been selected yet" in there.run("queue", code=1)
+
+
+def test_failures_are_listed_up_to_fifty_and_counted(console: Console, out: Path) -> None:
+    with opened(out) as (_, database), database.session() as session:
+        record_failures(session, "ingest", [(f"{number:03d}.png", "truncated") for number in range(120)])
+    first = console.run("failures")
+    assert "120 files" in first
+    assert first.count("truncated") == 50
+    assert "70 more: `segcurate failures --all` lists them." in first
+    assert console.run("failures", "--all").count("truncated") == 120
+    assert len(console.json("failures")) == 120

@@ -111,7 +111,7 @@ DOORS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "image": ("a.png", lambda path: read_image(path, channels=3, max_pixels=10**6)),
     "TIFF": ("a.tif", lambda path: read_image(path, channels=3, max_pixels=10**6)),
     "mask": ("mask.png", mask),
-    "region map": ("map.png", lambda path: read_region_map(path, size=(10, 10))),
+    "region map": ("map.png", lambda path: read_region_map(path, size=(10, 10), max_pixels=100)),
     "list": ("list.txt", lambda path: list(read_list(path))),
     "CSV": ("groups.csv", lambda path: list(read_groups(path))),
     "card": ("card", card),

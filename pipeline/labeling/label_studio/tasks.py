@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -86,11 +85,13 @@ class TasksWriter(QueueWriter):
 
     def write_image(self, image: OutgoingImage) -> str:
         """Write the image in a format for browsers; return its path in the folder."""
-        info = probe_image(image.source, max_pixels=sys.maxsize)
+        size = (image.width, image.height)
+        info = probe_image(image.source, size=size)
         if image.source.suffix.lower() in _SHOWN_BY_BROWSERS and info.bits == 8:
             return super().write_image(image)
         file = f"{IMAGES}/{image.name}.png"
-        atomic_write_bytes(self.folder / file, encode_png(as_rgb(read_pixels(image.source, floats=True))))
+        pixels = read_pixels(image.source, size=size, floats=True)
+        atomic_write_bytes(self.folder / file, encode_png(as_rgb(pixels)))
         return file
 
     def _prediction(self, image: OutgoingImage) -> dict[str, Any]:

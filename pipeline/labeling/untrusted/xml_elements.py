@@ -13,7 +13,6 @@ from typing import BinaryIO
 from xml.parsers import expat
 
 from pipeline.errors import DataError
-from pipeline.labeling.exchange import shown
 
 LONGEST_TAG = 32 << 20
 """Bytes of a tag with its attributes, or of anything else that is no element: a comment, an instruction."""
@@ -139,8 +138,8 @@ class _Parser:
             return _problem(error.lineno, expat.ErrorString(error.code))
         except DataError as error:
             return error
-        except (LookupError, ValueError) as error:  # an unknown encoding
-            return _problem(self._parser.CurrentLineNumber, shown(error))
+        except (LookupError, ValueError):
+            return _problem(self._parser.CurrentLineNumber, "its encoding is not supported")
         self._equals = self._equals + chunk.count(b"=") if self._event < begin else 0
         if self._fed - self._event > LONGEST_TAG or self._equals > MOST_ATTRIBUTES:
             return _problem(self._parser.CurrentLineNumber, "a tag is too long")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from db.queries.scores import scoring_times
 from pipeline.data.project import Project
-from pipeline.files import atomic_write_bytes, read_plain
+from pipeline.files import LARGEST_LIST, atomic_write_bytes, read_plain
 from pipeline.processes import this_process
 from pipeline.regions.sources import MapVersion, RegionFiles
 
@@ -45,8 +46,9 @@ def changed_maps(session: Session, project: Project, source: RegionFiles, *, run
     files = sorted(maps_folder(project, run_id).glob("*.json"))
     recorded: dict[int, MapVersion] = {}
     for file in files:
-        versions = json.loads(read_plain(file))
-        recorded.update((int(image_id), MapVersion(*version)) for image_id, version in versions.items())
+        with suppress(ValueError, TypeError, AttributeError):  # damaged: as if nothing were recorded
+            versions = json.loads(read_plain(file, longest=LARGEST_LIST))
+            recorded.update((int(image_id), MapVersion(*version)) for image_id, version in versions.items())
     changed: list[int] = []
     current: dict[int, MapVersion] = {}
     for image_id, uri, scored_at in scoring_times(session, run_id=run_id):

@@ -166,9 +166,13 @@ def test_a_label_map_of_colours_and_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("map.json", '[{"name": "road", "id": 3}, {"name": "car", "id": 3}]', "same id twice: 3"),
+        (
+            "map.json",
+            '[{"name": "road", "id": 3}, {"name": "car", "id": 3}]',
+            "same id twice: in the classes 1 and",
+        ),
         ("map.txt", "1 2 3 road\n1 2 3 car\n", "same color twice"),
-        ("map.txt", "road\nroad\n", "same name twice: road"),
+        ("map.txt", "road\nroad\n", "same name twice: in the classes 1 and 2"),
         ("map.json", "{broken", "an unknown format"),
         ("map.csv", "label\nroad\n", "an unknown format"),
         ("map.json", '["road"]', "names 1 classes"),

@@ -340,7 +340,9 @@ def test_lists_folders_of_splits_templates_and_exports_know_uris(
     assert FoldersAbove(with_masks).parent(by_name["b.png"].path) == "train"
     table = PathTable([("memory:///b/frames/val/a.png", "whole"), ("train/b.png", "below")])
     assert [table.get(by_name[name]) for name in ("a.png", "b.png")] == ["whole", "below"]
-    placed = write_image(by_name["a.png"].path, tmp_path, name="0001", how="link", root=tmp_path)
+    placed = write_image(
+        by_name["a.png"].path, tmp_path, name="0001", size=(24, 16), how="link", root=tmp_path
+    )
     shutil.rmtree(tmp_path / ".segcurate")
     assert (tmp_path / placed).read_bytes() == content
     assert not (tmp_path / placed).is_symlink()

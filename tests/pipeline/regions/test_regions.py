@@ -223,7 +223,7 @@ def test_a_region_map_is_read_and_its_highest_value_is_no_region(
     values = np.array([[3, 3, 0], [200, 0, 2**bits - 1]], dtype=f"uint{bits}")
     path = tmp_path / f"map.{ending}"
     PillowImage.fromarray(values).save(path)
-    found, _ = read_region_map(path, size=(3, 2))
+    found, _ = read_region_map(path, size=(3, 2), max_pixels=100)
     assert found.regions.index.tolist() == [0, 3, 200]
     assert found.regions.pixels.tolist() == [2, 2, 1]
     assert found.row.tolist() == [[1, 1, 0], [2, 0, NOWHERE]]
@@ -234,13 +234,13 @@ def test_a_region_map_that_cannot_be_used_says_which_file_and_what_to_do(tmp_pat
     with pytest.raises(
         DataError, match=r"no region map .*map\.png. Make it, or correct .scoring\.regions\.template"
     ):
-        read_region_map(path, size=(4, 3))
+        read_region_map(path, size=(4, 3), max_pixels=100)
     PillowImage.fromarray(np.zeros((4, 4), np.uint8)).save(path)
     with pytest.raises(DataError, match=r"map\.png has 4×4 pixels, its image 4×3.*size of its image"):
-        read_region_map(path, size=(4, 3))
+        read_region_map(path, size=(4, 3), max_pixels=100)
     PillowImage.fromarray(np.zeros((3, 4, 3), np.uint8)).save(path)
     with pytest.raises(DataError, match=r"map\.png has 3 channels.*one channel"):
-        read_region_map(path, size=(4, 3))
+        read_region_map(path, size=(4, 3), max_pixels=100)
     PillowImage.fromarray(np.full((3, 4), 255, np.uint8)).save(path)
     with pytest.raises(DataError, match="holds no region"):
-        read_region_map(path, size=(4, 3))
+        read_region_map(path, size=(4, 3), max_pixels=100)
