@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ ITEM = (QueueItem.image_id, QueueItem.x, QueueItem.y, QueueItem.w, QueueItem.h, 
 
 def count_opens(monkeypatch: pytest.MonkeyPatch, root: Path) -> Counter[str]:
     """How often each file below a folder is opened from now on, by its path below the folder."""
-    counts, original = Counter[str](), Path.open
+    counts, original = Counter[str](), os.open
 
-    def counting(path: Path, *args: Any, **options: Any) -> Any:
-        if path.is_relative_to(root):
-            counts[path.relative_to(root).as_posix()] += 1
+    def counting(path: Any, *args: Any, **options: Any) -> int:
+        if isinstance(path, str) and Path(path).is_relative_to(root):
+            counts[Path(path).relative_to(root).as_posix()] += 1
         return original(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", counting)
+    monkeypatch.setattr(os, "open", counting)
     return counts
 
 
