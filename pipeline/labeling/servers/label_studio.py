@@ -46,7 +46,7 @@ PASSES = 3
 """Attempts of a push to send the missing images, where the server does not answer."""
 
 _LONGEST_TASK = 256 << 20
-_PULLED_AT_ONCE = 8
+_PULLED_AT_ONCE = 4
 _DELETED_AT_ONCE = 200
 _LONGEST_TITLE = 50
 _NAME, _ID = "segcurate project: ", "segcurate id: "

@@ -15,6 +15,10 @@ from pipeline.labeling.exchange import shown
 from pipeline.labeling.servers.base import ServerError
 from pipeline.labeling.servers.label_studio_http import PAUSES, GoneError, LabelStudioHttp
 
+PAGE = 100
+"""Tasks or projects of an answer."""
+MOST_ANNOTATIONS = 1000
+"""Annotations of a task."""
 _IMPORT_LOOKS = 1200
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -33,7 +37,7 @@ class ServerTask(BaseModel):
 
     id: Annotated[int, Field(ge=1)]
     data: dict[str, Any] = {}
-    annotations: list[ServerAnnotation] = []
+    annotations: Annotated[list[ServerAnnotation], Field(max_length=MOST_ANNOTATIONS)] = []
     predictions: list[dict[str, Any]] = []
     total_annotations: int | None = None
     cancelled_annotations: int | None = None
@@ -56,11 +60,11 @@ class ServerProject(BaseModel):
 
 
 class _Tasks(BaseModel):
-    tasks: list[ServerTask]
+    tasks: Annotated[list[ServerTask], Field(max_length=PAGE)]
 
 
 class _Projects(BaseModel):
-    results: list[ServerProject]
+    results: Annotated[list[ServerProject], Field(max_length=PAGE)]
     next: str | None = None
 
 
@@ -127,7 +131,7 @@ class LabelStudioApi:
         """The ids and descriptions of all projects that the token's owner sees."""
         page = 1
         while True:
-            params = {"page": page, "page_size": 100, "include": "id,description"}
+            params = {"page": page, "page_size": PAGE, "include": "id,description"}
             answer = self._parsed(_Projects, self._http.send("GET", "/api/projects/", params=params))
             yield from answer.results
             if answer.next is None:
@@ -206,7 +210,7 @@ class LabelStudioApi:
         project: int,
         *,
         filters: Sequence[Mapping[str, Any]] = (),
-        page_size: int = 100,
+        page_size: int = PAGE,
         **params: Any,
     ) -> Iterator[ServerTask]:
         """Tasks of a project in the order of their ids, a page at a time.

@@ -18,8 +18,8 @@ from pipeline.labeling.untrusted.json_items import MOST_CONTAINERS
 
 TOOL = "Label Studio"
 
-LONGEST_ANSWER = 128 << 20
-"""Bytes of an answer, after decompression."""
+LONGEST_ANSWER = 64 << 20
+"""Bytes of an answer, after decompression; text takes up to ten times as much memory."""
 _TOKEN_REMEDY = "Copy a token from Account & Settings in Label Studio."
 
 

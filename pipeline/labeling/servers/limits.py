@@ -22,7 +22,7 @@ LONGEST_SECONDS = 600.0
 """Seconds that one request and its answer may take, however steadily it comes."""
 ALTOGETHER_SECONDS = 4 * 3600.0
 """Seconds that a push or a pull may take."""
-MOST_VALUES = 32_000_000
+MOST_VALUES = 16_000_000
 """Values in one answer: each takes many times its bytes of memory."""
 MOST_BYTES, MOST_ANSWERS = 4 << 30, 200_000
 """Of all answers of a push or a pull together: a server may send pages without end."""

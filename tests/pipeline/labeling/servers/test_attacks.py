@@ -129,7 +129,7 @@ def everywhere(tool: str, path: str, *, longest: int) -> list[Case]:
 
 @pytest.mark.parametrize(
     "case",
-    everywhere("label-studio", TASKS, longest=128) + everywhere("cvat", JOBS, longest=32),
+    everywhere("label-studio", TASKS, longest=64) + everywhere("cvat", JOBS, longest=32),
     ids=str,
 )
 def test_an_attack_ends_with_a_message(victim: Victim, case: Case, tmp_path: Path) -> None:
@@ -213,6 +213,17 @@ def request(status: str, result: str | None = None) -> bytes:
     ).encode()
 
 
+def annotated(count: int) -> bytes:
+    """A task with so many annotations."""
+    one = b'{"updated_at":"2026-01-01T00:00:00Z"},'
+    return b'{"tasks":[{"id":1,"annotations":[' + (one * count)[:-1] + b"]}]}"
+
+
+def numbered(count: int) -> bytes:
+    """So many tasks on a page."""
+    return json.dumps({"tasks": [{"id": number} for number in range(1, count + 1)]}).encode()
+
+
 JOB = {
     "id": 11,
     "type": "annotation",
@@ -229,6 +240,8 @@ NEVER = {"ALTOGETHER_SECONDS": 2.0}
 OTHERS = [
     Case("pages without end", "label-studio", TASKS, whole(labels), "has sent more than", SMALL),
     Case("numbers that grow", "label-studio", TASKS, whole(expanding), "has sent labels of", SMALL, mib=80),
+    Case("500000 annotations of a task", "label-studio", TASKS, whole(annotated(500_000)), UNLIKE, mib=500),
+    Case("200000 tasks", "label-studio", TASKS, whole(numbered(200_000)), UNLIKE, mib=200),
     Case("NaN and infinity", "label-studio", TASKS, whole(spoiled), "pulled 1 files"),
     Case(
         *("projects without end", "label-studio", "/api/projects/"),
