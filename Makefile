@@ -48,7 +48,7 @@ test-ray: $(READY)  ## a Ray cluster of two workers, one of them killed
 	$(REAL) tests/real/test_ray.py tests/real/test_workers.py
 
 test-prefect: $(READY)  ## a Prefect server and a worker, killed and started again; alerts
-	$(REAL) tests/real/test_prefect_server.py tests/real/test_prefect_alerts.py tests/real/test_foreign_modules.py tests/real/test_cancelling.py
+	$(REAL) tests/real/test_prefect_server.py tests/real/test_two_projects.py tests/real/test_prefect_alerts.py tests/real/test_foreign_modules.py tests/real/test_cancelling.py
 
 test-prefect-ui: $(READY)  ## what a person sees, in headless Chromium
 	$(REAL) tests/real/test_prefect_ui.py tests/real/test_private_server.py

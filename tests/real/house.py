@@ -75,6 +75,8 @@ class House:
     folder: Path
     port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    name: str = "squares"
+    """The project's, which ends the names of its deployments."""
 
     @property
     def api(self) -> str:
@@ -150,7 +152,7 @@ class House:
         return self._send("POST", path, json=document or {})
 
     def deployment(self, name: str) -> dict[str, Any]:
-        return self._send("GET", f"deployments/name/{name}/{name}-squares")
+        return self._send("GET", f"deployments/name/{name}/{name}-{self.name}")
 
     def begin(self, name: str, **state: Any) -> str:
         """Create a run of a deployment, due now or as `state` says, and return its id."""

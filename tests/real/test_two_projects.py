@@ -1,0 +1,103 @@
+"""Two projects on one Prefect server.
+
+The tests go through them in this order: `make test-prefect`. The first project has a worker, the second one
+`segcurate serve`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.queries.identity import read_identity
+from flows.deployments import PROJECT_TAG
+from pipeline.data.project import load_project
+from pipeline.ownership import open_database
+from tests.conftest import opened
+from tests.real.house import House, add_images, free_port, pool, scores, wait_for
+
+pytestmark = pytest.mark.timeout(900)  # of which most is waiting, on a busy machine
+
+FLOWS = ("export-queue", "import-labels", "loop", "nightly", "retrain")
+KEPT = ("id", "created", "name", "entrypoint", "parameters", "tags", "paused", "work_pool_name")
+"""What a deployment must keep while another project registers its own."""
+Houses = tuple[House, House]
+
+
+@pytest.fixture(scope="module")
+def houses(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Houses]:
+    """The projects roads and trees, each with a model, and one server."""
+    folder, port = tmp_path_factory.mktemp("shared"), free_port()
+    made = [House(folder / name, port, name=name) for name in ("roads", "trees")]
+    for house in made:
+        shutil.copytree(trained_once, house.project)
+        config = house.project / "segcurate.yaml"
+        text = re.sub("^name: .*$", f"name: {house.name}", config.read_text(), flags=re.MULTILINE)
+        config.write_text(text)
+        open_database(load_project(config)).close()  # which gives the project its id
+    assert len({project_id(house) for house in made}) == 2
+    roads, trees = made
+    roads.start_server()
+    try:
+        yield roads, trees
+    finally:
+        for house in made:
+            house.leave()
+
+
+def project_id(house: House) -> str:
+    with opened(house.project) as (_, database), database.session(write=False) as session:
+        identity = read_identity(session)
+    assert identity is not None
+    return identity.id
+
+
+def registered(house: House) -> dict[str, dict[str, Any]]:
+    """The deployments of a project by their names."""
+    tagged = {"deployments": {"tags": {"all_": [PROJECT_TAG + project_id(house)]}}}
+    return {one["name"]: {key: one[key] for key in KEPT} for one in house.ask("deployments/filter", tagged)}
+
+
+def artifacts_of(house: House, run: str) -> set[str]:
+    found = house.ask("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    return {one["key"] for one in found if one["key"] is not None}
+
+
+def test_a_project_that_is_served_leaves_the_deployments_of_the_other(houses: Houses) -> None:
+    roads, trees = houses
+    roads.run("segcurate", "deploy")
+    before = registered(roads)
+
+    trees.start("serve", "segcurate", "serve")
+
+    wait_for("the deployments of trees", lambda: len(registered(trees)) == len(FLOWS), seconds=180)
+    assert registered(roads) == before
+    for house in (roads, trees):
+        found = registered(house)
+        assert sorted(found) == [f"{flow}-{house.name}" for flow in FLOWS]
+        config = {"config": str(house.project / "segcurate.yaml")}
+        assert [one["parameters"] for one in found.values()] == [config] * len(FLOWS)
+
+
+def test_each_night_runs_on_its_own_store_and_has_artifacts_of_its_own(houses: Houses) -> None:
+    roads, trees = houses
+    add_images(roads.project, 3, name="road")
+    add_images(trees.project, 2, name="tree")
+    roads.start_worker()
+
+    nights = [house.begin("nightly") for house in (roads, trees)]
+    ends = [house.ended(night, seconds=240) for house, night in zip((roads, trees), nights, strict=True)]
+
+    assert [end["type"] for end in ends] == ["COMPLETED"] * 2, ends
+    assert len(pool(roads.project)) == len(pool(trees.project)) + 1
+    for house, night, end in zip((roads, trees), nights, ends, strict=True):
+        assert f"{len(pool(house.project))} scored" in end["message"]
+        assert set(scores(house.project)) == pool(house.project)
+        keys = artifacts_of(house, night)
+        assert {key.partition("-")[0] for key in keys} == {"scoring", "queue", "export", "round"}
+        assert all(f"-{house.name}-{project_id(house)[:8]}" in key for key in keys)
