@@ -154,9 +154,9 @@ class House:
     def deployment(self, name: str) -> dict[str, Any]:
         return self._send("GET", f"deployments/name/{name}/{name}-{self.name}")
 
-    def begin(self, name: str, **state: Any) -> str:
+    def begin(self, name: str, *, parameters: Mapping[str, str] | None = None, **state: Any) -> str:
         """Create a run of a deployment, due now or as `state` says, and return its id."""
-        due = {"state": {"type": "SCHEDULED", **state}}
+        due = {"state": {"type": "SCHEDULED", **state}, "parameters": dict(parameters or {})}
         return self.ask(f"deployments/{self.deployment(name)['id']}/create_flow_run", due)["id"]
 
     def state(self, run: str) -> dict[str, Any]:
