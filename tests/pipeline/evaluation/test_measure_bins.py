@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from pipeline.evaluation.detection import coarse, error_metrics
 from pipeline.evaluation.measure_bins import MEASURE_BINS, BinSample, MeasureBins
 
-Values = npt.NDArray[np.float64]
+Values = npt.NDArray[np.floating[Any]]
 
 PIXELS = 90_000
 IMAGES = 6

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from db.engine import Database
 from db.queries.evaluations import assessment_of
 from db.tables import Model, ModelLabel
-from pipeline.config import EvaluationConfig
+from pipeline.config import EvaluationConfig, Sampler
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
@@ -58,7 +58,7 @@ def test_shares_of_a_histogram_sum_to_one_with_what_lies_outside() -> None:
 
 def test_metrics_of_held_out_classes_are_those_of_the_pixels() -> None:
     generator = np.random.default_rng(2)
-    bins = {"none": {"entropy": MeasureBins.of("entropy")}}
+    bins: dict[Sampler, dict[str, MeasureBins]] = {"none": {"entropy": MeasureBins.of("entropy")}}
     found = HeldOutClasses(torch.tensor([1, 3]), blocks=3, bins=bins)
     values, truths = [], []
     for block in (0, 1, 2):

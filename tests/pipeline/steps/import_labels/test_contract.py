@@ -79,11 +79,13 @@ def inside_regions(photos: Exported, name: str) -> Mask:
 
 def stored(photos: Exported) -> dict[str, Mask]:
     """The masks that the store has, by the image's name."""
-    names = {image.id: name for name, image in photos.images().items()}
-    return {
-        names[label.image_id]: read_pixels(photos.project.path(label.mask_uri))[:, :, 0].astype(np.uint8)
-        for label in photos.labels()
-    }
+    images = {image.id: (name, (image.width, image.height)) for name, image in photos.images().items()}
+    found: dict[str, Mask] = {}
+    for label in photos.labels():
+        name, size = images[label.image_id]
+        mask = read_pixels(photos.project.path(label.mask_uri), size=size)
+        found[name] = mask[:, :, 0].astype(np.uint8)
+    return found
 
 
 def test_every_tool_is_tried() -> None:
