@@ -107,7 +107,10 @@ def watch_drift(
         The run's `drift` document; None where too little is new, or there is nothing to compare with.
     """
     classes = len(model.card.class_names)
-    with database.session(write=False) as session:
+
+    def read(
+        session: Session,
+    ) -> tuple[_Sides, Profile, dict[int, str], list[_Reference], list[Image]] | None:
         sides = _sides(session, run_id)
         if len(sides.new) < FEWEST_IMAGES:
             return None
@@ -116,7 +119,12 @@ def watch_drift(
         if len(sides.former) >= FEWEST_IMAGES:
             former, _ = _stored_profile(session, run_id, sides.former, classes=classes)
             references.append(_Reference(LAST_RUN, sides.against, former))
-        calibration = image_queries.split_images(session, "calibration")
+        return sides, new, uris, references, list(image_queries.split_images(session, "calibration"))
+
+    found = database.transact(read, write=False)
+    if found is None:
+        return None
+    sides, new, uris, references, calibration = found
     if len(calibration) >= FEWEST_IMAGES:
         profile = _score_apart(project, calibration, model)
         if len(profile.ids) >= FEWEST_IMAGES:
@@ -131,8 +139,7 @@ def watch_drift(
     apart = any(one.reference.against == LAST_RUN and one.drifted for one in compared)
     document["checked_through"] = sides.newest if looked else sides.checked_through
     document["drifted"] = [*sides.drifted, night] if apart else sides.drifted
-    with database.session() as session:
-        update_summary(session, run_id, drift=document)
+    database.transact(lambda session: update_summary(session, run_id, drift=document))
     return document
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import images as image_queries
@@ -40,15 +42,21 @@ def measure_reordering(
     calibrators = model.predictor.calibrators
     if all(isinstance(item, Identity) for item in (calibrators.deterministic, calibrators.sampled)):
         return None
-    with database.session(write=False) as session:
-        summary = session.get_one(ScoringRun, run_id).summary or {}
-        if "reordering" in summary:
-            return summary["reordering"]
+    run = database.transact(lambda session: session.get_one(ScoringRun, run_id), write=False)
+    summary = run.summary or {}
+    if "reordering" in summary:
+        return summary["reordering"]
+
+    def read(
+        session: Session,
+    ) -> tuple[dict[str, npt.NDArray[Any]], Sequence[StoredImage], Sequence[ScoredRegion]]:
         scored = scores.image_columns(session, run_id=run_id, columns=("image_id", "regions"))
         ids = scored["image_id"].astype(int)
         some = ids[:: max(1, -(-len(ids) // MOST_IMAGES))].tolist()
         images = image_queries.images_by_id(session, some)
-        stored = scores.scored_regions(session, run_id=run_id, image_ids=some)
+        return scored, images, scores.scored_regions(session, run_id=run_id, image_ids=some)
+
+    scored, images, stored = database.transact(read, write=False)
     before = _uncalibrated_entropies(project, model, images, stored)
     both = [
         (before[key], row.entropy) for row in stored if (key := (row.image_id, row.region_index)) in before
@@ -68,8 +76,7 @@ def measure_reordering(
         "regions": found.regions,
         "images": len({image_id for image_id, _ in before}),
     }
-    with database.session() as session:
-        runs.update_summary(session, run_id, reordering=reordering)
+    database.transact(lambda session: runs.update_summary(session, run_id, reordering=reordering))
     return reordering
 
 

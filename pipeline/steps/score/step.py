@@ -205,8 +205,9 @@ def _top_heatmaps(
     scoring = project.config.scoring
     if scoring.heatmaps.images != "top":
         return {}
-    with database.session(write=False) as session:
-        top = scores.top_images(session, run_id=run_id, limit=scoring.heatmaps.top)
+    top = database.transact(
+        lambda session: scores.top_images(session, run_id=run_id, limit=scoring.heatmaps.top), write=False
+    )
     needed: set[str] = set(scoring.heatmaps.maps)
     if scoring.heatmaps.two_colour:
         needed.add(TWO_COLOUR)
