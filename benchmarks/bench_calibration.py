@@ -31,12 +31,11 @@ from pipeline.config import IGNORE, Sampler
 from pipeline.data.images import ImageRef, probe_image
 from pipeline.data.masks import Mask, MaskCodec
 from pipeline.data.project import Project, load_project
-from pipeline.evaluation.bootstrap import blocks
 from pipeline.files import atomic_write_bytes
 from pipeline.progress import silent
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.held_out import held_out_images
-from pipeline.studies.held_out import HeldOut, HeldOutImages
+from pipeline.studies.held_out import HeldOut, HeldOutImages, runs_of
 from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.uncertainty.served_model import open_model
 
@@ -149,7 +148,7 @@ def _row(
     found = evaluate_calibrator(
         calibrator,
         evaluated,
-        blocks([item.group for item in images], [item.position for item in images], config.block),
+        runs_of(project, images),
         config,
         seed=0,
     )

@@ -29,7 +29,7 @@ from pipeline.data.project import Project, load_project
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MeasureBins
-from pipeline.evaluation.metrics import summarise
+from pipeline.evaluation.metrics import residuals, summarise
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.files import atomic_write_bytes
 from pipeline.progress import silent
@@ -37,6 +37,7 @@ from pipeline.steps.held_out import held_out_images
 from pipeline.steps.ingest import ingest
 from pipeline.steps.train import train
 from pipeline.studies.held_out import HeldOutImages, LabeledBatch
+from pipeline.studies.measurement import joined
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.served_model import ServedModel, open_model
 
@@ -157,14 +158,14 @@ def fit(project: Project, model: Model, images: HeldOutImages) -> float:
 def evaluate(
     project: Project, served: ServedModel, images: HeldOutImages
 ) -> list[dict[tuple[str, int], Estimate]]:
-    """Every metric over blocks of the test frames, before and after calibration."""
+    """Every metric over independent units of the test frames, before and after calibration."""
     config = project.config.evaluation
     predictor = served.predictor
     bins = {name: MeasureBins.of(name) for name in MEASURES}
     sums: tuple[dict[int, Statistics], dict[int, Statistics]] = ({}, {})
     for batch in batches(served, images):
         predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
-        for prediction, by_block in zip(predictions, sums, strict=True):
+        for prediction, by_run in zip(predictions, sums, strict=True):
             maps = prediction.measures()
             planes = torch.cat(
                 [prediction.probability, *(maps[name][:, None] for name in MEASURES)],
@@ -180,15 +181,14 @@ def evaluate(
                     bins=bins,
                     class_bins=config.bins,
                 )
-                block = images.block_of[image_id]
-                by_block[block] = merge(by_block[block], record) if block in by_block else record
+                run = images.run_of[image_id]
+                by_run[run] = merge(by_run[run], record) if run in by_run else record
+    used = sorted(sums[0])
+    before, after = ([by_run[run] for run in used] for by_run in sums)
+    unit = images.runs.units(residuals(stack(after)), used)
+    bootstrap = BlockBootstrap.draw(int(unit.max()) + 1, config, seed=0)
     return [
-        summarise(
-            stack([by_block[block] for block in sorted(by_block)]),
-            bins=config.bins,
-            bootstrap=BlockBootstrap.draw(len(by_block), config, seed=0),
-        )
-        for by_block in sums
+        summarise(joined(records, unit), bins=config.bins, bootstrap=bootstrap) for records in (before, after)
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 MISSING = "–"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet may run."""
+UNIT = "independent unit"
 
 
 def interval(
@@ -68,6 +69,31 @@ def count(number: int) -> str:
     '17 616'
     """
     return f"{number:,}".replace(",", " ")
+
+
+def evidence(images: int, units: int) -> str:
+    """What stands behind an interval: images, and how many independent units they make.
+
+    >>> evidence(40, 5), evidence(1, 1)
+    ('40 images in 5 independent units', '1 image in 1 independent unit')
+    """
+    words = (f"{count(n)} {name}{'' if n == 1 else 's'}" for n, name in ((images, "image"), (units, UNIT)))
+    return " in ".join(words)
+
+
+def few_units(images: int, units: int) -> str:
+    """What few independent units mean for the intervals, with the remedy.
+
+    >>> few_units(40, 5)
+    '40 images in 5 independent units: the intervals are rough.'
+    """
+    if units > 1:
+        return f"{evidence(images, units)}: the intervals are rough."
+    return (
+        f"{evidence(images, units)}: there are no intervals. Hold out more images or groups, name groups "
+        "with `data.group_regex`, or set `data.independent: true` where images do not resemble their "
+        "neighbours."
+    )
 
 
 def counts(parts: Mapping[str, int]) -> str:

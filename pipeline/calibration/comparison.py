@@ -1,17 +1,17 @@
 """All calibrators compared by cross-fitting: the best one, and whether its scores are probabilities.
 
-Legend: T samples, C classes, N pixels, b blocks of images, R resamples, K bins of confidence.
+Legend: T samples, C classes, N pixels, b independent units of images, R resamples, K bins of confidence.
 
 Each calibrator is fitted on one half of the images and evaluated on the other, and the reverse, so that none
-is evaluated on the pixels that it was fitted on. Halves consist of blocks of neighbouring images, and every
-number has a bootstrap interval over blocks.
+is evaluated on the pixels that it was fitted on. Halves consist of whole groups, or of the first and the last
+units of a single one, and every number has an interval over units (see `evaluation.units`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from pipeline.calibration.histogram import fit_histogram
 from pipeline.calibration.scaling import fit_classwise, fit_vector
 from pipeline.calibration.selective import fit_selective
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.bootstrap import ANY, SHARE, BlockBootstrap
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
+from pipeline.evaluation.units import Runs, ratio_residuals
 
 FIT_VALUES = {"temperature": 4_000_000, "histogram": 2_000_000}
 """Logits that a calibrator is fitted on: more would hardly change these few parameters."""
@@ -49,7 +50,7 @@ class FittedCalibrator:
         nll_change: the same less that of the uncalibrated scores, on the same pixels.
         ece: expected calibration error of the winner's confidence.
         brier: Σ_c (p_c − [label is c])², 0 to 2.
-        ece_noise: the ECE that so few blocks would show by chance if calibration were perfect; NaN for one.
+        ece_noise: the ECE that so few units would show by chance if calibration were perfect; NaN for one.
         labels_changed: share of pixels whose predicted class (of the mean over samples) it changes.
         winners_changed: whether it changes the winner of any single sample. A temperature never does, and
             still a mean of softened samples may have another winner.
@@ -95,10 +96,12 @@ class Comparison:
         fitted: by name, identity first.
         cross_fitted: whether there were two halves; if not, each is evaluated on the pixels
             that it was fitted on, and none passes.
+        units: the number of independent units.
     """
 
     fitted: dict[str, FittedCalibrator]
     cross_fitted: bool
+    units: int
 
     @property
     def auto(self) -> str:
@@ -112,7 +115,7 @@ class Comparison:
         On images that it was not fitted on, its NLL must not be above that of the uncalibrated scores beyond
         the interval of their difference, and the upper end of its ECE's interval must be below 0.05: then,
         with the configured confidence, a predicted 90 % is off by less than 5 points on average. With few
-        blocks the interval is wide and calibrators rarely pass; with a single block, or without two halves,
+        units the interval is wide and calibrators rarely pass; with a single unit, or without two halves,
         none passes.
         """
         item = self.fitted[name]
@@ -141,42 +144,41 @@ def fit_calibrator(name: str, pixels: Pixels) -> Calibrator:
 
 def cross_fit(
     pixels: Pixels,
-    blocks: npt.NDArray[np.int64],
+    runs: Runs,
     config: EvaluationConfig,
     *,
     seed: int,
     names: Sequence[str] = tuple(KINDS),
 ) -> Comparison:
-    """Fit every calibrator on each half of the blocks, and evaluate it on the other.
+    """Fit every calibrator on each half of the images, and evaluate it on the other.
 
     Args:
-        blocks: of each image, numbered from 0; `pixels.images` are rows of it.
+        runs: of the images; `pixels.images` are rows of `runs.of_image`.
         config, seed: of the ECE's bins and of the bootstrap.
         names: calibrators; `identity` is always among them.
     """
-    block_N = torch.from_numpy(blocks)[pixels.images]
-    evaluated = _Evaluated.of(pixels, block_N)
-    half_N = _halves(pixels, block_N)
+    evaluated, count = _in_units(pixels, runs, bins=config.bins)
+    half_N = _halves(torch.from_numpy(runs.of_image)[pixels.images], runs, evaluated.unit)
     cross_fitted = bool((half_N == 0).any() and (half_N == 1).any())
     halves = [evaluated.where(half_N == half) for half in (0, 1)] if cross_fitted else []
     fitted: dict[str, FittedCalibrator] = {}
     uncalibrated: _Sums | None = None
     for name in dict.fromkeys(("identity", *names)):
         whole = fit_calibrator(name, pixels)
-        sums = _Sums(blocks=int(block_N.max()) + 1, bins=config.bins)
+        sums = _Sums(units=count, bins=config.bins)
         for half, held_out in zip(halves, halves[::-1], strict=True):
             sums.add(fit_calibrator(name, half.pixels), held_out)
         if not cross_fitted:
             sums.add(whole, evaluated)
         uncalibrated = uncalibrated or sums
         fitted[name] = sums.result(whole, uncalibrated, config, seed=seed)
-    return Comparison(fitted=fitted, cross_fitted=cross_fitted)
+    return Comparison(fitted=fitted, cross_fitted=cross_fitted, units=count)
 
 
 def evaluate_calibrator(
     calibrator: Calibrator,
     pixels: Pixels,
-    blocks: npt.NDArray[np.int64],
+    runs: Runs,
     config: EvaluationConfig,
     *,
     seed: int,
@@ -184,46 +186,71 @@ def evaluate_calibrator(
     """Evaluate a calibrator that was fitted on other pixels.
 
     Args:
-        blocks: of each image, numbered from 0; `pixels.images` are rows of it.
+        runs: of the images; `pixels.images` are rows of `runs.of_image`.
     """
-    evaluated = _Evaluated.of(pixels, torch.from_numpy(blocks)[pixels.images])
-    sums, uncalibrated = (_Sums(blocks=int(blocks.max()) + 1, bins=config.bins) for _ in range(2))
+    evaluated, count = _in_units(pixels, runs, bins=config.bins)
+    sums, uncalibrated = (_Sums(units=count, bins=config.bins) for _ in range(2))
     sums.add(calibrator, evaluated)
     uncalibrated.add(Identity(), evaluated)
     return sums.result(calibrator, uncalibrated, config, seed=seed)
 
 
-def _halves(pixels: Pixels, block_N: Tensor) -> Tensor:
-    """0 or 1: every second block, so that neighbours stay together; every second image of a single block."""
-    _, turn = (block_N if block_N.unique().numel() > 1 else pixels.images).unique(return_inverse=True)
-    return turn % 2
+def _in_units(pixels: Pixels, runs: Runs, *, bins: int) -> tuple[_Evaluated, int]:
+    """The pixels with the unit of each, and the number of units, which the uncalibrated scores tell."""
+    evaluated = _Evaluated.of(pixels, torch.from_numpy(runs.of_image)[pixels.images])
+    sums = _Sums(units=len(runs), bins=bins)
+    sums.add(Identity(), evaluated)
+    used = np.flatnonzero(sums.totals[:, 0] > 0)
+    weight, nll, _ = sums.totals[used].T
+    _, confidence, right = sums.reliability[used].sum(axis=1).T
+    numbers = np.stack([nll, confidence - right, right], axis=1)
+    unit = np.zeros(len(runs), dtype=np.int64)
+    unit[used] = runs.units(ratio_residuals(numbers, np.repeat(weight[:, None], 3, axis=1)), used.tolist())
+    return replace(evaluated, unit=torch.from_numpy(unit)[evaluated.unit]), int(unit.max()) + 1
+
+
+def _halves(run_N: Tensor, runs: Runs, unit_N: Tensor) -> Tensor:
+    """0 or 1 for each pixel: a group is in one half, the largest first to the smaller half. Of a single
+    group, the first half of the units; of a single unit, the first half of its runs."""
+    names = sorted({runs.groups[run] for run in run_N.unique().tolist()})
+    if len(names) == 1:
+        _, place = (unit_N if unit_N.max() > 0 else run_N).unique(return_inverse=True)
+        return (place * 2 > place.max()).long()
+    group_N = torch.tensor([names.index(name) if name in names else 0 for name in runs.groups])[run_N]
+    sizes = torch.bincount(group_N, minlength=len(names))
+    half, filled = torch.zeros(len(names), dtype=torch.long), [0, 0]
+    for group in torch.argsort(sizes, descending=True, stable=True).tolist():
+        half[group] = int(filled[1] < filled[0])
+        filled[int(half[group])] += int(sizes[group])
+    return half[group_N]
 
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """Pixels for the evaluation, the block [N] of each, and its predicted class [N] without a calibrator."""
+    """Pixels for the evaluation, the unit (or run) [N] of each, and its predicted class [N] without a
+    calibrator."""
 
     pixels: Pixels
-    block: Tensor
+    unit: Tensor
     predicted: Tensor
 
     @classmethod
-    def of(cls, pixels: Pixels, block_N: Tensor) -> _Evaluated:
+    def of(cls, pixels: Pixels, unit_N: Tensor) -> _Evaluated:
         parts = [log_probability(Identity(), part.logits).argmax(dim=0) for part in pixels.parts()]
-        return cls(pixels, block_N, torch.cat(parts))
+        return cls(pixels, unit_N, torch.cat(parts))
 
     def where(self, keep: Tensor) -> _Evaluated:
-        return _Evaluated(self.pixels.where(keep), self.block[keep], self.predicted[keep])
+        return _Evaluated(self.pixels.where(keep), self.unit[keep], self.predicted[keep])
 
 
 class _Sums:
-    """Weighted sums over pixels, a row for each block, which all metrics are computed from."""
+    """Weighted sums over pixels, a row for each unit, which all metrics are computed from."""
 
-    def __init__(self, *, blocks: int, bins: int) -> None:
-        self.blocks, self.bins = blocks, bins
-        self.totals = np.zeros((blocks, 3))
+    def __init__(self, *, units: int, bins: int) -> None:
+        self.units, self.bins = units, bins
+        self.totals = np.zeros((units, 3))
         """Weight, NLL, Brier score."""
-        self.reliability = np.zeros((blocks, bins, 3))
+        self.reliability = np.zeros((units, bins, 3))
         """Weight, confidence, accuracy."""
         self.changed = 0.0
         self.winners_changed = False
@@ -233,10 +260,10 @@ class _Sums:
         start = 0
         for part in evaluated.pixels.parts():
             some = slice(start, start + len(part))
-            self._add(calibrator, part, evaluated.block[some], evaluated.predicted[some])
+            self._add(calibrator, part, evaluated.unit[some], evaluated.predicted[some])
             start = some.stop
 
-    def _add(self, calibrator: Calibrator, pixels: Pixels, block_N: Tensor, before_N: Tensor) -> None:
+    def _add(self, calibrator: Calibrator, pixels: Pixels, unit_N: Tensor, before_N: Tensor) -> None:
         weight_N = pixels.weights.double()
         log_p_CN = log_probability(calibrator, pixels.logits)
         p_CN = log_p_CN.exp()
@@ -244,12 +271,12 @@ class _Sums:
         brier_N = (p_CN.square().sum(dim=0) - 2 * p_CN.gather(0, pixels.labels[None])[0] + 1).double()
         confidence_N, predicted_N = p_CN.max(dim=0)
         columns = (weight_N, weight_N * nll_N, weight_N * brier_N)
-        self.totals += _summed(block_N, self.blocks, columns)
+        self.totals += _summed(unit_N, self.units, columns)
         bin_N = (confidence_N * self.bins).long().clamp_(max=self.bins - 1)
         right_N = (predicted_N == pixels.labels).double()
         columns = (weight_N, weight_N * confidence_N.double(), weight_N * right_N)
-        found = _summed(block_N * self.bins + bin_N, self.blocks * self.bins, columns)
-        self.reliability += found.reshape(self.blocks, self.bins, 3)
+        found = _summed(unit_N * self.bins + bin_N, self.units * self.bins, columns)
+        self.reliability += found.reshape(self.units, self.bins, 3)
         self.changed += float((weight_N * (before_N != predicted_N)).sum())
         if not self.winners_changed:
             self.winners_changed = _changes_winners(calibrator, pixels.logits)
@@ -264,8 +291,8 @@ class _Sums:
         count = len(totals)
         bootstrap = BlockBootstrap.draw(count, config, seed=seed)
 
-        def estimate(of: Callable[[Array], Array]) -> Estimate:
-            low, high = bootstrap.percentiles(of(bootstrap.weights))
+        def estimate(of: Callable[[Array], Array], within: tuple[float, float] = ANY) -> Estimate:
+            low, high = bootstrap.percentiles(of(bootstrap.replicates), within=within)
             return Estimate(float(of(np.ones((1, count)))[0]), float(low), float(high))
 
         noise = calibration_noise(reliability, bootstrap.weights) if count > 1 else np.array(math.nan)
@@ -273,7 +300,7 @@ class _Sums:
             calibrator=calibrator,
             nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0])),
             nll_change=estimate(lambda rows: rows @ change / (rows @ totals[:, 0])),
-            ece=estimate(lambda rows: calibration_error(np.tensordot(rows, reliability, axes=1))),
+            ece=estimate(lambda rows: calibration_error(np.tensordot(rows, reliability, axes=1)), SHARE),
             brier=estimate(lambda rows: rows @ totals[:, 2] / (rows @ totals[:, 0])),
             ece_noise=float(noise.mean()),
             labels_changed=self.changed / float(totals[:, 0].sum()),

@@ -61,6 +61,9 @@ class DataConfig(Section):
     group_regex: str | None = None
     """A regular expression searched in the image's path; its first capture group (or the whole match) is the
     name of the sequence, patient, site or tile source. Without it, each folder is a group."""
+    independent: bool = False
+    """Whether images of one group resemble each other no more than those of two, as unrelated photographs.
+    Intervals then count each image as an independent unit. The groups of splits do not change."""
     group_csv: str | None = None
     """A CSV with the columns `image,group` and, optionally, `position`."""
     position_regex: str | None = None

@@ -152,7 +152,8 @@ class EvaluationConfig(Section):
     resamples: Annotated[int, Field(ge=100)] = 2000
     confidence: Fraction = 0.95
     block: Positive = 10
-    """Neighbouring images of a sequence that the bootstrap draws together."""
+    """Neighbouring images of a sequence that count as one independent unit, at least: units are estimated
+    from the images, and may be longer, up to whole groups. `data.independent` makes each image a unit."""
     boundary: Positive = 3
     """Pixels on each side of a class border that count as its boundary band."""
     gate: Fraction = 0.6

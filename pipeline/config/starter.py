@@ -111,6 +111,7 @@ data:
 {class_lines}
   ignore_index: 255  # the value in an index mask that means "not labeled"
   # group_regex: "^(seq[0-9]+)"  # neighbouring frames, one patient, one site: they share a split
+  independent: {_inline(not neighbours_alike)}  # whether images resemble others as much as their neighbours
 
 # Locked by the first `segcurate ingest`. Images of calibration and test are never selected or trained on.
 splits:
@@ -133,7 +134,7 @@ training:
     - {{name: RandomBrightnessContrast, p: 0.5}}
 
 evaluation:
-  block: {block}  # neighbours that the bootstrap draws together: intervals are over blocks, never pixels
+  block: {block}  # neighbours that are one independent unit, at least: intervals are over units, never pixels
 
 calibration:
   calibrator: temperature  # or auto: the best on held-out images that changes no label

@@ -1,6 +1,6 @@
-"""Bootstrap intervals over images, in blocks of a sequence where there is one, and never over pixels.
+"""Intervals over independent units (see `units`), never over pixels: bootstrap, or jackknife for few units.
 
-Legend: n images, b blocks, R resamples.
+Legend: n images, b units, R resamples or replicates.
 
 Neighbouring pixels and neighbouring frames are strongly dependent. Intervals from single draws would be far
 too narrow; drawing blocks of neighbours keeps their dependence inside a block (Künsch 1989; non-overlapping
@@ -20,16 +20,21 @@ import numpy.typing as npt
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation.estimate import Estimate
 
-MOST_BLOCKS = 512
+MOST_UNITS = 512
 """Above this number, blocks are merged at random: the intervals hardly change, the memory is bounded."""
 RESAMPLES_AT_ONCE = 250
 """Resamples whose sums are in memory together."""
+FEW_UNITS = 12
+"""Below this number of units, intervals come from the jackknife instead of the bootstrap."""
+ANY = (-math.inf, math.inf)
+"""Range of a number that has no bounds."""
+SHARE = (0.0, 1.0)
 
 Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 def blocks(
-    groups: Sequence[str], positions: Sequence[int], block: int, *, most: int = MOST_BLOCKS
+    groups: Sequence[str], positions: Sequence[int], block: int, *, most: int = MOST_UNITS
 ) -> npt.NDArray[np.int64]:
     """The block [n] of each image, numbered from 0.
 
@@ -96,6 +101,35 @@ def percentile_interval(
     return np.where(undefined, np.nan, interval)
 
 
+def jackknife_interval(
+    values: npt.NDArray[np.float64], confidence: float, *, within: tuple[float, float] = ANY
+) -> npt.NDArray[np.float64]:
+    """Interval [2, ...] by Student's t from values [b, ...] that each leave one of b units out.
+
+    With few units it covers what it promises, where a bootstrap does not (Cameron, Gelbach &
+    Miller 2008; Efron & Tibshirani 1993, equation 11.5). Values that are not defined (the only unit with a
+    class is left out) are left out; where these are half or more, the interval is not defined.
+
+    Args:
+        within: the least and the largest possible value; the interval is cut there.
+
+    Raises:
+        ValueError: there are fewer than two units.
+    """
+    if len(values) < 2:
+        raise ValueError(f"Expected at least two units, but got {len(values)}.")
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=0)
+    known = (count >= 2) & (count * 2 > len(values))
+    safe = np.maximum(count, 2)
+    centre = np.where(defined, values, 0.0).sum(axis=0) / safe
+    squares = np.where(defined, (values - centre) ** 2, 0.0).sum(axis=0)
+    quantiles = [student_quantile((1 + confidence) / 2, max(degrees, 1)) for degrees in range(len(values))]
+    reach = np.array(quantiles)[safe - 1] * np.sqrt((safe - 1) / safe * squares)
+    interval = np.stack([centre - reach, centre + reach]).clip(*within)
+    return np.where(known, interval, np.nan)
+
+
 @dataclass(frozen=True)
 class BlockBootstrap:
     """One set of resamples for every number of a report, so that its numbers can be compared.
@@ -110,37 +144,56 @@ class BlockBootstrap:
 
     @classmethod
     def draw(cls, count: int, config: EvaluationConfig, *, seed: int) -> BlockBootstrap:
-        """The resamples of `count` blocks, by the project's configuration."""
+        """The resamples of `count` units, by the project's configuration."""
         weights = bootstrap_weights(count, resamples=config.resamples, seed=seed)
         return cls(weights, config.confidence)
 
-    def interval(self, statistic: Statistic, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Low and high end [2, ...] of a statistic; NaN where there are fewer than two blocks.
+    @property
+    def count(self) -> int:
+        """The number of units."""
+        return self.weights.shape[1]
+
+    @property
+    def replicates(self) -> npt.NDArray[np.float64]:
+        """Weights [R, b] whose numbers give the interval: the resamples, or with fewer than `FEW_UNITS` units
+        all but one unit, in turn."""
+        return 1.0 - np.eye(self.count) if 2 <= self.count < FEW_UNITS else self.weights
+
+    def interval(
+        self, statistic: Statistic, sums: npt.NDArray[np.float64], *, within: tuple[float, float] = ANY
+    ) -> npt.NDArray[np.float64]:
+        """Low and high end [2, ...] of a statistic; NaN where there are fewer than two units.
 
         Args:
-            statistic: maps the sums of many resamples [R, *] to their numbers [R, ...].
-            sums: of each block [b, *].
+            statistic: maps the sums of many replicates [R, *] to their numbers [R, ...].
+            sums: of each unit [b, *].
+            within: the least and the largest possible value.
         """
         if len(sums) < 2:
             return np.full((2, *statistic(sums.sum(axis=0)[None]).shape[1:]), np.nan)
         drawn = [statistic(np.tensordot(weights, sums, axes=1)) for weights in self.chunks()]
-        return percentile_interval(np.concatenate(drawn), self.confidence, count=len(sums))
+        return self.percentiles(np.concatenate(drawn), within=within)
 
     def chunks(self) -> Iterator[npt.NDArray[np.float64]]:
-        """The weights in parts, so that the sums of few resamples are in memory together."""
-        for start in range(0, len(self.weights), RESAMPLES_AT_ONCE):
-            yield self.weights[start : start + RESAMPLES_AT_ONCE]
+        """The replicates in parts, so that the sums of few of them are in memory together."""
+        for start in range(0, len(self.replicates), RESAMPLES_AT_ONCE):
+            yield self.replicates[start : start + RESAMPLES_AT_ONCE]
 
-    def percentiles(self, drawn: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Low and high end [2, ...] of numbers [R, ...] of the resamples; NaN with fewer than two blocks."""
-        count = self.weights.shape[1]
-        if count < 2:
+    def percentiles(
+        self, drawn: npt.NDArray[np.float64], *, within: tuple[float, float] = ANY
+    ) -> npt.NDArray[np.float64]:
+        """Low and high end [2, ...] of numbers [R, ...] of the replicates; NaN with fewer than two units."""
+        if self.count < 2:
             return np.full((2, *drawn.shape[1:]), np.nan)
-        return percentile_interval(drawn, self.confidence, count=count)
+        if self.count < FEW_UNITS:
+            return jackknife_interval(drawn, self.confidence, within=within)
+        return percentile_interval(drawn, self.confidence, count=self.count)
 
-    def estimate(self, statistic: Statistic, sums: npt.NDArray[np.float64]) -> Estimate:
-        """One number of the sums of all blocks [b, *], with its interval."""
-        low, high = self.interval(statistic, sums)
+    def estimate(
+        self, statistic: Statistic, sums: npt.NDArray[np.float64], *, within: tuple[float, float] = ANY
+    ) -> Estimate:
+        """One number of the sums of all units [b, *], with its interval."""
+        low, high = self.interval(statistic, sums, within=within)
         return Estimate(float(statistic(sums.sum(axis=0)[None])[0]), float(low), float(high))
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.bootstrap import SHARE, BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MEASURE_BINS, MeasureBins
 from pipeline.evaluation.metrics import area_under_risk_coverage, auroc, average_precision
@@ -161,8 +161,8 @@ def detection_estimates(
         joined, joined_tied = coarse(errors, tied)
         low, high = np.concatenate(
             [
-                bootstrap.interval(partial(of_pixels, tied=joined_tied), joined),
-                bootstrap.interval(of_patches, patches),
+                bootstrap.interval(partial(of_pixels, tied=joined_tied), joined, within=SHARE),
+                bootstrap.interval(of_patches, patches, within=SHARE),
             ],
             axis=1,
         )
@@ -245,7 +245,7 @@ def separation(known: Array, novel: Array, *, bootstrap: BlockBootstrap) -> Esti
         return auroc(sums[..., 0, :], sums[..., 1, :])
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        return bootstrap.estimate(of_sums, np.stack([known, novel], axis=1))
+        return bootstrap.estimate(of_sums, np.stack([known, novel], axis=1), within=SHARE)
 
 
 def coarse(errors: Array, tied: Flags) -> tuple[Array, Flags]:

@@ -18,7 +18,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.bootstrap import SHARE, BlockBootstrap
 
 Array = npt.NDArray[np.float64]
 
@@ -103,7 +103,7 @@ def frequency_test(sums: Array, *, bootstrap: BlockBootstrap) -> list[FrequencyG
     if len(kept) == 0:
         return []
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = bootstrap.interval(_shares, sums[:, kept])
+        low, high = bootstrap.interval(_shares, sums[:, kept], within=SHARE)
         predicted = total[kept, 0] / pixels[kept, None]
         empirical = total[kept, 1] / pixels[kept, None]
     reach = 1 - ((1 - bootstrap.confidence) / 2) ** (1 / blocks[kept, None])

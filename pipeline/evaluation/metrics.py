@@ -9,15 +9,17 @@ these sums.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.bootstrap import ANY, SHARE, BlockBootstrap, percentile_interval
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.proportions import clustered_interval
 from pipeline.evaluation.statistics import LINEAR_BINS, Statistics
+from pipeline.evaluation.units import ratio_residuals
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, int]
@@ -27,27 +29,50 @@ COVERAGE_STEPS = 50
 
 
 def summarise(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> dict[Key, Estimate]:
-    """Every metric of a stack of b blocks, with its percentile interval over blocks.
+    """Every metric of a stack of b independent units, with its interval over units; that of a
+    share, `iou` and `pixel_accuracy`, is `clustered_interval`.
 
     Names: `miou`, `iou` (a class), `pixel_accuracy`, `ece`, `adaptive_ece`, `classwise_ece` (also a
     class), `nll` (nats), `brier`, and for each measure `auroc_…`, `aupr_…`, `aurc_…`.
-    `ece_noise` is the ECE that so few blocks would show by chance if calibration were perfect. An ECE is
+    `ece_noise` is the ECE that so few units would show by chance if calibration were perfect. An ECE is
     never negative and its interval does not reach 0, so an ECE below this noise is no evidence of an error.
-    With fewer than two blocks, neither intervals nor noise are defined.
+    With fewer than two units, neither intervals nor noise are defined.
     """
     count = len(statistics.pixels)
     points = compute(statistics, np.ones((1, count)), bins=bins)
     drawn = [compute(statistics, weights, bins=bins) for weights in bootstrap.chunks()]
     table = linear_bins(statistics.reliability, bins)
-    noise = np.concatenate([calibration_noise(table, weights) for weights in bootstrap.chunks()])
-    low, high = bootstrap.percentiles(noise)
-    estimates = {
-        ("ece_noise", -1): Estimate(float(noise.mean()) if count > 1 else np.nan, float(low), float(high))
-    }
+    noise = calibration_noise(table, bootstrap.weights)
+    estimates = {("ece_noise", -1): Estimate(np.nan)}
+    if count > 1:
+        low, high = percentile_interval(noise, bootstrap.confidence, count=count)
+        estimates["ece_noise", -1] = Estimate(float(noise.mean()), float(low), float(high))
+    for key, right, trials in _shares(statistics):
+        share, (low, high) = clustered_interval(right, trials, confidence=bootstrap.confidence)
+        estimates[key] = Estimate(float(share), float(low), float(high))
     for key, value in points.items():
-        low, high = bootstrap.percentiles(np.concatenate([part[key] for part in drawn]))
+        if key in estimates:
+            continue
+        limits = ANY if key[0] in ("nll", "brier") else SHARE
+        low, high = bootstrap.percentiles(np.concatenate([part[key] for part in drawn]), within=limits)
         estimates[key] = Estimate(float(value[0]), float(low), float(high))
     return estimates
+
+
+def residuals(statistics: Statistics) -> Array:
+    """What each of b runs adds to the error rate, the calibration gap, the NLL and the mIoU beyond its share:
+    [b, 4], from which the independent units are estimated."""
+    true_positive, true, predicted = _margins(statistics.confusion)
+    confidence, right = statistics.reliability[..., 1:].sum(axis=1).T
+    sums = np.stack([true_positive.sum(axis=1), confidence - right, statistics.nll], axis=1)
+    classes = ratio_residuals(true_positive, true + predicted - true_positive)
+    return np.concatenate(
+        [
+            ratio_residuals(sums, np.repeat(statistics.pixels[:, None], 3, axis=1)),
+            classes.mean(axis=1, keepdims=True),
+        ],
+        axis=1,
+    )
 
 
 def compute(statistics: Statistics, weights: Array, *, bins: int) -> dict[Key, Array]:
@@ -118,7 +143,7 @@ def curves(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> d
                     for right, wrong in _weigh(chunk, statistics.errors[:, index])
                 ]
             )
-            low, high = bootstrap.percentiles(samples)
+            low, high = bootstrap.percentiles(samples, within=SHARE)
             risks[name] = {"risk": _json(risk), "low": _json(low), "high": _json(high)}
     return {"reliability": reliability, "risk_coverage": risks}
 
@@ -227,6 +252,15 @@ def _rate_and_integral(right: Array, wrong: Array) -> tuple[Array, Array]:
 def _margins(confusion: Array) -> tuple[Array, Array, Array]:
     """Diagonal, row sums and column sums [b, C], for IoU."""
     return np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2)
+
+
+def _shares(statistics: Statistics) -> Iterator[tuple[Key, Array, Array]]:
+    """The metrics that are a share of pixels: key, successes [b] and trials [b]."""
+    true_positive, true, predicted = _margins(statistics.confusion)
+    yield ("pixel_accuracy", -1), true_positive.sum(axis=1), statistics.pixels
+    union = true + predicted - true_positive
+    for index in range(statistics.num_classes):
+        yield ("iou", index), true_positive[:, index], union[:, index]
 
 
 def _weigh(weights: Array, sums: Array) -> Array:

@@ -1,6 +1,6 @@
 """Two sets of images compared: histograms, the difference of means, and distances to nearest neighbours.
 
-Legend: n and m images, F features, E histogram bins, b blocks, R resamples.
+Legend: n and m images, F features, E histogram bins.
 
 An image far in feature space from all labeled images is unlike the training data, whatever the network's
 confidence. Most failures of the softmax are inputs that overlap, in feature space, with inputs of another
@@ -12,8 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import EvaluationConfig
-from pipeline.evaluation.bootstrap import BlockBootstrap, percentile_interval
+from pipeline.evaluation.bootstrap import student_quantile
 from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
@@ -47,41 +46,32 @@ def nearest_distances(query_nF: Array, reference_mF: Array) -> Array:
 def mean_difference(
     first: Array,
     second: Array,
-    first_block: npt.NDArray[np.int64],
-    second_block: npt.NDArray[np.int64],
-    config: EvaluationConfig,
+    first_unit: npt.NDArray[np.int64],
+    second_unit: npt.NDArray[np.int64],
     *,
-    seed: int,
+    confidence: float,
 ) -> Estimate:
-    """Mean of the second set less the mean of the first, with its interval: the blocks of each set are drawn
-    independently. The interval is NaN where a set has fewer than two blocks."""
+    """Mean of the second set less the mean of the first, with its interval by Student's t over the
+    independent units of each set, with the degrees of freedom of the set with fewer units. The interval is
+    NaN where a set has fewer than two units."""
     value = float(second.mean() - first.mean())
-    counts = [len(np.unique(block)) for block in (first_block, second_block)]
+    counts, variance = [], 0.0
+    for values, unit in ((first, first_unit), (second, second_unit)):
+        _, index = np.unique(unit, return_inverse=True)
+        residuals = np.bincount(index, weights=values - values.mean())
+        count = len(residuals)
+        counts.append(count)
+        variance += (residuals**2).sum() / len(values) ** 2 * count / max(count - 1, 1)
     if min(counts) < 2:
         return Estimate(value)
-    drawn = [
-        _drawn_means(values, block, config, seed=seed + side)
-        for side, (values, block) in enumerate(((first, first_block), (second, second_block)))
-    ]
-    low, high = percentile_interval(drawn[1] - drawn[0], config.confidence, count=min(counts))
-    return Estimate(value, float(low), float(high))
+    reach = student_quantile((1 + confidence) / 2, min(counts) - 1) * float(np.sqrt(variance))
+    return Estimate(value, value - reach, value + reach)
 
 
 def shares(values: Array, edges: Array) -> list[float]:
     """Share of the values in each bin [E]; those outside count in the first and the last."""
     counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
     return (counts / max(counts.sum(), 1)).round(6).tolist()
-
-
-def _drawn_means(
-    values: Array, block: npt.NDArray[np.int64], config: EvaluationConfig, *, seed: int
-) -> Array:
-    """The mean [R] of each resample of the blocks."""
-    _, index = np.unique(block, return_inverse=True)
-    sums = np.bincount(index, weights=values)
-    sizes = np.bincount(index).astype(float)
-    weights = BlockBootstrap.draw(len(sums), config, seed=seed).weights
-    return (weights @ sums) / (weights @ sizes)
 
 
 def _unit(vectors: Array) -> Array:

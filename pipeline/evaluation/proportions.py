@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from scipy.special import expit
 
 Array = npt.NDArray[np.float64]
 Method = Literal["laplace", "jeffreys", "wilson"]
@@ -76,11 +77,11 @@ def clustered_interval(
 ) -> tuple[Array, Array]:
     """A share over blocks whose trials depend on each other, and its interval.
 
-    The scatter between blocks gives the effective number of independent trials; Jeffreys' interval is taken
-    for that number (effective sample size with the correction for few blocks of Korn & Graubard 1998,
-    equations 2 and 3, around Jeffreys' interval as Franco et al. 2019 advise). Where the blocks do not differ
-    at all, as when every trial of a reliability bin is a success, each block counts as one trial; a bootstrap
-    would give an interval of length 0.
+    The interval is symmetric in the logit (Korn & Graubard 1999, section 3.3), with Student's t. The degrees
+    of freedom are those of the scatter between blocks: b − 1, or fewer where few blocks make most of it, as
+    they do where the share is near 0 or 1 (2·(Σe²)² / Σe⁴ − 1 for residuals e; Satterthwaite 1946). Where the
+    blocks do not differ at all, as when every trial of a reliability bin is a success, each block counts as
+    one trial with Jeffreys' interval; a bootstrap would give an interval of length 0.
 
     Args:
         successes: [b, ...].
@@ -97,16 +98,19 @@ def clustered_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         share = k.sum(axis=0) / total
         # variance of the ratio Σk / Σn, by linearisation over blocks (Cochran 1977, equation 6.13)
-        variance = count / (count - 1) * ((k - share * n) ** 2).sum(axis=0) / total**2
-        worth = share * (1 - share) / variance
-        independent = stats.t.ppf((1 + confidence) / 2, np.maximum(total - 1, 1))
-        few_blocks = stats.t.ppf((1 + confidence) / 2, count - 1)
-        worth = np.minimum(worth * (independent / few_blocks) ** 2, total)
-    worth = np.where(variance > 0, worth, np.minimum(count, total))
+        square = (k - share * n) ** 2
+        variance = count / (count - 1) * square.sum(axis=0) / total**2
+        degrees = np.clip(2 * square.sum(axis=0) ** 2 / (square**2).sum(axis=0) - 1, 1, count - 1)
+        reach = stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(variance) / (share * (1 - share))
+        logit = np.log(share / (1 - share))
+        interval = expit(np.stack([logit - reach, logit + reach]))
     known = count > 1
-    worth = np.where(known, worth, 0.0)
-    interval = proportion_interval(np.where(known, share, 0.0) * worth, worth, confidence=confidence)
-    return share, np.where(known, interval, np.nan)
+    trials_alike = np.where(known, np.minimum(count, total), 0.0)
+    alike = proportion_interval(
+        np.where(known, share, 0.0) * trials_alike, trials_alike, confidence=confidence
+    )
+    scattered = (square.sum(axis=0) > 1e-18 * total**2) & (share > 0) & (share < 1)
+    return share, np.where(known, np.where(scattered, interval, alike), np.nan)
 
 
 def _credible(k: Array, n: Array, confidence: float, method: str) -> tuple[Array, Array]:

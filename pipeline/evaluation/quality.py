@@ -1,7 +1,7 @@
-"""Quality of one sampler's uncertainty on held-out images: sums for each block, which `assess` adds up.
+"""Quality of one sampler's uncertainty on held-out images: sums for each run, which `assess` adds up.
 
 Legend: H W image size, N labeled pixels, C classes, M measures, E measure bins, P stored parts, K reliability
-bins, G groups of the frequency test, b blocks.
+bins, G groups of the frequency test, r runs of neighbouring images, b independent units.
 
 The sums have the same size for ten images and for ten thousand. Only regions are stored singly, because ranks
 need them, and at most `MOST_REGIONS` of them.
@@ -33,11 +33,12 @@ from pipeline.evaluation.parts import Parts, boundary_band
 from pipeline.evaluation.ranks import rank_correlation
 from pipeline.evaluation.reliability import reliability_table
 from pipeline.evaluation.statistics import wrong_by_measure
+from pipeline.evaluation.units import join, ratio_residuals
 
 Array = npt.NDArray[np.float64]
 
-MOST_BYTES = 1 << 30
-"""Bytes of the sums of all samplers: where there are many classes, blocks are joined to stay below it."""
+MOST_BYTES = 1 << 29
+"""Bytes of the sums of all samplers: where there are many classes, runs are longer, to stay below it."""
 MOST_REGIONS = 200_000
 """Regions of one kind whose scores are stored; above it, the same number is drawn from each image."""
 
@@ -92,12 +93,12 @@ class RegionTable:
 
 
 class Quality:
-    """Sums over the images of b blocks.
+    """Sums over the images of r runs.
 
     Args:
         measure_bins: of the M measures of the sampler, by name.
         num_classes: C.
-        blocks: b.
+        runs: r.
         bins: K.
         centroids: float32 [G, C] of the frequency test; None to leave it out.
     """
@@ -107,7 +108,7 @@ class Quality:
         *,
         measure_bins: Mapping[str, MeasureBins],
         num_classes: int,
-        blocks: int,
+        runs: int,
         bins: int,
         centroids: Tensor | None,
     ) -> None:
@@ -116,20 +117,20 @@ class Quality:
         self.measures = tuple(measure_bins)
         self.bins = bins
         self.centroids = centroids
-        self.errors = np.zeros((len(self.measures), blocks, parts, 2, MEASURE_BINS))
-        self.patches = np.zeros((len(self.measures), blocks, parts, 2, 2))
+        self.errors = np.zeros((len(self.measures), runs, parts, 2, MEASURE_BINS))
+        self.patches = np.zeros((len(self.measures), runs, parts, 2, 2))
         self.lowest = np.full(len(self.measures), np.inf)
         self.highest = np.full(len(self.measures), -np.inf)
-        self.reliability = np.zeros((2, blocks, parts, bins, 3))
+        self.reliability = np.zeros((2, runs, parts, bins, 3))
         """Before and after calibration."""
         groups = 0 if centroids is None else len(centroids)
-        self.frequency = np.zeros((blocks, groups, 2, num_classes))
+        self.frequency = np.zeros((runs, groups, 2, num_classes))
         self.regions: dict[str, list[tuple[int, RegionTable]]] = {}
-        """By kind, each image's block and regions."""
+        """By kind, each image's run (its unit, after `join`) and regions."""
 
     def add(
         self,
-        block: int,
+        run: int,
         pixels: LabeledPixels,
         *,
         measures: Mapping[str, Tensor],
@@ -152,35 +153,46 @@ class Quality:
             pixels.of_maps(deterministic_HW) != pixels.label,
         )
         values = {name: pixels.of_maps(measures[name]) for name in self.measures}
-        self.errors[:, block] += error_histograms(values, wrong, pixels.parts, bins=self.measure_bins)
+        self.errors[:, run] += error_histograms(values, wrong, pixels.parts, bins=self.measure_bins)
         for index, (name, value_N) in enumerate(values.items()):
             found = patch_sums(value_N, wrong[name], pixels.patches)
-            self.patches[index, block] += found.sums
+            self.patches[index, run] += found.sums
             self.lowest[index] = min(self.lowest[index], found.lowest)
             self.highest[index] = max(self.highest[index], found.highest)
         for row, scores_CN in enumerate((pixels.of_maps(uncalibrated_CHW), p_CN)):
             confidence_N, predicted_N = scores_CN.max(dim=0)
-            self.reliability[row, block] += reliability_table(
+            self.reliability[row, run] += reliability_table(
                 confidence_N,
                 predicted_N == pixels.label,
                 Parts(predicted_N, pixels.parts.boundary, pixels.parts.num_classes),
                 bins=self.bins,
             )
         if self.centroids is not None:
-            self.frequency[block] += frequency_sums(p_CN, pixels.label, self.centroids)
+            self.frequency[run] += frequency_sums(p_CN, pixels.label, self.centroids)
 
-    def add_regions(self, block: int, kind: str, table: RegionTable) -> None:
+    def add_regions(self, run: int, kind: str, table: RegionTable) -> None:
         """Add one image's regions of one kind."""
-        self.regions.setdefault(kind, []).append((block, table))
+        self.regions.setdefault(kind, []).append((run, table))
 
-    def keep_blocks(self, used: Sequence[int]) -> None:
-        """Drop the blocks of which no image could be used."""
-        renamed = {block: index for index, block in enumerate(used)}
+    def residuals(self, used: Sequence[int]) -> Array:
+        """What each of these runs adds to the error rate and to the calibration gap beyond its share."""
+        pixels, confidence, right = self.reliability[1][used][:, :2].sum(axis=(1, 2)).T
+        return ratio_residuals(
+            np.stack([right, confidence - right], axis=1), np.stack([pixels, pixels], axis=1)
+        )
+
+    def join(self, unit_of: Mapping[int, int]) -> None:
+        """Join runs to independent units.
+
+        Args:
+            unit_of: the unit of each run of which an image could be used; the others hold nothing.
+        """
+        rows, unit = list(unit_of), np.array(list(unit_of.values()))
         for name, axis in (("errors", 1), ("patches", 1), ("reliability", 1), ("frequency", 0)):
-            if len(used) < getattr(self, name).shape[axis]:
-                setattr(self, name, getattr(self, name).take(used, axis=axis))
+            of_runs = np.moveaxis(getattr(self, name), axis, 0)
+            setattr(self, name, np.moveaxis(join(of_runs, unit, rows), 0, axis))
         for regions in self.regions.values():
-            regions[:] = [(renamed[block], table) for block, table in regions]
+            regions[:] = [(unit_of[run], table) for run, table in regions]
 
     def detection(self, bootstrap: BlockBootstrap) -> dict[str, dict[str, list[Estimate]]]:
         """By measure and metric, an estimate a part (the whole first)."""
@@ -213,8 +225,8 @@ class Quality:
         return found
 
 
-def most_blocks(*, measures: int, num_classes: int) -> int:
-    """Blocks for which the sums of `measures`, of all samplers together, stay below `MOST_BYTES`."""
+def most_runs(*, measures: int, num_classes: int) -> int:
+    """Runs for which the sums of `measures`, of all samplers together, stay below `MOST_BYTES`."""
     return max(2, MOST_BYTES // (measures * (2 + num_classes) * 2 * MEASURE_BINS * 8))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import GATED
-from pipeline.format import number, table
+from pipeline.format import evidence, number, table
 
 Row = Mapping[str, Any]
 
@@ -24,8 +24,8 @@ SOURCE_NAMES = {
 def report_lines(model: str, document: Mapping[str, Any]) -> Iterator[str]:
     """The results of an assessment, the most important ones first."""
     yield (
-        f"{model} on {document['images']} {document['split']} images in {document['blocks']} blocks; "
-        f"{document['confidence']:.0%} intervals over blocks."
+        f"{model} on {evidence(document['images'], document['blocks'])} of the {document['split']} split; "
+        f"{document['confidence']:.0%} intervals over units."
     )
     yield from _detection(document)
     yield from _classes(document)

@@ -1,12 +1,13 @@
-"""Rank correlation of the scores of regions with their errors, with an interval over blocks.
+"""Rank correlation of the scores of regions with their errors, with an interval over independent units.
 
-Legend: n regions, b blocks, R resamples, S score bins, U error bins.
+Legend: n regions, b units, R resamples, S score bins, U error bins.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from scipy.stats import rankdata
 
 from pipeline.evaluation.bootstrap import BlockBootstrap
@@ -19,7 +20,7 @@ RANK_BINS = 48
 
 
 def rank_correlation(
-    score: Array, error: Array, block: npt.NDArray[np.int64], *, bootstrap: BlockBootstrap
+    score: Array, error: Array, unit: npt.NDArray[np.int64], *, bootstrap: BlockBootstrap
 ) -> Estimate:
     """Spearman's rank correlation of n scores and errors, ties at their mean rank.
 
@@ -27,18 +28,26 @@ def rank_correlation(
 
     Args:
         score, error: [n].
-        block: [n], the block of each region, below the bootstrap's number of blocks.
+        unit: [n], the independent unit of each region, below the bootstrap's number of units.
     """
     if len(score) < 2:
         return Estimate(np.nan)
-    count = bootstrap.weights.shape[1]
+    count = bootstrap.count
     columns, rows = _quantile_bin(score), _quantile_bin(error)
     table = np.zeros((count, columns.max() + 1, rows.max() + 1))
-    np.add.at(table, (block, columns, rows), 1.0)
+    np.add.at(table, (unit, columns, rows), 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = bootstrap.interval(_correlation, table)
+        low, high = bootstrap.interval(_correlation, table, within=(-1.0, 1.0))
         value = np.corrcoef(rankdata(score), rankdata(error))[0, 1]
     return Estimate(float(value), float(low), float(high))
+
+
+def correlation_residuals(score: Array, error: Array) -> Array:
+    """What each region adds to the rank correlation beyond its share: [n] (the influence of Devlin,
+    Gnanadesikan & Kettenring 1975, of ranks)."""
+    first, second = (stats.zscore(rankdata(values)) for values in (score, error))
+    correlation = float(np.mean(first * second))
+    return first * second - correlation * (first**2 + second**2) / 2
 
 
 def _quantile_bin(values: Array) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
-"""Reliability diagrams for each part of the pixels, with intervals over blocks.
+"""Reliability diagrams for each part of the pixels, with intervals over independent units.
 
-Legend: N pixels, C classes, P stored parts (see `parts`), K bins, b blocks, R resamples.
+Legend: N pixels, C classes, P stored parts (see `parts`), K bins, b independent units, R resamples.
 
 The class of a pixel is here the *predicted* one: among pixels whose label is c, the share that is right is
 the recall, whatever the confidence, and a perfectly calibrated model would look wrong (Gupta & Ramdas 2022).
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.bootstrap import SHARE, BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
 from pipeline.evaluation.parts import Parts, with_whole
@@ -32,7 +32,7 @@ class Reliability:
         confidence, accuracy: [K] means; NaN in an empty bin.
         low, high: [K] interval of the accuracy.
         ece: expected calibration error over the K bins.
-        ece_noise: the ECE that so few blocks would show by chance if calibration were perfect.
+        ece_noise: the ECE that so few units would show by chance if calibration were perfect.
     """
 
     share: Array
@@ -63,7 +63,7 @@ def reliability_estimates(tables: Array, *, bootstrap: BlockBootstrap) -> list[R
         total = whole.sum(axis=0)
         _, (low, high) = clustered_interval(whole[..., 2], whole[..., 0], confidence=bootstrap.confidence)
         error = calibration_error(total)
-        error_low, error_high = bootstrap.interval(calibration_error, whole)
+        error_low, error_high = bootstrap.interval(calibration_error, whole, within=SHARE)
         pixels, confident, right = np.moveaxis(total, -1, 0)
         share, confidence = pixels / pixels.sum(axis=1, keepdims=True), confident / pixels
         accuracy = right / pixels

@@ -1,9 +1,9 @@
 """Results of a stress test: means over images with intervals, and verdicts that can fail.
 
-Legend: n images, b blocks, R resamples, M metrics.
+Legend: n images, b independent units, R resamples, M metrics.
 
-Every metric is first a number for each image (a mean over its pixels), and each image belongs to a block: the
-bootstrap draws blocks. Differences between strengths are taken for each image, so differences between images
+Every metric is first a number for each image (a mean over its pixels), and each image belongs to a unit: the
+bootstrap draws units. Differences between strengths are taken for each image, so differences between images
 do not count as uncertainty.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.bootstrap import SHARE, BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
@@ -82,20 +82,20 @@ class Sample:
     """The images that were stressed.
 
     Args:
-        block: [n], the block of each image.
+        unit: [n], the independent unit of each image.
         config, seed: of the bootstrap.
     """
 
-    def __init__(self, block: npt.NDArray[np.int64], config: EvaluationConfig, *, seed: int) -> None:
-        _, self.block = np.unique(block, return_inverse=True)
-        self.count = int(self.block.max()) + 1
+    def __init__(self, unit: npt.NDArray[np.int64], config: EvaluationConfig, *, seed: int) -> None:
+        _, self.unit = np.unique(unit, return_inverse=True)
+        self.count = int(self.unit.max()) + 1
         self.bootstrap = BlockBootstrap.draw(self.count, config, seed=seed)
 
     def mean(self, values: Array) -> Estimate:
         """Mean of the defined values [n], and its interval."""
         defined = ~np.isnan(values)
         sums = np.zeros((self.count, 2))
-        np.add.at(sums, self.block, np.stack([np.where(defined, values, 0.0), defined], axis=1))
+        np.add.at(sums, self.unit, np.stack([np.where(defined, values, 0.0), defined], axis=1))
 
         def ratio(sums: Array) -> Array:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -105,19 +105,32 @@ class Sample:
 
     def separation(self, known: Array, novel: Array) -> Estimate:
         """AUROC: the probability that a novel image has a larger value than a known image, [n] each; image i
-        of both is in the same block."""
+        of both is in the same unit."""
         wins = (novel[:, None] > known) + 0.5 * (novel[:, None] == known)
         table = np.zeros((self.count, self.count))
-        np.add.at(table, (self.block[:, None], self.block[None]), wins)
-        sizes = np.bincount(self.block, minlength=self.count).astype(float)
-        # The weights themselves are the sums: a pair of blocks counts by the product of their weights
+        np.add.at(table, (self.unit[:, None], self.unit[None]), wins)
+        sizes = np.bincount(self.unit, minlength=self.count).astype(float)
+        # The weights themselves are the sums: a pair of units counts by the product of their weights
         sums = np.eye(self.count)
 
         def auroc(drawn: Array) -> Array:
             return np.einsum("ra,ab,rb->r", drawn, table, drawn) / (drawn @ sizes) ** 2
 
-        low, high = self.bootstrap.interval(auroc, sums)
+        low, high = self.bootstrap.interval(auroc, sums, within=SHARE)
         return Estimate(float(wins.mean()), float(low), float(high))
+
+
+def residuals(results: Results) -> list[Array]:
+    """Values [n] of the changes that verdicts are about, of accuracy and confidence, less their mean; a
+    change that is not defined is 0. The independent units are estimated from them."""
+    found: list[Array] = []
+    for kind, base in BASES.items():
+        for condition in (item for item in results if item.kind == kind and item != base):
+            for metric in ("accuracy", "confidence"):
+                change = results[condition][metric] - results[base][metric]
+                if not np.isnan(change).all():
+                    found.append(np.nan_to_num(change - np.nanmean(change)))
+    return found
 
 
 def verdicts(results: Results, sample: Sample, *, guarded: str) -> list[Verdict]:

@@ -14,6 +14,7 @@ from pipeline.config import ProjectConfig, Sampler
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.quality_lines import report_lines
+from pipeline.format import few_units
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images, none_usable
@@ -22,8 +23,8 @@ from pipeline.studies.held_out import spread
 from pipeline.studies.quality import QualityStudy
 from pipeline.uncertainty.served_model import open_samplers
 
-FEWEST_BLOCKS = 10
-"""Below this number of blocks, the intervals come with a warning."""
+FEWEST_UNITS = 10
+"""Below this number of independent units, the intervals come with a warning."""
 GROUPING_IMAGES = 12
 """Other images that the groups of the frequency test are found on."""
 
@@ -113,11 +114,8 @@ def _wanted(
 
 def _warnings(document: Mapping[str, Any], calibrators: Mapping[Sampler, Calibrators]) -> list[str]:
     warnings: list[str] = []
-    if document["blocks"] < FEWEST_BLOCKS:
-        warnings.append(
-            f"{document['images']} images in {document['blocks']} independent blocks: "
-            "the intervals are rough."
-        )
+    if document["blocks"] < FEWEST_UNITS:
+        warnings.append(few_units(document["images"], document["blocks"]))
     uncalibrated = [
         sampler
         for sampler, pair in calibrators.items()

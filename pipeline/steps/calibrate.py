@@ -21,13 +21,13 @@ from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.config import Sampler
 from pipeline.data.project import Project
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import confidence_name, percent, table
+from pipeline.format import confidence_name, evidence, percent, table
 from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import Source, audited_images, calibration_source, held_out_images
 from pipeline.steps.served_model import evaluated_samplers, model_of_round
-from pipeline.studies.held_out import AuditedImage, HeldOut, HeldOutImages, block_index
+from pipeline.studies.held_out import AuditedImage, HeldOut, HeldOutImages, runs_of
 from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.uncertainty.served_model import open_model
 
@@ -118,7 +118,10 @@ def _lines(row: Calibration) -> Iterator[str]:
         yield f"{row.sampler}: nothing to fit on; its scores stay {confidence_name(False)}s."
     else:
         items = {item["name"]: item for item in row.report["calibrators"]}
-        yield f"{row.sampler}: each calibrator fitted on one half of the images, evaluated on the other"
+        yield (
+            f"{row.sampler}: each calibrator fitted on one half of the images, evaluated on the other "
+            f"({evidence(row.images, row.report['blocks'])})"
+        )
         yield from table(
             ("calibrator", "NLL", "ECE", "labels changed"),
             [
@@ -190,8 +193,7 @@ def _fit(
         weights=torch.cat([part.weights for part in parts]),
         images=torch.arange(len(parts)).repeat_interleave(counts),
     )
-    block = block_index(images, config.evaluation.block)
-    comparison = cross_fit(pixels, block, config.evaluation, seed=SEED)
+    comparison = cross_fit(pixels, runs_of(project, images), config.evaluation, seed=SEED)
     name = config.calibration.calibrator
     chosen = comparison.auto if name == "auto" else name
     fitted = comparison.fitted[chosen]
@@ -206,7 +208,7 @@ def _fit(
         "report": {
             "source": source,
             "images": len(images),
-            "blocks": len(set(block.tolist())),
+            "blocks": comparison.units,
             "pixels": len(pixels),
             "cross_fitted": comparison.cross_fitted,
             "calibrators": [item.document() for item in comparison.fitted.values()],

@@ -14,8 +14,8 @@ from db.tables import Model
 from pipeline import rounds
 from pipeline.config import EvaluationConfig
 from pipeline.data.project import Project
-from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.promotion import Overlap, compare
+from pipeline.format import evidence, few_units
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import held_out_images
@@ -25,8 +25,8 @@ from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow, measure
 from pipeline.uncertainty.served_model import open_samplers
 
 SPLITS = ("test", "calibration")
-FEWEST_BLOCKS = 10
-"""Below this number of blocks, the intervals come with a warning."""
+FEWEST_UNITS = 10
+"""Below this number of independent units, the intervals come with a warning."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class EvaluationReport:
                     ("error AUROC of entropy", "auroc_entropy"),
                 )
             )
-            yield f"{row.split}, {row.sampler}, {what}: {figures}"
+            yield f"{row.split}, {row.sampler}, {what} ({evidence(row.images, row.blocks)}): {figures}"
         yield from notes(self.failed, self.warnings)
         yield self.decision
 
@@ -117,7 +117,7 @@ def _decide(
     if row is None:
         return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
     found = row.metrics[("miou", -1)]
-    measured = f"mIoU {found.text()} on {row.images} {row.split} images"
+    measured = f"mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {row.split} split"
     other = models.promoted_model(session, other_than=model.id)
     if other is None:
         return True, f"{model.name} is promoted, the first model: {measured}."
@@ -126,14 +126,13 @@ def _decide(
     )
     mine = Overlap.from_document(row.curves["overlap"])
     if theirs is not None and theirs.curves["overlap"]["fingerprint"] == mine.fingerprint:
-        verdict = compare(
-            mine,
-            Overlap.from_document(theirs.curves["overlap"]),
-            tolerance=config.promote_tolerance,
-            bootstrap=BlockBootstrap.draw(len(mine.true), config, seed=SEED),
-        )
+        current = Overlap.from_document(theirs.curves["overlap"])
+        verdict = compare(mine, current, config=config, seed=SEED)
         promoted = verdict.promoted
-        against = f"{verdict.difference.text(sign='+')} against {other.name} on the same images"
+        against = (
+            f"{verdict.difference.text(sign='+')} against {other.name} on the same images "
+            f"({evidence(row.images, verdict.units)})"
+        )
     else:
         former = evaluations.metrics_of(
             session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
@@ -141,7 +140,7 @@ def _decide(
         if former is None or former.value is None:
             return True, f"{model.name} is promoted: {measured}; {other.name} was never measured there."
         promoted = found.highest >= former.value - config.promote_tolerance
-        against = f"{other.name} had {former.value:.3f} on other images"
+        against = f"{other.name} had {former.value:.3f} on other images or units"
     if promoted:
         return True, f"{model.name} is promoted: {measured}, {against}."
     return False, f"{model.name} is refused, {other.name} stays: {measured}, {against}."
@@ -155,11 +154,8 @@ def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:
             warnings.append(f"The {split} split has no image with a readable mask.")
             continue
         images, count = sizes[split]
-        if count < FEWEST_BLOCKS:
-            warnings.append(
-                f"The {split} split has {images} images in {count} independent block"
-                f"{'s' if count > 1 else ''}: its intervals are rough."
-            )
+        if count < FEWEST_UNITS:
+            warnings.append(f"The {split} split has {few_units(images, count)}")
     if "calibration" in sizes and "test" not in sizes:
         warnings.append(
             "The calibrators are evaluated on the images that they were fitted on: ECE is optimistic."

@@ -18,6 +18,7 @@ from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Sampler
 from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.format import evidence
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images
@@ -65,7 +66,7 @@ class NoveltyReport:
             detection = self.held_out_classes
             yield (
                 f"held-out classes {', '.join(detection.classes)} ({detection.model}; "
-                f"{detection.images} images in {detection.blocks} blocks):"
+                f"{evidence(detection.images, detection.blocks)}):"
             )
             for row in detection.rows:
                 if row.metric == "auroc":

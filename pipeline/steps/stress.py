@@ -12,7 +12,7 @@ from db.engine import Database
 from db.queries import evaluations
 from pipeline.data.project import Project
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.stress_verdicts import METRICS, Condition, Sample, Verdict, verdicts
+from pipeline.evaluation.stress_verdicts import METRICS, Condition, Sample, Verdict, residuals, verdicts
 from pipeline.format import number, table
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, notes, silent
@@ -86,8 +86,9 @@ def stress(
     if not measured:
         raise none_usable(stressed, split)
     ids = sorted(measured)
-    sample = Sample(np.array([stressed.block_of[image_id] for image_id in ids]), config.evaluation, seed=SEED)
     results = results_of([measured[image_id] for image_id in ids])
+    unit = stressed.units_of(ids, np.stack(residuals(results), axis=1))
+    sample = Sample(unit, config.evaluation, seed=SEED)
     report = StressReport(
         model=row.name,
         split=split,

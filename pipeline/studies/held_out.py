@@ -24,8 +24,9 @@ from pipeline.data.masks import Mask, MaskCodec, read_mask
 from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
-from pipeline.evaluation.bootstrap import MOST_BLOCKS, blocks
+from pipeline.evaluation.bootstrap import MOST_UNITS
 from pipeline.evaluation.measure_bins import SAMPLE_IMAGES, BinSample, MeasureBins
+from pipeline.evaluation.units import Runs, join
 from pipeline.progress import Progress
 from pipeline.regions.outlines import paint_regions
 from pipeline.uncertainty.served_model import ServedModel
@@ -127,34 +128,36 @@ class LabeledBatch:
 
 
 class HeldOutImages:
-    """Images with masks and the blocks that they are in.
+    """Images with masks and the runs of neighbours that they are in.
 
     Attributes:
         by_id: the images.
-        block_of: the block of each image, by its id.
-        blocks: the number of blocks.
+        runs: of the images, in the order in which they were given.
+        run_of: the run of each image, by its id.
         failed: URI and reason of each file that could not be used.
 
     Args:
-        most_blocks: more blocks are joined.
+        most_runs: more runs are joined.
     """
 
-    def __init__(
-        self, project: Project, images: Sequence[HeldOut], *, most_blocks: int = MOST_BLOCKS
-    ) -> None:
+    def __init__(self, project: Project, images: Sequence[HeldOut], *, most_runs: int = MOST_UNITS) -> None:
         self.project = project
         self.by_id = {image.ref.id: image for image in images}
-        index = block_index(images, project.config.evaluation.block, most=most_blocks)
-        self.block_of = dict(zip(self.by_id, index.tolist(), strict=True))
-        self.blocks = 1 + max(self.block_of.values(), default=-1)
+        self.runs = runs_of(project, images, most=most_runs)
+        self.run_of = dict(zip(self.by_id, self.runs.of_image.tolist(), strict=True))
         self.failed: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         return len(self.by_id)
 
     def keep(self, ids: Iterable[int]) -> None:
-        """Leave out all other images. The blocks do not change."""
+        """Leave out all other images. The runs do not change."""
         self.by_id = {image_id: self.by_id[image_id] for image_id in ids}
+
+    def units_of(self, ids: Sequence[int], values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The independent unit [n] of images, by what each adds to S numbers beyond its share, [n, S]."""
+        used, index = np.unique([self.run_of[image_id] for image_id in ids], return_inverse=True)
+        return self.runs.units(join(values, index), used.tolist())[index]
 
     def read(self, model: ServedModel, *, title: str, progress: Progress) -> Iterator[LabeledBatch]:
         """Every image with its mask, in batches of one size. A file that cannot be used is listed in
@@ -247,11 +250,15 @@ def choose_bins(
     return {key: sample.bins() for key, sample in samples.items()}
 
 
-def block_index(
-    images: Sequence[PlacedImage], length: int, *, most: int = MOST_BLOCKS
-) -> npt.NDArray[np.int64]:
-    """The block of each image, see `blocks`."""
-    return blocks([image.group for image in images], [image.position for image in images], length, most=most)
+def runs_of(project: Project, images: Sequence[PlacedImage], *, most: int = MOST_UNITS) -> Runs:
+    """The runs of images, by the project's configuration."""
+    return Runs.of(
+        [image.group for image in images],
+        [image.position for image in images],
+        block=project.config.evaluation.block,
+        independent=project.config.data.independent,
+        most=most,
+    )
 
 
 def spread(count: int, most: int | None) -> list[int]:

@@ -5,11 +5,13 @@ Legend: B batch, C classes, M measures, H W image size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from pipeline.config import IGNORE, EvaluationConfig, Measure
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MeasureBins
-from pipeline.evaluation.metrics import Key, curves, summarise
+from pipeline.evaluation.metrics import Key, curves, residuals, summarise
 from pipeline.evaluation.promotion import Overlap
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.progress import Progress
@@ -45,7 +47,8 @@ DECIDING: Variant = ("none", True)
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One evaluation of a split with a sampler, before or after calibration."""
+    """One evaluation of a split with a sampler, before or after calibration; `blocks` is the number of
+    independent units."""
 
     split: str
     sampler: str
@@ -71,24 +74,41 @@ def measure(
     """
     measure_bins = choose_bins(images, model.first, partial(_detected, model))
     sums: dict[Variant, dict[int, Statistics]] = {}
-    block_of: dict[int, int] = {}
+    run_of: dict[int, int] = {}
     for batch in images.read(model.first, title=f"evaluate {split}", progress=progress):
-        block_of |= {image_id: images.block_of[image_id] for image_id in batch.ids}
+        run_of |= {image_id: images.run_of[image_id] for image_id in batch.ids}
         for image_id, variant, record in _records(model, batch, measure_bins, bins=config.bins):
-            by_block, block = sums.setdefault(variant, {}), block_of[image_id]
-            by_block[block] = merge(by_block[block], record) if block in by_block else record
+            by_run, run = sums.setdefault(variant, {}), run_of[image_id]
+            by_run[run] = merge(by_run[run], record) if run in by_run else record
+    if not sums:
+        return []
+    used = sorted(set(run_of.values()))
+    deciding = stack([sums[DECIDING][run] for run in used])
+    unit = images.runs.units(residuals(deciding), used)
     rows: list[EvaluationRow] = []
-    for variant, by_block in sums.items():
-        statistics = stack([by_block[block] for block in sorted(by_block)])
-        bootstrap = BlockBootstrap.draw(len(by_block), config, seed=SEED)
+    for variant, by_run in sums.items():
+        statistics = joined([by_run[run] for run in used], unit)
+        bootstrap = BlockBootstrap.draw(len(statistics.pixels), config, seed=SEED)
         metrics = summarise(statistics, bins=config.bins, bootstrap=bootstrap)
         shown = curves(statistics, bins=config.bins, bootstrap=bootstrap)
         if variant == DECIDING:
             shown["overlap"] = Overlap.of(
-                statistics, image_ids=list(block_of), image_blocks=list(block_of.values())
+                deciding,
+                image_ids=list(run_of),
+                image_runs=list(run_of.values()),
+                groups=[images.runs.groups[run] for run in used],
+                least=images.runs.least,
             ).document()
-        rows.append(EvaluationRow(split, *variant, len(block_of), len(by_block), metrics, shown))
+        rows.append(EvaluationRow(split, *variant, len(run_of), len(statistics.pixels), metrics, shown))
     return rows
+
+
+def joined(records: Sequence[Statistics], unit: npt.NDArray[np.int64]) -> Statistics:
+    """The records of r runs, merged by unit [r] and stacked."""
+    by_unit: dict[int, Statistics] = {}
+    for index, record in zip(unit.tolist(), records, strict=True):
+        by_unit[index] = merge(by_unit[index], record) if index in by_unit else record
+    return stack([by_unit[index] for index in sorted(by_unit)])
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric, novel_pixels
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
+from pipeline.evaluation.units import join
 from pipeline.progress import Progress
-from pipeline.studies.held_out import HeldOutImages, LabeledBatch, PlacedImage, block_index, choose_bins
+from pipeline.studies.held_out import HeldOutImages, LabeledBatch, PlacedImage, choose_bins, runs_of
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.served_model import SampledModel, ServedModel
 
@@ -116,14 +117,13 @@ class ClassDetection:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """The images that could be read: confidence histograms [n, 150], mean confidence [n], features [n, F] and
-    the block [n] of each."""
+    """The images that could be read: confidence histograms [n, 150], mean confidence [n] and features
+    [n, F]."""
 
     images: list[PlacedImage]
     histograms: Array
     confidence: Array
     features: Array
-    block: npt.NDArray[np.int64]
 
 
 def compare_pool(
@@ -151,7 +151,11 @@ def compare_pool(
     if not (known.images and new.images and references.images):
         return None
     near, far = (nearest_distances(side.features, references.features) for side in (known, new))
-    config = project.config.evaluation
+    confidence_level = project.config.evaluation.confidence
+    units = [
+        _units(project, side.images, np.stack([side.confidence, distance], axis=1))
+        for side, distance in ((known, near), (new, far))
+    ]
     per_bin = CONFIDENCE_BINS // SHOWN_BINS
     histograms = [
         side.histograms.mean(axis=0).reshape(SHOWN_BINS, per_bin).sum(axis=1).round(6).tolist()
@@ -161,9 +165,7 @@ def compare_pool(
         edges=np.linspace(0, 1, SHOWN_BINS + 1).round(6).tolist(),
         held_out=histograms[0],
         pool=histograms[1],
-        difference=mean_difference(
-            known.confidence, new.confidence, known.block, new.block, config, seed=SEED
-        ),
+        difference=mean_difference(known.confidence, new.confidence, *units, confidence=confidence_level),
         means=(float(known.confidence.mean()), float(new.confidence.mean())),
     )
     edges = np.linspace(0, max(near.max(), far.max(), 1e-6), SHOWN_BINS + 1)
@@ -171,7 +173,7 @@ def compare_pool(
         edges=edges.round(6).tolist(),
         held_out=shares(near, edges),
         pool=shares(far, edges),
-        difference=mean_difference(near, far, known.block, new.block, config, seed=SEED),
+        difference=mean_difference(near, far, *units, confidence=confidence_level),
         means=(float(near.mean()), float(far.mean())),
     )
     farthest = [
@@ -184,6 +186,13 @@ def compare_pool(
         for row in np.argsort(-far, kind="stable")[:FARTHEST]
     ]
     return PoolComparison(confidence, neighbours, farthest)
+
+
+def _units(project: Project, images: Sequence[PlacedImage], values: Array) -> npt.NDArray[np.int64]:
+    """The independent unit [n] of images with values [n, S]."""
+    runs = runs_of(project, images)
+    of_runs = join(values - values.mean(axis=0), runs.of_image)
+    return runs.units(of_runs)[runs.of_image]
 
 
 @torch.inference_mode()
@@ -211,23 +220,25 @@ def detect_classes(
             yield sampler, of_valid, novel_pixels(label_HW[valid], indices)
 
     bins = choose_bins(images, model.first, measured)
-    histograms = HeldOutClasses(indices, blocks=images.blocks, bins=bins)
+    histograms = HeldOutClasses(indices, runs=len(images.runs), bins=bins)
     count = 0
     for batch in images.read(model.first, title="detect the classes", progress=progress):
         count += len(batch.ids)
         for sampler, image_id, measures, label_HW in _measured(model, batch):
-            histograms.add(sampler, measures, label_HW, block=images.block_of[image_id])
+            histograms.add(sampler, measures, label_HW, run=images.run_of[image_id])
     if not histograms.pixels:
         raise UserError(
             f"No held-out image has a pixel of {', '.join(classes)}.", "Name classes that occur in them."
         )
-    bootstrap = BlockBootstrap.draw(images.blocks, images.project.config.evaluation, seed=SEED)
+    unit = images.runs.units(histograms.residuals())
+    units = int(unit.max()) + 1
+    bootstrap = BlockBootstrap.draw(units, images.project.config.evaluation, seed=SEED)
     return ClassDetection(
         classes=list(classes),
         model=name,
         images=count,
-        blocks=images.blocks,
-        rows=list(histograms.rows(bootstrap)),
+        blocks=units,
+        rows=list(histograms.rows(unit, bootstrap)),
     )
 
 
@@ -267,8 +278,7 @@ def _predict(
     histograms, confidence, features = (
         np.array([found[image.ref.id][column] for image in kept]) for column in range(3)
     )
-    block = block_index(kept, project.config.evaluation.block)
-    return _Predicted(kept, histograms, confidence, features, block)
+    return _Predicted(kept, histograms, confidence, features)
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Quality of the uncertainty with every sampler and measure of a model, in sums over held-out images.
 
-Legend: C classes, M measures, H W image size, h w size of the maps, b blocks.
+Legend: C classes, M measures, H W image size, h w size of the maps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.evaluation.frequency import fit_groups, frequency_test
 from pipeline.evaluation.gate import decide_gate
 from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.parts import part_names
-from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_blocks, region_table
+from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_runs, region_table
 from pipeline.evaluation.quality_rows import (
     detection_rows,
     frequency_row,
@@ -38,14 +38,14 @@ from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.evaluation.statistics import wrong_by_measure
 from pipeline.progress import Progress
 from pipeline.studies.constructed import ConstructedInputs, measures_of
-from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch, choose_bins
+from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch, choose_bins, spread
 from pipeline.studies.image_regions import ImageRegions
 from pipeline.uncertainty.served_model import SampledModel
 
 SEED = 0
 """Seed of the bootstrap, the shuffles and the noise, so that all models get the same inputs."""
 NOVELTY_IMAGES = 30
-"""Images that out-of-distribution inputs are made from, spread over the blocks."""
+"""Images that out-of-distribution inputs are made from, spread over the runs."""
 GROUPING_PIXELS = 2000
 """Pixels of each image for the groups of the frequency test."""
 
@@ -71,20 +71,20 @@ class QualityStudy:
         self.images = HeldOutImages(
             project,
             held_out,
-            most_blocks=most_blocks(
+            most_runs=most_runs(
                 measures=sum(map(len, self.measures.values())), num_classes=self.config.data.num_classes
             ),
         )
         self.regions = ImageRegions(project)
         self.used: Counter[int] = Counter()
-        """The number of usable images of each block."""
+        """The number of usable images of each run."""
         self.qualities: dict[Sampler, Quality] = {}
         self.bins: dict[Sampler, dict[str, MeasureBins]] = {}
         self.constructed = ConstructedInputs(
             model,
             self.measures,
             bins=self.bins,
-            chosen=_spread_over_blocks(self.images.block_of, NOVELTY_IMAGES),
+            chosen=_spread_out(self.images.run_of, NOVELTY_IMAGES),
         )
 
     def run(self, progress: Progress) -> int:
@@ -96,7 +96,7 @@ class QualityStudy:
             self.qualities[sampler] = Quality(
                 measure_bins=measure_bins,
                 num_classes=self.config.data.num_classes,
-                blocks=self.images.blocks,
+                runs=len(self.images.runs),
                 bins=self.config.evaluation.bins,
                 centroids=centroids.get(sampler),
             )
@@ -112,14 +112,18 @@ class QualityStudy:
             novelty: the stored document of the model's novelty study.
         """
         used = sorted(self.used)
-        bootstrap = self._bootstrap(len(used))
+        first = next(iter(self.qualities.values()))
+        unit = self.images.runs.units(first.residuals(used), used)
+        unit_of = dict(zip(used, unit.tolist(), strict=True))
+        count = int(unit.max()) + 1
+        bootstrap = self._bootstrap(count)
         parts = part_names(self.config.data.class_names)
         detection: list[dict[str, Any]] = []
         regions: list[dict[str, Any]] = []
         reliability: list[dict[str, Any]] = []
         frequency: list[dict[str, Any]] = []
         for sampler, quality in self.qualities.items():
-            quality.keep_blocks(used)
+            quality.join(unit_of)
             detection += detection_rows(sampler, quality.detection(bootstrap), parts)
             regions += region_rows(sampler, quality.rank_correlations(bootstrap))
             for calibrated, tables in zip((False, True), quality.reliability, strict=True):
@@ -128,13 +132,15 @@ class QualityStudy:
             if quality.centroids is not None:
                 groups = frequency_test(quality.frequency, bootstrap=bootstrap)
                 frequency.append(frequency_row(sampler, groups))
-        constructed = {"novelty": [novelty_row(row) for row in self.constructed.rows(self._bootstrap)]}
+        constructed = {
+            "novelty": [novelty_row(row) for row in self.constructed.rows(self._bootstrap, unit_of)]
+        }
         aurocs = novelty_rows(constructed, novelty)
         gate = decide_gate(aurocs, sampler=self._gated_sampler(), threshold=self.config.evaluation.gate)
         return {
             "split": split,
             "images": self.used.total(),
-            "blocks": len(used),
+            "blocks": count,
             "confidence": self.config.evaluation.confidence,
             "boundary_pixels": self.config.evaluation.boundary,
             "detection": detection,
@@ -163,7 +169,7 @@ class QualityStudy:
                 num_classes=self.config.data.num_classes,
                 boundary=self.config.evaluation.boundary,
             )
-            self.used[self.images.block_of[image_id]] += 1
+            self.used[self.images.run_of[image_id]] += 1
         for sampler, plain, calibrated in self.model.predict(batch.image):
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
@@ -179,9 +185,9 @@ class QualityStudy:
                     deterministic = calibrated.at(calibrated.deterministic_probability[part], batch.size)[0]
                     deterministic = deterministic.argmax(dim=0)
                 measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MHW, strict=True))
-                block = self.images.block_of[batch.ids[index]]
+                run = self.images.run_of[batch.ids[index]]
                 quality.add(
-                    block,
+                    run,
                     of_image,
                     measures=measures,
                     probability_CHW=probability,
@@ -199,9 +205,9 @@ class QualityStudy:
                         most=max(1, MOST_REGIONS // len(self.images)),
                         generator=np.random.default_rng([SEED, batch.ids[index]]),
                     )
-                    quality.add_regions(block, kind, table)
-            self.constructed.add_known(sampler, maps, batch.ids, self.images.block_of)
-        self.constructed.add_novel(batch, self.images.block_of)
+                    quality.add_regions(run, kind, table)
+            self.constructed.add_known(sampler, maps, batch.ids, self.images.run_of)
+        self.constructed.add_novel(batch, self.images.run_of)
 
     def _measured(self, batch: LabeledBatch) -> Iterator[tuple[Sampler, dict[str, Tensor], Tensor]]:
         """The measures of each image's labeled pixels with each sampler, and which pixels are wrong."""
@@ -247,11 +253,7 @@ class QualityStudy:
         return scoring if scoring in sampled or not sampled else sampled[0]
 
 
-def _spread_over_blocks(block_of: Mapping[int, int], most: int) -> set[int]:
-    """At most `most` images: one of each block before a second of any block."""
-    turns: Counter[int] = Counter()
-    order: list[tuple[int, int, int]] = []
-    for image_id, block in block_of.items():
-        order.append((turns[block], block, image_id))
-        turns[block] += 1
-    return {image_id for _, _, image_id in sorted(order)[:most]}
+def _spread_out(run_of: Mapping[int, int], most: int) -> set[int]:
+    """At most `most` images, evenly spaced along the runs."""
+    ordered = sorted(run_of, key=lambda image_id: (run_of[image_id], image_id))
+    return {ordered[index] for index in spread(len(ordered), most)}

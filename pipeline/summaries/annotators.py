@@ -22,8 +22,9 @@ from pipeline.data.labels import compose_labels
 from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.evaluation.agreement import pair_counts
-from pipeline.evaluation.bootstrap import BlockBootstrap, blocks
-from pipeline.evaluation.ranks import rank_correlation
+from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.ranks import correlation_residuals, rank_correlation
+from pipeline.evaluation.units import Runs, join
 from pipeline.progress import Progress, silent
 from pipeline.summaries.queues import queue_or_newest
 
@@ -45,7 +46,7 @@ class RankCorrelation:
     Attributes:
         regions, images: those that have both.
         value: None, with a `reason`, where there is too little data.
-        low, high: its bootstrap interval over blocks of images; None where it is not defined.
+        low, high: its interval over independent units of images; None where it is not defined.
     """
 
     measure: Measure
@@ -119,6 +120,7 @@ def annotator_report(
     for done, image in enumerate(images[:MOST_IMAGES], start=1):
         compared.read(session, project, image)
         progress("compare masks", done, min(len(images), MOST_IMAGES))
+    config = project.config
     measures: tuple[Measure, ...] = ("expected_entropy", "mutual_information")
     return AnnotatorReport(
         queue=queue,
@@ -127,7 +129,10 @@ def annotator_report(
         annotators=sorted(compared.names),
         compared=compared.images,
         unreadable=compared.unreadable,
-        correlations=[correlation(rows, measure, project.config.evaluation) for measure in measures],
+        correlations=[
+            correlation(rows, measure, config.evaluation, independent=config.data.independent)
+            for measure in measures
+        ],
         against_others=compared.against_others(),
         pairs=compared.pairs(),
         rows=rows,
@@ -135,9 +140,17 @@ def annotator_report(
 
 
 def correlation(
-    rows: Sequence[SharedRegion], measure: Measure, evaluation: EvaluationConfig
+    rows: Sequence[SharedRegion],
+    measure: Measure,
+    evaluation: EvaluationConfig,
+    *,
+    independent: bool = False,
 ) -> RankCorrelation:
-    """The rank correlation of vote entropy with a measure of the model, over the regions that have it."""
+    """The rank correlation of vote entropy with a measure of the model, over the regions that have it.
+
+    Args:
+        independent: each image is a unit of its own (`data.independent`).
+    """
     known = [(row, float(value)) for row in rows if (value := getattr(row, measure)) is not None]
     positions = {row.image_id: (row.group, row.position) for row, _ in known}
 
@@ -159,12 +172,19 @@ def correlation(
         return without("the annotators agree equally on every region")
     if np.ptp(score) == 0:
         return without("the model scored every region alike")
-    groups, order = [group for group, _ in positions.values()], [place for _, place in positions.values()]
-    of_image = blocks(groups, order, evaluation.block)
-    block_of = dict(zip(positions, of_image.tolist(), strict=True))
-    block = np.array([block_of[row.image_id] for row, _ in known])
-    bootstrap = BlockBootstrap.draw(int(of_image.max()) + 1, evaluation, seed=SEED)
-    estimate = rank_correlation(score, votes, block, bootstrap=bootstrap)
+    index = {image_id: row for row, image_id in enumerate(positions)}
+    of_image = np.array([index[row.image_id] for row, _ in known])
+    places = [positions[image_id] for image_id in index]
+    runs = Runs.of(
+        [group for group, _ in places],
+        [place for _, place in places],
+        block=evaluation.block,
+        independent=independent,
+    )
+    run = runs.of_image[of_image]
+    unit = runs.units(join(correlation_residuals(score, votes)[:, None], run))[run]
+    bootstrap = BlockBootstrap.draw(int(unit.max()) + 1, evaluation, seed=SEED)
+    estimate = rank_correlation(score, votes, unit, bootstrap=bootstrap)
     value, low, high = estimate.document(digits=None).values()
     return RankCorrelation(measure, len(known), len(positions), value, low, high)
 

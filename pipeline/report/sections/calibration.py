@@ -37,7 +37,8 @@ def calibration(contents: Contents) -> Section:
         "calibration",
         "Is its confidence right?",
         "Reliability: the accuracy of the pixels of each confidence. On the dashed line "
-        "the two agree; below it the model is overconfident. The band is the interval over blocks of images.",
+        "the two agree; below it the model is overconfident. The band is the interval over "
+        "independent units of images.",
         blocks,
         question="Question 1 · absolute",
         fresh=True,

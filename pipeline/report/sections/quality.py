@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
+from pipeline.format import evidence
 from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
 from pipeline.report.charts import (
     MEASURE_COLORS,
@@ -50,9 +51,8 @@ def quality(contents: Contents) -> Section:
         blocks += _regions(document)
     lead = "A good measure is high where the prediction is wrong. An AUROC of 0.5 is chance, 1 is perfect."
     if document is not None:
-        lead += (
-            f" Measured on {document['images']} {document['split']} images in {document['blocks']} blocks."
-        )
+        measured = evidence(document["images"], document["blocks"])
+        lead += f" Measured on {measured} of the {document['split']} split."
     return Section(
         "quality",
         "Are the uncertain pixels the wrong ones?",

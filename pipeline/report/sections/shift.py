@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import number, percent
+from pipeline.format import evidence, number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -233,7 +233,7 @@ def _novelty(contents: Contents) -> list[Block]:
     if held_out:
         words += (
             f" The held-out classes ({', '.join(held_out['classes'])}) were void in the training of "
-            f"{held_out['model']}; {held_out['images']} images in {held_out['blocks']} blocks."
+            f"{held_out['model']}; {evidence(held_out['images'], held_out['blocks'])}."
         )
     else:
         words += " To test unseen classes, run `segcurate novelty --classes NAMES`."

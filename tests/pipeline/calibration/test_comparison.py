@@ -12,13 +12,18 @@ from pipeline.calibration.calibrators import KINDS, Identity, Temperature, Vecto
 from pipeline.calibration.comparison import Comparison, cross_fit, evaluate_calibrator, fit_calibrator
 from pipeline.calibration.fit import Pixels, mean_nll
 from pipeline.config import EvaluationConfig
+from pipeline.evaluation.units import Runs
 from tests.pipeline.calibration.planted import law, pixels_of, planted
 
 
 def comparison_of(pixels: Pixels, *, block: int = 2, names: tuple[str, ...] = tuple(KINDS)) -> Comparison:
     images = int(pixels.images.max()) + 1
-    blocks = np.arange(images) // block
-    return cross_fit(pixels, blocks, EvaluationConfig(resamples=500), seed=0, names=names)
+    runs = Runs.of(["clip"] * images, range(images), block=block)
+    return cross_fit(pixels, runs, EvaluationConfig(resamples=500), seed=0, names=names)
+
+
+def singly(images: int) -> Runs:
+    return Runs.of(["clip"] * images, range(images), block=1, independent=True)
 
 
 def test_an_overconfident_network_is_put_right_and_passes_only_then() -> None:
@@ -40,12 +45,13 @@ def test_what_is_calibrated_already_passes_as_it_is() -> None:
 
 
 def test_each_half_is_evaluated_with_the_calibrator_of_the_other() -> None:
-    """The two halves need different temperatures: cross-fitting shows it, fitting on all would not."""
+    """Two sites need different temperatures: cross-fitting shows it, because a site is in one half."""
     logits, labels = law()
     images = torch.arange(12_000) * 30 // 12_000
-    second = (images // 2) % 2 == 1
+    second = images % 2 == 1
     pixels = pixels_of(logits * torch.where(second, 4.0, 1.0), labels)
-    found = comparison_of(pixels, names=("temperature",)).fitted["temperature"]
+    runs = Runs.of([f"site {index % 2}" for index in range(30)], range(30), block=2)
+    found = cross_fit(pixels, runs, EvaluationConfig(resamples=500), seed=0).fitted["temperature"]
     halves = [pixels.where(~second), pixels.where(second)]
     crossed = [mean_nll(fit_calibrator("temperature", halves[1 - row]), halves[row]) for row in (0, 1)]
     assert found.nll.value == pytest.approx(np.average(crossed, weights=list(map(len, halves))), abs=1e-4)
@@ -56,9 +62,7 @@ def test_ece_and_brier_are_those_of_a_direct_computation() -> None:
     pixels = planted(2.0, samples=3, pixels=4000)
     weights = torch.where(pixels.images < 10, 3.0, 1.0)
     pixels = Pixels(pixels.logits, pixels.labels, weights, pixels.images)
-    found = evaluate_calibrator(
-        Temperature(1.4), pixels, np.arange(30), EvaluationConfig(resamples=200), seed=0
-    )
+    found = evaluate_calibrator(Temperature(1.4), pixels, singly(30), EvaluationConfig(resamples=200), seed=0)
     p = (pixels.logits / 1.4).softmax(dim=1).mean(dim=0).double().numpy()
     w, y = weights.numpy() / weights.numpy().sum(), pixels.labels.numpy()
     confidence, right = p.max(axis=0), p.argmax(axis=0) == y
@@ -118,19 +122,19 @@ def test_an_unknown_calibrator_is_refused() -> None:
 
 def test_a_calibrator_that_is_worse_by_chance_passes_and_one_that_is_worse_does_not() -> None:
     pixels = planted(1.0)
-    blocks = np.arange(30) // 2
 
     def verdict(temperature: float) -> tuple[bool, bool, float]:
         item = evaluate_calibrator(
-            Temperature(temperature), pixels, blocks, EvaluationConfig(resamples=500), seed=0
+            Temperature(temperature), pixels, singly(30), EvaluationConfig(resamples=500), seed=0
         )
         expected = mean_nll(Temperature(temperature), pixels) - mean_nll(Identity(), pixels)
         assert item.nll_change.value == pytest.approx(expected, abs=1e-5)
         uncalibrated = evaluate_calibrator(
-            Identity(), pixels, blocks, EvaluationConfig(resamples=500), seed=0
+            Identity(), pixels, singly(30), EvaluationConfig(resamples=500), seed=0
         )
         fitted = {"identity": uncalibrated, "temperature": item}
-        return Comparison(fitted=fitted, cross_fitted=True).passed("temperature"), item.worse, expected
+        comparison = Comparison(fitted=fitted, cross_fitted=True, units=30)
+        return comparison.passed("temperature"), item.worse, expected
 
     passed, worse, change = verdict(1.01)
     assert (passed, worse) == (True, False)
@@ -142,7 +146,7 @@ def test_a_label_change_is_a_share_of_weights() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 2)
     pixels = Pixels(logits, torch.tensor([0, 1]), torch.tensor([3.0, 1.0]), torch.tensor([0, 1]))
     flip = VectorScaling((1.0, 1.0), (0.0, 5.0))
-    found = evaluate_calibrator(flip, pixels, np.arange(2), EvaluationConfig(resamples=100), seed=0)
+    found = evaluate_calibrator(flip, pixels, singly(2), EvaluationConfig(resamples=100), seed=0)
     assert found.labels_changed == pytest.approx(0.75)
-    same = evaluate_calibrator(Identity(), pixels, np.arange(2), EvaluationConfig(resamples=100), seed=0)
+    same = evaluate_calibrator(Identity(), pixels, singly(2), EvaluationConfig(resamples=100), seed=0)
     assert same.labels_changed == 0

@@ -1,4 +1,4 @@
-"""Blocks of neighbours, and intervals that keep their promise on dependent images."""
+"""Blocks of neighbours, and intervals over units that were drawn again or left out."""
 
 from __future__ import annotations
 
@@ -7,43 +7,14 @@ import numpy.typing as npt
 import pytest
 import scipy.stats
 
-from pipeline.evaluation.bootstrap import blocks, bootstrap_weights, percentile_interval, student_quantile
-
-
-def autoregressive(trials: int, length: int, coefficient: float) -> npt.NDArray[np.float64]:
-    """Stationary AR(1) series [length, trials] with mean 0 and variance 1."""
-    generator = np.random.default_rng(1)
-    noise = generator.standard_normal((length, trials)) * np.sqrt(1 - coefficient**2)
-    series = np.empty((length, trials))
-    series[0] = generator.standard_normal(trials)
-    for index in range(1, length):
-        series[index] = coefficient * series[index - 1] + noise[index]
-    return series
-
-
-def coverage(block: int, *, coefficient: float, length: int = 800, trials: int = 2000) -> float:
-    """How often the 95 % interval of the mean holds the true mean, 0; its standard error is 0.5 %."""
-    index = blocks(["a"] * length, list(range(length)), block, most=length)
-    series = autoregressive(trials, length, coefficient)
-    sums = np.stack([np.bincount(index, weights=one) for one in series.T], axis=1)
-    weights = bootstrap_weights(len(sums), resamples=600, seed=0)
-    means = weights @ sums / (weights @ np.bincount(index))[:, None]
-    low, high = percentile_interval(means, 0.95, count=len(sums))
-    return float(((low <= 0) & (high >= 0)).mean())
-
-
-@pytest.mark.parametrize(("coefficient", "block"), [(0.5, 20), (0.5, 40), (0.8, 80), (0.8, 100)])
-def test_blocks_cover_the_truth_of_a_dependent_series(coefficient: float, block: int) -> None:
-    assert 0.93 <= coverage(block, coefficient=coefficient) <= 0.97
-
-
-@pytest.mark.parametrize(("coefficient", "most"), [(0.5, 0.8), (0.8, 0.6)])
-def test_single_frames_pretend_to_evidence_that_is_not_there(coefficient: float, most: float) -> None:
-    assert coverage(1, coefficient=coefficient) < most
-
-
-def test_single_frames_will_do_where_they_are_independent() -> None:
-    assert 0.93 <= coverage(1, coefficient=0.0) <= 0.97
+from pipeline.evaluation.bootstrap import (
+    BlockBootstrap,
+    blocks,
+    bootstrap_weights,
+    jackknife_interval,
+    percentile_interval,
+    student_quantile,
+)
 
 
 def test_blocks_follow_position_not_order_of_ingest() -> None:
@@ -96,6 +67,37 @@ def test_the_fewer_the_blocks_the_wider_the_interval() -> None:
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] == pytest.approx(2 * 1.96, rel=0.05)
     assert widths[1] == pytest.approx(2 * scipy.stats.t.ppf(0.975, 7) * np.sqrt(8 / 7), rel=0.1)
+
+
+def ratio(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return sums[..., 0] / sums[..., 1]
+
+
+@pytest.mark.parametrize("units", [2, 3, 5])
+def test_few_units_have_the_interval_of_student_and_cover_what_they_promise(units: int) -> None:
+    values = np.random.default_rng(0).standard_normal((1000, units))
+    bootstrap = BlockBootstrap(bootstrap_weights(units, resamples=100, seed=0), 0.95)
+    ends = np.array([bootstrap.interval(ratio, np.stack([one, np.ones(units)], axis=1)) for one in values])
+    reach = scipy.stats.t.ppf(0.975, units - 1) * values.std(axis=1, ddof=1) / np.sqrt(units)
+    np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * reach, rtol=5e-3)
+    assert 0.93 <= ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean() <= 0.97
+
+
+def test_a_share_of_few_units_stays_between_0_and_1() -> None:
+    bootstrap = BlockBootstrap(bootstrap_weights(3, resamples=100, seed=0), 0.95)
+    sums = np.array([[0.0, 10.0], [9.0, 10.0], [10.0, 10.0]])
+    assert bootstrap.interval(ratio, sums, within=(0.0, 1.0)).tolist() == [0.0, 1.0]
+
+
+def test_one_unit_has_no_interval() -> None:
+    bootstrap = BlockBootstrap(bootstrap_weights(1, resamples=100, seed=0), 0.95)
+    assert np.isnan(bootstrap.interval(ratio, np.array([[1.0, 2.0]]))).all()
+
+
+def test_a_number_that_half_of_the_units_decide_alone_has_no_interval() -> None:
+    low, high = jackknife_interval(np.array([[1.0, 1.0], [np.nan, 2.0], [np.nan, 3.0]]), 0.95)
+    assert np.isnan(low[0])
+    assert low[1] < 2 < high[1]
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 19, 100])

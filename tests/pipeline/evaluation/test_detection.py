@@ -254,8 +254,8 @@ def test_the_resamples_rank_ties_as_the_value_does(kind: str) -> None:
             score, error = np.round(score * 2) / 2, np.round(np.clip(hidden, 0, 2) * 3) / 3
         else:
             error = hidden
-        once = BlockBootstrap(np.ones((3, 2)), confidence=0.95)  # each resample is the data itself
-        block = np.repeat([0, 1], 900)
+        once = BlockBootstrap(np.ones((3, 12)), confidence=0.95)  # each resample is the data itself
+        block = np.repeat(np.arange(12), 150)
         found = rank_correlation(score, error, block, bootstrap=once)
         assert found.low == pytest.approx(found.high)
         return abs(found.low - np.asarray(spearmanr(score, error))[0])

@@ -1,12 +1,14 @@
-"""A new model against the current one, on the same resampled blocks."""
+"""A new model against the current one, on the same resampled units."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pipeline.config import EvaluationConfig
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
 from pipeline.evaluation.measure_bins import MEASURE_BINS
 from pipeline.evaluation.metrics import summarise
@@ -38,7 +40,11 @@ def measured(accuracy: float, *, hardness: float = 0.15, seed: int = 0, blocks: 
 def overlap(statistics: Statistics, *, first_id: int = 0) -> Overlap:
     count = len(statistics.pixels)
     return Overlap.of(
-        statistics, image_ids=range(first_id, first_id + count), image_blocks=list(range(count))
+        statistics,
+        image_ids=range(first_id, first_id + count),
+        image_runs=list(range(count)),
+        groups=[f"group {index}" for index in range(count)],
+        least=1,
     )
 
 
@@ -47,7 +53,8 @@ def resampled(statistics: Statistics) -> BlockBootstrap:
 
 
 def decide(new: Statistics, current: Statistics, *, tolerance: float = 0.0) -> Verdict:
-    return compare(overlap(new), overlap(current), tolerance=tolerance, bootstrap=resampled(new))
+    config = EvaluationConfig(resamples=500, promote_tolerance=tolerance)
+    return compare(overlap(new), overlap(current), config=config, seed=0)
 
 
 def test_a_worse_model_is_refused_even_where_the_two_intervals_overlap() -> None:
@@ -70,6 +77,24 @@ def test_a_tolerance_forgives_a_known_loss() -> None:
     assert decide(measured(0.60, seed=2), measured(0.64, seed=3), tolerance=0.08).promoted
 
 
+def test_the_units_are_those_of_the_difference() -> None:
+    """Two drives of one kind: the new model loses in the second half of each, frame after frame."""
+    new, current = (
+        measured(0.60, hardness=0, seed=2, blocks=96),
+        measured(0.60, hardness=0, seed=3, blocks=96),
+    )
+    loss = np.tile(np.repeat([0.06, -0.06], 24), 2)[:, None, None]
+    changed = replace(new, confusion=new.confusion * (1 - loss * np.eye(3)))
+    groups = ["first"] * 48 + ["second"] * 48
+
+    def units(statistics: Statistics) -> int:
+        both = (replace(overlap(one), groups=tuple(groups)) for one in (statistics, current))
+        return compare(*both, config=EvaluationConfig(resamples=500), seed=0).units
+
+    assert units(new) > 15
+    assert units(changed) < 10
+
+
 def test_one_block_is_decided_by_the_difference_itself() -> None:
     worse, better = measured(0.5, blocks=1), measured(0.6, blocks=1)
     assert not decide(worse, better).promoted
@@ -81,7 +106,7 @@ def test_one_block_is_decided_by_the_difference_itself() -> None:
 def test_an_overlap_survives_the_store() -> None:
     before = overlap(measured(0.6))
     after = Overlap.from_document(json.loads(json.dumps(before.document())))
-    assert after.fingerprint == before.fingerprint
+    assert (after.fingerprint, after.groups, after.least) == (before.fingerprint, before.groups, 1)
     for part in ("true_positive", "true", "predicted"):
         np.testing.assert_allclose(getattr(after, part), getattr(before, part), atol=1)
 
@@ -92,6 +117,6 @@ def test_models_measured_on_other_images_are_not_paired() -> None:
         compare(
             overlap(statistics),
             overlap(statistics, first_id=5),
-            tolerance=0,
-            bootstrap=resampled(statistics),
+            config=EvaluationConfig(),
+            seed=0,
         )

@@ -142,7 +142,7 @@ def test_measures_of_logits_are_judged_by_the_deterministic_prediction_with_ever
 
 def test_the_report_says_it_in_words(judged: Judged) -> None:
     text = "\n".join(judged[2].lines())
-    assert "r01 on 8 test images in 4 blocks" in text
+    assert "r01 on 8 images in 4 independent units of the test split" in text
     assert "mutual_information" in text
     assert "gate: " in text
     assert "Not calibrated: none, mc_dropout" in text

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from db.engine import Database
 from db.queries.evaluations import assessment_of
 from db.tables import Model, ModelLabel
-from pipeline.config import EvaluationConfig, Sampler
+from pipeline.config import Sampler
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
@@ -43,12 +43,11 @@ def test_a_difference_of_means_covers_zero_where_there_is_none_and_not_where_the
     first_block, second_block = np.repeat(np.arange(20), 4), np.repeat(np.arange(15), 4)
     first = np.repeat(generator.normal(size=20), 4)
     second = np.repeat(generator.normal(size=15), 4)
-    config = EvaluationConfig(resamples=800)
-    found = mean_difference(first, second, first_block, second_block, config, seed=0)
+    found = mean_difference(first, second, first_block, second_block, confidence=0.95)
     assert found.value == pytest.approx(second.mean() - first.mean())
     assert found.low < 0 < found.high
     assert found.high - found.low > 1  # 35 blocks, not 140 images: ± 2·√(1/20 + 1/15)
-    moved = mean_difference(first, second + 3, first_block, second_block, config, seed=0)
+    moved = mean_difference(first, second + 3, first_block, second_block, confidence=0.95)
     assert moved.low > 0
 
 
@@ -59,20 +58,20 @@ def test_shares_of_a_histogram_sum_to_one_with_what_lies_outside() -> None:
 def test_metrics_of_held_out_classes_are_those_of_the_pixels() -> None:
     generator = np.random.default_rng(2)
     bins: dict[Sampler, dict[str, MeasureBins]] = {"none": {"entropy": MeasureBins.of("entropy")}}
-    found = HeldOutClasses(torch.tensor([1, 3]), blocks=3, bins=bins)
+    found = HeldOutClasses(torch.tensor([1, 3]), runs=3, bins=bins)
     values, truths = [], []
     for block in (0, 1, 2):
         label = torch.from_numpy(generator.choice([0, 1, 2, 3, 255], size=(40, 50)).astype(np.uint8))
         novel = np.isin(label.numpy(), [1, 3])
         measure = (0.15 * novel + generator.uniform(0, 0.6, label.shape)).clip(0, 1)
-        found.add("none", {"entropy": torch.from_numpy(measure)}, label, block=block)
+        found.add("none", {"entropy": torch.from_numpy(measure)}, label, run=block)
         known = label.numpy() != 255
         values.append(measure[known])
         truths.append(novel[known])
     value, truth = np.concatenate(values), np.concatenate(truths)
     assert found.pixels == truth.sum()
     weights = bootstrap_weights(3, resamples=100, seed=0)
-    rows = {row.metric: row.estimate for row in found.rows(BlockBootstrap(weights, 0.95))}
+    rows = {row.metric: row.estimate for row in found.rows(np.arange(3), BlockBootstrap(weights, 0.95))}
     false, true, _ = roc_curve(truth, value)
     assert rows["auroc"].value == pytest.approx(roc_auc_score(truth, value), abs=3e-3)
     assert rows["aupr"].value == pytest.approx(average_precision_score(truth, value), abs=5e-3)
