@@ -45,8 +45,8 @@ def rank_correlation(
 def correlation_residuals(score: Array, error: Array) -> Array:
     """What each region adds to the rank correlation beyond its share: [n] (the influence of Devlin,
     Gnanadesikan & Kettenring 1975, of ranks)."""
-    first, second = (stats.zscore(rankdata(values)) for values in (score, error))
-    correlation = float(np.mean(first * second))
+    first, second = (np.asarray(stats.zscore(rankdata(values)), np.float64) for values in (score, error))
+    correlation = float((first * second).mean())
     return first * second - correlation * (first**2 + second**2) / 2
 
 
