@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image
 from sqlalchemy import Engine, inspect
 
@@ -22,6 +23,9 @@ from db import migrations
 from db.engine import Database
 from db.queries import leases
 from pipeline.data.project import Project, load_project
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 CLASSES = ["ground", "red", "blue"]
 COLOURS = np.array([[30, 30, 30], [200, 40, 40], [40, 60, 210]])

@@ -88,7 +88,7 @@ def drift(contents: Contents) -> Section:
             if found["warning"] or any(row["p"] is not None for row in _drift_rows(found))
             else Text(
                 "Nothing can be said about drift yet: the images come from too few sequences for a p-value. "
-                "If each image is independent of its neighbours, set `evaluation.block: 1`.",
+                "If each image is independent of its neighbours, set `data.independent: true`.",
                 tone="note",
             )
         )

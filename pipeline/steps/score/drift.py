@@ -131,7 +131,8 @@ def watch_drift(
             references.append(_Reference(CALIBRATION, None, profile))
     if not references:
         return None
-    compared = _compare(references, new, block=project.config.evaluation.block)
+    config = project.config
+    compared = _compare(references, new, block=1 if config.data.independent else config.evaluation.block)
     document = _document(compared, new, uris)
     # the first images of all become the reference, whatever can be said about them
     looked = any(one.level is not None for one in compared) or len(sides.former) == 0

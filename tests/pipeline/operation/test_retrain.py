@@ -91,7 +91,7 @@ def test_a_refused_model_leaves_the_old_one_to_score_and_the_next_queue_comes(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def worse(*_: Any, **__: Any) -> Verdict:
-        return Verdict(promoted=False, difference=Estimate(-0.2, -0.3, -0.1))
+        return Verdict(promoted=False, difference=Estimate(-0.2, -0.3, -0.1), units=12)
 
     monkeypatch.setattr("pipeline.steps.evaluate.compare", worse)
     label_regions(out, at_least=6)
