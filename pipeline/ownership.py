@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.exc import IntegrityError
 
 from db.engine import Database
-from db.queries.identity import claim, read_identity
+from db.queries.identity import claim, new_id, read_identity
 from db.tables import Identity
 from pipeline.data.project import Project
 from pipeline.errors import UserError
@@ -45,9 +45,25 @@ def identity_of(project: Project, database: Database) -> Identity:
         return database.transact(lambda session: claim(session, name=name))
 
 
-def rename(project: Project, database: Database) -> tuple[str, str]:
-    """Give the database the configuration's name for its project; returns the names before and after."""
+def rename(project: Project, database: Database, *, copied: bool = False) -> tuple[str, str]:
+    """Give the database the configuration's name for its project; returns the names before and after.
+
+    Args:
+        copied: the database is a copy of another project's, which keeps its id: give this one a new id, with
+            which servers do not take the two for one project.
+
+    Raises:
+        UserError: a copy has the name of the other project, whose deployments it would replace.
+    """
     before, after = identity_of(project, database).name, project.config.name
+    if copied and before == after:
+        raise UserError(
+            f"The copy is still named {before!r}, as the project that it was copied from.",
+            "Change `name` in its configuration; then run the command again.",
+        )
     with database.session() as session:
-        claim(session, name=after).name = after
+        identity = claim(session, name=after)
+        identity.name = after
+        if copied:
+            identity.id = new_id()
     return before, after

@@ -15,6 +15,11 @@ def read_identity(session: Session) -> Identity | None:
     return session.scalars(select(Identity)).first()
 
 
+def new_id() -> str:
+    """An id that no other project has: 32 hex digits."""
+    return uuid4().hex
+
+
 def claim(session: Session, *, name: str) -> Identity:
     """The identity of the project, created with this name if the database belongs to no project yet.
 
@@ -22,7 +27,7 @@ def claim(session: Session, *, name: str) -> Identity:
     """
     identity = read_identity(session)
     if identity is None:
-        identity = Identity(key=1, id=uuid4().hex, name=name)
+        identity = Identity(key=1, id=new_id(), name=name)
         session.add(identity)
         session.flush()
     return identity

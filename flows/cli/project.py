@@ -121,7 +121,11 @@ def db_upgrade() -> None:
 
 
 @db_app.command("rename")
-def db_rename() -> None:
+def db_rename(
+    copied: Annotated[
+        bool, typer.Option("--copied", help="The database is a copy: give it an id of its own, too.")
+    ] = False,
+) -> None:
     """Give the database's project the name that the configuration has now."""
     from contextlib import closing
 
@@ -130,7 +134,7 @@ def db_rename() -> None:
 
     project = load_project(state.config_file)
     with closing(Database(project.database_url)) as database:
-        before, after = rename(project, database)
+        before, after = rename(project, database, copied=copied)
     console.print(literal(f"The database belongs to the project {after!r} (was {before!r})."))
 
 

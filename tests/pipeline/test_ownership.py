@@ -41,6 +41,22 @@ def test_a_database_of_another_project_is_refused_with_both_names(tmp_path: Path
             open_database(project)
 
 
+def test_a_copy_gets_a_name_and_an_id_of_its_own(tmp_path: Path) -> None:
+    project, database = make_project(tmp_path)
+    with closing(database):
+        before = identity_of(project, database).id
+        with pytest.raises(UserError, match="still named 'test'.*Change `name`"):
+            rename(project, database, copied=True)
+        assert identity_of(project, database).id == before
+
+        copy = configured(project, name="copy")
+        assert rename(copy, database, copied=True) == ("test", "copy")
+        found = identity_of(copy, database)
+        assert found.name == "copy"
+        assert len(found.id) == 32
+        assert found.id != before
+
+
 def test_a_command_on_another_projects_database_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
