@@ -149,10 +149,14 @@ def curves(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> d
 
 
 def intersection_over_union(true_positive: Array, true: Array, predicted: Array) -> Array:
-    """IoU of each class; NaN for a class that is neither in the masks nor predicted."""
+    """IoU of each class; NaN for a class that the masks do not hold.
+
+    A pixel that is predicted as such a class counts all the same: the IoU of its true class lacks it. With an
+    IoU of 0, one such pixel would cost a model a whole class.
+    """
     union = true + predicted - true_positive
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(union > 0, true_positive / union, np.nan)
+        return np.where(true > 0, true_positive / union, np.nan)
 
 
 def mean_defined(values: Array) -> Array:
@@ -259,7 +263,7 @@ def _shares(statistics: Statistics) -> Iterator[tuple[Key, Array, Array]]:
     true_positive, true, predicted = _margins(statistics.confusion)
     yield ("pixel_accuracy", -1), true_positive.sum(axis=1), statistics.pixels
     union = true + predicted - true_positive
-    for index in range(statistics.num_classes):
+    for index in np.flatnonzero(true.any(axis=0)).tolist():
         yield ("iou", index), true_positive[:, index], union[:, index]
 
 

@@ -197,12 +197,13 @@ def test_without_errors_their_detection_is_not_defined() -> None:
         assert np.isnan(auroc(np.array([5.0, 1.0]), np.zeros(2)))
 
 
-def test_an_absent_class_is_not_zero_but_a_missed_one_is() -> None:
-    # Class 2 is nowhere; class 1 is in the mask and never predicted.
+@pytest.mark.parametrize("predicted", [0.0, 1.0])
+def test_a_class_that_the_masks_lack_is_not_zero_but_a_missed_one_is(predicted: float) -> None:
+    # Class 2 is in no mask; class 1 is in the mask and never predicted.
     iou = intersection_over_union(
-        np.array([8.0, 0.0, 0.0]), np.array([8.0, 2.0, 0.0]), np.array([10.0, 0.0, 0.0])
+        np.array([8.0, 0.0, 0.0]), np.array([8.0, 2.0, 0.0]), np.array([10.0 - predicted, 0.0, predicted])
     )
-    assert iou[:2].tolist() == [0.8, 0.0]
+    assert iou[:2].tolist() == [8 / (10 - predicted), 0.0]
     assert np.isnan(iou[2])
 
 

@@ -73,6 +73,22 @@ def test_a_model_that_is_worse_within_the_interval_is_promoted() -> None:
     assert verdict.difference.low < 0 < verdict.difference.high
 
 
+def test_a_better_model_is_not_refused_for_a_pixel_of_a_class_that_no_mask_holds() -> None:
+    def right_in(share: float, *, strange: float) -> Statistics:
+        confusion = np.diag([900 * share, 100 * share, 0.0])
+        confusion[0, 1], confusion[1, 0] = 900 * (1 - share) - strange, 100 * (1 - share)
+        confusion[0, 2] = strange
+        return replace(measured(0.5, blocks=10), confusion=np.stack([confusion] * 10))
+
+    current, new = right_in(0.9, strange=0.0), right_in(0.95, strange=1.0)
+    verdict = decide(new, current)
+    assert verdict.promoted
+    assert verdict.difference.value > 0.05
+    found = summarise(new, bins=5, bootstrap=resampled(new))
+    assert found["miou", -1].value == pytest.approx((found["iou", 0].value + found["iou", 1].value) / 2)
+    assert np.isnan(found["iou", 2].value)
+
+
 def test_a_tolerance_forgives_a_known_loss() -> None:
     assert decide(measured(0.60, seed=2), measured(0.64, seed=3), tolerance=0.08).promoted
 
