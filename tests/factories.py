@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 import yaml
 from PIL import Image as Picture
@@ -168,6 +170,14 @@ def put(session: Session, row: Row) -> Row:
     session.add(row)
     session.flush()
     return row
+
+
+def replace_sleep(patch: pytest.MonkeyPatch, instead: Callable[[float], object]) -> None:
+    """Call `instead` for each sleep of this thread; threads that earlier tests have left go on as before."""
+    mine, sleep = threading.current_thread(), time.sleep
+    patch.setattr(
+        time, "sleep", lambda seconds: (instead if threading.current_thread() is mine else sleep)(seconds)
+    )
 
 
 def round_state(database: Database) -> tuple[int, str]:

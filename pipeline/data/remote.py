@@ -97,8 +97,7 @@ class ImageCache:
         try:
             with writing(path):
                 _reaching(uri, lambda: _filesystem(uri, self.options).get_file(uri, name))
-                self._book(os.fstat(stream.fileno()).st_size)
-                os.replace(name, path)
+                self._place(name, path, size=os.fstat(stream.fileno()).st_size)
         except BaseException:
             stream.close()
             with suppress(OSError):
@@ -106,8 +105,9 @@ class ImageCache:
             raise
         return stream
 
-    def _book(self, size: int) -> None:
-        """Make room for a file. The sum of what is there stands in the ledger, which its lock guards."""
+    def _place(self, name: str, path: Path, *, size: int) -> None:
+        """Make room for a file and put it there, both under one lock: who makes room next sees it. The ledger
+        holds the sum of what is there."""
         with open(self.folder / _LEDGER, "a+", encoding="ascii") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX)
             ledger.seek(0)
@@ -117,6 +117,8 @@ class ImageCache:
                 total = self._evict(int(self.limit * ROOM) - size) + size
             ledger.truncate(0)
             ledger.write(str(total))
+            ledger.flush()
+            os.replace(name, path)
 
     def _evict(self, target: int) -> int:
         """Remove the least recently read files until `target` bytes are left. Returns the bytes left."""

@@ -17,11 +17,10 @@ from sqlalchemy.exc import OperationalError
 from db.engine import Database
 from db.queries import leases as lease_queries
 from db.tables import Lease, utc_now
-from pipeline import leases
 from pipeline.errors import Busy
 from pipeline.leases import alone, one_at_a_time, renewing
 from pipeline.processes import is_running, name_process, this_process
-from tests.factories import ask
+from tests.factories import ask, replace_sleep
 
 ELSEWHERE = "another-machine:4711:99"
 
@@ -135,7 +134,7 @@ def test_a_process_elsewhere_that_renews_its_lease_is_alive(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold(database, ELSEWHERE)
-    monkeypatch.setattr(leases.time, "sleep", lambda _: hold(database, ELSEWHERE, seconds=90))
+    replace_sleep(monkeypatch, lambda _: hold(database, ELSEWHERE, seconds=90))
     with pytest.raises(Busy, match="process 4711 on another-machine"), alone(database, "train"):
         pytest.fail("It was held.")
 
@@ -152,7 +151,7 @@ def test_who_waits_for_a_living_process_goes_on_when_that_is_through(
         if polls == 3:
             ask(database, lease_queries.give_lease_back, name="train", owner=name_process(other.pid))
 
-    monkeypatch.setattr(leases.time, "sleep", let_go_at_the_third)
+    replace_sleep(monkeypatch, let_go_at_the_third)
     with alone(database, "train", wait=True):
         assert polls == 3
 

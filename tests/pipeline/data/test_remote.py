@@ -32,6 +32,7 @@ from pipeline.data.sources import FoldersAbove, find_images, mask_path
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.labeling.image_files import write_image
 from pipeline.steps.ingest import ingest
+from tests.factories import replace_sleep
 
 ODD = ("a b.png", "Straße 東京.png", "#1?x=2&y.png", "100%25.png", 'it\'s+"so".png', "[x]*.png", "a..b.png")
 
@@ -228,7 +229,7 @@ def test_a_store_that_comes_back_in_time_is_only_waited_for(
     bucket: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get_file, waits = MemoryFileSystem.get_file, []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    replace_sleep(monkeypatch, waits.append)
 
     def away(self: MemoryFileSystem, *arguments: Any, **options: Any) -> Any:
         if len(waits) < 3:
@@ -245,7 +246,7 @@ def test_what_cannot_be_fetched_is_unreadable_and_the_rest_goes_on(
     bucket: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get_file, attempts = MemoryFileSystem.get_file, []
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    replace_sleep(monkeypatch, lambda _: None)
     monkeypatch.setattr(remote, "_away_until", {})
 
     def broken(self: MemoryFileSystem, uri: str, *arguments: Any, **options: Any) -> Any:

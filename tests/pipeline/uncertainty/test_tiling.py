@@ -18,8 +18,9 @@ from pipeline.uncertainty.tiling import blend_weights, tile_origins
 from tests.pipeline.model.test_segmenter import tiny
 
 CPU = torch.device("cpu")
-ROUGH = {"variation_ratio": 0.5, "max_logit_norm": 0.2}
-"""Measures that a small difference of logits may move far: a vote is counted whole, a small norm divides."""
+ROUGH = {"variation_ratio": 0.5, "max_logit_norm": 0.2, "margin": 0.2}
+"""Measures that a small difference of logits may move far: a vote is counted whole, a small norm divides, and
+the margin of samples that disagree is small everywhere."""
 
 
 @given(length=st.integers(1, 400), tile=st.integers(2, 90), share=st.floats(0, 0.5))
