@@ -50,9 +50,8 @@ def export(
         tool = to or labeling.tool
         sends = not files_only and (url is not None or labeling.server_of(tool) is not None)
         if sends:
-            open_server(
-                runner.project, runner.database, tool, url
-            )  # a missing token is an error before the export
+            # a missing token is an error before the export
+            open_server(runner.project, runner.database, tool, url)
         report = runner.run(step, queue=queue, folder=folder, to=to)
         if sends:
             runner.run(push, folder=report.folder, tool=tool, url=url, queue=queue)

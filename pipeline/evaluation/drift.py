@@ -58,8 +58,8 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Units:
-    """What permutations exchange: sequences, or parts of one.
+class Deal:
+    """The units of two sets, which permutations exchange: sequences, parts of one, or images.
 
     Attributes:
         of_image: int64 [n], the unit of each image, those of the reference first.
@@ -103,7 +103,7 @@ class ShiftedImage:
     percentile: float
 
 
-def units(reference: Profile, new: Profile, *, block: int) -> Units:
+def deal(reference: Profile, new: Profile, *, block: int) -> Deal:
     """The units of two sets: images where `block` is 1, as each is independent; else sequences.
 
     Images of a single sequence are cut into blocks of that many neighbours. A sequence that is in both sets
@@ -115,11 +115,11 @@ def units(reference: Profile, new: Profile, *, block: int) -> Units:
     else:
         numbers = [blocks(side.groups, side.positions, block, most=len(side.ids)) for side in sides]
     first, second = (int(number.max(initial=-1)) + 1 for number in numbers)
-    return Units(np.concatenate([numbers[0], numbers[1] + first]), first, second)
+    return Deal(np.concatenate([numbers[0], numbers[1] + first]), first, second)
 
 
 def differences(
-    reference: Profile, new: Profile, dealt: Units, *, level: float | None, seed: int
+    reference: Profile, new: Profile, dealt: Deal, *, level: float | None, seed: int
 ) -> list[Difference]:
     """The distance of each measure, and of the class shares, with its p-value.
 
@@ -195,7 +195,7 @@ def largest_of_all(distances: Array) -> Array:
     return (distances.max(axis=1)[:, None] >= distances[0] - 1e-9).mean(axis=0)
 
 
-def _permutations(dealt: Units, *, seed: int) -> npt.NDArray[np.bool_]:
+def _permutations(dealt: Deal, *, seed: int) -> npt.NDArray[np.bool_]:
     """Which units are new, [P, u]: all other choices of as many, or a sample where these are many."""
     count = dealt.reference + dealt.new
     if comb(count, dealt.new) <= 1 + PERMUTATIONS:

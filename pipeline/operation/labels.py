@@ -74,5 +74,8 @@ def take_labels(
         labels = ImportedLabels(runner.run(pull, tool=named, url=url, queue=queue, close=close).imported)
     if labels.rejected and not (labels.imported or labels.unchanged):
         where = ", ".join(map(str, sources)) or "the server"
-        raise UserError(f"Nothing could be imported from {where}.", "Correct what is listed above.")
+        raise UserError(
+            f"Nothing could be imported from {where}.",
+            "Correct what the lines `rejected:` name, then import it again.",
+        )
     return labels

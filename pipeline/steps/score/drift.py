@@ -23,13 +23,13 @@ from pipeline.data.project import Project
 from pipeline.evaluation.drift import (
     DRIFT_MEASURES,
     SIGNIFICANCE,
+    Deal,
     Difference,
     Profile,
     ShiftedImage,
-    Units,
+    deal,
     differences,
     shifted_images,
-    units,
 )
 from pipeline.regions.sources import region_source
 from pipeline.studies.held_out import spread
@@ -82,7 +82,7 @@ class _Compared(NamedTuple):
     """The new images beside one reference. `level` is None where the units are too few for an alarm."""
 
     reference: _Reference
-    dealt: Units
+    dealt: Deal
     level: float | None
     found: list[Difference]
 
@@ -237,7 +237,7 @@ def _compare(references: Sequence[_Reference], new: Profile, *, block: int) -> l
     The level is shared by the references whose units can reach it; where none can reach its share, the one
     with the most units has the whole level.
     """
-    dealt = [units(reference.profile, new, block=block) for reference in references]
+    dealt = [deal(reference.profile, new, block=block) for reference in references]
     able = [one for one in dealt if one.smallest_p <= SIGNIFICANCE]
     level = SIGNIFICANCE / max(1, len(able))
     if any(one.smallest_p > level for one in able):

@@ -10,10 +10,10 @@ from pipeline.evaluation.drift import (
     DRIFT_MEASURES,
     Difference,
     Profile,
+    deal,
     differences,
     largest_of_all,
     shifted_images,
-    units,
 )
 
 CLASSES = 3
@@ -36,7 +36,7 @@ def profile(
 def compared(
     reference: Profile, new: Profile, *, block: int = 1, level: float | None = 0.05
 ) -> list[Difference]:
-    return differences(reference, new, units(reference, new, block=block), level=level, seed=0)
+    return differences(reference, new, deal(reference, new, block=block), level=level, seed=0)
 
 
 def drives(
@@ -135,7 +135,7 @@ def test_few_sequences_have_distances_and_no_p_value(before: int, new: int, smal
         drives(generator, before, frames=12),
         drives(generator, new, frames=12, first=9, shift=50.0),
     )
-    dealt = units(known, strange, block=10)
+    dealt = deal(known, strange, block=10)
     assert (dealt.reference, dealt.new, dealt.smallest_p) == (before, new, pytest.approx(smallest))
     if dealt.smallest_p > 0.05:
         with pytest.raises(ValueError, match="Expected a level of at least"):
