@@ -110,7 +110,7 @@ class LabelStudioServer:
         for attempt in range(1, PASSES + 1):
             try:
                 project = self._open(places, folder, config, masks=wanted)
-                there: set[object] = {data.get("image_id") for data in self._images_there(project.id, queue)}
+                there: set[object] = {data.get("image_id") for data in self._task_data(project.id, queue)}
                 before = there if before is None else before
                 images = self._send_missing(project, folder, there)
                 self._follow_newest(project)
@@ -267,7 +267,7 @@ class LabelStudioServer:
             self._api.add_tasks(project.id, chunk)
         return ids
 
-    def _images_there(self, project: int, queue: str) -> list[dict[str, Any]]:
+    def _task_data(self, project: int, queue: str) -> list[dict[str, Any]]:
         """The data of a queue's tasks."""
         tasks = self._api.tasks(project, filters=[_of_queue(queue)], include="id,data")
         return [task.data for task in tasks if task.data.get("queue") == queue]
@@ -275,7 +275,7 @@ class LabelStudioServer:
     def _has_only_tasks_of(self, folder: Path, project: int) -> bool:
         """Whether a project has tasks of the queue in this folder, and all are of images with its content."""
         ours = [task["data"] for task in _read_tasks(folder)]
-        there = self._images_there(project, str(ours[0]["queue"]))
+        there = self._task_data(project, str(ours[0]["queue"]))
         contents = {data["image_id"]: data.get("sha256") for data in ours}
         return bool(there) and all(
             data.get("image_id") in contents and data.get("sha256") == contents[data["image_id"]]
