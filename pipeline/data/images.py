@@ -36,7 +36,7 @@ ImageArray = npt.NDArray[np.uint8 | np.uint16 | np.float32]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _ORIENTATION_TAG = 274
-_REPLACE = "Replace the file, or take it out of `data.images`."
+_REPLACE = "Replace the file, or remove it."
 
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked here, on the header, before anything is decoded
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings become a DataError here
