@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import IGNORE
+from pipeline.uncertainty.network import ScoringNetwork
 from pipeline.uncertainty.predictor import Predictor
+from pipeline.uncertainty.tiling import TiledSide
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def draw_pixels(
 ) -> DrawnPixels:
     """Draw labeled pixels of one image, without replacement; all of them where there are fewer.
 
-    Of an image larger than the tile, one window of the tile's size is drawn first.
+    Of an image larger than the tile, one tile is predicted. Each cell belongs to the tile that weighs most
+    there when tiles are blended; a tile is drawn with a probability proportional to its labeled cells, and
+    pixels among these. So every labeled cell of the image is drawn as often as any other.
 
     Args:
         predictor: with any sampler.
@@ -60,32 +64,26 @@ def draw_pixels(
             represent those that were not drawn. By default each weighs 1, so that all images weigh the same.
     """
     network = predictor.network
-    origins = [
-        int(generator.integers(max(0, side - predictor.scoring.tile) + 1)) for side in image.shape[-2:]
-    ]
-    window = image[..., origins[0] :, origins[1] :][..., : predictor.scoring.tile, : predictor.scoring.tile]
-    forward = network.run(window.to(predictor.device))
-    places = network.places(forward.image.shape[-2], forward.image.shape[-1])
     rows, columns = (
-        _pixel_of_cell(
-            places[axis].numpy(),
-            window=window.shape[axis],
-            origin=origin,
-            network=image.shape[axis],
-            mask=label.shape[axis],
-        )
-        for axis, origin in zip((-2, -1), origins, strict=True)
+        _owned_cells(side, network, axis, length=image.shape[axis], mask=label.shape[axis])
+        for axis, side in zip((-2, -1), predictor.tiles(image.shape[-2], image.shape[-1]), strict=True)
     )
-    labels = label.cpu().numpy()[np.ix_(rows, columns)]
-    labeled = np.flatnonzero(labels != IGNORE)
-    chosen = generator.permutation(labeled)[:pixels]
+    mask = label.cpu().numpy()
+    tiles = [(row, column) for row in rows for column in columns]
+    counts = np.array([np.count_nonzero(mask[np.ix_(y.pixels, x.pixels)] != IGNORE) for y, x in tiles])
+    share = counts / counts.sum() if counts.any() else None
+    row, column = tiles[generator.choice(len(tiles), p=share)]
+    tile = network.segmenter.pad(image)[..., row.tile, column.tile]
+    forward = network.run(tile.to(predictor.device))
+    owned = np.ix_(row.pixels, column.pixels)
+    labels = mask[owned]
+    chosen = generator.permutation(np.flatnonzero(labels != IGNORE))[:pixels]
     weighed = np.ones(len(chosen), dtype=np.float32)
     if weights is not None:
-        weighed = weights[np.ix_(rows, columns)].ravel()[chosen] * np.float32(
-            len(labeled) / max(1, len(chosen))
-        )
-    cell_row, cell_column = np.divmod(chosen, len(columns))
-    cells = torch.from_numpy(cell_row * forward.logits.shape[-1] + cell_column).to(predictor.device)
+        weighed = weights[owned].ravel()[chosen] * np.float32(counts.sum() / max(1, len(chosen)))
+    of_row, of_column = np.divmod(chosen, len(column.pixels))
+    cells = torch.from_numpy(row.cells[of_row] * forward.logits.shape[-1] + column.cells[of_column])
+    cells = cells.to(predictor.device)
     sampled = None
     if predictor.sampler is not None:
         sampled = torch.cat([_at(chunk[:, 0], cells) for chunk in predictor.sampler.stream(network, forward)])
@@ -97,13 +95,40 @@ def draw_pixels(
     )
 
 
-def _pixel_of_cell(
-    places: npt.NDArray[np.float64], *, window: int, origin: int, network: int, mask: int
-) -> npt.NDArray[np.intp]:
-    """The mask's row (or column) on each cell that lies inside the window, from the first cell on."""
-    in_window = np.rint(places).astype(np.intp)
-    in_network = in_window[in_window < window] + origin
-    return ((in_network + 0.5) * mask / network).astype(np.intp)
+@dataclass(frozen=True)
+class _OwnedCells:
+    """The cells along one side that belong to a tile.
+
+    Attributes:
+        tile: the tile in the padded image.
+        cells: [n] their places in the tile's maps.
+        pixels: [n] the mask's row (or column) on each of them.
+    """
+
+    tile: slice
+    cells: npt.NDArray[np.intp]
+    pixels: npt.NDArray[np.intp]
+
+
+def _owned_cells(
+    side: TiledSide, network: ScoringNetwork, axis: int, *, length: int, mask: int
+) -> list[_OwnedCells]:
+    """The cells of each tile of a side, of `length` pixels without padding."""
+    count = side.weights.shape[1]
+    size = count * network.cell
+    places = network.places(size, size)[axis].numpy()
+    firsts = [origin // network.cell for origin in side.origins]
+    weight = np.zeros((len(firsts), firsts[-1] + count), dtype=np.float32)
+    for of_tile, first, values in zip(weight, firsts, side.weights.numpy(), strict=True):
+        of_tile[first : first + count] = values
+    owner = weight.argmax(axis=0)
+    found: list[_OwnedCells] = []
+    for index, (origin, first) in enumerate(zip(side.origins, firsts, strict=True)):
+        position = np.rint(places).astype(np.intp) + origin
+        cells = np.flatnonzero((owner[first : first + count] == index) & (position < length))
+        pixels = ((position[cells] + 0.5) * mask / length).astype(np.intp)
+        found.append(_OwnedCells(slice(origin, origin + size), cells, pixels))
+    return found
 
 
 def _at(logits: Tensor, cells: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.network import ScoringNetwork
 from pipeline.uncertainty.samplers import Member, Normalisation, SampledPrediction, make_sampler
 from pipeline.uncertainty.samplers.sums import sum_bands
-from pipeline.uncertainty.tiling import blend_weights, tile_origins
+from pipeline.uncertainty.tiling import TiledSide, tiled_side
 
 CPU_BATCH = 2
 """Images in a batch on the CPU. Larger batches exceed its caches: 8 images at once take 50 % longer."""
@@ -170,6 +170,20 @@ class Predictor:
             )
         return predictions
 
+    def tiles(self, height: int, width: int) -> tuple[TiledSide, TiledSide]:
+        """The tiles along the rows and the columns of an image, once it is padded: a single one where it is
+        no larger than `scoring.tile`. Tiles begin at multiples of the network's stride."""
+        stride, cell = self.segmenter.stride, self.cell
+        padded = self.segmenter.padded_size(height, width)
+        tile = max(self.scoring.tile // stride * stride, self.segmenter.minimum)
+        if max(height, width) <= self.scoring.tile:
+            tile = max(padded)
+        overlap = min(-(-self.scoring.overlap // stride) * stride, tile // 2 // stride * stride)
+        rows, columns = (
+            tiled_side(length, tile=tile, overlap=overlap, stride=stride, cell=cell) for length in padded
+        )
+        return rows, columns
+
     @property
     def segmenter(self) -> Segmenter:
         """The network itself."""
@@ -211,32 +225,16 @@ class Predictor:
         return _Sums(logits=forward.logits, sampled=sampled)
 
     def _tiled(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
-        """One image [1, K, H, W], tile by tile; tiles begin at multiples of the network's stride."""
-        stride, cell = self.segmenter.stride, self.cell
+        """One image [1, K, H, W], tile by tile."""
+        cell = self.cell
+        rows, columns = self.tiles(image.shape[-2], image.shape[-1])
         image = self.segmenter.pad(image)
-        tile = max(self.scoring.tile // stride * stride, self.segmenter.minimum)
-        overlap = min(-(-self.scoring.overlap // stride) * stride, tile // 2 // stride * stride)
-        origins = [
-            [
-                origin * stride
-                for origin in tile_origins(side // stride, tile=tile // stride, overlap=overlap // stride)
-            ]
-            for side in image.shape[-2:]
-        ]
-        rows, columns = (
-            blend_weights(
-                [origin // cell for origin in side_origins],
-                tile=tile // cell,
-                overlap=overlap // cell,
-                length=side // cell,
-            ).to(self.device)
-            for side_origins, side in zip(origins, image.shape[-2:], strict=True)
-        )
         places = [
             (y, x, row[:, None] * column)
-            for y, row in zip(origins[0], rows, strict=True)
-            for x, column in zip(origins[1], columns, strict=True)
+            for y, row in zip(rows.origins, rows.weights.to(self.device), strict=True)
+            for x, column in zip(columns.origins, columns.weights.to(self.device), strict=True)
         ]
+        tile = rows.tile
         total: _Sums | None = None
         for start in range(0, len(places), self.scoring.batch_size):
             some = places[start : start + self.scoring.batch_size]

@@ -8,9 +8,41 @@ instead of the image: its values then differ from an untiled pass, but they pass
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TiledSide:
+    """The tiles along one side of a padded image.
+
+    Attributes:
+        tile: their length in pixels.
+        origins: the first pixel of each.
+        weights: [tiles, min(tile, length) / cell] float32; see `blend_weights`.
+    """
+
+    tile: int
+    origins: list[int]
+    weights: Tensor
+
+
+def tiled_side(length: int, *, tile: int, overlap: int, stride: int, cell: int) -> TiledSide:
+    """The tiles along a padded side. `length`, `tile` and `overlap` are multiples of `stride`, and that of
+    `cell`."""
+    origins = [
+        origin * stride
+        for origin in tile_origins(length // stride, tile=tile // stride, overlap=overlap // stride)
+    ]
+    weights = blend_weights(
+        [origin // cell for origin in origins],
+        tile=tile // cell,
+        overlap=overlap // cell,
+        length=length // cell,
+    )
+    return TiledSide(tile=tile, origins=origins, weights=weights)
 
 
 def tile_origins(length: int, *, tile: int, overlap: int) -> list[int]:

@@ -287,3 +287,29 @@ def test_a_sampler_that_the_model_cannot_give_names_the_key_to_set(
 ) -> None:
     with pytest.raises(ConfigError, match=remedy):
         predictor_of(tiny("fpn"), sampler, **changes)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (100, 64)])
+def test_every_pixel_of_an_image_larger_than_the_tile_is_drawn_as_often_as_any_other(
+    size: tuple[int, int],
+) -> None:
+    predictor = predictor_of(pixelwise(), "none", resolution="logits", tile=64, overlap=16)
+    label = torch.zeros(size, dtype=torch.uint8)
+    label[:, ::2] = 255
+    place = torch.arange(label.numel()).reshape(size).float() / label.numel()
+    image = torch.stack([place, place, place])[None]
+    weights = np.ones(size, dtype=np.float32)
+    hits, total = np.zeros(4), 0.0
+    seen = predictor.network.run(image).logits[0, 0].flatten()
+    draws = 300
+    for seed in range(draws):
+        drawn = draw_pixels(
+            predictor, image, label, pixels=8, generator=np.random.default_rng(seed), weights=weights
+        )
+        pixel = (drawn.deterministic[0, :1] - seen[:, None]).abs().argmin(dim=0).numpy()
+        row, column = np.divmod(pixel, size[1])
+        central = (abs(row - size[0] / 2) < size[0] / 4) & (abs(column - size[1] / 2) < size[1] / 4)
+        hits += [central.mean(), (row < size[0] / 8).mean(), (column > size[1] * 7 / 8).mean(), 1]
+        total += float(drawn.weights.sum()) / draws
+    assert np.allclose(hits[:3] / draws, (1 / 4, 1 / 8, 1 / 8), atol=0.05)
+    assert total == pytest.approx(label.numel() / 2)
