@@ -36,6 +36,14 @@ ImageArray = npt.NDArray[np.uint8 | np.uint16 | np.float32]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _ORIENTATION_TAG = 274
+_CHANNEL_AXES = frozenset("SC")
+"""Samples of a pixel, and channels of a microscope. Any other axis is a stack."""
+_YCBCR = tifffile.PHOTOMETRIC.YCBCR
+_OTHER_COLORS = frozenset(
+    {tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB}
+)
+_JPEG = frozenset({6, 7, 33003, 33005, 34892, 50001})
+"""TIFF's compressions whose decoders make RGB of YCbCr: JPEG, JPEG 2000 and WebP."""
 _REPLACE = "Replace the file, or remove it."
 
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked here, on the header, before anything is decoded
@@ -60,7 +68,9 @@ class ImageRef:
 @dataclass(frozen=True)
 class ImageInfo:
     """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16, or 32 for floats;
-    `orientation` is EXIF's, 1 (upright as stored) to 8: `width` and `height` are of the upright image."""
+    `orientation` is EXIF's, 1 (upright as stored) to 8: `width` and `height` are of the upright image.
+
+    `stack` has the axes of a TIFF whose channels are pages, and nothing says that these are colours."""
 
     width: int
     height: int
@@ -68,6 +78,7 @@ class ImageInfo:
     bits: int
     alpha: bool = False
     orientation: int = 1
+    stack: str = ""
 
 
 class OpenImage:
@@ -91,7 +102,27 @@ class OpenImage:
             self.is_palette = _first_page(source).photometric == tifffile.PHOTOMETRIC.PALETTE
         else:
             self.info = _pillow_info(path, source, stream)
-            self.is_palette = source.mode == "P"
+            self.is_palette = source.mode in ("P", "PA")
+
+    @property
+    def kind(self) -> str:
+        """`TIFF`, or Pillow's name of the format: `PNG`, `JPEG`, `WEBP` or `BMP`."""
+        return "TIFF" if isinstance(self._source, tifffile.TiffFile) else str(self._source.format)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures it holds, of which the first is read."""
+        source = self._source
+        return len(source.series) if isinstance(source, tifffile.TiffFile) else _frames(source)
+
+    @property
+    def white_is_zero(self) -> bool:
+        """Whether its values count from white to black, as those of faxes."""
+        source = self._source
+        return (
+            isinstance(source, tifffile.TiffFile)
+            and _first_page(source).photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        )
 
     @property
     def decoded_bytes(self) -> int:
@@ -111,6 +142,12 @@ class OpenImage:
             DataError: its channels do not fit.
         """
         colors = self.info.channels - self.info.alpha
+        if self.info.stack and channels == 3:
+            raise DataError(
+                f"{self._path} is a stack of {self.info.channels} pages with the axes {self.info.stack}, not "
+                "a colour image.",
+                "Save each page as a file of its own, or the three as one RGB image.",
+            )
         if channels not in (self.info.channels, colors) and not (colors == 1 and channels == 3):
             raise DataError(
                 f"{self._path} has {self.info.channels} channel{'s' * (self.info.channels != 1)}, "
@@ -129,6 +166,25 @@ class OpenImage:
         else:
             pixels = _pillow_pixels(self._source, self.info, self._stream, palette_indices=palette_indices)
         return _upright(pixels, self.info.orientation)
+
+    def palette_size(self) -> int:
+        """The number of colours of its palette; 0 where it has none."""
+        source = self._source
+        if isinstance(source, tifffile.TiffFile):
+            colors = _first_page(source).colormap if self.is_palette else None
+            return 0 if colors is None else int(colors.shape[1])
+        return len(source.getpalette("RGB") or ()) // 3 if self.is_palette else 0
+
+    def is_transparent(self) -> bool:
+        """Whether any pixel is not opaque: by an alpha channel, a palette, or a colour that stands for it."""
+        source = self._source
+        if isinstance(source, Image.Image) and self.info.bits == 8:
+            if not source.has_transparency_data:
+                return False
+            return bool(np.asarray(source.convert("RGBA").getchannel("A")).min() < 255)
+        if isinstance(source, Image.Image) and "transparency" in source.info:
+            return True
+        return self.info.alpha and bool((unit_float(self.pixels()[:, :, -1]) != 1).any())
 
     def stat(self) -> os.stat_result:
         """Size and times of the file."""
@@ -302,6 +358,10 @@ def _decoding(path: ImageFile) -> Generator[BufferedReader]:
         raise DataError(f"{path} is not a readable image: {_reason(error)}.", _REPLACE) from error
 
 
+def _frames(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1))
+
+
 def _pillow_info(path: ImageFile, image: Image.Image, stream: BufferedReader) -> ImageInfo:
     """Header of an opened file."""
     # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
@@ -309,6 +369,8 @@ def _pillow_info(path: ImageFile, image: Image.Image, stream: BufferedReader) ->
     orientation = orientation if orientation in range(1, 9) else 1
     width, height = image.size if orientation < 5 else image.size[::-1]
     bits, bands, alpha = _pillow_depth(path, image, stream)
+    if _frames(image) > 1:
+        raise DataError(f"{path} is a film of {_frames(image)} pictures.", "Save each as a file of its own.")
     return ImageInfo(
         width=width, height=height, channels=bands, bits=bits, alpha=alpha, orientation=orientation
     )
@@ -374,6 +436,7 @@ def _tiff_info(path: ImageFile, tiff: tifffile.TiffFile) -> ImageInfo:
             "Convert it to 8 or 16 bits unsigned, or to 32-bit floats from 0 to 1.",
         )
     size = dict(zip(axes, series.shape, strict=True))
+    _check_color_space(path, page)
     palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
     channels = 3 if palette else (size[others[0]] if others else 1)
     alpha = others == ["S"] and any(int(extra) in (1, 2) for extra in page.extrasamples)
@@ -382,8 +445,21 @@ def _tiff_info(path: ImageFile, tiff: tifffile.TiffFile) -> ImageInfo:
     width, height = (size["X"], size["Y"]) if orientation < 5 else (size["Y"], size["X"])
     bits = {"u2": 16, "f4": 32, "f8": 32}.get(series.dtype.str[1:], 8)
     return ImageInfo(
-        width=width, height=height, channels=channels, bits=bits, alpha=alpha, orientation=orientation
+        width=width,
+        height=height,
+        channels=channels,
+        bits=bits,
+        alpha=alpha,
+        orientation=orientation,
+        stack=axes if others and others[0] not in _CHANNEL_AXES and channels > 1 else "",
     )
+
+
+def _check_color_space(path: ImageFile, page: tifffile.TiffPage) -> None:
+    """Refuse colours that tifffile returns as they are stored. Those of a JPEG become RGB."""
+    photometric = tifffile.PHOTOMETRIC(page.photometric)
+    if photometric in _OTHER_COLORS or (photometric == _YCBCR and page.compression not in _JPEG):
+        raise DataError(f"{path} has colours of the kind {photometric.name}.", "Convert it to RGB.")
 
 
 def _tiff_pixels(tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:

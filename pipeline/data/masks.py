@@ -10,18 +10,22 @@ import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import ImageArray, OpenImage, encode_png, open_image
+from pipeline.data.images import OpenImage, encode_png, open_image
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes, sweep
 
 Mask = npt.NDArray[np.uint8]
 
+MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
+"""Lossless file formats."""
+
+_KINDS = frozenset({"PNG", "TIFF", "BMP"})
 _MOST_CHANNELS = 4
 """Red, green, blue and alpha. More are refused before they are decoded."""
 _UNKNOWN = -1
@@ -35,6 +39,12 @@ _DISTINCT = (
 )  # fmt: skip
 
 
+class UnknownValues(DataError):
+    """A mask has values, or colours, that are no class and not ignored. `counts` has the pixels of each."""
+
+    counts: dict[str, int]
+
+
 @dataclass(frozen=True)
 class MaskCodec:
     """What the values or colours of a mask file mean.
@@ -44,12 +54,15 @@ class MaskCodec:
         index_of_id: int16 [65536], the class index of each pixel value, 255 for ignored, -1 for unknown.
         index_of_color: the same for packed colours (red · 65536 + green · 256 + blue).
         max_pixels: a larger file is refused before it is decoded.
+        colors_decide: whether colours that are all known count where the indices of a palette mean other
+            classes: they do where every class was given a colour.
     """
 
     encoding: Literal["auto", "index", "palette", "rgb"]
     index_of_id: npt.NDArray[np.int16]
     index_of_color: dict[int, int]
     max_pixels: int
+    colors_decide: bool
 
     @classmethod
     def from_config(cls, config: DataConfig) -> MaskCodec:
@@ -66,6 +79,7 @@ class MaskCodec:
             index_of_id=index_of_id,
             index_of_color=colors,
             max_pixels=config.max_pixels,
+            colors_decide=all(item.color is not None for item in config.classes),
         )
 
 
@@ -79,8 +93,9 @@ def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> 
         uint8 [H, W], class index or 255.
 
     Raises:
-        DataError: the file is no readable image, has another size, an encoding that does not fit, or a
-            value or colour that no class has; the message lists these.
+        DataError: the file is no readable image, cannot be a mask (`check_mask`), has an encoding that does
+            not fit, or values that mean other classes than its colours.
+        UnknownValues: it has a value or colour that no class has; the message lists these.
     """
     with open_image(path, max_pixels=codec.max_pixels) as image:
         return decode_mask(path, image, codec, size=size)
@@ -88,26 +103,96 @@ def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> 
 
 def decode_mask(path: Path, image: OpenImage, codec: MaskCodec, *, size: tuple[int, int] | None) -> Mask:
     """As `read_mask`, of a file that is open."""
+    check_mask(path, image, size=size)
+    if codec.encoding == "palette" and not image.is_palette:
+        raise DataError(
+            f"The mask {path} has no palette, but `data.mask_encoding` is `palette`.",
+            "Set `data.mask_encoding: auto`, or export the mask with a palette.",
+        )
+    if codec.encoding == "rgb":
+        return _from_colors(path, mask_colors(path, image), codec).known(path)
+    values = _values(image)
+    if values is None and codec.encoding != "auto":
+        raise DataError(
+            f"The mask {path} is coloured, but `data.mask_encoding` is `{codec.encoding}`.",
+            "Set `data.mask_encoding: rgb` and give each class a `color`.",
+        )
+    by_value = None if values is None else _from_ids(path, values, codec)
+    if by_value is not None and (codec.encoding != "auto" or image.info.channels - image.info.alpha < 3):
+        return by_value.known(path)
+    if not codec.index_of_color:
+        if by_value is not None:
+            return by_value.known(path)
+        raise DataError(
+            f"The mask {path} is coloured, but no class in `data.classes` has a `color`.",
+            "Give each class its `color`, or export index masks.",
+        )
+    by_color = _from_colors(path, mask_colors(path, image), codec)
+    return _agreed(path, by_value, by_color, codec, is_palette=image.is_palette)
+
+
+def check_mask(path: Path, image: OpenImage, *, size: tuple[int, int] | None) -> None:
+    """Refuse a file that cannot be a mask, whatever its values mean.
+
+    Args:
+        size: width and height that it must have; None takes any.
+
+    Raises:
+        DataError: it has another size; a lossy format, whose values are not those that were painted; several
+            pictures; channels that are no colour; transparent pixels; or counts from white to black.
+    """
     info = image.info
     if size is not None and (info.width, info.height) != size:
         raise DataError(
             f"The mask {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
             "Export the mask at the size of its image (as displayed, after EXIF orientation).",
         )
+    if image.kind not in _KINDS:
+        raise DataError(
+            f"The mask {path} is a {image.kind} file, which may be lossy: its values are perhaps not those "
+            "that were painted.",
+            "Export the mask as PNG, TIFF or BMP.",
+        )
     if info.channels > _MOST_CHANNELS:
         raise DataError(
             f"The mask {path} has {info.channels} channels; a mask has at most {_MOST_CHANNELS}.",
             "Export it with one value or one colour for each pixel.",
         )
-    if codec.encoding == "palette" and not image.is_palette:
+    if info.stack or image.pictures > 1:
+        pages = info.channels if info.stack else image.pictures
         raise DataError(
-            f"The mask {path} has no palette, but `data.mask_encoding` is `palette`.",
-            "Set `data.mask_encoding: auto`, or export the mask with a palette.",
+            f"The mask {path} is a stack of {pages} pages, not one mask.",
+            "Save one page whose values are the classes.",
         )
-    pixels = image.pixels(palette_indices=codec.encoding != "rgb")
-    if codec.encoding == "rgb" or _is_colored(pixels, codec):
-        return _from_colors(path, pixels, codec)
-    return _from_ids(path, pixels, codec)
+    if info.channels - info.alpha not in (1, 3):
+        raise DataError(
+            f"The mask {path} has {info.channels} channels, which are neither a value nor a colour.",
+            "Export it with one value or one colour for each pixel.",
+        )
+    if image.white_is_zero:
+        raise DataError(
+            f"The mask {path} counts from white to black: its smallest value is white.",
+            "Save it as a PNG, whose values mean the same everywhere.",
+        )
+    if image.is_transparent():
+        raise DataError(
+            f"The mask {path} has transparent pixels.", "Flatten it, then save it without transparency."
+        )
+
+
+def mask_colors(path: Path, image: OpenImage) -> npt.NDArray[np.int32]:
+    """The colours of a mask that is open, packed as `pack` does, int32 [H, W]. A grey value is a colour.
+
+    Raises:
+        DataError: its colours have 16 bits, or its palette lacks a colour.
+    """
+    pixels = image.pixels()
+    if pixels.dtype != np.uint8:
+        raise DataError(f"The mask {path} has 16-bit colours.", "Export the mask with 8 bits a channel.")
+    if image.is_palette and int(image.pixels(palette_indices=True).max()) >= image.palette_size():
+        raise DataError(f"The palette of the mask {path} lacks a colour.", "Export the mask again.")
+    rgb = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
+    return (rgb.astype(np.int32) * np.array([65536, 256, 1], dtype=np.int32)).sum(axis=2, dtype=np.int32)
 
 
 def write_mask(path: Path, mask: Mask) -> None:
@@ -171,59 +256,86 @@ def _endless_colors() -> Generator[tuple[int, int, int]]:
         yield round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _is_colored(pixels: ImageArray, codec: MaskCodec) -> bool:
-    """Whether a mask spells classes as colours. Grey saved as RGB is an index mask."""
-    may_be = pixels.shape[2] >= 3 and codec.encoding == "auto"
-    return may_be and (bool(codec.index_of_color) or not _is_grey(pixels))
+def _values(image: OpenImage) -> npt.NDArray[np.integer[Any]] | None:
+    """The values of a mask [H, W]; None where it has colours. Grey saved as RGB has values."""
+    pixels = image.pixels(palette_indices=True)
+    grey = pixels.shape[2] < 3 or bool((pixels[:, :, :1] == pixels[:, :, 1:3]).all())
+    return cast("npt.NDArray[np.integer[Any]]", pixels[:, :, 0]) if grey else None
 
 
-def _is_grey(pixels: ImageArray) -> bool:
-    return bool((pixels[:, :, :1] == pixels[:, :, 1:3]).all())
+@dataclass(frozen=True)
+class _Reading:
+    """One reading of a mask: int16 [H, W], class index, 255, or -1 where it means nothing; and why."""
+
+    index: npt.NDArray[np.int16]
+    unknown: UnknownValues | None
+
+    def known(self, path: Path) -> Mask:
+        """The mask; raises where it means nothing somewhere."""
+        if self.unknown is not None:
+            raise self.unknown
+        return self.index.astype(np.uint8)
 
 
-def _from_ids(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
-    if pixels.shape[2] >= 3 and not _is_grey(pixels):
+def _agreed(
+    path: Path, by_value: _Reading | None, by_color: _Reading, codec: MaskCodec, *, is_palette: bool
+) -> Mask:
+    """The mask of a file that has both values and colours.
+
+    The colours count where every class was given one. Otherwise neither is more likely to be right.
+    """
+    if by_value is None or (by_color.unknown is None and is_palette and codec.colors_decide):
+        return by_color.known(path)
+    if by_value.unknown is not None:
+        return (by_value if is_palette and by_color.unknown is not None else by_color).known(path)
+    meant = by_color.index != _UNKNOWN if codec.colors_decide or by_color.unknown is None else False
+    if np.any((by_value.index != by_color.index) & meant):
         raise DataError(
-            f"The mask {path} is coloured, but `data.mask_encoding` is `{codec.encoding}`.",
-            "Set `data.mask_encoding: rgb` and give each class a `color`.",
+            f"The values of {path} mean other classes than its colours.",
+            "Save it as an index mask without a palette, or say which of them count: `data.mask_encoding: "
+            "index` or `rgb`.",
         )
-    ids = pixels[:, :, 0]
+    return by_value.known(path)
+
+
+def _from_ids(path: Path, ids: npt.NDArray[np.integer[Any]], codec: MaskCodec) -> _Reading:
     index = codec.index_of_id[ids.astype(np.intp)]
     unknown = index == _UNKNOWN
-    if unknown.any():
-        values, counts = np.unique(ids[unknown], return_counts=True)
-        raise DataError(
-            f"The mask {path} has values that are no class id: {_listed(values.tolist(), counts.tolist())}.",
-            "Add them to `data.classes` or `data.ignore_index`, or correct the mask.",
-        )
-    return index.astype(np.uint8)
+    if not unknown.any():
+        return _Reading(index, None)
+    values, counts = np.unique(ids[unknown], return_counts=True)
+    named = [str(value) for value in values.tolist()]
+    error = UnknownValues(
+        f"The mask {path} has values that are no class id: {_listed(named, counts.tolist())}.",
+        "Add them to `data.classes` or `data.ignore_index`, or correct the mask.",
+    )
+    error.counts = dict(zip(named, counts.tolist(), strict=True))
+    return _Reading(index, error)
 
 
-def _from_colors(path: Path, pixels: ImageArray, codec: MaskCodec) -> Mask:
+def _from_colors(path: Path, packed: npt.NDArray[np.int32], codec: MaskCodec) -> _Reading:
     if not codec.index_of_color:
         raise DataError(
-            f"The mask {path} is coloured, but no class in `data.classes` has a `color`.",
+            f"The mask {path} is to be read by its colours, but no class in `data.classes` has a `color`.",
             "Give each class its `color`, or export index masks.",
         )
-    if pixels.dtype != np.uint8:
-        raise DataError(f"The mask {path} has 16-bit colours.", "Export the mask with 8 bits a channel.")
-    rgb = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
-    packed = (rgb.astype(np.int32) * np.array([65536, 256, 1], dtype=np.int32)).sum(axis=2, dtype=np.int32)
     keys = np.array(sorted(codec.index_of_color), dtype=np.int32)
-    values = np.array([codec.index_of_color[key] for key in keys.tolist()], dtype=np.uint8)
+    values = np.array([codec.index_of_color[key] for key in keys.tolist()], dtype=np.int16)
     place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
     unknown = keys[place] != packed
-    if unknown.any():
-        colors, counts = np.unique(packed[unknown], return_counts=True)
-        named = [str(unpack(color)) for color in colors.tolist()]
-        raise DataError(
-            f"The mask {path} has colours that are no class: {_listed(named, counts.tolist())}.",
-            "Add them to `data.classes` or `data.ignore_color`, or correct the mask.",
-        )
-    return values[place]
+    if not unknown.any():
+        return _Reading(values[place], None)
+    colors, counts = np.unique(packed[unknown], return_counts=True)
+    named = [str(unpack(color)) for color in colors.tolist()]
+    error = UnknownValues(
+        f"The mask {path} has colours that are no class: {_listed(named, counts.tolist())}.",
+        "Add them to `data.classes` or `data.ignore_color`, or correct the mask.",
+    )
+    error.counts = dict(zip(named, counts.tolist(), strict=True))
+    return _Reading(np.where(unknown, np.int16(_UNKNOWN), values[place]), error)
 
 
-def _listed(values: list[int] | list[str], counts: list[int]) -> str:
+def _listed(values: list[str], counts: list[int]) -> str:
     """Values with their pixel counts, the most frequent first."""
     ranked = sorted(zip(counts, values, strict=True), key=lambda pair: -pair[0])
     shown = ", ".join(f"{value} ({count} px)" for count, value in ranked[:_LISTED])

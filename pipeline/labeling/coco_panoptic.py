@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.config import IGNORE
 from pipeline.data.images import encode_png, open_image
-from pipeline.data.masks import Mask
+from pipeline.data.masks import Mask, check_mask, mask_colors
 from pipeline.errors import DataError
 from pipeline.files import atomic_write_bytes
 from pipeline.labeling.coco_document import (
@@ -104,8 +104,9 @@ def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, hei
         check_size((info.width, info.height), width, height)
         if (info.channels, info.bits, info.alpha) != (3, 8, False):
             raise DataError("Its PNG is not one of 8 bits in red, green and blue.", "Export it again.")
-        pixels = opened.pixels().astype(np.uint32)
-    ids = pixels[:, :, 0] | pixels[:, :, 1] << 8 | pixels[:, :, 2] << 16
+        check_mask(file, opened, size=None)
+        packed = mask_colors(file, opened)
+    ids = (packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16).astype(np.uint32)
     found = table[np.minimum(ids, len(table) - 1)]
     if (found == _UNKNOWN).any():
         unknown = int(ids[found == _UNKNOWN][0])

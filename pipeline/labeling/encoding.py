@@ -7,6 +7,7 @@ of the project's `data.classes`, or the colours of the label map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.images import OpenImage, encode_png, open_image, unit_float
-from pipeline.data.masks import Mask, MaskCodec, decode_mask, palette
-from pipeline.errors import DataError
+from pipeline.data.images import encode_png
+from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
 from pipeline.files import atomic_write_bytes
 from pipeline.regions.outlines import decode_outline, paint_regions
-
-MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
-"""Lossless file formats."""
 
 COVERED = 0.5
 """Share of a region's pixels that must be painted for the region to count as labeled. Selection excludes
@@ -59,8 +56,10 @@ class LabelMap:
                 "ignore_color": [*config.ignore_color, self.unpainted_color],
             }
         )
-        self._by_id = MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "index"}))
-        self._by_color = MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "rgb"}))
+        self._codec = replace(
+            MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "auto"})),
+            colors_decide=all(item.color is not None for item in config.classes),
+        )
 
     def document(self) -> dict[str, Any]:
         """The content of `labelmap.json`."""
@@ -89,8 +88,7 @@ class LabelMap:
     def read(self, path: Path, *, size: tuple[int, int]) -> Mask:
         """Read an annotator's mask: an index mask, a palette mask, or colours of the label map.
 
-        A file that is valid both by its values and by its colours is accepted where both give the same mask,
-        and rejected otherwise: neither is more likely to be right.
+        It is read as `read_mask` reads the project's own masks.
 
         Args:
             size: width and height of the image.
@@ -101,27 +99,7 @@ class LabelMap:
         Raises:
             DataError: the file is not a mask of this size and label map; the message gives the reason.
         """
-        with open_image(path, max_pixels=self._by_id.max_pixels) as image:
-            info = image.info
-            if info.alpha and (info.width, info.height) == size:
-                _reject_transparency(path, image)
-            if info.channels - info.alpha < 3:
-                return decode_mask(path, image, self._by_id, size=size)
-            readings: list[Mask] = []
-            problems: list[DataError] = []
-            for codec in (self._by_id, self._by_color):
-                try:
-                    readings.append(decode_mask(path, image, codec, size=size))
-                except DataError as error:
-                    problems.append(error)
-        if not readings:
-            raise problems[0 if image.is_palette else 1]
-        if not np.array_equal(readings[0], readings[-1]):
-            raise DataError(
-                f"The values of {path} mean other classes than its colours.",
-                "Save it as an index mask without a palette.",
-            )
-        return readings[0]
+        return read_mask(path, self._codec, size=size)
 
 
 def hexadecimal(color: Sequence[int]) -> str:
@@ -176,9 +154,3 @@ def is_whole_image(
         return True
     covered = bool((painted_shares(mask, boxes, outlines) >= COVERED).all())
     return covered and bool((mask[outside] != IGNORE).mean() >= COVERED)
-
-
-def _reject_transparency(path: Path, image: OpenImage) -> None:
-    """Reject a transparent pixel: its colour is invisible, and must not become a label."""
-    if (unit_float(image.pixels()[:, :, -1]) != 1).any():
-        raise DataError(f"{path} has transparent pixels.", "Flatten it, then save it without transparency.")

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pipeline.data.masks import MASK_ENDINGS
 from pipeline.errors import DataError
-from pipeline.labeling.encoding import MASK_ENDINGS, LabelMap, hexadecimal
+from pipeline.labeling.encoding import LabelMap, hexadecimal
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool, shown
 from pipeline.labeling.manifest import (
     HEATMAPS,

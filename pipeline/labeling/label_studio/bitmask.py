@@ -46,7 +46,7 @@ def decode(url: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
         content = base64.b64decode(url[len(PREFIX) :], validate=True)
     except (ValueError, binascii.Error) as error:
         raise DataError("The mask is not a readable PNG.", _REMEDY) from error
-    with open_png(content, width=width, height=height) as picture:
+    with open_png(content, width=width, height=height) as (picture, _):
         if not picture.has_transparency_data:
             raise DataError("The mask's PNG has no transparency, so that nothing is painted.", _REMEDY)
         return np.asarray(picture.convert("RGBA").getchannel("A")) >= PAINTED

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from PIL import Image
 
@@ -14,17 +15,20 @@ from pipeline.labeling.exchange import check_size
 
 
 @contextmanager
-def open_png(content: bytes, *, width: int, height: int) -> Generator[Image.Image]:
-    """A PNG that has the size of its image; an error of the block counts as damage of the file.
+def open_png(
+    content: bytes, *, width: int, height: int
+) -> Generator[tuple[Image.Image, io.BufferedReader[Any]]]:
+    """A PNG of the size of its image, and its stream; an error of the block counts as damage of it.
 
     Raises:
         DataError: it has another size, which is checked before it is decoded, or it is not readable.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+        stream = io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content)))
+        with warnings.catch_warnings(), Image.open(stream, formats=["PNG"]) as picture:
             warnings.simplefilter("ignore")
             check_size(picture.size, width, height)
-            yield picture
+            yield picture, stream
     except DataError:
         raise
     except Exception as error:  # decoders raise any error for a damaged file

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from pipeline.data.images import OpenImage
+from pipeline.data.masks import check_mask, mask_colors
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
@@ -27,10 +28,6 @@ from pipeline.labeling.voc.layout import CLASS_MASKS
 
 LONGEST_MASK = 128 << 20
 """Bytes of a mask file."""
-
-_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")
-_NO_COLOR = -1
-_REMEDY = "Export it from the labeling tool again."
 
 
 def recognises(source: Path) -> bool:
@@ -135,25 +132,12 @@ def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, hei
     if isinstance(colors, DataError):
         raise colors
     content = read_file(files, name, longest=LONGEST_MASK)
-    return DecodedMask(colors.read(_packed_colors(content, width=width, height=height)))
+    return DecodedMask(colors.read(_packed_colors(Path(shown(name)), content, width=width, height=height)))
 
 
-def _packed_colors(content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
+def _packed_colors(file: Path, content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
     """The colours [H, W] of an untrusted PNG, as numbers; its size is checked before it is decoded."""
-    with open_png(content, width=width, height=height) as picture:
-        if picture.mode not in _MODES:
-            raise DataError("The mask has no colours of 8 bits.", _REMEDY)
-        if picture.has_transparency_data:
-            if np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
-                raise DataError("The mask has transparent pixels.", "Flatten it, then save it again.")
-        elif picture.mode == "P":
-            return _of_palette(picture)
-        rgb = np.asarray(picture.convert("RGB")).astype(np.int32)
-        return rgb[:, :, 0] << 16 | rgb[:, :, 1] << 8 | rgb[:, :, 2]
-
-
-def _of_palette(picture: Image.Image) -> npt.NDArray[np.int32]:
-    listed = np.array(picture.getpalette("RGB"), dtype=np.int32).reshape(-1, 3)
-    table = np.full(256, _NO_COLOR, dtype=np.int32)
-    table[: len(listed)] = listed[:, 0] << 16 | listed[:, 1] << 8 | listed[:, 2]
-    return table[np.asarray(picture)]
+    with open_png(content, width=width, height=height) as (picture, stream):
+        image = OpenImage(file, stream, picture)
+        check_mask(file, image, size=None)
+        return mask_colors(file, image)

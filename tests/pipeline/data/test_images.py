@@ -202,3 +202,32 @@ def test_unit_float_reaches_one_at_the_largest_number() -> None:
         values = unit_float(np.array([[[0, np.iinfo(dtype).max]]], dtype=dtype))
         assert values.dtype == np.float32
         assert values.ravel().tolist() == [0.0, 1.0]
+
+
+def test_three_pages_are_no_colours(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, noise(3, 16, 18), photometric="minisblack")
+    with pytest.raises(DataError, match="a stack of 3 pages with the axes QYX, not a colour image"):
+        read_image(path, channels=3, max_pixels=MANY)
+
+
+@pytest.mark.parametrize("space", ["ycbcr", "cielab"])
+def test_stored_colours_other_than_rgb_are_not_read_as_rgb(tmp_path: Path, space: Any) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(16, 18, 3), photometric=space)
+    with pytest.raises(DataError, match=f"colours of the kind {space.upper()}"):
+        read_image(tmp_path / "a.tif", channels=3, max_pixels=MANY)
+
+
+def test_the_ycbcr_of_a_jpeg_in_a_tiff_becomes_rgb(tmp_path: Path) -> None:
+    pixels = np.full((16, 16, 3), (200, 30, 40), dtype=np.uint8)
+    as_jpeg: Any = {"compression": "jpeg", "compressionargs": {"outcolorspace": "ycbcr"}}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **as_jpeg)
+    assert tifffile.TiffFile(tmp_path / "a.tif").pages.first.photometric == tifffile.PHOTOMETRIC.YCBCR
+    assert np.abs(read(tmp_path / "a.tif").astype(int) - pixels).max() < 6
+
+
+def test_a_film_is_no_image(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(8, 8, 3, seed=seed)) for seed in (0, 1)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="a film of 2 pictures"):
+        probe_image(tmp_path / "a.png", max_pixels=MANY)

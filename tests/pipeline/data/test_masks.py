@@ -184,3 +184,101 @@ def test_a_mask_of_many_channels_is_refused_before_it_is_decoded(tmp_path: Path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def permuted(path: Path) -> Path:
+    """Sky, road and car by their colours; road, car and sky by their indices."""
+    image = Image.fromarray(np.array([[1, 2, 0]], dtype=np.uint8)).convert("P")
+    image.putpalette([255, 0, 0, 0, 0, 255, 100, 100, 100])
+    image.save(path)
+    return path
+
+
+def test_the_colours_of_a_permuted_palette_decide_where_every_class_has_one(tmp_path: Path) -> None:
+    path = permuted(tmp_path / "a.png")
+    assert read_mask(path, codec(COLORED), size=None).tolist() == [[0, 1, 2]]
+    assert read_mask(path, codec(COLORED, mask_encoding="index"), size=None).tolist() == [[1, 2, 0]]
+    assert read_mask(path, codec(), size=None).tolist() == [[1, 2, 0]]
+    with pytest.raises(DataError, match="values of .* mean other classes than its colours"):
+        read_mask(path, codec([*COLORED, "none"]), size=None)
+
+
+def test_a_palette_with_a_class_colour_at_another_index_and_a_strange_one_is_refused(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).convert("P")
+    image.putpalette([255, 0, 0, 0, 0, 255, 9, 9, 9])
+    image.save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="other classes than its colours") as caught:
+        read_mask(tmp_path / "a.png", codec(COLORED), size=None)
+    assert "`data.mask_encoding: index`" in caught.value.remedy
+
+
+def transparent(kind: str, path: Path) -> None:
+    values = np.zeros((2, 3), dtype=np.uint8)
+    alpha = np.full((2, 3), 255, dtype=np.uint8)
+    alpha[0, 0] = 0
+    if kind == "RGBA":
+        Image.fromarray(np.dstack([values, values, values, alpha])).save(path)
+    elif kind == "LA":
+        Image.fromarray(np.dstack([values, alpha]), mode="LA").save(path)
+    elif kind == "tRNS of grey":
+        Image.fromarray(values).save(path, transparency=0)
+    elif kind == "tRNS of RGB":
+        Image.fromarray(np.dstack([values] * 3)).save(path, transparency=(0, 0, 0))
+    elif kind == "tRNS of a palette":
+        image = Image.fromarray(values).convert("P")
+        image.save(path, transparency=0)
+    else:
+        tifffile.imwrite(
+            path, np.dstack([values, alpha]), photometric="minisblack", extrasamples=["unassalpha"]
+        )
+
+
+@pytest.mark.parametrize(
+    "kind", ["RGBA", "LA", "tRNS of grey", "tRNS of RGB", "tRNS of a palette", "TIFF with alpha"]
+)
+def test_transparent_pixels_are_no_labels(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("a.tif" if kind.startswith("TIFF") else "a.png")
+    transparent(kind, path)
+    with pytest.raises(DataError, match="has transparent pixels"):
+        read_mask(path, codec(), size=(3, 2))
+
+
+def test_an_opaque_alpha_channel_changes_nothing(tmp_path: Path) -> None:
+    alpha = np.full_like(INDEX, 255)
+    path = saved(tmp_path / "a.png", np.dstack([INDEX, INDEX, INDEX, alpha]))
+    np.testing.assert_array_equal(read_mask(path, codec(), size=None), INDEX)
+
+
+def test_pages_are_no_mask(tmp_path: Path) -> None:
+    half = np.arange(16 * 18).reshape(16, 18) < 70
+    index = half.astype(np.uint8)
+    tifffile.imwrite(tmp_path / "two.tif", np.stack([~half, half]).astype(np.uint8))
+    tifffile.imwrite(tmp_path / "three.tif", np.stack([index] * 3), photometric="minisblack")
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as tiff:
+        tiff.write(index)
+        tiff.write(index[:8])
+    for name in ("two.tif", "three.tif", "sizes.tif"):
+        with pytest.raises(DataError, match="is a stack of [23] pages, not one mask"):
+            read_mask(tmp_path / name, codec(), size=(18, 16))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"photometric": "ycbcr"}, "colours of the kind YCBCR"),
+        ({"photometric": "cielab"}, "colours of the kind CIELAB"),
+    ],
+)
+def test_other_colour_spaces_are_no_mask(tmp_path: Path, options: Any, message: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 3, 3), dtype=np.uint8), **options)
+    with pytest.raises(DataError, match=message):
+        read_mask(tmp_path / "a.tif", codec(), size=(3, 2))
+
+
+def test_a_fax_and_a_lossy_file_are_no_mask(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "fax.tif", INDEX, photometric="miniswhite")
+    with pytest.raises(DataError, match="from white to black"):
+        read_mask(tmp_path / "fax.tif", codec(), size=None)
+    for name in ("a.jpg", "a.webp"):
+        with pytest.raises(DataError, match="may be lossy"):
+            read_mask(saved(tmp_path / name, INDEX), codec(), size=None)

@@ -296,7 +296,7 @@ def test_an_unknown_label_refuses_only_the_masks_that_have_it(tmp_path: Path) ->
         (colored([ROAD] * 3)[:-30], "not a readable PNG"),
         (colored([ROAD] * 4), "has 4×1 pixels, and the image 3×1"),
         (claiming_png(1_000_000, 1_000_000), "has 1000000×1000000 pixels"),
-        (png(np.array([[1, 2, 3]], np.uint16)), "no colours of 8 bits"),
+        (png(np.array([[1, 2, 3]], np.uint16)), "has 16-bit colours"),
         (png(np.array([[[*ROAD, 0]] * 3], np.uint8)), "transparent pixels"),
         (png(np.array([[[*ROAD, 254]] * 3], np.uint8)), "transparent pixels"),
     ],
@@ -324,7 +324,7 @@ def test_an_index_that_the_palette_lacks_is_no_colour(tmp_path: Path) -> None:
     assert mask_of(said_of_one(tmp_path, whole)) == [[255, 0, 255]]
     said = said_of_one(tmp_path, cut)
     assert isinstance(said, str)
-    assert "pixels that mean no class: 1 " in said
+    assert "lacks a colour" in said
 
 
 def test_links_and_other_files_are_refused_and_the_images_beside_are_not_looked_at(tmp_path: Path) -> None:
