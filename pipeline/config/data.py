@@ -49,8 +49,8 @@ class DataConfig(Section):
     `{stem}` its name without the ending, `{name}` its name with it."""
     mask_encoding: Literal["auto", "index", "palette", "rgb"] = "auto"
     """`index`: the pixel value is the class id. `palette`: the same, in a PNG with a palette. `rgb`: the
-    pixel's colour is the class's colour. `auto`: by the file; the colours of a palette count where every class
-    has a `color`, and a file whose values and colours mean different classes is refused otherwise."""
+    pixel's colour is the class's colour. `auto`: by the file. The colours of a palette count where
+    every class has a `color`; otherwise values and colours must mean the same."""
     classes: Annotated[list[ClassConfig], Field(min_length=2, max_length=255)]
     """The classes, as names or as `{name, id, color}`."""
     ignore_index: list[Annotated[int, Field(ge=0, le=65535)]] = [IGNORE]
