@@ -62,7 +62,8 @@ def prepare(work: Path, *, data: Path, weights: Path) -> Project:
 
 def report(project: Project, database: Database, seconds: list[tuple[str, float]]) -> None:
     with database.session(write=False) as session:
-        rounds = round_history(session, sampler=project.config.scoring.sampler)
+        config = project.config
+        rounds = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         promoted = models.promoted_model(session)
     print("round  labels  share  mIoU, ECE before, ECE after, AUROC of error detection")
     for row in rounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
 from pipeline.format import counts, largest, percent
+from pipeline.summaries.classes import worst_class
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
-from pipeline.summaries.rounds import RoundSummary, measured_rounds, round_history
+from pipeline.summaries.rounds import RoundSummary, round_history
 
 SHOWN_CLASSES = 12
 SHOWN_FAILURES = 5
@@ -46,7 +48,8 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
         now = project_status(session)
         if now.round_number is None:
             return None
-        rounds = [row for row in round_history(session, sampler=config.scoring.sampler) if row.model]
+        history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
+        rounds = [row for row in history if row.model]
         queue = newest_round_queue(session)
         summary = (
             None
@@ -57,7 +60,7 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
         decision = next((row.decision for row in list_models(session) if row.name == rounds[-1].model), None)
     parts = [f"# {plain(config.name)}, round {now.round_number}", _next(now)]
     parts += _model(project, rounds, decision)
-    parts += _curve(project, database, rounds)
+    parts += _curve(project, rounds)
     parts += _queue(summary)
     parts += ["## What went wrong", *(problems or ["Nothing."])]
     return RoundReport("\n\n".join(parts) + "\n", _headline(now, rounds))
@@ -67,7 +70,9 @@ def _headline(now: Status, rounds: Sequence[RoundSummary]) -> str:
     if not rounds:
         return f"Round {now.round_number}: no model yet"
     last = rounds[-1]
+    worst = worst_class(last.classes)
     figure = "" if last.split is None else f", mIoU {plain(last.mean_iou.text())}"
+    figure += "" if worst is None else f", worst class {plain(worst)}"
     return f"Round {now.round_number}: {plain(last.model)} {last.model_status}{figure}"
 
 
@@ -102,6 +107,10 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     ]
     level = 100 * project.config.evaluation.confidence
     parts.append(table(columns, figures))
+    if len(last.classes) > 1:
+        worst_first = sorted(last.classes, key=lambda one: one.iou.value if one.iou.defined else math.inf)
+        rows = [(one.name, one.iou.text(), one.recall.text()) for one in worst_first[:SHOWN_CLASSES]]
+        parts.append(table(("class, the worst first", "IoU", "recall"), rows))
     parts.append(
         f"In brackets, {level:g} % bootstrap intervals over images; with the sampler "
         f"of the scores, {code(project.config.scoring.sampler)}. The calibrated softmax of "
@@ -117,7 +126,7 @@ def _cost(row: RoundSummary) -> str:
     return clicks + hours
 
 
-def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary]) -> list[str]:
+def _curve(project: Project, rounds: Sequence[RoundSummary]) -> list[str]:
     """The learning curve, drawn as the report draws it."""
     measured = [row for row in rounds if row.split is not None]
     if not measured:
@@ -127,12 +136,8 @@ def _curve(project: Project, database: Database, rounds: Sequence[RoundSummary])
     from pipeline.report.figures import png_of
 
     data = project.config.data
-    with database.session(write=False) as session:
-        points = measured_rounds(
-            session, rounds, sampler=project.config.scoring.sampler, num_classes=data.num_classes
-        )
     figure = draw_learning_curve(
-        points,
+        measured,
         class_names=data.class_names,
         colors=palette(data),
         title=f"{project.config.name}: IoU and calibration after each round",

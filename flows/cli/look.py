@@ -10,13 +10,23 @@ import typer
 
 from flows.cli.app import LOOK, Json, opened_session, run_step
 from flows.cli.display import console, print_json, table
-from flows.cli.tables import show_models, show_queue, show_queues, show_rounds, show_runs, show_status
+from flows.cli.tables import (
+    show_model_classes,
+    show_models,
+    show_queue,
+    show_queues,
+    show_round_classes,
+    show_rounds,
+    show_runs,
+    show_status,
+)
 from pipeline.data.project import Project
 
 FIRST_FAILURES = 50
 """Files that `failures` lists without `--all`."""
 
 Row = TypeVar("Row")
+Classes = Annotated[bool, typer.Option("--classes", help="List the IoU and recall of each class.")]
 commands = typer.Typer()
 
 
@@ -55,23 +65,24 @@ def failures(
 
 
 @commands.command(name="rounds", rich_help_panel=LOOK)
-def list_rounds(as_json: Json = False) -> None:
-    """Each round: labels, model, mIoU and calibration with their intervals."""
+def list_rounds(classes: Classes = False, as_json: Json = False) -> None:
+    """Each round: labels, model, mIoU, worst class and calibration with their intervals."""
     from pipeline.summaries.rounds import round_history
 
     with opened_session() as (project, session):
-        rows = round_history(session, sampler=project.config.scoring.sampler)
-    _show(rows, show_rounds, project, as_json=as_json)
+        config = project.config
+        rows = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
+    _show(rows, show_round_classes if classes else show_rounds, project, as_json=as_json)
 
 
 @commands.command(name="models", rich_help_panel=LOOK)
-def list_models(as_json: Json = False) -> None:
-    """Each model: parent, seed, labels, and why it was promoted or refused."""
+def list_models(classes: Classes = False, as_json: Json = False) -> None:
+    """Each model: parent, seed, labels, mIoU, worst class, and why it was promoted or refused."""
     from pipeline.summaries.models import model_history
 
     with opened_session() as (project, session):
-        rows = model_history(session)
-    _show(rows, show_models, project, as_json=as_json)
+        rows = model_history(session, class_names=project.config.data.class_names)
+    _show(rows, show_model_classes if classes else show_models, project, as_json=as_json)
 
 
 @commands.command(name="runs", rich_help_panel=LOOK)

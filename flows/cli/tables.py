@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flows.cli.display import console, errors, literal, table
-from pipeline.format import counts, interval, number, percent, short_count
+from pipeline.format import MISSING, counts, interval, number, percent, short_count
+from pipeline.summaries.classes import worst_class
 from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import RunningProcess, Scoring, Status
 from pipeline.summaries.queues import QueueSummary
@@ -47,10 +48,10 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
 
 
 def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
-    """Print the labels, their cost and the mIoU of each round; then its calibration."""
+    """Print the labels of each round and their cost; then its quality and its calibration."""
     table(
         f"{name}: {len(rows)} rounds",
-        ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "mIoU", "next"),
+        ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "next"),
         [
             (
                 row.number,
@@ -60,7 +61,6 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
                 percent(row.labeled_share, 1),
                 number(row.clicks, 0),
                 number(row.hours, 1),
-                row.mean_iou,
                 row.state,
             )
             for row in rows
@@ -68,6 +68,14 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     )
     measured = [row for row in rows if row.split is not None]
     if measured:
+        table(
+            f"Quality with the sampler {measured[-1].sampler}",
+            ("round", "model", "images", "mIoU", "worst class"),
+            [
+                (row.number, row.model, row.split, row.mean_iou, worst_class(row.classes) or MISSING)
+                for row in measured
+            ],
+        )
         table(
             "Calibration",
             ("round", "model", "ECE before", "ECE after", "images"),
@@ -77,6 +85,30 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
         models = [row.model for row in rows if row.model and row.confidence == confidence]
         if models:
             console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
+
+
+def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:
+    """Print the IoU and recall of each class in each measured round."""
+    measured = [row for row in rows if row.classes]
+    sampler = f" with the sampler {measured[-1].sampler}" if measured else ""
+    table(
+        f"{name}: each class{sampler}",
+        ("round", "model", "class", "IoU", "recall"),
+        [(row.number, row.model, one.name, one.iou, one.recall) for row in measured for one in row.classes],
+    )
+
+
+def show_model_classes(name: str, rows: Sequence[ModelSummary]) -> None:
+    """Print the IoU and recall of each class of each evaluated model."""
+    table(
+        f"{name}: each class of the single pass",
+        ("model", "status", "images", "class", "IoU", "recall"),
+        [
+            (row.name, row.status, row.split, one.name, one.iou, one.recall)
+            for row in rows
+            for one in row.classes
+        ],
+    )
 
 
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
@@ -225,18 +257,21 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
 
 
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
-    """Print the lineage and decision of each model."""
+    """Print the lineage and the quality of each model, then the decisions."""
     table(
         f"{name}: {len(rows)} models",
-        ("model", "status", "parent", "labels", "seed", "iterations", "config", "decision"),
+        ("model", "status", "parent", "labels", "seed", "iterations", "mIoU", "worst class"),
         [
             (
                 *(row.name, row.status, row.parent, row.labels, row.seed, row.iterations),
-                *(row.config_hash[:8], row.decision),
+                *(number(row.mean_iou.value), worst_class(row.classes) or MISSING),
             )
             for row in rows
         ],
     )
+    for row in rows:
+        if row.decision:
+            console.print(literal(row.decision))
 
 
 def _scorer(row: RunSummary) -> str:

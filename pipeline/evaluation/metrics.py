@@ -30,10 +30,10 @@ COVERAGE_STEPS = 50
 
 def summarise(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> dict[Key, Estimate]:
     """Every metric of a stack of b independent units, with its interval over units; that of a
-    share, `iou` and `pixel_accuracy`, is `clustered_interval`.
+    share, `iou`, `recall` and `pixel_accuracy`, is `clustered_interval`.
 
-    Names: `miou`, `iou` (a class), `pixel_accuracy`, `ece`, `adaptive_ece`, `classwise_ece` (also a
-    class), `nll` (nats), `brier`, and for each measure `auroc_…`, `aupr_…`, `aurc_…`.
+    Names: `miou`, `iou` and `recall` (a class), `pixel_accuracy`, `ece`, `adaptive_ece`, `classwise_ece`
+    (also a class), `nll` (nats), `brier`, and for each measure `auroc_…`, `aupr_…`, `aurc_…`.
     `ece_noise` is the ECE that so few units would show by chance if calibration were perfect. An ECE is
     never negative and its interval does not reach 0, so an ECE below this noise is no evidence of an error.
     With fewer than two units, neither intervals nor noise are defined.
@@ -97,11 +97,13 @@ def compute(statistics: Statistics, weights: Array, *, bins: int) -> dict[Key, A
         metrics[("pixel_accuracy", -1)] = true_positive.sum(axis=1) / pixels
         iou = intersection_over_union(true_positive, true, predicted)
         metrics[("miou", -1)] = mean_defined(iou)
+        recall = np.where(true > 0, true_positive / true, np.nan)
         classwise = calibration_error(_weigh(weights, statistics.class_reliability))
         classwise = np.where(true > 0, classwise, np.nan)
         metrics[("classwise_ece", -1)] = mean_defined(classwise)
         for index in range(statistics.num_classes):
             metrics[("iou", index)] = iou[:, index]
+            metrics[("recall", index)] = recall[:, index]
             metrics[("classwise_ece", index)] = classwise[:, index]
         for index, name in enumerate(statistics.measures):
             right, wrong = np.moveaxis(_weigh(weights, statistics.errors[:, index]), 1, 0)
@@ -265,6 +267,7 @@ def _shares(statistics: Statistics) -> Iterator[tuple[Key, Array, Array]]:
     union = true + predicted - true_positive
     for index in np.flatnonzero(true.any(axis=0)).tolist():
         yield ("iou", index), true_positive[:, index], union[:, index]
+        yield ("recall", index), true_positive[:, index], true[:, index]
 
 
 def _weigh(weights: Array, sums: Array) -> Array:

@@ -17,7 +17,7 @@ from pipeline.summaries.annotators import AnnotatorReport
 from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import Status
 from pipeline.summaries.queues import QueueSummary
-from pipeline.summaries.rounds import MeasuredRound, RoundSummary
+from pipeline.summaries.rounds import RoundSummary
 
 Document = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ class Contents:
     sampler: str
     status: Status
     newest: RoundSummary | None
-    rounds: Sequence[MeasuredRound]
+    rounds: Sequence[RoundSummary]
     calibrated: Sequence[Calibrated] = ()
     risks: Risks | None = None
     quality: Document | None = None

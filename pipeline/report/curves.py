@@ -24,7 +24,7 @@ from pipeline.report.figures import (
     new_figure,
     percentages,
 )
-from pipeline.summaries.rounds import MeasuredRound
+from pipeline.summaries.rounds import RoundSummary
 
 Array = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class RiskCurve:
 
 @in_style
 def draw_learning_curve(
-    points: Sequence[MeasuredRound],
+    points: Sequence[RoundSummary],
     *,
     class_names: Sequence[str],
     colors: npt.NDArray[np.uint8],
@@ -118,12 +118,12 @@ def draw_risk_coverage(curves: Mapping[str, RiskCurve], *, coverage: Array, titl
 
 
 def _draw_iou(
-    axes: Axes, points: Sequence[MeasuredRound], *, class_names: Sequence[str], colors: npt.NDArray[np.uint8]
+    axes: Axes, points: Sequence[RoundSummary], *, class_names: Sequence[str], colors: npt.NDArray[np.uint8]
 ) -> None:
     share = [point.labeled_share for point in points]
     ends: list[tuple[float, str, str]] = []
     for index, name in enumerate(class_names):
-        values = [point.class_iou[index].value for point in points]
+        values = [point.classes[index].iou.value for point in points]
         color = line_color(colors[index])
         axes.plot(share, values, color=color, linewidth=1.4, marker="o", markersize=3, alpha=0.9)
         if not math.isnan(values[-1]):
@@ -177,7 +177,7 @@ def _name_lines(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> Non
         )
 
 
-def _draw_calibration(axes: Axes, points: Sequence[MeasuredRound]) -> None:
+def _draw_calibration(axes: Axes, points: Sequence[RoundSummary]) -> None:
     gap = 0.006 * (max(point.labeled_share for point in points) or 1)
     for kind, sign, color in (("before", -1, BEFORE), ("after", 1, AFTER)):
         for index, point in enumerate(points):
@@ -206,7 +206,7 @@ def _draw_calibration(axes: Axes, points: Sequence[MeasuredRound]) -> None:
     axes.legend(loc="upper right", fontsize=9, ncols=2)
 
 
-def _label_shares(axes: Axes, points: Sequence[MeasuredRound]) -> None:
+def _label_shares(axes: Axes, points: Sequence[RoundSummary]) -> None:
     axes.set_xlabel("labeled share of the pool's pixels")
     last = max(point.labeled_share for point in points) or 1.0
     axes.set_xlim(0, last * 1.16)

@@ -15,13 +15,14 @@ from pipeline import rounds
 from pipeline.config import EvaluationConfig
 from pipeline.data.project import Project
 from pipeline.evaluation.promotion import Overlap, compare
-from pipeline.format import evidence, few_units
+from pipeline.format import evidence, few_units, table
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import held_out_images
 from pipeline.steps.served_model import evaluated_samplers, model_of_round, sampler_calibrators
 from pipeline.studies.held_out import HeldOutImages
 from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow, measure
+from pipeline.summaries.classes import class_figures
 from pipeline.uncertainty.served_model import open_samplers
 
 SPLITS = ("test", "calibration")
@@ -39,6 +40,7 @@ class EvaluationReport:
     rows: list[EvaluationRow]
     failed: list[tuple[str, str]]
     warnings: list[str]
+    class_names: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
@@ -55,8 +57,20 @@ class EvaluationReport:
                 )
             )
             yield f"{row.split}, {row.sampler}, {what} ({evidence(row.images, row.blocks)}): {figures}"
+        yield from self._classes()
         yield from notes(self.failed, self.warnings)
         yield self.decision
+
+    def _classes(self) -> Iterator[str]:
+        """A table of the classes, by the evaluation that decides."""
+        row = _deciding(self.rows)
+        if row is None:
+            return
+        yield f"{row.split}, {row.sampler}, calibrated, by class:"
+        classes = class_figures(row.metrics, self.class_names)
+        yield from table(
+            ("class", "IoU", "recall"), [(one.name, one.iou.text(), one.recall.text()) for one in classes]
+        )
 
 
 @one_at_a_time("evaluate")
@@ -105,7 +119,13 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         failures.record_failures(session, "evaluate", failed)
         rounds.advance(session, current, "evaluate")
     return EvaluationReport(
-        model=model.name, promoted=promoted, decision=decision, rows=rows, failed=failed, warnings=warnings
+        model=model.name,
+        promoted=promoted,
+        decision=decision,
+        rows=rows,
+        failed=failed,
+        warnings=warnings,
+        class_names=tuple(project.config.data.class_names),
     )
 
 
@@ -113,7 +133,7 @@ def _decide(
     session: Session, model: Model, rows: Sequence[EvaluationRow], config: EvaluationConfig
 ) -> tuple[bool, str]:
     """Whether the model is promoted, and the reason as a sentence."""
-    row = next((row for row in rows if (row.sampler, row.calibrated) == DECIDING), None)
+    row = _deciding(rows)
     if row is None:
         return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
     found = row.metrics[("miou", -1)]
@@ -144,6 +164,11 @@ def _decide(
     if promoted:
         return True, f"{model.name} is promoted: {measured}, {against}."
     return False, f"{model.name} is refused, {other.name} stays: {measured}, {against}."
+
+
+def _deciding(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
+    """The row that a promotion rests on: of the test split where it was measured."""
+    return next((row for row in rows if (row.sampler, row.calibrated) == DECIDING), None)
 
 
 def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Each model with its provenance and its mIoU: the rows of `segcurate models`."""
+"""Each model with its provenance and its quality: the rows of `segcurate models`."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,13 +13,13 @@ from db.queries import evaluations, models, rounds
 from db.queries.evaluations import MetricKey
 from db.tables import Evaluation
 from pipeline.evaluation.estimate import Estimate, from_json
-
-UNDEFINED = Estimate(math.nan)
+from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model and its provenance; hashes in full."""
+    """A model and its provenance; hashes in full. `mean_iou` and `classes` are those of the calibrated single
+    pass on `split`."""
 
     name: str
     round_number: int
@@ -33,12 +33,14 @@ class ModelSummary:
     checkpoint: str
     checkpoint_sha256: str | None
     decision: str | None
+    split: str | None
     mean_iou: Estimate
+    classes: tuple[ClassFigures, ...]
     created_at: datetime
 
 
-def model_history(session: Session) -> list[ModelSummary]:
-    """Every model, oldest first; mIoU of the calibrated single pass."""
+def model_history(session: Session, *, class_names: Sequence[str]) -> list[ModelSummary]:
+    """Every model, oldest first."""
     stored = models.list_models(session)
     names = {model.id: model.name for model in stored}
     numbers = {row.id: row.number for row in rounds.list_rounds(session)}
@@ -60,7 +62,9 @@ def model_history(session: Session) -> list[ModelSummary]:
                 checkpoint=model.checkpoint_uri,
                 checkpoint_sha256=model.checkpoint_sha256,
                 decision=model.decision,
+                split=split,
                 mean_iou=known.get(("miou", -1), UNDEFINED),
+                classes=class_figures(known, class_names),
                 created_at=model.created_at,
             )
         )

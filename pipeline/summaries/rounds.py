@@ -16,7 +16,8 @@ from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_
 from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import confidence_name
-from pipeline.summaries.models import UNDEFINED, estimates, evaluated_split
+from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
+from pipeline.summaries.models import estimates, evaluated_split
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class RoundSummary:
         clicks: estimated for the exported regions that are labeled; None where there is none.
         hours: of work of all annotators, as far as their tools measured it; None where none did.
         split: the held-out split that the figures were measured on.
-        mean_iou, ece_before, ece_after, error_auroc: of the configured sampler; `error_auroc` says how well
-            entropy finds the wrong pixels, after calibration.
+        sampler: whose predictions the figures are of.
+        mean_iou, classes, ece_before, ece_after, error_auroc: `classes` is empty for a model without an
+            evaluation; `error_auroc` says how well entropy finds the wrong pixels, after calibration.
         confidence: the name of the model's calibrated softmax: `probability` or `softmax score`.
     """
 
@@ -48,7 +50,9 @@ class RoundSummary:
     model: str | None
     model_status: str | None
     split: str | None
+    sampler: str
     mean_iou: Estimate
+    classes: tuple[ClassFigures, ...]
     ece_before: Estimate
     ece_after: Estimate
     error_auroc: Estimate
@@ -59,14 +63,7 @@ class RoundSummary:
         return self.model_status == "promoted"
 
 
-@dataclass(frozen=True)
-class MeasuredRound(RoundSummary):
-    """A round whose model has been measured; `class_iou` is one a class."""
-
-    class_iou: tuple[Estimate, ...]
-
-
-def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
+def round_history(session: Session, *, sampler: str, class_names: Sequence[str]) -> list[RoundSummary]:
     """Every round, oldest first. `sampler` names the predictions that are reported."""
     pool_pixels = _pool_pixels(session)
     rows: list[RoundSummary] = []
@@ -99,7 +96,9 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
                 model=model.name if model else None,
                 model_status=model.status if model else None,
                 split=split,
+                sampler=sampler,
                 mean_iou=after.get(("miou", -1), UNDEFINED),
+                classes=class_figures(after, class_names),
                 ece_before=before.get(("ece", -1), UNDEFINED),
                 ece_after=after.get(("ece", -1), UNDEFINED),
                 error_auroc=after.get(("auroc_entropy", -1), UNDEFINED),
@@ -107,20 +106,6 @@ def round_history(session: Session, *, sampler: str) -> list[RoundSummary]:
             )
         )
     return rows
-
-
-def measured_rounds(
-    session: Session, history: Sequence[RoundSummary], *, sampler: str, num_classes: int
-) -> list[MeasuredRound]:
-    """The rounds whose model has been measured, with the IoU of each class."""
-    ids = {model.name: model.id for model in model_queries.list_models(session)}
-    measured: list[MeasuredRound] = []
-    for row in history:
-        if row.model is not None and row.split is not None:
-            known = estimates(session, ids[row.model], split=row.split, sampler=sampler, calibrated=True)
-            iou = tuple(known.get(("iou", index), UNDEFINED) for index in range(num_classes))
-            measured.append(MeasuredRound(**vars(row), class_iou=iou))
-    return measured
 
 
 def _passed(session: Session, model_id: int, sampler: str) -> bool:

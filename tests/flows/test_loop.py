@@ -133,6 +133,11 @@ def test_by_hand_a_round_goes_out_comes_back_and_opens_the_next(squares: Path) -
     assert rounds[1]["labeled_pixels"] > rounds[0]["labeled_pixels"]
     models = json.loads(run(squares, "models", "--json"))
     assert models[0]["status"] == "promoted"
+    lowest = min(rounds[0]["classes"], key=lambda one: one["iou"][0])
+    assert all(one["recall"][0] >= one["iou"][0] for one in rounds[0]["classes"])
+    for command in ("rounds", "models"):
+        assert f"{lowest['name']} {lowest['iou'][0]:.2f}" in run(squares, command)
+        assert f"{lowest['iou'][0]:.3f}" in run(squares, command, "--classes")
 
 
 def test_a_folder_full_of_bad_files_loses_none_of_the_good_ones(squares: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.report.blocks import (
 from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_chart, line_chart, spark_chart
 from pipeline.report.contents import Contents
 from pipeline.report.svg import Axis, number_axis
+from pipeline.summaries.classes import worst_class
 
 SHORT_HASH = 12
 MOST_GROUPS = 12
@@ -46,9 +47,11 @@ def status(contents: Contents) -> Section:
     if promoted is not None:
         name = f"mIoU of {now.promoted_model}" if now.promoted_model else "mIoU"
         mean, ece = figure(promoted.mean_iou), figure(promoted.ece_after)
+        worst = worst_class(promoted.classes)
+        spread = mean.detail if worst is None else f"{mean.detail}, worst class: {worst}".removeprefix(", ")
         before = f"before {number(promoted.ece_before.value)}"
         tiles[:0] = [
-            (name, mean.text, mean.detail),
+            (name, mean.text, spread),
             ("Calibration error", ece.text, f"{ece.detail}, {before}" if ece.detail else before),
         ]
     blocks: list[Block] = [Tiles(tiles), Text(f"Next: `{now.next_command}`. {now.reason}", tone="next")]
@@ -108,8 +111,9 @@ def learning(contents: Contents) -> Section:
         [
             Charts([curve, error]),
             _rounds_table(contents),
-            Heading("IoU of each class over the rounds" if len(points) > 1 else "IoU of each class"),
+            Heading("IoU of each class over the rounds" if len(points) > 1 else "Each class"),
             _classes(contents),
+            _class_table(contents),
         ],
     )
 
@@ -211,20 +215,26 @@ def _rounds_table(contents: Contents) -> Table:
     return Table(head, rows, "Every round", words=2)
 
 
+def _class_table(contents: Contents) -> Table:
+    """IoU and recall of each class, of the newest model."""
+    newest = contents.rounds[-1]
+    colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
+    rows = [cells(Cell(one.name, color=colors[one.name]), one.iou, one.recall) for one in newest.classes]
+    return Table(("class", "IoU", "recall"), rows, f"Each class in round {newest.number}", words=1)
+
+
 def _classes(contents: Contents) -> Charts:
     """A small drawing a class over the rounds; with a single round, one drawing of all classes."""
     points = contents.rounds
     if len(points) == 1:
-        rows = [
-            DotRow(name, {"IoU": value})
-            for name, value in zip(contents.class_names, points[0].class_iou, strict=True)
-        ]
-        axis = number_axis([], "IoU", low=0, high=1)
-        return Charts([dot_chart(rows, title=f"Round {points[0].number}", colors={"IoU": "s0"}, x=axis)])
+        rows = [DotRow(one.name, {"IoU": one.iou, "recall": one.recall}) for one in points[0].classes]
+        axis = number_axis([], "IoU and recall", low=0, high=1)
+        colors = {"IoU": "s0", "recall": "s1"}
+        return Charts([dot_chart(rows, title=f"Round {points[0].number}", colors=colors, x=axis)])
     names = [f"r{point.number}" for point in points]
     return Charts(
         [
-            spark_chart([point.class_iou[index] for point in points], names, title=name, color=f"c{index}")
+            spark_chart([point.classes[index].iou for point in points], names, title=name, color=f"c{index}")
             for index, name in enumerate(contents.class_names)
         ],
         layout="small",

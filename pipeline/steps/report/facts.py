@@ -22,10 +22,11 @@ from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
 from pipeline.steps.served_model import chosen_model
 from pipeline.summaries.annotators import annotator_report
-from pipeline.summaries.models import UNDEFINED, estimates, model_history
+from pipeline.summaries.classes import UNDEFINED
+from pipeline.summaries.models import estimates, model_history
 from pipeline.summaries.project import project_status
 from pipeline.summaries.queues import queue_summary
-from pipeline.summaries.rounds import RoundSummary, measured_rounds
+from pipeline.summaries.rounds import RoundSummary
 
 FIRST_ITEMS = 15
 
@@ -71,7 +72,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         sampler=sampler,
         status=project_status(session),
         newest=history[-1] if history else None,
-        rounds=measured_rounds(session, history, sampler=sampler, num_classes=len(names)),
+        rounds=[row for row in history if row.split is not None],
         calibrated=_calibrated(session, model, split=split, sampler=sampler),
         risks=_risks(session, model, split=split, sampler=sampler),
         quality=document("quality"),
@@ -81,7 +82,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         queue=None if queue is None else queue_summary(session, queue, class_names=names, head=FIRST_ITEMS),
         queue_groups=Counter(image.group_name for _, image in items),
         annotators=annotator_report(session, project),
-        models=model_history(session),
+        models=model_history(session, class_names=names),
     )
 
 

@@ -32,7 +32,7 @@ from pipeline.steps.report.gallery import (
     record_failures,
 )
 from pipeline.steps.served_model import stored_calibrators
-from pipeline.summaries.rounds import MeasuredRound, round_history
+from pipeline.summaries.rounds import RoundSummary, round_history
 
 PAGE = "report.html"
 GALLERY_ROWS = 5
@@ -82,7 +82,8 @@ def report(
     """
     target = folder if folder is not None else project.workdir / "report"
     with database.session(write=False) as session:
-        history = round_history(session, sampler=project.config.scoring.sampler)
+        config = project.config
+        history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         evaluated = evaluated_models(session, project, history)
         if not evaluated:
             raise UserError(
@@ -103,7 +104,7 @@ def report(
 
 
 def _draw_curves(
-    project: Project, points: Sequence[MeasuredRound], evaluated: Sequence[EvaluatedModel], target: Path
+    project: Project, points: Sequence[RoundSummary], evaluated: Sequence[EvaluatedModel], target: Path
 ) -> None:
     """The pictures of all rounds, and of each round's model."""
     write_figure(

@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    jaccard_score,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+)
 from torch import Tensor
 
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights, percentile_interval
@@ -113,11 +120,13 @@ def direct_ece(confidence: npt.NDArray, correct: npt.NDArray, edges: npt.NDArray
     )
 
 
-def test_iou_and_accuracy_are_those_of_scikit_learn(metrics: Metrics, pixels: Pixels) -> None:
+def test_iou_recall_and_accuracy_are_those_of_scikit_learn(metrics: Metrics, pixels: Pixels) -> None:
     predicted = pixels["p"].argmax(axis=1)
     for index in range(CLASSES):
         expected = jaccard_score(pixels["y"] == index, predicted == index)
         assert metrics[("iou", index)] == pytest.approx(expected, abs=1e-12)
+        expected = recall_score(pixels["y"] == index, predicted == index)
+        assert metrics[("recall", index)] == pytest.approx(expected, abs=1e-12)
     expected = jaccard_score(pixels["y"], predicted, average="macro")
     assert metrics[("miou", -1)] == pytest.approx(expected, abs=1e-12)
     assert metrics[("pixel_accuracy", -1)] == pytest.approx((predicted == pixels["y"]).mean(), abs=1e-12)

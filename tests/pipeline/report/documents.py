@@ -19,10 +19,11 @@ from pipeline.report.gallery import GalleryRow
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import Reliability
 from pipeline.summaries.annotators import AnnotatorReport, Pair, RankCorrelation, SharedRegion
+from pipeline.summaries.classes import ClassFigures
 from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import Status
 from pipeline.summaries.queues import HeadItem, QueueSummary
-from pipeline.summaries.rounds import MeasuredRound
+from pipeline.summaries.rounds import RoundSummary
 
 HOSTILE = "<script>alert('x')</script>"
 NAMES = ["sky", HOSTILE, "road & kerb", "car"]
@@ -269,10 +270,15 @@ def reliability(ece: float) -> Reliability:
     )
 
 
-def point(number: int, value: float | None = None, *, promoted: bool | None = None) -> MeasuredRound:
+def classes(*iou: Estimate, names: Sequence[str] = NAMES) -> tuple[ClassFigures, ...]:
+    """Classes of these IoU, each with a recall of 0.8."""
+    return tuple(ClassFigures(name, one, Estimate(0.8)) for name, one in zip(names, iou, strict=True))
+
+
+def point(number: int, value: float | None = None, *, promoted: bool | None = None) -> RoundSummary:
     value = 0.5 + 0.08 * number if value is None else value
     around = Estimate(value, value - 0.03, value + 0.02)
-    return MeasuredRound(
+    return RoundSummary(
         number=number,
         state="import",
         started_at=datetime(2026, 1, number, tzinfo=UTC),
@@ -285,12 +291,13 @@ def point(number: int, value: float | None = None, *, promoted: bool | None = No
         model=f"r{number:02d}",
         model_status="promoted" if (number != 2 if promoted is None else promoted) else "refused",
         split="test",
+        sampler="mc_dropout",
         mean_iou=around,
+        classes=classes(around, Estimate(math.nan), around, around),
         ece_before=Estimate(0.08, 0.06, 0.1),
         ece_after=Estimate(0.02, 0.01, 0.03),
         error_auroc=Estimate(0.9, 0.88, 0.92),
         confidence="probability",
-        class_iou=(around, Estimate(math.nan), around, around),
     )
 
 
@@ -449,7 +456,9 @@ def full_contents() -> Contents:
                 checkpoint=".segcurate/models/r03",
                 checkpoint_sha256="ef" * 32,
                 decision="r03 is promoted.",
+                split="test",
                 mean_iou=Estimate(0.74, 0.71, 0.76),
+                classes=(),
                 created_at=datetime(2026, 1, 1, tzinfo=UTC),
             )
         ],

@@ -121,7 +121,7 @@ def test_no_mark_stands_where_a_number_is_not_defined(full: str) -> None:
 def test_a_single_round_shows_its_classes_side_by_side() -> None:
     contents = full_contents()
     text = Outline(render_page(replace(contents, rounds=contents.rounds[:1]))).text
-    assert "IoU of each class Round 1" in text.replace("  ", " ")
+    assert "Each class Round 1" in text.replace("  ", " ")
     assert "over the rounds" not in text
 
 

@@ -17,7 +17,8 @@ from pipeline.report.curves import RiskCurve, draw_learning_curve, draw_risk_cov
 from pipeline.report.figures import line_color, write_figure
 from pipeline.report.gallery import GalleryRow, crop_around, draw_gallery, painted
 from pipeline.report.reliability import Reliability, draw_reliability
-from pipeline.summaries.rounds import MeasuredRound
+from pipeline.summaries.classes import ClassFigures
+from pipeline.summaries.rounds import RoundSummary
 from tests.pipeline.report import documents
 
 NAMES = ["background", "grey matter"]
@@ -25,10 +26,14 @@ COLORS = np.array([[40, 40, 40], [250, 240, 214]], dtype=np.uint8)
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
-def point(number: int, value: float, *, promoted: bool = True) -> MeasuredRound:
+def classes(*iou: Estimate) -> tuple[ClassFigures, ...]:
+    return documents.classes(*iou, names=NAMES)
+
+
+def point(number: int, value: float, *, promoted: bool = True) -> RoundSummary:
     around = Estimate(value, value - 0.05, value + 0.05)
     made = documents.point(number, value, promoted=promoted)
-    return replace(made, labeled_regions=10 * number, mean_iou=around, class_iou=(around, NOTHING))
+    return replace(made, labeled_regions=10 * number, mean_iou=around, classes=classes(around, NOTHING))
 
 
 def reliability(ece: float) -> Reliability:
@@ -89,7 +94,7 @@ def test_a_single_round_without_an_interval_is_drawn() -> None:
         labeled_share=0.0,
         labeled_regions=0,
         mean_iou=Estimate(0.4),
-        class_iou=(NOTHING, NOTHING),
+        classes=classes(NOTHING, NOTHING),
         ece_before=NOTHING,
         ece_after=NOTHING,
     )

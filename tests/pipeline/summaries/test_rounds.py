@@ -32,7 +32,7 @@ def shared(tmp_path: Path) -> SharedQueue:
 
 
 def last_round(shared: SharedQueue) -> RoundSummary:
-    return ask(shared.database, round_history, sampler="none")[-1]
+    return ask(shared.database, round_history, sampler="none", class_names=CLASSES)[-1]
 
 
 def use_for_training(shared: SharedQueue, *label_ids: int) -> None:
