@@ -68,7 +68,8 @@ class Database:
     """A store at the current revision.
 
     Args:
-        url: `sqlite:///path/to.db` or `postgresql+psycopg://user:password@host/name`.
+        url: `sqlite:///path/to.db` or `postgresql://user:password@host/name`, which psycopg 3 opens. In both,
+            `%25` stands for %, and `%3F` for ?.
 
     Raises:
         StoreError: the URL is not one of these, its driver is missing, no server answers, the user may not
@@ -214,17 +215,21 @@ def masked(url: str) -> str:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() == "sqlite" and "uri" not in parsed.query:
+            parsed = parsed.set(database=unquote(parsed.database or "") or None)
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise StoreError(
             "`database.url` is not a valid database URL.",
-            "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`; in a password, %40 "
+            "Write `sqlite:///segcurate.db` or `postgresql://user@host/name`; in a password, %40 "
             "stands for @, %2F for / and %25 for %.",
         ) from None  # SQLAlchemy's message may contain a part of the password
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise StoreError(
             f"`database.url` names {parsed.get_backend_name()!r}, which segcurate does not support.",
-            "Write `sqlite:///segcurate.db` or `postgresql+psycopg://user@host/name`.",
+            "Write `sqlite:///segcurate.db` or `postgresql://user@host/name`.",
         )
     if "@" in (parsed.host or ""):
         raise StoreError("The password in `database.url` contains an @.", "Write %40 for it.")
@@ -239,7 +244,7 @@ def _check_driver(parsed: URL) -> None:
         if parsed.get_driver_name() != "psycopg":
             raise StoreError(
                 f"`database.url` names the driver {parsed.get_driver_name()!r}, which is not installed.",
-                "Write `postgresql+psycopg://user@host/name`.",
+                "Write `postgresql://user@host/name`.",
             ) from None
         raise StoreError(
             "`database.url` names PostgreSQL, whose driver is not installed.",

@@ -121,7 +121,7 @@ def read_deployments(file: Path | None, *, config: Path) -> Deployments:
     try:
         return TypeAdapter(Deployments).validate_python(_filled(document, variables, path))
     except ValidationError as error:
-        raise ConfigError(f"{path} is not valid:\n{explain(error, Deployments)}") from error
+        raise ConfigError(explain(error, Deployments, path=path)) from error
 
 
 def slug(identity: Identity) -> str:

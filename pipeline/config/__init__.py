@@ -1,8 +1,8 @@
 """The project's settings: one YAML file, checked key by key, and hashed for provenance.
 
 Every section is a frozen model that refuses unknown keys. An environment variable overrides a key:
-`SEGCURATE_DATABASE__URL` is `database.url`. Paths are relative to the YAML file. The content hash of a
-section identifies the results that were computed with it.
+`SEGCURATE_DATABASE__URL` is `database.url`. Paths are relative to the YAML file; `~` and `$NAME` in them are
+replaced. The content hash of a section identifies the results that were computed with it.
 """
 
 from pipeline.config.base import IGNORE, Fraction, Positive, Section, content_hash

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from string import Template
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -13,6 +15,7 @@ IGNORE = 255
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 def _template(value: str) -> str:
@@ -25,6 +28,31 @@ def _template(value: str) -> str:
 
 PathTemplate = Annotated[str, AfterValidator(_template)]
 """The path of a file that belongs to an image, with `{parent}`, `{stem}` and `{name}` of the image."""
+
+
+def expanded(path: str) -> str:
+    """A path with the home folder for a leading `~`, and with the values of `$NAME` and `${NAME}`; `$$` is a
+    dollar sign.
+
+    Raises:
+        ValueError: a variable is not set, or there is no such home folder.
+    """
+    try:
+        text = Template(path).substitute(os.environ)
+    except KeyError as error:
+        raise ValueError(
+            f"The environment variable {error.args[0]} is not set; $$ is a dollar sign."
+        ) from None
+    except ValueError:
+        raise ValueError("A $ begins the name of an environment variable; $$ is a dollar sign.") from None
+    home = os.path.expanduser(text)
+    if text.startswith("~") and home == text:
+        raise ValueError(f"There is no home folder {text.partition('/')[0]}; ./~ is a file of that name.")
+    return home
+
+
+FilePath = Annotated[str, AfterValidator(expanded)]
+"""A path of this machine or of an object store, in which `~` and environment variables are replaced."""
 
 
 class Section(BaseModel):

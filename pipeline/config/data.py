@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import IGNORE, Fraction, PathTemplate, Positive, Section
+from pipeline.config.base import IGNORE, FilePath, Fraction, PathTemplate, Positive, Section, Seed
 
 _SECRET = re.compile(
     r"(^|_)(key|secret|token|sas|credentials?)($|_)|password|passwd|key_?id|connection_string|authorization",
@@ -33,7 +33,7 @@ class ClassConfig(Section):
 
 
 class DataConfig(Section):
-    images: Annotated[list[str], Field(min_length=1)]
+    images: Annotated[list[FilePath], Field(min_length=1)]
     """Folders (searched with their subfolders), globs, or single files; or the same in an object store:
     `s3://bucket/frames`, `gs://…`, or any other that fsspec reads. Credentials come from the environment, or
     from the store's own configuration files."""
@@ -42,7 +42,7 @@ class DataConfig(Section):
     `{anon: true}`. No secrets."""
     cache_gib: Annotated[float, Field(gt=0)] = 20.0
     """Size of the image cache `<workdir>/cache` in GiB; the least recently read images are deleted first."""
-    masks: str | None = None
+    masks: FilePath | None = None
     """The folder of existing masks."""
     mask_template: PathTemplate = "{parent}/{stem}.png"
     """The mask of an image inside `masks`: `{parent}` is the image's folder below its image folder,
@@ -65,7 +65,7 @@ class DataConfig(Section):
     independent: bool = False
     """Whether images of one group resemble each other no more than those of two, as unrelated photographs.
     Intervals then count each image as an independent unit. The groups of splits do not change."""
-    group_csv: str | None = None
+    group_csv: FilePath | None = None
     """A CSV with the columns `image,group` and, optionally, `position`."""
     position_regex: str | None = None
     """Its first capture group is the image's position in its sequence, as a number. Without it, the natural
@@ -172,9 +172,9 @@ def _secret_keys(options: dict[str, Any]) -> Iterator[str]:
 class HeldOutSplit(Section):
     """Which images are held out. Exactly one of `list`, `folder` and `fraction`."""
 
-    list: str | None = None
+    list: FilePath | None = None
     """A text file with one image path a line, relative to this file or to an image folder."""
-    folder: str | None = None
+    folder: FilePath | None = None
     """A glob on the image's path relative to this file, such as `images/val/*`."""
     fraction: Fraction | None = None
     """A share of the groups, or of the blocks, drawn with `splits.seed`."""
@@ -198,8 +198,8 @@ class InitialSplit(Section):
     At most one of `list`, `folder`, `fraction` and `count`; without any, every pool image that has a mask.
     """
 
-    list: str | None = None
-    folder: str | None = None
+    list: FilePath | None = None
+    folder: FilePath | None = None
     fraction: Fraction | None = None
     """A share of the pool's images, or of its regions, drawn with `splits.seed` among those with a mask."""
     count: Positive | None = None
@@ -218,4 +218,4 @@ class SplitsConfig(Section):
     calibration: HeldOutSplit = HeldOutSplit(fraction=0.15)
     test: HeldOutSplit = HeldOutSplit(fraction=0.2)
     initial: InitialSplit = InitialSplit()
-    seed: int = 0
+    seed: Seed = 0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Positive, Section
+from pipeline.config.base import FilePath, Positive, Section
 
 
 def _server(url: str | None) -> str | None:
@@ -30,7 +30,7 @@ class LabelStudioConfig(Section):
     `document_root`, which it may serve. A prefix such as `https://images.example.org/` or
     `s3://bucket/frames/`: images are addressed below it by their path relative to this file; images of an
     object store keep their own address."""
-    document_root: str | None = None
+    document_root: FilePath | None = None
     """With `images: local`, the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT; `export.folder` is below."""
     masks: Literal["auto", "bitmask", "brush"] = "auto"
     """The format of masks. `bitmask`: PNGs. `brush`: brush strokes, which every version supports. `auto`:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from pipeline.config.base import Fraction, Positive, Section
+from pipeline.config.base import FilePath, Fraction, Positive, Section, Seed
 
 
 class ModelConfig(Section):
@@ -26,7 +26,7 @@ class ModelConfig(Section):
     ] = "fpn"
     encoder: str = "resnet34"
     """An encoder of segmentation-models-pytorch; `tu-` before a timm name."""
-    encoder_weights: str = "imagenet"
+    encoder_weights: FilePath = "imagenet"
     """`imagenet` (downloaded), `none`, or the path of a safetensors file."""
     decoder: dict[str, Any] = {}
     """Further arguments of the decoder, such as `decoder_pyramid_channels: 64`."""
@@ -107,7 +107,7 @@ class TrainingConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Positive = 200
     """Iterations between two resumable checkpoints."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

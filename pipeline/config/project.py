@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pipeline.config.base import Section
+from pipeline.config.base import FilePath, Section, expanded
 from pipeline.config.data import DataConfig, SplitsConfig
 from pipeline.config.labeling import LabelingConfig
 from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
@@ -16,12 +16,22 @@ from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
 from pipeline.config.selection import ExportConfig, SelectionConfig
 
 CONFIG_FILE = "segcurate.yaml"
+PREFIX, NESTED = "SEGCURATE_", "__"
+"""Of an environment variable that overrides a key."""
+SQLITE = "sqlite:///"
 
 
 class DatabaseConfig(Section):
     url: Annotated[str, Field(repr=False)] = "sqlite:///.segcurate/segcurate.db"
     """The project's database. A relative SQLite path is relative to this file. Put a password into the
-    environment, as `SEGCURATE_DATABASE__URL`, or in `~/.pgpass`; in a URL, `%40` stands for @."""
+    environment, as `SEGCURATE_DATABASE__URL`, or in `~/.pgpass`; in a URL, `%40` stands for @
+    and `%3F` for ?."""
+
+    @field_validator("url")
+    @classmethod
+    def _expands_a_file(cls, url: str) -> str:
+        """Replace `~` and variables in an SQLite path; the address of a server may contain a password."""
+        return SQLITE + expanded(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else url
 
     @field_serializer("url", when_used="json")
     def mask(self, url: str) -> str:
@@ -38,13 +48,13 @@ class ProjectConfig(BaseSettings):
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,  # it may contain a password
-        env_prefix="SEGCURATE_",
-        env_nested_delimiter="__",
+        env_prefix=PREFIX,
+        env_nested_delimiter=NESTED,
         use_attribute_docstrings=True,
     )
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    workdir: str = ".segcurate"
+    workdir: FilePath = ".segcurate"
     """Checkpoints, labels, heat maps and reports."""
     device: str = "auto"
     """`auto` (CUDA where it is available, else the CPU; `segcurate score` uses every GPU), `cpu`, `cuda` or
@@ -98,6 +108,6 @@ class ProjectConfig(BaseSettings):
             )
         if self.scoring.sampler == "head_ensemble" and self.model.heads < 2:
             raise ValueError("`scoring.sampler: head_ensemble` needs `model.heads` of at least 2.")
-        if self.scale.engine == "ray" and not self.database.url.startswith("postgresql"):
+        if self.scale.engine == "ray" and not self.database.url.startswith("postgres"):
             raise ValueError("`scale.engine: ray` needs a PostgreSQL `database.url` that all machines reach.")
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import PathTemplate, Positive, Section
+from pipeline.config.base import FilePath, PathTemplate, Positive, Section, Seed
 
 Measure = Literal[
     "least_confidence",
@@ -53,7 +53,7 @@ class RegionConfig(Section):
     smallest: Annotated[float, Field(ge=0, le=1)] = 0.25
     """A segment below this share of a cell's area is merged into the neighbour with the longest common
     border."""
-    folder: str | None = None
+    folder: FilePath | None = None
     """With `file`: the folder of the region maps, index PNG or TIFF of the image's size, in 8 or 16 bits.
     Pixels of one value are one region; the highest value of the type, 255 or 65535, is no region."""
     template: PathTemplate = "{parent}/{stem}.png"
@@ -101,7 +101,7 @@ class ScoringConfig(Section):
     samples: Annotated[int, Field(ge=2, le=1000)] = 20
     """Dropout samples T. 8 are enough for entropy; mutual information needs 20."""
     views: ViewsConfig = ViewsConfig()
-    ensemble: list[str] = []
+    ensemble: list[FilePath] = []
     """With `ensemble`: models beside the serving one, by name (`r01`) or by the folder of a checkpoint."""
     regions: RegionConfig = RegionConfig()
     resolution: Resolution = "quarter"
@@ -118,7 +118,7 @@ class ScoringConfig(Section):
     keep_regions: Literal["all"] | Positive = "all"
     """Region rows kept of each image and predicted class, by entropy."""
     heatmaps: HeatmapConfig = HeatmapConfig()
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

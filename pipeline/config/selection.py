@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Positive, Section
+from pipeline.config.base import FilePath, Positive, Section, Seed
 
 
 class SelectionConfig(Section):
@@ -36,7 +36,7 @@ class SelectionConfig(Section):
     """Positions of a sequence between two queued images."""
     noise_beta: Annotated[float, Field(gt=0)] | None = None
     """Power noise: log score + Gumbel/β. null: none. Larger is less noise (Kirsch et al. 2023)."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _budget_unit_fits(self) -> Self:
@@ -46,7 +46,7 @@ class SelectionConfig(Section):
 
 
 class ExportConfig(Section):
-    folder: str = "queues"
+    folder: FilePath = "queues"
     """Where queues are exported, a folder each."""
     images: Literal["link", "copy"] = "link"
     """`link`: a symbolic link to each image, or a copy where links are not possible."""

@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -25,6 +25,7 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.image_limits import Damaged, NotAnImage, check_bytes, check_tiff
+from pipeline.data.metadata import without_damaged_metadata
 from pipeline.data.remote import ImageFile, opened
 from pipeline.errors import DataError, UserError
 
@@ -92,16 +93,21 @@ class OpenImage:
     """
 
     def __init__(
-        self, path: ImageFile, stream: BufferedReader, source: tifffile.TiffFile | Image.Image
+        self,
+        path: ImageFile,
+        stream: BufferedReader,
+        content: BinaryIO,
+        source: tifffile.TiffFile | Image.Image,
     ) -> None:
         self._path = path
         self._stream = stream
+        self._content = content
         self._source = source
         if isinstance(source, tifffile.TiffFile):
             self.info = _tiff_info(path, source)
             self.is_palette = _first_page(source).photometric == tifffile.PHOTOMETRIC.PALETTE
         else:
-            self.info = _pillow_info(path, source, stream)
+            self.info = _pillow_info(path, source, content)
             self.is_palette = source.mode in ("P", "PA")
 
     @property
@@ -164,7 +170,7 @@ class OpenImage:
                 )
             pixels = _tiff_pixels(self._source, palette_indices=palette_indices)
         else:
-            pixels = _pillow_pixels(self._source, self.info, self._stream, palette_indices=palette_indices)
+            pixels = _pillow_pixels(self._source, self.info, self._content, palette_indices=palette_indices)
         return _upright(pixels, self.info.orientation)
 
     def palette_size(self) -> int:
@@ -226,10 +232,12 @@ def open_image(
         check_bytes(path, length, max_pixels=max_pixels, what="the file has")
         if path.suffix.lower() in TIFF_ENDINGS:
             check_tiff(path, stream)
+            content = stream
             source = opened_files.enter_context(tifffile.TiffFile(stream, _multifile=False))
         else:
-            source = opened_files.enter_context(Image.open(stream, formats=_FORMATS))
-        image = OpenImage(path, stream, source)
+            content = without_damaged_metadata(stream)
+            source = opened_files.enter_context(Image.open(content, formats=_FORMATS))
+        image = OpenImage(path, stream, content, source)
         width, height = image.info.width, image.info.height
         if width < 1 or height < 1:
             raise DataError(f"{path} is empty: its size is {width}×{height} pixels.", _REPLACE)
@@ -362,11 +370,9 @@ def _frames(image: Image.Image) -> int:
     return int(getattr(image, "n_frames", 1))
 
 
-def _pillow_info(path: ImageFile, image: Image.Image, stream: BufferedReader) -> ImageInfo:
+def _pillow_info(path: ImageFile, image: Image.Image, stream: BinaryIO) -> ImageInfo:
     """Header of an opened file."""
-    # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
-    orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
+    orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     bits, bands, alpha = _pillow_depth(path, image, stream)
     if _frames(image) > 1:
@@ -376,7 +382,17 @@ def _pillow_info(path: ImageFile, image: Image.Image, stream: BufferedReader) ->
     )
 
 
-def _pillow_depth(path: ImageFile, image: Image.Image, stream: BufferedReader) -> tuple[int, int, bool]:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, upright, where the metadata is damaged."""
+    try:
+        # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
+        found = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except Exception:  # as for decoders: SyntaxError, struct.error, …
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _pillow_depth(path: ImageFile, image: Image.Image, stream: BinaryIO) -> tuple[int, int, bool]:
     """Bits, channels, and whether the last channel is alpha."""
     if image.format == "PNG":
         here = stream.tell()  # Pillow goes on from there
@@ -400,7 +416,7 @@ def _pillow_depth(path: ImageFile, image: Image.Image, stream: BufferedReader) -
 
 
 def _pillow_pixels(
-    image: Image.Image, info: ImageInfo, stream: BufferedReader, *, palette_indices: bool
+    image: Image.Image, info: ImageInfo, stream: BinaryIO, *, palette_indices: bool
 ) -> ImageArray:
     if info.bits == 16:
         stream.seek(0)

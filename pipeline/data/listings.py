@@ -58,7 +58,7 @@ class Sequences:
                 position = whole_number(_matched(self._position, found))
             except (ValueError, OverflowError) as error:
                 raise DataError(
-                    f"`data.position_regex` finds no number in {found.uri}.",
+                    f"`data.position_regex` finds no number of 64 bits in {found.uri}.",
                     "Correct the regular expression.",
                 ) from error
         return group, position
@@ -141,7 +141,8 @@ def read_groups(path: Path) -> Iterator[tuple[str, str]]:
                 group = json.dumps([row["group"], whole_number(position) if position else None])
             except (ValueError, TypeError, OverflowError):
                 raise DataError(
-                    f"{path} has a position in line {reader.line_num} that is no number.", "Correct it."
+                    f"{path} has a position in line {reader.line_num} that is no number of 64 bits.",
+                    "Correct it.",
                 ) from None
             if None in (row["image"], row["group"]):
                 raise DataError(
@@ -158,12 +159,16 @@ def whole_number(text: str) -> int:
     """A number as a position: digits as they are (a time stamp in nanoseconds too), else rounded down.
 
     Raises:
-        ValueError, OverflowError: the text is no number.
+        ValueError, OverflowError: the text is no number, or one that does not fit into 64 bits, which is what
+            databases store.
     """
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
-        return math.floor(float(text))
+        number = math.floor(float(text))
+    if not -(1 << 63) <= number < 1 << 63:
+        raise OverflowError(f"Expected a number of 64 bits, but got {text}.")
+    return number
 
 
 class Named:

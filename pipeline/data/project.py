@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from pipeline.config import ProjectConfig
-from pipeline.config.errors import explain, read_yaml
+from pipeline.config.errors import explain, explain_override, read_yaml
+from pipeline.config.project import NESTED, PREFIX, SQLITE
 from pipeline.data.images import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
@@ -44,9 +46,8 @@ class Project:
     def database_url(self) -> str:
         """`database.url`, with a relative SQLite path made absolute."""
         url = self.config.database.url
-        prefix = "sqlite:///"
-        if url.startswith(prefix) and not url.startswith(prefix + "/") and url != prefix + ":memory:":
-            return prefix + str(self.root / url.removeprefix(prefix))
+        if url.startswith(SQLITE) and not url.startswith(SQLITE + "/") and url != SQLITE + ":memory:":
+            return SQLITE + f"{self.root}/".replace("%", "%25").replace("?", "%3F") + url.removeprefix(SQLITE)
         return url
 
     @property
@@ -110,8 +111,8 @@ def load_project(path: Path) -> Project:
     try:
         config = ProjectConfig(**{str(key): value for key, value in document.items()})
     except ValidationError as error:
-        raise ConfigError(f"{path} is not valid:\n{explain(error, ProjectConfig)}") from error
-    except ValueError as error:  # pydantic-settings: an override that is not JSON where JSON is needed
-        raise ConfigError(f"An environment override of {path} is not valid: {error}") from error
+        raise ConfigError(explain(error, ProjectConfig, path=path, prefix=PREFIX, nested=NESTED)) from error
+    except SettingsError as error:  # an override that is not JSON where JSON is needed
+        raise ConfigError(*explain_override(error, prefix=PREFIX)) from None  # its cause quotes the value
     file = Path(os.path.abspath(path))
     return Project(config=config, root=file.parent, file=file)

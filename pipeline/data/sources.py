@@ -299,7 +299,7 @@ def _names(folder: Path, *, folders: list[str]) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(entry.name)
                 elif os.path.splitext(entry.name)[1].lower() in IMAGE_ENDINGS:
                     yield entry.name
@@ -307,6 +307,14 @@ def _names(folder: Path, *, folders: list[str]) -> Iterator[str]:
         raise DataError(
             f"The folder {folder} cannot be read: {error.strerror}.", "Give yourself permission."
         ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that leads nowhere or to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -172,10 +172,15 @@ class Segmenter(nn.Module):
                 drop = ChannelDrop(None)
                 logits = self.final_layer(self._decode(self.trunk(blank), drop))
                 output = self.upsample(logits)
-            except RuntimeError as error:  # shapes that do not fit, in SMP's own layers
+            except (
+                RuntimeError,
+                AssertionError,
+            ) as error:  # shapes that do not fit, in SMP's or timm's layers
                 raise ConfigError(
                     f"The network cannot be run on an image of {side}×{side}: {error}",
-                    "Choose another `model.encoder` or `model.decoder`.",
+                    "Some encoders (MaxViT, CoAtNet, ViT) take images of one size only; Swin takes any with "
+                    "`model.decoder: {strict_img_size: false}`. Or choose another `model.encoder`, such as "
+                    "`resnet34` or `tu-convnext_tiny`, or another `model.decoder`.",
                 ) from error
         self.train(training)
         if output.shape[-2:] != blank.shape[-2:]:

@@ -124,7 +124,7 @@ def dot_chart(
     gap = 9.0 if len(used) > 2 else 8.0
     step = max(ROW, gap * len(used) + 8)
     label_width = min(150.0, 14 + max((len(row.name) for row in rows), default=0) * LETTER)
-    rows_axis = Axis(-0.5, len(rows) - 0.5, ())
+    rows_axis = Axis(-0.5, max(len(rows) - 0.5, 0.5), ())
     height = 8 + step * len(rows) + 46
     plot = Plot(x, rows_axis, left=label_width, top=8, width=width, height=height)
     for value, _ in x.ticks:

@@ -43,9 +43,14 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(
 
 
 def test_another_driver_is_refused_with_the_one_to_write() -> None:
-    error = refusal("postgresql://a:secret@b/c")
+    error = refusal("postgresql+psycopg2://a:secret@b/c")
     assert "'psycopg2'" in error.problem
-    assert "postgresql+psycopg://" in error.remedy
+    assert "`postgresql://" in error.remedy
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_a_url_without_a_driver_means_psycopg_3(scheme: str) -> None:
+    assert "postgresql+psycopg://a:***@127.0.0.1" in refusal(f"{scheme}://a:secret@127.0.0.1:1/c").problem
 
 
 @pytest.fixture(scope="module")

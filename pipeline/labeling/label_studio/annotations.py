@@ -41,7 +41,8 @@ def recognises(source: Path) -> bool:
         return False
     with open_plain(source) as stream:
         begin = stream.read(_FIRST_BYTES)
-    return b'"annotations"' in begin and _OF_A_TASK.search(begin) is not None
+    of_tasks = b'"annotations"' in begin or b'"annotation_id"' in begin
+    return of_tasks and _OF_A_TASK.search(begin) is not None
 
 
 def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]:
@@ -51,7 +52,8 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
         source: a file, or an exported folder into which Label Studio's files were put.
 
     Raises:
-        DataError: it is no JSON (after the readable part has been yielded), or the folder holds none.
+        DataError: it is no JSON (after the readable part has been yielded), it is JSON-MIN, or the folder
+            holds none.
     """
     for file in _files(source):
         with open_plain(file) as stream:
@@ -88,15 +90,20 @@ def _annotations(item: Item, labels: LabelMap, subject: str) -> Iterator[Annotat
     try:
         task = load_item(item.content)
         if not isinstance(task, dict):
-            raise DataError("It is no task of Label Studio.", "Export as JSON, not as JSON-MIN.")
+            raise DataError("It is no task of Label Studio.", "Export as JSON.")
         subject = _named(subject, task.get("id"))
         annotations = task.get("annotations", [])
         if not isinstance(annotations, list):
-            raise DataError("Its annotations are no list.", "Export as JSON, not as JSON-MIN.")
+            raise DataError("Its annotations are no list.", "Export as JSON.")
         origin = _Task.of(task) if annotations else None
     except DataError as error:
         yield Rejected(subject, str(error))
         return
+    if "annotation_id" in task and "annotations" not in task:
+        raise DataError(
+            "It is JSON-MIN of Label Studio, which leaves out parts of the annotations.",
+            "Export as JSON.",
+        )
     for annotation in annotations:
         if origin is None or not isinstance(annotation, dict):
             yield Rejected(subject, "It has an annotation that is no object.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -102,10 +103,10 @@ class CocoIndex:
                     id_ = _id(_fields(item, longest=LONGEST_ITEM), "image_id")
                     annotations.add(id_, item.offset, item.length)
             except _Unusable as error:
-                yield Rejected(f"{item.key}, byte {item.offset}", str(error))
+                yield Rejected(_subject(item), str(error))
         self._images = images.table()
         if not len(self._images):
-            raise DataError("It lists no images.", _AGAIN)
+            raise DataError("It lists no images that can be used.", _AGAIN)
         found = annotations.table()
         self._annotations = found[np.argsort(found[:, 0], kind="stable")]
 
@@ -220,10 +221,19 @@ def _fields(item: Item, *, longest: int) -> dict[str, Any]:
     return fields
 
 
+def _subject(item: Item) -> str:
+    """What a report calls an item: the name of its image, or its list and place in the file."""
+    name = None
+    with suppress(DataError):
+        name = _fields(item, longest=LONGEST_ENTRY).get("file_name")
+    return f"{item.key}: {shown(name)}" if _is_text(name) else f"{item.key}, byte {item.offset}"
+
+
 def _id(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or not 0 <= value < _LARGEST_ID:
-        raise _Unusable(f"Its `{name}` is no whole number.", _AGAIN)
+        missing = "is missing" if value is None else "is no whole number"
+        raise _Unusable(f"Its `{name}` {missing}.", _AGAIN)
     return value
 
 

@@ -98,6 +98,11 @@ def _detection(document: Document, contents: Contents) -> list[Block]:
             metrics = table.setdefault((row["sampler"], row["measure"]), {})
             metrics[row["metric"]] = Estimate.from_document(row)
     blocks: list[Block] = [Heading("Finding errors")]
+    if not any(metrics["auroc"].defined for metrics in table.values() if "auroc" in metrics):
+        return [
+            *blocks,
+            Text("Not measured: no pixel of these images is wrong, or none is right.", tone="note"),
+        ]
     charts = [_auroc_chart(table)]
     if contents.risks is not None:
         charts.append(_risk_chart(contents.risks))

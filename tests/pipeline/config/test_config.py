@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from db.engine import Database
 from flows.deployments import read_deployments
 from pipeline.config.starter import read_label_map, starter_config
 from pipeline.data.project import Project, load_project
@@ -231,3 +232,91 @@ def test_no_line_of_a_file_that_is_no_configuration_is_shown(tmp_path: Path, tex
         assert "secret" not in str(caught.value)
         assert "19000" not in str(caught.value)
         assert str(caught.value).count("is no key of the configuration") <= 1
+
+
+def test_home_and_variables_are_replaced_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("FRAMES", "/mnt/frames")
+    document = {
+        "name": "streets",
+        "workdir": "~/work",
+        "database": {"url": "sqlite:///~/a.db"},
+        "data": {
+            "images": ["$FRAMES/new", "s3://bucket/${FRAMES}/x", "cost$$"],
+            "masks": "${FRAMES}/masks",
+            "group_csv": "~/groups.csv",
+            "classes": ["road", "car"],
+        },
+        "splits": {"test": {"list": "~/test.txt"}, "calibration": {"folder": "$FRAMES/val/*"}},
+        "model": {"encoder_weights": "~/weights.safetensors"},
+        "scoring": {"ensemble": ["~/r01"], "regions": {"kind": "file", "folder": "~/maps"}},
+        "export": {"folder": "$FRAMES/queues"},
+        "labeling": {"label_studio": {"document_root": "~/served"}},
+    }
+    project = load_project(write(tmp_path, document))
+    config = project.config
+    assert project.workdir == Path("/home/ada/work")
+    assert project.database_url == "sqlite:////home/ada/a.db"
+    assert config.data.images == ["/mnt/frames/new", "s3://bucket//mnt/frames/x", "cost$"]
+    assert (config.data.masks, config.data.group_csv) == ("/mnt/frames/masks", "/home/ada/groups.csv")
+    assert (config.splits.test.list, config.splits.calibration.folder) == (
+        "/home/ada/test.txt",
+        "/mnt/frames/val/*",
+    )
+    assert config.model.encoder_weights == "/home/ada/weights.safetensors"
+    assert config.scoring.ensemble == ["/home/ada/r01"]
+    assert config.scoring.regions.folder == "/home/ada/maps"
+    assert config.export.folder == "/mnt/frames/queues"
+    assert config.labeling.label_studio.document_root == "/home/ada/served"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("$NOWHERE/x", "The environment variable NOWHERE is not set"),
+        ("a/$", "$$ is a dollar sign"),
+        ("~nobody.at.all/x", "There is no home folder ~nobody.at.all"),
+    ],
+)
+def test_a_path_that_names_no_place_is_refused(tmp_path: Path, path: str, words: str) -> None:
+    assert words in rejection(tmp_path, workdir=path)
+
+
+@pytest.mark.parametrize("name", ["cracks? north", "50% #1", "a%3Fb", "plain"])
+def test_the_database_lies_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    database = Database(load_project(write(folder, MINIMAL)).database_url)
+    database.close()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (folder / ".segcurate" / "segcurate.db").is_file()
+
+
+def test_a_section_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "segcurate.yaml"
+    path.write_text("name: a\ntraining: {batch_size: 2}\ndata: {images: x, classes: [a, b]}\ntraining: {}\n")
+    with pytest.raises(ConfigError, match="line 4, column 1: `training` is there already, in line 2"):
+        load_project(path)
+
+
+def test_a_wrong_override_is_blamed_on_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, {**MINIMAL, "scoring": {"samples": 1}})
+    monkeypatch.setenv("SEGCURATE_TRAINING__ITERATIONS", "many")
+    monkeypatch.setenv("segcurate_scoring__sampels", "3")
+    with pytest.raises(ConfigError) as error:
+        load_project(path)
+    of_file, of_environment = str(error.value).split("The environment overrides the settings wrongly:")
+    assert str(path) in of_file
+    assert "scoring.samples" in of_file
+    assert "SEGCURATE_TRAINING__ITERATIONS (training.iterations)" in of_environment
+    assert "segcurate_scoring__sampels (scoring.sampels): there is no such key" in of_environment
+
+
+def test_an_override_that_is_no_json_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, MINIMAL)
+    monkeypatch.setenv("SEGCURATE_DATA", "[secret")
+    with pytest.raises(ConfigError, match="variable SEGCURATE_DATA is not valid JSON") as error:
+        load_project(path)
+    assert "secret" not in str(error.value)

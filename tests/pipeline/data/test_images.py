@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,39 @@ def test_a_film_is_no_image(tmp_path: Path) -> None:
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="a film of 2 pictures"):
         probe_image(tmp_path / "a.png", max_pixels=MANY)
+
+
+def chunk(name: bytes, content: bytes, *, checksum: int = 0) -> bytes:
+    """A chunk of a PNG; a `checksum` is added to the right one."""
+    right = (zlib.crc32(name + content) + checksum) & 0xFFFFFFFF
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", right)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        chunk(b"eXIf", b"garbage"),
+        chunk(b"eXIf", b"II*\0\x08\0\0\0\0\0", checksum=1),
+        chunk(b"pHYs", b"1"),
+        chunk(b"gAMA", b""),
+        chunk(b"iCCP", b"x\0\0garbage"),
+        chunk(b"tEXt", b"a\0b", checksum=1),
+    ],
+)
+def test_damaged_metadata_refuses_no_pixel(
+    tmp_path: Path, damaged: bytes, at_the_end: bool, bits: int
+) -> None:
+    pixels = noise(9, 11, 3, dtype=np.uint8 if bits == 8 else np.uint16)
+    content = imagecodecs.png_encode(pixels)
+    place = content.rindex(b"IEND") - 4 if at_the_end else content.index(b"IHDR") + 21
+    path = tmp_path / "a.png"
+    path.write_bytes(content[:place] + damaged + content[place:])
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+def test_damaged_exif_of_a_webp_means_upright(tmp_path: Path) -> None:
+    pixels = noise(9, 11, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(read(tmp_path / "a.webp"), pixels)

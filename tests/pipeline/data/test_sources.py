@@ -90,6 +90,17 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path: Path) -> No
     assert uris(project(tmp_path)) == ["images/b.png", "images/linked/a.png"]
 
 
+def test_links_that_lead_nowhere_or_to_themselves_stop_no_walk(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    os.symlink("self", folder / "self")
+    os.symlink("other", folder / "one")
+    os.symlink("one", folder / "other")
+    os.symlink("nowhere", folder / "dead")
+    assert uris(project(tmp_path)) == ["images/a.png"]
+
+
 def test_the_projects_own_folders_and_the_mask_folder_are_no_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", ".segcurate/labels/x.png", "queues/round-01/x.png", "masks/a.png", "sub/b.png")
     assert uris(project(tmp_path, images=["."], masks="masks")) == ["a.png", "sub/b.png"]

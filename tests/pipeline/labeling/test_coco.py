@@ -352,6 +352,16 @@ def test_a_file_that_is_none_of_coco_is_refused_and_named(tmp_path: Path, conten
     assert str(path) in str(caught.value)
 
 
+def test_images_without_a_size_are_named_with_what_they_lack(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", images=[{"id": 1, "file_name": "a.png"}])
+    found: list[Any] = []
+    with pytest.raises(DataError, match="lists no images that can be used"):
+        for item in COCO.read(path, LABELS):
+            found.append(item)
+    (rejected,) = found
+    assert (rejected.subject, rejected.reason[:22]) == ("images: a.png", "Its `width` is missing")
+
+
 def test_a_file_that_is_cut_off_gives_nothing_because_shapes_may_be_missing(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json")
     path.write_bytes(path.read_bytes()[:-4])

@@ -111,6 +111,8 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
         ({"decoder": {"classes": 5}}, "sets classes"),
         ({"decoder": {"decoder_colour": 5}}, "decoder_colour"),
         ({"architecture": "dpt"}, "cannot be"),
+        ({"encoder": "tu-swin_tiny_patch4_window7_224"}, r"strict_img_size: false"),
+        ({"encoder": "tu-maxvit_tiny_tf_224"}, "images of one size only"),
     ],
 )
 def test_names_that_do_not_exist_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -118,3 +118,8 @@ def test_words_from_outside_are_escaped() -> None:
     assert "&lt;b&gt;&amp;" in svg
     assert "<b>" not in svg
     assert "<script>" not in svg
+
+
+def test_a_chart_without_rows_is_drawn_empty() -> None:
+    x = number_axis([0, 1], low=0, high=1)
+    assert "<svg" in dot_chart([], title="t", colors={"a": "s0"}, x=x).svg

@@ -199,3 +199,10 @@ def test_what_the_labels_cost_is_shown_once_it_is_known() -> None:
     assert "regions clicks hours mIoU" in text
     assert "20 1234 2.2" in text
     assert "40 – –" in text
+
+
+def test_a_perfect_model_has_no_error_to_find() -> None:
+    document = quality_document()
+    document["detection"] = [row for row in document["detection"] if row["metric"] != "auroc"]
+    page = Outline(render_page(replace(full_contents(), quality=document)))
+    assert "no pixel of these images is wrong" in page.text

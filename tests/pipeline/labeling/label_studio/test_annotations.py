@@ -303,3 +303,11 @@ def test_shapes_of_a_huge_image_are_fewer_because_each_is_as_large_as_the_image(
     shape = {"type": "brushlabels", "from_name": "mask", "value": {}}
     with pytest.raises(DataError, match="It has 100 shapes, more than 85"):
         paint([shape] * 100, [], label_map(), 10_000, 10_000)
+
+
+def test_json_min_is_recognised_and_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "project-1.json"
+    path.write_text(json.dumps([{"id": 1, "image": "a.png", "annotation_id": 2, "lead_time": 3.5}]))
+    assert LABEL_STUDIO.recognises(path)
+    with pytest.raises(DataError, match="JSON-MIN"):
+        list(LABEL_STUDIO.read(path, label_map()))
