@@ -18,8 +18,8 @@ from pipeline.files import read_plain
 
 HEADER = """\
 # A segcurate project. Paths are relative to this file; `~` and `$NAME` in them are replaced, `$$` is a dollar
-# sign. An environment variable such as SEGCURATE_DATABASE__URL overrides a key. `segcurate config show` prints
-# every setting with its default, `segcurate config schema` explains each one.
+# sign. An environment variable such as SEGCURATE_DATABASE__URL overrides a key. `segcurate config show`
+# prints every setting with its default, `segcurate config schema` explains each one.
 """
 
 
