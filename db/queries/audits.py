@@ -1,17 +1,40 @@
-"""The audit slices: labeled regions that were drawn at random from the pool, with a known probability."""
+"""The audit slices: labeled regions that were drawn at random from what was unlabeled in the pool."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from db.queries.labels import is_version, newest_versions
-from db.tables import Image, Label, Model, ModelLabel, QueueItem
+from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem, ScoringRun
 
 HELD_OUT = "held_out"
 """The key of a model's config that is `audit` where the audit regions were left out of its training."""
+
+
+class AuditSlice(NamedTuple):
+    """The audit of a queue.
+
+    Attributes:
+        drawn: its regions, labeled or not.
+        population: regions that it was drawn from: those of the pool without a label at `drawn_at`.
+        of_round: the queue is the one of its round; a withdrawn queue has none.
+        of_all_regions: False where the scores kept only some regions of each image, so that the others could
+            not be drawn.
+    """
+
+    queue_id: int
+    queue: str
+    run_id: int | None
+    drawn: int
+    population: int
+    drawn_at: datetime
+    of_round: bool
+    of_all_regions: bool
 
 
 class AuditRegion(NamedTuple):
@@ -24,8 +47,36 @@ class AuditRegion(NamedTuple):
     w: int
     h: int
     outline: str | None
-    inclusion_probability: float
+    queue_id: int
+    drawn_at: datetime
     mask_uris: tuple[str, ...]
+
+
+def audit_slices(session: Session) -> list[AuditSlice]:
+    """The audit of every queue that has one, oldest first."""
+    item = QueueItem
+    probability = func.min(item.inclusion_probability)
+    statement = (
+        select(Queue, ScoringRun, func.count(item.id), probability)
+        .join(item, item.queue_id == Queue.id)
+        .outerjoin(ScoringRun, ScoringRun.id == Queue.run_id)
+        .where(item.slice == "audit", item.inclusion_probability.is_not(None))
+        .group_by(Queue.id, ScoringRun.id)
+        .order_by(Queue.id)
+    )
+    return [
+        AuditSlice(
+            queue_id=queue.id,
+            queue=queue.name,
+            run_id=queue.run_id,
+            drawn=drawn,
+            population=max(drawn, round(drawn / probability)),
+            drawn_at=queue.created_at,
+            of_round=queue.round_id is not None,
+            of_all_regions=queue.unit == "image" or _all_regions(run),
+        )
+        for queue, run, drawn, probability in session.execute(statement)
+    ]
 
 
 def audit_regions(session: Session) -> list[AuditRegion]:
@@ -35,8 +86,9 @@ def audit_regions(session: Session) -> list[AuditRegion]:
     statement = (
         select(
             *(item.id, item.image_id, item.x, item.y, item.w, item.h),
-            *(item.outline, item.inclusion_probability, Label.mask_uri),
+            *(item.outline, item.queue_id, Queue.created_at, Label.mask_uri),
         )
+        .join(Queue, Queue.id == item.queue_id)
         .join(Image, Image.id == item.image_id)
         .join(Label, and_(Label.image_id == item.image_id, Label.queue_id == item.queue_id))
         .join(newest, is_version(newest))
@@ -56,14 +108,26 @@ def audit_regions(session: Session) -> list[AuditRegion]:
     return list(found.values())
 
 
-def unseen_audit_regions(session: Session, model_id: int) -> list[AuditRegion]:
+def unseen(session: Session, regions: Sequence[AuditRegion], *, model_id: int) -> list[AuditRegion]:
     """The audit regions that a model has not learned from: neither it nor a model that it started from was
-    trained on a label of their image, unless the audit regions were left out of that training."""
-    seen: set[int] = set()
+    trained on a label of their image that is newer than their queue, unless the audit regions were left out
+    of that training. Labels that the image had before are of other regions."""
+    newest: dict[int, datetime] = {}
     model = session.get(Model, model_id)
     while model is not None:
         if model.config.get(HELD_OUT) != "audit":
-            trained = select(Label.image_id).join(ModelLabel, ModelLabel.label_id == Label.id)
-            seen.update(session.scalars(trained.where(ModelLabel.model_id == model.id)))
+            trained = (
+                select(Label.image_id, func.max(Label.created_at))
+                .join(ModelLabel, ModelLabel.label_id == Label.id)
+                .where(ModelLabel.model_id == model.id)
+                .group_by(Label.image_id)
+            )
+            for image_id, at in session.execute(trained):
+                newest[image_id] = max(at, newest.get(image_id, at))
         model = session.get(Model, model.parent_id) if model.parent_id is not None else None
-    return [region for region in audit_regions(session) if region.image_id not in seen]
+    return [region for region in regions if newest.get(region.image_id, region.drawn_at) <= region.drawn_at]
+
+
+def _all_regions(run: ScoringRun | None) -> bool:
+    """Whether a run has kept the scores of all regions."""
+    return run is None or run.scorer.get("keep_regions", "all") == "all"

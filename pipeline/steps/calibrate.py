@@ -60,9 +60,9 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
 
     They are fitted on the calibration split or, where there is none, on the audit slices that the model has
     not learned from (see `steps.held_out`). As many pixels are drawn from each image of the split, so that a
-    large image counts no more than a small one; those of audit regions are weighed by 1 / inclusion
-    probability. Without any image that has a label, the calibrators are identities with a warning. Run again,
-    it replaces what it stored.
+    large image counts no more than a small one; those of audit regions are weighed (see
+    `steps.held_out.audited_images`). Without any image that has a label, the calibrators are identities with
+    a warning. Run again, it replaces what it stored.
 
     Raises:
         NotYourTurn: another step comes next.

@@ -20,7 +20,7 @@ from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages, horvitz_thompson
+from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages
 
 Source = Literal["calibration", "audit"]
 
@@ -81,12 +81,30 @@ def none_usable(images: HeldOutImages, split: str) -> UserError:
 
 
 def audited_images(session: Session, project: Project, model_id: int) -> list[AuditedImage]:
-    """The images with labeled audit regions, of all rounds, that this model has not learned from."""
-    regions = audits.unseen_audit_regions(session, model_id)
-    weights = horvitz_thompson([region.inclusion_probability for region in regions])
+    """The images with labeled audit regions that this model has not learned from, weighed as the part of the
+    pool that it has not learned from.
+
+    Each region of the newest audit stands for as many regions as were unlabeled for each one that was
+    audited and labeled. Regions of earlier audits are known with certainty by then, and stand for themselves:
+    several audits are no sample of one pool. An audit of a withdrawn queue, or one that could not draw from
+    all regions, is never the newest.
+    """
+    regions = audits.unseen(session, audits.audit_regions(session), model_id=model_id)
+    usable = {region.queue_id for region in regions}
+    current = [
+        one
+        for one in audits.audit_slices(session)
+        if one.of_round and one.of_all_regions and one.queue_id in usable
+    ]
+    if not current:
+        return []
+    newest = current[-1]
+    answered = sum(region.queue_id == newest.queue_id for region in regions)
     by_image: dict[int, list[AuditedRegion]] = {}
-    for region, weight in zip(regions, weights, strict=True):
-        by_image.setdefault(region.image_id, []).append(_audited(project, region, weight))
+    for region in regions:
+        if region.queue_id <= newest.queue_id:
+            weight = newest.population / answered if region.queue_id == newest.queue_id else 1.0
+            by_image.setdefault(region.image_id, []).append(_audited(project, region, weight))
     images = [session.get_one(Image, image_id) for image_id in by_image]
     return [
         AuditedImage(

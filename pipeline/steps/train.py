@@ -232,7 +232,7 @@ def hash_labels(project: Project, survey: Survey) -> str:
                     label.mask_sha256 if latest else [label.annotator, label.mask_sha256]
                     for label in image.labels
                 ),
-                *(list(region) for region in image.held_out),
+                *([part.x, part.y, part.w, part.h, part.outline] for part in image.held_out),
             ]
             for image in survey.usable
         ]

@@ -31,11 +31,6 @@ from pipeline.progress import Progress
 from pipeline.regions.outlines import paint_regions
 from pipeline.uncertainty.served_model import ServedModel
 
-HEAVIEST = 10.0
-"""A region's weight, 1 / inclusion probability, is cut at this many times the median weight, so that a region
-with a small probability does not dominate. Cut weights are biased towards equal weights."""
-
-
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -270,13 +265,3 @@ def spread(count: int, most: int | None) -> list[int]:
     if most is None or most >= count:
         return list(range(count))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
-
-
-def horvitz_thompson(probabilities: Sequence[float]) -> list[float]:
-    """1 / inclusion probability (Horvitz & Thompson 1952), cut at 10 times the median weight.
-
-    >>> horvitz_thompson([0.5, 0.25, 0.5, 0.01])
-    [2.0, 4.0, 2.0, 30.0]
-    """
-    weights = 1 / np.asarray(probabilities, dtype=np.float64)
-    return np.minimum(weights, HEAVIEST * np.median(weights)).tolist() if len(weights) else []

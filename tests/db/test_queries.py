@@ -321,17 +321,24 @@ def test_audit_regions_are_unseen_until_a_model_is_trained_on_their_image(sessio
     assert made[0] is not None
     regions = audits.audit_regions(session)
     assert [tuple(region) for region in regions] == [
-        (image_id, 0, 0, 8, 8, None, 0.25, (f"m{image_id}",)) for image_id in (1, 2)
+        (image_id, 0, 0, 8, 8, None, queue.id, queue.created_at, (f"m{image_id}",)) for image_id in (1, 2)
+    ]
+    assert audits.audit_slices(session) == [
+        audits.AuditSlice(queue.id, queue.name, None, 3, 12, queue.created_at, False, True)
     ]
     current = rounds.open_round(session, number=1, state="train")
     values: dict[str, Any] = {"name": "r01", "parent_id": None, "checkpoint_uri": "", "config": {}, "seed": 0}
     values |= {"config_hash": "", "labels_hash": "", "iterations": 1, "label_ids": [made[0].id]}
     parent = models.start_model(session, round_id=current.id, **values)
     child = add_model(session, 2, parent_id=parent.id)
-    assert [region.image_id for region in audits.unseen_audit_regions(session, child.id)] == [2]
+    assert [region.image_id for region in audits.unseen(session, regions, model_id=child.id)] == [2]
+    made[0].created_at = queue.created_at - timedelta(hours=1)  # what it covers was labeled before the draw
+    session.flush()
+    assert audits.unseen(session, regions, model_id=child.id) == regions
+    made[0].created_at = utc_now()
     parent.config = {audits.HELD_OUT: "audit"}
     session.flush()
-    assert audits.unseen_audit_regions(session, child.id) == regions
+    assert audits.unseen(session, regions, model_id=child.id) == regions
 
 
 def test_a_calibration_is_replaced_and_evaluations_go_with_their_metrics(session: Session) -> None:

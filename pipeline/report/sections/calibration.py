@@ -99,7 +99,7 @@ def _calibrators(calibrated: Calibrated) -> list[Block]:
                 percent(row["labels_changed"]),
             )
         )
-    source = {"audit": "the audit slices, weighted by inclusion probability"}.get(
+    source = {"audit": "the audit slices, the newest weighed as what was unlabeled"}.get(
         str(calibrated.report.get("source")), "the calibration split"
     )
     return [

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from db.engine import Database
-from db.queries.audits import audit_regions, unseen_audit_regions
+from db.queries.audits import audit_regions, unseen
 from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem, Round
 from pipeline import rounds
 from pipeline.data.masks import store_mask
@@ -18,18 +19,19 @@ from pipeline.regions.outlines import encode_outline
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.held_out import audited_images, calibration_source
 from pipeline.steps.train import train
-from pipeline.studies.held_out import horvitz_thompson
 from pipeline.training.dataset import LabeledImage, read_masks
 from tests.factories import (
     HEIGHT,
     WIDTH,
     Workspace,
     add_label,
+    add_model,
     ask,
     change,
     configured,
     new_item,
     new_queue,
+    new_run,
     put,
 )
 from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
@@ -72,7 +74,9 @@ def add_audit(
     drawn = {"slice": "audit", "inclusion_probability": probability, "outline": outline}
     with database.session() as session:
         queue = session.scalars(select(Queue).where(Queue.name == name)).one_or_none()
-        queue = queue or put(session, new_queue(name))
+        if queue is None:
+            number = int(name.removeprefix("round-")) - 100  # before the rounds of the test
+            queue = put(session, new_queue(name, round_id=_round(session, number)))
         known = session.scalars(select(QueueItem.rank).where(QueueItem.queue_id == queue.id)).all()
         for index, (part, values) in enumerate(((box, drawn), (selected, {}))):
             rank = 10 * image_id + index
@@ -80,6 +84,12 @@ def add_audit(
             if rank not in known:
                 session.add(new_item(queue.id, rank, image_id, part, **values))
         return add_label(session, project, image_id, queue.id, mask, regions=[box, selected]).id
+
+
+def _round(session: Session, number: int) -> int:
+    """The round of this number, its labels imported."""
+    known = session.scalars(select(Round).where(Round.number == number)).one_or_none()
+    return (known or put(session, Round(number=number, state="closed"))).id
 
 
 def test_the_source_is_the_split_where_it_has_masks_unless_another_one_is_asked_for(
@@ -185,8 +195,9 @@ def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(
         session.add(ModelLabel(model_id=parent.id, label_id=seen))
         row = session.get_one(Model, child.id)
         row.parent_id, row.config = parent.id, {"held_out": "audit"}
-    assert [region.image_id for region in ask(pool.database, audit_regions)] == [1, 2]
-    assert [region.image_id for region in ask(pool.database, unseen_audit_regions, child.id)] == [2]
+    regions = ask(pool.database, audit_regions)
+    assert [region.image_id for region in regions] == [1, 2]
+    assert [region.image_id for region in ask(pool.database, unseen, regions, model_id=child.id)] == [2]
 
 
 def test_only_labeled_audit_regions_with_a_known_probability_count(pool: Workspace) -> None:
@@ -202,19 +213,35 @@ def test_only_labeled_audit_regions_with_a_known_probability_count(pool: Workspa
     ]
 
 
-def test_pixels_weigh_by_the_probability_of_their_round_and_one_region_cannot_outweigh_all(
+def test_the_newest_audit_stands_for_what_was_unlabeled_then_and_earlier_ones_for_themselves(
     pool: Workspace,
 ) -> None:
     for image_id in (1, 2, 3):
-        add_audit(*pool, image_id, probability=0.5)
-    add_audit(*pool, 4, name="round-02", probability=0.1)
-    add_audit(*pool, 5, name="round-02", probability=0.0001)
-    add_audit(*pool, 1, (0, 8, 16, 16), name="round-03", probability=0.2)
-    images = {item.ref.id: item for item in ask(pool.database, audited_images, pool.project, 1)}
-    one = images[1].weights()
-    assert set(np.unique(one)) == {0.0, 2.0, 5.0}
-    assert (one == 5.0).sum() == 16 * 16
-    assert (one[:, WIDTH // 2 :] == 0).all()
-    assert images[4].weights().max() == pytest.approx(10.0)
-    assert images[5].weights().max() == pytest.approx(10 * np.median([2, 2, 2, 5, 10, 10000]))
-    assert horvitz_thompson([]) == []
+        add_audit(*pool, image_id, probability=3 / 30)
+    for image_id in (4, 5):
+        add_audit(*pool, image_id, name="round-02", probability=4 / 20)
+    add_audit(*pool, 1, (0, 8, 16, 16), name="round-02", probability=4 / 20)
+    add_audit(*pool, 6, name="round-02", probability=4 / 20)
+    change(pool.database, QueueItem, QueueItem.image_id == 6, status="released")
+
+    def heaviest() -> dict[int, float]:
+        found = ask(pool.database, audited_images, pool.project, 1)
+        return {item.ref.id: float(item.weights().max()) for item in found}
+
+    assert heaviest() == pytest.approx({1: 20 / 3, 2: 1, 3: 1, 4: 20 / 3, 5: 20 / 3})
+    one = next(item for item in ask(pool.database, audited_images, pool.project, 1) if item.ref.id == 1)
+    assert (one.weights() > 1).sum() == 16 * 16
+    assert (one.weights() == 1).sum() > 0
+    assert (one.weights()[:, WIDTH // 2 :] == 0).all()
+
+    run = new_run(1, scorer={"keep_regions": 3})
+    with pool.database.session() as session:
+        add_model(session, 9)
+        run_id = put(session, run).id
+        session.scalars(select(Queue).where(Queue.name == "round-02")).one().run_id = run_id
+    assert heaviest() == pytest.approx({1: 10, 2: 10, 3: 10})  # that audit saw a part of the regions only
+    change(pool.database, Queue, run_id=None)
+    change(pool.database, Queue, Queue.name == "round-02", round_id=None)
+    assert heaviest() == pytest.approx({1: 10, 2: 10, 3: 10})  # that queue was withdrawn
+    change(pool.database, Queue, round_id=None)
+    assert heaviest() == {}
