@@ -112,7 +112,7 @@ class OpenImage:
 
     @property
     def kind(self) -> str:
-        """`TIFF`, or Pillow's name of the format: `PNG`, `JPEG`, `WEBP` or `BMP`."""
+        """`TIFF`, or Pillow's name of the format: `PNG`, `JPEG`, `MPO` (a JPEG with previews), `WEBP`, `BMP`."""
         return "TIFF" if isinstance(self._source, tifffile.TiffFile) else str(self._source.format)
 
     @property
@@ -375,7 +375,7 @@ def _pillow_info(path: ImageFile, image: Image.Image, stream: BinaryIO) -> Image
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     bits, bands, alpha = _pillow_depth(path, image, stream)
-    if _frames(image) > 1:
+    if _frames(image) > 1 and image.format != "MPO":  # a photograph of a camera, with its preview behind it
         raise DataError(f"{path} is a film of {_frames(image)} pictures.", "Save each as a file of its own.")
     return ImageInfo(
         width=width, height=height, channels=bands, bits=bits, alpha=alpha, orientation=orientation

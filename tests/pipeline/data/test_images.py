@@ -269,3 +269,11 @@ def test_damaged_exif_of_a_webp_means_upright(tmp_path: Path) -> None:
     pixels = noise(9, 11, 3)
     Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0garbage")
     np.testing.assert_array_equal(read(tmp_path / "a.webp"), pixels)
+
+
+def test_the_preview_behind_a_photograph_is_passed_over(tmp_path: Path) -> None:
+    photograph = Image.new("RGB", (64, 48), (10, 20, 30))
+    photograph.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (32, 24))])
+    pixels = read(tmp_path / "a.jpg")
+    assert pixels.shape == (48, 64, 3)
+    assert abs(pixels.reshape(-1, 3).mean(axis=0) - (10, 20, 30)).max() < 3
