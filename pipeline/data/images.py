@@ -112,7 +112,7 @@ class OpenImage:
 
     @property
     def kind(self) -> str:
-        """`TIFF`, or Pillow's name of the format: `PNG`, `JPEG`, `MPO` (a JPEG with previews), `WEBP`, `BMP`."""
+        """`TIFF`, or Pillow's name of the format: `PNG`, `JPEG`, `MPO` (with previews), `WEBP`, `BMP`."""
         return "TIFF" if isinstance(self._source, tifffile.TiffFile) else str(self._source.format)
 
     @property
