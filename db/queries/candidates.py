@@ -19,7 +19,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from db.tables import Image, ImageScore, RegionScore
 
-NUMBERS = 12
+NUMBERS = 14
 """Columns of a candidate, without those of its shape."""
 
 UNKNOWN = math.inf
@@ -53,9 +53,10 @@ CandidateColumns = dict[str, npt.NDArray[Any]]
 """Scored boxes of eligible images by column, N rows by ascending image id and region index.
 
 `image_id` int64, `region_index` int32, `box` int32 [N, 4] as x, y, w, h in image pixels, `predicted_class`
-int16, and float32 `class_share`, `impurity`, `expected_entropy` and `mutual_information`, NaN without
-samples; `score`, the requested measure, NaN where the run has none; where outlines are requested, `pixels`
-int64 and `outline`, a text or None for a full box.
+and `stratum` int16, and float32 `class_share`, `stratum_share`, `impurity`, `expected_entropy` and
+`mutual_information`, NaN without samples; `score`, the requested measure, NaN where the run has none; where
+outlines are requested, `pixels` int64 and `outline`, a text or None for a full box. Where the run does not
+know the strata, they are the predicted classes.
 """
 
 
@@ -146,6 +147,12 @@ def image_candidates(
     return _candidates(session, statement, images, scored=measure is not None)
 
 
+def knows_strata(session: Session, *, run_id: int) -> bool:
+    """Whether the run's scores name the strata; judged by one of its images."""
+    statement = select(ImageScore.stratum).where(ImageScore.run_id == run_id).limit(1)
+    return session.scalar(statement) is not None
+
+
 def _ends(images: ImageColumns) -> tuple[int, int]:
     return int(images.id[0]), int(images.id[-1])
 
@@ -156,6 +163,8 @@ def _scores(table: type[RegionScore] | type[ImageScore], measure: str | None) ->
         *(table.predicted_class, table.class_share, table.impurity),
         literal(0.0) if measure is None else _known(table.__table__.c[measure]),
         *(_known(table.expected_entropy), _known(table.mutual_information)),
+        func.coalesce(table.stratum, table.predicted_class),
+        func.coalesce(table.stratum_share, table.class_share),
     )
 
 
@@ -187,6 +196,8 @@ def _candidates(
         "box": numbers[:, 2:6].astype(np.int32),
         "predicted_class": numbers[:, 6].astype(np.int16),
         "class_share": numbers[:, 7].astype(np.float32),
+        "stratum": numbers[:, 12].astype(np.int16),
+        "stratum_share": numbers[:, 13].astype(np.float32),
         "impurity": numbers[:, 8].astype(np.float32),
         "expected_entropy": measures[:, 1].copy(),
         "mutual_information": measures[:, 2].copy(),
@@ -194,6 +205,6 @@ def _candidates(
     if scored:
         columns["score"] = measures[:, 0].copy()
     if outlines:
-        columns["pixels"] = numbers[:, 12].astype(np.int64)
+        columns["pixels"] = numbers[:, 14].astype(np.int64)
         columns["outline"] = np.array([row[width] for row in rows], dtype=np.object_)[eligible]
     return columns

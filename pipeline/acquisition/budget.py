@@ -66,11 +66,11 @@ def audit_size(total: int, fraction: float) -> int:
 
 
 def class_quotas(counts: Mapping[int, int], selected: int) -> dict[int, int]:
-    """The budget of each predicted class, rarest class first: two thirds of the whole, split evenly; the
+    """The budget of each stratum, rarest class first: two thirds of the whole, split evenly; the
     remainder goes to the rarest classes.
 
     Args:
-        counts: candidates of each predicted class.
+        counts: candidates of each stratum.
         selected: candidates to choose.
 
     >>> class_quotas({0: 3, 4: 2, 7: 1}, 12)

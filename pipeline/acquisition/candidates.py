@@ -38,6 +38,11 @@ class Candidates:
     predicted_class: npt.NDArray[np.int16]
     class_share: npt.NDArray[np.float32]
     """[N]: share of the predicted class in the box, 0 to 1."""
+    stratum: npt.NDArray[np.int16]
+    """[N]: the class that the candidate counts for where a budget is split over classes; see
+    `pipeline.uncertainty.reduction.salient_class`."""
+    stratum_share: npt.NDArray[np.float32]
+    """[N]: the share of this class in the box."""
     impurity: npt.NDArray[np.float32]
     """[N]: entropy of the predicted-class histogram / ln C."""
     score: npt.NDArray[np.float32] | None = None

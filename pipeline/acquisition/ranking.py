@@ -50,7 +50,7 @@ def rank_items(read: Reading, selection: Selection) -> Ranks:
                 entropy.count(block.expected_entropy)
                 information.count(block.mutual_information)
             for stratum, counts in strata.items():
-                counts.add(_weighted(block)[block.predicted_class == stratum])
+                counts.add(_weighted(block)[block.stratum == stratum])
     in_class = np.zeros(len(items), dtype=np.int64)
     for stratum, counts in strata.items():
         in_class[selection.stratum == stratum] = counts.above() + 1
@@ -85,4 +85,4 @@ class _Counts:
 def _weighted(candidates: Candidates) -> npt.NDArray[np.float32]:
     if candidates.score is None:
         raise ValueError("Expected candidates with a score, but got `score` None.")
-    return candidates.score * candidates.class_share
+    return candidates.score * candidates.stratum_share

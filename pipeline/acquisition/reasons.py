@@ -64,7 +64,10 @@ def reasons(
 
 def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:
     share = float(candidates.class_share[index])
-    name = class_names[int(candidates.predicted_class[index])]
+    predicted, stratum = int(candidates.predicted_class[index]), int(candidates.stratum[index])
+    name = class_names[predicted]
     content = f"all {name}" if share >= 0.995 else f"mostly {name} ({100 * share:.0f} %)"
+    if stratum != predicted:
+        content += f", {class_names[stratum]} {percent(float(candidates.stratum_share[index]))}"
     mixed = candidates.impurity[index] * math.log(len(class_names)) >= BOUNDARY_NATS
     return f"{content}, on a boundary" if mixed and unit == "region" else content

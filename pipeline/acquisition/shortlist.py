@@ -1,7 +1,7 @@
 """One reading of a pool of any size: counts over all candidates, and the few candidates that may be chosen.
 
 Legend: N candidates of a block, K kept ones. An order ranks candidates by a priority, equal ones by a random
-key. Of each order (over all candidates, inside each predicted class, and of the audit's draw) only the best
+key. Of each order (over all candidates, inside each stratum, and of the audit's draw) only the best
 are kept: memory follows the budget and the number of classes, not the pool.
 """
 
@@ -92,7 +92,7 @@ class _Rows:
             return np.arange(len(self)), np.zeros(len(self)), self.audit_key
         if order == OVERALL:
             return np.arange(len(self)), self.priority.overall, self.overall_key
-        rows = np.flatnonzero(self.candidates.predicted_class == order)
+        rows = np.flatnonzero(self.candidates.stratum == order)
         if self.priority.within_class is None:
             raise ValueError("Expected a priority within classes, but got None.")
         return rows, self.priority.within_class[rows], self.within_key[rows]
@@ -108,7 +108,7 @@ class Shortlist:
     Attributes:
         available: candidates of the pool.
         images, regions: of the pool, including those that are no candidates.
-        classes: candidates of each predicted class.
+        classes: candidates of each stratum.
         candidates: [K] kept, in the order of reading.
         position: [K] in the order of reading, counted over the pool.
         orders: the best of each order, as rows of `candidates`, best first.
@@ -142,7 +142,7 @@ class Shortlist:
         self.available += len(block)
         self.images += len(block.image_id)
         self.regions += int(block.regions.sum())
-        names, counts = np.unique(block.predicted_class, return_counts=True)
+        names, counts = np.unique(block.stratum, return_counts=True)
         self.classes.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
         if block.expected_entropy is not None and block.mutual_information is not None:
             self.entropy.count(block.expected_entropy)

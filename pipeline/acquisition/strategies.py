@@ -1,7 +1,7 @@
 """Strategies: each turns candidates into priorities, larger first.
 
 Legend: N candidates of a block, M images of the pool. A strategy gives one priority over all candidates and,
-where it splits its budget over predicted classes, a second one that ranks the candidates inside each class.
+where it splits its budget over classes, a second one that ranks the candidates inside each stratum.
 The priority of a candidate depends on no other candidate, but for those of its image.
 """
 
@@ -28,7 +28,7 @@ class Priority:
     overall: npt.NDArray[np.float64]
     """[N]: ranks all candidates."""
     within_class: npt.NDArray[np.float64] | None = None
-    """[N]: ranks those of each predicted class; None for a strategy without strata."""
+    """[N]: ranks those of each stratum; None for a strategy without strata."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def chance(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Pri
 
 
 def chance_by_class(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Priority:
-    """Uniform inside each predicted class, and uniform over all (Cai et al. 2021, as a control)."""
+    """Uniform inside each stratum, and uniform over all (Cai et al. 2021, as a control)."""
     return Priority(overall=np.ones(len(candidates)), within_class=np.ones(len(candidates)))
 
 
@@ -101,9 +101,9 @@ def uncertainty(candidates: Candidates, _draws: Draws, _stride: Stride | None) -
 
 
 def stratified(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Priority:
-    """Inside each predicted class by entropy × class share, and over all by entropy."""
+    """Inside each stratum by entropy × the share of its class, and over all by entropy."""
     entropy = _score(candidates)
-    return Priority(overall=entropy, within_class=entropy * candidates.class_share)
+    return Priority(overall=entropy, within_class=entropy * candidates.stratum_share)
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -116,7 +116,7 @@ class ScoringConfig(Section):
     """Images in a shard, which is committed as a whole, and repeated as a whole after a kill."""
     workers: Annotated[int, Field(ge=0)] = 1
     keep_regions: Literal["all"] | Positive = "all"
-    """Region rows kept of each image and predicted class, by entropy."""
+    """Region rows kept of each image and class, by entropy."""
     heatmaps: HeatmapConfig = HeatmapConfig()
     seed: Seed = 0
 

@@ -50,6 +50,8 @@ class ModelCard(Section):
     metrics: dict[str, float] = Field(default_factory=dict)
     input_range: InputRange | None = None
     """Of the training images; None for a model that was trained before it was kept."""
+    class_shares: list[float] | None = None
+    """Share of each class in the labeled pixels of the training images; None as for `input_range`."""
     weights_sha256: str = ""
     """Hash of the weights' file; `save_model` fills it in."""
 

@@ -309,6 +309,7 @@ def _prepare(project: Project, plan: Plan) -> tuple[Segmenter, ModelCard]:
     if parent is not None:
         before = read_card(project.path(parent.checkpoint_uri))
         mean, std = before.mean, before.std
+    pixels = plan.survey.pixels
     card = ModelCard(
         model=config.model,
         class_names=[item.name for item in config.data.classes],
@@ -320,6 +321,7 @@ def _prepare(project: Project, plan: Plan) -> tuple[Segmenter, ModelCard]:
         labels_hash=plan.labels_hash,
         seed=config.training.seed,
         iterations=config.training.iterations,
+        class_shares=(pixels / pixels.sum()).round(9).tolist() if pixels.any() else None,
     )
     return segmenter, card
 

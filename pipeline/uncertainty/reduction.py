@@ -29,6 +29,10 @@ TOP_CELLS = 0.1
 """Share of a region's area that `entropy_top10` averages."""
 TOP_REGIONS = 0.25
 """Share of an image's regions that its score averages: road and sky would dominate a mean over all."""
+LEAST_SHARE = 0.01
+"""Share of a region from which on a class counts as present in it."""
+RAREST_SHARE = 1e-6
+"""Share of the training labels that a class without a labeled pixel counts as having."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,7 +41,11 @@ _WHOLE = RegionConfig(kind="image")
 
 @dataclass(frozen=True)
 class RegionColumns:
-    """The regions of one image, or one row for the image itself; `measures` has [R] for each measure."""
+    """The regions of one image, or one row for the image itself; `measures` has [R] for each measure.
+
+    `stratum` is the class of `salient_class`, and `stratum_share` its share; None where the shares of the
+    classes are not known.
+    """
 
     index: npt.NDArray[np.int32]
     boxes: npt.NDArray[np.int32]
@@ -47,6 +55,8 @@ class RegionColumns:
     impurity: Floats
     measures: dict[Measure, Floats]
     entropy_top10: Floats
+    stratum: npt.NDArray[np.int16] | None = None
+    stratum_share: Floats | None = None
     outlines: tuple[str | None, ...] | None = None
     """R of them, as in `outlines`; None where every region fills its box."""
 
@@ -77,16 +87,18 @@ class RegionGrid:
 class Reduction:
     """Regions [B, R, N] and images [B, N], float32, still on the device.
 
-    Columns: predicted class, its share, impurity, each of `measures`, `entropy_top10`.
+    Columns: predicted class, its share, stratum, its share, impurity, each of `measures`, `entropy_top10`.
 
     Attributes:
         shapes: the regions of each image; one that has fewer than R fills the first rows of its table.
+        stratified: whether the stratum rests on known shares; otherwise it is the predicted class.
     """
 
     shapes: Sequence[Regions]
     measures: tuple[Measure, ...]
     regions: Tensor
     images: Tensor
+    stratified: bool
 
     def columns(self) -> list[tuple[RegionColumns, RegionColumns]]:
         """Bring the table to the host: for each image its regions, and the image as one region."""
@@ -106,19 +118,26 @@ class Reduction:
             pixels=shapes.pixels,
             predicted_class=table[:, 0].astype(np.int16),
             class_share=table[:, 1],
-            impurity=table[:, 2],
-            measures={name: table[:, 3 + index] for index, name in enumerate(self.measures)},
+            stratum=table[:, 2].astype(np.int16) if self.stratified else None,
+            stratum_share=table[:, 3] if self.stratified else None,
+            impurity=table[:, 4],
+            measures={name: table[:, 5 + index] for index, name in enumerate(self.measures)},
             entropy_top10=table[:, -1],
             outlines=shapes.outlines,
         )
 
 
 @torch.inference_mode()
-def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
+def reduce_regions(
+    prediction: Prediction, grid: RegionGrid, *, class_shares: Tensor | None = None
+) -> Reduction:
     """The columns of each region of a grid, measures as the mean over the region, and those of each image.
 
-    An image's measure is the mean over its `TOP_REGIONS` with the largest values of that measure; its class
-    and share are those of all its pixels.
+    An image's measure is the mean over its `TOP_REGIONS` with the largest values of that measure; its classes
+    and shares are those of all its pixels.
+
+    Args:
+        class_shares: [C], the share of each class in the training labels.
     """
     maps = prediction.measures()
     classes = prediction.logits.shape[1]
@@ -130,22 +149,25 @@ def reduce_regions(prediction: Prediction, grid: RegionGrid) -> Reduction:
     sums = sums.flatten(2).transpose(1, 2)
     means = sums[..., : len(maps)] / areas[:, None]
     histogram = sums[..., len(maps) :]
-    share, winner = (histogram / areas[:, None]).max(dim=-1)
-    impurity = torch.special.entr(histogram / areas[:, None]).sum(dim=-1).clamp_(min=0) / log(classes)
+    shares = histogram / areas[:, None]
+    impurity = torch.special.entr(shares).sum(dim=-1).clamp_(min=0) / log(classes)
     top = _top_mean(maps["entropy"], grid)
     ranked = torch.cat([impurity[..., None], means, top[..., None]], dim=-1)
-    image_share, image_winner = (histogram.sum(dim=1) / areas.sum()).max(dim=-1)
+    image_shares = histogram.sum(dim=1) / areas.sum()
     best = ranked.topk(ceil(TOP_REGIONS * ranked.shape[1]), dim=1).values.mean(dim=1)
     return Reduction(
         shapes=[grid.regions] * len(predicted),
         measures=tuple(maps),
-        regions=torch.cat([winner[..., None], share[..., None], ranked], dim=-1),
-        images=torch.cat([image_winner[:, None], image_share[:, None], best], dim=-1),
+        regions=torch.cat([_classes(shares, class_shares), ranked], dim=-1),
+        images=torch.cat([_classes(image_shares, class_shares), best], dim=-1),
+        stratified=class_shares is not None,
     )
 
 
 @torch.inference_mode()
-def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduction:
+def reduce_shapes(
+    prediction: Prediction, shapes: Sequence[CellShares], *, class_shares: Tensor | None = None
+) -> Reduction:
     """As `reduce_regions`, for regions of any shape: those of each of the B images."""
     maps = prediction.measures()
     device, classes = prediction.logits.device, prediction.logits.shape[1]
@@ -168,13 +190,13 @@ def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduc
     means = _scattered(values * area[:, None], region, total) / divisor[:, None]
     predicted = predicted_class(prediction.probability).flatten()[cell]
     histogram = _scattered(area, region * classes + predicted, total * classes).view(total, classes)
-    share, winner = (histogram / divisor[:, None]).max(dim=-1)
-    impurity = torch.special.entr(histogram / divisor[:, None]).sum(dim=-1).clamp_(min=0) / log(classes)
+    shares = histogram / divisor[:, None]
+    impurity = torch.special.entr(shares).sum(dim=-1).clamp_(min=0) / log(classes)
     top = _scattered_top(maps["entropy"].flatten()[cell].double(), region, area, areas, divisor)
     ranked = torch.cat([impurity[:, None], means, top[:, None]], dim=-1).view(len(shapes), rows, -1)
-    table = torch.cat([winner[:, None], share[:, None], ranked.flatten(0, 1)], dim=-1)
+    table = torch.cat([_classes(shares, class_shares), ranked.flatten(0, 1)], dim=-1)
     of_images = histogram.view(len(shapes), rows, classes).sum(dim=1)
-    image_share, image_winner = (of_images / of_images.sum(dim=-1, keepdim=True)).max(dim=-1)
+    image_shares = of_images / of_images.sum(dim=-1, keepdim=True)
     index = torch.arange(rows, device=device)[:, None]
     target = (counts * TOP_REGIONS).ceil()[:, None, None]
     highest = ranked.masked_fill(index >= counts[:, None, None], -torch.inf).sort(dim=1, descending=True)
@@ -183,16 +205,46 @@ def reduce_shapes(prediction: Prediction, shapes: Sequence[CellShares]) -> Reduc
         shapes=[of_image.regions for of_image in shapes],
         measures=tuple(maps),
         regions=table.view(len(shapes), rows, -1).float(),
-        images=torch.cat([image_winner[:, None], image_share[:, None], best], dim=-1).float(),
+        images=torch.cat([_classes(image_shares, class_shares), best], dim=-1).float(),
+        stratified=class_shares is not None,
     )
 
 
+def salient_class(shares: Tensor, class_shares: Tensor) -> Tensor:
+    """The class [...] of which a region has most in proportion to the training labels: that with the largest
+    ratio of the two shares, of the classes that fill at least `LEAST_SHARE` of the region.
+
+    A thin class, which nowhere fills most of a region, is salient wherever it is more frequent than on
+    average.
+
+    Args:
+        shares: [..., C], of the region's area that each class is predicted on.
+        class_shares: [C], of the labeled pixels; a class without any counts as very rare.
+
+    >>> shares = torch.tensor([[0.94, 0.06], [0.995, 0.005]])
+    >>> salient_class(shares, torch.tensor([0.98, 0.02])).tolist()
+    [1, 0]
+    """
+    least = shares.amax(dim=-1, keepdim=True).clamp(max=LEAST_SHARE)
+    ratio = shares / class_shares.to(shares).clamp(min=RAREST_SHARE)
+    return ratio.where(shares >= least, 0).argmax(dim=-1)
+
+
+def _classes(shares: Tensor, class_shares: Tensor | None) -> Tensor:
+    """The predicted class, its share, the stratum and its share [..., 4], of shares [..., C]."""
+    share, winner = shares.max(dim=-1)
+    stratum = winner if class_shares is None else salient_class(shares, class_shares)
+    of_stratum = shares.gather(-1, stratum[..., None])[..., 0]
+    return torch.stack([winner.to(shares), share, stratum.to(shares), of_stratum], dim=-1)
+
+
 def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
-    """The `keep` regions of each predicted class with the highest entropy; all where it is `all`."""
+    """The `keep` regions of each stratum with the highest entropy; all where it is `all`."""
     if isinstance(keep, str):
         return regions
-    order = np.lexsort((regions.index, -regions.measures["entropy"], regions.predicted_class))
-    classes = regions.predicted_class[order]
+    strata = regions.predicted_class if regions.stratum is None else regions.stratum
+    order = np.lexsort((regions.index, -regions.measures["entropy"], strata))
+    classes = strata[order]
     first_of_class = np.searchsorted(classes, classes)
     kept = np.sort(order[np.arange(len(order)) - first_of_class < keep])
     return RegionColumns(
@@ -204,6 +256,8 @@ def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
         impurity=regions.impurity[kept],
         measures={name: values[kept] for name, values in regions.measures.items()},
         entropy_top10=regions.entropy_top10[kept],
+        stratum=None if regions.stratum is None else regions.stratum[kept],
+        stratum_share=None if regions.stratum_share is None else regions.stratum_share[kept],
         outlines=None if regions.outlines is None else tuple(regions.outlines[row] for row in kept),
     )
 

@@ -85,6 +85,8 @@ def score_images(
         total: for the progress, where it is known.
     """
     cell = model.predictor.cell
+    known = model.card.class_shares
+    class_shares = None if known is None else torch.tensor(known, device=model.predictor.device)
     batches = model.batches(
         images,
         derive=None
@@ -100,7 +102,7 @@ def score_images(
                 waiting.append(writer.submit(sink, batch))
                 done += 1
             else:
-                reduce, maps = _score_batch(batch, model.predictor, regions, heatmaps)
+                reduce, maps = _score_batch(batch, model.predictor, regions, heatmaps, class_shares)
                 waiting.append(writer.submit(_hand_over, sink, batch, reduce, maps))
                 done += len(batch.ids)
             while len(waiting) > BATCHES_AHEAD or (waiting and waiting[0].done()):
@@ -126,6 +128,7 @@ def _score_batch(
     predictor: Predictor,
     regions: RegionConfig,
     heatmaps: HeatmapConfig | None,
+    class_shares: Tensor | None,
 ) -> tuple[Callable[[], Reduction], dict[str, Tensor]]:
     """Start all the device's work for a batch, without waiting for it.
 
@@ -138,9 +141,9 @@ def _score_batch(
         maps = _heatmaps(prediction, heatmaps, class_map=class_map, image_size=batch.sizes[0])
     if regions.kind == "segment":
         predicted = _predicted_classes(prediction, batch)
-        return partial(_reduce_segments, prediction, predicted, batch, regions), maps
+        return partial(_reduce_segments, prediction, predicted, batch, regions, class_shares), maps
     if batch.derived:
-        reduction = reduce_shapes(prediction, batch.derived)
+        reduction = reduce_shapes(prediction, batch.derived, class_shares=class_shares)
     else:
         grid = region_grid(
             regions,
@@ -149,7 +152,7 @@ def _score_batch(
             cell=prediction.cell,
             device=predictor.device,
         )
-        reduction = reduce_regions(prediction, grid)
+        reduction = reduce_regions(prediction, grid, class_shares=class_shares)
     return lambda: reduction, maps
 
 
@@ -165,7 +168,11 @@ def _predicted_classes(prediction: Prediction, batch: Batch[CellShares]) -> Tens
 
 
 def _reduce_segments(
-    prediction: Prediction, predicted: Tensor, batch: Batch[CellShares], config: RegionConfig
+    prediction: Prediction,
+    predicted: Tensor,
+    batch: Batch[CellShares],
+    config: RegionConfig,
+    class_shares: Tensor | None,
 ) -> Reduction:
     """Wait for the predicted masks, and reduce over their segments."""
     smallest = config.smallest * config.cell**2
@@ -177,7 +184,7 @@ def _reduce_segments(
         )
         for mask in predicted.cpu().numpy()
     ]
-    return reduce_shapes(prediction, shares)
+    return reduce_shapes(prediction, shares, class_shares=class_shares)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from db.engine import Database
+from db.queries import candidates as candidate_queries
 from db.queries import images as image_queries
 from db.queries import models, queue_items, queues
 from db.queries import scores as score_queries
@@ -129,6 +130,7 @@ def select(
         draft = queues.round_queue(session, current.id)
         name = queues.free_queue_name(session, number=current.number, round_id=current.id)
         images = score_queries.count_scored(session, run_id=run.id)
+        by_majority = not candidate_queries.knows_strata(session, run_id=run.id)
         closed = queue_items.taken_regions(session, except_queue_id=draft.id if draft else None)
         gate = gate_warnings(
             session,
@@ -178,7 +180,8 @@ def select(
         by_group=_count_by(groups[item.image_id] for item in items),
         by_slice=_count_by(item.slice for item in items),
         score_range=(min(scores), max(scores)) if scores else None,
-        warnings=gate + _warnings(selection, config, class_names=class_names, kept=pool.scored),
+        warnings=gate
+        + _warnings(selection, config, class_names=class_names, kept=pool.scored, by_majority=by_majority),
     )
     if not dry_run:
         _store(database, report, config, round_id=current.id, run=run, images=images)
@@ -243,8 +246,23 @@ def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> Select
         raise ConfigError(f"The queue cannot be chosen like this: {problems}") from error
 
 
+def _missing_strata(missing: list[str], config: SelectionConfig, *, by_majority: bool) -> str:
+    """What the absence of strata means, and what to do about it."""
+    names = ", ".join(missing)
+    if by_majority:
+        return (
+            f"No {config.unit} is predicted to be mostly {names}, and the model was trained before shares of "
+            "classes were stored: the budget of these classes went to the others. The next model counts each "
+            f"{config.unit} for the class of which it has most in proportion."
+        )
+    return (
+        f"The model predicts hardly any {names}: no {config.unit} has more of it than the training labels, "
+        "so its budget went to the others. Regions with it are found by their uncertainty and by the audit."
+    )
+
+
 def _warnings(
-    selection: Selection, config: SelectionConfig, *, class_names: list[str], kept: int
+    selection: Selection, config: SelectionConfig, *, class_names: list[str], kept: int, by_majority: bool
 ) -> list[str]:
     budget, shortlist, unit = selection.budget, selection.shortlist, f"{config.unit}s"
     found: list[str] = []
@@ -259,11 +277,8 @@ def _warnings(
             "`per_image_cap`, `no_touching` and `min_gap` forbid the rest."
         )
     missing = [name for index, name in enumerate(class_names) if index not in shortlist.classes]
-    if missing and config.strategy in ("stratified", "class_random"):
-        found.append(
-            f"No {config.unit} is predicted to be mostly {', '.join(missing)}: the budget of these classes "
-            "went to the others, and only chance finds them."
-        )
+    if missing and shortlist.stratified:
+        found.append(_missing_strata(missing, config, by_majority=by_majority))
     if config.unit == "region" and kept < shortlist.regions and budget.audit:
         found.append(
             "`scoring.keep_regions` dropped regions: the audit draws from those that were kept, and says "

@@ -136,8 +136,10 @@ def make_candidates(
         image=np.repeat(np.arange(images), len(cells)),
         region_index=np.tile(np.arange(len(cells), dtype=np.int32), images),
         box=np.tile(cells, (images, 1)),
-        predicted_class=rng.integers(0, classes, size=count).astype(np.int16),
-        class_share=rng.uniform(0.3, 1, size=count).astype(np.float32),
+        predicted_class=np.zeros(count, dtype=np.int16),
+        class_share=np.full(count, 0.5, dtype=np.float32),
+        stratum=rng.integers(0, classes, size=count).astype(np.int16),
+        stratum_share=rng.uniform(0.3, 1, size=count).astype(np.float32),
         impurity=rng.uniform(0, 1, size=count).astype(np.float32),
         score=rng.uniform(0, 1, size=count).astype(np.float32),
     )

@@ -76,7 +76,7 @@ def from_all(candidates: Candidates, config: SelectionConfig) -> set[tuple[int, 
     quotas: dict[int, int] = {}
     if priority.within_class is not None:
         inside = np.lexsort((numbers("within_class"), -priority.within_class))
-        classes = candidates.predicted_class[inside]
+        classes = candidates.stratum[inside]
         quotas = class_quotas(Counter(classes.tolist()), budget.selected)
         orders |= {name: inside[classes == name] for name in quotas}
     turns = selection_module._in_turn(quotas | {-1: budget.selected - sum(quotas.values())})
@@ -149,7 +149,8 @@ def test_items_are_the_candidates_that_they_name(little_memory: None) -> None:
     candidates = random_pool(np.random.default_rng(0), images=40, groups=2, ties=False)
     found = choose(blocks(candidates, 7), SelectionConfig(budget=50, min_gap=2), round_number=1)
     assert found.items.owner.tolist() == candidates.owner[found.index].tolist()
-    for name in ("region_index", "box", "predicted_class", "class_share", "score", "mutual_information"):
+    columns = "region_index box predicted_class class_share stratum stratum_share score mutual_information"
+    for name in columns.split():
         assert getattr(found.items, name).tolist() == getattr(candidates, name)[found.index].tolist()
 
 

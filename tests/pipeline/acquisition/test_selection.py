@@ -128,12 +128,12 @@ class TestStrategies:
         candidates = make_candidates(images=40, classes=4, rng=np.random.default_rng(2))
         selection = picked(candidates, strategy="stratified", budget=90, **FREE)
         assert np.unique(selection.stratum, return_counts=True)[1].tolist() == [30, 15, 15, 15, 15]
-        weighted = np.asarray(candidates.score) * candidates.class_share
+        weighted = np.asarray(candidates.score) * candidates.stratum_share
         for stratum in range(4):
             ours = selection.index[selection.stratum == stratum]
-            assert set(candidates.predicted_class[ours]) == {stratum}
+            assert set(candidates.stratum[ours]) == {stratum}
             overall = selection.index[selection.stratum == NO_STRATUM]
-            members = np.flatnonzero(candidates.predicted_class == stratum)
+            members = np.flatnonzero(candidates.stratum == stratum)
             better = members[weighted[members] > weighted[ours].min()]
             assert set(better) <= set(ours) | set(overall)
 
@@ -141,7 +141,7 @@ class TestStrategies:
         candidates = make_candidates(images=40, rng=np.random.default_rng(3))
         rare = np.full(len(candidates), 0, dtype=np.int16)
         rare[[5, 100]] = 2
-        candidates = replace(candidates, predicted_class=rare)
+        candidates = replace(candidates, stratum=rare)
         selection = picked(candidates, budget=60, **FREE)
         assert len(selection.index) == 60
         assert {5, 100} <= set(selection.index.tolist())
@@ -151,7 +151,7 @@ class TestStrategies:
         candidates = make_candidates(images=30, rng=np.random.default_rng(4))
         skewed = np.zeros(len(candidates), dtype=np.int16)
         skewed[:27] = 1
-        candidates = replace(candidates, predicted_class=skewed, score=None)
+        candidates = replace(candidates, stratum=skewed, score=None)
         hits = np.zeros(len(candidates))
         for seed in range(300):
             selection = picked(candidates, strategy="class_random", budget=9, seed=seed, **FREE)

@@ -129,6 +129,8 @@ def test_a_region_that_surrounds_another_closes_it_and_one_across_a_gap_stays_op
         box=regions.boxes,
         predicted_class=np.zeros(4, np.int16),
         class_share=np.ones(4, np.float32),
+        stratum=np.zeros(4, np.int16),
+        stratum_share=np.ones(4, np.float32),
         impurity=np.zeros(4, np.float32),
         score=None,
         pixels=regions.pixels,

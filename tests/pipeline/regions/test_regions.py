@@ -22,7 +22,7 @@ from pipeline.regions.sources import read_region_map
 from pipeline.regions.superpixels import SuperpixelCache, superpixels
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.reduction import TOP_REGIONS, reduce_regions, reduce_shapes, region_grid
-from tests.pipeline.uncertainty.test_reduction import CLASSES, pixels_of, prediction_of, top_mean
+from tests.pipeline.uncertainty.test_reduction import CLASSES, SHARES, pixels_of, prediction_of, top_mean
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,9 @@ def test_a_map_that_is_a_grid_gives_the_numbers_of_the_grid(
     prediction = prediction_of(*network_size, cell)
     grid = region_grid(config, image_size=image_size, network_size=network_size, cell=cell, device=CPU)
     shares = cell_shares(as_grid(config, *image_size), network_size=network_size, cell=cell)
-    expected, found = reduce_regions(prediction, grid), reduce_shapes(prediction, [shares, shares])
+    known = torch.from_numpy(SHARES)
+    expected = reduce_regions(prediction, grid, class_shares=known)
+    found = reduce_shapes(prediction, [shares, shares], class_shares=known)
     assert found.measures == expected.measures
     np.testing.assert_array_equal(found.shapes[0].boxes, grid.regions.boxes)
     assert found.shapes[0].outlines is None

@@ -319,3 +319,4 @@ def test_the_card_is_plain_json(project: Project, database: Database) -> None:
     card = json.loads((project.path(model.checkpoint_uri) / "model.json").read_text())
     assert card["class_names"] == ["ground", "thing"]
     assert card["metrics"]["training_loss"] > 0
+    assert card["class_shares"] == [0.5, 0.5]

@@ -12,10 +12,19 @@ from pipeline.config import SAMPLED_MEASURES, RegionConfig
 from pipeline.regions.shapes import region_boxes
 from pipeline.uncertainty.measures import MEASURES, predicted_class
 from pipeline.uncertainty.predictor import Prediction
-from pipeline.uncertainty.reduction import TOP_CELLS, TOP_REGIONS, reduce_regions, region_grid
+from pipeline.uncertainty.reduction import (
+    LEAST_SHARE,
+    TOP_CELLS,
+    TOP_REGIONS,
+    keep_regions,
+    reduce_regions,
+    region_grid,
+    salient_class,
+)
 
 CPU = torch.device("cpu")
 CLASSES = 3
+SHARES = np.array([0.9, 0.08, 0.02])
 
 
 def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples: bool = True) -> Prediction:
@@ -49,7 +58,7 @@ def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: in
     grid = region_grid(
         config, image_size=(height, width), network_size=(height, width), cell=cell, device=CPU
     )
-    reduction = reduce_regions(prediction, grid)
+    reduction = reduce_regions(prediction, grid, class_shares=torch.from_numpy(SHARES))
     maps = prediction.measures()
     pixels = {name: pixels_of(plane, cell, height, width) for name, plane in maps.items()}
     classes = pixels_of(predicted_class(prediction.probability), cell, height, width)
@@ -67,11 +76,50 @@ def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: in
             assert regions.pixels[row] == w * h
             assert regions.class_share[row] == pytest.approx(share.max(), abs=1e-5)
             assert share[regions.predicted_class[row]] == pytest.approx(share.max())
+            assert regions.stratum is not None
+            assert regions.stratum_share is not None
+            ratio = np.where(share >= LEAST_SHARE, share / SHARES, 0)
+            assert ratio[regions.stratum[row]] == pytest.approx(ratio.max(), rel=1e-4)
+            assert regions.stratum_share[row] == pytest.approx(share[regions.stratum[row]], abs=1e-5)
             impurity = -sum(s * math.log(s) for s in share if s > 0) / math.log(CLASSES)
             assert regions.impurity[row] == pytest.approx(impurity, abs=1e-5)
             assert regions.entropy_top10[row] == pytest.approx(
                 top_mean(pixels["entropy"][inside].ravel()), abs=2e-5
             )
+
+
+def test_a_thin_class_is_salient_where_a_region_has_more_of_it_than_the_labels() -> None:
+    shares = torch.tensor([[0.94, 0.06], [0.982, 0.018], [0.99, 0.01], [0.995, 0.005], [1.0, 0.0]])
+    thin = torch.tensor([0.983, 0.017])
+    assert salient_class(shares, thin).tolist() == [1, 1, 0, 0, 0]
+    assert salient_class(shares, torch.tensor([0.9999, 0.0001])).tolist() == [1, 1, 1, 0, 0]
+    assert salient_class(shares, torch.tensor([1.0, 0.0])).tolist() == [1, 1, 1, 0, 0]
+
+
+def test_of_many_classes_the_largest_is_salient_where_none_reaches_the_least_share() -> None:
+    shares = torch.full((1, 200), 0.0049)
+    shares[0, 150] = 1 - 0.0049 * 199
+    assert salient_class(shares, torch.full((200,), 1 / 200)).tolist() == [150]
+
+
+def test_kept_regions_are_those_of_each_stratum() -> None:
+    prediction = prediction_of(96, 96, 4)
+    grid = region_grid(RegionConfig(cell=16), image_size=(96, 96), network_size=(96, 96), cell=4, device=CPU)
+    (regions, _), _ = reduce_regions(prediction, grid, class_shares=torch.from_numpy(SHARES)).columns()
+    kept = keep_regions(regions, 2)
+    assert regions.stratum is not None
+    assert kept.stratum is not None
+    for stratum in np.unique(regions.stratum):
+        of_stratum = regions.measures["entropy"][regions.stratum == stratum]
+        found = kept.measures["entropy"][kept.stratum == stratum]
+        assert sorted(found) == sorted(np.sort(of_stratum)[-2:])
+
+
+def test_without_shares_of_classes_no_stratum_is_named() -> None:
+    prediction = prediction_of(32, 32, 4)
+    grid = region_grid(RegionConfig(cell=16), image_size=(32, 32), network_size=(32, 32), cell=4, device=CPU)
+    (regions, image), _ = reduce_regions(prediction, grid).columns()
+    assert (regions.stratum, regions.stratum_share, image.stratum) == (None, None, None)
 
 
 def top_mean(values: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from db.engine import Database
 from db.queries import scores
@@ -41,6 +41,7 @@ from tests.factories import (
     make_pool,
     new_queue,
     put,
+    tiny_checkpoint,
 )
 from tests.pipeline.drawing.stored import read_heatmap
 
@@ -89,6 +90,32 @@ def test_every_region_of_every_pool_image_is_scored_once(tmp_path: Path) -> None
     current = ask(database, current_round)
     assert current is not None
     assert current.state == "select"
+
+
+def test_a_region_counts_for_the_class_of_which_it_has_most_in_proportion(tmp_path: Path) -> None:
+    project, database = pool_of(tmp_path, [(96, 64)] * 2)
+    score(project, database)
+    assert [row.stratum for row in fetch(database, RegionScore)] == [None] * 12
+    folder, names = project.workdir / "models" / "r01", project.config.data.class_names
+    predicted = {row.predicted_class for row in fetch(database, RegionScore)}
+    shares = [0.97 if index in predicted else 0.01 for index in range(4)]
+    tiny_checkpoint(folder, project.config.model, names, class_shares=shares)
+    forget(database)
+    score(project, database)
+    rows = fetch(database, RegionScore)
+    found = {row.stratum for row in rows}
+    assert found - predicted
+    assert all(row.stratum_share >= 0.01 for row in rows)
+    other = [row for row in rows if row.stratum != row.predicted_class]
+    assert all(row.stratum_share <= row.class_share for row in other)
+    assert None not in [row.stratum for row in fetch(database, ImageScore)]
+
+
+def forget(database: Database) -> None:
+    """Delete all scores, so that they are computed anew."""
+    with database.session() as session:
+        for table in (RegionScore, ImageScore, Shard, ScoringRun):
+            session.execute(delete(table))
 
 
 def test_a_second_score_of_the_same_scorer_scores_nothing(tmp_path: Path) -> None:

@@ -311,8 +311,25 @@ class TestWords:
     def test_a_class_that_is_never_predicted_is_named(self, store: Store):
         change(store.database, RegionScore, RegionScore.predicted_class == 1, predicted_class=0)
         preview = step.select(store.configured(budget=20), store.database)
-        assert any("pole" in warning for warning in preview.warnings)
+        assert any("mostly pole" in warning for warning in preview.warnings)
         assert len(preview.items) == 20
+
+    def test_a_class_that_fills_no_region_gets_its_part_where_it_is_salient(self, store: Store):
+        change(store.database, RegionScore, RegionScore.predicted_class == 1, predicted_class=0)
+        change(store.database, ImageScore, stratum=0, stratum_share=1.0)
+        change(store.database, RegionScore, stratum=RegionScore.predicted_class, stratum_share=0.9)
+        change(store.database, RegionScore, RegionScore.region_index == 5, stratum=1, stratum_share=0.06)
+        preview = step.select(store.configured(budget=20, audit_fraction=0.0), store.database)
+        poles = [item for item in preview.items if "pole 6 %" in item.reason]
+        assert len(poles) >= 4
+        assert not preview.warnings
+
+    def test_a_class_that_is_hardly_predicted_is_found_by_uncertainty_not_by_chance_only(self, store: Store):
+        change(store.database, RegionScore, stratum=0, stratum_share=1.0)
+        change(store.database, ImageScore, stratum=0, stratum_share=1.0)
+        (warning,) = step.select(store.configured(budget=20), store.database).warnings
+        assert warning.startswith("The model predicts hardly any pole, sky: ")
+        assert "found by their uncertainty and by the audit" in warning
 
     def test_an_audit_of_kept_regions_only_is_not_sold_as_one_of_the_pool(self, store: Store):
         change(store.database, ImageScore, regions=12)
