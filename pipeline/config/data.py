@@ -57,6 +57,9 @@ class DataConfig(Section):
     """The values of an index mask that mean "not labeled"."""
     ignore_color: list[tuple[int, int, int]] = []
     """The colours of an RGB mask that mean "not labeled"."""
+    absent_classes: list[str] = []
+    """Classes that no mask shows yet. Any other class must have a pixel at the first `segcurate ingest`:
+    otherwise its `id` or `color` is probably wrong."""
     channels: Annotated[int, Field(ge=1, le=64)] = 3
     """Channels that the model sees. A grey image is repeated for 3; any other difference is an error."""
     group_regex: str | None = None
@@ -149,6 +152,13 @@ class DataConfig(Section):
             raise ValueError(
                 f"`ignore_color` {sorted(str(color) for color in colors)} is also the colour of a class."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _absent_are_classes(self) -> Self:
+        unknown = sorted(set(self.absent_classes) - set(self.class_names))
+        if unknown:
+            raise ValueError(f"`absent_classes` names {', '.join(unknown)}, which `classes` does not have.")
         return self
 
     @property

@@ -40,9 +40,15 @@ _DISTINCT = (
 
 
 class UnknownValues(DataError):
-    """A mask has values, or colours, that are no class and not ignored. `counts` has the pixels of each."""
+    """A mask has values, or colours, that are no class and not ignored.
+
+    Attributes:
+        counts: the pixels of each such value.
+        classes: the class indices that other pixels have.
+    """
 
     counts: dict[str, int]
+    classes: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,7 @@ def check_mask(path: Path, image: OpenImage, *, size: tuple[int, int] | None) ->
     """
     info = image.info
     if size is not None and (info.width, info.height) != size:
-        raise DataError(
-            f"The mask {path} has {info.width}×{info.height} pixels, its image {size[0]}×{size[1]}.",
-            "Export the mask at the size of its image (as displayed, after EXIF orientation).",
-        )
+        raise wrong_size(path, (info.width, info.height), size)
     if image.kind not in _KINDS:
         raise DataError(
             f"The mask {path} is a {image.kind} file, which may be lossy: its values are perhaps not those "
@@ -178,6 +181,14 @@ def check_mask(path: Path, image: OpenImage, *, size: tuple[int, int] | None) ->
         raise DataError(
             f"The mask {path} has transparent pixels.", "Flatten it, then save it without transparency."
         )
+
+
+def wrong_size(path: Path | str, mask: tuple[int, int], image: tuple[int, int]) -> DataError:
+    """The error for a mask whose width and height are not those of its image."""
+    return DataError(
+        f"The mask {path} has {mask[0]}×{mask[1]} pixels, its image {image[0]}×{image[1]}.",
+        "Export the mask at the size of its image (as displayed, after EXIF orientation).",
+    )
 
 
 def mask_colors(path: Path, image: OpenImage) -> npt.NDArray[np.int32]:
@@ -273,6 +284,7 @@ class _Reading:
     def known(self, path: Path) -> Mask:
         """The mask; raises where it means nothing somewhere."""
         if self.unknown is not None:
+            self.unknown.classes = frozenset(np.unique(self.index).tolist()) - {_UNKNOWN, IGNORE}
             raise self.unknown
         return self.index.astype(np.uint8)
 

@@ -145,6 +145,16 @@ def mask_path(project: Project, found: Found) -> Path | None:
     return path if path != found.path and path.exists() and not path.is_dir() else None
 
 
+def is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8, so that it can be stored."""
+    return as_text(name) == name
+
+
+def as_text(name: str) -> str:
+    """A file name that can be stored: the name itself where it is valid UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class FoldersAbove:
     """What lies above an image: its folder below the entry of `data.images` that names it, `{parent}` of a
     template.

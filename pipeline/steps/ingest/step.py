@@ -8,7 +8,7 @@ or, where they look like a held-out image, the side of that image.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -21,17 +21,17 @@ from db.queries import failures as failure_queries
 from db.queries import images
 from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
-from pipeline.config import IGNORE
 from pipeline.data.images import OpenImage, open_image
 from pipeline.data.listings import Named
-from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.data.masks import wrong_size
 from pipeline.data.project import Project
-from pipeline.data.sources import Found, find_images, mask_path
+from pipeline.data.sources import Found, as_text, find_images, is_text
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.initial_labels import label_initial
+from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
 from pipeline.steps.ingest.positions import Assigned, Assignments
 
 BATCH = 256
@@ -48,6 +48,7 @@ class IngestReport:
         failures: files that could not be used, images and masks; recorded with their reasons.
         labeled_images, labeled_regions: initial labels that this run recorded.
         unmasked: held-out images without a mask, by split: they cannot be evaluated.
+        classes: a table of the classes in the masks that this run has read.
     """
 
     found: int = 0
@@ -58,6 +59,7 @@ class IngestReport:
     labeled_images: int = 0
     labeled_regions: int = 0
     unmasked: dict[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -66,6 +68,7 @@ class IngestReport:
         lines = [
             f"Found {self.found} image files, {self.added} of them new; {self.masks} images have a mask.",
             f"Images: {splits or 'none'}.",
+            *self.classes,
         ]
         if self.labeled_images:
             lines.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
@@ -94,7 +97,8 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     Known images are not read again; files that could not be used are tried again.
 
     Raises:
-        DataError: there is no image, or none that can be used.
+        DataError: there is no image, or none that can be used; or, while splits are open, the masks hold
+            values that are no class, or lack a class: then nothing is stored.
         ConfigError: splits or classes were changed after they were locked, or cannot be drawn.
         UserError: the labels cannot be written.
     """
@@ -104,15 +108,15 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     initial = Named(project, project.config.splits.initial)
     initial_uris: list[str] = []
     report = IngestReport()
+    census = _census(project, database, workers=workers, progress=progress)
     with database.session() as session:
         locked = _open_project(session, project)
     assignments = Assignments(project, database if locked else None, held_out)
-    codec = MaskCodec.from_config(project.config.data)
     files = find_images(project)
     with ThreadPoolExecutor(workers) as threads:
         while batch := list(islice(files, BATCH)):
             initial_uris += [found.uri for found in batch if found in initial]
-            added, failed = _ingest_batch(project, database, batch, assignments, codec, threads)
+            added, failed = _ingest_batch(project, database, batch, assignments, census.masks, threads)
             report = replace(
                 report,
                 found=report.found + len(batch),
@@ -156,9 +160,31 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             report,
             splits=images.count_splits(session),
             masks=masks,
+            classes=tuple(census.lines()),
             unmasked=images.count_unmasked(session) if masks else {},
             warnings=tuple(warnings),
         )
+
+
+def _census(project: Project, database: Database, *, workers: int, progress: Progress) -> MaskCensus:
+    """The masks of images that have none in the store. They are refused as a whole while splits are open."""
+    census = MaskCensus(project)
+    if project.config.data.masks is None:
+        return census
+    files = find_images(project)
+    looked_at = 0
+    with ThreadPoolExecutor(workers) as threads:
+        while batch := list(islice(files, BATCH)):
+            with database.session(write=False) as session:
+                known = images.images_by_uri(session, [found.uri for found in batch if is_text(found.uri)])
+            census.look(batch, known, threads)
+            looked_at += len(batch)
+            progress("masks", looked_at, None)
+    with database.session(write=False) as session:
+        row = images.project_row(session)
+    if row is None or row.splits_locked_at is None:
+        census.refuse_unclear()
+    return census
 
 
 def _open_project(session: Session, project: Project) -> bool:
@@ -190,15 +216,15 @@ def _ingest_batch(
     database: Database,
     batch: Sequence[Found],
     assignments: Assignments,
-    codec: MaskCodec,
+    masks: Mapping[str, FoundMask],
     threads: ThreadPoolExecutor,
 ) -> tuple[int, int]:
     """Place, decode and write some files. Returns how many images are new, and how many files failed."""
     failures: list[tuple[str, str]] = []
-    readable = [found for found in batch if _as_text(found.uri) == found.uri]
+    readable = [found for found in batch if is_text(found.uri)]
     for found in batch:
-        if _as_text(found.uri) != found.uri:
-            failures.append((_as_text(found.uri), "Its name is not UTF-8. Rename the file."))
+        if not is_text(found.uri):
+            failures.append((as_text(found.uri), "Its name is not UTF-8. Rename the file."))
     with database.session(write=False) as session:
         known = images.images_by_uri(session, [found.uri for found in readable])
     assigned: list[Assigned] = []
@@ -208,7 +234,7 @@ def _ingest_batch(
         except DataError as error:
             failures.append((found.uri, str(error)))
     examined = list(
-        threads.map(lambda entry: _examine(project, entry, known.get(entry.found.uri), codec), assigned)
+        threads.map(lambda entry: _examine(project, entry, known.get(entry.found.uri), masks), assigned)
     )
     failures += [failure for entry in examined for failure in entry.failures]
     with database.session() as session:
@@ -222,8 +248,10 @@ def _ingest_batch(
     return added, len(failures)
 
 
-def _examine(project: Project, assigned: Assigned, known: Image | None, codec: MaskCodec) -> _Examined:
-    """Decode a new image and its mask; of a known image, the mask that it lacks."""
+def _examine(
+    project: Project, assigned: Assigned, known: Image | None, masks: Mapping[str, FoundMask]
+) -> _Examined:
+    """Decode a new image; and take its mask, or the one that a known image lacks, if it fits."""
     found, config = assigned.found, project.config.data
     row: dict[str, Any] | None = None
     try:
@@ -237,15 +265,14 @@ def _examine(project: Project, assigned: Assigned, known: Image | None, codec: M
     except MemoryError:
         reason = f"{found.path} does not fit into memory. Lower `data.max_pixels`, or use a larger machine."
         return _Examined(assigned, known, failures=((found.uri, reason),))
-    mask = mask_path(project, found) if known is None or known.mask_uri is None else None
+    mask = masks.get(found.uri)
     if mask is None:
         return _Examined(assigned, known, row)
-    size = (row["width"], row["height"]) if row else (known.width, known.height) if known else None
-    try:
-        labeled = (read_mask(mask, codec, size=size) != IGNORE).any()
-    except DataError as error:
-        return _Examined(assigned, known, row, failures=((_as_text(project.uri(mask)), str(error)),))
-    return _Examined(assigned, known, row, project.uri(mask) if labeled else None)
+    size = (row["width"], row["height"]) if row else (known.width, known.height) if known else mask.size
+    problem = mask.problem or (str(wrong_size(mask.uri, mask.size, size)) if mask.size != size else "")
+    if problem:
+        return _Examined(assigned, known, row, failures=((mask.uri, problem),))
+    return _Examined(assigned, known, row, mask.uri if mask.labeled else None)
 
 
 def _row(assigned: Assigned, image: OpenImage) -> dict[str, Any]:
@@ -324,8 +351,3 @@ def _no_masks(project: Project) -> str:
         f"No image has a mask {data.mask_template!r} in {data.masks}: correct `data.mask_template`, or put "
         "masks of a few images there, and ingest again. Splits stay open until then."
     )
-
-
-def _as_text(name: str) -> str:
-    """A file name that can be stored: the name itself where it is valid UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -76,6 +76,7 @@ def test_labels_never_come_from_held_out_images(five: Folder) -> None:
 
 
 def test_every_kind_of_bad_file_is_recorded_and_the_rest_is_used(five: Folder) -> None:
+    five.ingest(splits=HELD_OUT)
     images, masks = five.root / "images", five.root / "masks"
     cut = five._save(Picture.effect_noise((90, 90), 90).convert("RGB"), images / "c" / "cut.jpg")
     cut.write_bytes(cut.read_bytes()[:2000])
@@ -120,6 +121,7 @@ def test_every_kind_of_bad_file_is_recorded_and_the_rest_is_used(five: Folder) -
 def test_mended_files_come_in_and_their_failures_go(five: Folder) -> None:
     bad = five.root / "images" / "c" / "new.png"
     bad.write_text("no image")
+    five.ingest(splits=HELD_OUT)
     five.image("d/new.png")
     five.mask("d/new.png", value=9)
     five.ingest(splits=HELD_OUT)

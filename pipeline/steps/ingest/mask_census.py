@@ -1,0 +1,223 @@
+"""What the masks hold: every mask is read before ingest stores anything, and counted by class.
+
+A value that is read as another class than its annotator meant shows in these counts: a class that no pixel
+has, values that are none, or a class that is taken for "not labeled".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from db.tables import Image
+from pipeline.config import IGNORE, DataConfig
+from pipeline.data.masks import MaskCodec, UnknownValues, read_mask
+from pipeline.data.project import Project
+from pipeline.data.sources import Found, as_text, mask_path
+from pipeline.errors import DataError
+from pipeline.format import count, percent
+
+_EXAMPLES = 3
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class FoundMask:
+    """The mask file of an image.
+
+    Attributes:
+        uri: of the file.
+        size: width and height of the mask.
+        labeled: whether any pixel has a class.
+        problem: why it cannot be used; empty where it can.
+    """
+
+    uri: str
+    size: tuple[int, int] = (0, 0)
+    labeled: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A mask that was read: pixels by class index, int64 [256], or the values that are no class."""
+
+    mask: FoundMask
+    pixels: npt.NDArray[np.int64] | None = None
+    unknown: UnknownValues | None = None
+
+
+class MaskCensus:
+    """The masks that lie beside images, each read once.
+
+    Attributes:
+        masks: by the image's URI; only masks that the store does not know yet.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._codec = MaskCodec.from_config(project.config.data)
+        self._image_of: dict[str, str] = {}
+        self._pixels = np.zeros(256, dtype=np.int64)
+        self._images = np.zeros(256, dtype=np.int64)
+        self._unknown: Counter[str] = Counter()
+        self._known_beside: set[int] = set()
+        self._unclear: list[str] = []
+        self._read = 0
+        self.masks: dict[str, FoundMask] = {}
+
+    def look(self, batch: Sequence[Found], known: Mapping[str, Image], threads: Executor) -> None:
+        """Read the masks of some files that have none in the store."""
+        beside: list[tuple[Found, Path]] = []
+        for found in batch:
+            path = mask_path(self._project, found)
+            if path is None or self._is_shared(found, path):
+                continue
+            image = known.get(found.uri)
+            if image is None or image.mask_uri is None:
+                beside.append((found, path))
+        counts = threads.map(lambda pair: self._count(pair[1]), beside)
+        for (found, _), counted in zip(beside, counts, strict=True):
+            self._add(found, counted)
+
+    def refuse_unclear(self) -> None:
+        """Refuse masks whose values do not mean what the configuration says.
+
+        Raises:
+            DataError: there are values that are neither a class nor ignored; 255 is ignored, and the only
+                other value beside 0; or a class that `data.absent_classes` does not list has no pixel.
+        """
+        config = self._project.config.data
+        if self._unknown:
+            raise _unknown_values(config, self._unknown, self._known_beside, self._unclear, self._read)
+        missing = [
+            index
+            for index, item in enumerate(config.classes)
+            if not self._pixels[index] and item.name not in config.absent_classes
+        ]
+        if self._read and missing:
+            raise self._absent(config, missing)
+
+    def lines(self) -> list[str]:
+        """A table: each class with its pixels, their share of all, and the images that have it."""
+        if not self._read:
+            return []
+        config, total = self._project.config.data, max(1, int(self._pixels.sum()))
+        names = [*config.class_names, "not labeled"]
+        rows = [("class", "pixels", "share", "images")] + [
+            (name, count(int(self._pixels[at])), percent(self._pixels[at] / total), str(self._images[at]))
+            for name, at in zip(names, (*range(config.num_classes), IGNORE), strict=True)
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return [f"Masks read: {self._read}."] + [
+            f"  {row[0]:<{widths[0]}}"
+            + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ]
+
+    def _is_shared(self, found: Found, path: Path) -> bool:
+        """Whether another image has this mask, too: then it is neither's."""
+        first = self._image_of.setdefault(str(path), found.uri)
+        if first == found.uri:
+            return False
+        uri = as_text(self._project.uri(path))
+        reason = (
+            f"The mask {uri} belongs to two images, {as_text(first)} and {as_text(found.uri)}. "
+            "Rename one of them and its mask, or remove one."
+        )
+        for image in (first, found.uri):
+            self.masks[image] = FoundMask(uri, problem=reason)
+        return True
+
+    def _count(self, path: Path) -> _Counted:
+        uri = as_text(self._project.uri(path))
+        try:
+            mask = read_mask(path, self._codec, size=None)
+        except UnknownValues as error:
+            return _Counted(FoundMask(uri, problem=str(error)), unknown=error)
+        except DataError as error:
+            return _Counted(FoundMask(uri, problem=str(error)))
+        pixels = np.bincount(mask.ravel(), minlength=256)
+        labeled = bool(pixels[:IGNORE].any())
+        return _Counted(FoundMask(uri, (mask.shape[1], mask.shape[0]), labeled), pixels)
+
+    def _add(self, found: Found, counted: _Counted) -> None:
+        if found.uri in self.masks:  # shared with another image of this batch
+            return
+        self.masks[found.uri] = counted.mask
+        if counted.unknown is not None:
+            self._unknown.update(counted.unknown.counts)
+            self._known_beside |= counted.unknown.classes
+            self._unclear.append(counted.mask.uri)
+        if counted.pixels is not None:
+            self._pixels += counted.pixels
+            self._images += counted.pixels > 0
+        self._read += counted.pixels is not None or counted.unknown is not None
+
+    def _absent(self, config: DataConfig, missing: Sequence[int]) -> DataError:
+        table = "\n".join(self.lines())
+        ids = [index if item.id is None else item.id for index, item in enumerate(config.classes)]
+        names = [config.class_names[index] for index in missing]
+        present = {ids[index] for index in range(config.num_classes) if self._pixels[index]}
+        if present <= {0} and self._pixels[IGNORE] and IGNORE in config.ignore_index:
+            rest = [value for value in config.ignore_index if value != IGNORE]
+            return DataError(
+                f"The masks hold only 0 and 255, and 255 means not labeled, so {_and(names)} has no pixel.\n"
+                f"{table}",
+                f"If 255 is a class, write `{{name: {names[-1]}, id: 255}}` into `data.classes` and "
+                f"`ignore_index: {rest}`. If 255 is void and the class comes later, write "
+                f"`absent_classes: [{', '.join(names)}]` into `data`.",
+            )
+        return DataError(
+            f"No mask has a pixel of {_and(names)}.\n{table}",
+            "Correct `id` or `color` in `data.classes`, or `data.ignore_index`. If no image shows the class "
+            f"yet, write `absent_classes: [{', '.join(names)}]` into `data`.",
+        )
+
+
+def _unknown_values(
+    config: DataConfig, unknown: Counter[str], beside: set[int], unclear: Sequence[str], read: int
+) -> DataError:
+    """The error for values or colours that are no class."""
+    ranked = unknown.most_common()
+    listed = ", ".join(f"{value} ({count(pixels)} px)" for value, pixels in ranked[:_LISTED])
+    more = f" and {len(ranked) - _LISTED} more" if len(ranked) > _LISTED else ""
+    problem = (
+        f"{len(unclear)} of {read} masks hold values that are neither a class nor ignored: {listed}{more}. "
+        f"For example {', '.join(unclear[:_EXAMPLES])}."
+    )
+    colors = any(value.startswith("(") for value in unknown)
+    if colors:
+        return DataError(
+            problem,
+            "Give each class its `color` in `data.classes`, add the others to `data.ignore_color`, or "
+            "correct the masks.",
+        )
+    ids = [index if item.id is None else item.id for index, item in enumerate(config.classes)]
+    values = sorted({int(value) for value in unknown} | {ids[index] for index in beside})
+    if len(values) == config.num_classes and values != sorted(ids):
+        entries = ", ".join(
+            f"{{name: {item.name}, id: {value}}}" for item, value in zip(config.classes, values, strict=True)
+        )
+        void = [value for value in config.ignore_index if value not in values]
+        ignored = "" if void == config.ignore_index else f" and `ignore_index: {void}`"
+        return DataError(
+            problem, f"If these are the classes in their order, write `classes: [{entries}]`{ignored}."
+        )
+    ignored = sorted({*config.ignore_index, *map(int, unknown)})[:_LISTED]
+    return DataError(
+        problem,
+        f"The ids of `data.classes` are {', '.join(map(str, ids))}. Correct them, or add values that mean "
+        f"nothing to `data.ignore_index`, such as `ignore_index: {ignored}`; or correct the masks.",
+    )
+
+
+def _and(names: Sequence[str]) -> str:
+    shown = [*names[:_LISTED], *([f"{len(names) - _LISTED} more"] if len(names) > _LISTED else [])]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
