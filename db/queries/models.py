@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import Select, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from db.queries.audits import AuditRegion
@@ -43,10 +43,14 @@ def round_model(session: Session, round_id: int) -> Model | None:
     return session.scalars(select(Model).where(Model.round_id == round_id)).first()
 
 
-def promoted_model(session: Session, *, other_than: int = 0) -> Model | None:
-    """The newest promoted model, which scores the pool; with `other_than`, the newest apart from that one."""
-    statement = select(Model).where(Model.status == "promoted", Model.id != other_than)
-    return session.scalars(statement.order_by(Model.id.desc()).limit(1)).first()
+def promoted_model(session: Session) -> Model | None:
+    """The newest promoted model, which scores the pool."""
+    return session.scalars(_promoted().limit(1)).first()
+
+
+def promoted_models(session: Session, *, other_than: int) -> Sequence[Model]:
+    """Every promoted model but that one, newest first."""
+    return session.scalars(_promoted().where(Model.id != other_than)).all()
 
 
 def newest_trained(session: Session) -> Model | None:
@@ -164,3 +168,7 @@ def start_model(
     session.add_all(ModelLabel(model_id=model.id, label_id=label_id) for label_id in label_ids)
     session.flush()
     return model
+
+
+def _promoted() -> Select[tuple[Model]]:
+    return select(Model).where(Model.status == "promoted").order_by(Model.id.desc())

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.special import expit
 
+from pipeline.evaluation.units import ratio_residuals
+
 Array = npt.NDArray[np.float64]
 Method = Literal["laplace", "jeffreys", "wilson"]
 
@@ -99,9 +101,7 @@ def clustered_interval(
         share = k.sum(axis=0) / total
         # variance of the ratio Σk / Σn, by linearisation over blocks (Cochran 1977, equation 6.13)
         square = (k - share * n) ** 2
-        variance = count / (count - 1) * square.sum(axis=0) / total**2
-        degrees = np.clip(2 * square.sum(axis=0) ** 2 / (square**2).sum(axis=0) - 1, 1, count - 1)
-        reach = stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(variance) / (share * (1 - share))
+        reach = _reach(square, count, confidence) / total / (share * (1 - share))
         logit = np.log(share / (1 - share))
         interval = expit(np.stack([logit - reach, logit + reach]))
     known = count > 1
@@ -111,6 +111,43 @@ def clustered_interval(
     )
     scattered = (square.sum(axis=0) > 1e-18 * total**2) & (share > 0) & (share < 1)
     return share, np.where(known, np.where(scattered, interval, alike), np.nan)
+
+
+def paired_difference(
+    new_successes: Array, new_trials: Array, successes: Array, trials: Array, *, confidence: float = 0.95
+) -> tuple[Array, Array]:
+    """The difference of two shares over the same blocks, and its interval, by linearisation over the blocks
+    that have trials (Cochran 1977, section 6.5), with Student's t as in `clustered_interval`.
+
+    Args:
+        new_successes, new_trials, successes, trials: [b, ...].
+
+    >>> right = np.array([[80.0], [84.0], [82.0]])
+    >>> difference, interval = paired_difference(right, right * 0 + 100, right + 10, right * 0 + 100)
+    >>> difference.round(3).tolist(), interval.round(3).tolist()
+    ([-0.1], [[-0.1], [-0.1]])
+
+    Returns:
+        new − the other [...], NaN where one has no trials, and its interval [2, ...], NaN with fewer than two
+        blocks.
+    """
+    count = (new_trials + trials > 0).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = new_successes.sum(axis=0) / new_trials.sum(axis=0) - successes.sum(axis=0) / trials.sum(
+            axis=0
+        )
+        residual = ratio_residuals(new_successes, new_trials) - ratio_residuals(successes, trials)
+        reach = _reach(residual**2, count, confidence)
+    reach = np.where(count > 1, np.where((residual**2).sum(axis=0) > 0, reach, 0.0), np.nan)
+    return difference, np.stack([difference - reach, difference + reach])
+
+
+def _reach(square: Array, count: Array, confidence: float) -> Array:
+    """Half the length [...] of the interval of a sum over `count` [...] blocks, from the squared residuals
+    [b, ...]."""
+    total = square.sum(axis=0)
+    degrees = np.clip(2 * total**2 / (square**2).sum(axis=0) - 1, 1, count - 1)
+    return stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(count / (count - 1) * total)
 
 
 def _credible(k: Array, n: Array, confidence: float, method: str) -> tuple[Array, Array]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from sqlalchemy.orm import Session
+from typing import Any
 
 from db.engine import Database
-from db.queries import evaluations, failures, models
+from db.queries import evaluations, failures
 from db.queries.evaluations import Interval
 from db.tables import Model
 from pipeline import rounds
-from pipeline.config import EvaluationConfig
 from pipeline.data.project import Project
-from pipeline.evaluation.promotion import Overlap, compare
 from pipeline.format import evidence, few_units, table
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import held_out_images
+from pipeline.steps.promotion import decide, deciding
 from pipeline.steps.served_model import evaluated_samplers, model_of_round, sampler_calibrators
 from pipeline.studies.held_out import HeldOutImages
-from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow, measure
+from pipeline.studies.measurement import DECIDING, EvaluationRow, measure
 from pipeline.summaries.classes import class_figures
 from pipeline.uncertainty.served_model import open_samplers
 
@@ -32,11 +30,13 @@ FEWEST_UNITS = 10
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What an evaluation found, and what became of the model."""
+    """What an evaluation found, and what became of the model; `promotion` is the comparison behind the
+    decision as JSON, None where there was none."""
 
     model: str
     promoted: bool
     decision: str
+    promotion: dict[str, Any] | None
     rows: list[EvaluationRow]
     failed: list[tuple[str, str]]
     warnings: list[str]
@@ -63,7 +63,7 @@ class EvaluationReport:
 
     def _classes(self) -> Iterator[str]:
         """A table of the classes, by the evaluation that decides."""
-        row = _deciding(self.rows)
+        row = deciding(self.rows)
         if row is None:
             return
         yield f"{row.split}, {row.sampler}, calibrated, by class:"
@@ -75,8 +75,8 @@ class EvaluationReport:
 
 @one_at_a_time("evaluate")
 def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
-    """Measure the round's model with every evaluated sampler; promote it unless it is worse than the current
-    one beyond its interval.
+    """Measure the round's model with every evaluated sampler; promote it where it measures no lower than the
+    best promoted one, or is shown to lose no more than `evaluation.promote_tolerance`.
 
     Run again, it replaces what it wrote.
 
@@ -98,7 +98,7 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     warnings = _warnings(rows)
     with database.session() as session:
         current = rounds.require(session, "evaluate")
-        promoted, decision = _decide(session, model, rows, project.config.evaluation)
+        found = decide(session, model, rows, project.config)
         evaluations.clear_evaluations(session, model.id)
         for row in rows:
             evaluations.add_evaluation(
@@ -109,19 +109,20 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
                 calibrated=row.calibrated,
                 images=row.images,
                 blocks=row.blocks,
-                curves=row.curves,
+                curves=_with_promotion(row, found.document),
                 metrics={key: Interval(**item.document(digits=None)) for key, item in row.metrics.items()},
             )
         stored = session.get_one(Model, model.id)
-        stored.status = "promoted" if promoted else "refused"
-        stored.decision = decision
+        stored.status = "promoted" if found.promoted else "refused"
+        stored.decision = found.sentence
         failures.clear_failures(session, "evaluate")
         failures.record_failures(session, "evaluate", failed)
         rounds.advance(session, current, "evaluate")
     return EvaluationReport(
         model=model.name,
-        promoted=promoted,
-        decision=decision,
+        promoted=found.promoted,
+        decision=found.sentence,
+        promotion=found.document,
         rows=rows,
         failed=failed,
         warnings=warnings,
@@ -129,46 +130,12 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     )
 
 
-def _decide(
-    session: Session, model: Model, rows: Sequence[EvaluationRow], config: EvaluationConfig
-) -> tuple[bool, str]:
-    """Whether the model is promoted, and the reason as a sentence."""
-    row = _deciding(rows)
-    if row is None:
-        return True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
-    found = row.metrics[("miou", -1)]
-    measured = f"mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {row.split} split"
-    other = models.promoted_model(session, other_than=model.id)
-    if other is None:
-        return True, f"{model.name} is promoted, the first model: {measured}."
-    theirs = evaluations.evaluation_of(
-        session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
+def _with_promotion(row: EvaluationRow, document: dict[str, Any] | None) -> dict[str, Any]:
+    """The curves of a row; those of the deciding one with the comparison."""
+    decides = document is not None and document["split"] == row.split
+    return row.curves | (
+        {"promotion": document} if decides and (row.sampler, row.calibrated) == DECIDING else {}
     )
-    mine = Overlap.from_document(row.curves["overlap"])
-    if theirs is not None and theirs.curves["overlap"]["fingerprint"] == mine.fingerprint:
-        current = Overlap.from_document(theirs.curves["overlap"])
-        verdict = compare(mine, current, config=config, seed=SEED)
-        promoted = verdict.promoted
-        against = (
-            f"{verdict.difference.text(sign='+')} against {other.name} on the same images "
-            f"({evidence(row.images, verdict.units)})"
-        )
-    else:
-        former = evaluations.metrics_of(
-            session, model_id=other.id, split=row.split, sampler=row.sampler, calibrated=row.calibrated
-        ).get(("miou", -1))
-        if former is None or former.value is None:
-            return True, f"{model.name} is promoted: {measured}; {other.name} was never measured there."
-        promoted = found.highest >= former.value - config.promote_tolerance
-        against = f"{other.name} had {former.value:.3f} on other images or units"
-    if promoted:
-        return True, f"{model.name} is promoted: {measured}, {against}."
-    return False, f"{model.name} is refused, {other.name} stays: {measured}, {against}."
-
-
-def _deciding(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
-    """The row that a promotion rests on: of the test split where it was measured."""
-    return next((row for row in rows if (row.sampler, row.calibrated) == DECIDING), None)
 
 
 def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,8 +19,14 @@ from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model and its provenance; hashes in full. `mean_iou` and `classes` are those of the calibrated single
-    pass on `split`."""
+    """A model and its provenance; hashes in full.
+
+    Attributes:
+        promotion: the comparison behind the decision, see `pipeline.steps.promotion.Decision`; None where
+            there was none.
+        mean_iou, classes: of the calibrated single pass on `split`, over so many `images` in `units`
+            independent units.
+    """
 
     name: str
     round_number: int
@@ -33,7 +40,10 @@ class ModelSummary:
     checkpoint: str
     checkpoint_sha256: str | None
     decision: str | None
+    promotion: dict[str, Any] | None
     split: str | None
+    images: int | None
+    units: int | None
     mean_iou: Estimate
     classes: tuple[ClassFigures, ...]
     created_at: datetime
@@ -47,7 +57,9 @@ def model_history(session: Session, *, class_names: Sequence[str]) -> list[Model
     rows: list[ModelSummary] = []
     for model in stored:
         split = evaluated_split(session, model.id)
-        known = estimates(session, model.id, split=split, sampler="none", calibrated=True) if split else {}
+        key = {"split": split or "", "sampler": "none", "calibrated": True}
+        measured = evaluations.evaluation_of(session, model_id=model.id, **key)
+        known = estimates(session, model.id, **key)
         rows.append(
             ModelSummary(
                 name=model.name,
@@ -62,7 +74,10 @@ def model_history(session: Session, *, class_names: Sequence[str]) -> list[Model
                 checkpoint=model.checkpoint_uri,
                 checkpoint_sha256=model.checkpoint_sha256,
                 decision=model.decision,
+                promotion=measured.curves.get("promotion") if measured else None,
                 split=split,
+                images=measured.images if measured else None,
+                units=measured.blocks if measured else None,
                 mean_iou=known.get(("miou", -1), UNDEFINED),
                 classes=class_figures(known, class_names),
                 created_at=model.created_at,

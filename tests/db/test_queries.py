@@ -306,8 +306,8 @@ def test_what_a_model_may_be_trained_on_and_what_is_new_to_it(session: Session) 
     second = add_model(session, 2, status="refused", created_at=utc_now() - timedelta(hours=2))
     assert models.list_models(session) == [model, second]
     assert models.promoted_model(session) is model
-    assert models.promoted_model(session, other_than=model.id) is None
-    assert models.promoted_model(session, other_than=second.id) is model
+    assert list(models.promoted_models(session, other_than=model.id)) == []
+    assert list(models.promoted_models(session, other_than=second.id)) == [model]
     assert models.newest_trained(session) is second
     assert models.count_new_labels(session) == 1
 

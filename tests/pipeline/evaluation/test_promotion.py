@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MEASURE_BINS
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.promotion import Overlap, Verdict, compare
@@ -67,10 +69,49 @@ def test_a_worse_model_is_refused_even_where_the_two_intervals_overlap() -> None
     assert verdict.difference.value == pytest.approx(apart[0].value - apart[1].value, abs=1e-12)
 
 
-def test_a_model_that_is_worse_within_the_interval_is_promoted() -> None:
-    verdict = decide(measured(0.6395, seed=2), measured(0.64, seed=3))
+def test_a_lower_model_is_promoted_where_a_loss_beyond_the_margin_is_excluded() -> None:
+    new, best = measured(0.637, seed=2), measured(0.64, seed=3)
+    verdict = decide(new, best, tolerance=0.02)
+    assert verdict.difference.value < 0
+    assert verdict.difference.low > -0.02
     assert verdict.promoted
-    assert verdict.difference.low < 0 < verdict.difference.high
+    assert not decide(new, best).promoted
+
+
+def test_the_unseen_loss_is_the_one_that_is_promoted_in_one_of_five_cases() -> None:
+    for reach in (0.01, 0.05):
+        verdict = Verdict(Estimate(0.0, -reach, reach), units=20, margin=0.02, confidence=0.95)
+        error = reach / stats.t.ppf(0.975, 19)
+        shift = error * np.random.default_rng(0).standard_t(19, 20000)
+        promoted = [-verdict.unseen + shift, shift]
+        least = min(0.0, reach - 0.02)
+        assert (promoted[0] >= least).mean() == pytest.approx(0.2, abs=0.01)
+        assert (promoted[1] < least).mean() == pytest.approx(verdict.refused_equal, abs=0.01)
+
+
+def test_a_class_that_loses_is_named_even_where_the_mean_wins() -> None:
+    new, best = measured(0.70, seed=2), measured(0.60, seed=3)
+    moved = new.confusion.copy()
+    moved[:, 2, 0] += moved[:, 2, 2] * 0.5
+    moved[:, 2, 2] *= 0.5
+    verdict = decide(replace(new, confusion=moved), best)
+    assert list(verdict.worse) == [2]
+    assert verdict.worse[2].high < 0
+    iou = [
+        summarise(s, bins=5, bootstrap=resampled(s))["iou", 2].value
+        for s in (replace(new, confusion=moved), best)
+    ]
+    assert verdict.worse[2].value == pytest.approx(iou[0] - iou[1], abs=1e-12)
+
+
+def test_a_class_that_one_unit_holds_is_not_named() -> None:
+    new, best = measured(0.60, seed=2), measured(0.60, seed=3)
+    confusion = [one.confusion.copy() for one in (new, best)]
+    for one, right in zip(confusion, (0.2, 0.8), strict=True):
+        one[1:, 2], one[1:, :, 2] = 0, 0
+        one[0, 2] = 1000 * np.array([1 - right, 0, right])
+    both = [replace(one, confusion=part) for one, part in zip((new, best), confusion, strict=True)]
+    assert decide(both[0], both[1]).worse == {}
 
 
 def test_a_better_model_is_not_refused_for_a_pixel_of_a_class_that_no_mask_holds() -> None:
@@ -113,7 +154,7 @@ def test_the_units_are_those_of_the_difference() -> None:
 
 def test_one_block_is_decided_by_the_difference_itself() -> None:
     worse, better = measured(0.5, blocks=1), measured(0.6, blocks=1)
-    assert not decide(worse, better).promoted
+    assert not decide(worse, better, tolerance=0.5).promoted
     verdict = decide(better, worse)
     assert verdict.promoted
     assert np.isnan(verdict.difference.low)

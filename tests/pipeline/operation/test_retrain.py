@@ -91,9 +91,9 @@ def test_a_refused_model_leaves_the_old_one_to_score_and_the_next_queue_comes(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def worse(*_: Any, **__: Any) -> Verdict:
-        return Verdict(promoted=False, difference=Estimate(-0.2, -0.3, -0.1), units=12)
+        return Verdict(Estimate(-0.2, -0.3, -0.1), units=12, margin=0.02, confidence=0.95)
 
-    monkeypatch.setattr("pipeline.steps.evaluate.compare", worse)
+    monkeypatch.setattr("pipeline.steps.promotion.compare", worse)
     label_regions(out, at_least=6)
     report = retrain(out)
     assert (report.name, report.promoted) == ("r02", False)

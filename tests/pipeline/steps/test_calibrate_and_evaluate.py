@@ -27,6 +27,7 @@ from pipeline.errors import NotYourTurn, UserError
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.served_model import stored_calibrators
+from pipeline.summaries.models import model_history
 from pipeline.uncertainty.drawn_pixels import draw_pixels
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Normalisation
@@ -176,7 +177,39 @@ def test_an_equal_model_takes_over(small: Workspace) -> None:
         calibrate(*small)
         report = evaluate(*small)
     assert report.promoted
-    assert "+0.000 [+0.000, +0.000] against r01 on the same images" in report.decision
+    assert "+0.000 [+0.000, +0.000] against r01, the best so far, on the same images" in report.decision
+
+
+def test_a_model_is_compared_with_the_best_one_not_with_the_newest(small: Workspace) -> None:
+    """A large tolerance lets a bad model through; the next bad one is still compared with the good one."""
+    project, database = small.configured(evaluation={"promote_tolerance": 2.0}), small.database
+    add_images(project, database, "test", 4)
+    for number, segmenter in enumerate(
+        (
+            make_segmenter(project, overconfident=5),
+            make_segmenter(project, always=0),
+            make_segmenter(project, always=0),
+        ),
+        start=1,
+    ):
+        add_trained_model(project, database, segmenter, number=number)
+        calibrate(project, database)
+        report = evaluate(project, database)
+
+    assert report.promoted
+    assert "against r01, the best so far, on the same images (4 images in " in report.decision
+    assert "Worse in IoU than r01: " in report.decision
+    document = report.promotion
+    assert document is not None
+    assert (document["against"], document["same_images"], document["images"]) == ("r01", True, 4)
+    assert f"With {document['units']} independent units, a loss under" in report.decision
+    names = project.config.data.class_names
+    assert {one["class"] for one in document["worse"]} <= set(names)
+    assert all(one["high"] < 0 for one in document["worse"])
+    shown = ask(database, model_history, class_names=names)
+    assert shown[2].promotion == document
+    assert shown[0].promotion is None
+    assert (shown[2].split, shown[2].images) == ("test", 4)
 
 
 def test_without_calibration_masks_scores_stay_scores_and_say_so(small: Workspace) -> None:

@@ -1,0 +1,136 @@
+"""The decision on a round's model: promoted or refused, with the comparison and its reason as a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from db.queries import evaluations, models
+from db.tables import Evaluation, Model
+from pipeline.config import ProjectConfig
+from pipeline.evaluation.estimate import Estimate, from_json, to_json
+from pipeline.evaluation.promotion import Overlap, Verdict, compare, compare_apart
+from pipeline.format import UNIT, evidence, few_units, percent
+from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a model is promoted, why, and the comparison as JSON; None where there was none.
+
+    The document holds the split, the model `against` which it was compared, whether on the `same_images`, the
+    `images`, the `units`, the `difference` of mIoU, the `margin`, the loss that goes `unseen`, how often an
+    equal model is refused (`refused_equal`), and the classes that are `worse`, each with its difference.
+    """
+
+    promoted: bool
+    sentence: str
+    document: dict[str, Any] | None = None
+
+
+def decide(session: Session, model: Model, rows: Sequence[EvaluationRow], config: ProjectConfig) -> Decision:
+    """Compare a model with the best promoted model: of those measured on the same images, the one with the
+    highest mIoU; where there is none, the newest that was measured on the split."""
+    row = deciding(rows)
+    if row is None or not row.metrics[("miou", -1)].defined:
+        return Decision(
+            True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
+        )
+    found = row.metrics[("miou", -1)]
+    measured = f"mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {row.split} split"
+    others = models.promoted_models(session, other_than=model.id)
+    if not others:
+        return Decision(True, f"{model.name} is promoted, the first model: {measured}.")
+    against = _compared(session, row, others, config)
+    if against is None:
+        return Decision(
+            True, f"{model.name} is promoted: {measured}; {others[0].name} was never measured there."
+        )
+    verdict, other = against.verdict, against.name
+    standing = "is promoted" if verdict.promoted else f"is refused, {others[0].name} stays"
+    where = (
+        f"{other}, the best so far, on the same images"
+        if against.same_images
+        else f"{other} on other images or units"
+    )
+    words = [
+        f"{model.name} {standing}: {measured}, {verdict.difference.text(sign='+')} against {where} "
+        f"({evidence(row.images, verdict.units)}).",
+        *_reasons(verdict, row.images),
+    ]
+    names = config.data.class_names
+    if verdict.worse:
+        classes = ", ".join(f"{names[index]} {loss.text(sign='+')}" for index, loss in verdict.worse.items())
+        words.append(f"Worse in IoU than {other}: {classes}.")
+    document = {
+        "split": row.split,
+        "against": other,
+        "same_images": against.same_images,
+        "images": row.images,
+        "units": verdict.units,
+        "difference": verdict.difference.document(),
+        "margin": verdict.margin,
+        "unseen": to_json(verdict.unseen),
+        "refused_equal": to_json(verdict.refused_equal),
+        "worse": [{"class": names[index], **loss.document()} for index, loss in verdict.worse.items()],
+    }
+    return Decision(verdict.promoted, " ".join(words), document)
+
+
+def deciding(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
+    """The row that a promotion rests on: of the test split where it was measured."""
+    return next((row for row in rows if (row.sampler, row.calibrated) == DECIDING), None)
+
+
+class _Compared(NamedTuple):
+    name: str
+    verdict: Verdict
+    same_images: bool
+
+
+def _compared(
+    session: Session, row: EvaluationRow, others: Sequence[Model], config: ProjectConfig
+) -> _Compared | None:
+    """The comparison with the best of other models; None where none was measured on the split."""
+    key = {"split": row.split, "sampler": row.sampler, "calibrated": row.calibrated}
+    mine = Overlap.from_document(row.curves["overlap"])
+    known: list[tuple[Model, Evaluation]] = []
+    paired: list[tuple[Model, Overlap]] = []
+    for other in others:
+        theirs = evaluations.evaluation_of(session, model_id=other.id, **key)
+        if theirs is not None:
+            known.append((other, theirs))
+            if theirs.curves["overlap"]["fingerprint"] == mine.fingerprint:
+                paired.append((other, Overlap.from_document(theirs.curves["overlap"])))
+    if paired:
+        best, overlap = max(paired, key=lambda pair: pair[1].mean_iou)
+        return _Compared(
+            best.name, compare(mine, overlap, config=config.evaluation, seed=SEED), same_images=True
+        )
+    for other, theirs in known:
+        metric = evaluations.metrics_of(session, model_id=other.id, **key).get(("miou", -1))
+        if metric is not None and metric.value is not None:
+            former = Estimate(*map(from_json, (metric.value, metric.low, metric.high)))
+            units = min(row.blocks, theirs.blocks)
+            verdict = compare_apart(row.metrics[("miou", -1)], former, units=units, config=config.evaluation)
+            return _Compared(other.name, verdict, same_images=False)
+    return None
+
+
+def _reasons(verdict: Verdict, images: int) -> list[str]:
+    """What the evidence can tell apart and, where a model is refused, what to do."""
+    if verdict.units < 2:
+        return [f"The difference itself decides. It rests on {few_units(images, verdict.units)}"]
+    units = f"{verdict.units} {UNIT}s"
+    if verdict.promoted or verdict.difference.high < 0:
+        return [
+            f"With {units}, a loss under {verdict.unseen:.3f} goes unseen in more than one of five cases."
+        ]
+    return [
+        f"With {units}, a loss of more than {verdict.margin:g} (`evaluation.promote_tolerance`) is not "
+        f"excluded, and an equal model is refused in {percent(verdict.refused_equal)} of cases: hold out "
+        "more images or groups, or raise the tolerance."
+    ]
