@@ -25,7 +25,7 @@ from pipeline.calibration.calibrators import (
 from pipeline.data.project import Project
 from pipeline.errors import NotYourTurn, UserError
 from pipeline.steps.calibrate import calibrate
-from pipeline.steps.evaluate import evaluate
+from pipeline.steps.evaluate import EvaluationReport, evaluate
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.summaries.models import model_history
 from pipeline.uncertainty.drawn_pixels import draw_pixels
@@ -184,18 +184,15 @@ def test_a_model_is_compared_with_the_best_one_not_with_the_newest(small: Worksp
     """A large tolerance lets a bad model through; the next bad one is still compared with the good one."""
     project, database = small.configured(evaluation={"promote_tolerance": 2.0}), small.database
     add_images(project, database, "test", 4)
-    for number, segmenter in enumerate(
-        (
-            make_segmenter(project, overconfident=5),
-            make_segmenter(project, always=0),
-            make_segmenter(project, always=0),
-        ),
-        start=1,
-    ):
+    good = make_segmenter(project, overconfident=5)
+    bad = make_segmenter(project, always=0)
+    reports: list[EvaluationReport] = []
+    for number, segmenter in enumerate((good, bad, bad), start=1):
         add_trained_model(project, database, segmenter, number=number)
         calibrate(project, database)
-        report = evaluate(project, database)
+        reports.append(evaluate(project, database))
 
+    report = reports[-1]
     assert report.promoted
     assert "against r01, the best so far, on the same images (4 images in " in report.decision
     assert "Worse in IoU than r01: " in report.decision
