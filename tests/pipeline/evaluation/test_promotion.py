@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.bench_promotion import DIFFERENCES, against_best, against_newest, promoted, rounds
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
 from pipeline.evaluation.estimate import Estimate
@@ -177,3 +178,24 @@ def test_models_measured_on_other_images_are_not_paired() -> None:
             config=EvaluationConfig(),
             seed=0,
         )
+
+
+@pytest.mark.parametrize("units", [10, 40])
+def test_a_loss_of_the_margin_is_rarely_promoted_and_a_gain_rarely_refused(units: int) -> None:
+    """The difference of two models varies by 0.03 from unit to unit; 150 models each."""
+    rates, named = promoted(150, units, 0.03, np.random.default_rng(5))
+    by_difference = dict(zip(DIFFERENCES, rates, strict=True))
+    assert by_difference[-0.02] < 0.09
+    assert by_difference[0.02] > 0.95
+    assert by_difference[0.0] > (0.40 if units == 10 else 0.95)
+    assert named < 0.05
+
+
+def test_losses_do_not_add_up_over_rounds() -> None:
+    """Each of 20 retrainings is worse by 0.005 than the one before; five units see no such step."""
+    left = [
+        np.mean([rounds(5, 0.03, -0.005, np.random.default_rng(seed), rule=rule) for seed in range(25)])
+        for rule in (against_best, against_newest)
+    ]
+    assert left[0] > -0.01
+    assert left[1] < -0.04
