@@ -14,6 +14,8 @@ Row = Mapping[str, Any]
 SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "excess"), ("augrc", "AUGRC"))
 """Metrics beside the AUROC, and their headings."""
 WORST_CLASSES = 3
+CHANCE = 0.5
+"""AUROC of a measure that knows nothing of the errors."""
 SOURCE_NAMES = {
     "held_out_classes": "classes held out of the training",
     "shuffled_patches": "shuffled patches",
@@ -45,6 +47,24 @@ def gate_line(gate: Row | None) -> str:
     )
 
 
+def chance_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each class whose errors entropy finds no better than chance, for each sampler."""
+    for sampler in _samplers(document):
+        for row in _by_class(document, sampler):
+            found, name = Estimate.from_document(row), row["part"].removeprefix("class:")
+            if found.highest < CHANCE:
+                yield (
+                    f"Entropy ({sampler}) is worse than chance at finding errors on {name}: AUROC "
+                    f"{found.text(digits=2)}. The model is more certain where it misses {name} than where it "
+                    "is right."
+                )
+            elif found.lowest <= CHANCE:
+                yield (
+                    f"Entropy ({sampler}) is no better than chance at finding errors on {name}, as far as "
+                    f"these images tell: AUROC {found.text(digits=2)}."
+                )
+
+
 def _detection(document: Mapping[str, Any]) -> Iterator[str]:
     found = {
         (row["sampler"], row["measure"], row["part"], row["metric"]): row for row in document["detection"]
@@ -53,57 +73,68 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
     kinds = list(dict.fromkeys(row["kind"] for row in document["regions"]))
     subjects = list(dict.fromkeys(key[:2] for key in found))
     width = document["boundary_pixels"]
-    yield (
-        f"Detection of errors: AUROC, also within {width} px of a label edge and beyond; "
-        "rank correlation of regions with their error."
-    )
-    head = ["sampler", "measure", "AUROC", "edge", "inside", *(name for _, name in SHOWN), "PAvPU", *kinds]
-    rows: list[list[str]] = []
-    for sampler, measure in subjects:
-
-        def cell(metric: str, part: str = "all", *, key: tuple[str, str] = (sampler, measure)) -> str:
-            return _short(found.get((*key, part, metric)))
-
-        rows.append(
+    yield f"Detection of errors: AUROC, also within {width} px of a label edge and beyond."
+    yield from table(
+        ["sampler", "measure", "AUROC", "edge", "inside", "PAvPU"],
+        [
             [
-                sampler,
-                measure,
-                _interval(found.get((sampler, measure, "all", "auroc"))),
-                cell("auroc", "boundary"),
-                cell("auroc", "interior"),
-                *(cell(metric) for metric, _ in SHOWN),
-                cell("pavpu"),
-                *(_short(regions.get((sampler, measure, kind))) for kind in kinds),
+                *subject,
+                _interval(found.get((*subject, "all", "auroc"))),
+                *(
+                    _short(found.get((*subject, part, metric)))
+                    for part, metric in (("boundary", "auroc"), ("interior", "auroc"), ("all", "pavpu"))
+                ),
             ]
-        )
-    yield from table(head, rows)
+            for subject in subjects
+        ],
+    )
+    yield from table(
+        ["sampler", "measure", *(name for _, name in SHOWN)],
+        [
+            [*subject, *(_short(found.get((*subject, "all", metric))) for metric, _ in SHOWN)]
+            for subject in subjects
+        ],
+    )
+    yield "Rank correlation of a region's score with its error, by kind of region."
+    yield from table(
+        ["sampler", "measure", *kinds],
+        [[*subject, *(_short(regions.get((*subject, kind))) for kind in kinds)] for subject in subjects],
+    )
 
 
 def _classes(document: Mapping[str, Any]) -> Iterator[str]:
     """The classes whose errors entropy detects worst."""
-    for sampler in dict.fromkeys(row["sampler"] for row in document["detection"]):
-        rows = [
-            row
-            for row in document["detection"]
-            if (row["sampler"], row["measure"], row["metric"]) == (sampler, "entropy", "auroc")
-            and row["part"].startswith("class:")
-        ]
-        worst = sorted(rows, key=lambda row: row["value"])[:WORST_CLASSES]
+    for sampler in _samplers(document):
+        worst = sorted(_by_class(document, sampler), key=lambda row: row["value"])[:WORST_CLASSES]
         text = ", ".join(
             f"{row['part'].removeprefix('class:')} {Estimate.from_document(row).text(digits=2)}"
             for row in worst
         )
         yield f"Classes whose errors entropy detects worst ({sampler}): {text}"
+    yield from chance_lines(document)
+
+
+def _samplers(document: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["sampler"] for row in document["detection"]))
+
+
+def _by_class(document: Mapping[str, Any], sampler: str) -> list[Row]:
+    """The AUROC of entropy of each class on which some pixel is wrong and some is right."""
+    return [
+        row
+        for row in document["detection"]
+        if (row["sampler"], row["measure"], row["metric"]) == (sampler, "entropy", "auroc")
+        and row["part"].startswith("class:")
+        and row["value"] is not None
+    ]
 
 
 def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
     found = {(row["sampler"], row["calibrated"], row["part"]): row for row in document["reliability"]}
-    covered = {row["sampler"]: row for row in document["frequency"]}
-    yield "Reliability: ECE before and after calibration, and the ECE that chance alone would give."
+    yield "Reliability: ECE before and after calibration, and the ECE of a perfect model on so few images."
     rows: list[list[str]] = []
     for sampler in dict.fromkeys(key[0] for key in found):
         after = found[sampler, True, "all"]
-        share = covered[sampler]["covered"]["value"] if sampler in covered else None
         rows.append(
             [
                 sampler,
@@ -114,10 +145,16 @@ def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
                     _short(found[sampler, True, part]["ece"]) if (sampler, True, part) in found else "–"
                     for part in ("boundary", "interior")
                 ),
-                "–" if share is None else f"{share:.0%} of {len(covered[sampler]['groups'])} groups",
             ]
         )
-    yield from table(["sampler", "before", "after", "chance", "edge", "inside", "shares covered"], rows)
+    yield from table(["sampler", "before", "after", "perfect", "edge", "inside"], rows)
+    for row in document["frequency"]:
+        share, groups = row["covered"]["value"], len(row["groups"])
+        if share is not None:
+            yield (
+                f"Predicted class shares ({row['sampler']}): {share:.0%} of those in {groups} groups of "
+                "pixels agree with the labels."
+            )
 
 
 def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
@@ -126,17 +163,24 @@ def _novelty(document: Mapping[str, Any]) -> Iterator[str]:
     if not sources:
         return
     yield "Detection of inputs unlike the training images: out-of-distribution AUROC."
-    rows = [
-        [sampler, measure, *(_interval(found.get((sampler, measure, source))) for source in sources)]
-        for sampler, measure in dict.fromkeys(key[:2] for key in found)
-        if measure in (GATED, "entropy", "energy", "max_logit", "variation_ratio")
-    ]
-    yield from table(["sampler", "measure", *(source.replace("_", " ") for source in sources)], rows)
+    for sampler in dict.fromkeys(key[0] for key in found):
+        measures = [
+            key[1]
+            for key in dict.fromkeys(key[:2] for key in found)
+            if key[0] == sampler and key[1] in (GATED, "entropy", "energy", "max_logit", "variation_ratio")
+        ]
+        yield from table(
+            [sampler, *(source.replace("_", " ") for source in sources)],
+            [
+                [measure, *(_interval(found.get((sampler, measure, source)), digits=2) for source in sources)]
+                for measure in measures
+            ],
+        )
 
 
 def _short(row: Row | None) -> str:
     return number(None if row is None else row["value"])
 
 
-def _interval(row: Row | None) -> str:
-    return "–" if row is None else Estimate.from_document(row).text()
+def _interval(row: Row | None, *, digits: int = 3) -> str:
+    return "–" if row is None else Estimate.from_document(row).text(digits=digits)

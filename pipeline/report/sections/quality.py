@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.quality_lines import chance_lines
 from pipeline.format import evidence
 from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
 from pipeline.report.charts import (
@@ -110,8 +111,14 @@ def _detection(document: Document, contents: Contents) -> list[Block]:
     if parts is not None:
         charts.append(parts)
     blocks.append(Charts(charts))
+    blocks += [Text(line, tone="warn") for line in chance_lines({"detection": _of_scores(rows, contents)})]
     blocks.append(_detection_table(table))
     return blocks
+
+
+def _of_scores(rows: Sequence[Document], contents: Contents) -> list[Document]:
+    """The rows of the sampler of the scores."""
+    return [row for row in rows if row["sampler"] == contents.sampler]
 
 
 def _auroc_chart(table: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Chart:
