@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import TypeAdapter
@@ -14,9 +17,12 @@ from flows.cli.automatic import loop
 from flows.cli.display import console, literal, print_json
 from flows.cli.look import report
 from flows.cli.trust import assess, novelty, stress
-from pipeline.config import ProjectConfig
+from pipeline.config import IGNORE, ClassConfig, ProjectConfig
 from pipeline.data.project import load_project
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pipeline.data.mask_survey import MaskSurvey
 
 commands = typer.Typer()
 DEMO_STRESSED = 10
@@ -28,7 +34,13 @@ def init(
     images: Annotated[str | None, typer.Option(help="Folder or glob of the images.")] = None,
     masks: Annotated[str | None, typer.Option(help="Folder of the masks that exist already.")] = None,
     classes: Annotated[str | None, typer.Option(help="Class names, separated by commas.")] = None,
-    label_map: Annotated[Path | None, typer.Option(help="Label map: JSON, YAML, CSV or text.")] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="Classes with ids or colours. JSON or YAML: {name: id}, or a list of {name, id, color}; "
+            "CSV: name,id,r,g,b; text: lines `r g b name`, or CVAT's labelmap.txt."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the project.")] = None,
     architecture: Annotated[str, typer.Option(help="Decoder of segmentation-models-pytorch.")] = "fpn",
     encoder: Annotated[str, typer.Option(help="Encoder; `tu-` before a timm name.")] = "resnet34",
@@ -45,6 +57,7 @@ def init(
 ) -> None:
     """Write a commented configuration. Asks for values that the options do not give."""
     from pipeline.config.starter import read_label_map, starter_config
+    from pipeline.data.mask_survey import propose
     from pipeline.files import atomic_write_bytes
 
     if state.config_file.exists() and not force:
@@ -59,17 +72,26 @@ def init(
             typer.prompt("Folder of the masks that exist (empty: none)", default="", show_default=False)
             or None
         )
+    survey = _survey(images, masks)
+    for line in survey.lines() if survey is not None else ():
+        console.print(literal(line))
+    names = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    ignore_index: Sequence[int] = (IGNORE,)
     if label_map is not None:
-        class_list = read_label_map(label_map)
+        class_list: Sequence[ClassConfig] = read_label_map(label_map)
     else:
-        if classes is None and interactive:
-            classes = typer.prompt("Class names, separated by commas")
-        names = [part.strip() for part in (classes or "").split(",") if part.strip()]
-        if len(names) < 2:
+        if not names and interactive:
+            names = _ask_for_classes(survey)
+        if len(names) < 2 and (names or survey is None or not survey.masks):
             raise ConfigError(
                 "At least two classes are needed.", "Add `--classes road,car` or `--label-map FILE`."
             )
-        class_list = _classes(names)
+        _name_once(names)
+        if survey is not None and survey.values | survey.colors:
+            proposal = propose(survey, names)
+            class_list, ignore_index = proposal.classes, proposal.ignore_index
+        else:
+            class_list = [ClassConfig(name=class_name) for class_name in names]
     if neighbours_alike is None:
         neighbours_alike = not interactive or typer.confirm(
             "Do images beside each other look alike (frames, slices, tiles)?", default=True
@@ -84,6 +106,8 @@ def init(
         encoder_weights=encoder_weights,
         cell=cell,
         neighbours_alike=neighbours_alike,
+        ignore_index=ignore_index,
+        **({} if survey is None else {"mask_template": survey.template, "image_suffix": survey.suffix}),
     )
     atomic_write_bytes(state.config_file, text.encode())
     load_project(state.config_file)
@@ -163,10 +187,35 @@ def demo(
     report(folder=folder / "report")
 
 
-def _classes(names: list[str]) -> list[Any]:
-    from pipeline.config import ClassConfig
+def _survey(images: str, masks: str | None) -> MaskSurvey | None:
+    """What the masks hold; None where there are none yet, or the images are in an object store."""
+    from pipeline.data.mask_survey import survey_masks
+    from pipeline.data.remote import is_remote
 
+    if masks is None or is_remote(images):
+        return None
+    try:
+        return survey_masks(Path(os.path.abspath(state.config_file)).parent, images=images, masks=masks)
+    except DataError as error:
+        console.print(literal(f"The masks were not looked at: {error}"))
+        return None
+
+
+def _ask_for_classes(survey: MaskSurvey | None) -> list[str]:
+    """The names of the classes, as one answer; with masks, those that their values suggest are offered."""
+    from pipeline.data.mask_survey import propose
+
+    offered = ""
+    if survey is not None:
+        with suppress(ConfigError):
+            offered = ",".join(item.name for item in propose(survey, []).classes)
+    answer = typer.prompt(
+        "Class names in the order of their values, separated by commas", default=offered or None
+    )
+    return [part.strip() for part in answer.split(",") if part.strip()]
+
+
+def _name_once(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"`--classes` names {', '.join(twice)} twice.", "Name each class once.")
-    return [ClassConfig(name=name) for name in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from string import Template
+from string import Formatter, Template
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -20,9 +20,14 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 def _template(value: str) -> str:
     try:
-        value.format(parent="a", stem="b", name="b.png")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError("Expected only {parent}, {stem} and {name} in braces.") from error
+        fields = [part[1:] for part in Formatter().parse(value) if part[1] is not None]
+    except ValueError:
+        fields = [("", "", "")]
+    if any(name not in ("parent", "stem", "name") or spec or conversion for name, spec, conversion in fields):
+        raise ValueError(
+            "Expected only {parent}, {stem} and {name} in braces. If the images' names end in something that "
+            "the masks' names lack, such as _leftImg8bit, write `data.image_suffix: _leftImg8bit`."
+        )
     return value
 
 

@@ -46,7 +46,9 @@ class DataConfig(Section):
     """The folder of existing masks."""
     mask_template: PathTemplate = "{parent}/{stem}.png"
     """The mask of an image inside `masks`: `{parent}` is the image's folder below its image folder,
-    `{stem}` its name without the ending, `{name}` its name with it."""
+    `{stem}` its name without the ending and `image_suffix`, `{name}` its whole name."""
+    image_suffix: str = ""
+    """The end of the images' names, before the ending, that the masks' names lack: `_leftImg8bit`."""
     mask_encoding: Literal["auto", "index", "palette", "rgb"] = "auto"
     """`index`: the pixel value is the class id. `palette`: the same, in a PNG with a palette. `rgb`: the
     pixel's colour is the class's colour. `auto`: by the file. The colours of a palette count where

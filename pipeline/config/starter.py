@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
-from pipeline.config import ClassConfig, ModelConfig, RegionConfig
-from pipeline.config.errors import read_yaml
+from pipeline.config import IGNORE, ClassConfig, ModelConfig, ProjectConfig, RegionConfig
+from pipeline.config.errors import explain, read_yaml
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_plain
+
+_CVAT_LINE = re.compile(r".+:(\s*\d{1,3}\s*,\s*\d{1,3}\s*,\s*\d{1,3}\s*)?:[^:]*:[^:]*", re.ASCII)
 
 HEADER = """\
 # A segcurate project. Paths are relative to this file; `~` and `$NAME` in them are replaced, `$$` is a dollar
@@ -27,8 +31,9 @@ def read_label_map(path: Path) -> list[ClassConfig]:
     """Classes from a label map.
 
     Formats, by ending: `.json` or `.yaml` with a list of names or of `{name, id, color}`, or a mapping from
-    name to id; `.csv` with a header `name` and, optionally, `id`, `r`, `g`, `b`; `.txt` with `r g b name` or
-    `name` a line.
+    name to id or from id to name; `.csv` with a header `name` and, optionally, `id`, `r`, `g`, `b`; `.txt`
+    with `r g b name`, `name`, or CVAT's `name:r,g,b:parts:actions` a line. Lines that begin with # are
+    comments.
 
     Raises:
         DataError: the file cannot be read, has another format, or has a class, id or colour twice.
@@ -71,15 +76,20 @@ def starter_config(
     encoder_weights: str,
     cell: int,
     neighbours_alike: bool = True,
+    mask_template: str = "{parent}/{stem}.png",
+    image_suffix: str = "",
+    ignore_index: Sequence[int] = (IGNORE,),
 ) -> str:
-    """The text of a commented configuration.
+    """The text of a commented configuration. It is valid.
 
     Args:
+        mask_template, image_suffix: of `data`.
+        ignore_index: of `data`; a value that is the id of a class is left out.
         neighbours_alike: whether images beside each other look alike. Then splits and intervals go by blocks
             of neighbours, otherwise by single images.
 
     Raises:
-        ConfigError: an answer is not valid.
+        ConfigError: an answer is not valid, or the classes cannot be a project's.
     """
     try:
         ModelConfig.model_validate(
@@ -95,8 +105,12 @@ def starter_config(
         else "# masks: masks  # the masks that exist already, found by mask_template"
     )
     block, guard = (10, 1) if neighbours_alike else (1, 0)
+    ids = {index if item.id is None else item.id for index, item in enumerate(classes)}
+    void = [value for value in ignore_index if value not in ids]
+    ignored = void[0] if len(void) == 1 else void
+    suffix_line = f"  image_suffix: {_inline(image_suffix)}\n" if image_suffix else ""
     class_lines = "\n".join(f"    - {_inline(_class_entry(item))}" for item in classes)
-    return f"""{HEADER}
+    text = f"""{HEADER}
 name: {_inline(name)}
 
 database:
@@ -105,11 +119,11 @@ database:
 data:
   images: {_inline(list(images))}  # folders, globs or files
   {masks_line}
-  mask_template: "{{parent}}/{{stem}}.png"
-  mask_encoding: auto  # index, palette or rgb
+  mask_template: {_inline(mask_template)}
+{suffix_line}  mask_encoding: auto  # index, palette or rgb
   classes:
 {class_lines}
-  ignore_index: 255  # the value in an index mask that means "not labeled"
+  ignore_index: {ignored}  # the value in an index mask that means "not labeled"
   # group_regex: "^(seq[0-9]+)"  # neighbouring frames, one patient, one site: they share a split
   independent: {_inline(not neighbours_alike)}  # whether images resemble others as much as their neighbours
 
@@ -150,6 +164,19 @@ selection:
   budget: 100
   audit_fraction: 0.1  # the part of every queue that is drawn uniformly at random
 """
+    _check(text)
+    return text
+
+
+def _check(text: str) -> None:
+    """Refuse a configuration before it is written."""
+    try:
+        ProjectConfig(**yaml.safe_load(text))
+    except ValidationError as error:
+        raise ConfigError(
+            explain(error, ProjectConfig, path=Path("What these answers make")),
+            "Correct them; nothing has been written.",
+        ) from None
 
 
 def _class_entry(item: ClassConfig) -> Any:
@@ -181,18 +208,33 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
         return _listed(read_yaml(path, remedy="Name a readable file."))
-    text = read_plain(path).decode()
+    text = read_plain(path).decode("utf-8-sig")
     if suffix == ".json":
         return _listed(json.loads(text))
     if suffix == ".csv":
-        return [_csv_entry(row) for row in csv.DictReader(io.StringIO(text))]
-    return [_line_entry(line) for line in text.splitlines() if line.strip()]
+        return [_csv_entry(row) for row in csv.DictReader(io.StringIO("\n".join(_lines(text))))]
+    lines = _lines(text)
+    as_cvat = bool(lines) and all(_CVAT_LINE.fullmatch(line) for line in lines)
+    return [_cvat_entry(line) if as_cvat else _line_entry(line) for line in lines]
+
+
+def _lines(text: str) -> list[str]:
+    """The lines without comments and empty ones."""
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _cvat_entry(line: str) -> dict[str, Any]:
+    """`name:r,g,b:parts:actions`; a name may have colons."""
+    name, color, _, _ = line.rsplit(":", 3)
+    return {"name": name, "color": tuple(map(int, color.split(",")))} if color else {"name": name}
 
 
 def _listed(document: Any) -> list[dict[str, Any]]:
     if isinstance(document, dict) and "classes" in document:
         document = document["classes"]
     if isinstance(document, dict):
+        if all(str(key).isdecimal() and isinstance(value, str) for key, value in document.items()):
+            document = {name: int(key) for key, name in document.items()}
         return [{"name": str(name), "id": value} for name, value in document.items()]
     return [{"name": item} if isinstance(item, str) else dict(item) for item in document]
 

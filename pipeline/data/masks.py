@@ -117,7 +117,7 @@ def decode_mask(path: Path, image: OpenImage, codec: MaskCodec, *, size: tuple[i
         )
     if codec.encoding == "rgb":
         return _from_colors(path, mask_colors(path, image), codec).known(path)
-    values = _values(image)
+    values = mask_values(image)
     if values is None and codec.encoding != "auto":
         raise DataError(
             f"The mask {path} is coloured, but `data.mask_encoding` is `{codec.encoding}`.",
@@ -189,6 +189,13 @@ def wrong_size(path: Path | str, mask: tuple[int, int], image: tuple[int, int]) 
         f"The mask {path} has {mask[0]}×{mask[1]} pixels, its image {image[0]}×{image[1]}.",
         "Export the mask at the size of its image (as displayed, after EXIF orientation).",
     )
+
+
+def mask_values(image: OpenImage) -> npt.NDArray[np.integer[Any]] | None:
+    """The values of a mask that is open, [H, W]; None where it has colours. Grey saved as RGB has values."""
+    pixels = image.pixels(palette_indices=True)
+    grey = pixels.shape[2] < 3 or bool((pixels[:, :, :1] == pixels[:, :, 1:3]).all())
+    return cast("npt.NDArray[np.integer[Any]]", pixels[:, :, 0]) if grey else None
 
 
 def mask_colors(path: Path, image: OpenImage) -> npt.NDArray[np.int32]:
@@ -265,13 +272,6 @@ def _endless_colors() -> Generator[tuple[int, int, int]]:
         value = (0.95, 0.7, 0.5)[step % 3]
         red, green, blue = colorsys.hsv_to_rgb(step * 0.618034 % 1, 0.85 - 0.1 * (step % 4), value)
         yield round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _values(image: OpenImage) -> npt.NDArray[np.integer[Any]] | None:
-    """The values of a mask [H, W]; None where it has colours. Grey saved as RGB has values."""
-    pixels = image.pixels(palette_indices=True)
-    grey = pixels.shape[2] < 3 or bool((pixels[:, :, :1] == pixels[:, :, 1:3]).all())
-    return cast("npt.NDArray[np.integer[Any]]", pixels[:, :, 0]) if grey else None
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,12 @@ def find_images(project: Project) -> Iterator[Found]:
 
 
 def mask_path(project: Project, found: Found) -> Path | None:
-    """The existing mask of an image, by `data.masks` and `data.mask_template`; None where there is none."""
+    """The existing mask of an image, by `data.masks`, `mask_template` and `image_suffix`, or None."""
     config = project.config.data
     if config.masks is None:
         return None
-    relative = config.mask_template.format(parent=found.parent, stem=found.stem, name=found.name)
+    stem = found.stem.removesuffix(config.image_suffix)
+    relative = config.mask_template.format(parent=found.parent, stem=stem, name=found.name)
     path = Path(os.path.normpath(project.path(config.masks) / relative.lstrip("/")))
     return path if path != found.path and path.exists() and not path.is_dir() else None
 
@@ -296,7 +297,9 @@ def _mask_test(project: Project) -> Callable[[ImageFile], bool]:
         named = match.groupdict()
         if "name" in named:
             return (path.parent / named["name"]).is_file() and named["name"] != path.name
-        images = (path.with_name(named.get("stem", "") + ending) for ending in sorted(IMAGE_ENDINGS))
+        stem = named.get("stem", "")
+        stems = {stem, stem + config.image_suffix}
+        images = (path.with_name(of + ending) for of in stems for ending in sorted(IMAGE_ENDINGS))
         return any(image != path and image.is_file() for image in images)
 
     return is_mask

@@ -46,6 +46,29 @@ def test_init_then_config_show_gives_the_same_settings(console: Console) -> None
     assert shown["scoring"]["regions"]["cell"] == 16
 
 
+def test_init_proposes_classes_from_the_masks(console: Console) -> None:
+    draw(console.folder / "pictures" / "a.png", seed=1)
+    (console.folder / "masks").mkdir()
+    Image.fromarray(np.array([[0, 255]] * 2, dtype=np.uint8)).save(console.folder / "masks" / "a.png")
+    said = console.run("init", "--images", "pictures", "--masks", "masks", "--classes", "ground,square")
+    assert "The masks' values: 0 (50 %), 255 (50 %)." in said
+    data = console.json("config", "show")["data"]
+    assert [(item["name"], item["id"]) for item in data["classes"]] == [("ground", 0), ("square", 255)]
+    assert data["ignore_index"] == []
+    console.run("init", "--images", "pictures", "--masks", "masks", "--force")
+    assert [item["name"] for item in console.json("config", "show")["data"]["classes"]] == [
+        "background",
+        "class 255",
+    ]
+
+
+def test_a_label_map_that_cannot_be_leaves_no_configuration(console: Console) -> None:
+    (console.folder / "map.json").write_text('["road", {"name": "car", "id": 0}]', encoding="utf-8")
+    said = console.run("init", "--images", "pictures", "--label-map", "map.json", code=1)
+    assert "Two classes have the same id" in said
+    assert not (console.folder / "segcurate.yaml").exists()
+
+
 def test_init_never_overwrites_without_force(console: Console) -> None:
     (console.folder / "segcurate.yaml").write_text("mine", encoding="utf-8")
     assert "--force" in console.run("init", "--images", "a", "--classes", "a,b", code=1)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from db.engine import Database
 from flows.deployments import read_deployments
+from pipeline.config import ClassConfig
 from pipeline.config.starter import read_label_map, starter_config
 from pipeline.data.project import Project, load_project
 from pipeline.errors import ConfigError, DataError
 
-MINIMAL = {"name": "streets", "data": {"images": "images", "classes": ["road", "car"]}}
+MINIMAL: dict[str, Any] = {"name": "streets", "data": {"images": "images", "classes": ["road", "car"]}}
 
 
 def write(folder: Path, document: object) -> Path:
@@ -148,11 +150,35 @@ def test_the_hash_of_a_section_follows_its_content(tmp_path: Path) -> None:
         ("map.json", '{"road": 3, "car": 7}'),
         ("map.yaml", "classes:\n  - {name: road, id: 3}\n  - {name: car, id: 7}\n"),
         ("map.csv", "name,id,r,g,b\nroad,3,1,2,3\ncar,7,4,5,6\n"),
+        ("map.json", '\ufeff{"road": 3, "car": 7}'),
+        ("map.yaml", '{"3": road, 7: car}'),
+        ("map.csv", "\ufeff# my classes\nname,id\nroad,3\ncar,7\n"),
     ],
 )
 def test_label_maps_of_every_form_give_names_and_ids(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert [(item.name, item.id) for item in read_label_map(tmp_path / name)] == [("road", 3), ("car", 7)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffroad\nmy:car\n",
+        "# my classes\nroad\n\nmy:car\n",
+        "# label:color_rgb:parts:actions\nroad:128,64,128::\nmy:car:64,0,128:a,b:c\n",
+        "# label:color_rgb:parts:actions\nroad:::\nmy:car:::\n",
+    ],
+)
+def test_lines_of_names_with_a_mark_comments_or_cvats_fields_give_the_names(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text(text, encoding="utf-8")
+    found = read_label_map(path)
+    assert [item.name for item in found] == ["road", "my:car"]
+    assert [item.color for item in found] == (
+        [(128, 64, 128), (64, 0, 128)] if "128,64" in text else [None] * 2
+    )
 
 
 def test_a_label_map_of_colours_and_names(tmp_path: Path) -> None:
@@ -206,6 +232,32 @@ def test_the_starter_is_a_valid_configuration_with_odd_names_in_it(tmp_path: Pat
     assert project.config.data.class_names == ['a: "b" #c', "straße"]
     assert project.config.data.masks == "my masks"
     assert project.config.scoring.regions.cell == 48
+
+
+def starter(classes: list[Any], **options: Any) -> str:
+    named = [
+        ClassConfig.model_validate(item if isinstance(item, dict) else {"name": item}) for item in classes
+    ]
+    model = {"architecture": "unet", "encoder": "resnet18", "encoder_weights": "none", "cell": 48}
+    return starter_config(name="p", images=["a"], masks="b", classes=named, **model, **options)
+
+
+def test_a_class_of_the_id_255_leaves_nothing_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "segcurate.yaml"
+    path.write_text(starter(["background", {"name": "crack", "id": 255}]), encoding="utf-8")
+    assert load_project(path).config.data.ignore_index == []
+
+
+def test_classes_that_cannot_be_make_no_configuration() -> None:
+    with pytest.raises(ConfigError, match="Two classes have the same id"):
+        starter(["background", {"name": "crack", "id": 0}])
+
+
+@pytest.mark.parametrize("template", ["{stem[:-12]}", "{stem!r}", "{stem:>9}", "{0}", "{", "{stem.x}"])
+def test_a_template_with_other_fields_says_how_a_suffix_is_left_out(tmp_path: Path, template: str) -> None:
+    data = {**MINIMAL["data"], "mask_template": template}
+    with pytest.raises(ConfigError, match="image_suffix: _leftImg8bit"):
+        load_project(write(tmp_path, {**MINIMAL, "data": data}))
 
 
 def read_label_map_from(folder: Path, text: str):

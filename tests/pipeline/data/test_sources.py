@@ -117,6 +117,19 @@ def test_masks_beside_their_images_are_no_images(tmp_path: Path, template: str, 
     assert [mask_path(here, found) for found in find_images(here)] == [tmp_path / "images" / mask, None]
 
 
+def test_a_suffix_of_the_images_is_none_of_the_masks(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "images/x/a_leftImg8bit.png", "masks/x/a_gtFine.png", "images/x/b.png", "images/b_ids.png"
+    )
+    options = {"mask_template": "{parent}/{stem}_gtFine.png", "image_suffix": "_leftImg8bit"}
+    here = project(tmp_path, masks="masks", **options)
+    masks = {found.below: mask_path(here, found) for found in find_images(here)}
+    assert masks["x/a_leftImg8bit.png"] == tmp_path / "masks" / "x" / "a_gtFine.png"
+    touch(tmp_path, "images/x/a_gtFine.png")
+    beside = project(tmp_path, masks="images", **options)
+    assert uris(beside) == ["images/b_ids.png", "images/x/a_leftImg8bit.png", "images/x/b.png"]
+
+
 def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png")
     here = project(tmp_path, masks="images")

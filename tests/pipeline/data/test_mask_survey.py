@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.mask_survey import MaskSurvey, propose, survey_masks
+from pipeline.errors import ConfigError
+
+
+def surveyed(root: Path, masks: dict[str, np.ndarray], *, mask_name: str = "{}.png") -> MaskSurvey:
+    for stem, pixels in masks.items():
+        for folder, name, content in (
+            ("images", f"{stem}.png", np.zeros((*pixels.shape[:2], 3), np.uint8)),
+            ("masks", mask_name.format(stem.removesuffix("_leftImg8bit")), pixels),
+        ):
+            (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(content).save(root / folder / name)
+    return survey_masks(root, images="images", masks="masks")
+
+
+def grey(*values: int) -> np.ndarray:
+    return np.array([values], dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "classes", "ignored"),
+    [
+        ((0, 1, 255), ["a", "b"], [("a", 0), ("b", 1)], [255]),
+        ((0, 255), ["a", "b"], [("a", 0), ("b", 255)], []),
+        ((1, 2), ["a", "b"], [("a", 1), ("b", 2)], [255]),
+        ((0, 2, 255), ["a", "b", "c"], [("a", 0), ("b", 1), ("c", 2)], [255]),
+        ((0, 255), [], [("background", 0), ("class 255", 255)], []),
+        ((3, 7, 255), [], [("class 3", 3), ("class 7", 7)], [255]),
+    ],
+)
+def test_classes_are_proposed_from_the_values(
+    tmp_path: Path,
+    values: tuple[int, ...],
+    names: list[str],
+    classes: list[tuple[str, int]],
+    ignored: list[int],
+) -> None:
+    proposal = propose(surveyed(tmp_path, {"a": grey(*values), "b": grey(*values)}), names)
+    assert [(item.name, item.id) for item in proposal.classes] == classes
+    assert proposal.ignore_index == ignored
+
+
+def test_more_values_than_names_are_refused(tmp_path: Path) -> None:
+    survey = surveyed(tmp_path, {"a": grey(1, 2, 3)})
+    assert survey.lines() == [
+        "1 of 1 images have a mask `{parent}/{stem}.png`.",
+        "The masks' values: 1 (33 %), 2 (33 %), 3 (33 %).",
+    ]
+    with pytest.raises(ConfigError, match="have the values 1, 2, 3, and 2 classes are named"):
+        propose(survey, ["a", "b"])
+
+
+def test_coloured_masks_propose_colours_and_palettes_give_theirs(tmp_path: Path) -> None:
+    colored = np.array([[[0, 0, 0], [128, 64, 0]]], dtype=np.uint8)
+    proposal = propose(surveyed(tmp_path, {"a": colored}), [])
+    assert [(item.name, item.color) for item in proposal.classes] == [
+        ("background", (0, 0, 0)),
+        ("colour 128 64 0", (128, 64, 0)),
+    ]
+    with pytest.raises(ConfigError, match="The masks are coloured"):
+        propose(surveyed(tmp_path, {"a": colored}), ["a", "b"])
+    indexed = Image.fromarray(grey(0, 1))
+    indexed.putpalette([9, 9, 9, 200, 0, 0])
+    indexed.save(tmp_path / "masks" / "a.png")
+    proposal = propose(survey_masks(tmp_path, images="images", masks="masks"), ["a", "b"])
+    assert [(item.id, item.color) for item in proposal.classes] == [(0, (9, 9, 9)), (1, (200, 0, 0))]
+
+
+@pytest.mark.parametrize(
+    ("stem", "mask_name", "template", "suffix"),
+    [
+        ("a", "{}_mask.png", "{parent}/{stem}_mask.png", ""),
+        (
+            "aachen_000_leftImg8bit",
+            "{}_gtFine_labelIds.png",
+            "{parent}/{stem}_gtFine_labelIds.png",
+            "_leftImg8bit",
+        ),
+    ],
+)
+def test_names_of_masks_are_found(
+    tmp_path: Path, stem: str, mask_name: str, template: str, suffix: str
+) -> None:
+    survey = surveyed(tmp_path, {stem: grey(0, 1)}, mask_name=mask_name)
+    assert (survey.template, survey.suffix, survey.masks) == (template, suffix, 1)
