@@ -17,9 +17,9 @@ from typing import Any, cast
 from db.engine import Database
 from db.queries.evaluations import assessment_of
 from pipeline.config import Sampler
-from pipeline.config.project import CONFIG_FILE
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.quality_lines import table
+from pipeline.files import CONFIG_FILE
 from pipeline.steps.assess import assess
 from pipeline.steps.served_model import chosen_model
 

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.config import CONFIG_FILE
 from pipeline.errors import DataError
-from pipeline.files import atomic_write_bytes
+from pipeline.files import CONFIG_FILE, atomic_write_bytes
 
 SLICES = range(16, 146)
 """Planes from the cerebellum to the crown; the planes below and above show hardly any brain."""

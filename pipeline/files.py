@@ -26,6 +26,9 @@ from pathlib import Path
 from pipeline.errors import DataError, UserError
 from pipeline.processes import is_running, this_process
 
+CONFIG_FILE = "segcurate.yaml"
+"""The name of a project's configuration."""
+
 PARTIAL = ".partial"
 """The ending of files and folders that are not finished yet."""
 REPLACED = ".replaced"

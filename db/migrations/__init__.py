@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
 
 from db.errors import StoreError
+
+if TYPE_CHECKING:  # Alembic takes a while, and a database at the newest revision does not need it
+    from alembic.config import Config
 
 PARTITION = re.compile(r"(region|image)_score_\d+")
 
@@ -24,6 +23,8 @@ def is_declared(name: str | None, kind: str, _parents: Any) -> bool:
 
 def alembic_config(engine: Engine) -> Config:
     """Alembic's settings, built in code: there is no alembic.ini."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.set_main_option("path_separator", "os")
@@ -33,19 +34,20 @@ def alembic_config(engine: Engine) -> Config:
 
 def head() -> str:
     """The revision that this code works with."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("path_separator", "os")
-    revision = ScriptDirectory.from_config(config).get_current_head()
-    if revision is None:
-        raise RuntimeError("db/migrations/versions has no revision.")
-    return revision
+    return revisions()[-1]
+
+
+def revisions() -> list[str]:
+    """Every revision in order: the numbers that the files of `versions` begin with."""
+    return sorted(path.name[:4] for path in (Path(__file__).parent / "versions").glob("[0-9]*.py"))
 
 
 def current(engine: Engine) -> str | None:
     """The revision that the database is at, or None where it has none."""
     with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str]:
@@ -57,6 +59,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     Raises:
         StoreError: the database is newer than this code, or belongs to another program.
     """
+    from alembic import command
+
     before = current(engine)
     _refuse_foreign(engine, before)
     command.upgrade(alembic_config(engine), "head")
@@ -78,7 +82,7 @@ def prepare(engine: Engine) -> None:
             f"The database is at revision {revision}, and this version of segcurate works with {head()}.",
             "Back it up, then run `segcurate db upgrade`.",
         )
-    command.upgrade(alembic_config(engine), "head")
+    upgrade(engine)
 
 
 def _refuse_foreign(engine: Engine, revision: str | None) -> None:
@@ -89,8 +93,7 @@ def _refuse_foreign(engine: Engine, revision: str | None) -> None:
                 "Point `database.url` at an empty database.",
             )
         return
-    script = ScriptDirectory.from_config(alembic_config(engine))
-    if revision not in {step.revision for step in script.walk_revisions()}:
+    if revision not in revisions():
         raise StoreError(
             f"The database is at revision {revision}, which this version of segcurate does not know.",
             "Install the version of segcurate that wrote it, or a newer one.",

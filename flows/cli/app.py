@@ -9,25 +9,26 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.orm import Session
 
-from db.engine import Database, explain
 from db.errors import StoreError
 from flows.cli.display import console, errors, literal, progress_bar
 from flows.import_path import SAFE_PATH
-from pipeline.config import CONFIG_FILE
-from pipeline.data.project import Project, load_project
 from pipeline.errors import UserError
-from pipeline.operation.runner import Runner
-from pipeline.ownership import open_database
+from pipeline.files import CONFIG_FILE
 from pipeline.progress import Report
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from db.engine import Database
+    from pipeline.data.project import Project
+    from pipeline.operation.runner import Runner
+    from pipeline.rounds import Step
 
 app = typer.Typer(
     name="segcurate",
@@ -70,7 +71,11 @@ def main() -> None:
         if error.remedy:
             errors.print(f"[bold]to do:[/] {literal(error.remedy)}")
         sys.exit(1)
-    except OperationalError as error:
+    except Exception as error:
+        from sqlalchemy.exc import OperationalError
+
+        if not isinstance(error, OperationalError):
+            raise
         errors.print(f"[bold red]error:[/] the database failed: {literal(str(error.orig))}")
         errors.print("[bold]to do:[/] Check the disk's free space and `database.url`; then run it again.")
         sys.exit(1)
@@ -92,15 +97,24 @@ def _root(
     ] = False,
 ) -> None:
     state.config_file = config
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    for package in ("flows", "pipeline", "db") if verbose else ():
+        logging.getLogger(package).setLevel(logging.INFO)  # Alembic's lines tell users nothing
+
+
+def configured_project() -> Project:
+    """The project of the configuration that the options name."""
+    from pipeline.data.project import load_project
+
+    return load_project(state.config_file)
 
 
 @contextmanager
 def opened_project() -> Generator[tuple[Project, Database]]:
     """The configured project and its database, which is closed at the end."""
-    project = load_project(state.config_file)
+    from pipeline.ownership import open_database
+
+    project = configured_project()
     database = open_database(project)
     try:
         with explained(database.engine):
@@ -112,6 +126,10 @@ def opened_project() -> Generator[tuple[Project, Database]]:
 @contextmanager
 def explained(engine: Engine) -> Generator[None]:
     """Turn an error of the database that the user can correct into a `StoreError`."""
+    from sqlalchemy.exc import DBAPIError
+
+    from db.engine import explain
+
     try:
         yield
     except DBAPIError as error:
@@ -131,6 +149,8 @@ def opened_session() -> Generator[tuple[Project, Session]]:
 @contextmanager
 def opened_runner() -> Generator[Runner]:
     """A runner on the configured project that prints its log, and shows progress on a terminal."""
+    from pipeline.operation.runner import Runner
+
     with opened_project() as (project, database), progress_bar() as progress:
         yield Runner(project, database, log=print_line, progress=progress)
 
@@ -143,12 +163,34 @@ def run_step(step: Callable[..., Report], *, then_next: bool = False, **options:
             print_next(runner.database)
 
 
-def add_step_command(commands: typer.Typer, name: str, panel: str, explanation: str) -> None:
-    """Add the command of a step without options, which prints the next command at its end."""
+def add_step_command(
+    commands: typer.Typer, name: str, panel: str, explanation: str, *, turn: Step | None = None
+) -> None:
+    """Add the command of a step without options, which prints the next command at its end.
+
+    Args:
+        turn: the step as rounds call it, where it runs in its turn only: out of turn it is refused at once.
+    """
 
     @commands.command(name, rich_help_panel=panel, help=explanation)
     def _run() -> None:
-        run_step(getattr(import_module(f"pipeline.steps.{name}"), name), then_next=True)
+        with opened_runner() as runner:
+            if turn is not None:
+                require_turn(runner.database, turn)
+            runner.run(getattr(import_module(f"pipeline.steps.{name}"), name))
+            print_next(runner.database)
+
+
+def require_turn(database: Database, step: Step) -> None:
+    """Refuse a step out of its turn before what it needs is imported, which takes seconds.
+
+    Raises:
+        NotYourTurn: another step comes next.
+    """
+    from pipeline import rounds
+
+    with database.session(write=False) as session:
+        rounds.require(session, step)
 
 
 def print_line(line: str) -> None:
@@ -180,5 +222,7 @@ def exit_with_warnings(warnings: Sequence[str]) -> None:
 
 def _version(requested: bool) -> None:
     if requested:
-        typer.echo(f"segcurate {installed_version('segcurate')}")
+        from importlib.metadata import version
+
+        typer.echo(f"segcurate {version('segcurate')}")
         raise typer.Exit

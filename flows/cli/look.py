@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -20,7 +20,9 @@ from flows.cli.tables import (
     show_runs,
     show_status,
 )
-from pipeline.data.project import Project
+
+if TYPE_CHECKING:
+    from pipeline.data.project import Project
 
 FIRST_FAILURES = 50
 """Files that `failures` lists without `--all`."""

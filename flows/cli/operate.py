@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import opened_project, opened_runner, state
+from flows.cli.app import configured_project, opened_project, opened_runner, state
 from flows.cli.automatic import AUTOMATIC
 from flows.cli.display import console, literal, table
-from pipeline.data.project import load_project
 
 if TYPE_CHECKING:
     from db.tables import Identity
@@ -51,7 +50,7 @@ def serve(
         use_server(require_server(), deployments.environment)
         serve_until_stopped(deployments, identity, limit=limit, ready=_show)
         return
-    workdir = load_project(state.config_file).workdir
+    workdir = configured_project().workdir
     secret, record = workdir / PASSWORD_FILE, workdir / SERVER_FILE
     password = private_password(secret)
     with private_server(port, password=password, record=record) as url:

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import TypeAdapter
 
-from flows.cli.app import PROJECT, Json, config_app, db_app, explained, run_step, state
+from flows.cli.app import PROJECT, Json, config_app, configured_project, db_app, explained, run_step, state
 from flows.cli.automatic import loop
 from flows.cli.display import console, literal, print_json
 from flows.cli.look import report
 from flows.cli.trust import assess, novelty, stress
-from pipeline.config import IGNORE, ClassConfig, ProjectConfig
-from pipeline.data.project import load_project
 from pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from pipeline.config import ClassConfig
     from pipeline.data.mask_survey import MaskSurvey
 
 commands = typer.Typer()
@@ -56,6 +54,7 @@ def init(
     force: Annotated[bool, typer.Option(help="Replace an existing configuration.")] = False,
 ) -> None:
     """Write a commented configuration. Asks for values that the options do not give."""
+    from pipeline.config import IGNORE, ClassConfig
     from pipeline.config.starter import read_label_map, starter_config
     from pipeline.data.mask_survey import propose
     from pipeline.files import atomic_write_bytes
@@ -110,7 +109,7 @@ def init(
         **({} if survey is None else {"mask_template": survey.template, "image_suffix": survey.suffix}),
     )
     atomic_write_bytes(state.config_file, text.encode())
-    load_project(state.config_file)
+    configured_project()
     console.print(f"Wrote {state.config_file}. Next: [bold]segcurate ingest[/]")
 
 
@@ -119,7 +118,7 @@ def config_show(as_json: Json = False) -> None:
     """Print every setting in force, with defaults and environment overrides."""
     import yaml
 
-    document = load_project(state.config_file).config.model_dump(mode="json")
+    document = configured_project().config.model_dump(mode="json")
     if as_json:
         print_json(document)
     else:
@@ -129,6 +128,10 @@ def config_show(as_json: Json = False) -> None:
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the configuration's JSON schema: every key, its type, default and meaning."""
+    from pydantic import TypeAdapter
+
+    from pipeline.config import ProjectConfig
+
     print_json(TypeAdapter(ProjectConfig).json_schema())
 
 
@@ -138,7 +141,7 @@ def db_upgrade() -> None:
     from db import migrations
     from db.engine import connect
 
-    engine = connect(load_project(state.config_file).database_url)
+    engine = connect(configured_project().database_url)
     with explained(engine):
         before, after = migrations.upgrade(engine)
     console.print(f"The database is at revision {after}" + (f" (was {before})." if before != after else "."))
@@ -156,7 +159,7 @@ def db_rename(
     from db.engine import Database
     from pipeline.ownership import rename
 
-    project = load_project(state.config_file)
+    project = configured_project()
     with closing(Database(project.database_url)) as database:
         before, after = rename(project, database, copied=copied)
     console.print(literal(f"The database belongs to the project {after!r} (was {before!r})."))

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.app import ROUND, Json, add_step_command, opened_runner, print_next
 from flows.cli.display import console, print_json
 
+if TYPE_CHECKING:
+    from pipeline.rounds import Step
+
 commands = typer.Typer()
-for _name, _explanation in (
-    ("train", "Train this round's model on every label. A killed run continues from its last checkpoint."),
+_STEPS: tuple[tuple[str, Step | None, str], ...] = (
     (
+        "train",
+        "train",
+        "Train this round's model on every label. A killed run continues from its last checkpoint.",
+    ),
+    (
+        "calibrate",
         "calibrate",
         "Fit every calibrator on held-out labels; with one that passes, softmax scores are probabilities.",
     ),
     (
         "evaluate",
+        "evaluate",
         "Measure the model on held-out images, each number with its interval; promote or refuse it.",
     ),
-    ("score", "Score what the promoted model has not scored yet."),
-):
-    add_step_command(commands, _name, ROUND, _explanation)
+    ("score", None, "Score what the promoted model has not scored yet."),
+)
+for _name, _turn, _explanation in _STEPS:
+    add_step_command(commands, _name, ROUND, _explanation, turn=_turn)
 
 
 @commands.command(rich_help_panel=ROUND)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from flows.cli.display import console, errors, literal, table
 from pipeline.format import MISSING, counts, interval, number, percent, short_count
 from pipeline.summaries.classes import worst_class
-from pipeline.summaries.models import ModelSummary
-from pipeline.summaries.project import RunningProcess, Scoring, Status
-from pipeline.summaries.queues import QueueSummary
-from pipeline.summaries.rounds import RoundSummary
-from pipeline.summaries.runs import RunSummary
 
-if TYPE_CHECKING:  # imports scipy, which most commands do not need
+if TYPE_CHECKING:
     from pipeline.summaries.annotators import AnnotatorReport
+    from pipeline.summaries.models import ModelSummary
+    from pipeline.summaries.project import RunningProcess, Scoring, Status
+    from pipeline.summaries.queues import QueueSummary
+    from pipeline.summaries.rounds import RoundSummary
+    from pipeline.summaries.runs import RunSummary
 
 
 def show_status(name: str, now: Status, running: Sequence[RunningProcess], scoring: Scoring | None) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from flows.cli.app import TRUST, Json, opened_session, run_step
 from flows.cli.display import print_json, progress_bar
-from pipeline.config import Sampler
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Sampler
 
 OfModel = Annotated[
     str | None, typer.Option("--model", help="A model by name, such as r02; the promoted one by default.")
@@ -103,6 +105,8 @@ def annotators(
 
 
 def _samplers(names: list[str] | None) -> list[Sampler] | None:
+    from pipeline.config import Sampler
+
     known = get_args(Sampler)
     for name in names or []:
         if name not in known:

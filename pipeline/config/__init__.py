@@ -17,7 +17,7 @@ from pipeline.config.learning import (
     TransformConfig,
 )
 from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
-from pipeline.config.project import CONFIG_FILE, DatabaseConfig, ProjectConfig
+from pipeline.config.project import DatabaseConfig, ProjectConfig
 from pipeline.config.scoring import (
     LOGIT_MEASURES,
     SAMPLED_MEASURES,
@@ -32,7 +32,6 @@ from pipeline.config.scoring import (
 from pipeline.config.selection import ExportConfig, SelectionConfig
 
 __all__ = [
-    "CONFIG_FILE",
     "IGNORE",
     "LOGIT_MEASURES",
     "SAMPLED_MEASURES",

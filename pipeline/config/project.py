@@ -15,7 +15,6 @@ from pipeline.config.operation import NightlyConfig, RetrainConfig, ScaleConfig
 from pipeline.config.scoring import SAMPLED_MEASURES, ScoringConfig
 from pipeline.config.selection import ExportConfig, SelectionConfig
 
-CONFIG_FILE = "segcurate.yaml"
 PREFIX, NESTED = "SEGCURATE_", "__"
 """Of an environment variable that overrides a key."""
 SQLITE = "sqlite:///"

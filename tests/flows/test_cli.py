@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alembic.script import ScriptDirectory
 from PIL import Image
+from sqlalchemy import create_engine
 
+from db import migrations
 from tests.flows.console import Console
 
 
@@ -110,16 +113,49 @@ def test_unknown_options_of_select_are_refused_like_the_file(begun: Console) -> 
     assert "'entropy'" in message
 
 
-def test_help_and_version_need_no_project_and_no_torch() -> None:
+HEAVY = {"torch", "prefect", "scipy", "numpy", "PIL", "tifffile", "alembic", "sqlalchemy", "pydantic"}
+"""Packages whose import takes more than a tenth of a second."""
+
+
+def imported(*arguments: str, folder: Path) -> tuple[set[str], str]:
+    """The heavy packages that a command has imported, and what it printed, in a process of its own."""
     code = (
-        "import sys, flows.cli as cli\n"
-        "sys.argv = ['segcurate', '--version']\n"
-        "try:\n    cli.main()\n"
-        "except SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules and 'prefect' not in sys.modules\n"
+        "import atexit, sys, flows.cli as cli\n"
+        f"atexit.register(lambda: print('imported', *({HEAVY!r} & set(sys.modules))))\n"
+        f"sys.argv = ['segcurate', *{arguments!r}]\n"
+        "cli.main()\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, cwd=folder
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("segcurate ")
+    printed, _, names = result.stdout.rpartition("imported")
+    return set(names.split()), printed + result.stderr
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_need_no_project_and_none_of_the_heavy_packages(tmp_path: Path, option: str) -> None:
+    names, printed = imported(option, folder=tmp_path)
+    assert names == set()
+    assert "segcurate" in printed
+
+
+def test_status_and_a_command_out_of_turn_answer_before_torch_is_imported(begun: Console) -> None:
+    begun.run("status")
+    names, printed = imported("status", folder=begun.folder)
+    assert "segcurate ingest" in printed
+    assert names == {"numpy", "sqlalchemy", "pydantic"}
+    for command in ("calibrate", "evaluate"):
+        names, printed = imported(command, folder=begun.folder)
+        assert "cannot run" in printed
+        assert not names & {"torch", "prefect", "PIL"}
+
+
+def test_verbose_shows_none_of_alembics_lines(begun: Console) -> None:
+    _, printed = imported("-v", "status", folder=begun.folder)
+    assert "INFO" not in printed
+
+
+def test_the_newest_revision_is_the_one_that_alembic_finds() -> None:
+    with create_engine("sqlite://").connect() as connection:
+        script = ScriptDirectory.from_config(migrations.alembic_config(connection.engine))
+    assert migrations.head() == script.get_current_head()
