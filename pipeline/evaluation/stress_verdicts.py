@@ -1,10 +1,14 @@
 """Results of a stress test: means over images with intervals, and verdicts that can fail.
 
+Accuracy and confidence of an image weigh each class of its mask alike (balanced accuracy, Brodersen et al.
+2010): a thin class counts as much as the background around it.
+
 Legend: n images, b independent units, R resamples, M metrics.
 
 Every metric is first a number for each image (a mean over its pixels), and each image belongs to a unit: the
 bootstrap draws units. Differences between strengths are taken for each image, so differences between images
-do not count as uncertainty.
+do not count as uncertainty. A verdict rests on the interval of a difference; where that leaves it open, or
+where nothing moved, there is none.
 """
 
 from __future__ import annotations
@@ -21,7 +25,13 @@ from pipeline.evaluation.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
 
-METRICS = ("accuracy", "confidence", "entropy", "mutual_information", "energy")
+METRICS = ("balanced_accuracy", "confidence", "entropy", "mutual_information", "energy")
+JUDGED = ("balanced_accuracy", "confidence")
+"""The metrics whose changes are judged."""
+MOVED = 0.02
+"""A smaller change of a mean is too small for a verdict."""
+LEAST_PART = 0.5
+"""Confidence must lose at least this part of what accuracy loses."""
 RANKS_HIGH = 0.8
 """Unrecognisable images count as detected if the interval of their AUROC lies above this."""
 
@@ -71,10 +81,11 @@ Results = Mapping[Condition, Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence about one kind of stress, and whether the model behaves as it should."""
+    """A sentence about one kind of stress, and whether the model behaves as it should; None where nothing
+    moved, or where the images are too few to tell."""
 
     kind: str
-    ok: bool
+    ok: bool | None
     text: str
 
 
@@ -126,7 +137,7 @@ def residuals(results: Results) -> list[Array]:
     found: list[Array] = []
     for kind, base in BASES.items():
         for condition in (item for item in results if item.kind == kind and item != base):
-            for metric in ("accuracy", "confidence"):
+            for metric in JUDGED:
                 change = results[condition][metric] - results[base][metric]
                 if not np.isnan(change).all():
                     found.append(np.nan_to_num(change - np.nanmean(change)))
@@ -154,40 +165,55 @@ def verdicts(results: Results, sample: Sample, *, guarded: str) -> list[Verdict]
     return found
 
 
+def change(results: Results, condition: Condition, metric: str, sample: Sample) -> Estimate:
+    """Mean change of a metric against the unchanged images, image by image."""
+    return sample.mean(_changes(results, condition, metric))
+
+
 def _magnified(results: Results, base: Condition, most: Condition, sample: Sample, guarded: str) -> Verdict:
-    before, after = (_means(results[condition], sample) for condition in (base, most))
-    change = sample.mean(results[most]["confidence"] - results[base]["confidence"])
-    raised = change.lowest > 0
-    what = (
-        f"{most.label} takes confidence from {before['confidence']:.2f} to {after['confidence']:.2f} and "
-        f"accuracy from {before['accuracy']:.2f} to {after['accuracy']:.2f}"
-    )
-    if raised:
-        return Verdict("magnify", False, f"Magnifying {what}: no temperature corrects that; {guarded}.")
+    """Confidence must not rise by more than accuracy does."""
+    rise = change(results, most, "confidence", sample)
+    gap = sample.mean(_changes(results, most, "confidence") - _changes(results, most, "balanced_accuracy"))
+    what = f"{_from_to(results, base, most, sample)}; {guarded}"
+    if min(rise.value, gap.value) >= MOVED and _certain(rise, gap) and min(rise.low, gap.low) > 0:
+        return Verdict(
+            "magnify",
+            False,
+            f"Confidence rises when the input is magnified, and no temperature corrects that: {what}.",
+        )
+    if rise.value < MOVED or (_certain(gap) and gap.high <= 0):
+        return Verdict("magnify", True, f"Confidence does not rise when the input is magnified: {what}.")
     return Verdict(
-        "magnify", True, f"Confidence does not rise when the input is magnified: {what}; {guarded}."
+        "magnify", None, f"Whether confidence rises when the input is magnified stays open: {what}."
     )
 
 
 def _degraded(results: Results, base: Condition, stressed: Sequence[Condition], sample: Sample) -> Verdict:
-    """At the strength with the lowest accuracy, if accuracy falls for certain, confidence must fall too."""
+    """At the strength with the lowest accuracy, if accuracy falls for certain, confidence must fall by at
+    least `LEAST_PART` of it."""
     kind, name = base.kind, KIND_NAMES[base.kind]
-    worst = min(stressed, key=lambda condition: np.nanmean(results[condition]["accuracy"]))
-    before, after = (_means(results[condition], sample) for condition in (base, worst))
-    accuracy, confidence = (
-        sample.mean(results[worst][metric] - results[base][metric]) for metric in ("accuracy", "confidence")
+    worst = min(stressed, key=lambda condition: np.nanmean(results[condition]["balanced_accuracy"]))
+    loss, fall = (change(results, worst, metric, sample) for metric in JUDGED)
+    what = _from_to(results, base, worst, sample)
+    if loss.value > -MOVED:
+        if abs(fall.value) < MOVED:
+            return Verdict(kind, None, f"Nothing moves with {name} ({what}).")
+        return Verdict(kind, None, f"Accuracy does not fall with {name}; confidence changes ({what}).")
+    lag = sample.mean(
+        _changes(results, worst, "confidence") - LEAST_PART * _changes(results, worst, "balanced_accuracy")
     )
-    what = (
-        f"{worst.label}: accuracy {before['accuracy']:.2f} to {after['accuracy']:.2f}, "
-        f"confidence {before['confidence']:.2f} to {after['confidence']:.2f}"
-    )
-    if accuracy.highest >= 0:
-        return Verdict(kind, True, f"Accuracy does not fall with {name} ({what}).")
-    if confidence.highest >= 0:
+    if not _certain(loss, lag) or loss.high >= 0 or lag.low <= 0 < lag.high:
+        return Verdict(kind, None, f"These images do not tell whether confidence falls with {name} ({what}).")
+    if lag.high <= 0:
+        return Verdict(kind, True, f"Confidence falls with {name} ({what}).")
+    if fall.value > -MOVED:
         return Verdict(kind, False, f"Confidence does not fall with {name}, but accuracy does ({what}).")
-    share = confidence.value / accuracy.value
-    lag = "" if share >= 0.5 else f", but by only {share:.0%} of what accuracy loses"
-    return Verdict(kind, share >= 0.5, f"Confidence falls with {name}{lag} ({what}).")
+    share = fall.value / loss.value
+    return Verdict(
+        kind,
+        False,
+        f"Confidence falls with {name}, but by only {share:.0%} of what accuracy loses ({what}).",
+    )
 
 
 def _unrecognisable(results: Results, base: Condition, condition: Condition, sample: Sample) -> Verdict:
@@ -197,17 +223,39 @@ def _unrecognisable(results: Results, base: Condition, condition: Condition, sam
         if not np.isnan(results[condition][measure]).any()
     }
     energy = aurocs.pop("energy")
-    ok = energy.lowest >= RANKS_HIGH
+    ok = None if not _certain(energy) or energy.low < RANKS_HIGH <= energy.high else energy.low >= RANKS_HIGH
+    rank = {True: "rank", False: "do not rank", None: "may or may not rank"}[ok]
     before, after = (_means(results[one], sample)["confidence"] for one in (base, condition))
     subject = f"{KIND_NAMES[condition.kind]} ({condition.label})"
     others = "".join(f", {name.replace('_', ' ')} {found.value:.2f}" for name, found in aurocs.items())
     return Verdict(
         condition.kind,
         ok,
-        f"Images of {subject} {'rank' if ok else 'do not rank'} in the top of the energy score: AUROC "
+        f"Images of {subject} {rank} in the top of the energy score: AUROC "
         f"{energy.text(digits=2)}{others}; confidence {before:.2f} to {after:.2f}.",
     )
 
 
+def _changes(results: Results, condition: Condition, metric: str) -> Array:
+    """The change of a metric [n] of each image."""
+    return results[condition][metric] - results[BASES[condition.kind]][metric]
+
+
+def _certain(*estimates: Estimate) -> bool:
+    """Whether each has an interval."""
+    return not any(np.isnan(found.low) or np.isnan(found.high) for found in estimates)
+
+
+def _from_to(results: Results, base: Condition, condition: Condition, sample: Sample) -> str:
+    """What accuracy and confidence were and are, each with its change and the interval of that."""
+    before, after = (_means(results[one], sample) for one in (base, condition))
+    moved = ", ".join(
+        f"{metric.replace('_', ' ')} {before[metric]:.2f} to {after[metric]:.2f}, "
+        f"{change(results, condition, metric, sample).text(sign='+')}"
+        for metric in JUDGED
+    )
+    return f"{condition.label}: {moved}"
+
+
 def _means(values: Mapping[str, Array], sample: Sample) -> dict[str, float]:
-    return {metric: sample.mean(values[metric]).value for metric in ("accuracy", "confidence")}
+    return {metric: sample.mean(values[metric]).value for metric in JUDGED}

@@ -12,8 +12,17 @@ from db.engine import Database
 from db.queries import evaluations
 from pipeline.data.project import Project
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.stress_verdicts import METRICS, Condition, Sample, Verdict, residuals, verdicts
-from pipeline.format import number, table
+from pipeline.evaluation.stress_verdicts import (
+    JUDGED,
+    METRICS,
+    Condition,
+    Sample,
+    Verdict,
+    change,
+    residuals,
+    verdicts,
+)
+from pipeline.format import evidence, number, table
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images, none_usable
@@ -21,6 +30,9 @@ from pipeline.steps.served_model import chosen_model, stored_calibrators
 from pipeline.studies.held_out import HeldOutImages, spread
 from pipeline.studies.stress import SEED, measure_stress, results_of
 from pipeline.uncertainty.served_model import open_model
+
+OUTCOMES = {True: "passed", False: "FAILED", None: "open"}
+"""How a verdict is called; one is open where nothing moved, or where the images are too few to tell."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +42,22 @@ class StressReport:
     model: str
     split: str
     images: int
+    units: int
     means: dict[Condition, dict[str, Estimate]]
     """By condition and metric, over images; without a metric that is not defined."""
+    changes: dict[Condition, dict[str, Estimate]]
+    """Of accuracy and confidence against the unchanged images, paired by image."""
     verdicts: list[Verdict]
     failed: list[tuple[str, str]]
 
     def lines(self) -> Iterator[str]:
         """The report as a table and text."""
-        yield f"{self.model} on {self.images} {self.split} images; means over images."
+        yield (
+            f"{self.model} on {evidence(self.images, self.units)} of the {self.split} split; means over "
+            "images. Accuracy and confidence weigh each class of an image alike."
+        )
         yield from table(
-            ["stress", "strength", *(metric.replace("_", " ") for metric in METRICS)],
+            ["stress", "strength", "accuracy", "confidence", "entropy", "mut. inf.", "energy"],
             [
                 [
                     condition.kind.replace("_", " "),
@@ -50,7 +68,7 @@ class StressReport:
             ],
         )
         for verdict in self.verdicts:
-            yield f"{'passed' if verdict.ok else 'FAILED'}: {verdict.text}"
+            yield f"{OUTCOMES[verdict.ok]}: {verdict.text}"
         yield from notes(self.failed)
 
 
@@ -93,6 +111,15 @@ def stress(
         model=row.name,
         split=split,
         images=len(ids),
+        units=sample.count,
+        changes={
+            condition: {
+                metric: change(results, condition, metric, sample)
+                for metric in JUDGED
+                if not np.isnan(metrics[metric]).all()
+            }
+            for condition, metrics in results.items()
+        },
         means={
             condition: {
                 metric: sample.mean(values)
@@ -118,6 +145,10 @@ def _guarded(card: ModelCard, flagged: int, images: int) -> str:
     return f"the input-range guard {verb} it ({flagged} of {images} images)"
 
 
+def _change(found: Estimate | None) -> dict[str, Any]:
+    return {} if found is None else {"change": found.document()}
+
+
 def _document(report: StressReport, project: Project) -> dict[str, Any]:
     return {
         "images": report.images,
@@ -129,6 +160,7 @@ def _document(report: StressReport, project: Project) -> dict[str, Any]:
                 **asdict(condition),
                 "metric": metric,
                 **estimate.document(),
+                **_change(report.changes[condition].get(metric)),
             }
             for condition, metrics in report.means.items()
             for metric, estimate in metrics.items()

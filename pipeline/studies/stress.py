@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.config import IGNORE
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.labels import resize_mask
 from pipeline.evaluation.stress_verdicts import (
@@ -137,7 +138,8 @@ def _destroyed(unit: Tensor, condition: Condition, image_id: int) -> Tensor:
 def _metrics(
     predictor: Predictor, image: Tensor, batch: LabeledBatch, condition: Condition
 ) -> list[dict[str, float]]:
-    """Each metric of each image: accuracy over its labeled pixels, the others over all its cells."""
+    """Each metric of each image: accuracy and confidence are balanced over the classes of its mask, the
+    others are means over all its cells."""
     prediction = predictor.predict(image)
     maps = prediction.measures()
     means: dict[str, list[float]] = {
@@ -145,11 +147,26 @@ def _metrics(
         for metric in ("entropy", "mutual_information", "energy")
         if metric in maps
     }
-    means["confidence"] = prediction.probability.amax(dim=1).mean(dim=(-2, -1)).tolist()
+    probability, predicted = prediction.at(prediction.probability, batch.size).max(dim=1)
+    label = torch.stack([*batch.label]).to(predicted.device)
+    means["confidence"] = balanced(probability, label)
     if condition.kind not in UNRECOGNISABLE:
-        predicted = prediction.at(prediction.probability, batch.size).argmax(1)
-        means["accuracy"] = [
-            float((predicted[row].cpu() == mask)[mask < prediction.probability.shape[1]].double().mean())
-            for row, mask in enumerate(batch.label)
-        ]
+        means["balanced_accuracy"] = balanced((predicted == label).float(), label)
     return [{metric: values[row] for metric, values in means.items()} for row in range(len(batch.ids))]
+
+
+def balanced(values: Tensor, label: Tensor) -> list[float]:
+    """For each image of values [B, H, W]: the mean over the pixels of each class of its mask, averaged over
+    these classes; NaN without a labeled pixel.
+
+    >>> balanced(torch.tensor([[[1.0, 1, 1, 0]]]), torch.tensor([[[0, 0, 0, 1]]]))
+    [0.5]
+    """
+    means: list[float] = []
+    for value_HW, label_HW in zip(values, label, strict=True):
+        known = label_HW != IGNORE
+        classes = label_HW[known].long()
+        pixels = torch.bincount(classes).double()
+        sums = torch.bincount(classes, weights=value_HW[known].double(), minlength=len(pixels))
+        means.append(float((sums[pixels > 0] / pixels[pixels > 0]).mean()))
+    return means

@@ -33,7 +33,7 @@ from pipeline.report.contents import Contents, Document
 from pipeline.report.sections.quality import auroc_axis
 from pipeline.report.svg import Chart, named_axis, number_axis
 
-STRESS_COLORS = {"accuracy": "s5", "confidence": "s0"} | {
+STRESS_COLORS = {"balanced_accuracy": "s5", "confidence": "s0"} | {
     name: MEASURE_COLORS[name] for name in ("entropy", "mutual_information", "energy")
 }
 STRESS_NAMES = {
@@ -45,6 +45,8 @@ STRESS_NAMES = {
     "night_gamma": "Night (gamma)",
     "resolution": "Unseen resolution",
 }
+CHANGE = "change of "
+JUDGED_CHANGES = (CHANGE + "balanced_accuracy", CHANGE + "confidence")
 MOST_IMAGES = 10
 HELD_OUT, POOL = "held-out images", "pool"
 
@@ -56,9 +58,7 @@ def stress(contents: Contents) -> Section:
     if document is None:
         blocks.append(Missing("No stress test has been run yet.", "segcurate stress"))
     else:
-        blocks.append(Verdicts([(row["ok"], row["text"]) for row in document["verdicts"]]))
-        blocks += _stress_charts(document)
-        blocks.append(_stress_table(document))
+        blocks += _stress(document)
     blocks += _novelty(contents)
     return Section(
         "stress",
@@ -117,12 +117,29 @@ def drift(contents: Contents) -> Section:
     return Section("drift", "Has the pool drifted?", "", blocks)
 
 
+def _stress(document: Document) -> list[Block]:
+    """The verdicts, what is left open, the charts and the table."""
+    if not any(row["metric"] == "balanced_accuracy" for row in document["rows"]):
+        words = "The stress test is of an earlier version, in which the most frequent class decided."
+        return [Missing(words, "segcurate stress")]
+    verdicts = document["verdicts"]
+    blocks: list[Block] = [
+        Verdicts([(row["ok"], row["text"]) for row in verdicts if row["ok"] is not None]),
+        *(Text(row["text"], tone="note") for row in verdicts if row["ok"] is None),
+    ]
+    return [*blocks, *_stress_charts(document), _stress_table(document)]
+
+
 def _by_kind(document: Document) -> dict[str, dict[str, dict[float, tuple[str, Estimate]]]]:
-    """The label and the estimate by kind, metric and strength, weakest first."""
+    """The label and the estimate by kind, metric and strength, weakest first; for a metric that is judged,
+    also its change against the unchanged images, as `change of …`."""
     found: dict[str, dict[str, dict[float, tuple[str, Estimate]]]] = {}
     for row in sorted(document["rows"], key=lambda row: row["strength"]):
         metrics = found.setdefault(row["kind"], {})
         metrics.setdefault(row["metric"], {})[row["strength"]] = (row["label"], Estimate.from_document(row))
+        if "change" in row:
+            changed = (row["label"], Estimate.from_document(row["change"]))
+            metrics.setdefault(CHANGE + row["metric"], {})[row["strength"]] = changed
     ordered = [
         *(kind for kind in STRESS_NAMES if kind in found),
         *(k for k in found if k not in STRESS_NAMES),
@@ -134,7 +151,7 @@ def _stress_charts(document: Document) -> list[Block]:
     charts: list[Chart] = []
     for kind, metrics in _by_kind(document).items():
         for names, title in (
-            (("accuracy", "confidence"), STRESS_NAMES.get(kind, spoken(kind))),
+            (JUDGED_CHANGES, STRESS_NAMES.get(kind, spoken(kind))),
             (("entropy", "mutual_information"), "Uncertainty"),
             (("energy",), "Energy"),
         ):
@@ -160,7 +177,7 @@ def _stress_chart(
     lines = [
         Line(
             spoken(name),
-            STRESS_COLORS[name],
+            STRESS_COLORS[name.removeprefix(CHANGE)],
             [place[strength] for strength in metrics[name]],
             [value for _, value in metrics[name].values()],
             kind="line" if ordered else "points",
@@ -170,8 +187,8 @@ def _stress_chart(
     shares = chosen != ["energy"]
     values = [v for line in lines for one in line.y for v in (one.value, one.low, one.high)]
     y = (
-        number_axis([0, 1], "share", low=0, high=1, percent=True)
-        if "accuracy" in names
+        number_axis([*values, -0.05, 0.05], "change against the unchanged images", percent=True)
+        if names == JUDGED_CHANGES
         else number_axis([*values, 0.05], "over ln C", low=0)
         if shares
         else number_axis(values, "energy (nats)")
@@ -205,7 +222,8 @@ def _stress_table(document: Document) -> Table:
     return Table(
         ("input", "strength", *(spoken(name) for name in names)),
         rows,
-        f"Means over {document['images']} held-out images, with intervals",
+        f"Means over {document['images']} held-out images, with intervals; accuracy and confidence weigh "
+        "each class of an image alike",
         words=2,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
+from pipeline.evaluation.stress_verdicts import JUDGED
 from pipeline.report.blocks import Gallery
 from pipeline.report.contents import Calibrated, Contents, Risks
 from pipeline.report.curves import RiskCurve
@@ -136,7 +137,7 @@ def stress_document() -> dict[str, Any]:
         "noise": [(1.0, "uniform"), (2.0, "gaussian")],
     }
     metrics = {
-        "accuracy": 0.9,
+        "balanced_accuracy": 0.9,
         "confidence": 0.93,
         "entropy": 0.1,
         "mutual_information": 0.01,
@@ -149,9 +150,10 @@ def stress_document() -> dict[str, Any]:
         "rows": [
             {"kind": kind, "strength": strength, "label": label, "metric": metric}
             | number(
-                None if kind == "noise" and metric == "accuracy" else value * (1 - 0.1 * index),
+                None if kind == "noise" and metric == "balanced_accuracy" else value * (1 - 0.1 * index),
                 abs(value) / 20,
             )
+            | ({"change": number(-0.1 * value * index)} if metric in JUDGED else {})
             for kind, steps in kinds.items()
             for index, (strength, label) in enumerate(steps)
             for metric, value in metrics.items()
@@ -159,6 +161,7 @@ def stress_document() -> dict[str, Any]:
         "verdicts": [
             {"kind": "magnify", "ok": True, "text": "Confidence falls with accuracy."},
             {"kind": "noise", "ok": False, "text": "Noise is taken for <b>sky</b>."},
+            {"kind": "fgsm", "ok": None, "text": "Nothing moves with adversarial steps."},
         ],
     }
 
