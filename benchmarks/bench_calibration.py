@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from db.engine import Database
 from db.queries import models
@@ -36,7 +35,7 @@ from pipeline.progress import silent
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.held_out import held_out_images
 from pipeline.studies.held_out import HeldOut, HeldOutImages, runs_of
-from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels, pixels_of
 from pipeline.uncertainty.served_model import open_model
 
 SAMPLERS: tuple[Sampler, ...] = ("none", "mc_dropout")
@@ -126,14 +125,7 @@ def _draw(project: Project, model: Model, images: Sequence[HeldOut], sampler: Sa
             )
     for file, reason in held_out.failed:
         raise SystemExit(f"{file}: {reason}")
-    rows = sorted(drawn)
-    logits = [drawn[row].deterministic if sampler == "none" else drawn[row].sampled for row in rows]
-    return Pixels(
-        logits=torch.cat([part for part in logits if part is not None], dim=2),
-        labels=torch.cat([drawn[row].labels for row in rows]),
-        weights=torch.cat([drawn[row].weights for row in rows]),
-        images=torch.tensor(rows).repeat_interleave(torch.tensor([len(drawn[row].labels) for row in rows])),
-    )
+    return pixels_of([drawn[row] for row in sorted(drawn)], sampled=sampler != "none")
 
 
 def _row(

@@ -23,7 +23,7 @@ from db.engine import Database
 from db.queries import models
 from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Temperature
-from pipeline.calibration.fit import Pixels, fit_temperature
+from pipeline.calibration.fit import fit_temperature
 from pipeline.config import Measure
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.bootstrap import BlockBootstrap
@@ -38,7 +38,7 @@ from pipeline.steps.ingest import ingest
 from pipeline.steps.train import train
 from pipeline.studies.held_out import HeldOutImages, LabeledBatch
 from pipeline.studies.measurement import joined
-from pipeline.uncertainty.drawn_pixels import draw_pixels
+from pipeline.uncertainty.drawn_pixels import draw_pixels, pixels_of
 from pipeline.uncertainty.served_model import ServedModel, open_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "camvid.yaml"
@@ -145,14 +145,7 @@ def fit(project: Project, model: Model, images: HeldOutImages) -> float:
         for batch in batches(served, images)
         for row in range(len(batch.ids))
     ]
-    rows = [torch.full((len(part.labels),), index) for index, part in enumerate(drawn)]
-    pixels = Pixels(
-        logits=torch.cat([part.deterministic for part in drawn], dim=-1),
-        labels=torch.cat([part.labels for part in drawn]),
-        weights=torch.cat([part.weights for part in drawn]),
-        images=torch.cat(rows),
-    )
-    return fit_temperature(pixels)
+    return fit_temperature(pixels_of(drawn, sampled=False))
 
 
 def evaluate(

@@ -114,9 +114,14 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     parts.append(
         f"In brackets, {level:g} % bootstrap intervals over images; with the sampler "
         f"of the scores, {code(project.config.scoring.sampler)}. The calibrated softmax of "
-        f"{plain(last.model)} is a **{last.confidence}**."
+        f"{plain(last.model)} is a **{last.confidence}**{plain(_because(last))}."
     )
     return parts
+
+
+def _because(row: RoundSummary) -> str:
+    """Why the softmax is no probability."""
+    return "" if row.confidence_reason is None else f": {row.confidence_reason.rstrip('.')}"
 
 
 def _cost(row: RoundSummary) -> str:

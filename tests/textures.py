@@ -38,6 +38,7 @@ def textured_project(root: Path, *, tile: int = 1024, input_scale: float = 1.0, 
         data={"masks": "masks"},
         model={"mean": [0.5] * 3, "std": [0.25] * 3, "input_scale": input_scale},
         evaluation={"resamples": 200, "block": 2},
+        calibration={"calibrator": "temperature"},
         scoring={"samples": 4, "tile": tile, "overlap": 16, "batch_size": 3, "workers": 0},
         **sections,
     )

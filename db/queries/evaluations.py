@@ -46,6 +46,18 @@ def model_calibrations(session: Session, model_id: int) -> dict[str, Calibration
     return {row.sampler: row for row in rows}
 
 
+def contradict_calibration(calibration: Calibration, reason: str | None) -> None:
+    """Store why the test split contradicts a calibration, so that it has not passed; None where it does not,
+    so that the calibration's own report decides again. One that has nothing fitted stays as it is."""
+    report = calibration.report
+    if report is None:
+        return
+    earlier = report.get("contradiction") is not None
+    passed = report["reason"] is None if "reason" in report else calibration.passed or earlier
+    calibration.passed = passed and reason is None
+    calibration.report = {**report, "contradiction": reason}
+
+
 def clear_evaluations(session: Session, model_id: int) -> None:
     """Delete a model's evaluations and their metrics."""
     session.execute(delete(Evaluation).where(Evaluation.model_id == model_id))

@@ -83,7 +83,9 @@ def list_models(classes: Classes = False, as_json: Json = False) -> None:
     from pipeline.summaries.models import model_history
 
     with opened_session() as (project, session):
-        rows = model_history(session, class_names=project.config.data.class_names)
+        rows = model_history(
+            session, class_names=project.config.data.class_names, sampler=project.config.scoring.sampler
+        )
     _show(rows, show_model_classes if classes else show_models, project, as_json=as_json)
 
 

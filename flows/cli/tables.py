@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flows.cli.display import console, errors, literal, table
+from pipeline.evaluation.confidence import Confidence
 from pipeline.format import MISSING, counts, interval, number, percent, short_count
 from pipeline.summaries.classes import worst_class
 
@@ -81,10 +82,19 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
             ("round", "model", "ECE before", "ECE after", "images"),
             [(row.number, row.model, row.ece_before, row.ece_after, row.split) for row in measured],
         )
-    for confidence in ("probability", "softmax score"):
-        models = [row.model for row in rows if row.model and row.confidence == confidence]
-        if models:
-            console.print(f"The softmax of {', '.join(models)} is a {confidence}.")
+    show_confidence({row.model: (row.confidence, row.confidence_reason) for row in rows if row.model})
+
+
+def show_confidence(names: Mapping[str, tuple[str, str | None]]) -> None:
+    """Print what the calibrated softmax of each model is called, and why; models of the same words together.
+
+    Args:
+        names: the name of the softmax and the reason, by model.
+    """
+    for name, reason in dict.fromkeys(names.values()):
+        models = ", ".join(model for model, found in names.items() if found == (name, reason))
+        sentence = f"The softmax of {models} is a {Confidence(name, reason).sentence.rstrip('.')}."
+        console.print(sentence, markup=False)
 
 
 def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:
@@ -272,6 +282,7 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
     for row in rows:
         if row.decision:
             console.print(literal(row.decision))
+    show_confidence({row.name: (row.confidence, row.confidence_reason) for row in rows})
 
 
 def _scorer(row: RunSummary) -> str:

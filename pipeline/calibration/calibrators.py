@@ -18,12 +18,12 @@ from torch import Tensor
 from pipeline.calibration.histogram import HistogramBinning
 from pipeline.calibration.scaling import Calibrator, ClasswiseTemperature, Temperature, VectorScaling
 from pipeline.calibration.selective import SelectiveScaling
-from pipeline.format import confidence_name
+from pipeline.evaluation.confidence import Confidence, confidence_of
 
 
 @dataclass(frozen=True)
 class Identity(Calibrator):
-    """The logits unchanged: their softmax is a score, not a probability."""
+    """The logits unchanged: right for a network that is calibrated already."""
 
     name = "identity"
 
@@ -69,15 +69,14 @@ class Calibrators:
     because averaging samples already softens the prediction.
 
     Attributes:
-        passed: whether the calibrator of the sampler in use has passed its test, so that its scores are
-            called probabilities.
+        confidence: what the calibrated softmax of the sampler in use is called.
     """
 
     deterministic: Calibrator = field(default_factory=Identity)
     sampled: Calibrator = field(default_factory=Identity)
-    passed: bool = False
+    confidence: Confidence = field(default_factory=lambda: confidence_of(False, None))
 
     @property
     def class_map(self) -> str:
         """How the name of a map of one class begins: `probability` or `softmax`."""
-        return confidence_name(self.passed).partition(" ")[0]
+        return self.confidence.name.partition(" ")[0]

@@ -1,6 +1,7 @@
 """All calibrators compared by cross-fitting: the best one, and whether its scores are probabilities.
 
-Legend: T samples, C classes, N pixels, b independent units of images, R resamples, K bins of confidence.
+Legend: S terms of a pixel's probability, C classes, N pixels, b independent units of images, R resamples,
+K bins of confidence.
 
 Each calibrator is fitted on one half of the images and evaluated on the other, and the reverse, so that none
 is evaluated on the pixels that it was fitted on. Halves consist of whole groups, or of the first and the last
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.calibration.scaling import fit_classwise, fit_vector
 from pipeline.calibration.selective import fit_selective
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation.bootstrap import ANY, SHARE, BlockBootstrap
+from pipeline.evaluation.confidence import refusal
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
 from pipeline.evaluation.units import Runs, ratio_residuals
@@ -34,8 +36,6 @@ FIT_VALUES = {"temperature": 4_000_000, "histogram": 2_000_000}
 """Logits that a calibrator is fitted on: more would hardly change these few parameters."""
 GRADIENT_VALUES = 1_000_000
 """The same for calibrators that are fitted by gradients, which take some 30 passes."""
-PASSING_ECE = 0.05
-"""A calibrator passes when the upper end of its ECE's interval is below this."""
 
 Array = npt.NDArray[np.float64]
 
@@ -52,8 +52,9 @@ class FittedCalibrator:
         brier: Σ_c (p_c − [label is c])², 0 to 2.
         ece_noise: the ECE that so few units would show by chance if calibration were perfect; NaN for one.
         labels_changed: share of pixels whose predicted class (of the mean over samples) it changes.
-        winners_changed: whether it changes the winner of any single sample. A temperature never does, and
-            still a mean of softened samples may have another winner.
+        winners_changed: whether it changes the winner of any single term. A temperature never does, and
+            still a mean of softened terms may have another winner.
+        sums: [b, 2], the weight and the summed NLL of each independent unit.
     """
 
     calibrator: Calibrator
@@ -64,6 +65,7 @@ class FittedCalibrator:
     ece_noise: float
     labels_changed: float
     winners_changed: bool
+    sums: Array = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -73,6 +75,16 @@ class FittedCalibrator:
     def worse(self) -> bool:
         """Whether its NLL is above that of the uncalibrated scores beyond the interval of the difference."""
         return self.nll_change.low > 0
+
+    def standard_error(self, other: FittedCalibrator) -> float:
+        """Standard error of the difference of their NLL on the same pixels, over independent units;
+        ∞ with fewer than two."""
+        weight, difference = self.sums[:, 0], self.sums[:, 1] - other.sums[:, 1]
+        count = len(weight)
+        if count < 2:
+            return math.inf
+        residuals = (difference - weight * (difference.sum() / weight.sum())) / weight.sum()
+        return math.sqrt(count / (count - 1) * float((residuals**2).sum()))
 
     def document(self) -> dict[str, Any]:
         """The stored JSON."""
@@ -93,7 +105,7 @@ class Comparison:
     """All calibrators, evaluated on the same pixels.
 
     Attributes:
-        fitted: by name, identity first.
+        fitted: by name, the simplest first, as in `KINDS`.
         cross_fitted: whether there were two halves; if not, each is evaluated on the pixels
             that it was fitted on, and none passes.
         units: the number of independent units.
@@ -105,21 +117,28 @@ class Comparison:
 
     @property
     def auto(self) -> str:
-        """The calibrator with the lowest NLL among those that change no winner."""
-        allowed = [item for item in self.fitted.values() if not item.winners_changed]
-        return min(allowed, key=lambda item: item.nll.value).name
+        """The simplest calibrator whose NLL is at most one standard error above the lowest one (Breiman et
+        al. 1984, section 3.4.3), among those that change no winner.
 
-    def passed(self, name: str) -> bool:
-        """Whether this calibrator's scores may be called probabilities.
-
-        On images that it was not fitted on, its NLL must not be above that of the uncalibrated scores beyond
-        the interval of their difference, and the upper end of its ECE's interval must be below 0.05: then,
-        with the configured confidence, a predicted 90 % is off by less than 5 points on average. With few
-        units the interval is wide and calibrators rarely pass; with a single unit, or without two halves,
-        none passes.
+        The error is that of the difference to the best one. With a single unit there is none, and so nothing
+        shows that any calibrator helps: then it is the identity.
         """
+        allowed = [item for item in self.fitted.values() if not item.winners_changed]
+        best = min(allowed, key=lambda item: item.nll.value)
+        within = (
+            item.name
+            for item in allowed
+            if item.nll.value - best.nll.value <= item.standard_error(best) or item is best
+        )
+        return next(within)
+
+    def refusal(self, name: str) -> str | None:
+        """Why this calibrator's scores are no probabilities; None where they are (see
+        `evaluation.confidence`)."""
         item = self.fitted[name]
-        return self.cross_fitted and not item.worse and item.ece.high < PASSING_ECE
+        return refusal(
+            cross_fitted=self.cross_fitted, units=self.units, nll_change=item.nll_change, ece=item.ece
+        )
 
 
 def fit_calibrator(name: str, pixels: Pixels) -> Calibrator:
@@ -163,7 +182,7 @@ def cross_fit(
     halves = [evaluated.where(half_N == half) for half in (0, 1)] if cross_fitted else []
     fitted: dict[str, FittedCalibrator] = {}
     uncalibrated: _Sums | None = None
-    for name in dict.fromkeys(("identity", *names)):
+    for name in (kind for kind in KINDS if kind == "identity" or kind in names):
         whole = fit_calibrator(name, pixels)
         sums = _Sums(units=count, bins=config.bins)
         for half, held_out in zip(halves, halves[::-1], strict=True):
@@ -236,7 +255,7 @@ class _Evaluated:
 
     @classmethod
     def of(cls, pixels: Pixels, unit_N: Tensor) -> _Evaluated:
-        parts = [log_probability(Identity(), part.logits).argmax(dim=0) for part in pixels.parts()]
+        parts = [log_probability(Identity(), part).argmax(dim=0) for part in pixels.parts()]
         return cls(pixels, unit_N, torch.cat(parts))
 
     def where(self, keep: Tensor) -> _Evaluated:
@@ -265,7 +284,7 @@ class _Sums:
 
     def _add(self, calibrator: Calibrator, pixels: Pixels, unit_N: Tensor, before_N: Tensor) -> None:
         weight_N = pixels.weights.double()
-        log_p_CN = log_probability(calibrator, pixels.logits)
+        log_p_CN = log_probability(calibrator, pixels)
         p_CN = log_p_CN.exp()
         nll_N = -log_p_CN.gather(0, pixels.labels[None])[0].double()
         brier_N = (p_CN.square().sum(dim=0) - 2 * p_CN.gather(0, pixels.labels[None])[0] + 1).double()
@@ -305,6 +324,7 @@ class _Sums:
             ece_noise=float(noise.mean()),
             labels_changed=self.changed / float(totals[:, 0].sum()),
             winners_changed=self.winners_changed,
+            sums=totals[:, :2],
         )
 
 
@@ -313,8 +333,8 @@ def _summed(index_N: Tensor, rows: int, columns: Sequence[Tensor]) -> Array:
     return torch.stack([torch.bincount(index_N, column, minlength=rows) for column in columns], dim=1).numpy()
 
 
-def _changes_winners(calibrator: Calibrator, logits_TCN: Tensor) -> bool:
+def _changes_winners(calibrator: Calibrator, logits_SCN: Tensor) -> bool:
     """Whether any sample's winner changes; a tie that is due to rounding does not count."""
-    after = calibrator(logits_TCN[..., None])[..., 0]
-    winner = logits_TCN.argmax(dim=1, keepdim=True)
+    after = calibrator(logits_SCN[..., None])[..., 0]
+    winner = logits_SCN.argmax(dim=1, keepdim=True)
     return bool((after.gather(1, winner)[:, 0] < after.amax(dim=1)).any())

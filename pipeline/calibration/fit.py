@@ -1,9 +1,10 @@
 """Fitting calibrators by the negative log-likelihood of held-out pixels.
 
-Legend: T samples (1 for a deterministic network), C classes, N pixels.
+Legend: S terms of a pixel's probability, C classes, N pixels.
 
-The calibrator acts inside the mean over samples, p̄ = mean_t softmax(calibrator(z_t)) (Laves et al. 2019),
-as in prediction.
+A served probability is a weighted mean of calibrated softmaxes, p̄ = Σ_s w_s softmax(calibrator(z_s)): over
+samples (Laves et al. 2019), and over the cells of the logits that the pixel is interpolated from. The
+calibrator acts inside the mean, as in prediction.
 """
 
 from __future__ import annotations
@@ -36,16 +37,19 @@ class Pixels:
     random order.
 
     Attributes:
-        logits: float32 [T, C, N].
+        logits: float32 [S, C, N].
         labels: int64 [N], class index.
         weights: float32 [N], positive: how much of the population each pixel represents.
         images: int64 [N], row of each pixel's image.
+        shares: float32 [S, N], the weight of each term in the pixel's probability; they sum to 1. None where
+            all terms weigh the same.
     """
 
     logits: Tensor
     labels: Tensor
     weights: Tensor
     images: Tensor
+    shares: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError: there is no pixel, or the shapes do not fit together."""
@@ -53,11 +57,15 @@ class Pixels:
         lengths = [len(self.labels), len(self.weights), len(self.images)]
         if self.logits.ndim != 3 or lengths != [count] * 3:
             raise ValueError(
-                "Expected logits [T, C, N] with N labels, weights and images, but got "
+                "Expected logits [S, C, N] with N labels, weights and images, but got "
                 f"{list(self.logits.shape)} with {lengths}."
             )
         if count == 0:
             raise ValueError("Expected at least one pixel, but got none.")
+        if self.shares is not None and self.shares.shape != (len(self.logits), count):
+            raise ValueError(
+                f"Expected shares [{len(self.logits)}, {count}], but got {list(self.shares.shape)}."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +76,14 @@ class Pixels:
 
     def where(self, keep: Tensor) -> Pixels:
         """The pixels of a mask or index [n]."""
-        return Pixels(self.logits[..., keep], self.labels[keep], self.weights[keep], self.images[keep])
+        return self._part(keep)
+
+    @property
+    def prior(self) -> Tensor:
+        """The shares as float32 [S, N]."""
+        if self.shares is not None:
+            return self.shares
+        return torch.full((len(self.logits), len(self)), 1 / len(self.logits))
 
     def thinned(self, values: int) -> Pixels:
         """Every k-th pixel, so that no more than about `values` logits are left."""
@@ -79,14 +94,24 @@ class Pixels:
         """All pixels in parts, each of at most `VALUES_AT_ONCE` logits."""
         step = max(1, VALUES_AT_ONCE // (self.logits.shape[0] * self.classes))
         for start in range(0, len(self), step):
-            some = slice(start, start + step)
-            yield Pixels(self.logits[..., some], self.labels[some], self.weights[some], self.images[some])
+            yield self._part(slice(start, start + step))
+
+    def _part(self, some: Tensor | slice) -> Pixels:
+        return Pixels(
+            self.logits[..., some],
+            self.labels[some],
+            self.weights[some],
+            self.images[some],
+            None if self.shares is None else self.shares[:, some],
+        )
 
 
-def log_probability(scaling: Scaling, logits_TCN: Tensor) -> Tensor:
-    """ln mean_t softmax(calibrator(z_t)), [C, N]."""
-    log_p_TCN = scaling(logits_TCN[..., None])[..., 0].log_softmax(dim=1)
-    return log_p_TCN[0] if len(log_p_TCN) == 1 else log_p_TCN.logsumexp(dim=0) - math.log(len(log_p_TCN))
+def log_probability(scaling: Scaling, pixels: Pixels) -> Tensor:
+    """ln Σ_s w_s softmax(calibrator(z_s)), the served probabilities [C, N]."""
+    log_p_SCN = scaling(pixels.logits[..., None])[..., 0].log_softmax(dim=1)
+    if len(log_p_SCN) == 1:
+        return log_p_SCN[0]
+    return (log_p_SCN + pixels.prior.log()[:, None]).logsumexp(dim=0)
 
 
 def mean_nll(scaling: Scaling, pixels: Pixels) -> float:
@@ -143,7 +168,7 @@ def minimise_nll(
     """The parameters [P] within bounds that minimise the NLL, by L-BFGS-B (Byrd et al. 1995).
 
     Args:
-        scaled: calibrated logits [T, C, N, 1] from uncalibrated ones and the parameters [P], differentiable
+        scaled: calibrated logits [S, C, N, 1] from uncalibrated ones and the parameters [P], differentiable
             in these.
         start, low, high: [P].
     """
@@ -170,11 +195,10 @@ def minimise_nll(
 
 def _label_nll(scaling: Scaling, pixels: Pixels) -> Tensor:
     """−ln p̄[label], [N]."""
-    logits_TCN = scaling(pixels.logits[..., None])[..., 0]
-    samples = len(logits_TCN)
-    label_T1N = pixels.labels.view(1, 1, -1).expand(samples, 1, -1)
-    log_p_TN = logits_TCN.gather(1, label_T1N)[:, 0] - logits_TCN.logsumexp(dim=1)
-    return math.log(samples) - log_p_TN.logsumexp(dim=0)
+    logits_SCN = scaling(pixels.logits[..., None])[..., 0]
+    label_S1N = pixels.labels.view(1, 1, -1).expand(len(logits_SCN), 1, -1)
+    log_p_SN = logits_SCN.gather(1, label_S1N)[:, 0] - logits_SCN.logsumexp(dim=1)
+    return -(log_p_SN + pixels.prior.log()).logsumexp(dim=0)
 
 
 def _golden_section(objective: Callable[[float], float], low: float, high: float) -> float:

@@ -1,6 +1,7 @@
 """Histogram binning (Zadrozny & Elkan 2001) of the winner's confidence (top label: Gupta & Ramdas 2022).
 
-Legend: T samples, C classes, N pixels, K bins, h and w the logits' height and width, `...` any leading axes.
+Legend: S terms of a pixel's probability, C classes, N pixels, K bins, h and w the logits' height and
+width, `...` any leading axes.
 
 Bins are cut on the winner's log-odds, z_top − ln Σ_others exp(z), which grow with its confidence and keep
 apart what float32 rounds to a confidence of 1.
@@ -64,27 +65,28 @@ class HistogramBinning(Calibrator):
 def fit_histogram(pixels: Pixels) -> HistogramBinning:
     """Bins of equal mass; of each, Jeffreys' accuracy (k + ½) / (n + 1) over its n pixels.
 
-    With T samples, their mean is calibrated: each sample of a pixel counts by its share of the pixel's
-    likelihood, r_t = p_t[label] / Σ_t p_t[label], and counts and shares are updated in turn
-    (expectation–maximisation: the NLL of the mean never rises). With T = 1 this is plain counting.
+    With S terms, their weighted mean is calibrated: each term of a pixel counts by its share of the pixel's
+    likelihood, r_s = w_s p_s[label] / Σ_s w_s p_s[label], and counts and shares are updated in turn
+    (expectation–maximisation: the NLL of the mean never rises). With S = 1 this is plain counting.
     """
     winner, rest, log_odds = (part[:, 0, :, 0] for part in _winner(pixels.logits[..., None]))
     weights_N = (pixels.weights * (len(pixels) / pixels.weights.sum())).double()
-    edges = _equal_mass(log_odds, weights_N.expand_as(log_odds))
-    index_TN = torch.bucketize(log_odds, torch.tensor(edges), right=True)
-    right_TN = winner == pixels.labels
-    label_TN = pixels.logits.gather(1, pixels.labels.view(1, 1, -1).expand(len(winner), 1, -1))[:, 0]
-    log_rest_TN = (label_TN - rest).double()
-    share_TN = torch.full(winner.shape, 1 / len(winner), dtype=torch.float64)
+    edges = _equal_mass(log_odds, weights_N * pixels.prior)
+    index_SN = torch.bucketize(log_odds, torch.tensor(edges), right=True)
+    right_SN = winner == pixels.labels
+    label_SN = pixels.logits.gather(1, pixels.labels.view(1, 1, -1).expand(len(winner), 1, -1))[:, 0]
+    log_rest_SN = (label_SN - rest).double()
+    prior_SN = pixels.prior.double()
+    share_SN = prior_SN
     accuracies = torch.empty(0)
     for _ in range(ROUNDS if len(winner) > 1 else 1):
-        mass_TN = share_TN * weights_N
-        counts = torch.bincount(index_TN.flatten(), mass_TN.flatten(), minlength=len(edges) + 1)
-        hits = torch.bincount(index_TN.flatten(), (mass_TN * right_TN).flatten(), minlength=len(edges) + 1)
+        mass_SN = share_SN * weights_N
+        counts = torch.bincount(index_SN.flatten(), mass_SN.flatten(), minlength=len(edges) + 1)
+        hits = torch.bincount(index_SN.flatten(), (mass_SN * right_SN).flatten(), minlength=len(edges) + 1)
         accuracies = (hits + 0.5) / (counts + 1)
-        accuracy_TN = accuracies[index_TN]
-        likelihood_TN = torch.where(right_TN, accuracy_TN.log(), log_rest_TN + (1 - accuracy_TN).log())
-        share_TN = likelihood_TN.softmax(dim=0)
+        accuracy_SN = accuracies[index_SN]
+        likelihood_SN = torch.where(right_SN, accuracy_SN.log(), log_rest_SN + (1 - accuracy_SN).log())
+        share_SN = (likelihood_SN + prior_SN.log()).softmax(dim=0)
     return HistogramBinning(edges=tuple(edges), accuracies=tuple(accuracies.tolist()))
 
 

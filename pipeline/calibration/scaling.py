@@ -1,6 +1,7 @@
 """Calibrators that scale logits: one temperature, one for each predicted class, or one line for each class.
 
-Legend: C classes, T samples, N pixels, h and w the logits' height and width, `...` any leading axes.
+Legend: C classes, S terms of a pixel's probability, N pixels, h and w the logits' height and width, `...` any
+leading axes.
 """
 
 from __future__ import annotations
@@ -119,10 +120,10 @@ def fit_classwise(pixels: Pixels) -> ClasswiseTemperature:
     keeps τ.
     """
     overall = math.log(fit_temperature(pixels))
-    predicted_TN = pixels.logits.argmax(dim=1)
+    predicted_SN = pixels.logits.argmax(dim=1)
 
     def scaled(logits: Tensor, parameters: Tensor) -> Tensor:
-        return logits / parameters.exp()[predicted_TN][:, None, :, None]
+        return logits / parameters.exp()[predicted_SN][:, None, :, None]
 
     own = minimise_nll(
         scaled,
@@ -134,7 +135,7 @@ def fit_classwise(pixels: Pixels) -> ClasswiseTemperature:
     shares = [
         count / (count + SHRINKAGE)
         for index in range(pixels.classes)
-        for count in [len(pixels.images[(predicted_TN == index).any(dim=0)].unique())]
+        for count in [len(pixels.images[(predicted_SN == index).any(dim=0)].unique())]
     ]
     return ClasswiseTemperature(
         tuple(math.exp(overall + share * (found - overall)) for share, found in zip(shares, own, strict=True))

@@ -1,7 +1,7 @@
 """Selective scaling: suspected errors get a temperature of their own (Wang et al. 2023, CVPR, section 4).
 
-Legend: T samples, C classes, N pixels, k sorted probabilities, h and w the logits' height and width, `...`
-any leading axes.
+Legend: S terms of a pixel's probability, C classes, N pixels, k sorted probabilities, h and w the logits'
+height and width, `...` any leading axes.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ class SelectiveScaling(Calibrator):
 
 
 def fit_selective(pixels: Pixels) -> SelectiveScaling:
-    """Fit the classifier by logistic regression on each sample's errors, then τ₁ and τ₂ by NLL. As many
+    """Fit the classifier by logistic regression on each term's errors, then τ₁ and τ₂ by NLL. As many
     pixels are suspected as there are errors: if errors are rare, none reaches a probability of one half."""
-    wrong_TN = pixels.logits.argmax(dim=1) != pixels.labels
+    wrong_SN = pixels.logits.argmax(dim=1) != pixels.labels
     count = min(LARGEST, pixels.classes)
-    largest_TNk = pixels.logits.softmax(dim=1).topk(count, dim=1).values.transpose(1, 2)
-    features, wrong = largest_TNk.flatten(0, 1).double(), wrong_TN.flatten()
-    mass = pixels.weights.expand_as(wrong_TN).flatten().double()
+    largest_SNk = pixels.logits.softmax(dim=1).topk(count, dim=1).values.transpose(1, 2)
+    features, wrong = largest_SNk.flatten(0, 1).double(), wrong_SN.flatten()
+    mass = (pixels.weights * pixels.prior).flatten().double()
     weights = _classifier(features, wrong.double(), mass / mass.sum())
     bias = -_upper_quantile(features @ weights, mass, float((mass * wrong).sum() / mass.sum()))
-    suspected_TN = (features @ weights + bias > 0).view_as(wrong_TN)[:, None, :, None]
+    suspected_SN = (features @ weights + bias > 0).view_as(wrong_SN)[:, None, :, None]
 
     def scaled(logits: Tensor, parameters: Tensor) -> Tensor:
         first, more = parameters
-        return logits / (first + suspected_TN * more).exp()
+        return logits / (first + suspected_SN * more).exp()
 
     overall = math.log(fit_temperature(pixels))
     first, more = minimise_nll(

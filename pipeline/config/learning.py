@@ -137,8 +137,9 @@ class CalibrationConfig(Section):
         "vector",
         "histogram",
         "selective",
-    ] = "temperature"
-    """`auto`: the lowest cross-fitted NLL among those that change no predicted label."""
+    ] = "auto"
+    """`auto`: the simplest one whose cross-fitted NLL is within one standard error of the lowest, among those
+    that change no predicted label; `identity` where none is shown to help."""
     source: Literal["auto", "split", "audit"] = "auto"
     """The data of the fit. `split`: the calibration split. `audit`: the labeled audit regions of all rounds,
     which are then excluded from training. `auto`: the split where it has masks, else the audit."""

@@ -151,7 +151,7 @@ evaluation:
   block: {block}  # neighbours that are one independent unit, at least: intervals are over units, never pixels
 
 calibration:
-  calibrator: temperature  # or auto: the best on held-out images that changes no label
+  calibrator: auto  # the simplest that is as good as the best on held-out images, or none
 
 scoring:
   sampler: mc_dropout  # or tta, head_ensemble (with `model: {{heads: 5}}`), ensemble, none

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.evaluation.confidence import Confidence
 from pipeline.report.blocks import Gallery
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability
@@ -27,13 +28,13 @@ class Calibrated:
     """One sampler of the reported model, before and after calibration.
 
     Attributes:
-        confidence_name: the name of its calibrated softmax.
+        confidence: what its calibrated softmax is called, and why.
         report: the comparison of the calibrators, as `calibrate` stored it.
     """
 
     sampler: str
     calibrator: str
-    confidence_name: str
+    confidence: Confidence
     report: Document | None
     warning: str | None
     before: Reliability | None

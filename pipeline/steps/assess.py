@@ -116,13 +116,9 @@ def _warnings(document: Mapping[str, Any], calibrators: Mapping[Sampler, Calibra
     warnings: list[str] = []
     if document["blocks"] < FEWEST_UNITS:
         warnings.append(few_units(document["images"], document["blocks"]))
-    uncalibrated = [
-        sampler
-        for sampler, pair in calibrators.items()
-        if (pair.deterministic if sampler == "none" else pair.sampled).name == "identity"
-    ]
-    if uncalibrated:
-        warnings.append(f"Not calibrated: {', '.join(uncalibrated)}. Their confidence is a softmax score.")
+    for sampler, pair in calibrators.items():
+        if pair.confidence.reason is not None:
+            warnings.append(f"{sampler}: its confidence is a {pair.confidence.sentence}")
     if document["split"] == "calibration":
         warnings.append(
             "The calibrators are evaluated on the images that they were fitted on: ECE is optimistic."

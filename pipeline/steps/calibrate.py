@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from db.engine import Database
 from db.queries import evaluations
@@ -20,6 +18,7 @@ from pipeline.calibration.comparison import Comparison, cross_fit
 from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.config import Sampler
 from pipeline.data.project import Project
+from pipeline.evaluation.confidence import confidence_of
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import confidence_name, evidence, percent, table
 from pipeline.leases import one_at_a_time
@@ -28,13 +27,13 @@ from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import Source, audited_images, calibration_source, held_out_images
 from pipeline.steps.served_model import evaluated_samplers, model_of_round
 from pipeline.studies.held_out import AuditedImage, HeldOut, HeldOutImages, runs_of
-from pipeline.uncertainty.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.uncertainty.drawn_pixels import CELLS, DrawnPixels, draw_pixels, pixels_of
 from pipeline.uncertainty.served_model import open_model
 
 FEWEST_IMAGES = 10
 """Below this number of images, a fit comes with a warning."""
-MOST_VALUES = 10_000_000
-"""Logits kept for the fit: with many images or samples, fewer pixels are drawn from each image."""
+MOST_VALUES = 40_000_000
+"""Logits kept for the fit, 160 MB: with many images or samples, fewer pixels are drawn from each image."""
 SEED = 0
 """Of every bootstrap."""
 
@@ -92,9 +91,8 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
             break
         parts = [drawn[item.ref.id] for item in usable]
         if "none" not in fits:
-            fits["none"] = _fit(project, usable, parts, [part.deterministic for part in parts], source)
-        sampled = [part.sampled for part in parts if part.sampled is not None]
-        fits[sampler] = _fit(project, usable, parts, sampled, source)
+            fits["none"] = _fit(project, usable, pixels_of(parts, sampled=False), source)
+        fits[sampler] = _fit(project, usable, pixels_of(parts, sampled=True), source)
     with database.session() as session:
         current = rounds.require(session, "calibrate")
         rows = [
@@ -143,7 +141,7 @@ def _lines(row: Calibration) -> Iterator[str]:
         )
         yield (
             f"{row.sampler}: {row.calibrator}{values} from {row.images} {of}; {figures} on images that did "
-            f"not fit it: {confidence_name(row.passed)}"
+            f"not fit it: {confidence_of(row.passed, row.report).sentence}"
         )
     if row.warning:
         yield f"warning: {row.warning}"
@@ -154,10 +152,9 @@ def _draw(
 ) -> dict[int, DrawnPixels]:
     """Pixels of each image that has labeled ones, by image id, drawn in one pass."""
     config = project.config
-    served = open_model(
-        project, model.checkpoint_uri, calibrators=Calibrators(), sampler=sampler, for_scores=True
-    )
-    room = MOST_VALUES // (config.scoring.samples * config.data.num_classes * len(images))
+    served = open_model(project, model.checkpoint_uri, calibrators=Calibrators(), sampler=sampler)
+    samples = 1 if served.predictor.sampler is None else served.predictor.sampler.samples
+    room = MOST_VALUES // (CELLS * samples * config.data.num_classes * len(images))
     pixels = max(1, min(config.calibration.pixels_per_image, room))
     drawn: dict[int, DrawnPixels] = {}
     for batch in images.read(served, title=f"calibrate {sampler}", progress=progress):
@@ -179,24 +176,16 @@ def _draw(
 def _fit(
     project: Project,
     images: Sequence[HeldOut],
-    parts: Sequence[DrawnPixels],
-    logits: Sequence[Tensor],
+    pixels: Pixels,
     source: Source,
 ) -> dict[str, Any]:
-    """The columns of a calibration: all calibrators are fitted and compared on these logits, and
+    """The columns of a calibration: all calibrators are fitted and compared on these pixels, and
     the configured one is taken."""
     config = project.config
-    counts = torch.tensor([len(part.labels) for part in parts])
-    pixels = Pixels(
-        logits=torch.cat(list(logits), dim=2),
-        labels=torch.cat([part.labels for part in parts]),
-        weights=torch.cat([part.weights for part in parts]),
-        images=torch.arange(len(parts)).repeat_interleave(counts),
-    )
     comparison = cross_fit(pixels, runs_of(project, images), config.evaluation, seed=SEED)
     name = config.calibration.calibrator
     chosen = comparison.auto if name == "auto" else name
-    fitted = comparison.fitted[chosen]
+    fitted, reason = comparison.fitted[chosen], comparison.refusal(chosen)
     return {
         "calibrator": chosen,
         "parameters": fitted.calibrator.parameters,
@@ -214,8 +203,10 @@ def _fit(
             "calibrators": [item.document() for item in comparison.fitted.values()],
             "chosen": chosen,
             "auto": comparison.auto,
+            "reason": reason,
+            "contradiction": None,
         },
-        "passed": comparison.passed(chosen),
+        "passed": reason is None,
     }
 
 

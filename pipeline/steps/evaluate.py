@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from db.engine import Database
 from db.queries import evaluations, failures
 from db.queries.evaluations import Interval
 from db.tables import Model
 from pipeline import rounds
 from pipeline.data.project import Project
+from pipeline.evaluation.confidence import confidence_of, contradiction
 from pipeline.format import evidence, few_units, table
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
@@ -76,7 +79,8 @@ class EvaluationReport:
 @one_at_a_time("evaluate")
 def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
     """Measure the round's model with every evaluated sampler; promote it where it measures no lower than the
-    best promoted one, or is shown to lose no more than `evaluation.promote_tolerance`.
+    best promoted one, or is shown to lose no more than `evaluation.promote_tolerance`. Where the test
+    split contradicts a calibrator, its softmax is no probability.
 
     Run again, it replaces what it wrote.
 
@@ -95,7 +99,6 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         for split, images in splits.items():
             rows += measure(split, images, sampled, config=project.config.evaluation, progress=progress)
     failed = [failure for images in splits.values() for failure in images.failed]
-    warnings = _warnings(rows)
     with database.session() as session:
         current = rounds.require(session, "evaluate")
         found = decide(session, model, rows, project.config)
@@ -115,6 +118,7 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         stored = session.get_one(Model, model.id)
         stored.status = "promoted" if found.promoted else "refused"
         stored.decision = found.sentence
+        withdrawn = _confirm(session, model.id, rows)
         failures.clear_failures(session, "evaluate")
         failures.record_failures(session, "evaluate", failed)
         rounds.advance(session, current, "evaluate")
@@ -125,9 +129,23 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         promotion=found.document,
         rows=rows,
         failed=failed,
-        warnings=warnings,
+        warnings=_warnings(rows) + withdrawn,
         class_names=tuple(project.config.data.class_names),
     )
+
+
+def _confirm(session: Session, model_id: int, rows: Sequence[EvaluationRow]) -> list[str]:
+    """Withdraw the word probability of each sampler that the test split contradicts, or give it back where it
+    no longer does; a sentence for each that is withdrawn."""
+    tested = {row.sampler: row.metrics for row in rows if row.split == "test" and row.calibrated}
+    withdrawn: list[str] = []
+    for sampler, calibration in evaluations.model_calibrations(session, model_id).items():
+        reason = contradiction("test", tested[sampler]) if sampler in tested else None
+        evaluations.contradict_calibration(calibration, reason)
+        if reason is not None:
+            confidence = confidence_of(calibration.passed, calibration.report)
+            withdrawn.append(f"{sampler}: its confidence is a {confidence.sentence}")
+    return withdrawn
 
 
 def _with_promotion(row: EvaluationRow, document: dict[str, Any] | None) -> dict[str, Any]:

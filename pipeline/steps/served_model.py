@@ -13,6 +13,7 @@ from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_f
 from pipeline.config import ProjectConfig, Sampler
 from pipeline.errors import UserError
 from pipeline.model.checkpoints import ModelCard
+from pipeline.summaries.models import model_confidence
 
 
 def evaluated_samplers(config: ProjectConfig) -> tuple[Sampler, ...]:
@@ -66,8 +67,11 @@ def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> 
         calibrator_from(stored[name].calibrator, stored[name].parameters) if name in stored else Identity()
         for name in ("none", sampler)
     )
-    passed = sampler in stored and stored[sampler].passed
-    return Calibrators(deterministic=deterministic, sampled=sampled, passed=passed)
+    return Calibrators(
+        deterministic=deterministic,
+        sampled=sampled,
+        confidence=model_confidence(session, model_id, sampler=sampler),
+    )
 
 
 def sampler_calibrators(

@@ -19,7 +19,7 @@ from pipeline.config import IGNORE, EvaluationConfig, Measure
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MeasureBins
-from pipeline.evaluation.metrics import Key, curves, residuals, summarise
+from pipeline.evaluation.metrics import Key, calibration_error, curves, linear_bins, residuals, summarise
 from pipeline.evaluation.promotion import Overlap
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.progress import Progress
@@ -90,6 +90,10 @@ def measure(
         statistics = joined([by_run[run] for run in used], unit)
         bootstrap = BlockBootstrap.draw(len(statistics.pixels), config, seed=SEED)
         metrics = summarise(statistics, bins=config.bins, bootstrap=bootstrap)
+        sampler, calibrated = variant
+        if calibrated:
+            plain = joined([sums[(sampler, False)][run] for run in used], unit)
+            metrics |= _changes(plain, statistics, bins=config.bins, bootstrap=bootstrap)
         shown = curves(statistics, bins=config.bins, bootstrap=bootstrap)
         if variant == DECIDING:
             shown["overlap"] = Overlap.of(
@@ -101,6 +105,21 @@ def measure(
             ).document()
         rows.append(EvaluationRow(split, *variant, len(run_of), len(statistics.pixels), metrics, shown))
     return rows
+
+
+def _changes(
+    before: Statistics, after: Statistics, *, bins: int, bootstrap: BlockBootstrap
+) -> dict[Key, Estimate]:
+    """`nll_change` and `ece_change`: what calibration adds to the NLL and to the ECE, with the interval of
+    the difference on the same b units."""
+    nll = np.stack([before.nll, after.nll, before.pixels], axis=1)
+    tables = np.stack([linear_bins(one.reliability, bins) for one in (before, after)], axis=1)
+    return {
+        ("nll_change", -1): bootstrap.estimate(lambda sums: (sums[:, 1] - sums[:, 0]) / sums[:, 2], nll),
+        ("ece_change", -1): bootstrap.estimate(
+            lambda sums: calibration_error(sums[:, 1]) - calibration_error(sums[:, 0]), tables
+        ),
+    }
 
 
 def joined(records: Sequence[Statistics], unit: npt.NDArray[np.int64]) -> Statistics:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from db.queries import evaluations, models, rounds
 from db.queries.evaluations import MetricKey
 from db.tables import Evaluation
+from pipeline.evaluation.confidence import Confidence, confidence_of
 from pipeline.evaluation.estimate import Estimate, from_json
 from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 
@@ -26,6 +27,8 @@ class ModelSummary:
             there was none.
         mean_iou, classes: of the calibrated single pass on `split`, over so many `images` in `units`
             independent units.
+        confidence: the name of its calibrated softmax.
+        confidence_reason: why it is no probability; None for one.
     """
 
     name: str
@@ -46,11 +49,20 @@ class ModelSummary:
     units: int | None
     mean_iou: Estimate
     classes: tuple[ClassFigures, ...]
+    confidence: str
+    confidence_reason: str | None
     created_at: datetime
 
 
-def model_history(session: Session, *, class_names: Sequence[str]) -> list[ModelSummary]:
-    """Every model, oldest first."""
+def model_confidence(session: Session, model_id: int | None, *, sampler: str) -> Confidence:
+    """What the calibrated softmax of a model and a sampler is called."""
+    stored = {} if model_id is None else evaluations.model_calibrations(session, model_id)
+    found = stored.get(sampler)
+    return confidence_of(False, None) if found is None else confidence_of(found.passed, found.report)
+
+
+def model_history(session: Session, *, class_names: Sequence[str], sampler: str) -> list[ModelSummary]:
+    """Every model, oldest first; `confidence` is that of the sampler."""
     stored = models.list_models(session)
     names = {model.id: model.name for model in stored}
     numbers = {row.id: row.number for row in rounds.list_rounds(session)}
@@ -60,6 +72,7 @@ def model_history(session: Session, *, class_names: Sequence[str]) -> list[Model
         key = {"split": split or "", "sampler": "none", "calibrated": True}
         measured = evaluations.evaluation_of(session, model_id=model.id, **key)
         known = estimates(session, model.id, **key)
+        confidence = model_confidence(session, model.id, sampler=sampler)
         rows.append(
             ModelSummary(
                 name=model.name,
@@ -78,6 +91,8 @@ def model_history(session: Session, *, class_names: Sequence[str]) -> list[Model
                 split=split,
                 images=measured.images if measured else None,
                 units=measured.blocks if measured else None,
+                confidence=confidence.name,
+                confidence_reason=confidence.reason,
                 mean_iou=known.get(("miou", -1), UNDEFINED),
                 classes=class_figures(known, class_names),
                 created_at=model.created_at,

@@ -9,15 +9,14 @@ from datetime import datetime
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from db.queries import evaluations, rounds
 from db.queries import labels as label_queries
 from db.queries import models as model_queries
+from db.queries import rounds
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import confidence_name
 from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
-from pipeline.summaries.models import estimates, evaluated_split
+from pipeline.summaries.models import estimates, evaluated_split, model_confidence
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class RoundSummary:
         mean_iou, classes, ece_before, ece_after, error_auroc: `classes` is empty for a model without an
             evaluation; `error_auroc` says how well entropy finds the wrong pixels, after calibration.
         confidence: the name of the model's calibrated softmax: `probability` or `softmax score`.
+        confidence_reason: why it is no probability; None for one.
     """
 
     number: int
@@ -57,6 +57,7 @@ class RoundSummary:
     ece_after: Estimate
     error_auroc: Estimate
     confidence: str
+    confidence_reason: str | None
 
     @property
     def promoted(self) -> bool:
@@ -82,6 +83,7 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
             else {}
             for calibrated in (False, True)
         )
+        confidence = model_confidence(session, model.id if model else None, sampler=sampler)
         rows.append(
             RoundSummary(
                 number=row.number,
@@ -102,16 +104,11 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
                 ece_before=before.get(("ece", -1), UNDEFINED),
                 ece_after=after.get(("ece", -1), UNDEFINED),
                 error_auroc=after.get(("auroc_entropy", -1), UNDEFINED),
-                confidence=confidence_name(model is not None and _passed(session, model.id, sampler)),
+                confidence=confidence.name,
+                confidence_reason=confidence.reason,
             )
         )
     return rows
-
-
-def _passed(session: Session, model_id: int, sampler: str) -> bool:
-    """Whether the calibrator of this sampler has a passing report."""
-    calibration = evaluations.model_calibrations(session, model_id).get(sampler)
-    return calibration is not None and calibration.passed
 
 
 def _pool_pixels(session: Session) -> int:

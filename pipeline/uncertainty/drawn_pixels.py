@@ -1,14 +1,16 @@
-"""Drawing the pixels that calibrators are fitted on: the same number from each image, at the logits' cells.
+"""Drawing the pixels that calibrators are fitted on: the same number from each image, as they are served.
 
 Legend: K image channels, C classes, T samples, t samples of one chunk, N pixels, h w the network's image,
 H W the image's mask.
 
-Scores are computed at the cells of the logits, so they are calibrated at these cells. Each cell is compared
-with the label of the pixel at its position.
+Masks, evaluations, exports and maps of probabilities show pixels, each of which is interpolated from the
+calibrated probabilities of four cells of the logits. A mean of neighbours is less sure than they are, so what
+is calibrated at the cells is not calibrated at the pixels: the calibrators are fitted at the pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,27 +18,60 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.calibration.fit import Pixels
 from pipeline.config import IGNORE
-from pipeline.uncertainty.network import ScoringNetwork
+from pipeline.uncertainty.network import ScoringNetwork, Taps
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.tiling import TiledSide
+
+CELLS = 4
+"""Cells that a pixel is interpolated from."""
 
 
 @dataclass(frozen=True)
 class DrawnPixels:
-    """Uncalibrated logits and labels of drawn pixels, on the CPU.
+    """Labeled pixels of one image, on the CPU, and the uncalibrated logits that their probabilities are made
+    of: Σ_k shares_k · softmax(calibrator(logits_k)), and the mean of that over samples.
 
     Attributes:
-        deterministic: float32 [1, C, N].
-        sampled: float32 [T, C, N]; None with sampler `none`.
+        deterministic: float32 [4, C, N], of the four cells around each pixel.
+        sampled: float32 [T, 4, C, N]; None with sampler `none`.
+        shares: float32 [4, N], the weights of the four cells, which sum to 1.
         labels: int64 [N].
         weights: float32 [N], how much of the population each pixel represents.
     """
 
     deterministic: Tensor
     sampled: Tensor | None
+    shares: Tensor
     labels: Tensor
     weights: Tensor
+
+
+def pixels_of(drawn: Sequence[DrawnPixels], *, sampled: bool) -> Pixels:
+    """The pixels of several images, for the fit of the deterministic or of the sampled calibrator.
+
+    Raises:
+        ValueError: there is no pixel, or an image has no samples.
+    """
+    shares = torch.cat([part.shares for part in drawn], dim=1)
+    used = (shares > 0).any(dim=1)  # one cell is a pixel of its own where the logits have the image's size
+    logits: list[Tensor] = []
+    for part in drawn:
+        found = part.sampled if sampled else part.deterministic[None]
+        if found is None:
+            raise ValueError("Expected pixels with samples.")
+        logits.append(found[:, used].flatten(0, 1))
+    shares = shares[used]
+    samples = len(logits[0]) // len(shares)
+    counts = torch.tensor([len(part.labels) for part in drawn])
+    return Pixels(
+        logits=torch.cat(logits, dim=2),
+        labels=torch.cat([part.labels for part in drawn]),
+        weights=torch.cat([part.weights for part in drawn]),
+        images=torch.arange(len(drawn)).repeat_interleave(counts),
+        shares=shares.repeat(samples, 1) / samples,
+    )
 
 
 @torch.inference_mode()
@@ -51,12 +86,12 @@ def draw_pixels(
 ) -> DrawnPixels:
     """Draw labeled pixels of one image, without replacement; all of them where there are fewer.
 
-    Of an image larger than the tile, one tile is predicted. Each cell belongs to the tile that weighs most
-    there when tiles are blended; a tile is drawn with a probability proportional to its labeled cells, and
-    pixels among these. So every labeled cell of the image is drawn as often as any other.
+    Of an image larger than the tile, one tile is predicted. Each pixel belongs to the tile that weighs most
+    there when tiles are blended; a tile is drawn with a probability proportional to its labeled pixels, and
+    pixels among these. So every labeled pixel of the image is drawn as often as any other.
 
     Args:
-        predictor: with any sampler.
+        predictor: with any sampler, at the resolution that is served.
         image: float32 [1, K, h, w], normalised.
         label: uint8 [H, W], class index or 255.
         pixels: their number.
@@ -65,7 +100,7 @@ def draw_pixels(
     """
     network = predictor.network
     rows, columns = (
-        _owned_cells(side, network, axis, length=image.shape[axis], mask=label.shape[axis])
+        _owned(side, network, axis, network_length=image.shape[axis], length=label.shape[axis])
         for axis, side in zip((-2, -1), predictor.tiles(image.shape[-2], image.shape[-1]), strict=True)
     )
     mask = label.cpu().numpy()
@@ -81,56 +116,66 @@ def draw_pixels(
     weighed = np.ones(len(chosen), dtype=np.float32)
     if weights is not None:
         weighed = weights[owned].ravel()[chosen] * np.float32(counts.sum() / max(1, len(chosen)))
-    of_row, of_column = np.divmod(chosen, len(column.pixels))
-    cells = torch.from_numpy(row.cells[of_row] * forward.logits.shape[-1] + column.cells[of_column])
-    cells = cells.to(predictor.device)
+    of_row, of_column = map(torch.from_numpy, np.divmod(chosen, len(column.pixels)))
+    cells_N22 = (
+        row.taps.cells[of_row][:, :, None] * forward.logits.shape[-1] + column.taps.cells[of_column][:, None]
+    )
+    shares_N22 = row.taps.weights[of_row][:, :, None] * column.taps.weights[of_column][:, None]
+    cells_4N = cells_N22.flatten(1).T.to(predictor.device)
     sampled = None
     if predictor.sampler is not None:
-        sampled = torch.cat([_at(chunk[:, 0], cells) for chunk in predictor.sampler.stream(network, forward)])
+        sampled = torch.cat(
+            [_at(chunk[:, 0], cells_4N) for chunk in predictor.sampler.stream(network, forward)]
+        )
     return DrawnPixels(
-        deterministic=_at(forward.logits, cells),
+        deterministic=_at(forward.logits, cells_4N)[0],
         sampled=sampled,
+        shares=shares_N22.flatten(1).T.contiguous(),
         labels=torch.from_numpy(labels.ravel()[chosen].astype(np.int64)),
         weights=torch.from_numpy(weighed),
     )
 
 
 @dataclass(frozen=True)
-class _OwnedCells:
-    """The cells along one side that belong to a tile.
+class _Owned:
+    """The pixels along one side that belong to a tile.
 
     Attributes:
         tile: the tile in the padded image.
-        cells: [n] their places in the tile's maps.
-        pixels: [n] the mask's row (or column) on each of them.
+        pixels: [n] rows (or columns) of the mask.
+        taps: [n, 2] of these pixels; their cells are places in the tile's maps.
     """
 
     tile: slice
-    cells: npt.NDArray[np.intp]
     pixels: npt.NDArray[np.intp]
+    taps: Taps
 
 
-def _owned_cells(
-    side: TiledSide, network: ScoringNetwork, axis: int, *, length: int, mask: int
-) -> list[_OwnedCells]:
-    """The cells of each tile of a side, of `length` pixels without padding."""
+def _owned(
+    side: TiledSide, network: ScoringNetwork, axis: int, *, network_length: int, length: int
+) -> list[_Owned]:
+    """The pixels of each tile of a side."""
     count = side.weights.shape[1]
-    size = count * network.cell
-    places = network.places(size, size)[axis].numpy()
     firsts = [origin // network.cell for origin in side.origins]
-    weight = np.zeros((len(firsts), firsts[-1] + count), dtype=np.float32)
-    for of_tile, first, values in zip(weight, firsts, side.weights.numpy(), strict=True):
+    weight = torch.zeros(len(firsts), firsts[-1] + count)
+    for of_tile, first, values in zip(weight, firsts, side.weights, strict=True):
         of_tile[first : first + count] = values
-    owner = weight.argmax(axis=0)
-    found: list[_OwnedCells] = []
+    taps = network.taps(axis, network_length=network_length, length=length)
+    owner = weight.argmax(dim=0)[taps.cells[:, 0]]
+    found: list[_Owned] = []
     for index, (origin, first) in enumerate(zip(side.origins, firsts, strict=True)):
-        position = np.rint(places).astype(np.intp) + origin
-        cells = np.flatnonzero((owner[first : first + count] == index) & (position < length))
-        pixels = ((position[cells] + 0.5) * mask / length).astype(np.intp)
-        found.append(_OwnedCells(slice(origin, origin + size), cells, pixels))
+        pixels = (owner == index).nonzero()[:, 0]
+        cells = (taps.cells[pixels] - first).clamp(0, count - 1)
+        found.append(
+            _Owned(
+                tile=slice(origin, origin + count * network.cell),
+                pixels=pixels.numpy(),
+                taps=Taps(cells, taps.weights[pixels]),
+            )
+        )
     return found
 
 
-def _at(logits: Tensor, cells: Tensor) -> Tensor:
-    """[t, C, N] on the CPU from logits [t, C, h', w'] and flat cell indices [N]."""
-    return logits.flatten(2)[:, :, cells].float().cpu()
+def _at(logits: Tensor, cells_4N: Tensor) -> Tensor:
+    """[t, 4, C, N] on the CPU from logits [t, C, h', w'] and flat cell indices."""
+    return logits.flatten(2)[:, :, cells_4N].transpose(1, 2).float().cpu()

@@ -22,8 +22,24 @@ LEAST_LOGIT = -1e6
 QUARTER = 4
 """Image pixels a cell with `scoring.resolution: quarter`, along one side."""
 
+TAP_PHASES = 5
+"""Cells are told apart by their index modulo this: no pixel is interpolated from so many neighbours."""
+
 Places = tuple[Tensor, Tensor]
 """Rows [h] and columns [w] of cells, float64, in pixels from the centre of the first pixel."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The cells that each of n pixels along one side is interpolated from.
+
+    Attributes:
+        cells: int64 [n, 2], the heavier one first.
+        weights: float32 [n, 2], which sum to 1.
+    """
+
+    cells: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,31 @@ class ScoringNetwork:
         if size != network_size:
             maps = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         return maps
+
+    def taps(self, axis: int, *, network_length: int, length: int) -> Taps:
+        """How `enlarge` makes the pixels of one side from the cells, which it interpolates linearly.
+
+        A pixel of an image that was resized may have a third cell, of at most 1/16: it is left out.
+
+        Args:
+            axis: −2 for rows, −1 for columns.
+            network_length: of the network's image, without padding.
+            length: of the image.
+        """
+        cells = -(-network_length // self.cell)
+        index = torch.arange(cells, dtype=torch.float64)
+        phases = [(index % TAP_PHASES == phase).double() for phase in range(TAP_PHASES)]
+        maps = torch.stack([index, *phases])[None]
+        other = -1 if axis == -2 else -2  # one cell
+        network_size, size = ((side, 1) if axis == -2 else (1, side) for side in (network_length, length))
+        found = self.enlarge(maps.unsqueeze(other), network_size=network_size, size=size).squeeze(other)[0]
+        centre, of_phase = found[0], found[1:].T
+        weights, phase = of_phase.topk(2, dim=1)
+        nearest = centre[:, None] + (phase - centre[:, None] + TAP_PHASES / 2) % TAP_PHASES - TAP_PHASES / 2
+        return Taps(
+            cells=nearest.round().long().clamp(0, cells - 1),
+            weights=(weights / weights.sum(dim=1, keepdim=True)).float(),
+        )
 
     def _trunk(self, image: Tensor) -> Trunk:
         """The trunk in float32, computed with autocast on CUDA."""

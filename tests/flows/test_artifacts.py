@@ -202,7 +202,7 @@ def test_the_round_says_what_its_model_came_to_with_the_intervals(shown: dict[st
     value = re.search(r"mIoU(\d\.\d{3}) \[\d\.\d{3}, \d\.\d{3}\]", seen.text.replace("\n", ""))
     assert value is not None
     assert value[1] in metric
-    assert f"is a {'probability' if passed else 'softmax score'}." in seen.text
+    assert ("is a probability." if passed else "is a softmax score: ") in seen.text
     assert "Model r01: promoted ✓" in seen.text
     assert "segcurate import queues/round-01" in seen.text
     assert shown["round"].description.startswith(f"Round 1: r01 promoted, mIoU {value[1]}")

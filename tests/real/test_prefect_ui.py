@@ -218,7 +218,7 @@ def test_the_round_is_a_page_with_its_learning_curve(pages: Pages, old: bool) ->
     rows = page.locator("table").first.locator("tr").all_text_contents()
     assert any(re.search(r"mIoU\s*0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", row) for row in rows), rows
     words = page.locator("body").inner_text()
-    assert re.search(r" is a (softmax score|probability)\.", words)
+    assert re.search(r" is a (softmax score|probability)[.:]", words)
     assert re.search(r"r02 is (promoted|refused)|r02 .*(promoted|refused)", words)
     assert "files could not be used" in words
     assert "<img src=x onerror=alert(1)>.png" in words

@@ -53,15 +53,16 @@ def reliability_bins(diagram: Reliability) -> list[Bin]:
 
 
 def _of_sampler(calibrated: Calibrated) -> list[Block]:
+    confidence = calibrated.confidence
     meaning = (
-        f"Its calibrated softmax is a {calibrated.confidence_name}: the calibrator has a passing report."
-        if calibrated.confidence_name == "probability"
-        else "No calibrator has a passing report: read its output as a softmax score, not as a probability."
+        "Its calibrated softmax is a probability: the calibrator has passed on images that did not fit it."
+        if confidence.reason is None
+        else f"Its calibrated softmax is a {confidence.sentence}"
     )
     name = spoken(calibrated.sampler)
     blocks: list[Block] = [
         Heading(f"{name[:1].upper()}{name[1:]}, {spoken(calibrated.calibrator)}"),
-        Text(meaning, tone="good" if calibrated.confidence_name == "probability" else "warn"),
+        Text(meaning, tone="good" if confidence.reason is None else "warn"),
     ]
     charts = [
         reliability_chart(
@@ -69,7 +70,7 @@ def _of_sampler(calibrated: Calibrated) -> list[Block]:
         )
         for name, diagram, color, axis in (
             ("Before", calibrated.before, BEFORE, "softmax score of the prediction"),
-            ("After", calibrated.after, AFTER, f"{calibrated.confidence_name} of the prediction"),
+            ("After", calibrated.after, AFTER, f"{confidence.name} of the prediction"),
         )
         if diagram is not None
     ]
@@ -90,7 +91,8 @@ def _calibrators(calibrated: Calibrated) -> list[Block]:
     chosen, auto = calibrated.report.get("chosen"), calibrated.report.get("auto")
     rows = []
     for row in compared:
-        marks = [name for name, found in (("in use", chosen), ("best allowed", auto)) if found == row["name"]]
+        named = (("in use", chosen), ("simplest as good as the best", auto))
+        marks = [name for name, found in named if found == row["name"]]
         rows.append(
             cells(
                 Cell(spoken(row["name"]), ", ".join(marks), strong=row["name"] == chosen),

@@ -287,7 +287,7 @@ def _farthest(document: Document) -> list[Block]:
 
 
 def _comparisons(document: Document, contents: Contents) -> list[Chart]:
-    name = next((one.confidence_name for one in contents.calibrated), "softmax score")
+    name = next((one.confidence.name for one in contents.calibrated), "softmax score")
     charts = []
     for key, title, label, shares in (
         ("confidence", "Confidence of pixels", f"{name} of the prediction", True),

@@ -16,7 +16,8 @@ from db.queries.runs import newest_run
 from db.tables import Model, utc_now
 from pipeline.data.masks import palette
 from pipeline.data.project import Project
-from pipeline.format import confidence_name, csv_line
+from pipeline.evaluation.confidence import confidence_of
+from pipeline.format import csv_line
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
@@ -82,7 +83,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         queue=None if queue is None else queue_summary(session, queue, class_names=names, head=FIRST_ITEMS),
         queue_groups=Counter(image.group_name for _, image in items),
         annotators=annotator_report(session, project),
-        models=model_history(session, class_names=names),
+        models=model_history(session, class_names=names, sampler=project.config.scoring.sampler),
     )
 
 
@@ -174,7 +175,7 @@ def _calibrated(session: Session, model: Model, *, split: str, sampler: str) -> 
             Calibrated(
                 sampler=name,
                 calibrator=row.calibrator,
-                confidence_name=confidence_name(row.passed),
+                confidence=confidence_of(row.passed, row.report),
                 report=row.report,
                 warning=row.warning,
                 before=before,

@@ -121,8 +121,10 @@ def _draw_curves(
         first, second = (row.before, row.after) if row.before is not None else (row.after, None)
         if first is not None:
             title = f"{what}: is its confidence right?"
+            passed = any(one.model == row.model.name and one.confidence_reason is None for one in points)
             write_figure(
-                target / f"reliability_{row.model.name}.png", draw_reliability(first, second, title=title)
+                target / f"reliability_{row.model.name}.png",
+                draw_reliability(first, second, title=title, passed=passed),
             )
         if row.risks is not None:
             write_figure(

@@ -33,14 +33,14 @@ def test_an_overconfident_network_is_put_right_and_passes_only_then() -> None:
     assert after.nll.high < before.nll.low
     assert after.ece.value < before.ece.value / 5
     assert after.brier.value < before.brier.value
-    assert not comparison.passed("identity")
-    assert comparison.passed("temperature")
+    assert comparison.refusal("identity") is not None
+    assert comparison.refusal("temperature") is None
     assert list(comparison.fitted) == list(KINDS)
 
 
 def test_what_is_calibrated_already_passes_as_it_is() -> None:
     comparison = comparison_of(planted(1.0), names=("temperature",))
-    assert comparison.passed("identity")
+    assert comparison.refusal("identity") is None
     assert comparison.fitted["identity"].ece.value < 3 * comparison.fitted["identity"].ece_noise
 
 
@@ -90,6 +90,44 @@ def test_auto_takes_the_best_nll_among_those_that_change_no_winner() -> None:
     assert chosen.nll.value < comparison.fitted["identity"].nll.value
 
 
+@pytest.mark.parametrize(("temperature", "chosen"), [(1.0, "identity"), (2.5, "temperature")])
+def test_auto_takes_the_simplest_that_is_as_good_as_the_best(temperature: float, chosen: str) -> None:
+    comparison = comparison_of(planted(temperature), names=("temperature", "classwise_temperature"))
+    assert comparison.auto == chosen
+    best = min(comparison.fitted.values(), key=lambda item: item.nll.value)
+    found = comparison.fitted[chosen]
+    assert found.nll.value <= best.nll.value + found.standard_error(best)
+
+
+def test_a_standard_error_is_that_of_a_mean_of_differences_over_units() -> None:
+    pixels = planted(2.0)
+    items = [
+        evaluate_calibrator(Temperature(tau), pixels, singly(30), EvaluationConfig(resamples=100), seed=0)
+        for tau in (1.0, 2.0)
+    ]
+    mean = [
+        [mean_nll(Temperature(tau), pixels.where(pixels.images == image)) for image in range(30)]
+        for tau in (1.0, 2.0)
+    ]
+    difference = np.array(mean[0]) - np.array(mean[1])
+    expected = difference.std(ddof=1) / math.sqrt(30)
+    assert items[0].standard_error(items[1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_terms_of_a_pixel_count_by_their_shares() -> None:
+    """Two terms with shares of ¾ and ¼ are four equal terms of which three are the same."""
+    logits, labels = law(samples=2, pixels=3000, spread=1.5)
+    shares = torch.tensor([[0.75], [0.25]]).expand(2, 3000)
+    images = torch.arange(3000) * 30 // 3000
+    shared = Pixels(logits * 2, labels, torch.ones(3000), images, shares)
+    repeated = Pixels(logits[[0, 0, 0, 1]] * 2, labels, torch.ones(3000), images)
+    for name in KINDS:
+        first, second = fit_calibrator(name, shared), fit_calibrator(name, repeated)
+        expected = mean_nll(second, repeated)
+        assert mean_nll(first, shared) == pytest.approx(expected, abs=1e-3)
+        assert mean_nll(second, shared) == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_temperature_changes_no_winner_though_the_mean_of_samples_may_have_another() -> None:
     logits, labels = law(samples=6, spread=2.0)
     found = comparison_of(pixels_of(logits * 3, labels), names=("temperature",)).fitted["temperature"]
@@ -105,14 +143,15 @@ def test_one_image_is_evaluated_on_itself_and_nothing_passes() -> None:
     assert math.isnan(found.ece.low)
     assert found.document()["ece"]["high"] is None
     assert found.document()["ece_noise"] is None
-    assert not comparison.passed("temperature")
+    assert comparison.refusal("temperature") is not None
 
 
 def test_images_of_one_block_are_halved_but_have_no_interval_and_do_not_pass() -> None:
     comparison = comparison_of(planted(2.0, images=4, pixels=4000), block=4, names=("temperature",))
     assert comparison.cross_fitted
     assert math.isnan(comparison.fitted["temperature"].ece.high)
-    assert not comparison.passed("temperature")
+    assert comparison.auto == "identity"
+    assert comparison.refusal("temperature") is not None
 
 
 def test_an_unknown_calibrator_is_refused() -> None:
@@ -134,7 +173,7 @@ def test_a_calibrator_that_is_worse_by_chance_passes_and_one_that_is_worse_does_
         )
         fitted = {"identity": uncalibrated, "temperature": item}
         comparison = Comparison(fitted=fitted, cross_fitted=True, units=30)
-        return comparison.passed("temperature"), item.worse, expected
+        return comparison.refusal("temperature") is None, item.worse, expected
 
     passed, worse, change = verdict(1.01)
     assert (passed, worse) == (True, False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.confidence import Confidence
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.stress_verdicts import JUDGED
 from pipeline.report.blocks import Gallery
@@ -301,6 +302,7 @@ def point(number: int, value: float | None = None, *, promoted: bool | None = No
         ece_after=Estimate(0.02, 0.01, 0.03),
         error_auroc=Estimate(0.9, 0.88, 0.92),
         confidence="probability",
+        confidence_reason=None,
     )
 
 
@@ -393,7 +395,7 @@ def full_contents() -> Contents:
             Calibrated(
                 sampler="mc_dropout",
                 calibrator="temperature",
-                confidence_name="probability",
+                confidence=Confidence("probability", None),
                 report=calibration_document(),
                 warning=None,
                 before=reliability(0.08),
@@ -465,6 +467,8 @@ def full_contents() -> Contents:
                 units=12,
                 mean_iou=Estimate(0.74, 0.71, 0.76),
                 classes=(),
+                confidence="probability",
+                confidence_reason=None,
                 created_at=datetime(2026, 1, 1, tzinfo=UTC),
             )
         ],

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pipeline.evaluation.confidence import Confidence
 from pipeline.report.page import class_colors, render_page
 from tests.pipeline.report.documents import (
     COLORS,
@@ -102,7 +103,7 @@ def test_numbers_come_with_their_interval(full: str) -> None:
     text = Outline(full).text
     assert "0.740 [0.710, 0.760]" in text  # mIoU of round 3
     assert "MC dropout entropy 0.900 [0.880, 0.920]" in text
-    assert "temperature in use, best allowed 0.400 [0.380, 0.420]" in text
+    assert "temperature in use, simplest as good as the best 0.400 [0.380, 0.420]" in text
 
 
 def test_what_is_missing_names_the_command_that_makes_it() -> None:
@@ -137,10 +138,11 @@ def test_a_closed_gate_says_what_is_refused(full: str) -> None:
 def test_confidence_is_called_a_probability_only_after_a_passing_report(full: str) -> None:
     assert "probability of the prediction" in Outline(full).text
     contents = full_contents()
-    refused = [replace(one, confidence_name="softmax score") for one in contents.calibrated]
+    confidence = Confidence("softmax score", "On the test split, calibration raised the NLL.")
+    refused = [replace(one, confidence=confidence) for one in contents.calibrated]
     text = Outline(render_page(replace(contents, calibrated=refused))).text
     assert "probability of the prediction" not in text
-    assert "read its output as a softmax score" in text
+    assert "is a softmax score, not a probability. On the test split, calibration raised the NLL." in text
 
 
 def test_the_best_number_of_a_column_is_bold_and_lower_is_better_for_risk() -> None:

@@ -14,7 +14,7 @@ from pipeline.calibration.calibrators import Calibrators, Temperature
 from pipeline.config import ScoringConfig
 from pipeline.errors import ConfigError
 from pipeline.model.segmenter import Segmenter
-from pipeline.uncertainty.drawn_pixels import draw_pixels
+from pipeline.uncertainty.drawn_pixels import draw_pixels, pixels_of
 from pipeline.uncertainty.network import ScoringNetwork, resample
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.samplers import Member, Normalisation
@@ -221,8 +221,8 @@ def test_members_of_other_architectures_are_brought_to_the_serving_networks_cell
     torch.testing.assert_close(found.probability, mean_of(samples), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_pixels_for_the_calibration_are_those_that_the_cells_have_seen(resolution: str) -> None:
+@pytest.mark.parametrize("resolution", ["logits", "full"])
+def test_pixels_for_the_calibration_are_those_that_the_network_has_seen(resolution: str) -> None:
     segmenter = pixelwise()
     predictor = predictor_of(segmenter, "mc_dropout", resolution=resolution)
     label = torch.randint(4, (41, 54), dtype=torch.uint8)
@@ -233,7 +233,9 @@ def test_pixels_for_the_calibration_are_those_that_the_cells_have_seen(resolutio
     assert len(drawn.labels) == 60
     assert drawn.sampled is not None
     assert len(drawn.sampled) == 4
+    assert drawn.shares[0].min() == 1
     torch.testing.assert_close(drawn.deterministic[0], by_label[:, drawn.labels])
+    assert len(pixels_of([drawn], sampled=True).logits) == 4
 
 
 @pytest.mark.parametrize("sampler", ["mc_dropout", "tta", "head_ensemble", "ensemble"])
