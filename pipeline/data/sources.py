@@ -10,9 +10,10 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,12 @@ from pipeline.errors import DataError
 SORTED_IN_MEMORY = 10_000
 """Names of one folder that are sorted in memory; more are sorted in files."""
 
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"}
+)
+"""Folders in which file servers and desktops keep thumbnails, snapshots and what was deleted."""
+
+_LISTED = 8
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -57,6 +64,25 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """What lies in the image folders and is not read: files by their ending, and folders by their name."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    folders: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """One line each, where there are any."""
+        files = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))[:_LISTED]
+        listed = ", ".join(f"{number} {ending or 'without an ending'}" for ending, number in files)
+        more = " and others" if len(self.endings) > _LISTED else ""
+        folders = ", ".join(name for name, number in sorted(self.folders.items()) if number)
+        lines = (
+            [f"{self.endings.total()} files are no images and were skipped: {listed}{more}."] if files else []
+        )
+        return lines + ([f"Folders of the system were skipped: {folders}."] if folders else [])
+
+
+@dataclass(frozen=True)
 class _Folder:
     """An entry of `data.images`: what lies below `base` and matches `pattern`, or everything there."""
 
@@ -72,7 +98,7 @@ class _Folder:
         path = absolute.relative_to(self.base).as_posix()
         return path if self.pattern is None or self.pattern.fullmatch(path) else None
 
-    def walk(self, excluded: set[str]) -> Iterator[ImageFile]:
+    def walk(self, excluded: set[str], skipped: Skipped) -> Iterator[ImageFile]:
         """Its image files, depth first; the folder itself is never excluded."""
         stack: list[tuple[Path, int, frozenset[str]]] = [
             (self.base, 1, frozenset({os.path.realpath(self.base)}))
@@ -80,7 +106,7 @@ class _Folder:
         while stack:
             folder, depth, ancestors = stack.pop()
             folders: list[str] = []
-            with _sorted_names(_names(folder, folders=folders), key=natural_key) as names:
+            with _sorted_names(_names(folder, folders=folders, skipped=skipped), key=natural_key) as names:
                 for name in names:
                     path = folder / name
                     if self.pattern is None or self.below(path) is not None:
@@ -107,7 +133,7 @@ class _Prefix:
         path = file.uri[len(self.base) + 1 :]
         return path if self.pattern is None or self.pattern.fullmatch(path) else None
 
-    def walk(self, excluded: set[str]) -> Iterator[ImageFile]:
+    def walk(self, excluded: set[str], skipped: Skipped) -> Iterator[ImageFile]:
         """Its image files, in the order in which a folder is walked. Only this machine's are excluded."""
         files = (name for name in listed(self.base, self.cache.options) if _is_image(name))
         matching = (name for name in files if self.pattern is None or self.pattern.fullmatch(name))
@@ -116,11 +142,14 @@ class _Prefix:
                 yield RemoteFile(f"{self.base}/{name}", self.cache)
 
 
-def find_images(project: Project) -> Iterator[Found]:
+def find_images(project: Project, skipped: Skipped | None = None) -> Iterator[Found]:
     """Every image file that `data.images` names, once, in natural order within its folder.
 
     The project's own folders, the mask folder, hidden files and the masks that lie among the images are
-    left out; links to folders are followed.
+    left out, and so are the folders of file servers and desktops; links to folders are followed.
+
+    Args:
+        skipped: counts what is no image in the folders of this machine.
 
     Raises:
         DataError: an entry of `data.images` does not exist.
@@ -129,7 +158,7 @@ def find_images(project: Project) -> Iterator[Found]:
     excluded = _excluded(project)
     is_mask = _mask_test(project)
     for number, source in enumerate(sources):
-        for path in source.walk(excluded):
+        for path in source.walk(excluded, skipped or Skipped()):
             if any(earlier.below(path) is not None for earlier in sources[:number]) or is_mask(path):
                 continue
             yield Found(path=path, uri=project.uri(path), below=source.below(path) or path.name)
@@ -227,7 +256,7 @@ def _prefix(project: Project, entry: str) -> _Prefix:
 
 def _is_image(path: str) -> bool:
     """Whether a path below an image folder is that of an image, and hidden nowhere."""
-    hidden = path.startswith(".") or "/." in path
+    hidden = path.startswith(".") or "/." in path or not SYSTEM_FOLDERS.isdisjoint(path.split("/"))
     return not hidden and os.path.splitext(path)[1].lower() in IMAGE_ENDINGS
 
 
@@ -305,17 +334,24 @@ def _mask_test(project: Project) -> Callable[[ImageFile], bool]:
     return is_mask
 
 
-def _names(folder: Path, *, folders: list[str]) -> Iterator[str]:
-    """Image files of a folder, unsorted; its folders are put into `folders`."""
+def _names(folder: Path, *, folders: list[str], skipped: Skipped) -> Iterator[str]:
+    """Image files of a folder, unsorted; its folders are put into `folders`, the others into `skipped`."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
+                    skipped.folders[".Trash"] += entry.name.startswith(".Trash")
                     continue
+                ending = os.path.splitext(entry.name)[1].lower()
                 if _is_folder(entry):
-                    folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_ENDINGS:
+                    if entry.name in SYSTEM_FOLDERS:
+                        skipped.folders[entry.name] += 1
+                    else:
+                        folders.append(entry.name)
+                elif ending in IMAGE_ENDINGS:
                     yield entry.name
+                else:
+                    skipped.endings[ending] += 1
     except OSError as error:
         raise DataError(
             f"The folder {folder} cannot be read: {error.strerror}.", "Give yourself permission."

@@ -45,6 +45,8 @@ class LabelMap:
         self.unpainted_color = next(
             color for color in (*config.ignore_color, *_UNPAINTED_COLORS) if color not in colors
         )
+        self.has_own_colors = all(item.color is not None for item in config.classes)
+        self.ignored_colors = {*config.ignore_color, self.unpainted_color}
         classes = [
             item.model_copy(update={"id": id_, "color": color})
             for item, id_, color in zip(config.classes, ids, colors, strict=True)
@@ -58,7 +60,7 @@ class LabelMap:
         )
         self._codec = replace(
             MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "auto"})),
-            colors_decide=all(item.color is not None for item in config.classes),
+            colors_decide=self.has_own_colors,
         )
 
     def document(self) -> dict[str, Any]:

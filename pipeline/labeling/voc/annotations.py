@@ -119,9 +119,9 @@ def _annotation(
 
 def _colors(files: Files, name: str, labels: LabelMap) -> ColorMap | DataError:
     """The meaning of the masks' colours, by the label map beside them; or the error in that."""
-    if name not in files.names:
-        return ColorMap.of(labels)
     try:
+        if name not in files.names:
+            return ColorMap.of(labels)
         return ColorMap.parse(read_file(files, name, longest=LONGEST_LABEL_MAP), labels)
     except DataError as error:
         return error
@@ -138,6 +138,6 @@ def _read(files: Files, name: str, colors: ColorMap | DataError, width: int, hei
 def _packed_colors(file: Path, content: bytes, *, width: int, height: int) -> npt.NDArray[np.int32]:
     """The colours [H, W] of an untrusted PNG, as numbers; its size is checked before it is decoded."""
     with open_png(content, width=width, height=height) as (picture, stream):
-        image = OpenImage(file, stream, picture)
+        image = OpenImage(file, stream, stream, picture)
         check_mask(file, image, size=None)
         return mask_colors(file, image)

@@ -84,7 +84,17 @@ class ColorMap:
 
     @classmethod
     def of(cls, labels: LabelMap) -> ColorMap:
-        """The map of a project's own colours, for masks without a label map."""
+        """The map of a project's own colours, for masks without a label map.
+
+        Raises:
+            DataError: a class has no colour of its own; the one of pictures means nothing in a foreign mask.
+        """
+        if not labels.has_own_colors:
+            raise DataError(
+                f"It has no {LABEL_MAP_FILE} that says which class a colour means, and not every class in "
+                "`data.classes` has a `color`.",
+                f"Put the {LABEL_MAP_FILE} of the labeling tool beside the folder of the masks.",
+            )
         return cls.parse(write_label_map(labels).encode(), labels)
 
     @classmethod
@@ -104,6 +114,10 @@ class ColorMap:
                 problems[packed] = f"of the colour {color}, which two labels have"
         for packed in problems:
             classes.pop(packed, None)
+        if classes:
+            for color in labels.ignored_colors:
+                if pack(color) not in problems:
+                    classes.setdefault(pack(color), IGNORE)
         colors = np.array(sorted(classes), dtype=np.int32)
         values = np.array([classes[color] for color in colors.tolist()], dtype=np.uint8)
         return cls(colors=colors, classes=values, problems=problems)

@@ -25,7 +25,7 @@ from pipeline.data.images import OpenImage, open_image
 from pipeline.data.listings import Named
 from pipeline.data.masks import wrong_size
 from pipeline.data.project import Project
-from pipeline.data.sources import Found, as_text, find_images, is_text
+from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
@@ -49,6 +49,7 @@ class IngestReport:
         labeled_images, labeled_regions: initial labels that this run recorded.
         unmasked: held-out images without a mask, by split: they cannot be evaluated.
         classes: a table of the classes in the masks that this run has read.
+        skipped: what lies in the image folders and is no image, as text.
     """
 
     found: int = 0
@@ -60,6 +61,7 @@ class IngestReport:
     labeled_regions: int = 0
     unmasked: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -68,6 +70,7 @@ class IngestReport:
         lines = [
             f"Found {self.found} image files, {self.added} of them new; {self.masks} images have a mask.",
             f"Images: {splits or 'none'}.",
+            *self.skipped,
             *self.classes,
         ]
         if self.labeled_images:
@@ -112,7 +115,8 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with database.session() as session:
         locked = _open_project(session, project)
     assignments = Assignments(project, database if locked else None, held_out)
-    files = find_images(project)
+    skipped = Skipped()
+    files = find_images(project, skipped)
     with ThreadPoolExecutor(workers) as threads:
         while batch := list(islice(files, BATCH)):
             initial_uris += [found.uri for found in batch if found in initial]
@@ -126,7 +130,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             progress("ingest", report.found, None)
     if not report.found:
         raise DataError(
-            f"There is no image in {', '.join(project.config.data.images)}.",
+            " ".join([f"There is no image in {', '.join(project.config.data.images)}.", *skipped.lines()]),
             "Put PNG, JPEG, TIFF, WebP or BMP files there, or correct `data.images`.",
         )
     with database.session() as session:
@@ -161,6 +165,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             splits=images.count_splits(session),
             masks=masks,
             classes=tuple(census.lines()),
+            skipped=tuple(skipped.lines()),
             unmasked=images.count_unmasked(session) if masks else {},
             warnings=tuple(warnings),
         )

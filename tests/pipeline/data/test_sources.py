@@ -10,7 +10,7 @@ from pipeline.config import ProjectConfig
 from pipeline.data import sources
 from pipeline.data.listings import Named, PathTable, Sequences, read_list
 from pipeline.data.project import Project
-from pipeline.data.sources import find_images, mask_path
+from pipeline.data.sources import Skipped, find_images, mask_path
 from pipeline.errors import DataError
 
 
@@ -128,6 +128,18 @@ def test_a_suffix_of_the_images_is_none_of_the_masks(tmp_path: Path) -> None:
     touch(tmp_path, "images/x/a_gtFine.png")
     beside = project(tmp_path, masks="images", **options)
     assert uris(beside) == ["images/b_ids.png", "images/x/a_leftImg8bit.png", "images/x/b.png"]
+
+
+def test_other_files_and_folders_of_systems_are_counted_and_not_read(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "images/b.gif", "images/x/c.GIF", "images/d.pdf", "images/README")
+    for folder in ("@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", ".Trash-1000"):
+        touch(tmp_path, f"images/{folder}/thumb.png")
+    skipped = Skipped()
+    assert [found.below for found in find_images(project(tmp_path), skipped)] == ["a.png"]
+    assert skipped.lines() == [
+        "4 files are no images and were skipped: 2 .gif, 1 without an ending, 1 .pdf.",
+        "Folders of the system were skipped: #recycle, $RECYCLE.BIN, .Trash, @eaDir, __MACOSX.",
+    ]
 
 
 def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from pipeline.config import DataConfig
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.cvat.labels import label_names
+from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool
 from pipeline.labeling.unchanged import PROPOSALS
 from pipeline.labeling.voc import CVAT_MASKS, VOC
@@ -226,10 +228,41 @@ def test_grey_masks_are_read_by_their_colours(tmp_path: Path) -> None:
     ]
 
 
+def with_colors(**options: Any) -> LabelMap:
+    classes = [{"name": "road", "color": ROAD}, {"name": "日本", "color": JAPAN}]
+    return LabelMap(DataConfig.model_validate({"images": ["images"], "classes": classes, **options}))
+
+
 def test_without_a_label_map_colours_are_the_projects(tmp_path: Path) -> None:
-    folder = write_queue(VOC, tmp_path / "out", [np.array([[2, 255, 4]], np.uint8)])
-    (path,) = (folder / "SegmentationClass").iterdir()
-    assert mask_of(said_of_one(tmp_path / "in", path.read_bytes(), colors=None, names=NAMES)) == [[2, 255, 4]]
+    root = source(tmp_path, {"a.png": colored([ROAD, (0, 0, 0), JAPAN])}, colors=None)
+    (answer,) = VOC.read(root, with_colors())
+    assert mask_of(decoded(answer, (3, 1))) == [[0, 255, 1]]
+
+
+def test_colours_of_nobody_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+    car = colored([(128, 128, 128)] * 3)  # Pascal VOC's car, and the colour of another class in pictures
+    said = said_of_one(tmp_path, car, colors=None, names=tuple(f"class {n}" for n in range(21)))
+    assert isinstance(said, str)
+    assert "has no labelmap.txt" in said
+    assert "Put the labelmap.txt" in said
+
+
+@pytest.mark.parametrize("colors", [LABEL_MAP, None])
+@pytest.mark.parametrize(
+    ("void", "options"), [((224, 224, 192), {}), ((7, 7, 7), {"ignore_color": [(7, 7, 7)]})]
+)
+def test_the_void_of_pascal_voc_and_of_the_project_is_not_labeled(
+    tmp_path: Path, colors: str | None, void: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[1, 255]] = ROAD, void
+    picture.putpalette(palette.ravel().tolist())
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    root = source(tmp_path, {"a.png": stream.getvalue()}, colors=colors)
+    (answer,) = VOC.read(root, with_colors(**options))
+    assert mask_of(decoded(answer, (3, 1))) == [[255, 0, 255]]
 
 
 def test_without_colours_labels_have_those_of_pascal_voc(tmp_path: Path) -> None:

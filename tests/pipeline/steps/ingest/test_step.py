@@ -149,6 +149,11 @@ def test_an_empty_folder_is_an_error_that_names_it(folder: Folder) -> None:
     assert "data.images" in caught.value.remedy
 
 
+def test_skipped_files_are_one_line_of_the_report(five: Folder) -> None:
+    (five.root / "images" / "film.mp4").write_text("a film")
+    assert "1 files are no images and were skipped: 1 .mp4." in five.ingest(splits=HELD_OUT).lines()
+
+
 def test_a_folder_of_nothing_usable_is_an_error_and_the_reasons_stay(folder: Folder) -> None:
     (folder.root / "images").mkdir()
     (folder.root / "images" / "a.png").write_text("no image")
