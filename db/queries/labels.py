@@ -1,6 +1,6 @@
 """Imported labels: successive versions for each image of each queue.
 
-The newest version of each annotator is in force, for each image of each queue.
+The newest version of each annotation and of each annotator is in force, for each image of each queue.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from db.queries.paging import in_parts
 from db.tables import Image, Label, LabelRegion, QueueItem
@@ -47,9 +47,24 @@ class Covered(NamedTuple):
 
 
 def newest_versions() -> Subquery:
-    """`image_id`, `queue_id`, `version` of the labels in force; unnamed labels are one annotator's."""
-    newest = select(Label.image_id, Label.queue_id, func.max(Label.version).label("version"))
-    return newest.group_by(Label.image_id, Label.queue_id, Label.annotator).subquery()
+    """`image_id`, `queue_id`, `version` of the labels in force.
+
+    A label is in force until a later one of its image and queue replaces it: of the same annotation of the
+    labeling tool, whoever made it, or by the same annotator. Unnamed labels are one annotator's.
+    """
+    later = aliased(Label)
+    replaced = (
+        select(later.id)
+        .where(
+            later.image_id == Label.image_id,
+            later.queue_id == Label.queue_id,
+            later.version > Label.version,
+            or_(later.annotator.is_not_distinct_from(Label.annotator), later.origin == Label.origin),
+        )
+        .correlate(Label)
+        .exists()
+    )
+    return select(Label.image_id, Label.queue_id, Label.version).where(~replaced).subquery()
 
 
 def is_version(newest: Subquery) -> ColumnElement[bool]:

@@ -402,7 +402,8 @@ class IncomingQueue:
             return
         with self._database.session(write=False) as session:
             known = label_queries.labels_in_force(session, queue_id=self.queue.id, image_id=target.image.id)
-            uris = {label.annotator: label.mask_uri for label in known}
+            replaced = {label.origin for label in new} - {None}
+            uris = {label.annotator: label.mask_uri for label in known if label.origin not in replaced}
         uris |= {label.annotator: label.mask_uri for label in new}
         if len(uris) < 2:
             return

@@ -137,6 +137,21 @@ def test_a_changed_annotation_is_the_next_version_of_its_own_annotator(
     assert all(item.disagreement for item in exported.items(NAME))
 
 
+def test_a_correction_replaces_its_annotation_whoever_makes_it(exported: Exported, tmp_path: Path) -> None:
+    mask = inside(exported, NAME, exported.truth[NAME])
+    file = tmp_path / "export.json"
+    take(exported, submitted(exported, file, by_ann_and_bo(exported, mask, mask)))
+    corrected = np.where(mask == IGNORE, mask, 2).astype(np.uint8)
+    again = annotation(exported, NAME, corrected, number=1, at="2026-11-02T10:00:00Z", by="cy@example.org")
+    assert take(exported, submitted(exported, file, [again])).imported == 1
+    in_force = ask(exported.database, label_queries.labels_in_force, image_id=exported.images()[NAME].id)
+    assert [(label.annotator, label.version) for label in in_force] == [
+        ("bo@example.org", 2),
+        ("cy@example.org", 3),
+    ]
+    assert {item.annotators for item in exported.items(NAME)} == {2}
+
+
 def test_a_skipped_image_is_recorded_as_skipped_and_not_asked_for_again(
     exported: Exported, tmp_path: Path
 ) -> None:
