@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-from collections.abc import Generator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,7 +31,14 @@ _MOST_CHANNELS = 4
 _UNKNOWN = -1
 _LISTED = 8
 
+NEUTRAL = (72, 72, 72)
+"""The first class, which is most often the background: an overlay darkens it, and colours the others."""
 _DISTINCT = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
+)  # fmt: skip
+"""Distinct for colour-blind people too (Okabe & Ito 2008, Color Universal Design)."""
+_FORMER = (
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180),
     (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255),
     (170, 110, 40), (255, 250, 200), (128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180),
@@ -257,20 +264,46 @@ def unpack(packed: int) -> tuple[int, int, int]:
 
 
 def palette(config: DataConfig) -> npt.NDArray[np.uint8]:
-    """The colour of each class, uint8 [C, 3]: the given one, else a fixed one that no other class has."""
-    taken = {item.color for item in config.classes}
-    free = (color for color in _endless_colors() if color not in taken)
-    colors = [item.color if item.color is not None else next(free) for item in config.classes]
-    return np.array(colors, dtype=np.uint8)
+    """The colour of each class, uint8 [C, 3]: the given one, else a fixed one that no other class has. It is
+    grey for the first class, and distinct for colour-blind people for the next seven."""
+    given = [item.color for item in config.classes]
+    former = set(_filled(given, _endless(_FORMER, saturation=0.85)))
+    new = _unlike({NEUTRAL, *former}, _endless(_DISTINCT, saturation=0.6))
+    if given[0] is None and NEUTRAL not in given:
+        given[0] = NEUTRAL
+    return np.array(_filled(given, new), dtype=np.uint8)
 
 
-def _endless_colors() -> Generator[tuple[int, int, int]]:
-    yield from _DISTINCT
+def former_palette(config: DataConfig) -> list[tuple[int, int, int]]:
+    """The colours of the classes in queues of earlier versions. A class that was given no colour has one
+    there that no class has now."""
+    return _filled([item.color for item in config.classes], _endless(_FORMER, saturation=0.85))
+
+
+def _unlike(
+    taken: set[tuple[int, int, int]], colors: Iterator[tuple[int, int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """Colours without those that are taken, each once."""
+    for color in colors:
+        if color not in taken:
+            taken.add(color)
+            yield color
+
+
+def _filled(
+    given: Sequence[tuple[int, int, int] | None], colors: Iterator[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    free = (color for color in colors if color not in given)
+    return [color if color is not None else next(free) for color in given]
+
+
+def _endless(first: Sequence[tuple[int, int, int]], *, saturation: float) -> Iterator[tuple[int, int, int]]:
+    yield from first
     step = 0
     while True:  # golden-ratio hues: no two of the first few hundred are alike
         step += 1
         value = (0.95, 0.7, 0.5)[step % 3]
-        red, green, blue = colorsys.hsv_to_rgb(step * 0.618034 % 1, 0.85 - 0.1 * (step % 4), value)
+        red, green, blue = colorsys.hsv_to_rgb(step * 0.618034 % 1, saturation - 0.1 * (step % 4), value)
         yield round(red * 255), round(green * 255), round(blue * 255)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.config import IGNORE, DataConfig
 from pipeline.data.images import encode_png
-from pipeline.data.masks import Mask, MaskCodec, palette, read_mask
+from pipeline.data.masks import Mask, MaskCodec, former_palette, pack, palette, read_mask
 from pipeline.files import atomic_write_bytes
 from pipeline.regions.outlines import decode_outline, paint_regions
 
@@ -24,6 +24,8 @@ COVERED = 0.5
 """Share of a region's pixels that must be painted for the region to count as labeled. Selection excludes
 a region by the same share; a pixel whose class an annotator cannot tell stays unpainted."""
 
+_FORMER_UNPAINTED = 65535
+"""The value of "not labeled" in queues of earlier versions, where a class has 255."""
 _UNPAINTED_COLORS = ((224, 224, 192), (255, 0, 255), (127, 127, 127), (1, 2, 3))
 
 
@@ -37,7 +39,7 @@ class LabelMap:
     def __init__(self, config: DataConfig) -> None:
         ids = [index if item.id is None else item.id for index, item in enumerate(config.classes)]
         colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(config)]
-        unpainted = (IGNORE, *config.ignore_index, *range(65535, 0, -1))
+        unpainted = (IGNORE, *config.ignore_index, *range(254, 0, -1), _FORMER_UNPAINTED)
         self.names = config.class_names
         self.ids = ids
         self.colors = colors
@@ -54,12 +56,19 @@ class LabelMap:
         travelling = config.model_copy(
             update={
                 "classes": classes,
-                "ignore_index": [*config.ignore_index, self.unpainted_id],
+                "ignore_index": [
+                    *config.ignore_index,
+                    self.unpainted_id,
+                    *({_FORMER_UNPAINTED} - set(ids)),
+                ],
                 "ignore_color": [*config.ignore_color, self.unpainted_color],
             }
         )
+        codec = MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "auto"}))
+        former = {pack(color): index for index, color in enumerate(former_palette(config))}
         self._codec = replace(
-            MaskCodec.from_config(travelling.model_copy(update={"mask_encoding": "auto"})),
+            codec,
+            index_of_color=former | codec.index_of_color,
             colors_decide=self.has_own_colors,
         )
 
@@ -76,7 +85,8 @@ class LabelMap:
         }
 
     def write(self, path: Path, mask: Mask) -> None:
-        """Write a mask as an index PNG of class ids; 16 bits where an id needs them.
+        """Write a mask as a PNG of class ids with the classes' colours as its palette; in grey and 16 bits
+        where an id needs them.
 
         Raises:
             UserError: the folder cannot be written, or the disk is full.
@@ -85,7 +95,9 @@ class LabelMap:
         table = np.zeros(256, dtype=np.uint16 if largest > 255 else np.uint8)
         table[: len(self.ids)] = self.ids
         table[IGNORE] = self.unpainted_id
-        atomic_write_bytes(path, encode_png(table[mask]))
+        color_of = dict(zip(self.ids, self.colors, strict=True)) | {self.unpainted_id: self.unpainted_color}
+        colors = [color_of.get(value, (0, 0, 0)) for value in range(256)] if largest <= 255 else []
+        atomic_write_bytes(path, encode_png(table[mask], colors))
 
     def read(self, path: Path, *, size: tuple[int, int]) -> Mask:
         """Read an annotator's mask: an index mask, a palette mask, or colours of the label map.

@@ -13,7 +13,15 @@ import tifffile
 from PIL import Image
 
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.masks import MaskCodec, mask_sha256, palette, read_mask, store_mask, write_mask
+from pipeline.data.masks import (
+    MaskCodec,
+    former_palette,
+    mask_sha256,
+    palette,
+    read_mask,
+    store_mask,
+    write_mask,
+)
 from pipeline.errors import DataError, UserError
 
 PLAIN: list[Any] = ["sky", "road", "car"]
@@ -282,3 +290,16 @@ def test_a_fax_and_a_lossy_file_are_no_mask(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.webp"):
         with pytest.raises(DataError, match="may be lossy"):
             read_mask(saved(tmp_path / name, INDEX), codec(), size=None)
+
+
+@pytest.mark.parametrize("given", [{}, {3: (230, 25, 75)}, {0: (230, 159, 0), 2: (72, 72, 72)}])
+def test_no_default_colour_is_one_that_an_earlier_version_gave_to_another_class(
+    given: dict[int, tuple[int, int, int]],
+) -> None:
+    classes = [{"name": str(n), "color": given[n]} if n in given else {"name": str(n)} for n in range(255)]
+    config = DataConfig.model_validate({"images": ["images"], "classes": classes})
+    colors = [tuple(color) for color in palette(config).tolist()]
+    chosen = {color for n, color in enumerate(colors) if n not in given}
+    former = {color for n, color in enumerate(former_palette(config)) if n not in given}
+    assert not chosen & former
+    assert len(set(colors)) == 255

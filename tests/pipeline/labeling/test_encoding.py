@@ -72,3 +72,27 @@ def test_a_mask_is_of_the_whole_image_when_most_of_the_rest_is_painted_too() -> 
     mask = np.zeros((4, 4), dtype=np.uint8)
     mask[:2, :2] = IGNORE
     assert not is_whole_image(mask, boxes)
+
+
+def test_a_premask_shows_the_classes_in_their_colours_in_8_bits(tmp_path: Path) -> None:
+    label_map = LabelMap(data(["a", "b", {"name": "c", "id": 255}], ignore_index=[]))
+    label_map.write(tmp_path / "mask.png", MASK)
+    with PillowImage.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P"
+        shown = np.asarray(image.convert("RGB"))
+    assert tuple(shown[0, 0].tolist()) == label_map.colors[0] == (72, 72, 72)
+    assert tuple(shown[0, 2].tolist()) == label_map.colors[2]
+    assert tuple(shown[1, 1].tolist()) == label_map.unpainted_color
+
+
+def test_masks_of_a_queue_of_an_earlier_version_come_back(tmp_path: Path) -> None:
+    label_map = LabelMap(data(["a", "b", {"name": "c", "id": 255}], ignore_index=[]))
+    former = np.zeros((256, 3), dtype=np.uint8)
+    former[:3] = [(230, 25, 75), (60, 180, 75), (255, 225, 25)]
+    former[IGNORE] = label_map.unpainted_color
+    PillowImage.fromarray(former[MASK]).save(tmp_path / "rgb.png")
+    np.testing.assert_array_equal(label_map.read(tmp_path / "rgb.png", size=(3, 2)), MASK)
+    values = np.zeros(256, dtype=np.uint16)
+    values[[0, 1, 2, IGNORE]] = (0, 1, 255, 65535)
+    PillowImage.fromarray(values[MASK]).save(tmp_path / "index.png")
+    np.testing.assert_array_equal(label_map.read(tmp_path / "index.png", size=(3, 2)), MASK)

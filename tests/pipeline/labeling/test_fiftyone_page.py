@@ -75,7 +75,7 @@ def test_the_page_loads_an_exported_folder_and_brings_masks_back(
     assert [sample["rank"] for sample in names["session"].view] == [1, 2, 3]
     for sample, mask in zip(dataset.samples, masks, strict=True):
         assert Image.open(sample["filepath"]).size == (30, 20)
-        assert np.array_equal(np.asarray(Image.open(sample["proposal"].mask_path)), mask)
+        assert np.array_equal(sample["proposal"].mask, mask)
         look = np.asarray(Image.open(sample["look"].map_path))
         assert (look.shape, look.dtype, sample["look"].range) == ((5, 8), np.uint8, [0, 255])
         assert [region.bounding_box for region in sample["regions"].detections] == [[0, 0, 1, 1]]
