@@ -15,7 +15,7 @@ from db.queries.queues import newest_round_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
-from pipeline.format import counts, largest, percent
+from pipeline.format import counts, evidence, largest, percent
 from pipeline.summaries.classes import worst_class
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
@@ -112,7 +112,7 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
         rows = [(one.name, one.iou.text(), one.recall.text()) for one in worst_first[:SHOWN_CLASSES]]
         parts.append(table(("class, the worst first", "IoU", "recall"), rows))
     parts.append(
-        f"In brackets, {level:g} % bootstrap intervals over images; with the sampler "
+        f"In brackets, {level:g} % intervals over {evidence(last.images or 0, last.units)}; with the sampler "
         f"of the scores, {code(project.config.scoring.sampler)}. The calibrated softmax of "
         f"{plain(last.model)} is a **{last.confidence}**{plain(_because(last))}."
     )

@@ -71,14 +71,15 @@ def count(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
-def evidence(images: int, units: int) -> str:
-    """What stands behind an interval: images, and how many independent units they make.
+def evidence(images: int, units: int | None) -> str:
+    """What stands behind an interval: images, and how many independent units they make; None for an interval
+    that was stored without them.
 
-    >>> evidence(40, 5), evidence(1, 1)
-    ('40 images in 5 independent units', '1 image in 1 independent unit')
+    >>> evidence(40, 5), evidence(1, 1), evidence(40, None)
+    ('40 images in 5 independent units', '1 image in 1 independent unit', '40 images')
     """
-    words = (f"{count(n)} {name}{'' if n == 1 else 's'}" for n, name in ((images, "image"), (units, UNIT)))
-    return " in ".join(words)
+    known = ((images, "image"), (units, UNIT))
+    return " in ".join(f"{count(n)} {name}{'' if n == 1 else 's'}" for n, name in known if n is not None)
 
 
 def few_units(images: int, units: int) -> str:

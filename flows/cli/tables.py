@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
-from pipeline.format import MISSING, counts, interval, number, percent, short_count
+from pipeline.format import MISSING, counts, evidence, interval, number, percent, short_count
 from pipeline.summaries.classes import worst_class
 
 if TYPE_CHECKING:
@@ -71,9 +71,12 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     if measured:
         table(
             f"Quality with the sampler {measured[-1].sampler}",
-            ("round", "model", "images", "mIoU", "worst class"),
+            ("round", "model", "split", "images", "units", "mIoU", "worst class"),
             [
-                (row.number, row.model, row.split, row.mean_iou, worst_class(row.classes) or MISSING)
+                (
+                    *(row.number, row.model, row.split, row.images, row.units),
+                    *(row.mean_iou, worst_class(row.classes) or MISSING),
+                )
                 for row in measured
             ],
         )
@@ -240,7 +243,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
             console.print(f"rank correlation of {what}: not known, {row.reason}")
         else:
             value = interval(row.value, row.low, row.high)
-            where = f"{row.regions} regions of {row.images} images"
+            where = f"{row.regions} regions of {evidence(row.images, row.units)}"
             console.print(f"rank correlation of {what}: {value} over {where}")
     shown = report.rows[:limit]
     table(

@@ -55,7 +55,7 @@ class NoveltyReport:
             ):
                 yield (
                     f"{name}: held-out {found.means[0]:.3f}, pool {found.means[1]:.3f}, "
-                    f"difference {found.difference.text()}"
+                    f"difference {found.difference.text()} ({found.evidence})"
                 )
             for image in self.pool.farthest[:3]:
                 yield (

@@ -152,6 +152,7 @@ def _change(found: Estimate | None) -> dict[str, Any]:
 def _document(report: StressReport, project: Project) -> dict[str, Any]:
     return {
         "images": report.images,
+        "blocks": report.units,
         "split": report.split,
         "sampler": project.config.scoring.sampler,
         "confidence": project.config.evaluation.confidence,

@@ -24,6 +24,7 @@ from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.held_out_classes import HeldOutClasses, NoveltyMetric, novel_pixels
 from pipeline.evaluation.populations import mean_difference, nearest_distances, shares
 from pipeline.evaluation.units import join
+from pipeline.format import evidence
 from pipeline.progress import Progress
 from pipeline.studies.held_out import HeldOutImages, LabeledBatch, PlacedImage, choose_bins, runs_of
 from pipeline.uncertainty.predictor import Predictor
@@ -40,13 +41,22 @@ Array = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Compared:
     """One quantity of the held-out images and of the pool: shares of each in common bins, and the pool's mean
-    less that of the held-out images."""
+    less that of the held-out images. `images` and `units`: of the held-out images and of the pool, how many,
+    and how many independent units they make."""
 
     edges: list[float]
     held_out: list[float]
     pool: list[float]
     difference: Estimate
     means: tuple[float, float]
+    images: tuple[int, int]
+    units: tuple[int, int]
+
+    @property
+    def evidence(self) -> str:
+        """What stands behind the difference."""
+        held_out, pool = (evidence(*both) for both in zip(self.images, self.units, strict=True))
+        return f"held-out {held_out}, pool {pool}"
 
     def document(self) -> dict[str, Any]:
         """As it is stored."""
@@ -55,6 +65,9 @@ class Compared:
             "held_out": self.held_out,
             "pool": self.pool,
             "difference": self.difference.document(),
+            "evidence": self.evidence,
+            "images": list(self.images),
+            "blocks": list(self.units),
         }
 
 
@@ -156,6 +169,8 @@ def compare_pool(
         _units(project, side.images, np.stack([side.confidence, distance], axis=1))
         for side, distance in ((known, near), (new, far))
     ]
+    images = (len(known.images), len(new.images))
+    counted = (int(units[0].max()) + 1, int(units[1].max()) + 1)
     per_bin = CONFIDENCE_BINS // SHOWN_BINS
     histograms = [
         side.histograms.mean(axis=0).reshape(SHOWN_BINS, per_bin).sum(axis=1).round(6).tolist()
@@ -167,6 +182,8 @@ def compare_pool(
         pool=histograms[1],
         difference=mean_difference(known.confidence, new.confidence, *units, confidence=confidence_level),
         means=(float(known.confidence.mean()), float(new.confidence.mean())),
+        images=images,
+        units=counted,
     )
     edges = np.linspace(0, max(near.max(), far.max(), 1e-6), SHOWN_BINS + 1)
     neighbours = Compared(
@@ -175,6 +192,8 @@ def compare_pool(
         pool=shares(far, edges),
         difference=mean_difference(near, far, *units, confidence=confidence_level),
         means=(float(near.mean()), float(far.mean())),
+        images=images,
+        units=counted,
     )
     farthest = [
         FarImage(

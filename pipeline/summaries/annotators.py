@@ -44,7 +44,8 @@ class RankCorrelation:
     """Spearman's rank correlation of vote entropy with a measure of the model, over regions.
 
     Attributes:
-        regions, images: those that have both.
+        regions, images: those that have both; `units` is how many independent units the images make, None
+            without an interval.
         value: None, with a `reason`, where there is too little data.
         low, high: its interval over independent units of images; None where it is not defined.
     """
@@ -52,6 +53,7 @@ class RankCorrelation:
     measure: Measure
     regions: int
     images: int
+    units: int | None
     value: float | None
     low: float | None
     high: float | None
@@ -155,7 +157,7 @@ def correlation(
     positions = {row.image_id: (row.group, row.position) for row, _ in known}
 
     def without(reason: str) -> RankCorrelation:
-        return RankCorrelation(measure, len(known), len(positions), None, None, None, reason)
+        return RankCorrelation(measure, len(known), len(positions), None, None, None, None, reason)
 
     if not rows:
         return without("no region has two annotators")
@@ -183,10 +185,11 @@ def correlation(
     )
     run = runs.of_image[of_image]
     unit = runs.units(join(correlation_residuals(score, votes)[:, None], run))[run]
-    bootstrap = BlockBootstrap.draw(int(unit.max()) + 1, evaluation, seed=SEED)
+    units = int(unit.max()) + 1
+    bootstrap = BlockBootstrap.draw(units, evaluation, seed=SEED)
     estimate = rank_correlation(score, votes, unit, bootstrap=bootstrap)
     value, low, high = estimate.document(digits=None).values()
-    return RankCorrelation(measure, len(known), len(positions), value, low, high)
+    return RankCorrelation(measure, len(known), len(positions), units, value, low, high)
 
 
 class _Comparison:

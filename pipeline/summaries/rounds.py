@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from db.queries import labels as label_queries
 from db.queries import models as model_queries
-from db.queries import rounds
+from db.queries import evaluations, rounds
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
@@ -31,6 +31,7 @@ class RoundSummary:
         clicks: estimated for the exported regions that are labeled; None where there is none.
         hours: of work of all annotators, as far as their tools measured it; None where none did.
         split: the held-out split that the figures were measured on.
+        images, units: of that split, and how many independent units they make; None without an evaluation.
         sampler: whose predictions the figures are of.
         mean_iou, classes, ece_before, ece_after, error_auroc: `classes` is empty for a model without an
             evaluation; `error_auroc` says how well entropy finds the wrong pixels, after calibration.
@@ -50,6 +51,8 @@ class RoundSummary:
     model: str | None
     model_status: str | None
     split: str | None
+    images: int | None
+    units: int | None
     sampler: str
     mean_iou: Estimate
     classes: tuple[ClassFigures, ...]
@@ -84,6 +87,13 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
             for calibrated in (False, True)
         )
         confidence = model_confidence(session, model.id if model else None, sampler=sampler)
+        measured = (
+            evaluations.evaluation_of(
+                session, model_id=model.id, split=split, sampler=sampler, calibrated=True
+            )
+            if model and split
+            else None
+        )
         rows.append(
             RoundSummary(
                 number=row.number,
@@ -98,6 +108,8 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
                 model=model.name if model else None,
                 model_status=model.status if model else None,
                 split=split,
+                images=measured.images if measured else None,
+                units=measured.blocks if measured else None,
                 sampler=sampler,
                 mean_iou=after.get(("miou", -1), UNDEFINED),
                 classes=class_figures(after, class_names),

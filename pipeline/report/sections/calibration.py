@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.estimate import Estimate, from_json
-from pipeline.format import number, percent
+from pipeline.format import evidence, number, percent
 from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
 from pipeline.report.charts import (
     AFTER,
@@ -104,11 +104,12 @@ def _calibrators(calibrated: Calibrated) -> list[Block]:
     source = {"audit": "the audit slices, the newest weighed as what was unlabeled"}.get(
         str(calibrated.report.get("source")), "the calibration split"
     )
+    counted = evidence(calibrated.report.get("images", 0), calibrated.report.get("blocks"))
     return [
         Table(
             ("calibrator", "NLL", "ECE", "Brier", "labels changed"),
             rows,
-            f"Cross-fitted on {calibrated.report.get('images', 0)} images of {source}",
+            f"Cross-fitted on {counted} of {source}",
         )
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.format import counts, largest, number, percent
+from pipeline.format import counts, evidence, largest, number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -107,7 +107,8 @@ def learning(contents: Contents) -> Section:
     return Section(
         "learning",
         "Learning curve",
-        f"Each round’s model on the same {contents.split} images, which no model has trained on.",
+        f"Each round’s model on the {contents.split} split, which no model has trained on; the newest on "
+        f"{evidence(points[-1].images or 0, points[-1].units)}.",
         [
             Charts([curve, error]),
             _rounds_table(contents),

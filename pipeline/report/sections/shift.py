@@ -222,8 +222,8 @@ def _stress_table(document: Document) -> Table:
     return Table(
         ("input", "strength", *(spoken(name) for name in names)),
         rows,
-        f"Means over {document['images']} held-out images, with intervals; accuracy and confidence weigh "
-        "each class of an image alike",
+        f"Means over {evidence(document['images'], document.get('blocks'))}, held out, with intervals; "
+        "accuracy and confidence weigh each class of an image alike",
         words=2,
     )
 
@@ -296,6 +296,7 @@ def _comparisons(document: Document, contents: Contents) -> list[Chart]:
         part = document.get(key)
         if part:
             difference = Estimate.from_document(part["difference"]).text()
+            counted = f" ({part['evidence']})" if "evidence" in part else ""
             charts.append(
                 histogram_chart(
                     part["edges"],
@@ -304,7 +305,7 @@ def _comparisons(document: Document, contents: Contents) -> list[Chart]:
                     label=label,
                     colors={HELD_OUT: "s5", POOL: "s0"},
                     percent=shares,
-                    note=f"Mean of the pool minus that of the held-out images: {difference}",
+                    note=f"Mean of the pool minus that of the held-out images: {difference}{counted}",
                 )
             )
     return charts

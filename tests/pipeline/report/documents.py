@@ -146,6 +146,7 @@ def stress_document() -> dict[str, Any]:
     }
     return {
         "images": 20,
+        "blocks": 5,
         "split": "test",
         "confidence": 0.95,
         "rows": [
@@ -175,6 +176,7 @@ def novelty_document() -> dict[str, Any]:
             "held_out": [1, 1, 2, 3, 4, 6, 9, 14, 30, 60],
             "pool": [2, 2, 3, 4, 5, 7, 10, 15, 28, 54],
             "difference": number(-0.03, 0.01),
+            "evidence": "held-out 40 images in 12 independent units, pool 60 images in 9 independent units",
         },
         "neighbours": {
             "edges": edges,
@@ -253,6 +255,7 @@ def calibration_document() -> dict[str, Any]:
     return {
         "source": "calibration",
         "images": 40,
+        "blocks": 12,
         "pixels": 80_000,
         "calibrators": [row("identity", 0.5), row("temperature", 0.4), row("vector", 0.39)],
         "chosen": "temperature",
@@ -295,6 +298,8 @@ def point(number: int, value: float | None = None, *, promoted: bool | None = No
         model=f"r{number:02d}",
         model_status="promoted" if (number != 2 if promoted is None else promoted) else "refused",
         split="test",
+        images=40,
+        units=12,
         sampler="mc_dropout",
         mean_iou=around,
         classes=classes(around, Estimate(math.nan), around, around),
@@ -349,9 +354,9 @@ def shared_report() -> AnnotatorReport:
         compared=2,
         unreadable=0,
         correlations=[
-            RankCorrelation("expected_entropy", 3, 2, 0.61, 0.42, 0.75),
+            RankCorrelation("expected_entropy", 3, 2, 2, 0.61, 0.42, 0.75),
             RankCorrelation(
-                "mutual_information", 3, 2, None, None, None, reason="too few: 3 regions of 2 images"
+                "mutual_information", 3, 2, None, None, None, None, reason="too few: 3 regions of 2 images"
             ),
         ],
         against_others=[Pair(f"ann {HOSTILE}", None, 2, 4096, 0.75), Pair("bo", None, 0, 0, None)],

@@ -106,6 +106,13 @@ def test_numbers_come_with_their_interval(full: str) -> None:
     assert "temperature in use, simplest as good as the best 0.400 [0.380, 0.420]" in text
 
 
+@pytest.mark.parametrize("name", ["learning", "calibration", "quality", "stress"])
+def test_intervals_come_with_their_images_and_independent_units(full: str, name: str) -> None:
+    start = full.index(f'<section id="{name}"')
+    text = Outline(full[start : full.index("</section>", start)]).text
+    assert re.search(r"\d images in \d+ independent units", text)
+
+
 def test_what_is_missing_names_the_command_that_makes_it() -> None:
     text = Outline(render_page(empty_contents())).text
     for command in ("assess", "stress", "novelty", "select", "calibrate", "evaluate"):

@@ -16,6 +16,7 @@ from pipeline.config import EvaluationConfig
 from pipeline.data.input_range import InputRange
 from pipeline.errors import UserError
 from pipeline.evaluation.stress_verdicts import BASES, METRICS, STRESSES, Condition, Sample, Verdict, verdicts
+from pipeline.format import evidence
 from pipeline.model.checkpoints import read_card, save_model
 from pipeline.steps.stress import stress
 from pipeline.studies.stress import balanced
@@ -164,10 +165,12 @@ def test_a_stress_test_is_stored_with_a_row_for_each_strength_and_replaced_by_th
         project, database, images=3, progress=lambda title, done, total: calls.append((done, total))
     )
     assert (report.model, report.split, report.images) == ("r01", "test", 3)
+    assert next(report.lines()).startswith(f"r01 on {evidence(3, report.units)} of the test split")
     assert calls[-1] == (3 * (len(STRESSES) + 1),) * 2
     stored = ask(database, assessment_of, model_id=model.id, kind="stress")
     assert stored is not None
     document = stored.document
+    assert (document["images"], document["blocks"]) == (3, report.units)
     rows = {(row["kind"], row["strength"], row["metric"]): row["value"] for row in document["rows"]}
     assert {(one.kind, one.strength) for one in (*STRESSES, *BASES.values())} == {key[:2] for key in rows}
     assert rows["blur", 0.0, "balanced_accuracy"] == rows["magnify", 1.0, "balanced_accuracy"]
