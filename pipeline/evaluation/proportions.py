@@ -25,6 +25,9 @@ from pipeline.evaluation.units import ratio_residuals
 Array = npt.NDArray[np.float64]
 Method = Literal["laplace", "jeffreys", "wilson"]
 
+DEGREES = 0.7
+"""The share of the degrees of freedom that counts: few residuals show too little of a long tail. With all of
+them, shares near 0 or 1 over 10 units are covered 90 to 92 % of the time instead of 95."""
 PRIOR = {"laplace": 1.0, "jeffreys": 0.5}
 """a of the Beta(a, a) prior: uniform, and Jeffreys' invariant one."""
 
@@ -80,8 +83,9 @@ def clustered_interval(
     """A share over blocks whose trials depend on each other, and its interval.
 
     The interval is symmetric in the logit (Korn & Graubard 1999, section 3.3), with Student's t. The degrees
-    of freedom are those of the scatter between blocks: b − 1, or fewer where few blocks make most of it, as
-    they do where the share is near 0 or 1 (2·(Σe²)² / Σe⁴ − 1 for residuals e; Satterthwaite 1946). Where the
+    of freedom are `DEGREES` of those of the scatter between blocks: of b − 1, or of fewer where few blocks
+    make most of it, as they do where the share is near 0 or 1 (2·(Σe²)² / Σe⁴ − 1 for residuals e;
+    Satterthwaite 1946). Where the
     blocks do not differ at all, as when every trial of a reliability bin is a success, each block counts as
     one trial with Jeffreys' interval; a bootstrap would give an interval of length 0.
 
@@ -146,7 +150,8 @@ def _reach(square: Array, count: Array, confidence: float) -> Array:
     """Half the length [...] of the interval of a sum over `count` [...] blocks, from the squared residuals
     [b, ...]."""
     total = square.sum(axis=0)
-    degrees = np.clip(2 * total**2 / (square**2).sum(axis=0) - 1, 1, count - 1)
+    scatter = np.minimum(2 * total**2 / (square**2).sum(axis=0) - 1, count - 1)
+    degrees = np.maximum(DEGREES * scatter, 1)
     return stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(count / (count - 1) * total)
 
 
