@@ -9,9 +9,9 @@ from datetime import datetime
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from db.queries import evaluations, rounds
 from db.queries import labels as label_queries
 from db.queries import models as model_queries
-from db.queries import evaluations, rounds
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
