@@ -45,16 +45,16 @@ def render_page(contents: Contents) -> str:
 
 
 def sections(contents: Contents) -> list[Section]:
-    """The parts of the page, in order."""
+    """The parts of the page: first what to do next, then the evidence."""
     return [
         status(contents),
+        queue(contents),
+        _gallery(contents),
         learning(contents),
         calibration(contents),
         quality(contents),
         stress(contents),
         drift(contents),
-        _gallery(contents),
-        queue(contents),
         *annotators(contents),
         lineage(contents),
     ]

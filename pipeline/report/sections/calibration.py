@@ -1,4 +1,4 @@
-"""Question one, in absolute terms: is the model right 90 % of the time where its confidence is 90 %?"""
+"""Question one: is the model right 90 % of the time where its confidence is 90 %?"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def calibration(contents: Contents) -> Section:
         "the two agree; below it the model is overconfident. The band is the interval over "
         "independent units of images.",
         blocks,
-        question="Question 1 · absolute",
+        question="Question 1",
         fresh=True,
     )
 

@@ -126,15 +126,16 @@ def queue(contents: Contents) -> Section:
     if facts is None:
         return Section("queue", title, "", [Missing("No queue has been selected yet.", "segcurate select")])
     colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
+    unit = f"{facts.unit}s"
+    counted = (
+        ("Predicted class", facts.by_class, colors),
+        ("Sequence or group", largest(contents.queue_groups, MOST_GROUPS), None),
+        ("Slice", facts.by_slice, {"audit": "s2"}),
+    )
     charts = [
-        bar_chart(facts.by_class, title="Predicted class", colors=colors, unit=f"{facts.unit}s", width=320),
-        bar_chart(
-            largest(contents.queue_groups, MOST_GROUPS),
-            title="Sequence or group",
-            unit=f"{facts.unit}s",
-            width=320,
-        ),
-        bar_chart(facts.by_slice, title="Slice", unit=f"{facts.unit}s", colors={"audit": "s2"}, width=320),
+        bar_chart(counts_of, title=name, unit=unit, colors=colors_of, width=320)
+        for name, counts_of, colors_of in counted
+        if len(counts_of) > 1  # a single bar shows nothing
     ]
     rows = [
         cells(

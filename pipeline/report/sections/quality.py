@@ -1,4 +1,4 @@
-"""Question one, in relative terms: does uncertainty rank the errors first?"""
+"""Question two: does uncertainty rank the errors first?"""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def quality(contents: Contents) -> Section:
         "Are the uncertain pixels the wrong ones?",
         lead,
         blocks,
-        question="Question 1 · relative",
+        question="Question 2",
         fresh=True,
     )
 

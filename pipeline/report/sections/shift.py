@@ -1,4 +1,4 @@
-"""Question two: does confidence fall when it should, and has the pool drifted?"""
+"""Question three: does confidence fall when it should, and has the pool drifted?"""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def stress(contents: Contents) -> Section:
         "On inputs unlike the training images, a trustworthy confidence falls at least as fast as "
         "accuracy. Where confidence stays high and accuracy falls, the scores cannot be trusted.",
         blocks,
-        question="Question 2",
+        question="Question 3",
         fresh=True,
     )
 

@@ -84,13 +84,13 @@ def test_every_section_has_its_heading_and_its_link(full: str) -> None:
     links = [str(attrs["href"]).removeprefix("#") for tag, attrs in outline.tags if tag == "a"]
     assert ids == [
         "status",
+        "queue",
+        "gallery",
         "learning",
         "calibration",
         "quality",
         "stress",
         "drift",
-        "gallery",
-        "queue",
         "annotators",
         "lineage",
     ]
@@ -215,3 +215,20 @@ def test_a_perfect_model_has_no_error_to_find() -> None:
     document["detection"] = [row for row in document["detection"] if row["metric"] != "auroc"]
     page = Outline(render_page(replace(full_contents(), quality=document)))
     assert "no pixel of these images is wrong" in page.text
+
+
+def test_each_question_has_a_number_of_its_own(full: str) -> None:
+    assert sorted(re.findall(r'class="question">([^<]*)<', full)) == [
+        "Question 1",
+        "Question 2",
+        "Question 3",
+    ]
+
+
+def test_a_queue_of_one_class_has_no_chart_of_one_bar() -> None:
+    contents = full_contents()
+    assert contents.queue is not None
+    facts = replace(contents.queue, by_class={"road": 5})
+    page = render_page(replace(contents, queue=facts))
+    assert "Predicted class" in render_page(contents)
+    assert "Predicted class" not in page
