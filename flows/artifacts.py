@@ -173,7 +173,7 @@ class _ShownProgress:
         self._artifact: UUID | None = None
         self._shown = -1
 
-    def report(self, title: str, done: int, total: int | None) -> None:
+    def report(self, title: str, done: int, total: int | None, note: str = "") -> None:
         """A `Progress`. Only its largest figure counts."""
         self._reported = max(self._reported, done)
 

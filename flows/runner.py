@@ -20,6 +20,7 @@ from flows.tasks import as_task, log_line, opened
 from pipeline.errors import Busy, UserError
 from pipeline.format import count
 from pipeline.operation.runner import Runner
+from pipeline.progress import LoggedProgress
 
 Result = TypeVar("Result")
 
@@ -61,7 +62,8 @@ class FlowRunner(Runner):
         from pipeline.steps.score import score
 
         if step is not score:
-            return as_task(step, self.project, self.database, **options)
+            shown = LoggedProgress(log_line)
+            return as_task(step, self.project, self.database, progress=shown, **options)
         from flows.scoring import score_pool
         from pipeline.steps.score.step import ScoringPlan
 

@@ -129,6 +129,20 @@ def short_count(number: int) -> str:
     return str(number)
 
 
+def duration(seconds: float) -> str:
+    """A time, with as much precision as an estimate has.
+
+    >>> duration(42.4), duration(200), duration(6000), duration(200_000)
+    ('42 s', '3 min', '1 h 40 min', '56 h')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{round(minutes / 60)} h"
+
+
 def confidence_name(passed: bool) -> str:
     """The name of a calibrated softmax, depending on whether its calibrator has a passing report.
 

@@ -27,8 +27,8 @@ from rich.table import Table
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import MISSING, count, number
+from pipeline.progress import LoggedProgress, Pace
 from pipeline.progress import Progress as StepProgress
-from pipeline.progress import silent
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -36,9 +36,10 @@ errors = Console(stderr=True, highlight=False)
 
 @contextmanager
 def progress_bar() -> Generator[StepProgress]:
-    """A progress that draws a bar on a terminal, and nothing where the output is a file or a pipe."""
+    """A progress that draws a bar on a terminal, and where the output is a file or a pipe writes a line each
+    5 % of a long step."""
     if not errors.is_terminal:
-        yield silent
+        yield LoggedProgress(lambda line: print(line, file=sys.stderr, flush=True))
         return
     bars = Progress(
         SpinnerColumn(),
@@ -46,19 +47,22 @@ def progress_bar() -> Generator[StepProgress]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
         console=errors,
         transient=True,
     )
-    tasks: dict[str, tuple[TaskID, float]] = {}
+    tasks: dict[str, tuple[TaskID, Pace]] = {}
 
-    def report(title: str, done: int, total: int | None) -> None:
+    def report(title: str, done: int, total: int | None, note: str = "") -> None:
+        now = time.monotonic()
         if title not in tasks:
-            tasks[title] = (bars.add_task(title, total=total, rate=""), time.monotonic())
-        task, started = tasks[title]
-        seconds = time.monotonic() - started
-        rate = f"{done / seconds:.1f}/s" if done and seconds > 0.5 else ""
-        bars.update(task, completed=done, total=total, rate=rate)
+            task = bars.add_task(title, total=total, completed=done, rate="", note=literal(note))
+            tasks[title] = task, Pace(began=now, first=done)
+        task, pace = tasks[title]
+        rate = pace.rate(done, now)
+        written = "" if rate is None else f"{rate:.1f}/s"
+        bars.update(task, completed=done, total=total, rate=written, note=literal(note))
 
     with bars:
         yield report

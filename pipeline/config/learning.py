@@ -82,10 +82,15 @@ class TrainingConfig(Section):
     crop: tuple[Positive, Positive] = (256, 256)
     """Height and width of a training crop, in pixels of the resized image."""
     centre_on_labels: bool = True
-    """Crops are centred on labeled regions, so that small labels are sampled as often as large ones."""
+    """Crops are centred on labeled regions, so that small labels are sampled as often as large ones. Without
+    it each crop that fits is as likely as any other, and an image's border is seen less than its middle."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     encoder_learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0
+    """The longest gradient, as a Euclidean norm over all weights; a longer one is scaled down, so that one
+    bad batch cannot move the weights far. `null`: no limit. The default is that of nnU-Net
+    (Isensee et al. 2021)."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     loss: LossConfig = LossConfig()
     transforms: list[TransformConfig] = [TransformConfig(name="HorizontalFlip")]

@@ -48,6 +48,8 @@ class ModelCard(Section):
     seed: int
     iterations: int
     metrics: dict[str, float] = Field(default_factory=dict)
+    curve: dict[str, list[float]] = Field(default_factory=dict)
+    """Of its training: `iteration`, `loss` and `learning_rate`; empty for a model of an earlier version."""
     input_range: InputRange | None = None
     """Of the training images; None for a model that was trained before it was kept."""
     class_shares: list[float] | None = None

@@ -64,6 +64,7 @@ class Contents:
         disagreeing: regions of high confidence whose samples disagree.
         queue, queue_groups: the newest selected queue, and its items by group.
         annotators: their agreement.
+        training: the curve of the model's training: `iteration`, `loss` and `learning_rate`.
     """
 
     project: str
@@ -88,3 +89,4 @@ class Contents:
     queue_groups: Mapping[str, int] = field(default_factory=dict)
     annotators: AnnotatorReport | None = None
     models: Sequence[ModelSummary] = ()
+    training: Mapping[str, Sequence[float]] = field(default_factory=dict)

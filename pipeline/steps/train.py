@@ -193,7 +193,9 @@ def fit(
         progress=progress,
     )
     seen = _input_range(project, survey, card)
-    card = card.model_copy(update={"metrics": {"training_loss": trained.loss}, "input_range": seen})
+    card = card.model_copy(
+        update={"metrics": {"training_loss": trained.loss}, "curve": trained.curve, "input_range": seen}
+    )
     return save_model(folder, segmenter, card), trained
 
 

@@ -32,6 +32,8 @@ from pipeline.training.dataset import Crops, TrainingSet
 from pipeline.training.losses import segmentation_loss, shares
 from pipeline.training.mixing import mix
 
+POINTS = 100
+"""Of the curve of a run: each is the mean of as many iterations."""
 WARM_UP = 0.3
 """Share of the iterations in which `one_cycle` rises, from 1/25 of the rate; it ends at 1/250 000 of it
 (Smith & Topin 2018, with the usual numbers)."""
@@ -43,24 +45,30 @@ class Trained:
 
     Attributes:
         loss: mean loss of the last tenth of the iterations.
+        curve: at most `POINTS` points: the `iteration` that each ends with, the mean `loss` up to there from
+            the point before, and the `learning_rate` there.
         resumed_at: the iteration that it went on from; 0 for a run from the start.
         unreadable: images that could not be read, with the reason.
     """
 
     loss: float
+    curve: dict[str, list[float]]
     resumed_at: int
     unreadable: dict[str, str]
 
 
 @dataclass
 class Run:
-    """All that changes while a network is trained, and that a checkpoint must keep."""
+    """All that changes while a network is trained, and that a checkpoint must keep.
+
+    `losses` has a place for each iteration, on the device.
+    """
 
     segmenter: Segmenter
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    losses: Tensor
     iteration: int = 0
-    loss_sum: float = 0.0
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, identity: str) -> None:
@@ -68,10 +76,10 @@ class Run:
         tensors = {f"network.{name}": value for name, value in self.segmenter.weights().items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
+        tensors["losses"] = self.losses
         document = {
             "identity": identity,
             "iteration": self.iteration,
-            "loss_sum": self.loss_sum,
             "unreadable": self.unreadable,
             "scaler": self.scaler.state_dict(),
         }
@@ -94,7 +102,7 @@ class Run:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.scaler.load_state_dict(document["scaler"])
         self.iteration = document["iteration"]
-        self.loss_sum = document["loss_sum"]
+        self.losses.copy_(tensors["losses"])
         self.unreadable = document["unreadable"]
 
 
@@ -120,18 +128,19 @@ def train_segmenter(
 
     Raises:
         ConfigError: the batch is too small for the network's normalisation.
-        UserError: the loss is not finite, the device's memory is too small, or the folder cannot
-            be written.
+        UserError: the loss or a weight is no finite number, the device's memory is too small, or the folder
+            cannot be written. What was written before stays as it was.
     """
     precision = mixed_precision(config, device)
     weight = None if class_weights is None else torch.tensor(class_weights, device=device)
     segmenter.to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(segmenter, config)
-    run = Run(segmenter, optimizer, torch.amp.GradScaler(device.type, enabled=precision is torch.float16))
+    scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+    run = Run(segmenter, optimizer, scaler, losses=torch.zeros(config.iterations, device=device))
     run.resume(folder, identity)
     started = run.iteration
-    last_tenth = config.iterations - max(1, config.iterations // 10)
-    loss_sum = torch.tensor(run.loss_sum, device=device)
+    look_every = max(1, config.iterations // POINTS)
+    note = ""
 
     segmenter.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _user_errors(config):
@@ -159,21 +168,40 @@ def train_segmenter(
                 )
             optimizer.zero_grad(set_to_none=True)
             run.scaler.scale(total).backward()
+            if config.clip_gradient is not None:
+                run.scaler.unscale_(optimizer)
+                clip_gradient(segmenter, config.clip_gradient)
             run.scaler.step(optimizer)
             run.scaler.update()
 
-            if run.iteration >= last_tenth:
-                loss_sum += loss.detach()
+            run.losses[run.iteration] = loss.detach()
             run.iteration += 1
             run.unreadable.update(batch.unreadable)
+            if run.iteration % look_every == 0 or run.iteration == config.iterations:
+                _check_finite(run, config)
+                recent = run.losses[max(0, run.iteration - look_every) : run.iteration].mean().item()
+                note = f"loss {recent:.3g}, rate {config.learning_rate * rate:.1e}"
             if run.iteration % config.checkpoint_every == 0 and run.iteration < config.iterations:
-                _check_finite(loss, run.iteration)
-                run.loss_sum = float(loss_sum)
+                _check_finite(run, config)
                 run.save(folder, identity)
-            progress(title, run.iteration, config.iterations)
-    mean_loss = loss_sum / (config.iterations - last_tenth)
-    _check_finite(mean_loss, run.iteration)
-    return Trained(loss=float(mean_loss), resumed_at=started, unreadable=run.unreadable)
+            progress(title, run.iteration, config.iterations, note)
+    _check_finite(run, config)
+    return Trained(
+        loss=run.losses[-max(1, config.iterations // 10) :].mean().item(),
+        curve=_curve(run.losses.cpu(), config),
+        resumed_at=started,
+        unreadable=run.unreadable,
+    )
+
+
+def clip_gradient(segmenter: Segmenter, norm: float) -> None:
+    """Scale the gradient down to `norm`, its Euclidean length, where it is longer (Pascanu et al. 2013).
+
+    The slim heads have a norm of their own: they must not change the steps of the network.
+    """
+    torch.nn.utils.clip_grad_norm_(segmenter.network.parameters(), norm)
+    if segmenter.heads is not None:
+        torch.nn.utils.clip_grad_norm_(segmenter.heads.parameters(), norm)
 
 
 def schedule_factor(schedule: str, iteration: int, iterations: int) -> float:
@@ -257,12 +285,49 @@ def _cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def _check_finite(loss: Tensor, iteration: int) -> None:
-    if not torch.isfinite(loss):
-        raise UserError(
-            f"The training loss was not finite by iteration {iteration}.",
-            "Lower `training.learning_rate`, or check `model.mean`, `model.std` and the class weights.",
-        )
+def _check_finite(run: Run, config: TrainingConfig) -> None:
+    """Look for the first loss that is no finite number, and at the weights, before they are kept.
+
+    Raises:
+        UserError: there is one.
+    """
+    wrong = (~torch.isfinite(run.losses[: run.iteration])).nonzero()
+    if len(wrong):
+        iteration = int(wrong[0]) + 1
+        value = "infinite" if torch.isinf(run.losses[iteration - 1]) else "not a number (NaN)"
+        problem = f"The training loss of iteration {iteration} of {config.iterations} is {value}"
+    elif not all(torch.isfinite(tensor).all() for tensor in run.segmenter.weights().values()):
+        iteration = run.iteration
+        problem = f"Weights of the network are no finite numbers after iteration {iteration}"
+    else:
+        return
+    rate = config.learning_rate * schedule_factor(config.schedule, iteration - 1, config.iterations)
+    remedies = [
+        f"Lower `training.learning_rate` (now {config.learning_rate:g})",
+        "set `training.clip_gradient: 1`" if config.clip_gradient is None else "",
+        "set `training.mixed_precision: false`"
+        if config.mixed_precision and run.losses.device.type == "cuda"
+        else "",
+        "look for images with extreme values, and at `model.mean`, `model.std` and "
+        "`training.loss.class_weights`",
+    ]
+    raise UserError(
+        f"{problem}, at the learning rate {rate:.2g}.",
+        f"{', or '.join(filter(None, remedies))}. Then run `segcurate train` again: nothing was stored.",
+    )
+
+
+def _curve(losses: Tensor, config: TrainingConfig) -> dict[str, list[float]]:
+    ends = sorted({-(-config.iterations * (point + 1) // POINTS) for point in range(POINTS)})
+    starts = [0, *ends[:-1]]
+    return {
+        "iteration": [float(end) for end in ends],
+        "loss": [losses[start:end].mean().item() for start, end in zip(starts, ends, strict=True)],
+        "learning_rate": [
+            config.learning_rate * schedule_factor(config.schedule, end - 1, config.iterations)
+            for end in ends
+        ],
+    }
 
 
 @contextmanager

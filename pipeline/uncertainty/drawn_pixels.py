@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.calibration.fit import Pixels
 from pipeline.config import IGNORE
-from pipeline.uncertainty.network import ScoringNetwork, Taps
+from pipeline.uncertainty.network import LEAST_LOGIT, ScoringNetwork, Taps
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.tiling import TiledSide
 
@@ -178,4 +178,4 @@ def _owned(
 
 def _at(logits: Tensor, cells_4N: Tensor) -> Tensor:
     """[t, 4, C, N] on the CPU from logits [t, C, h', w'] and flat cell indices."""
-    return logits.flatten(2)[:, :, cells_4N].transpose(1, 2).float().cpu()
+    return logits.flatten(2)[:, :, cells_4N].transpose(1, 2).float().clamp(min=LEAST_LOGIT).cpu()

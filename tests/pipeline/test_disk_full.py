@@ -232,7 +232,7 @@ def test_a_checkpoint_on_a_full_disk_stops_the_training_which_then_resumes(
                 assert [path.name for path in (disk.folder / "r01").iterdir()] == ["resume.safetensors"]
                 disk.clear()
 
-            def note(title: str, done: int, total: int | None, seen: list[int] = seen) -> None:
+            def note(title: str, done: int, total: int | None, _: str = "", seen: list[int] = seen) -> None:
                 if title == "train r01":
                     seen.append(done)
 

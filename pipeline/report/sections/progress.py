@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.evaluation.estimate import Estimate
 from pipeline.format import counts, evidence, largest, number, percent
 from pipeline.report.blocks import (
     Block,
@@ -192,8 +193,36 @@ def lineage(contents: Contents) -> Section:
         "lineage",
         "Models",
         "The same settings, labels and seed give the same model. Hashes are SHA-256, shortened.",
-        [Facts(cards)],
+        [*_training(contents), Facts(cards)],
     )
+
+
+def _training(contents: Contents) -> list[Block]:
+    """The loss and the learning rate over the iterations of the model's training."""
+    curve = contents.training
+    if not curve:
+        return []
+    iterations = curve["iteration"]
+    x = number_axis(iterations, "iteration", low=0, intervals=4)
+    loss, rate = ([Estimate(value) for value in curve[name]] for name in ("loss", "learning_rate"))
+    return [
+        Charts(
+            [
+                line_chart(
+                    [Line(name, color, iterations, values)],
+                    title=f"{title}, {contents.model}",
+                    x=x,
+                    y=number_axis([value.value for value in values], name, low=0),
+                    legend=False,
+                    dots=False,
+                )
+                for title, name, color, values in (
+                    ("Training loss", "loss", "s0", loss),
+                    ("Learning rate", "learning rate", "s3", rate),
+                )
+            ]
+        )
+    ]
 
 
 def _rounds_table(contents: Contents) -> Table:

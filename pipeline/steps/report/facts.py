@@ -16,8 +16,10 @@ from db.queries.runs import newest_run
 from db.tables import Model, utc_now
 from pipeline.data.masks import palette
 from pipeline.data.project import Project
+from pipeline.errors import CheckpointError
 from pipeline.evaluation.confidence import confidence_of
 from pipeline.format import csv_line
+from pipeline.model.checkpoints import read_card
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
@@ -84,7 +86,16 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         queue_groups=Counter(image.group_name for _, image in items),
         annotators=annotator_report(session, project),
         models=model_history(session, class_names=names, sampler=project.config.scoring.sampler),
+        training=_training_curve(project, model),
     )
+
+
+def _training_curve(project: Project, model: Model) -> dict[str, list[float]]:
+    """The course of the model's training; empty where its card cannot be read or does not hold it."""
+    try:
+        return read_card(project.path(model.checkpoint_uri)).curve
+    except CheckpointError:
+        return {}
 
 
 def evaluated_models(

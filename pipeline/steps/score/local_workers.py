@@ -254,7 +254,7 @@ def _work(*, project: Project, url: str, run_id: int, threads: int, log_level: i
         torch.cuda.set_device(device)  # else this process would also take memory on the first device
     sent_at = 0.0
 
-    def progress(title: str, done: int, total: int | None) -> None:
+    def progress(title: str, done: int, total: int | None, note: str = "") -> None:
         nonlocal sent_at
         if monotonic() - sent_at > REPORT_SECONDS:
             send(done)

@@ -84,7 +84,9 @@ def score_shards(
                     source=source,
                     heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
                     total=total,
-                    progress=lambda title, done, total, before=before: progress(title, before + done, total),
+                    progress=lambda title, done, total, note="", /, before=before: progress(
+                        title, before + done, total
+                    ),
                 )
                 database.transact(release)  # a claim may have been committed although the connection was lost
                 if database.transact(lambda session: _all_is_done(session, run_id=run_id), write=False):

@@ -92,3 +92,32 @@ def test_mistakes_are_found_before_training(description: dict[str, Any], message
 def test_a_transform_that_needs_three_channels_is_refused_for_others() -> None:
     with pytest.raises(ConfigError, match="5 channels"):
         transforms({"name": "ToSepia", "p": 1.0}, shape=(8, 8, 5))
+
+
+def test_a_mask_interpolation_that_invents_classes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`mask_interpolation: 1` would mix the class ids"):
+        transforms({"name": "Rotate", "mask_interpolation": 1})
+    with pytest.raises(ConfigError, match="mask_interpolation"):
+        transforms({"name": "OneOf", "transforms": [{"name": "Affine", "mask_interpolation": 2}]})
+    transforms({"name": "Rotate", "mask_interpolation": 0})
+
+
+def test_a_transform_that_gives_a_mask_other_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotate = transforms({"name": "Rotate", "limit": (30, 30), "p": 1.0, "fill_mask": 7})
+    mask = np.zeros((1, *SHAPE[:2]), dtype=np.uint8)
+    mask[:, 16:] = 2
+    assert set(np.unique(rotate(picture()[0], mask, seed=0)[1])) == {0, 2, 7}
+    monkeypatch.setattr("pipeline.data.transforms.NEAREST", {1})
+    with pytest.raises(ConfigError, match=r"the class id \d+, which the mask does not have"):
+        transforms({"name": "Rotate", "limit": (30, 30), "p": 1.0, "mask_interpolation": 1})
+
+
+def test_floats_beyond_the_range_of_a_transform_are_refused_and_moved_by_others() -> None:
+    image = np.random.default_rng(0).uniform(0, 10_000, SHAPE).astype(np.float32)
+    mask = np.zeros((1, *SHAPE[:2]), dtype=np.uint8)
+    brighter = transforms({"name": "OneOf", "transforms": [{"name": "RandomBrightnessContrast", "p": 1.0}]})
+    with pytest.raises(ConfigError, match="`RandomBrightnessContrast` takes pixels from 0 to 1.* to 9"):
+        brighter(image, mask, seed=0)
+    brighter(image / 10_000, mask, seed=0)
+    flipped, _ = transforms({"name": "HorizontalFlip", "p": 1.0})(image, mask, seed=0)
+    assert np.array_equal(flipped, image[:, ::-1])

@@ -28,7 +28,7 @@ class PulledPlugError(Exception):
 def trained(folder: Path, *, heads: int, stop_at: int = 0) -> Segmenter:
     """A network after a few iterations; with `stop_at`, its run breaks off at that iteration."""
 
-    def progress(title: str, done: int, total: int | None) -> None:
+    def progress(title: str, done: int, total: int | None, note: str = "") -> None:
         if done == stop_at:
             raise PulledPlugError
 

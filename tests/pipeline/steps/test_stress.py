@@ -162,7 +162,7 @@ def test_a_stress_test_is_stored_with_a_row_for_each_strength_and_replaced_by_th
     model = add_trained_model(project, database, make_segmenter(project, overconfident=4.0))
     calls: list[tuple[int, int | None]] = []
     report = stress(
-        project, database, images=3, progress=lambda title, done, total: calls.append((done, total))
+        project, database, images=3, progress=lambda title, done, total, *_: calls.append((done, total))
     )
     assert (report.model, report.split, report.images) == ("r01", "test", 3)
     assert next(report.lines()).startswith(f"r01 on {evidence(3, report.units)} of the test split")

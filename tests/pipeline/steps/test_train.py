@@ -226,7 +226,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert fetch_one(database, Model).status == "training"
     assert fetch_one(database, Round).state == "train"
     seen: list[int] = []
-    resumed = train(project, database, progress=lambda title, done, total: _note(seen, title, done)).model
+    resumed = train(project, database, progress=lambda title, done, *_: _note(seen, title, done)).model
     assert seen == [3, 4, 5]
 
     fill(other, second)
@@ -237,7 +237,7 @@ class Killed(BaseException):
     pass
 
 
-def kill(title: str, done: int, total: int | None) -> None:
+def kill(title: str, done: int, total: int | None, note: str = "") -> None:
     if title == "train r01" and done == 3:
         raise Killed
 
@@ -258,7 +258,7 @@ def test_a_killed_training_starts_again_when_labels_have_changed(
         image, queue = session.get_one(Image, 1), session.get_one(Queue, 1)
         corrected = add_mask(session, project, image, queue, rows=8)
     seen: list[int] = []
-    train(project, database, progress=lambda title, done, total: _note(seen, title, done))
+    train(project, database, progress=lambda title, done, *_: _note(seen, title, done))
     assert seen == [1, 2, 3, 4]
     assert corrected in {label.id for label in ask(database, models.model_labels, 1)}
 

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.model.build import build_segmenter
 from pipeline.model.segmenter import Segmenter
 from pipeline.training.dataset import LabeledImage, TrainingSet
-from pipeline.training.loop import Trained, load_batches, schedule_factor, train_segmenter
+from pipeline.training.loop import Trained, clip_gradient, load_batches, schedule_factor, train_segmenter
 from tests.factories import TINY
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.pipeline.training.test_loop import run
 
-def kill(title, done, total):
+def kill(title, done, total, note):
     if done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -156,7 +156,7 @@ def test_with_any_option_a_run_that_was_cut_off_ends_at_the_same_weights(option:
     class Killed(BaseException):
         pass
 
-    def kill(_title: str, done: int, _total: int | None) -> None:
+    def kill(_title: str, done: int, _total: int | None, _note: str = "") -> None:
         if done == 5:
             raise Killed
 
@@ -223,8 +223,68 @@ def test_a_batch_too_small_for_normalisation_says_so(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Lower `training\.learning_rate`"):
-        run(tmp_path, learning_rate=1e30, schedule="constant", iterations=12)
+    said = (
+        r"loss of iteration \d+ of 12 is (infinite|not a number \(NaN\)), at the learning rate 1e\+30\. "
+        r"Lower `training\.learning_rate` \(now 1e\+30\), or set `training\.clip_gradient: 1`"
+    )
+    wild: dict[str, Any] = {"learning_rate": 1e30, "schedule": "constant", "iterations": 12}
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, clip_gradient=None, **wild)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert run(tmp_path)[1].resumed_at == 0
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step before a checkpoint may spoil the weights after the loss was computed."""
+
+    def spoil(segmenter: Segmenter, norm: float) -> None:
+        for parameter in segmenter.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(torch.nan)
+
+    monkeypatch.setattr("pipeline.training.loop.clip_gradient", spoil)
+    with pytest.raises(UserError, match="Weights of the network are no finite numbers after iteration 1"):
+        run(tmp_path, checkpoint_every=1)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_long_gradient_is_clipped_and_a_usual_one_is_left(tmp_path: Path) -> None:
+    segmenter, _ = run(tmp_path, iterations=1)
+    parameters = [part for part in segmenter.network.parameters() if part.requires_grad]
+    for factor, length in ((1e6, 2.0), (1e-6, 1e-6)):
+        for part in parameters:
+            part.grad = torch.zeros_like(part)
+        parameters[0].grad = torch.full_like(parameters[0], factor / parameters[0].numel() ** 0.5)
+        clip_gradient(segmenter, 2.0)
+        norms = [part.grad.norm() for part in parameters if part.grad is not None]
+        assert float(torch.stack(norms).norm()) == pytest.approx(length, rel=1e-3)
+    free = run(tmp_path / "a", clip_gradient=None)[0]
+    assert same_weights(free, run(tmp_path / "b", clip_gradient=1e9)[0])
+    assert not same_weights(free, run(tmp_path / "c", clip_gradient=0.01)[0])
+
+
+def test_the_curve_of_a_run_tells_its_losses_also_where_it_was_killed(tmp_path: Path) -> None:
+    lines: list[str] = []
+    whole = run(tmp_path / "a", progress=lambda title, done, total, note: lines.append(note))[1]
+    assert whole.curve["iteration"] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert whole.loss == pytest.approx(whole.curve["loss"][-1])
+    assert lines[-1] == f"loss {whole.curve['loss'][-1]:.3g}, rate {whole.curve['learning_rate'][-1]:.1e}"
+
+    class StopError(Exception):
+        pass
+
+    def stop(title: str, done: int, total: int | None, note: str = "") -> None:
+        if done == 5:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(tmp_path / "b", progress=stop)
+    again = run(tmp_path / "b")[1]
+    assert again.resumed_at == 3
+    assert again.curve == whole.curve
+    long = run(tmp_path / "c", iterations=130)[1].curve
+    assert len(long["loss"]) == 100
+    assert long["iteration"][-1] == 130
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])

@@ -92,7 +92,7 @@ def test_a_process_that_is_killed_costs_only_what_it_had_begun(tmp_path: Path, o
     project, database = pool_of(tmp_path / "two", sizes, scale={"workers": 2})
     killed: dict[str, list[int]] = {}
 
-    def kill_one(title: str, done: int, total: int | None) -> None:
+    def kill_one(title: str, done: int, total: int | None, note: str = "") -> None:
         status = {(shard.owner or "", shard.status) for shard in shards_of(database)}
         amid = [owner for owner, _ in status if {(owner, "done"), (owner, "running")} <= status]
         if amid and not killed:
