@@ -54,7 +54,7 @@ class EvaluationReport:
                 for label, name in (
                     ("mIoU", "miou"),
                     ("ECE", "ece"),
-                    ("ECE by chance", "ece_noise"),
+                    ("ECE of a perfect model", "ece_noise"),
                     ("NLL", "nll"),
                     ("error AUROC of entropy", "auroc_entropy"),
                 )

@@ -78,7 +78,7 @@ def drift(contents: Contents) -> Section:
     found = summary.get("drift")
     blocks: list[Block] = []
     if not found:
-        blocks.append(Missing("The newest scores were not compared with earlier ones.", "segcurate score"))
+        blocks.append(Missing("There are no earlier scores to compare with yet.", "segcurate score"))
     else:
         blocks.append(
             Text(

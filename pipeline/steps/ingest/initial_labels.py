@@ -162,7 +162,10 @@ def _plan(
             rows = []
     queue_items.insert_items(session, rows)
     if queue is None:
-        warnings.append("No pool image that `splits.initial` means has a mask: there is nothing to train on.")
+        warnings.append(
+            "There is nothing to train on: no image outside of calibration and test that `splits.initial` "
+            "allows has a mask. Add masks."
+        )
     return queue, warnings
 
 

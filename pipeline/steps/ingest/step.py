@@ -354,5 +354,5 @@ def _no_masks(project: Project) -> str:
         return "`data.masks` is not set: give a folder with the masks of a few images, and ingest again."
     return (
         f"No image has a mask {data.mask_template!r} in {data.masks}: correct `data.mask_template`, or put "
-        "masks of a few images there, and ingest again. Splits stay open until then."
+        "masks of a few images there, and ingest again. No test image is chosen until then."
     )
