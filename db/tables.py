@@ -432,6 +432,21 @@ class QueueItem(Base):
     vote_entropy: Mapped[float | None]
 
 
+class PoolEstimate(Base):
+    """What the audit of a queue says about the pool: one document a queue, replaced when its labels change.
+    `model_id` is the model whose scores made the queue, and `labels_hash` of the labels that it rests on."""
+
+    __tablename__ = "pool_estimate"
+
+    queue_id: Mapped[int] = mapped_column(
+        ForeignKey("queue.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    labels_hash: Mapped[str] = mapped_column(String(64))
+    document: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
 class QueuePlace(Base):
     """A queue's project or task on a labeling server: `place` is its id, and `pulled_until` the server's
     time up to which its labels have been imported. With an empty `url`, an exported folder."""

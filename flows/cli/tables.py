@@ -86,6 +86,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
             [(row.number, row.model, row.ece_before, row.ece_after, row.split) for row in measured],
         )
     show_confidence({row.model: (row.confidence, row.confidence_reason) for row in rows if row.model})
+    _show_unlabeled(rows)
 
 
 def show_confidence(names: Mapping[str, tuple[str, str | None]]) -> None:
@@ -98,6 +99,25 @@ def show_confidence(names: Mapping[str, tuple[str, str | None]]) -> None:
         models = ", ".join(model for model, found in names.items() if found == (name, reason))
         sentence = f"The softmax of {models} is a {Confidence(name, reason).sentence.rstrip('.')}."
         console.print(sentence, markup=False)
+
+
+def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
+    """Print how good each round's model is on what was not labeled; of the newest estimate all details."""
+    known = [(row.number, row.unlabeled) for row in rows if row.unlabeled is not None]
+    if known:
+        table(
+            "Error rate on what is not labeled yet, by the audit of each queue",
+            ("round", "model", "not labeled", "whole pool", "audited"),
+            [
+                (number, pool.model, pool.unlabeled.error_rate, pool.pool.error_rate, pool.audited)
+                for number, pool in known
+            ],
+        )
+        for line in known[-1][1].lines():
+            console.print(literal(line))
+    for row in rows:
+        if row.no_estimate is not None:
+            console.print(literal(f"Round {row.number} has no estimate of the pool: {row.no_estimate}."))
 
 
 def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:

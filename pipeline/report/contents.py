@@ -59,6 +59,7 @@ class Contents:
         sampler: the sampler of the scores.
         newest: the newest round.
         rounds: those with an evaluated model, oldest first.
+        audited: those whose queue had an audit that says how good the model is on what was not labeled.
         quality, stress, novelty: the model's assessments.
         scoring: the summary of the newest scoring run.
         disagreeing: regions of high confidence whose samples disagree.
@@ -77,6 +78,7 @@ class Contents:
     status: Status
     newest: RoundSummary | None
     rounds: Sequence[RoundSummary]
+    audited: Sequence[RoundSummary] = ()
     calibrated: Sequence[Calibrated] = ()
     risks: Risks | None = None
     quality: Document | None = None

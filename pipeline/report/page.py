@@ -16,7 +16,7 @@ from pipeline.report.contents import Contents
 from pipeline.report.figures import line_color
 from pipeline.report.sections.annotators import annotators
 from pipeline.report.sections.calibration import calibration
-from pipeline.report.sections.progress import learning, lineage, queue, status
+from pipeline.report.sections.progress import learning, lineage, queue, status, unlabeled
 from pipeline.report.sections.quality import quality
 from pipeline.report.sections.shift import drift, stress
 
@@ -51,6 +51,7 @@ def sections(contents: Contents) -> list[Section]:
         queue(contents),
         _gallery(contents),
         learning(contents),
+        unlabeled(contents),
         calibration(contents),
         quality(contents),
         stress(contents),

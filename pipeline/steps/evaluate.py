@@ -18,6 +18,7 @@ from pipeline.evaluation.confidence import confidence_of, contradiction
 from pipeline.format import evidence, few_units, table
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
+from pipeline.steps.estimate_pool import update_pool_estimate
 from pipeline.steps.held_out import held_out_images
 from pipeline.steps.promotion import decide, deciding
 from pipeline.steps.served_model import evaluated_samplers, model_of_round, sampler_calibrators
@@ -44,6 +45,8 @@ class EvaluationReport:
     failed: list[tuple[str, str]]
     warnings: list[str]
     class_names: tuple[str, ...]
+    pool: tuple[str, ...] = ()
+    """How good the model of the newest audit is on what is not labeled yet, as text."""
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
@@ -61,6 +64,7 @@ class EvaluationReport:
             )
             yield f"{row.split}, {row.sampler}, {what} ({evidence(row.images, row.blocks)}): {figures}"
         yield from self._classes()
+        yield from self.pool
         yield from notes(self.failed, self.warnings)
         yield self.decision
 
@@ -80,7 +84,8 @@ class EvaluationReport:
 def evaluate(project: Project, database: Database, *, progress: Progress = silent) -> EvaluationReport:
     """Measure the round's model with every evaluated sampler; promote it where it measures no lower than the
     best promoted one, or is shown to lose no more than `evaluation.promote_tolerance`. Where the test
-    split contradicts a calibrator, its softmax is no probability.
+    split contradicts a calibrator, its softmax is no probability. Before that, estimate the pool from
+    the newest labeled audit.
 
     Run again, it replaces what it wrote.
 
@@ -93,12 +98,13 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         model = model_of_round(session, current)
         calibrators = sampler_calibrators(session, model.id, evaluated_samplers(project.config))
         splits = {split: HeldOutImages(project, held_out_images(session, project, split)) for split in SPLITS}
+    pool = update_pool_estimate(project, database, progress=progress)
     rows: list[EvaluationRow] = []
     if any(map(len, splits.values())):
         sampled = open_samplers(project, model.checkpoint_uri, calibrators)
         for split, images in splits.items():
             rows += measure(split, images, sampled, config=project.config.evaluation, progress=progress)
-    failed = [failure for images in splits.values() for failure in images.failed]
+    failed = [*pool.failed, *(failure for images in splits.values() for failure in images.failed)]
     with database.session() as session:
         current = rounds.require(session, "evaluate")
         found = decide(session, model, rows, project.config)
@@ -129,8 +135,9 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         promotion=found.document,
         rows=rows,
         failed=failed,
-        warnings=_warnings(rows) + withdrawn,
+        warnings=_warnings(rows) + pool.warnings + withdrawn,
         class_names=tuple(project.config.data.class_names),
+        pool=tuple(pool.lines()),
     )
 
 

@@ -17,6 +17,7 @@ from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
 from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 from pipeline.summaries.models import estimates, evaluated_split, model_confidence
+from pipeline.summaries.pool import PoolSummary, pool_of_round
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class RoundSummary:
             evaluation; `error_auroc` says how well entropy finds the wrong pixels, after calibration.
         confidence: the name of the model's calibrated softmax: `probability` or `softmax score`.
         confidence_reason: why it is no probability; None for one.
+        unlabeled: how good the model that made the round's queue is on what was not labeled then, from the
+            audit of that queue; without it `no_estimate` says why, if the round has a queue.
     """
 
     number: int
@@ -61,6 +64,8 @@ class RoundSummary:
     error_auroc: Estimate
     confidence: str
     confidence_reason: str | None
+    unlabeled: PoolSummary | None = None
+    no_estimate: str | None = None
 
     @property
     def promoted(self) -> bool:
@@ -94,6 +99,7 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
             if model and split
             else None
         )
+        unlabeled, no_estimate = pool_of_round(session, row)
         rows.append(
             RoundSummary(
                 number=row.number,
@@ -118,6 +124,8 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
                 error_auroc=after.get(("auroc_entropy", -1), UNDEFINED),
                 confidence=confidence.name,
                 confidence_reason=confidence.reason,
+                unlabeled=unlabeled,
+                no_estimate=no_estimate,
             )
         )
     return rows

@@ -120,6 +120,37 @@ def learning(contents: Contents) -> Section:
     )
 
 
+def unlabeled(contents: Contents) -> Section:
+    """How good the model is on what is not labeled yet, by the audit of each queue."""
+    title = "On what is not labeled yet"
+    known = [(row.number, row.unlabeled) for row in contents.audited if row.unlabeled is not None]
+    if not known:
+        missing = Missing(
+            "No queue with an audit slice has been labeled and evaluated yet.", "segcurate evaluate"
+        )
+        return Section("unlabeled", title, "", [missing])
+    rows = [
+        cells(
+            f"round {number}",
+            pool.model,
+            *(pool.unlabeled.error_rate, pool.unlabeled.miou, pool.unlabeled.ece),
+            *(pool.pool.error_rate, pool.audited),
+        )
+        for number, pool in known
+    ]
+    head = ("round", "model", "error rate", "mIoU", "ECE", "error rate, whole pool", "regions audited")
+    return Section(
+        "unlabeled",
+        title,
+        "From regions that were drawn uniformly at random from what had no label, and that the model has not "
+        "learned from.",
+        [
+            *(Text(line) for line in known[-1][1].lines()),
+            Table(head, rows, "Every audit", words=2),
+        ],
+    )
+
+
 def queue(contents: Contents) -> Section:
     """The newest queue by class, group and slice, and the reasons of its first items."""
     facts = contents.queue

@@ -76,6 +76,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         status=project_status(session),
         newest=history[-1] if history else None,
         rounds=[row for row in history if row.split is not None],
+        audited=[row for row in history if row.unlabeled is not None],
         calibrated=_calibrated(session, model, split=split, sampler=sampler),
         risks=_risks(session, model, split=split, sampler=sampler),
         quality=document("quality"),

@@ -9,13 +9,16 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.evaluation.confidence import Confidence
+from pipeline.evaluation.estimate import Estimate
 from pipeline.report.page import class_colors, render_page
+from pipeline.summaries.pool import PoolFigures, PoolSummary
 from tests.pipeline.report.documents import (
     COLORS,
     HOSTILE,
     MEASURES,
     empty_contents,
     full_contents,
+    point,
     quality_document,
 )
 
@@ -87,6 +90,7 @@ def test_every_section_has_its_heading_and_its_link(full: str) -> None:
         "queue",
         "gallery",
         "learning",
+        "unlabeled",
         "calibration",
         "quality",
         "stress",
@@ -232,3 +236,31 @@ def test_a_queue_of_one_class_has_no_chart_of_one_bar() -> None:
     page = render_page(replace(contents, queue=facts))
     assert "Predicted class" in render_page(contents)
     assert "Predicted class" not in page
+
+
+def test_an_audit_says_how_good_the_model_is_on_what_is_not_labeled() -> None:
+    value = Estimate(0.125, 0.05, 0.25)
+    figures = PoolFigures(value, value, value, 0.02, value, (value,) * 2, (value,) * 2)
+    found = PoolSummary(
+        queue="round-01",
+        model="r01",
+        sampler="none",
+        confidence="probability",
+        unlabeled=figures,
+        pool=figures,
+        images=9,
+        regions=10,
+        drawn=12,
+        population=2340,
+        certain_pixels=64,
+        audit_pixels=640,
+        lowest=0.104,
+        highest=0.271,
+        skipped=0,
+        class_names=("sky", HOSTILE),
+    )
+    shown = replace(empty_contents(), audited=[replace(point(1), unlabeled=found)])
+    text = Outline(render_page(shown)).text
+    assert "r01 gets 12 % [5 %, 25 %] of the pixels wrong in the 2 340 regions" in text.replace("\xa0", " ")
+    assert "10 audited regions in 9 images" in text
+    assert "10 of 2 340" in text

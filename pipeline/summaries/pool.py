@@ -1,0 +1,165 @@
+"""How good a model is on what is not labeled yet, from the audit of its queue: numbers and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db.queries import audits, pool_estimates, queue_items, queues
+from db.queries.audits import AuditSlice
+from db.tables import Round
+from pipeline.evaluation.estimate import Estimate, from_json
+from pipeline.format import count, percent
+
+
+@dataclass(frozen=True)
+class PoolFigures:
+    """Estimates of a part of the pool; `iou` and `class_share` are one a class, and `ece_noise` is the ECE
+    that so few regions would show by chance."""
+
+    error_rate: Estimate
+    miou: Estimate
+    ece: Estimate
+    ece_noise: float
+    overconfidence: Estimate
+    iou: tuple[Estimate, ...]
+    class_share: tuple[Estimate, ...]
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> PoolFigures:
+        one = Estimate.from_document
+        return cls(
+            error_rate=one(document["error_rate"]),
+            miou=one(document["miou"]),
+            ece=one(document["ece"]),
+            ece_noise=from_json(document["ece_noise"]["value"]),
+            overconfidence=one(document["overconfidence"]),
+            iou=tuple(map(one, document["iou"])),
+            class_share=tuple(map(one, document["class_share"])),
+        )
+
+
+@dataclass(frozen=True)
+class PoolSummary:
+    """What the audit of a queue says.
+
+    Attributes:
+        queue: that the audit belongs to.
+        model: whose errors these are: its scores made the queue, and it has not learned from the audit.
+        sampler, confidence: of the predictions, and the name of their calibrated softmax.
+        unlabeled: of the regions that had no label when the queue was drawn.
+        pool: of these and of what was labeled before.
+        images, regions: labeled by the audit; it drew `drawn` from `population` regions.
+        lowest, highest: error rate if all that was drawn and not labeled is right or wrong.
+        skipped: regions that annotators skipped before, which no later audit can draw.
+    """
+
+    queue: str
+    model: str
+    sampler: str
+    confidence: str
+    unlabeled: PoolFigures
+    pool: PoolFigures
+    images: int
+    regions: int
+    drawn: int
+    population: int
+    certain_pixels: int
+    audit_pixels: int
+    lowest: float
+    highest: float
+    skipped: int
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> PoolSummary:
+        """The summary of a stored estimate."""
+        parts = {name: PoolFigures.from_document(document[name]) for name in ("unlabeled", "pool")}
+        lowest, highest = map(from_json, document["bounds"])
+        rest = {name: value for name, value in document.items() if name not in (*parts, "bounds")}
+        rest["class_names"] = tuple(document["class_names"])
+        return cls(**parts, **rest, lowest=lowest, highest=highest)
+
+    @property
+    def audited(self) -> str:
+        """Audited regions and what they were drawn from, for a table."""
+        return f"{count(self.regions)} of {count(self.population)}"
+
+    @property
+    def evidence(self) -> str:
+        """The labels behind the numbers."""
+        images = f"{count(self.images)} image{'' if self.images == 1 else 's'}"
+        return f"{_regions(self.regions, 'audited ')} in {images}"
+
+    def lines(self) -> Iterator[str]:
+        """How good the model is on what is not labeled, on what that rests, and what it leaves out."""
+        new, whole = self.unlabeled, self.pool
+        yield (
+            f"Not labeled yet: {self.model} gets {_percent(new.error_rate)} of the pixels wrong in the "
+            f"{count(self.population)} regions that had no label when {self.queue} was drawn "
+            f"(mIoU {new.miou.text()}, ECE {new.ece.text()}, {new.ece_noise:.3f} by chance; from "
+            f"{self.evidence}, which it has not learned from)."
+        )
+        if self.certain_pixels:
+            yield (
+                f"Whole pool, with what was labeled before and {self.model} has learned from: "
+                f"{_percent(whole.error_rate)} wrong, mIoU {whole.miou.text()}."
+            )
+        shares = zip(self.class_names, whole.class_share, strict=True)
+        yield f"Classes of the pool: {', '.join(f'{name} {_percent(one)}' for name, one in shares)}."
+        missing = self.drawn - self.regions
+        if missing:
+            yield (
+                f"{count(missing)} of the {count(self.drawn)} regions that the audit drew have no label: the "
+                "numbers are of the others. With these all right or all wrong, the error rate would be "
+                f"{percent(self.lowest)} to {percent(self.highest)}."
+            )
+        if self.skipped:
+            yield f"Without {_regions(self.skipped)} that annotators skipped in earlier queues."
+        if self.images < 2:
+            yield "A single audited image gives no interval: raise `selection.audit_fraction`."
+
+
+def pool_of_round(session: Session, row: Round) -> tuple[PoolSummary | None, str | None]:
+    """What the audit of a round's queue says about the pool, or why it says nothing; neither where the round
+    has no queue yet."""
+    queue = queues.round_queue(session, row.id)
+    if queue is None:
+        return None, None
+    stored = pool_estimates.estimate_of(session, queue.id)
+    if stored is not None:
+        return PoolSummary.from_document(stored.document), None
+    found = [one for one in audits.audit_slices(session) if one.queue_id == queue.id]
+    return None, _why_none(session, row, found[0] if found else None)
+
+
+def _why_none(session: Session, row: Round, audit: AuditSlice | None) -> str:
+    if audit is None:
+        return "its queue has no audit slice (`selection.audit_fraction`)"
+    if not audit.of_all_regions:
+        return (
+            "its audit was drawn from the regions that `scoring.keep_regions` kept, and says nothing about "
+            "the others"
+        )
+    if row.state != "closed":
+        return "its queue is not labeled yet"
+    items = queue_items.queue_items(session, audit.queue_id, status="labeled")
+    if not any(item.slice == "audit" for item in items):
+        return "no region of its audit was labeled"
+    return "`segcurate evaluate` computes that of the newest closed round"
+
+
+def _regions(number: int, kind: str = "") -> str:
+    return f"{count(number)} {kind}region{'' if number == 1 else 's'}"
+
+
+def _percent(estimate: Estimate) -> str:
+    """A share in per cent, with its interval."""
+    if not estimate.defined:
+        return "an unknown share"
+    low, high = percent(estimate.low), percent(estimate.high)
+    ends = " (no interval)" if low == high == "–" else f" [{low}, {high}]"
+    return f"{percent(estimate.value)}{ends}"
