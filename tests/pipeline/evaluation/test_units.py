@@ -25,6 +25,15 @@ def test_a_sequence_is_covered_however_long_its_memory(coefficient: float, lengt
     assert 0.9 <= coverage(series, estimated(["a"] * length, independent=False))[0] <= 0.985
 
 
+@pytest.mark.parametrize(("length", "least", "most"), [(60, 0.76, 0.91), (100, 0.82, 0.95)])
+def test_few_frames_of_a_long_memory_are_covered_less(length: int, least: float, most: float) -> None:
+    """They hold hardly one independent unit; the documentation says so."""
+    series = autoregressive(TRIALS, length, 0.95, generator())
+    held, counts, _ = coverage(series, estimated(["a"] * length, independent=False))
+    assert least <= held <= most
+    assert np.median(counts) == 3
+
+
 @pytest.mark.parametrize(("coefficient", "most"), [(0.8, 0.92), (0.95, 0.75)])
 def test_blocks_of_ten_frames_do_not_cover_it(coefficient: float, most: float) -> None:
     series = autoregressive(TRIALS, 400, coefficient, generator())
