@@ -238,6 +238,13 @@ def set_status(session: Session, *, item_ids: Sequence[int], status: str) -> Non
         session.execute(update(QueueItem).where(QueueItem.id.in_(part)).values(status=status))
 
 
+def reopen_images(session: Session, *, queue_id: int, image_ids: Sequence[int]) -> None:
+    """Move all items of some images of a queue back to `queued`."""
+    for part in in_parts(image_ids):
+        items = (QueueItem.queue_id == queue_id, QueueItem.image_id.in_(part))
+        session.execute(update(QueueItem).where(*items).values(status="queued"))
+
+
 def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
     """Store the estimated clicks of queue items, by their ids."""
     if clicks:

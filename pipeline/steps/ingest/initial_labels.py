@@ -97,9 +97,9 @@ def label_initial(
                         failed.append((image.mask_uri or image.uri, outcome))
                         _settle(session, items, status="released")
                         continue
-                    _record(session, queue.id, outcome)
-                    images += bool(outcome.labeled)
-                    labeled += len(outcome.labeled)
+                    if _record(session, queue.id, outcome):
+                        images += 1
+                        labeled += len(outcome.labeled)
                 failure_queries.record_failures(session, "ingest", failed)
             failures += len(failed)
             progress("initial labels", labeled, waiting)
@@ -253,9 +253,11 @@ def _label(project: Project, codec: MaskCodec, image: Image, items: list[QueueIt
     )
 
 
-def _record(session: Session, queue_id: int, label: _NewLabel) -> None:
+def _record(session: Session, queue_id: int, label: _NewLabel) -> bool:
+    """Whether the label is a new one, or a new version."""
+    new = None
     if label.labeled:
-        record_label(
+        new = record_label(
             session,
             image_id=label.image.id,
             queue_id=queue_id,
@@ -276,6 +278,7 @@ def _record(session: Session, queue_id: int, label: _NewLabel) -> None:
         )
     _settle(session, label.labeled, status="labeled")
     _settle(session, label.released, status="released")
+    return new is not None
 
 
 def _settle(session: Session, items: Sequence[QueueItem], *, status: str) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class MaskCensus:
     """The masks that lie beside images, each read once.
 
     Attributes:
-        masks: by the image's URI; only masks that the store does not know yet.
+        masks: by the image's URI; only masks that the store does not know yet, or that have changed.
     """
 
     def __init__(self, project: Project) -> None:
@@ -73,14 +74,14 @@ class MaskCensus:
         self.masks: dict[str, FoundMask] = {}
 
     def look(self, batch: Sequence[Found], known: Mapping[str, Image], threads: Executor) -> None:
-        """Read the masks of some files that have none in the store."""
+        """Read the masks of some files that have none in the store, or have changed since it was read."""
         beside: list[tuple[Found, Path]] = []
         for found in batch:
             path = mask_path(self._project, found)
             if path is None or self._is_shared(found, path):
                 continue
             image = known.get(found.uri)
-            if image is None or image.mask_uri is None:
+            if image is None or image.mask_uri is None or changed_since(path, image.ingested_at):
                 beside.append((found, path))
         counts = threads.map(lambda pair: self._count(pair[1]), beside)
         for (found, _), counted in zip(beside, counts, strict=True):
@@ -179,6 +180,15 @@ class MaskCensus:
             "Correct `id` or `color` in `data.classes`, or `data.ignore_index`. If no image shows the class "
             f"yet, write `absent_classes: [{', '.join(names)}]` into `data`.",
         )
+
+
+def changed_since(path: Path, at: datetime) -> bool:
+    """Whether a file, or what it is called, has changed since a time; False where it is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return max(stat.st_mtime, stat.st_ctime) > at.timestamp()
 
 
 def _unknown_values(

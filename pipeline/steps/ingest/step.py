@@ -7,6 +7,7 @@ or, where they look like a held-out image, the side of that image.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +19,21 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import failures as failure_queries
-from db.queries import images
+from db.queries import images, queue_items, queues
 from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
 from pipeline.data.images import OpenImage, open_image
 from pipeline.data.listings import Named
 from pipeline.data.masks import wrong_size
 from pipeline.data.project import Project
+from pipeline.data.remote import ImageFile, RemoteFile
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
 from pipeline.data.splits import ORDER, assign_splits
 from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.initial_labels import label_initial
-from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
+from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus, changed_since
 from pipeline.steps.ingest.positions import Assigned, Assignments
 
 BATCH = 256
@@ -84,20 +86,25 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class _Examined:
-    """A file after it was decoded: the row of a new image, or a known one, and the mask that was found."""
+    """A file after it was decoded: the row of a new image, or a known one, and the mask that was found.
+
+    `verified` says that a known image was written again with the content that it had.
+    """
 
     assigned: Assigned
     known: Image | None
     row: dict[str, Any] | None = None
     mask_uri: str | None = None
     failures: tuple[tuple[str, str], ...] = ()
+    verified: bool = False
 
 
 @one_at_a_time("ingest")
 def ingest(project: Project, database: Database, *, progress: Progress = silent) -> IngestReport:
     """Register what `data.images` names; run it again when there are new files.
 
-    Known images are not read again; files that could not be used are tried again.
+    Known images are not read again unless their files were written since: one of another content is refused,
+    and a changed mask makes the next version of its label. Files that could not be used are tried again.
 
     Raises:
         DataError: there is no image, or none that can be used; or, while splits are open, the masks hold
@@ -246,7 +253,13 @@ def _ingest_batch(
         added = _write_new(session, [entry for entry in examined if entry.row is not None], assignments)
         old = [entry for entry in examined if entry.known is not None]
         masked = [(entry.known.id, entry.mask_uri) for entry in old if entry.known and entry.mask_uri]
-        images.update_images(session, [{"id": image_id, "mask_uri": uri} for image_id, uri in masked])
+        now = utc_now()
+        images.update_images(
+            session, [{"id": image_id, "mask_uri": uri, "ingested_at": now} for image_id, uri in masked]
+        )
+        verified = [entry.known.id for entry in old if entry.known and entry.verified]
+        images.update_images(session, [{"id": image_id, "ingested_at": now} for image_id in verified])
+        _read_again(session, [entry.known.id for entry in old if entry.known and _has_changed(entry)])
         if not assignments.locked:
             images.update_images(session, list(_moved(old)))
         failure_queries.record_failures(session, "ingest", failures)
@@ -259,8 +272,11 @@ def _examine(
     """Decode a new image; and take its mask, or the one that a known image lacks, if it fits."""
     found, config = assigned.found, project.config.data
     row: dict[str, Any] | None = None
+    verified = False
     try:
-        if known is None:
+        if known is not None:
+            verified = bool(_same_content(known, found.path))
+        else:
             with open_image(found.path, max_pixels=config.max_pixels) as image:
                 image.check_channels(config.channels)
                 image.pixels(floats=True)  # a damaged file raises here
@@ -272,12 +288,45 @@ def _examine(
         return _Examined(assigned, known, failures=((found.uri, reason),))
     mask = masks.get(found.uri)
     if mask is None:
-        return _Examined(assigned, known, row)
+        return _Examined(assigned, known, row, verified=verified)
     size = (row["width"], row["height"]) if row else (known.width, known.height) if known else mask.size
     problem = mask.problem or (str(wrong_size(mask.uri, mask.size, size)) if mask.size != size else "")
     if problem:
         return _Examined(assigned, known, row, failures=((mask.uri, problem),))
-    return _Examined(assigned, known, row, mask.uri if mask.labeled else None)
+    return _Examined(assigned, known, row, mask.uri if mask.labeled else None, verified=verified)
+
+
+def _has_changed(entry: _Examined) -> bool:
+    """Whether the mask of a known image was there before."""
+    return entry.known is not None and entry.known.mask_uri is not None and entry.mask_uri is not None
+
+
+def _read_again(session: Session, image_ids: Sequence[int]) -> None:
+    """Let the initial labels of images be made again from their masks, as the next versions."""
+    queue = queues.initial_queue(session)
+    if queue is not None:
+        queue_items.reopen_images(session, queue_id=queue.id, image_ids=image_ids)
+
+
+def _same_content(known: Image, path: ImageFile) -> bool | None:
+    """Whether an image that was written since it was read has the content that it had; None for any other.
+
+    Raises:
+        DataError: it has another content.
+    """
+    if isinstance(path, RemoteFile) or not changed_since(path, known.ingested_at):
+        return None
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+    if digest != known.sha256:
+        raise DataError(
+            f"{path} has changed since it was ingested: its labels and scores are of the file before.",
+            "Put the old file back, or give the new one another name.",
+        )
+    return True
 
 
 def _row(assigned: Assigned, image: OpenImage) -> dict[str, Any]:
