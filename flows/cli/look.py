@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from flows.cli.app import LOOK, Json, opened_session, run_step
-from flows.cli.display import console, print_json, table
+from flows.cli.display import print_json, table
 from flows.cli.tables import (
+    show_failures,
     show_model_classes,
     show_models,
     show_queue,
@@ -23,9 +24,6 @@ from flows.cli.tables import (
 
 if TYPE_CHECKING:
     from pipeline.data.project import Project
-
-FIRST_FAILURES = 50
-"""Files that `failures` lists without `--all`."""
 
 Row = TypeVar("Row")
 Classes = Annotated[bool, typer.Option("--classes", help="List the IoU and recall of each class.")]
@@ -48,22 +46,23 @@ def status(as_json: Json = False) -> None:
 
 @commands.command(rich_help_panel=LOOK)
 def failures(
-    everything: Annotated[bool, typer.Option("--all", help="List all of them.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List each file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The files that could not be used, with the reason: the first 50, or all with `--all` or `--json`."""
-    from db.queries.failures import count_failures, list_failures
+    """The files that could not be used, by reason; each of them with `--all` or `--json`."""
+    from db.queries.failures import list_failures
+    from pipeline.summaries.failures import grouped_failures
 
-    limit = None if everything or as_json else FIRST_FAILURES
     with opened_session() as (_, session):
-        rows = [(row.step, row.subject, row.reason) for row in list_failures(session, limit=limit)]
-        total = count_failures(session)
+        listed = list_failures(session)
+        rows = [(row.step, row.subject, row.reason) for row in listed]
+        groups = grouped_failures(listed)
     if as_json:
         print_json([dict(zip(("step", "file", "reason"), row, strict=True)) for row in rows])
-        return
-    table(f"{total} files", ("step", "file", "reason"), rows)
-    if total > len(rows):
-        console.print(f"{total - len(rows)} more: `segcurate failures --all` lists them.")
+    elif everything:
+        table(f"{len(rows)} files", ("step", "file", "reason"), rows)
+    else:
+        show_failures(groups, len(rows))
 
 
 @commands.command(name="rounds", rich_help_panel=LOOK)

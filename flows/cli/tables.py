@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from rich.padding import Padding
+
 from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
-from pipeline.format import MISSING, counts, evidence, interval, number, percent, short_count
+from pipeline.format import MISSING, count, counts, evidence, interval, number, percent, short_count
 from pipeline.summaries.classes import worst_class
+from pipeline.summaries.failures import FailureGroup
+
+INDENT = (0, 0, 0, 6)
+"""Space around the lines below an entry: top, right, bottom, left."""
 
 if TYPE_CHECKING:
     from pipeline.summaries.annotators import AnnotatorReport
@@ -145,29 +151,20 @@ def show_model_classes(name: str, rows: Sequence[ModelSummary]) -> None:
 
 
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
-    """Print each scoring run, then its workers, then its warnings."""
-    table(
-        f"{name}: {len(rows)} scoring runs",
-        (
-            *("run", "model", "scorer", "images", "regions", "shards", "images/s"),
-            *("begun", "finished", "heat maps"),
-        ),
-        [
-            (
-                row.id,
-                row.model,
-                _scorer(row),
-                "pruned" if row.pruned_at else row.images,
-                "pruned" if row.pruned_at else row.regions,
-                f"{row.shards_done} done, {row.shards_running + row.shards_pending} open",
-                number(row.images_per_second, 1),
-                _moment(row.started_at),
-                f"pruned {_moment(row.pruned_at)}" if row.pruned_at else _moment(row.finished_at),
-                f"{row.heatmap_images} images",
-            )
-            for row in rows
-        ],
-    )
+    """Print a few lines for each scoring run, then its workers, then its warnings."""
+    console.print(literal(f"{name}: {len(rows)} scoring runs"))
+    for row in rows:
+        console.print(f"[bold]run {row.id}[/]  {literal(row.model)}, {literal(_scorer(row))}")
+        if row.pruned_at:
+            console.print(f"       pruned {_moment(row.pruned_at)}")
+            continue
+        shards = f"{row.shards_done} shards done, {row.shards_running + row.shards_pending} open"
+        console.print(f"       {count(row.images)} images, {count(row.regions)} regions; {shards}")
+        finished = f"finished {_moment(row.finished_at)}" if row.finished_at else "not finished"
+        rate = f"; {number(row.images_per_second, 1)} images/s" if row.images_per_second else ""
+        console.print(f"       begun {_moment(row.started_at)}, {finished}{rate}")
+        if row.heatmap_images:
+            console.print(f"       heat maps of {count(row.heatmap_images)} images")
     for row in rows:
         for worker in row.workers:
             console.print(
@@ -210,23 +207,33 @@ def show_queue(row: QueueSummary) -> None:
     for warning in row.warnings:
         errors.print(f"[yellow]warning:[/] {literal(warning)}")
     if row.head:
-        with_clicks = any(item.clicks is not None for item in row.head)
-        head = ["rank", "image", "x, y, w, h", "class", row.measure or "score", "slice", "status", "reason"]
-        if with_clicks:
-            head.insert(-1, "clicks")
-        table(
-            f"The first {len(row.head)} of {row.items}",
-            head,
-            [
-                (
-                    *(item.rank, item.image, ", ".join(map(str, item.box)), item.class_name),
-                    *(item.score, item.slice, item.status),
-                    *((None if item.clicks is None else round(item.clicks),) if with_clicks else ()),
-                    item.reason,
-                )
-                for item in row.head
-            ],
-        )
+        console.print(f"[bold]The first {len(row.head)} of {row.items}[/]")
+    for item in row.head:
+        x, y, w, h = item.box
+        parts = [item.class_name or "not predicted", item.slice, item.status]
+        if item.score is not None:
+            parts.insert(1, f"{(row.measure or 'score').replace('_', ' ')} {item.score:.2f}")
+        if item.clicks is not None:
+            parts.append(f"about {item.clicks:.0f} clicks")
+        console.print(f"{item.rank:4d}  {literal(item.image)}", soft_wrap=True)
+        console.print(Padding(f"at {x}, {y}, {w} × {h}: {literal(', '.join(parts))}", INDENT, expand=False))
+        if item.reason:
+            console.print(Padding(literal(item.reason), INDENT, expand=False))
+
+
+def show_failures(rows: Sequence[FailureGroup], total: int) -> None:
+    """Print the reasons why files could not be used, each with its count and its first files."""
+    console.print(f"{count(total)} files could not be used.")
+    for row in rows:
+        files = f"{count(row.files)} file{'' if row.files == 1 else 's'}"
+        console.print(f"[bold]{literal(row.step)}, {files}[/]")
+        console.print(Padding(literal(row.reason), INDENT, expand=False))
+        for subject in row.examples:
+            console.print(Padding(literal(subject), INDENT, expand=False))
+        if row.files > len(row.examples):
+            console.print(Padding(f"… {count(row.files - len(row.examples))} more", INDENT, expand=False))
+    if any(row.files > len(row.examples) for row in rows):
+        console.print("`segcurate failures --all` lists each file.")
 
 
 def show_annotators(report: AnnotatorReport, *, limit: int) -> None:

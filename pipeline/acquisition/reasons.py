@@ -15,6 +15,8 @@ from pipeline.format import count, percent
 
 BOUNDARY_NATS = 0.5
 """Entropy of a mix of 80 % and 20 %; a region with at least this class mix lies on a boundary."""
+ALL = 0.995
+"""Share of a region from which on one class counts as all of it."""
 
 
 def reasons(
@@ -25,49 +27,65 @@ def reasons(
     class_names: Sequence[str],
     group_names: Sequence[str],
 ) -> list[str]:
-    """A line for each item of a selection: how it was chosen, its rank, what the model predicts there, and
-    whether the uncertainty calls for a label or for a second opinion."""
-    measure = STRATEGIES[config.strategy].measure
-    items, shortlist = selection.items, selection.shortlist
-    everything = f"{count(shortlist.available)} {config.unit}s"
-    noise = "" if config.noise_beta is None else f", power noise β = {config.noise_beta:g}"
-    route = routes(items, ranks.limits)
+    """A few short sentences for each item of a selection: why it was chosen, what the model predicts there,
+    and whether the uncertainty calls for a label or for a second opinion."""
+    route = routes(selection.items, ranks.limits)
     lines: list[str] = []
-    for item in range(len(items)):
-        stratum = int(selection.stratum[item])
-        parts: list[str] = []
-        if selection.audit[item]:
-            parts.append(f"random audit draw (probability {selection.inclusion_probability:.2g})")
-        elif config.strategy == "strided":
-            image = int(items.image[item])
-            sequence = group_names[int(items.group[image])]
-            parts.append(f"strided: position {items.position[image]} of {sequence}")
-        elif measure is None:
-            drawn_from = everything if stratum == NO_STRATUM else f"{config.unit}s of {class_names[stratum]}"
-            parts.append(f"random draw from {drawn_from}")
-        elif stratum != NO_STRATUM:
-            parts.append(
-                f"no. {count(int(ranks.in_class[item]))} of {count(shortlist.classes[stratum])} "
-                f"{config.unit}s of {class_names[stratum]} by {measure} × class share{noise}"
-            )
-        if measure is not None and items.score is not None:
-            name = measure.replace("_", " ")
-            percentile = f"top {percent(int(ranks.overall[item]) / shortlist.available)} of {everything}"
-            drawn = noise if stratum == NO_STRATUM and not selection.audit[item] else ""
-            parts.append(f"{name} {items.score[item]:.2f}, {percentile}{drawn}")
-        parts.append(_content(items, item, class_names, unit=config.unit))
+    for item in range(len(selection.items)):
+        sentences = [
+            _origin(selection, ranks, config, item, class_names=class_names, group_names=group_names),
+            _content(selection.items, item, class_names, unit=config.unit),
+        ]
         if (kind := route[item]) is not None:
-            parts.append(ROUTE_TEXT[kind])
-        lines.append("; ".join(parts))
+            sentences.append(ROUTE_TEXT[kind])
+        lines.append(" ".join(sentences))
     return lines
 
 
+def _origin(
+    selection: Selection,
+    ranks: Ranks,
+    config: SelectionConfig,
+    item: int,
+    *,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+) -> str:
+    """Why the item was chosen."""
+    items, shortlist, unit = selection.items, selection.shortlist, config.unit
+    measure = STRATEGIES[config.strategy].measure
+    stratum = int(selection.stratum[item])
+    everything = f"{count(shortlist.available)} {unit}s"
+    if stratum != NO_STRATUM:
+        everything = f"{count(shortlist.classes[stratum])} {unit}s with {class_names[stratum]}"
+    if selection.audit[item]:
+        return "Picked at random, as a check."
+    if config.strategy == "strided":
+        image = int(items.image[item])
+        return f"Image {items.position[image]} of {group_names[int(items.group[image])]}, in even steps."
+    if measure is None or items.score is None:
+        return f"Picked at random from {everything}."
+    by_share = stratum != NO_STRATUM
+    rank = int(ranks.in_class[item] if by_share else ranks.overall[item])
+    place = (
+        f"Most uncertain of {everything}"
+        if rank == 1
+        else f"No. {count(rank)} of {everything} by uncertainty"
+    )
+    figure = f"{measure.replace('_', ' ')} {items.score[item]:.2f} of 1"
+    how = f", times the share of {class_names[stratum]}" if by_share else ""
+    noise = "" if config.noise_beta is None else f", with power noise β = {config.noise_beta:g}"
+    return f"{place} ({figure}{how}{noise})."
+
+
 def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:
+    """What the model predicts there: the most frequent class, and the one that the item counts for."""
     share = float(candidates.class_share[index])
     predicted, stratum = int(candidates.predicted_class[index]), int(candidates.stratum[index])
-    name = class_names[predicted]
-    content = f"all {name}" if share >= 0.995 else f"mostly {name} ({100 * share:.0f} %)"
+    content = (
+        f"all {class_names[predicted]}" if share >= ALL else f"{percent(share)} {class_names[predicted]}"
+    )
     if stratum != predicted:
-        content += f", {class_names[stratum]} {percent(float(candidates.stratum_share[index]))}"
+        content += f", {percent(float(candidates.stratum_share[index]))} {class_names[stratum]}"
     mixed = candidates.impurity[index] * math.log(len(class_names)) >= BOUNDARY_NATS
-    return f"{content}, on a boundary" if mixed and unit == "region" else content
+    return f"Predicted {content}{', on a boundary' if mixed and unit == 'region' else ''}."

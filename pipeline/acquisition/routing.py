@@ -20,8 +20,8 @@ from pipeline.acquisition.quantiles import Quantiles
 Route = Literal["label", "ask"]
 
 ROUTE_TEXT: dict[Route, str] = {
-    "label": "the samples disagree: label it",
-    "ask": "ambiguous: ask a second annotator, or look at the guideline",
+    "label": "The samples disagree: label it.",
+    "ask": "Ambiguous: ask a second annotator, or look at the guideline.",
 }
 INFORMATION_SHARES = (0.9, 0.75)
 """Quantiles over the candidates: mutual information is high from the first on, and low below the second."""

@@ -73,6 +73,7 @@ def test_sure_samples_that_contradict_each_other_are_found_and_unsure_or_agreein
 @pytest.mark.parametrize("seed", range(3))
 def test_every_region_that_meets_the_definition_comes_in_the_order_of_the_votes(seed: int) -> None:
     entropy, information, votes = np.random.default_rng(seed).random((3, 101), dtype=np.float32)
+    votes = 0.05 + 0.95 * votes
     votes[::5] = votes[0]  # equal votes: the order of mutual information
     found = strongest(entropy, information, votes)
     sorted_entropy, sorted_information = sorted(entropy), sorted(information)
@@ -87,6 +88,14 @@ def test_every_region_that_meets_the_definition_comes_in_the_order_of_the_votes(
     assert rows_of(strongest(entropy, information, votes, limit=3)) == by_votes[:3]
     by_information = sorted(expected, key=lambda row: -information[row])
     assert rows_of(strongest(entropy, information, None)) == by_information
+
+
+def test_votes_that_hardly_differ_are_no_disagreement_whatever_the_median_is() -> None:
+    entropy, information = np.full(9, 0.1), np.linspace(0.001, 0.004, 9)
+    assert strongest(entropy, information, np.linspace(0.001, 0.004, 9)).matching == 0
+    assert strongest(entropy, information, None).matching == 0
+    assert strongest(entropy, information, np.linspace(0.001, 0.04, 9)).matching == 5
+    assert strongest(entropy, 10 * information, None).matching == 5
 
 
 def test_samples_that_never_disagree_give_nothing() -> None:

@@ -320,7 +320,7 @@ class TestWords:
         change(store.database, RegionScore, stratum=RegionScore.predicted_class, stratum_share=0.9)
         change(store.database, RegionScore, RegionScore.region_index == 5, stratum=1, stratum_share=0.06)
         preview = step.select(store.configured(budget=20, audit_fraction=0.0), store.database)
-        poles = [item for item in preview.items if "pole 6 %" in item.reason]
+        poles = [item for item in preview.items if ", 6 % pole" in item.reason]
         assert len(poles) >= 4
         assert not preview.warnings
 
@@ -353,19 +353,21 @@ class TestWords:
         ranked = step.select(store.configured(strategy="entropy", **settings), store.database)
         reason = {(item.image_id, item.region_index): item.reason for item in ranked.items}
         assert (
-            reason[image, 4] == "entropy 1.50, top 0.56 % of 180 regions; mostly pole (41 %), on a boundary"
+            reason[image, 4]
+            == "Most uncertain of 180 regions (entropy 1.50 of 1). Predicted 41 % pole, on a boundary."
         )
-        assert reason[image, 0] == "entropy 1.20, top 1.1 % of 180 regions; all sky"
+        assert (
+            reason[image, 0] == "No. 2 of 180 regions by uncertainty (entropy 1.20 of 1). Predicted all sky."
+        )
         audit = next(item for item in ranked.items if item.slice == "audit")
-        assert audit.reason.startswith("random audit draw (probability 0.011); entropy ")
+        assert audit.reason.startswith("Picked at random, as a check. Predicted ")
         by_class = step.select(store.configured(strategy="stratified", **settings), store.database)
-        poles = [item.reason for item in by_class.items if "regions of pole by" in item.reason]
-        assert poles[0].startswith("no. 1 of ")
+        poles = [item.reason for item in by_class.items if "regions with pole" in item.reason]
+        assert poles[0].startswith("Most uncertain of ")
+        assert ", times the share of pole)." in poles[0]
         drawn = step.select(store.configured(strategy="random", **settings), store.database)
-        assert any(item.reason.startswith("random draw from 180 regions; ") for item in drawn.items)
+        assert any(item.reason.startswith("Picked at random from 180 regions. ") for item in drawn.items)
         stride = step.select(store.configured(strategy="strided", **settings), store.database)
-        assert any(
-            "strided: position " in item.reason and " of drive-" in item.reason for item in stride.items
-        )
+        assert any(item.reason.startswith("Image ") and " of drive-" in item.reason for item in stride.items)
         noisy = step.select(store.configured(strategy="entropy", noise_beta=10, **settings), store.database)
         assert any("power noise β = 10" in item.reason for item in noisy.items)
