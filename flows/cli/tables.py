@@ -12,13 +12,13 @@ from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
 from pipeline.format import MISSING, count, counts, evidence, interval, number, percent, short_count
 from pipeline.summaries.classes import worst_class
-from pipeline.summaries.failures import FailureGroup
 
 INDENT = (0, 0, 0, 6)
 """Space around the lines below an entry: top, right, bottom, left."""
 
 if TYPE_CHECKING:
     from pipeline.summaries.annotators import AnnotatorReport
+    from pipeline.summaries.failures import FailureGroup
     from pipeline.summaries.models import ModelSummary
     from pipeline.summaries.project import RunningProcess, Scoring, Status
     from pipeline.summaries.queues import QueueSummary
