@@ -147,6 +147,8 @@ class ScoringConfig(Section):
             document["confidence"] = "mean"  # earlier versions took that of the deterministic pass
         if self.sampler == "mc_dropout":
             document |= {"samples": self.samples, "seed": self.seed}
+        if self.sampler in ("tta", "ensemble"):
+            document["view_cells"] = "all"  # earlier versions resampled views between every fourth cell
         if self.sampler == "tta":
             document["views"] = self.views.model_dump(mode="json")
         return document

@@ -97,11 +97,12 @@ class ScoringNetwork:
         row, column = self.lattice.offset
         return replace(self.lattice, offset=(row, self.lattice.every - 1 - column))
 
-    def places(self, height: int, width: int) -> Places:
-        """The positions of the cells in a padded image."""
+    def places(self, height: int, width: int, *, lattice: Lattice | None = None) -> Places:
+        """The positions in a padded image of the cells of `lattice`, by default the network's own."""
+        lattice = self.lattice if lattice is None else lattice
         rows, columns = (
-            self._side(length, offset)
-            for length, offset in zip((height, width), self.lattice.offset, strict=True)
+            self._side(length, offset, lattice.every)
+            for length, offset in zip((height, width), lattice.offset, strict=True)
         )
         return rows, columns
 
@@ -158,11 +159,11 @@ class ScoringNetwork:
             pyramid=tuple(part.float() for part in trunk.pyramid),
         )
 
-    def _side(self, length: int, offset: int) -> Tensor:
+    def _side(self, length: int, offset: int, every: int) -> Tensor:
         if self.full:
             return torch.arange(length, dtype=torch.float64)
         corners = aligned_places(length // self.segmenter.logits_stride, length)
-        return corners[offset :: self.lattice.every].contiguous()
+        return corners[offset::every].contiguous()
 
 
 def aligned_places(cells: int, length: int) -> Tensor:
@@ -174,11 +175,20 @@ def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
     """Maps [..., h, w] resampled from `source` to `target`: linear between neighbouring cells, the nearest
     cell's value beyond the outermost ones. Cells at the same positions keep their values exactly."""
     for axis, (old, new) in enumerate(zip(source, target, strict=True)):
-        if old.shape == new.shape and torch.allclose(old, new, rtol=0, atol=1e-6):
+        if _same(old, new):
             continue
         weights = _interpolation(old, new).to(maps)
         maps = weights @ maps if axis == 0 else maps @ weights.T
     return maps
+
+
+def same_places(first: Places, second: Places) -> bool:
+    """Whether cells lie at the same positions."""
+    return all(_same(*sides) for sides in zip(first, second, strict=True))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(first, second, rtol=0, atol=1e-6)
 
 
 def _interpolation(source: Tensor, target: Tensor) -> Tensor:

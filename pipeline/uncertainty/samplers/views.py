@@ -3,7 +3,8 @@
 Legend: B batch, K image channels, C classes, H W size of the padded image, h w size of the maps.
 
 Each view's logits are mapped to the positions of the plain view's cells before they are summed: flips
-exactly, other sizes by linear interpolation between cells.
+exactly, other sizes by linear interpolation between all cells that the network has: between every fourth one
+it would smooth the view, and the samples would differ by the smoothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import ViewsConfig
-from pipeline.uncertainty.network import Pass, Places, ScoringNetwork, resample
+from pipeline.model.segmenter import ALL_CELLS
+from pipeline.uncertainty.network import Pass, Places, ScoringNetwork, resample, same_places
 from pipeline.uncertainty.samplers.base import Sampler
 
 
@@ -79,16 +81,19 @@ def resized_logits(network: ScoringNetwork, image: Tensor, scale: float, *, targ
     """
     height, width = image.shape[-2:]
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    cells = target.places(height, width)
     view = image
     if size != (height, width):
         # Antialiased where the image shrinks, as when images are read
         view = functional.interpolate(
             image, size=size, mode="bilinear", align_corners=False, antialias=scale < 1
         )
-    forward = network.run(view)
-    rows, columns = network.places(forward.image.shape[-2], forward.image.shape[-1])
+    elif same_places(network.places(*network.segmenter.padded_size(height, width)), cells):
+        return network.run(view).logits
+    forward = network.run(view, lattice=ALL_CELLS)
+    rows, columns = network.places(*forward.image.shape[-2:], lattice=ALL_CELLS)
     places: Places = (
         (rows + 0.5) * (height / size[0]) - 0.5,
         (columns + 0.5) * (width / size[1]) - 0.5,
     )
-    return resample(forward.logits, places, target.places(height, width))
+    return resample(forward.logits, places, cells)
