@@ -23,6 +23,12 @@ ALLOWED["train"] = frozenset({"train"})
 """The states of a round in which a step may run. A trained model is not trained again."""
 
 
+_BEFORE_A_QUEUE = (
+    " `import` takes the labels of an exported queue. Labels that exist already come in as mask files of "
+    "`data.masks`, which `ingest` reads."
+)
+
+
 def require(session: Session, step: Step) -> Round:
     """The current round, if the step may run now.
 
@@ -33,13 +39,13 @@ def require(session: Session, step: Step) -> Round:
     if current is None:
         raise NotYourTurn(
             f"`segcurate {step}` cannot run yet: the project has no labeled images.",
-            "Run `segcurate ingest`.",
+            f"Run `segcurate ingest`.{_BEFORE_A_QUEUE if step == 'import' else ''}",
         )
     if current.state not in ALLOWED[step]:
         raise NotYourTurn(
             f"`segcurate {step}` cannot run now: in round {current.number}, "
             f"`segcurate {current.state}` comes next.",
-            f"Run `segcurate {current.state}`.",
+            f"Run `segcurate {current.state}`.{_BEFORE_A_QUEUE if step == 'import' else ''}",
         )
     return current
 
