@@ -41,7 +41,8 @@ class Identity(Base):
 
 
 class Project(Base):
-    """One row: the settings that must not change after the first ingest."""
+    """One row: the settings that must not change after the first ingest. `open_splits` says of each held-out
+    split without a version what it still needs."""
 
     __tablename__ = "project"
 
@@ -50,11 +51,16 @@ class Project(Base):
     channels: Mapped[int]
     splits_config: Mapped[dict[str, Any] | None]
     splits_locked_at: Mapped[datetime | None]
+    open_splits: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
 class Image(Base):
-    """A readable image; `width`, `height` are those after EXIF orientation."""
+    """A readable image; `width`, `height` are those after EXIF orientation.
+
+    A held-out image is measured on from a version of its split on, `split_version`; before that, it waits.
+    `mask_classes` are the indices of the classes in its mask; NULL where they are not known.
+    """
 
     __tablename__ = "image"
     __table_args__ = (
@@ -73,7 +79,9 @@ class Image(Base):
     group_name: Mapped[str] = mapped_column(Text)
     position: Mapped[int] = mapped_column(BigInteger)
     split: Mapped[str] = mapped_column(String(16), default="pool")
+    split_version: Mapped[int | None]
     mask_uri: Mapped[str | None] = mapped_column(Text)
+    mask_classes: Mapped[list[Any] | None]
     duplicate_of: Mapped[int | None] = mapped_column(ForeignKey("image.id"))
     ingested_at: Mapped[datetime] = mapped_column(default=utc_now)
 
@@ -195,17 +203,18 @@ class Assessment(Base):
 
 
 class Evaluation(Base):
-    """One model on one split, with one sampler, before or after calibration."""
+    """One model on one version of a split, with one sampler, before or after calibration."""
 
     __tablename__ = "evaluation"
     __table_args__ = (
-        UniqueConstraint("model_id", "split", "sampler", "calibrated"),
+        UniqueConstraint("model_id", "split", "split_version", "sampler", "calibrated"),
         one_of("split", "calibration", "test"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
     split: Mapped[str] = mapped_column(String(16))
+    split_version: Mapped[int] = mapped_column(default=1)
     sampler: Mapped[str] = mapped_column(String(32))
     calibrated: Mapped[bool]
     images: Mapped[int]

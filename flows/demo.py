@@ -45,6 +45,7 @@ splits:  # neighbouring slices look alike: whole blocks are held out, with slice
   calibration: {fraction: 0.15, by: block, block: 5, guard: 2}
   test: {fraction: 0.25, by: block, block: 5, guard: 2}
   initial: {unit: region, count: 8}  # the masks of 8 cells are all that the first model learns from
+  minimum_units: 4  # one brain has few independent slices; 10 by default
 
 model:  # a network small enough to learn from nothing, in a minute, on a laptop
   architecture: unet

@@ -97,6 +97,15 @@ def few_units(images: int, units: int) -> str:
     )
 
 
+def split_name(split: str, version: int) -> str:
+    """A held-out split with its version, from the second on.
+
+    >>> split_name("test", 1), split_name("test", 2)
+    ('test', 'test (version 2)')
+    """
+    return split if version < 2 else f"{split} (version {version})"
+
+
 def counts(parts: Mapping[str, int]) -> str:
     """Named counts in their order.
 

@@ -58,6 +58,8 @@ def write_config(folder: Path, **changes: Any) -> Path:
             "calibration": {"fraction": 0.2, "by": "block", "block": 2, "guard": 0},
             "test": {"fraction": 0.25, "by": "block", "block": 2, "guard": 0},
             "initial": {"fraction": 0.2, "unit": "region"},
+            "minimum_units": 1,
+            "every_class": False,
         },
         "model": {"architecture": "fpn", "encoder": "resnet18", "encoder_weights": "none"},
         "training": {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.orm import Session, aliased
 
 from db.tables import Assessment, Calibration, Evaluation, Metric, utc_now
 
@@ -58,9 +58,16 @@ def contradict_calibration(calibration: Calibration, reason: str | None) -> None
     calibration.report = {**report, "contradiction": reason}
 
 
-def clear_evaluations(session: Session, model_id: int) -> None:
-    """Delete a model's evaluations and their metrics."""
-    session.execute(delete(Evaluation).where(Evaluation.model_id == model_id))
+def clear_evaluations(session: Session, model_id: int, *, versions: Mapping[str, int]) -> None:
+    """Delete a model's evaluations on these versions of the splits, and their metrics."""
+    for split, version in versions.items():
+        session.execute(
+            delete(Evaluation).where(
+                Evaluation.model_id == model_id,
+                Evaluation.split == split,
+                Evaluation.split_version == version,
+            )
+        )
 
 
 def add_evaluation(
@@ -74,11 +81,13 @@ def add_evaluation(
     blocks: int,
     curves: dict[str, Any],
     metrics: Mapping[MetricKey, Interval],
+    split_version: int = 1,
 ) -> Evaluation:
     """A new evaluation with its metrics."""
     row = Evaluation(
         model_id=model_id,
         split=split,
+        split_version=split_version,
         sampler=sampler,
         calibrated=calibrated,
         images=images,
@@ -96,19 +105,21 @@ def add_evaluation(
 
 
 def evaluation_of(
-    session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool
+    session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool, version: int | None = None
 ) -> Evaluation | None:
-    """One evaluation, with its curves."""
-    statement = select(Evaluation).filter_by(
+    """One evaluation, with its curves; by default that on the newest version of the split on which the model
+    was measured."""
+    statement = _newest(version).filter_by(
         model_id=model_id, split=split, sampler=sampler, calibrated=calibrated
     )
     return session.scalars(statement).one_or_none()
 
 
 def model_evaluations(session: Session, model_id: int) -> Sequence[Evaluation]:
-    """All evaluations of a model: test before calibration split, uncalibrated before calibrated."""
+    """The evaluations of a model on the newest version of each split on which it was measured: test before
+    calibration split, uncalibrated before calibrated."""
     statement = (
-        select(Evaluation)
+        _newest(None)
         .where(Evaluation.model_id == model_id)
         .order_by(Evaluation.split.desc(), Evaluation.sampler.desc(), Evaluation.calibrated)
     )
@@ -118,14 +129,23 @@ def model_evaluations(session: Session, model_id: int) -> Sequence[Evaluation]:
 def metrics_of(
     session: Session, *, model_id: int, split: str, sampler: str, calibrated: bool
 ) -> dict[MetricKey, Metric]:
-    """The metrics of one evaluation; empty where there is none."""
-    statement = (
-        select(Metric)
-        .join(Evaluation, Evaluation.id == Metric.evaluation_id)
-        .where(Evaluation.model_id == model_id, Evaluation.split == split)
-        .where(Evaluation.sampler == sampler, Evaluation.calibrated == calibrated)
+    """The metrics of `evaluation_of`; empty where there is none."""
+    found = evaluation_of(session, model_id=model_id, split=split, sampler=sampler, calibrated=calibrated)
+    if found is None:
+        return {}
+    rows = session.scalars(select(Metric).where(Metric.evaluation_id == found.id))
+    return {(row.name, row.class_index): row for row in rows}
+
+
+def _newest(version: int | None) -> Select[tuple[Evaluation]]:
+    """The evaluations on one version of their split; by default the newest that each model has."""
+    other = aliased(Evaluation)
+    newest = (
+        select(func.max(other.split_version))
+        .where(other.model_id == Evaluation.model_id, other.split == Evaluation.split)
+        .scalar_subquery()
     )
-    return {(row.name, row.class_index): row for row in session.scalars(statement)}
+    return select(Evaluation).where(Evaluation.split_version == (newest if version is None else version))
 
 
 def put_assessment(session: Session, *, model_id: int, kind: Kind, document: dict[str, Any]) -> Assessment:

@@ -28,6 +28,8 @@ class SplitColumns(NamedTuple):
         positions: int64 [N].
         splits: uint8 [N], index into `SPLITS`.
         has_mask: bool [N].
+        originals: int64 [N], the id of the image that an exact copy stands for; of any other, its own.
+        measured: bool [N], whether a held-out image is in a version of its split.
         names: the groups, in the order of their first image.
     """
 
@@ -36,6 +38,8 @@ class SplitColumns(NamedTuple):
     positions: npt.NDArray[np.int64]
     splits: npt.NDArray[np.uint8]
     has_mask: npt.NDArray[np.bool_]
+    originals: npt.NDArray[np.int64]
+    measured: npt.NDArray[np.bool_]
     names: list[str]
 
 
@@ -89,6 +93,40 @@ def split_images(session: Session, split: str) -> Sequence[Image]:
         .order_by(Image.group_name, Image.position, Image.id)
     )
     return session.scalars(statement).all()
+
+
+def measured_images(session: Session, split: str) -> Sequence[Image]:
+    """The images with a mask in the newest version of a held-out split, by group and position."""
+    statement = (
+        select(Image)
+        .where(Image.split == split, Image.duplicate_of.is_(None))
+        .where(Image.split_version.is_not(None), Image.mask_uri.is_not(None))
+        .order_by(Image.group_name, Image.position, Image.id)
+    )
+    return session.scalars(statement).all()
+
+
+def split_versions(session: Session) -> dict[str, int]:
+    """The newest version of each held-out split; 0 before the first."""
+    statement = (
+        select(Image.split, func.max(Image.split_version))
+        .where(Image.split.in_(("calibration", "test")), Image.split_version.is_not(None))
+        .group_by(Image.split)
+    )
+    known = {split: version or 0 for split, version in session.execute(statement)}
+    return {"test": 0, "calibration": 0, **known}
+
+
+def set_split_version(session: Session, ids: Sequence[int], version: int) -> None:
+    """Images that are measured on from a version of their split on."""
+    for part in in_parts(ids):
+        session.execute(update(Image).where(Image.id.in_(part)).values(split_version=version))
+
+
+def mask_classes(session: Session) -> dict[int, list[int] | None]:
+    """The indices of the classes in each image's mask, by the image's id; None where they are not known."""
+    statement = select(Image.id, Image.mask_classes).where(Image.mask_uri.is_not(None))
+    return dict(session.execute(statement.execution_options(yield_per=PAGE)).tuples().all())
 
 
 def images_by_uri(session: Session, uris: Sequence[str]) -> dict[str, Image]:
@@ -150,7 +188,7 @@ def update_images(session: Session, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def set_splits(session: Session, ids: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
-    """Put images into splits (codes are indices into `SPLITS`). Called once, when splits are locked."""
+    """Put images into splits (codes are indices into `SPLITS`)."""
     for start in range(0, len(ids), PAGE):
         page = slice(start, start + PAGE)
         rows = zip(ids[page].tolist(), codes[page].tolist(), strict=True)
@@ -184,17 +222,23 @@ def link_duplicates(session: Session) -> None:
 
 
 def split_columns(session: Session) -> SplitColumns:
-    """Group, position and split of every image, as columns: some 25 bytes an image."""
-    kinds = zip(SplitColumns._fields, (np.int64, np.int32, np.int64, np.uint8, np.bool_), strict=False)
+    """Group, position and split of every image, as columns: some 35 bytes an image."""
+    types = (np.int64, np.int32, np.int64, np.uint8, np.bool_, np.int64, np.bool_)
+    kinds = zip(SplitColumns._fields, types, strict=False)
     index_of: dict[str, int] = {}
+    of_mask = (
+        Image.mask_uri.is_not(None),
+        func.coalesce(Image.duplicate_of, Image.id),
+        Image.split_version.is_not(None),
+    )
     statement = (
-        select(Image.id, Image.group_name, Image.position, Image.split, Image.mask_uri.is_not(None))
+        select(Image.id, Image.group_name, Image.position, Image.split, *of_mask)
         .order_by(Image.id)
         .execution_options(yield_per=PAGE)
     )
     rows = (
-        (image_id, index_of.setdefault(group, len(index_of)), position, SPLITS.index(split), mask)
-        for image_id, group, position, split, mask in session.execute(statement)
+        (image_id, index_of.setdefault(group, len(index_of)), position, SPLITS.index(split), *rest)
+        for image_id, group, position, split, *rest in session.execute(statement)
     )
     table = np.fromiter(rows, dtype=list(kinds))
     return SplitColumns(*(table[name].copy() for name in SplitColumns._fields[:-1]), names=list(index_of))

@@ -129,6 +129,11 @@ def record_label(
     return row
 
 
+def all_labeled_images(session: Session) -> set[int]:
+    """The ids of the images with a label in any queue."""
+    return set(session.scalars(select(Label.image_id).distinct()))
+
+
 def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | None:
     """The newest version of one image's label in one queue."""
     return session.scalars(_newest_version(image_id, queue_id)).first()

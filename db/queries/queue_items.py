@@ -102,6 +102,11 @@ def queued_boxes(session: Session, *, queue_id: int) -> Iterator[tuple[QueuedBox
         yield QueuedBox(*row[:8]), QueuedImage(*row[8:])
 
 
+def queued_images(session: Session) -> set[int]:
+    """The ids of the images with a region that waits for a label in any queue."""
+    return set(session.scalars(select(QueueItem.image_id).where(QueueItem.status == "queued").distinct()))
+
+
 def images_to_label(session: Session, *, queue_id: int, after_id: int, limit: int) -> Sequence[Image]:
     """A page of pool images that have a mask and no item in this queue."""
     statement = (

@@ -10,7 +10,17 @@ from rich.padding import Padding
 
 from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
-from pipeline.format import MISSING, count, counts, evidence, interval, number, percent, short_count
+from pipeline.format import (
+    MISSING,
+    count,
+    counts,
+    evidence,
+    interval,
+    number,
+    percent,
+    short_count,
+    split_name,
+)
 from pipeline.summaries.classes import worst_class
 
 INDENT = (0, 0, 0, 6)
@@ -30,6 +40,11 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
     """Print a project's status, and the next command at the end."""
     console.print(f"[bold]{literal(name)}[/]")
     console.print(f"images    {counts(dict(sorted(now.images.items())))}; {now.labeled_images} with labels")
+    for split, version in now.split_versions.items():
+        if version > 1:
+            console.print(f"{split:9s} {split_name(split, version)}")
+    for reason in now.open_splits.values():
+        console.print(f"open      {literal(reason)}")
     if now.failures:
         console.print(f"failures  {now.failures} files could not be used: `segcurate failures`")
     if now.round_number is not None:
@@ -80,7 +95,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
             ("round", "model", "split", "images", "units", "mIoU", "worst class"),
             [
                 (
-                    *(row.number, row.model, row.split, row.images, row.units),
+                    *(row.number, row.model, _split(row), row.images, row.units),
                     *(row.mean_iou, worst_class(row.classes) or MISSING),
                 )
                 for row in measured
@@ -89,7 +104,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
         table(
             "Calibration",
             ("round", "model", "ECE before", "ECE after", "images"),
-            [(row.number, row.model, row.ece_before, row.ece_after, row.split) for row in measured],
+            [(row.number, row.model, row.ece_before, row.ece_after, _split(row)) for row in measured],
         )
     show_confidence({row.model: (row.confidence, row.confidence_reason) for row in rows if row.model})
     _show_unlabeled(rows)
@@ -143,7 +158,7 @@ def show_model_classes(name: str, rows: Sequence[ModelSummary]) -> None:
         f"{name}: each class of the single pass",
         ("model", "status", "images", "class", "IoU", "recall"),
         [
-            (row.name, row.status, row.split, one.name, one.iou, one.recall)
+            (row.name, row.status, _split(row), one.name, one.iou, one.recall)
             for row in rows
             for one in row.classes
         ],
@@ -318,6 +333,10 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
 def _scorer(row: RunSummary) -> str:
     samples = f" × {row.samples}" if row.samples else ""
     return f"{row.sampler}{samples}, {row.calibrator}, {row.region_kind}"
+
+
+def _split(row: RoundSummary | ModelSummary) -> str | None:
+    return row.split and split_name(row.split, row.split_version or 1)
 
 
 def _moment(at: datetime | None) -> str | None:

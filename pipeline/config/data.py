@@ -230,4 +230,10 @@ class SplitsConfig(Section):
     calibration: HeldOutSplit = HeldOutSplit(fraction=0.15)
     test: HeldOutSplit = HeldOutSplit(fraction=0.2)
     initial: InitialSplit = InitialSplit()
+    minimum_units: Positive = 10
+    """Independent units with masks that a held-out split needs before its first version; until then it is
+    open, and no model is measured on it."""
+    every_class: bool = True
+    """Whether each class must be in a mask of a held-out split before its first version, apart from
+    `data.absent_classes`."""
     seed: Seed = 0

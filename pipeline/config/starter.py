@@ -127,12 +127,14 @@ data:
   # group_regex: "^(seq[0-9]+)"  # neighbouring frames, one patient, one site: they share a split
   independent: {_inline(not neighbours_alike)}  # whether images resemble others as much as their neighbours
 
-# Locked by the first `segcurate ingest`. Images of calibration and test are never selected or trained on.
+# Images of calibration and test are never selected or trained on. A split waits until it has `minimum_units`
+# independent units with masks, and each class; it grows by versions when masks are added.
 splits:
   # block: images beside each other that stay together; guard: images left out on each side of a block.
   calibration: {{fraction: 0.15, by: block, block: {block}, guard: {guard}}}
   test: {{fraction: 0.2, by: block, block: {block}, guard: {guard}}}
   initial: {{}}  # the first labeled set; by default every pool image that has a mask
+  minimum_units: 10
 
 model:
   architecture: {_inline(architecture)}

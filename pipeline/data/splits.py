@@ -7,7 +7,9 @@ looks like a held-out one. The same input and seed give the same splits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,57 +26,149 @@ POOL, CALIBRATION, TEST, GUARD = range(4)
 HeldOut = Literal["test", "calibration"]
 ORDER: tuple[tuple[HeldOut, int], ...] = (("test", TEST), ("calibration", CALIBRATION))
 """Held-out splits in the order in which they choose."""
+DRAWS = 20
+"""Orders of the groups or blocks, of which the one that is enough with the fewest of them is taken."""
 
 
-def assign_splits(
-    config: SplitsConfig, *, groups: Integers, positions: Integers, has_mask: Flags, listed: dict[str, Flags]
+@dataclass(frozen=True)
+class Images:
+    """What splits are drawn from, a row an image.
+
+    Attributes:
+        groups, positions, splits: see the legend.
+        has_mask: bool [N].
+        labeled: bool [N], by an annotator or by a mask that counts as a label.
+        taken: bool [N], labeled or in a queue: never held out any more, as models may learn from it.
+    """
+
+    groups: Integers
+    positions: Integers
+    splits: Codes
+    has_mask: Flags
+    labeled: Flags
+    taken: Flags
+
+
+def plan_splits(
+    config: SplitsConfig,
+    images: Images,
+    *,
+    versions: Mapping[HeldOut, int],
+    enough: Callable[[Flags], bool],
 ) -> Codes:
-    """Hold images out, the first time.
+    """Draw the images of the next version of each split that is a `fraction`.
 
-    A fraction is drawn among the groups or blocks that have a mask (all, where none has), because others
-    could not be evaluated.
+    Whole groups or blocks are drawn, among those that have a mask and that no model may have learned from: as
+    many as the fraction says, and more where so many are not enough. At least as many with a mask or a label
+    stay for training as are held out in all, unless the fraction itself leaves fewer. A split that would
+    not be enough is not drawn; one that is enough grows by a quarter or more, so that versions stay few.
 
     Args:
-        has_mask: bool [N].
-        listed: for `test` and `calibration` with `list` or `folder`: bool [N], whether the image is named.
+        versions: of each split so far; 0 before the first.
+        enough: whether these images with masks, bool [N], are enough for a split.
 
     Returns:
-        uint8 [N].
+        uint8 [N], the splits afterwards.
 
     Raises:
-        ConfigError: a split would be empty or would leave nothing to the pool, or two splits name one image.
+        ConfigError: a list or folder names no image, groups are to be drawn and there is only one, or nothing
+            would be left to the pool.
     """
-    splits = np.zeros(len(groups), dtype=np.uint8)
     for name, code in ORDER:
         spec = getattr(config, name)
-        if spec.fraction is None:
-            _hold_listed(splits, name=name, code=code, named=listed[name])
-    for salt, (name, code) in enumerate(ORDER):
-        spec = getattr(config, name)
-        if spec.fraction is None:
-            continue
-        generator = np.random.default_rng([config.seed, salt])
-        if spec.by == "group":
-            drawn = _draw_groups(
-                splits, spec, name=name, groups=groups, has_mask=has_mask, generator=generator
+        if spec.fraction is None and not (images.splits == code).any():
+            raise ConfigError(
+                f"`splits.{name}` names no image of the project.", "Correct its `list` or its `folder`."
             )
-            splits[drawn] = code
-        else:
-            _draw_blocks(
-                splits,
-                spec,
-                name=name,
-                code=code,
-                groups=groups,
-                positions=positions,
-                has_mask=has_mask,
-                generator=generator,
-            )
-    if len(splits) and not (splits == POOL).any():
+    for name, _ in ORDER:
+        if getattr(config, name).fraction is not None:
+            splits = _draw(config, name, images, version=versions[name], enough=enough)
+            images = replace(images, splits=splits)
+    if len(images.splits) and not (images.splits == POOL).any():
         raise ConfigError(
             "`splits` holds every image out: nothing is left to select from.",
             "Lower `fraction`, use shorter blocks with `by: block`, or name fewer images.",
         )
+    return images.splits
+
+
+def _draw(
+    config: SplitsConfig, name: HeldOut, images: Images, *, version: int, enough: Callable[[Flags], bool]
+) -> Codes:
+    """The splits [N] after one of them was drawn; unchanged where nothing is drawn."""
+    spec: HeldOutSplit = getattr(config, name)
+    code = dict(ORDER)[name]
+    unit, usable = _usable(spec, images)
+    count = len(usable)
+    if spec.by == "group" and count == 1:
+        raise ConfigError(
+            f"`splits.{name}` draws whole groups, but all images are in one group.",
+            "Set `by: block` to hold out blocks of neighbours, or name groups with `data.group_regex`.",
+        )
+    with_mask = _any(unit, images.has_mask, count)
+    mine = int(_any(unit, images.has_mask & (images.splits == code), count).sum())
+    held = int(_any(unit, images.has_mask & np.isin(images.splits, (TEST, CALIBRATION)), count).sum())
+    known = int((with_mask | _any(unit, images.labeled, count)).sum())
+    candidates = np.flatnonzero(usable & _any(unit, images.has_mask & (images.splits == POOL), count))
+    least = max(1, round((spec.fraction or 0.0) * int(with_mask.sum()))) - mine
+    most = min(max(least, known // 2 - held), len(candidates), int(usable.sum()) - 1)
+    salt = [config.seed, ORDER.index((name, code)), *([version] if version else [])]
+    generator = np.random.default_rng(salt)
+    orders = [generator.permutation(candidates) for _ in range(DRAWS)]
+    already = images.has_mask & (images.splits == code)
+
+    def drawn(order: Integers, size: int) -> Flags:
+        return np.isin(unit, order[:size]) & (images.splits == POOL)
+
+    def satisfied(order: Integers, size: int) -> bool:
+        return enough(already | (drawn(order, size) & images.has_mask))
+
+    if version and enough(already) and 4 * least < max(4, mine):
+        return images.splits
+    least, best = max(1, least), None
+    for order in orders if least <= most else []:
+        if satisfied(order, most):
+            size = _smallest(lambda size, order=order: satisfied(order, size), least, most)
+            if best is None or size < best[0]:
+                best = size, order
+            if size == least:
+                break
+    return images.splits if best is None else _hold(spec, images, drawn(best[1], best[0]), code=code)
+
+
+def _smallest(satisfied: Callable[[int], bool], least: int, most: int) -> int:
+    """The smallest size that is satisfied, or `most`, if larger ones are satisfied too."""
+    if satisfied(least):
+        return least
+    return bisect_left(range(least, most), True, key=satisfied) + least
+
+
+def _usable(spec: HeldOutSplit, images: Images) -> tuple[Integers, Flags]:
+    """The group or block [N] of each image, and which of them may be held out: none of its images, nor of
+    the images that would guard it, is taken, and no part of it is held out."""
+    if spec.by == "group":
+        count = int(images.groups.max()) + 1
+        return images.groups, ~_any(images.groups, images.taken | (images.splits != POOL), count)
+    numbers = blocks(groups=images.groups, positions=images.positions, size=spec.block)
+    count = int(numbers.max()) + 1
+    held = _any(numbers, np.isin(images.splits, (TEST, CALIBRATION)), count)
+    free = np.bincount(numbers, weights=images.splits == POOL, minlength=count)
+    near = images.taken.copy()
+    order = np.lexsort((images.positions, images.groups))
+    for here, there in _neighbours(images.groups[order], distance=spec.guard):
+        near[order[here[images.taken[order[there]]]]] = True
+    return numbers, ~held & (free * 2 >= np.bincount(numbers, minlength=count)) & ~_any(numbers, near, count)
+
+
+def _hold(spec: HeldOutSplit, images: Images, drawn: Flags, *, code: int) -> Codes:
+    """The splits with the drawn images held out, and guard images on both sides of each run of blocks."""
+    splits = images.splits.copy()
+    splits[drawn] = code
+    if spec.by == "block":
+        order = np.lexsort((images.positions, images.groups))
+        for rows in _neighbours(images.groups[order], distance=spec.guard):
+            here, there = order[rows[0]], order[rows[1]]
+            splits[here[drawn[there] & (splits[here] == POOL)]] = GUARD
     return splits
 
 
@@ -136,79 +230,6 @@ def blocks(*, groups: Integers, positions: Integers, size: int) -> npt.NDArray[n
     return numbers
 
 
-def _hold_listed(splits: Codes, *, name: str, code: int, named: Flags) -> None:
-    if not named.any():
-        raise ConfigError(
-            f"`splits.{name}` names no image of the project.", "Correct its `list` or its `folder`."
-        )
-    both = int((named & (splits != POOL)).sum())
-    if both:
-        raise ConfigError(
-            f"`splits.test` and `splits.calibration` both name {both} of the images.",
-            "Name each image in one of them.",
-        )
-    splits[named] = code
-
-
-def _draw_groups(
-    splits: Codes,
-    spec: HeldOutSplit,
-    *,
-    name: str,
-    groups: Integers,
-    has_mask: Flags,
-    generator: np.random.Generator,
-) -> Flags:
-    """The images of the drawn groups. A group that another split has a part of is not drawn."""
-    count = int(groups.max()) + 1
-    whole = np.bincount(groups, weights=splits != POOL, minlength=count) == 0
-    candidates = np.flatnonzero(whole & _has_any(groups, has_mask, count))
-    wanted = max(1, round((spec.fraction or 0.0) * _countable(groups, has_mask, count)))
-    free = int(whole.sum())
-    if wanted > len(candidates) or wanted >= free:
-        raise ConfigError(
-            f"`splits.{name}` takes {wanted} of the groups, but only {len(candidates)} are free for it, and "
-            f"one must stay in the pool ({count} groups in all).",
-            "Set `by: block` to hold out blocks of neighbours, or name groups with `data.group_regex`.",
-        )
-    chosen = generator.permutation(candidates)[:wanted]
-    return np.isin(groups, chosen)
-
-
-def _draw_blocks(
-    splits: Codes,
-    spec: HeldOutSplit,
-    *,
-    name: str,
-    code: int,
-    groups: Integers,
-    positions: Integers,
-    has_mask: Flags,
-    generator: np.random.Generator,
-) -> None:
-    """Hold drawn blocks out, and put guard images on both sides of each run of them."""
-    numbers = blocks(groups=groups, positions=positions, size=spec.block)
-    count = int(numbers.max()) + 1
-    held_elsewhere = np.bincount(numbers, weights=(splits == TEST) | (splits == CALIBRATION), minlength=count)
-    free = np.bincount(numbers, weights=splits == POOL, minlength=count)
-    sizes = np.bincount(numbers, minlength=count)
-    usable = (held_elsewhere == 0) & (free * 2 >= sizes)
-    candidates = np.flatnonzero(usable & _has_any(numbers, has_mask & (splits == POOL), count))
-    wanted = max(1, round((spec.fraction or 0.0) * _countable(numbers, has_mask, count)))
-    if wanted > len(candidates) or wanted >= int(usable.sum()):
-        raise ConfigError(
-            f"`splits.{name}` takes {wanted} of the blocks, but only {len(candidates)} are free for it, and "
-            f"one must stay in the pool ({count} blocks of {spec.block} in all).",
-            f"Lower `splits.{name}.block` or `splits.{name}.fraction`.",
-        )
-    chosen = np.isin(numbers, generator.permutation(candidates)[:wanted]) & (splits == POOL)
-    splits[chosen] = code
-    order = np.lexsort((positions, groups))
-    for rows in _neighbours(groups[order], distance=spec.guard):
-        here, there = order[rows[0]], order[rows[1]]
-        splits[here[chosen[there] & (splits[here] == POOL)]] = GUARD
-
-
 def _neighbours(groups: Integers, *, distance: int) -> Iterator[tuple[Integers, Integers]]:
     """Pairs of rows of one group, 1 to `distance` apart, both ways; `groups` is sorted."""
     rows = np.arange(len(groups))
@@ -225,12 +246,6 @@ def _rank_in_group(groups: Integers) -> npt.NDArray[np.int64]:
     return rows - np.maximum.accumulate(np.where(starts, rows, 0))
 
 
-def _has_any(units: Integers, has_mask: Flags, count: int) -> Flags:
-    """Whether each group or block has a mask; all of them, where no image has one."""
-    if not has_mask.any():
-        return np.ones(count, dtype=np.bool_)
-    return np.bincount(units, weights=has_mask, minlength=count) > 0
-
-
-def _countable(units: Integers, has_mask: Flags, count: int) -> int:
-    return int(_has_any(units, has_mask, count).sum())
+def _any(units: Integers, flags: Flags, count: int) -> Flags:
+    """Whether any image of each group or block is flagged: [count]."""
+    return np.bincount(units, weights=flags, minlength=count) > 0

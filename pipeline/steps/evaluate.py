@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,19 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import evaluations, failures
+from db.queries import images as image_queries
 from db.queries.evaluations import Interval
 from db.tables import Model
 from pipeline import rounds
 from pipeline.data.project import Project
+from pipeline.errors import UserError
 from pipeline.evaluation.confidence import confidence_of, contradiction
-from pipeline.format import evidence, few_units, table
+from pipeline.format import evidence, few_units, split_name, table
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.estimate_pool import update_pool_estimate
-from pipeline.steps.held_out import held_out_images
-from pipeline.steps.promotion import decide, deciding
+from pipeline.steps.held_out import held_out_images, open_splits
+from pipeline.steps.promotion import decide, deciding, promotion_of, to_measure_again
 from pipeline.steps.served_model import evaluated_samplers, model_of_round, sampler_calibrators
 from pipeline.studies.held_out import HeldOutImages
 from pipeline.studies.measurement import DECIDING, EvaluationRow, measure
@@ -34,14 +36,15 @@ FEWEST_UNITS = 10
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What an evaluation found, and what became of the model; `promotion` is the comparison behind the
-    decision as JSON, None where there was none."""
+    """What an evaluation found on the newest versions of the splits, and what became of the model;
+    `promotion` is the comparison behind the decision as JSON, None where there was none."""
 
     model: str
     promoted: bool
     decision: str
     promotion: dict[str, Any] | None
     rows: list[EvaluationRow]
+    versions: dict[str, int]
     failed: list[tuple[str, str]]
     warnings: list[str]
     class_names: tuple[str, ...]
@@ -62,7 +65,8 @@ class EvaluationReport:
                     ("error AUROC of entropy", "auroc_entropy"),
                 )
             )
-            yield f"{row.split}, {row.sampler}, {what} ({evidence(row.images, row.blocks)}): {figures}"
+            split = split_name(row.split, self.versions[row.split])
+            yield f"{split}, {row.sampler}, {what} ({evidence(row.images, row.blocks)}): {figures}"
         yield from self._classes()
         yield from self.pool
         yield from notes(self.failed, self.warnings)
@@ -85,7 +89,8 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
     """Measure the round's model with every evaluated sampler; promote it where it measures no lower than the
     best promoted one, or is shown to lose no more than `evaluation.promote_tolerance`. Where the test
     split contradicts a calibrator, its softmax is no probability. Before that, estimate the pool from
-    the newest labeled audit.
+    the newest labeled audit. Where a split has grown since, the best and the newest promoted model are
+    measured again on its newest version first.
 
     Run again, it replaces what it wrote.
 
@@ -97,7 +102,9 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         current = rounds.require(session, "evaluate")
         model = model_of_round(session, current)
         calibrators = sampler_calibrators(session, model.id, evaluated_samplers(project.config))
-        splits = {split: HeldOutImages(project, held_out_images(session, project, split)) for split in SPLITS}
+        splits = _held_out(session, project)
+        versions = image_queries.split_versions(session)
+        missing = open_splits(session)
     pool = update_pool_estimate(project, database, progress=progress)
     rows: list[EvaluationRow] = []
     if any(map(len, splits.values())):
@@ -105,22 +112,16 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         for split, images in splits.items():
             rows += measure(split, images, sampled, config=project.config.evaluation, progress=progress)
     failed = [*pool.failed, *(failure for images in splits.values() for failure in images.failed)]
+    warnings = [*missing.values(), *_warnings(rows, missing), *pool.warnings]
+    measured = deciding(rows)
+    if measured is not None:
+        warnings += _measure_others_again(
+            project, database, model, measured.split, versions=versions, progress=progress
+        )
     with database.session() as session:
         current = rounds.require(session, "evaluate")
-        found = decide(session, model, rows, project.config)
-        evaluations.clear_evaluations(session, model.id)
-        for row in rows:
-            evaluations.add_evaluation(
-                session,
-                model_id=model.id,
-                split=row.split,
-                sampler=row.sampler,
-                calibrated=row.calibrated,
-                images=row.images,
-                blocks=row.blocks,
-                curves=_with_promotion(row, found.document),
-                metrics={key: Interval(**item.document(digits=None)) for key, item in row.metrics.items()},
-            )
+        found = decide(session, model, rows, project.config, versions=versions)
+        _store(session, model.id, rows, versions=versions, promotion=found.document)
         stored = session.get_one(Model, model.id)
         stored.status = "promoted" if found.promoted else "refused"
         stored.decision = found.sentence
@@ -134,11 +135,81 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         decision=found.sentence,
         promotion=found.document,
         rows=rows,
+        versions=versions,
         failed=failed,
-        warnings=_warnings(rows) + pool.warnings + withdrawn,
+        warnings=warnings + withdrawn,
         class_names=tuple(project.config.data.class_names),
         pool=tuple(pool.lines()),
     )
+
+
+def _held_out(session: Session, project: Project) -> dict[str, HeldOutImages]:
+    return {split: HeldOutImages(project, held_out_images(session, project, split)) for split in SPLITS}
+
+
+def _store(
+    session: Session,
+    model_id: int,
+    rows: Sequence[EvaluationRow],
+    *,
+    versions: Mapping[str, int],
+    promotion: dict[str, Any] | None = None,
+) -> None:
+    """Replace what is known of a model on these versions of the splits."""
+    evaluations.clear_evaluations(session, model_id, versions=versions)
+    for row in rows:
+        evaluations.add_evaluation(
+            session,
+            model_id=model_id,
+            split=row.split,
+            split_version=versions[row.split],
+            sampler=row.sampler,
+            calibrated=row.calibrated,
+            images=row.images,
+            blocks=row.blocks,
+            curves=_with_promotion(row, promotion),
+            metrics={key: Interval(**item.document(digits=None)) for key, item in row.metrics.items()},
+        )
+
+
+def _measure_others_again(
+    project: Project,
+    database: Database,
+    model: Model,
+    split: str,
+    *,
+    versions: Mapping[str, int],
+    progress: Progress,
+) -> list[str]:
+    """Measure the newest promoted model and the best one on the newest version of the split that decides, if
+    they were measured on an earlier one only. Their earlier evaluations stay.
+
+    Returns:
+        A warning for each that could not be measured again.
+    """
+    with database.session(write=False) as session:
+        others = [
+            (
+                other,
+                sampler_calibrators(session, other.id, evaluated_samplers(project.config)),
+                promotion_of(session, other, split),
+            )
+            for other in to_measure_again(session, model, split, version=versions[split])
+        ]
+        splits = _held_out(session, project)
+    warnings: list[str] = []
+    for other, calibrators, promotion in others:
+        try:
+            sampled = open_samplers(project, other.checkpoint_uri, calibrators)
+        except UserError as error:
+            warnings.append(f"{other.name} could not be measured on the new {split} images: {error}")
+            continue
+        rows: list[EvaluationRow] = []
+        for name, images in splits.items():
+            rows += measure(name, images, sampled, config=project.config.evaluation, progress=progress)
+        with database.session() as session:
+            _store(session, other.id, rows, versions=versions, promotion=promotion)
+    return warnings
 
 
 def _confirm(session: Session, model_id: int, rows: Sequence[EvaluationRow]) -> list[str]:
@@ -163,10 +234,12 @@ def _with_promotion(row: EvaluationRow, document: dict[str, Any] | None) -> dict
     )
 
 
-def _warnings(rows: Sequence[EvaluationRow]) -> list[str]:
+def _warnings(rows: Sequence[EvaluationRow], missing: Mapping[str, str]) -> list[str]:
     warnings: list[str] = []
     sizes = {row.split: (row.images, row.blocks) for row in rows}
     for split in SPLITS:
+        if split in missing:
+            continue
         if split not in sizes:
             warnings.append(f"The {split} split has no image with a readable mask.")
             continue

@@ -29,8 +29,7 @@ def calibration_source(session: Session, project: Project) -> Source:
     """Where the project's calibrators come from, by `calibration.source`."""
     configured = project.config.calibration.source
     if configured == "auto":
-        images = image_queries.split_images(session, "calibration")
-        return "calibration" if any(image.mask_uri for image in images) else "audit"
+        return "calibration" if image_queries.measured_images(session, "calibration") else "audit"
     return "audit" if configured == "audit" else "calibration"
 
 
@@ -43,7 +42,7 @@ def without_audit(session: Session, images: Sequence[TrainingImage]) -> list[Tra
 
 
 def held_out_images(session: Session, project: Project, split: str) -> list[HeldOut]:
-    """The images of a locked split that have a mask."""
+    """The images with a mask in the newest version of a split; none while the split is open."""
     return [
         HeldOut(
             ref=project.ref(row),
@@ -51,9 +50,15 @@ def held_out_images(session: Session, project: Project, split: str) -> list[Held
             group=row.group_name,
             position=row.position,
         )
-        for row in image_queries.split_images(session, split)
+        for row in image_queries.measured_images(session, split)
         if row.mask_uri is not None
     ]
+
+
+def open_splits(session: Session) -> dict[str, str]:
+    """For each held-out split without a version, what it still needs, as `ingest` found it."""
+    row = image_queries.project_row(session)
+    return {} if row is None else dict(row.open_splits or {})
 
 
 def assessed_images(session: Session, project: Project) -> tuple[str, list[HeldOut]]:
@@ -67,8 +72,8 @@ def assessed_images(session: Session, project: Project) -> tuple[str, list[HeldO
         if images:
             return split, images
     raise UserError(
-        "No image of the test or calibration split has a mask.",
-        "Put masks in `data.masks` and run `segcurate ingest`.",
+        "No image with a mask is in the test or calibration split.",
+        "Run `segcurate ingest`: it says what the splits need.",
     )
 
 

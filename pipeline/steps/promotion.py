@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from db.tables import Evaluation, Model
 from pipeline.config import ProjectConfig
 from pipeline.evaluation.estimate import Estimate, from_json, to_json
 from pipeline.evaluation.promotion import Overlap, Verdict, compare, compare_apart
-from pipeline.format import UNIT, evidence, few_units, percent
+from pipeline.format import UNIT, evidence, few_units, percent, split_name
 from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow
 
 
@@ -21,9 +21,10 @@ from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow
 class Decision:
     """Whether a model is promoted, why, and the comparison as JSON; None where there was none.
 
-    The document holds the split, the model `against` which it was compared, whether on the `same_images`, the
-    `images`, the `units`, the `difference` of mIoU, the `margin`, the loss that goes `unseen`, how often an
-    equal model is refused (`refused_equal`), and the classes that are `worse`, each with its difference.
+    The document holds the split and its version, the model `against` which it was compared, whether on the
+    `same_images`, the `images`, the `units`, the `difference` of mIoU, the `margin`, the loss that goes
+    `unseen`, how often an equal model is refused (`refused_equal`), and the classes that are `worse`, each
+    with its difference.
     """
 
     promoted: bool
@@ -31,20 +32,32 @@ class Decision:
     document: dict[str, Any] | None = None
 
 
-def decide(session: Session, model: Model, rows: Sequence[EvaluationRow], config: ProjectConfig) -> Decision:
+def decide(
+    session: Session,
+    model: Model,
+    rows: Sequence[EvaluationRow],
+    config: ProjectConfig,
+    *,
+    versions: Mapping[str, int],
+) -> Decision:
     """Compare a model with the best promoted model: of those measured on the same images, the one with the
-    highest mIoU; where there is none, the newest that was measured on the split."""
+    highest mIoU; where there is none, the newest that was measured on the split.
+
+    Args:
+        versions: of the splits that the rows were measured on.
+    """
     row = deciding(rows)
     if row is None or not row.metrics[("miou", -1)].defined:
         return Decision(
-            True, f"{model.name} is promoted without a measurement: no held-out image has a readable mask."
+            True, f"{model.name} is promoted without a measurement: no split has images with readable masks."
         )
     found = row.metrics[("miou", -1)]
-    measured = f"mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {row.split} split"
+    split = split_name(row.split, versions[row.split])
+    measured = f"mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {split} split"
     others = models.promoted_models(session, other_than=model.id)
     if not others:
         return Decision(True, f"{model.name} is promoted, the first model: {measured}.")
-    against = _compared(session, row, others, config)
+    against = _compared(session, row, others, config, version=versions[row.split])
     if against is None:
         return Decision(
             True, f"{model.name} is promoted: {measured}; {others[0].name} was never measured there."
@@ -67,6 +80,7 @@ def decide(session: Session, model: Model, rows: Sequence[EvaluationRow], config
         words.append(f"Worse in IoU than {other}: {classes}.")
     document = {
         "split": row.split,
+        "split_version": versions[row.split],
         "against": other,
         "same_images": against.same_images,
         "images": row.images,
@@ -78,6 +92,34 @@ def decide(session: Session, model: Model, rows: Sequence[EvaluationRow], config
         "worse": [{"class": names[index], **loss.document()} for index, loss in verdict.worse.items()],
     }
     return Decision(verdict.promoted, " ".join(words), document)
+
+
+def promotion_of(session: Session, model: Model, split: str) -> dict[str, Any] | None:
+    """The comparison behind the decision on a model that was measured on a split, as JSON."""
+    sampler, calibrated = DECIDING
+    known = evaluations.evaluation_of(
+        session, model_id=model.id, split=split, sampler=sampler, calibrated=calibrated
+    )
+    return None if known is None else known.curves.get("promotion")
+
+
+def to_measure_again(session: Session, model: Model, split: str, *, version: int) -> list[Model]:
+    """Of the other promoted models, the newest and the best one, if they were measured on an earlier version
+    of the split only; the best by its mIoU on the version on which it was measured last."""
+    others = models.promoted_models(session, other_than=model.id)
+    sampler, calibrated = DECIDING
+    key: Any = {"split": split, "sampler": sampler, "calibrated": calibrated}
+    known: list[tuple[float, Model]] = []
+    for other in others:
+        metric = evaluations.metrics_of(session, model_id=other.id, **key).get(("miou", -1))
+        if metric is not None and metric.value is not None:
+            known.append((metric.value, other))
+    best = [max(known, key=lambda pair: pair[0])[1]] if known else []
+    return [
+        other
+        for other in dict.fromkeys([*others[:1], *best])
+        if evaluations.evaluation_of(session, model_id=other.id, version=version, **key) is None
+    ]
 
 
 def deciding(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
@@ -92,7 +134,7 @@ class _Compared(NamedTuple):
 
 
 def _compared(
-    session: Session, row: EvaluationRow, others: Sequence[Model], config: ProjectConfig
+    session: Session, row: EvaluationRow, others: Sequence[Model], config: ProjectConfig, *, version: int
 ) -> _Compared | None:
     """The comparison with the best of other models; None where none was measured on the split."""
     key = {"split": row.split, "sampler": row.sampler, "calibrated": row.calibrated}
@@ -100,7 +142,8 @@ def _compared(
     known: list[tuple[Model, Evaluation]] = []
     paired: list[tuple[Model, Overlap]] = []
     for other in others:
-        theirs = evaluations.evaluation_of(session, model_id=other.id, **key)
+        same = evaluations.evaluation_of(session, model_id=other.id, version=version, **key)
+        theirs = same or evaluations.evaluation_of(session, model_id=other.id, **key)
         if theirs is not None:
             known.append((other, theirs))
             if theirs.curves["overlap"]["fingerprint"] == mine.fingerprint:

@@ -25,6 +25,8 @@ class ModelSummary:
     Attributes:
         promotion: the comparison behind the decision, see `pipeline.steps.promotion.Decision`; None where
             there was none.
+        split_version: of the split: the newest that the model was measured on. Figures on two versions are
+            not comparable.
         mean_iou, classes: of the calibrated single pass on `split`, over so many `images` in `units`
             independent units.
         confidence: the name of its calibrated softmax.
@@ -45,6 +47,7 @@ class ModelSummary:
     decision: str | None
     promotion: dict[str, Any] | None
     split: str | None
+    split_version: int | None
     images: int | None
     units: int | None
     mean_iou: Estimate
@@ -89,6 +92,7 @@ def model_history(session: Session, *, class_names: Sequence[str], sampler: str)
                 decision=model.decision,
                 promotion=measured.curves.get("promotion") if measured else None,
                 split=split,
+                split_version=measured.split_version if measured else None,
                 images=measured.images if measured else None,
                 units=measured.blocks if measured else None,
                 confidence=confidence.name,

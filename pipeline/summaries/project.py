@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from db.queries import images as image_queries
 from db.queries import leases, models, queues, rounds
 from db.queries import queue_items as item_queries
 from db.queries import shards as shard_queries
@@ -30,6 +31,8 @@ class Status:
         round_number: None before the first ingest that found a label.
         next_command: the next command, ready to be typed.
         reason: why it comes next.
+        split_versions: of the held-out splits; 0 before the first.
+        open_splits: for each split without a version, what it still needs.
     """
 
     images: dict[str, int]
@@ -43,6 +46,8 @@ class Status:
     export_folder: str | None
     next_command: str
     reason: str
+    split_versions: dict[str, int] = field(default_factory=dict)
+    open_splits: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def scoring_status(session: Session) -> Scoring | None:
 
 def project_status(session: Session) -> Status:
     """The status of a project. Writes nothing."""
-    images = _images_by_split(session)
+    images, settings = _images_by_split(session), image_queries.project_row(session)
     labeled = session.scalar(select(func.count(func.distinct(Label.image_id)))) or 0
     failures = count_failures(session)
     promoted = models.promoted_model(session)
@@ -142,6 +147,8 @@ def project_status(session: Session) -> Status:
         export_folder=queue.export_uri if queue else None,
         next_command=next_command,
         reason=reason,
+        split_versions=image_queries.split_versions(session),
+        open_splits={} if settings is None else dict(settings.open_splits or {}),
     )
 
 

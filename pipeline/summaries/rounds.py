@@ -31,7 +31,8 @@ class RoundSummary:
         labeled_share: labeled pixels as a share of the pool's.
         clicks: estimated for the exported regions that are labeled; None where there is none.
         hours: of work of all annotators, as far as their tools measured it; None where none did.
-        split: the held-out split that the figures were measured on.
+        split, split_version: the held-out split that the figures were measured on, and its version. Figures
+            on two versions are not comparable.
         images, units: of that split, and how many independent units they make; None without an evaluation.
         sampler: whose predictions the figures are of.
         mean_iou, classes, ece_before, ece_after, error_auroc: `classes` is empty for a model without an
@@ -54,6 +55,7 @@ class RoundSummary:
     model: str | None
     model_status: str | None
     split: str | None
+    split_version: int | None
     images: int | None
     units: int | None
     sampler: str
@@ -114,6 +116,7 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
                 model=model.name if model else None,
                 model_status=model.status if model else None,
                 split=split,
+                split_version=measured.split_version if measured else None,
                 images=measured.images if measured else None,
                 units=measured.blocks if measured else None,
                 sampler=sampler,

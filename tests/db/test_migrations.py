@@ -40,6 +40,14 @@ INSERT INTO region_score (run_id, image_id, region_index, x, y, w, h, pixels, pr
     impurity, least_confidence, margin, entropy, energy, max_logit, entropy_top10)
     VALUES (1, 1, 0, 0, 0, 8, 8, 64, 0, 1, 0, 0.1, 0.2, 0.3, -1, -2, 0.4);
 """
+EVALUATED = """
+UPDATE project SET splits_locked_at = '2026-01-01';
+INSERT INTO image (id, uri, sha256, width, height, channels, group_name, position, split, mask_uri,
+    ingested_at) VALUES (2, 't.png', 't', 8, 8, 3, 'g', 1, 'test', 't.png', '2026-01-01'),
+        (3, 'c.png', 'c', 8, 8, 3, 'g', 1, 'calibration', NULL, '2026-01-01');
+INSERT INTO evaluation (id, model_id, split, sampler, calibrated, images, blocks, curves, created_at)
+    VALUES (1, 1, 'test', 'none', true, 1, 1, '{}', '2026-01-01');
+"""
 NUMBERS = "regions pixels predicted_class class_share impurity least_confidence margin entropy energy"
 IMAGE_ROW = {"image_id": [7], "heatmaps": [None]} | {
     name: [1] for name in f"{NUMBERS} max_logit entropy_top10".split()
@@ -166,6 +174,22 @@ def test_a_project_keeps_its_name_through_an_upgrade_and_back(old: Engine) -> No
     command.downgrade(migrations.alembic_config(old), "0004")
     with old.connect() as connection:
         assert connection.execute(text("SELECT name FROM project")).all() == [("squares",)]
+
+
+def test_the_locked_splits_and_their_evaluations_become_version_one(old: Engine) -> None:
+    run(old, EVALUATED)
+    migrations.upgrade(old)
+    with old.connect() as connection:
+        images = connection.execute(text("SELECT uri, split_version FROM image ORDER BY id")).all()
+        versions = connection.execute(text("SELECT split_version FROM evaluation")).all()
+    assert images == [("a.png", None), ("t.png", 1), ("c.png", None)]
+    assert versions == [(1,)]
+    again = "INSERT INTO evaluation (id, model_id, split, split_version, sampler, calibrated, images, blocks,"
+    again += " curves, created_at) VALUES (2, 1, 'test', 2, 'none', true, 3, 3, '{}', '2026-01-02')"
+    run(old, again)
+    command.downgrade(migrations.alembic_config(old), "0007")
+    with old.connect() as connection:
+        assert connection.execute(text("SELECT images FROM evaluation")).all() == [(3,)]
 
 
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:

@@ -382,7 +382,7 @@ def test_a_calibration_is_replaced_and_evaluations_go_with_their_metrics(session
     assert evaluations.evaluation_of(session, **place, split="calibration", calibrated=False) is None
     metrics = evaluations.metrics_of(session, **place, split="test", calibrated=True)
     assert {key: (row.value, row.low, row.high) for key, row in metrics.items()} == numbers
-    evaluations.clear_evaluations(session, model.id)
+    evaluations.clear_evaluations(session, model.id, versions={"test": 1, "calibration": 1})
     assert session.scalar(select(func.count()).select_from(Metric)) == 0
 
 

@@ -56,6 +56,7 @@ def status(contents: Contents) -> Section:
             ("Calibration error", ece.text, f"{ece.detail}, {before}" if ece.detail else before),
         ]
     blocks: list[Block] = [Tiles(tiles), Text(f"Next: `{now.next_command}`. {now.reason}", tone="next")]
+    blocks += [Text(reason, tone="warn") for reason in now.open_splits.values()]
     if now.failures:
         blocks.append(
             Missing(

@@ -35,13 +35,13 @@ class FoundMask:
     Attributes:
         uri: of the file.
         size: width and height of the mask.
-        labeled: whether any pixel has a class.
+        classes: the indices of the classes that it shows.
         problem: why it cannot be used; empty where it can.
     """
 
     uri: str
     size: tuple[int, int] = (0, 0)
-    labeled: bool = False
+    classes: tuple[int, ...] = ()
     problem: str = ""
 
 
@@ -145,8 +145,8 @@ class MaskCensus:
         except DataError as error:
             return _Counted(FoundMask(uri, problem=str(error)))
         pixels = np.bincount(mask.ravel(), minlength=256)
-        labeled = bool(pixels[:IGNORE].any())
-        return _Counted(FoundMask(uri, (mask.shape[1], mask.shape[0]), labeled), pixels)
+        classes = tuple(np.flatnonzero(pixels[:IGNORE]).tolist())
+        return _Counted(FoundMask(uri, (mask.shape[1], mask.shape[0]), classes), pixels)
 
     def _add(self, found: Found, counted: _Counted) -> None:
         if found.uri in self.masks:  # shared with another image of this batch

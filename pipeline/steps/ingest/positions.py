@@ -76,8 +76,6 @@ class Assignments:
             )
         if known is not None and self.locked:
             self._last[group] = known.position
-            if named and known.split != named[0]:
-                self._late[named[0]] += 1
             return Assigned(found, group, known.position, known.position, named[0] if named else None)
         last = self._last.get(group, -1)
         between = written is None and self.locked and last < self._highest.get(group, -1)
@@ -106,8 +104,15 @@ class Assignments:
                 chosen[row] = images.SPLITS[code]
         return chosen
 
+    def name_late(self, split: str) -> None:
+        """Count an image that a held-out split names too late."""
+        self._late[split] += 1
+
     def warnings(self) -> Iterator[str]:
         """What lists say too late."""
-        for name, count in self._late.items():
-            if count:
-                yield f"`splits.{name}` now names {count} known images of other splits; splits are locked."
+        for name, number in self._late.items():
+            if number:
+                yield (
+                    f"`splits.{name}` now names {number} known images that are labeled, queued or in another "
+                    "split: they stay where they are."
+                )

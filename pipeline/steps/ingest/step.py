@@ -1,8 +1,8 @@
 """Ingest: from files to rows of images with group, position and split, and the first labels.
 
-Files are streamed: a batch is looked up, decoded by threads, and written in one transaction. Until there is
-a mask, splits are open; then they are drawn and locked in one transaction, and later images join the pool,
-or, where they look like a held-out image, the side of that image.
+Files are streamed: a batch is looked up, decoded by threads, and written in one transaction. With the first
+masks, groups, positions and classes are locked, and later images join the pool, or, where they look like a
+held-out image, the side of that image. Held-out splits grow by versions, see `splits.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import failures as failure_queries
-from db.queries import images, queue_items, queues
+from db.queries import images, labels, queue_items, queues
 from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
 from pipeline.data.images import OpenImage, open_image
@@ -28,13 +28,14 @@ from pipeline.data.masks import wrong_size
 from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile, RemoteFile
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
-from pipeline.data.splits import ORDER, assign_splits
+from pipeline.data.splits import ORDER
 from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.initial_labels import label_initial
 from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus, changed_since
 from pipeline.steps.ingest.positions import Assigned, Assignments
+from pipeline.steps.ingest.splits import grow_splits, open_splits
 
 BATCH = 256
 """Files in a transaction."""
@@ -52,6 +53,7 @@ class IngestReport:
         unmasked: held-out images without a mask, by split: they cannot be evaluated.
         classes: a table of the classes in the masks that this run has read.
         skipped: what lies in the image folders and is no image, as text.
+        grown: the new versions of held-out splits, as sentences.
     """
 
     found: int = 0
@@ -64,6 +66,7 @@ class IngestReport:
     unmasked: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    grown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -74,6 +77,7 @@ class IngestReport:
             f"Images: {splits or 'none'}.",
             *self.skipped,
             *self.classes,
+            *self.grown,
         ]
         if self.labeled_images:
             lines.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
@@ -95,6 +99,7 @@ class _Examined:
     known: Image | None
     row: dict[str, Any] | None = None
     mask_uri: str | None = None
+    mask_classes: list[int] | None = None
     failures: tuple[tuple[str, str], ...] = ()
     verified: bool = False
 
@@ -107,9 +112,9 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     and a changed mask makes the next version of its label. Files that could not be used are tried again.
 
     Raises:
-        DataError: there is no image, or none that can be used; or, while splits are open, the masks hold
+        DataError: there is no image, or none that can be used; or, before the first labels, the masks hold
             values that are no class, or lack a class: then nothing is stored.
-        ConfigError: splits or classes were changed after they were locked, or cannot be drawn.
+        ConfigError: splits or classes were changed after they were locked, or splits cannot be drawn.
         UserError: the labels cannot be written.
     """
     started = utc_now()
@@ -142,31 +147,31 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
         )
     with database.session() as session:
         failure_queries.clear_failures_before(session, "ingest", started)
-        splits, masks = images.count_splits(session), images.count_masks(session)
-        if not splits:
+        masks = images.count_masks(session)
+        if not images.count_splits(session):
             reasons = failure_queries.list_failures(session, step="ingest", limit=1)
             session.commit()  # the reasons stay, although the command fails
             raise DataError(
                 f"None of the {report.found} files can be used as an image. The first: {reasons[0].reason}",
                 "Run `segcurate failures` for the others.",
             )
-        if masks and not locked:
-            _lock_splits(session, project, held_out)
+        grown = _lock_and_grow(session, project, held_out) if masks else ()
     warnings = list(assignments.warnings())
     if not masks:
         warnings.append(_no_masks(project))
     else:
         unmatched = initial.unmatched()
         warnings += [unmatched] if unmatched else []
-        labels = label_initial(project, database, named=initial_uris, workers=workers, progress=progress)
-        warnings += labels.warnings
+        first = label_initial(project, database, named=initial_uris, workers=workers, progress=progress)
+        warnings += first.warnings
         report = replace(
             report,
-            labeled_images=labels.images,
-            labeled_regions=labels.regions,
-            failures=report.failures + labels.failures,
+            labeled_images=first.images,
+            labeled_regions=first.regions,
+            failures=report.failures + first.failures,
         )
-    with database.session(write=False) as session:
+    with database.session() as session:
+        missing = _note_open_splits(session, project) if masks else {}
         return replace(
             report,
             splits=images.count_splits(session),
@@ -174,7 +179,8 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             classes=tuple(census.lines()),
             skipped=tuple(skipped.lines()),
             unmasked=images.count_unmasked(session) if masks else {},
-            warnings=tuple(warnings),
+            grown=grown,
+            warnings=(*warnings, *missing.values()),
         )
 
 
@@ -209,10 +215,14 @@ def _open_project(session: Session, project: Project) -> bool:
     if row.splits_locked_at is None:
         row.class_names, row.channels = config.data.class_names, config.data.channels
         return False
+    versions = images.split_versions(session)
+    drawn = [name for name, _ in ORDER if versions[name]]
+    splits_before, splits_now = row.splits_config or {}, config.splits.model_dump(mode="json")
     for key, before, now in (
         ("data.classes", row.class_names, config.data.class_names),
         ("data.channels", row.channels, config.data.channels),
-        ("splits", row.splits_config, config.splits.model_dump(mode="json")),
+        *((f"splits.{name}", splits_before.get(name), splits_now[name]) for name in ("initial", *drawn)),
+        *([("splits.seed", splits_before.get("seed"), splits_now["seed"])] if drawn else []),
     ):
         if before != now:
             raise ConfigError(
@@ -252,15 +262,27 @@ def _ingest_batch(
     with database.session() as session:
         added = _write_new(session, [entry for entry in examined if entry.row is not None], assignments)
         old = [entry for entry in examined if entry.known is not None]
-        masked = [(entry.known.id, entry.mask_uri) for entry in old if entry.known and entry.mask_uri]
+        masked = [entry for entry in old if entry.mask_uri]
         now = utc_now()
         images.update_images(
-            session, [{"id": image_id, "mask_uri": uri, "ingested_at": now} for image_id, uri in masked]
+            session,
+            [
+                {
+                    "id": entry.known.id,
+                    "mask_uri": entry.mask_uri,
+                    "mask_classes": entry.mask_classes,
+                    "ingested_at": now,
+                }
+                for entry in masked
+                if entry.known is not None
+            ],
         )
         verified = [entry.known.id for entry in old if entry.known and entry.verified]
         images.update_images(session, [{"id": image_id, "ingested_at": now} for image_id in verified])
         _read_again(session, [entry.known.id for entry in old if entry.known and _has_changed(entry)])
-        if not assignments.locked:
+        if assignments.locked:
+            _hold_named(session, old, assignments)
+        else:
             images.update_images(session, list(_moved(old)))
         failure_queries.record_failures(session, "ingest", failures)
     return added, len(failures)
@@ -293,7 +315,8 @@ def _examine(
     problem = mask.problem or (str(wrong_size(mask.uri, mask.size, size)) if mask.size != size else "")
     if problem:
         return _Examined(assigned, known, row, failures=((mask.uri, problem),))
-    return _Examined(assigned, known, row, mask.uri if mask.labeled else None, verified=verified)
+    classes = list(mask.classes) or None
+    return _Examined(assigned, known, row, mask.uri if classes else None, classes, verified=verified)
 
 
 def _has_changed(entry: _Examined) -> bool:
@@ -348,7 +371,7 @@ def _write_new(session: Session, examined: Sequence[_Examined], assignments: Ass
     fresh = [entry for entry in examined if entry.row and entry.assigned.found.uri not in present]
     splits = assignments.splits([entry.assigned for entry in fresh])
     rows = [
-        {**(entry.row or {}), "split": split, "mask_uri": entry.mask_uri}
+        {**(entry.row or {}), "split": split, "mask_uri": entry.mask_uri, "mask_classes": entry.mask_classes}
         for entry, split in zip(fresh, splits, strict=True)
     ]
     stands_for = images.originals(session, [row["sha256"] for row in rows])
@@ -374,27 +397,47 @@ def _moved(examined: Sequence[_Examined]) -> Iterator[dict[str, Any]]:
             yield {"id": known.id, "group_name": now[0], "position": now[1], "split": now[2]}
 
 
-def _lock_splits(session: Session, project: Project, held_out: dict[str, Named]) -> None:
-    """Draw the held-out splits and fix them, in the caller's transaction."""
-    for name, listed in held_out.items():
-        unmatched = listed.unmatched()
-        if unmatched:
-            raise ConfigError(f"`splits.{name}.list`: {unmatched}.", "Correct these lines, or remove them.")
-    columns = images.split_columns(session)
-    splits = assign_splits(
-        project.config.splits,
-        groups=columns.groups,
-        positions=columns.positions,
-        has_mask=columns.has_mask,
-        listed={name: columns.splits == code for name, code in ORDER},
-    )
-    changed = splits != columns.splits
-    images.set_splits(session, columns.ids[changed], splits[changed])
-    images.link_duplicates(session)
-    row = images.project_row(session)
-    if row is not None:
-        row.splits_config = project.config.splits.model_dump(mode="json")
+def _hold_named(session: Session, examined: Sequence[_Examined], assignments: Assignments) -> None:
+    """Known images that a held-out split names by now wait for its next version, unless a model may have
+    learned from them."""
+    named = [
+        (entry.known, entry.assigned.named)
+        for entry in examined
+        if entry.known is not None and entry.assigned.named not in (None, entry.known.split)
+    ]
+    if not named:
+        return
+    taken = labels.all_labeled_images(session) | queue_items.queued_images(session)
+    for known, split in named:
+        if known.split in ("pool", "guard") and (known.duplicate_of or known.id) not in taken:
+            images.update_images(session, [{"id": known.id, "split": split}])
+        else:
+            assignments.name_late(split)
+
+
+def _lock_and_grow(session: Session, project: Project, held_out: dict[str, Named]) -> tuple[str, ...]:
+    """Lock what must not change any more, and make the next versions of the held-out splits, in the caller's
+    transaction."""
+    row, settings = images.project_row(session), project.config.splits.model_dump(mode="json")
+    if row is not None and row.splits_locked_at is None:
+        for name, listed in held_out.items():
+            unmatched = listed.unmatched()
+            if unmatched:
+                raise ConfigError(
+                    f"`splits.{name}.list`: {unmatched}.", "Correct these lines, or remove them."
+                )
         row.splits_locked_at = utc_now()
+    if row is not None and row.splits_config != settings:
+        row.splits_config = settings
+    return grow_splits(session, project)
+
+
+def _note_open_splits(session: Session, project: Project) -> dict[str, str]:
+    """Store what the held-out splits without a version still need."""
+    row, missing = images.project_row(session), open_splits(session, project)
+    if row is not None and (row.open_splits or {}) != missing:
+        row.open_splits = missing
+    return missing
 
 
 def _no_masks(project: Project) -> str:

@@ -37,6 +37,7 @@ from tests.factories import replace_sleep
 ODD = ("a b.png", "Straße 東京.png", "#1?x=2&y.png", "100%25.png", 'it\'s+"so".png', "[x]*.png", "a..b.png")
 
 BLOCKS = {name: {"fraction": 0.2, "by": "block", "block": 2} for name in ("calibration", "test")}
+FEW = {"minimum_units": 1, "every_class": False}
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def fetched(bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> list[s
 
 
 def project(root: Path, **data: Any) -> Project:
-    splits = data.pop("splits", {})
+    splits = FEW | data.pop("splits", {})
     data = {"images": ["memory://b/frames"], "classes": ["a", "b"], **data}
     document = {"name": "p", "data": data, "splits": splits, "scoring": {"regions": {"cell": 8}}}
     return Project(config=ProjectConfig.model_validate(document), root=root)

@@ -14,7 +14,7 @@ from db.engine import Database
 from db.queries import evaluations, rounds
 from db.queries import failures as failure_queries
 from db.queries import models as model_queries
-from db.tables import Calibration, Evaluation, Metric, Model, Round
+from db.tables import Calibration, Evaluation, Image, Metric, Model, Round
 from pipeline.calibration.calibrators import (
     KINDS,
     Calibrators,
@@ -171,6 +171,30 @@ def test_a_model_that_is_worse_beyond_its_interval_is_refused(small: Workspace) 
     assert promoted is not None
     assert promoted.name == "r01"
     assert state(small.database) == "score"
+
+
+def test_a_model_is_measured_again_on_the_grown_split_before_it_is_compared(small: Workspace) -> None:
+    add_images(*small, "test", 6)
+    later = Image.position >= 4
+    change(small.database, Image, later, split="guard", split_version=None)
+    add_trained_model(*small, make_segmenter(small.project, overconfident=5), number=1)
+    calibrate(*small)
+    assert "4 images" in evaluate(*small).decision
+    change(small.database, Image, later, split="test", split_version=2)
+    add_trained_model(*small, make_segmenter(small.project, always=0), number=2)
+    calibrate(*small)
+    report = evaluate(*small)
+    assert not report.promoted
+    assert report.promotion is not None
+    assert (report.promotion["split_version"], report.promotion["same_images"]) == (2, True)
+    assert "of the test (version 2) split" in report.decision
+    sizes = fetch(
+        small.database,
+        select(Evaluation.model_id, Evaluation.split_version, Evaluation.images).distinct(),
+    )
+    assert sorted(sizes) == [(1, 1, 4), (1, 2, 6), (2, 2, 6)]
+    shown = ask(small.database, model_history, class_names=["a"] * 3, sampler="none")
+    assert [(row.split, row.split_version, row.images) for row in shown] == [("test", 2, 6)] * 2
 
 
 def test_an_equal_model_takes_over(small: Workspace) -> None:

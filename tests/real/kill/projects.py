@@ -39,6 +39,8 @@ def draw_project(root: Path) -> None:
             "calibration": {"fraction": 0.32, "by": "block", "block": 2, "guard": 0},
             "test": {"fraction": 0.15, "by": "block", "block": 2, "guard": 0},
             "initial": {"fraction": 0.2, "unit": "region"},
+            "minimum_units": 1,
+            "every_class": False,
         },
         retrain={"min_new_labels": 1},
     )

@@ -76,7 +76,7 @@ class Folder:
             {
                 "name": "p",
                 "data": {"images": ["images"], "classes": ["a", "b"], **data},
-                "splits": splits or {},
+                "splits": {"minimum_units": 1, "every_class": False, **(splits or {})},
                 "scoring": {"regions": {"cell": 8}},
             }
         )

@@ -284,13 +284,18 @@ def test_a_listed_image_that_comes_late_is_held_out(five: Folder) -> None:
     report = five.ingest(splits=HELD_OUT)
     assert five.splits()["images/e/f5.png"] == "test"
     assert five.splits()["images/c/f0.png"] == "pool"
-    assert "`splits.test` now names 1 known images of other splits" in report.warnings[0]
+    assert "`splits.test` now names 1 known images that are labeled" in report.warnings[0]
+    assert report.grown == (
+        "The test split is at version 2: 3 images with masks, 1 of them new, in at most 2 independent units.",
+    )
 
 
 def test_splits_and_classes_cannot_change_once_locked(five: Folder) -> None:
     five.ingest(splits=HELD_OUT)
-    with pytest.raises(ConfigError, match="`splits` has changed"):
+    with pytest.raises(ConfigError, match="`splits.seed` has changed"):
         five.ingest(splits={**HELD_OUT, "seed": 9})
+    with pytest.raises(ConfigError, match="`splits.test` has changed"):
+        five.ingest(splits={**HELD_OUT, "test": {"fraction": 0.3}})
     with pytest.raises(ConfigError, match=r"`data.classes` has changed.*\['a', 'b'\]"):
         five.ingest(splits=HELD_OUT, classes=["a", "b", "c"])
     with pytest.raises(ConfigError, match=r"`data.channels` has changed"):

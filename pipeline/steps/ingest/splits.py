@@ -1,0 +1,205 @@
+"""The held-out splits grow by versions: which images join now, and what a split without a version needs.
+
+A held-out image without a version waits: it is neither trained on nor measured on. All waiting images with a
+mask join the next version together. An image that a model may have learned from is never held out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy.orm import Session
+
+from db.queries import images as image_queries
+from db.queries import labels, queue_items
+from pipeline.config import HeldOutSplit, ProjectConfig
+from pipeline.data.project import Project
+from pipeline.data.splits import ORDER, POOL, Flags, HeldOut, Images, plan_splits
+from pipeline.errors import ConfigError
+from pipeline.evaluation.units import Runs
+from pipeline.format import count
+
+
+def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
+    """Make the next version of each held-out split that can have one, in the caller's transaction.
+
+    The first version needs `splits.minimum_units` independent units with masks; with `splits.every_class`,
+    each class is in one of the masks.
+
+    Returns:
+        A sentence for each new version.
+
+    Raises:
+        ConfigError: see `plan_splits`; or nothing is labeled, and a split could not be drawn although there
+            are enough masks.
+    """
+    versions = _versions(session)
+    evidence = _Evidence(session, project.config)
+    first = not evidence.images.labeled.any()
+    before = evidence.images.splits
+    splits = plan_splits(project.config.splits, evidence.images, versions=versions, enough=evidence.is_enough)
+    changed = splits != before
+    if changed.any():
+        image_queries.set_splits(session, evidence.columns.ids[changed], splits[changed])
+    image_queries.link_duplicates(session)
+    evidence = _Evidence(session, project.config)
+    grown: list[str] = []
+    for name, code in ORDER:
+        usable = evidence.usable(code)
+        waiting = usable & ~evidence.columns.measured
+        if waiting.any() and (versions[name] or evidence.is_enough(usable)):
+            version = versions[name] + 1
+            image_queries.set_split_version(session, evidence.columns.ids[waiting].tolist(), version)
+            images, new = (count(int(rows.sum())) for rows in (usable, waiting))
+            grown.append(
+                f"The {name} split is at version {version}: {images} images with masks, {new} of them new, "
+                f"in at most {count(evidence.units(usable))} independent units."
+            )
+        elif first and not versions[name]:
+            _refuse_to_learn_from_all(project.config, name, code, evidence)
+    return tuple(grown)
+
+
+def open_splits(session: Session, project: Project) -> dict[str, str]:
+    """What each held-out split without a version still needs and what to do, as a sentence."""
+    versions = _versions(session)
+    if all(versions.values()):
+        return {}
+    evidence = _Evidence(session, project.config)
+    return {name: _needs(project.config, name, code, evidence) for name, code in ORDER if not versions[name]}
+
+
+def _versions(session: Session) -> dict[HeldOut, int]:
+    known = image_queries.split_versions(session)
+    return {name: known[name] for name, _ in ORDER}
+
+
+class _Evidence:
+    """The images as columns; counts the independent units and the classes of those with masks."""
+
+    def __init__(self, session: Session, config: ProjectConfig) -> None:
+        self._session, self._config = session, config
+        self.columns = columns = image_queries.split_columns(session)
+        labeled, queued = (
+            np.isin(columns.originals, np.fromiter(ids, dtype=np.int64, count=len(ids)))
+            for ids in (labels.all_labeled_images(session), queue_items.queued_images(session))
+        )
+        self.images = Images(
+            groups=columns.groups,
+            positions=columns.positions,
+            splits=columns.splits,
+            has_mask=columns.has_mask,
+            labeled=labeled,
+            taken=labeled | queued,
+        )
+        self._shown: npt.NDArray[np.bool_] | None = None
+
+    def usable(self, code: int) -> Flags:
+        """The images of a split, bool [N], that have a mask and are no copies."""
+        columns = self.columns
+        return (columns.splits == code) & columns.has_mask & (columns.originals == columns.ids)
+
+    def candidates(self, spec: HeldOutSplit, code: int) -> Flags:
+        """The images with masks, bool [N], that may be in a version of a split, or are in it."""
+        if spec.fraction is None:
+            return self.usable(code)
+        return self.images.has_mask & ~self.images.taken & (self.images.splits == POOL)
+
+    def more_units(self, spec: HeldOutSplit, code: int) -> int:
+        """The independent units with masks that are missing for the first version of a split."""
+        least = self._config.splits.minimum_units
+        more = least - self.units(self.candidates(spec, code))
+        if spec.fraction is None:
+            return more
+        known = self.units(self.images.has_mask | self.images.labeled)
+        held = self.units(self.images.has_mask & np.isin(self.images.splits, [code for _, code in ORDER]))
+        return max(more, 2 * (held + least) - known)
+
+    def units(self, wanted: Flags) -> int:
+        """The most independent units that these images, bool [N], can be in an evaluation."""
+        rows = np.flatnonzero(wanted)
+        if not len(rows):
+            return 0
+        runs = Runs.of(
+            [self.columns.names[group] for group in self.columns.groups[rows]],
+            self.columns.positions[rows].tolist(),
+            block=self._config.evaluation.block,
+            independent=self._config.data.independent,
+        )
+        return int(runs.units(np.zeros((len(runs), 1))).max()) + 1
+
+    def absent(self, wanted: Flags) -> list[str]:
+        """The classes that no mask of these images shows."""
+        if self._shown is None:
+            self._shown = self._classes()
+        shown: list[bool] = np.any(self._shown[wanted], axis=0).tolist()
+        data = self._config.data
+        return [
+            name
+            for name, present in zip(data.class_names, shown, strict=True)
+            if not present and name not in data.absent_classes
+        ]
+
+    def is_enough(self, wanted: Flags) -> bool:
+        """Whether these images are enough for a held-out split."""
+        splits = self._config.splits
+        return self.units(wanted) >= splits.minimum_units and not (splits.every_class and self.absent(wanted))
+
+    def _classes(self) -> npt.NDArray[np.bool_]:
+        """bool [N, C]: the classes in each mask; all of them where they are not known."""
+        shown = np.zeros((len(self.columns.ids), len(self._config.data.classes)), dtype=np.bool_)
+        for image_id, classes in image_queries.mask_classes(self._session).items():
+            row = int(np.searchsorted(self.columns.ids, image_id))
+            shown[row, slice(None) if classes is None else classes] = True
+        return shown
+
+
+def _refuse_to_learn_from_all(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence) -> None:
+    """Refuse to train on all masks where there are enough for a split, but it could not be drawn.
+
+    Raises:
+        ConfigError: that is so.
+    """
+    spec: HeldOutSplit = getattr(config.splits, name)
+    if spec.fraction is None or evidence.more_units(spec, code) > 0:
+        return
+    absent = ", ".join(evidence.absent(evidence.candidates(spec, code))) if config.splits.every_class else ""
+    if absent:
+        raise ConfigError(
+            f"The {name} split cannot be drawn: no mask that is left for it shows {absent}.",
+            "Add masks that show it, or set `splits.every_class: false`.",
+        )
+    raise ConfigError(
+        f"The {name} split cannot be drawn: half of the {spec.by}s with masks make fewer than "
+        f"{config.splits.minimum_units} independent units, or do not show every class.",
+        f"Set `by: block` or a smaller `block` in `splits.{name}`, or lower `splits.minimum_units`.",
+    )
+
+
+def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence) -> str:
+    """What a split without a version needs, and what to do."""
+    least = config.splits.minimum_units
+    spec: HeldOutSplit = getattr(config.splits, name)
+    drawn = spec.fraction is not None
+    candidates = evidence.candidates(spec, code)
+    units, more = evidence.units(candidates), evidence.more_units(spec, code)
+    listed = f" and name the images in `splits.{name}.{'folder' if spec.list is None else 'list'}`"
+    masks = "Put masks of {} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
+    head = f"The {name} split is open, so no model is measured on it:"
+    if more > 0:
+        training = ", and as many others for training" if drawn else ""
+        return (
+            f"{head} it needs {count(least)} independent units with masks that no model has learned from"
+            f"{training}; it has {count(units)}. {masks.format(f'{count(more)} more units')}; or lower "
+            "`splits.minimum_units`, and have wide intervals."
+        )
+    absent = ", ".join(evidence.absent(candidates)) if config.splits.every_class else ""
+    if absent:
+        return (
+            f"{head} no mask for it shows {absent}. {masks.format(f'images with {absent}')}; or set "
+            "`splits.every_class: false`."
+        )
+    return (
+        f"{head} too few of its {spec.by}s have {count(least)} units and every class together. Make them "
+        "smaller, or lower `splits.minimum_units`."
+    )
