@@ -78,6 +78,8 @@ class SimulatedPool:
             box=np.tile(boxes, (IMAGES, 1)).astype(np.int32),
             predicted_class=other.astype(np.int16),
             class_share=np.ones(REGIONS, dtype=np.float32),
+            stratum=other.astype(np.int16),
+            stratum_share=np.ones(REGIONS, dtype=np.float32),
             impurity=np.zeros(REGIONS, dtype=np.float32),
             score=(1 - confidence).astype(np.float32),
         )
