@@ -175,6 +175,8 @@ def test_status_says_how_much_is_still_to_be_scored(console: Console, out: Path)
         "export_folder",
         "next_command",
         "reason",
+        "split_versions",
+        "open_splits",
         "at_work",
         "scoring",
     ]

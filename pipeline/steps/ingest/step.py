@@ -26,7 +26,7 @@ from pipeline.data.images import OpenImage, open_image
 from pipeline.data.listings import Named
 from pipeline.data.masks import wrong_size
 from pipeline.data.project import Project
-from pipeline.data.remote import ImageFile, RemoteFile
+from pipeline.data.remote import ImageFile, RemoteFile, opened
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
 from pipeline.data.splits import ORDER
 from pipeline.errors import ConfigError, DataError
@@ -340,7 +340,7 @@ def _same_content(known: Image, path: ImageFile) -> bool | None:
     if isinstance(path, RemoteFile) or not changed_since(path, known.ingested_at):
         return None
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return None

@@ -80,6 +80,7 @@ def test_the_first_night_after_a_training_scores_the_pool_and_exports_the_queue(
 
 
 def test_a_night_with_nothing_new_writes_nothing_and_loads_no_model(out: Path) -> None:
+    nightly(out)  # the files of the copied project are new to it, once
     before = everything(out)
     code = (
         "import sys\nfrom flows.cli import main\nsys.argv = ['segcurate', 'nightly']\n"
@@ -319,6 +320,7 @@ def test_a_model_that_is_promoted_while_a_night_scores_queues_in_the_same_night(
 
     promoted: list[str] = []
     set_option(out, "nightly", "retrain", "never")
+    set_option(out, "evaluation", "promote_tolerance", 1.0)
     label_regions(out, at_least=4)
     add_images(out, 50)
     assert nightly(out, runner=Promoting).queue == "round-02"

@@ -210,7 +210,7 @@ def test_the_calibration_split_stands_in_for_a_test_split_without_masks(tmp_path
 
 def test_without_any_mask_it_says_what_to_do(tmp_path: Path) -> None:
     project, database = make(tmp_path, split="calibration", masks=False)
-    with pytest.raises(UserError, match=r"No image .* has a mask.*ingest"):
+    with pytest.raises(UserError, match=r"No image with a mask .*ingest"):
         assess(project, database)
 
 

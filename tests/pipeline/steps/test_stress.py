@@ -197,7 +197,7 @@ def test_the_guard_of_the_input_range_catches_magnified_images(tmp_path: Path) -
     add_images(project, database, "test", 2, masks=False)
     network = make_segmenter(project)
     model = add_trained_model(project, database, network)
-    with pytest.raises(UserError, match="test or calibration split has a mask"):
+    with pytest.raises(UserError, match="No image with a mask is in the test or calibration split"):
         stress(project, database)
     add_images(project, database, "calibration", 3)
     folder = project.path(model.checkpoint_uri)

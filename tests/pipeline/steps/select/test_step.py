@@ -150,7 +150,7 @@ class TestUnits:
         best = fetch(store.database, select(ImageScore.image_id).order_by(ImageScore.entropy.desc()).limit(5))
         assert [item.image_id for item in preview.items] == list(best)
         assert {item.region_index for item in preview.items} == {-1}
-        assert "top 5 % of 20 images" in preview.items[0].reason
+        assert preview.items[0].reason.startswith("Most uncertain of 20 images")
 
     def test_a_gap_between_images_of_a_sequence_is_kept(self, store: Store):
         settings: dict[str, Any] = {"unit": "image", "budget": 20, "audit_fraction": 0.0, "min_gap": 4}
