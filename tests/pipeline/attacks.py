@@ -187,9 +187,11 @@ def zip_bomb(folder: Path) -> Path:
     """A mask of 2 GB of zeros, in 2 MB."""
     path = folder / "a.zip"
     name = "SegmentationClass/a.png"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open(name, "w") as member:
-        for _ in range(2000):
-            member.write(bytes(MIB))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("labelmap.txt", "road:0,0,0::\n")
+        with file.open(name, "w") as member:
+            for _ in range(2000):
+                member.write(bytes(MIB))
     return path
 
 

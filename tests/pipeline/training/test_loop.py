@@ -143,7 +143,7 @@ def test_a_run_killed_by_the_system_ends_at_the_weights_of_an_uninterrupted_one(
     assert (tmp_path / "killed" / "resume.safetensors").exists()
 
     seen: list[int] = []
-    resumed, trained = run(tmp_path / "killed", progress=lambda _title, done, _total: seen.append(done))
+    resumed, trained = run(tmp_path / "killed", progress=lambda _title, done, *_: seen.append(done))
     uninterrupted, whole = run(tmp_path / "whole")
     assert trained.resumed_at == 3
     assert seen == [4, 5, 6, 7, 8]
