@@ -97,11 +97,14 @@ class Gate:
 
     def _pass_on(self, source: socket.socket, target: socket.socket, answer: bool) -> None:
         with suppress(OSError):
+            passed = 0  # of the answer; its head and its body may come apart
             while data := source.recv(65536):
-                if answer and self.cut_after is not None and b"200 OK" in data and len(data) > 600:
-                    data, self.cut_after = data[: self.cut_after], None
+                passed = 0 if data.startswith(b"HTTP/") else passed
+                if answer and self.cut_after is not None and passed + len(data) > self.cut_after:
+                    data, self.cut_after = data[: max(0, self.cut_after - passed)], None
                     target.sendall(data)
                     break
+                passed += len(data)
                 target.sendall(data)
         for each in (source, target):
             with suppress(OSError):
