@@ -187,9 +187,11 @@ def test_the_locked_splits_and_their_evaluations_become_version_one(old: Engine)
     again = "INSERT INTO evaluation (id, model_id, split, split_version, sampler, calibrated, images, blocks,"
     again += " curves, created_at) VALUES (2, 1, 'test', 2, 'none', true, 3, 3, '{}', '2026-01-02')"
     run(old, again)
+    run(old, "INSERT INTO metric (evaluation_id, name, class_index) VALUES (1, 'ece', -1), (2, 'ece', -1)")
     command.downgrade(migrations.alembic_config(old), "0007")
     with old.connect() as connection:
         assert connection.execute(text("SELECT images FROM evaluation")).all() == [(3,)]
+        assert connection.execute(text("SELECT evaluation_id FROM metric")).all() == [(2,)]
 
 
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:

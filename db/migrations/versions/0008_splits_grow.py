@@ -40,12 +40,15 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Of a model that was measured on several versions, the newest stays; waiting images join their split."""
-    op.execute(
-        "DELETE FROM evaluation WHERE EXISTS (SELECT 1 FROM evaluation AS newer"
+    older = (
+        "EXISTS (SELECT 1 FROM evaluation AS newer"
         " WHERE newer.model_id = evaluation.model_id AND newer.split = evaluation.split"
         " AND newer.sampler = evaluation.sampler AND newer.calibrated = evaluation.calibrated"
         " AND newer.split_version > evaluation.split_version)"
     )
+    # SQLite enforces no foreign key in a migration, and so deletes no metric with its evaluation
+    op.execute(f"DELETE FROM metric WHERE evaluation_id IN (SELECT id FROM evaluation WHERE {older})")
+    op.execute(f"DELETE FROM evaluation WHERE {older}")
     with op.batch_alter_table("evaluation") as batch:
         batch.drop_constraint(_name(KEY_OF_VERSION), type_="unique")
         batch.create_unique_constraint(_name(KEY), list(KEY))
