@@ -181,11 +181,11 @@ def _measure_others_again(
     versions: Mapping[str, int],
     progress: Progress,
 ) -> list[str]:
-    """Measure the newest promoted model and the best one on the newest version of the split that decides, if
-    they were measured on an earlier one only. Their earlier evaluations stay.
+    """Measure the newest promoted model and the best one on the newest versions of the splits, if they were not
+    measured on that of the split that decides. Their earlier evaluations stay.
 
     Returns:
-        A warning for each that could not be measured again.
+        A warning for each that could not be measured again, or whose softmax is no probability there.
     """
     with database.session(write=False) as session:
         others = [
@@ -209,20 +209,25 @@ def _measure_others_again(
             rows += measure(name, images, sampled, config=project.config.evaluation, progress=progress)
         with database.session() as session:
             _store(session, other.id, rows, versions=versions, promotion=promotion)
+            warnings += [f"{other.name}, {withdrawn}" for withdrawn in _confirm(session, other.id, rows)]
     return warnings
 
 
 def _confirm(session: Session, model_id: int, rows: Sequence[EvaluationRow]) -> list[str]:
     """Withdraw the word probability of each sampler that the test split contradicts, or give it back where it
-    no longer does; a sentence for each that is withdrawn."""
-    tested = {row.sampler: row.metrics for row in rows if row.split == "test" and row.calibrated}
+    no longer does; a sentence for each that is withdrawn. Samplers that were not measured there keep what
+    they have."""
+    calibrations = evaluations.model_calibrations(session, model_id)
     withdrawn: list[str] = []
-    for sampler, calibration in evaluations.model_calibrations(session, model_id).items():
-        reason = contradiction("test", tested[sampler]) if sampler in tested else None
+    for row in rows:
+        calibration = calibrations.get(row.sampler)
+        if calibration is None or row.split != "test" or not row.calibrated:
+            continue
+        reason = contradiction("test", row.metrics)
         evaluations.contradict_calibration(calibration, reason)
         if reason is not None:
             confidence = confidence_of(calibration.passed, calibration.report)
-            withdrawn.append(f"{sampler}: its confidence is a {confidence.sentence}")
+            withdrawn.append(f"{row.sampler}: its confidence is a {confidence.sentence}")
     return withdrawn
 
 

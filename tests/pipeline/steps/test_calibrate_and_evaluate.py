@@ -430,6 +430,29 @@ def test_where_the_test_split_contradicts_the_word_probability_is_withdrawn_ever
     assert (pair.class_map, pair.confidence.reason) == ("probability", None)
 
 
+def test_a_model_that_is_measured_again_on_a_grown_test_split_may_lose_the_word_probability(
+    small: Workspace,
+) -> None:
+    project, database = configured(small.project, data={"independent": True}), small.database
+    later = Image.uri.like("images/test%") & (Image.position >= 6)
+    add_images(project, database, "calibration", 6)
+    add_images(project, database, "test", 12)
+    change(database, Image, later, split="guard", split_version=None)
+    first = add_trained_model(project, database, make_segmenter(project))
+    calibrate(project, database)
+    evaluate(project, database)
+    fitted = ask(database, evaluations.model_calibrations, first.id)["mc_dropout"]
+    report = {**(fitted.report or {}), "reason": None}
+    change(database, Calibration, parameters={"temperature": 0.1}, passed=True, report=report)
+    change(database, Image, later, split="test", split_version=2)
+    add_trained_model(project, database, make_segmenter(project), number=2)
+    calibrate(project, database)
+    text = "\n".join(evaluate(project, database).lines())
+    assert "r01, mc_dropout: its confidence is a softmax score, not a probability. On the test split" in text
+    stored = ask(database, evaluations.model_calibrations, first.id)
+    assert {row.sampler: row.passed for row in stored.values()} == {"none": False, "mc_dropout": False}
+
+
 def ask_reason(database: Database, model: Model) -> str:
     """Why the sampled softmax of a model is no probability, as it is stored."""
     report = ask(database, evaluations.model_calibrations, model.id)["mc_dropout"].report
