@@ -181,8 +181,8 @@ def _measure_others_again(
     versions: Mapping[str, int],
     progress: Progress,
 ) -> list[str]:
-    """Measure the newest promoted model and the best one on the newest versions of the splits, if they were not
-    measured on that of the split that decides. Their earlier evaluations stay.
+    """Measure the newest promoted model and the best one on the newest versions of the splits, if they were
+    not measured on that of the split that decides. Their earlier evaluations stay.
 
     Returns:
         A warning for each that could not be measured again, or whose softmax is no probability there.

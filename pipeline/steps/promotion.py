@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 from db.queries import evaluations, models
 from db.tables import Evaluation, Model
 from pipeline.config import ProjectConfig
-from pipeline.evaluation.estimate import Estimate, from_json, to_json
+from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.promotion import Overlap, Verdict, compare, compare_apart
 from pipeline.format import UNIT, evidence, few_units, percent, split_name
 from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow
+from pipeline.summaries.classes import UNDEFINED
+from pipeline.summaries.models import estimates
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,12 @@ def promotion_of(session: Session, model: Model, split: str) -> dict[str, Any] |
 
 
 def to_measure_again(session: Session, model: Model, split: str, *, version: int) -> list[Model]:
-    """Of the other promoted models, the newest and the best one, if they were measured on an earlier version
-    of the split only; the best by its mIoU on the version on which it was measured last."""
+    """Of the other promoted models, the newest and the best one, if they were not measured on this version of
+    the split; the best by its mIoU on the version on which it was measured last."""
     others = models.promoted_models(session, other_than=model.id)
     sampler, calibrated = DECIDING
     key: Any = {"split": split, "sampler": sampler, "calibrated": calibrated}
-    known: list[tuple[float, Model]] = []
-    for other in others:
-        metric = evaluations.metrics_of(session, model_id=other.id, **key).get(("miou", -1))
-        if metric is not None and metric.value is not None:
-            known.append((metric.value, other))
+    known = [(found.value, other) for other in others if (found := _mean_iou(session, other, key)).defined]
     best = [max(known, key=lambda pair: pair[0])[1]] if known else []
     return [
         other
@@ -154,13 +152,17 @@ def _compared(
             best.name, compare(mine, overlap, config=config.evaluation, seed=SEED), same_images=True
         )
     for other, theirs in known:
-        metric = evaluations.metrics_of(session, model_id=other.id, **key).get(("miou", -1))
-        if metric is not None and metric.value is not None:
-            former = Estimate(*map(from_json, (metric.value, metric.low, metric.high)))
+        former = _mean_iou(session, other, key)
+        if former.defined:
             units = min(row.blocks, theirs.blocks)
             verdict = compare_apart(row.metrics[("miou", -1)], former, units=units, config=config.evaluation)
             return _Compared(other.name, verdict, same_images=False)
     return None
+
+
+def _mean_iou(session: Session, model: Model, key: Mapping[str, Any]) -> Estimate:
+    """The mIoU of a model by the key of an evaluation, as it was measured last; NaN where it was not."""
+    return estimates(session, model.id, **key).get(("miou", -1), UNDEFINED)
 
 
 def _reasons(verdict: Verdict, images: int) -> list[str]:
