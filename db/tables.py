@@ -443,7 +443,8 @@ class QueueItem(Base):
 
 class PoolEstimate(Base):
     """What the audit of a queue says about the pool: one document a queue, replaced when its labels change.
-    `model_id` is the model whose scores made the queue, and `labels_hash` of the labels that it rests on."""
+    `model_id` is the model whose scores made the queue, and `labels_hash` of the labels, the model and the
+    settings that it rests on; empty where a file could not be read."""
 
     __tablename__ = "pool_estimate"
 

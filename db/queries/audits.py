@@ -20,6 +20,7 @@ class AuditSlice(NamedTuple):
     """The audit of a queue.
 
     Attributes:
+        model_id: the model whose scores made the queue; None for a queue without scores.
         drawn: its regions, labeled or not.
         population: regions that it was drawn from: those of the pool without a label at `drawn_at`.
         of_round: the queue is the one of its round; a withdrawn queue has none.
@@ -29,12 +30,17 @@ class AuditSlice(NamedTuple):
 
     queue_id: int
     queue: str
-    run_id: int | None
+    model_id: int | None
     drawn: int
     population: int
     drawn_at: datetime
     of_round: bool
     of_all_regions: bool
+
+    @property
+    def of_pool(self) -> bool:
+        """Whether it is a sample of all that was unlabeled then, and its queue was not withdrawn."""
+        return self.of_round and self.of_all_regions
 
 
 class AuditRegion(NamedTuple):
@@ -68,7 +74,7 @@ def audit_slices(session: Session) -> list[AuditSlice]:
         AuditSlice(
             queue_id=queue.id,
             queue=queue.name,
-            run_id=queue.run_id,
+            model_id=run.model_id if run is not None else None,
             drawn=drawn,
             population=max(drawn, round(drawn / probability)),
             drawn_at=queue.created_at,

@@ -20,10 +20,9 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import audits, pool_estimates
 from db.queries import models as model_queries
-from db.queries import rounds as round_queries
 from db.queries.audits import AuditRegion, AuditSlice
 from db.queries.labels import LabeledRegion
-from db.tables import Image, Model, Queue, Round, ScoringRun
+from db.tables import Image, Model, Queue, Round
 from pipeline.config import IGNORE
 from pipeline.config.base import content_hash
 from pipeline.data.labels import compose_labels
@@ -73,7 +72,8 @@ class PoolImage(HeldOut):
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """The labels that an estimate rests on, and the model whose errors it is about."""
+    """The labels that an estimate rests on, and the model whose errors it is about; `labels_hash` is of both
+    and of the settings."""
 
     audit: AuditSlice
     model: Model
@@ -98,7 +98,7 @@ class PoolReport:
 
 def update_pool_estimate(project: Project, database: Database, *, progress: Progress) -> PoolReport:
     """Estimate the pool from the newest closed queue with a labeled audit, unless the stored estimate rests
-    on the same labels. Run again, it replaces what it stored.
+    on the same labels, all of them read, with the same settings. Run again, it replaces what it stored.
 
     A model that cannot be opened any more gives a warning and no estimate.
     """
@@ -123,7 +123,7 @@ def update_pool_estimate(project: Project, database: Database, *, progress: Prog
             session,
             queue_id=plan.audit.queue_id,
             model_id=plan.model.id,
-            labels_hash=plan.labels_hash,
+            labels_hash=plan.labels_hash if not failed else "",  # the files may be back next time
             document=document,
         )
     return PoolReport(document, failed)
@@ -135,26 +135,21 @@ def plan_estimate(session: Session, project: Project) -> PoolPlan | None:
     Its queue belongs to a round that is closed and its scores kept all regions; regions that nobody labeled,
     and any that the model has learned from, count as not labeled.
     """
-    found = [one for one in audits.audit_slices(session) if _usable(session, one)]
     regions = audits.audit_regions(session)
-    for audit in reversed(found):
-        run = session.get(ScoringRun, audit.run_id)
-        if run is None:
+    for audit in reversed(audits.audit_slices(session)):
+        if audit.model_id is None or not audit.of_pool or not _is_closed(session, audit):
             continue
         mine = [region for region in regions if region.queue_id == audit.queue_id]
-        unseen = audits.unseen(session, mine, model_id=run.model_id)
+        unseen = audits.unseen(session, mine, model_id=audit.model_id)
         if unseen:
-            return _plan(session, project, audit, session.get_one(Model, run.model_id), unseen)
+            return _plan(session, project, audit, session.get_one(Model, audit.model_id), unseen)
     return None
 
 
-def _usable(session: Session, audit: AuditSlice) -> bool:
-    if not (audit.of_round and audit.of_all_regions):
-        return False
+def _is_closed(session: Session, audit: AuditSlice) -> bool:
+    """Whether the round of the audit's queue is over."""
     queue = session.get_one(Queue, audit.queue_id)
-    current = round_queries.current_round(session)
-    own = session.get(Round, queue.round_id)
-    return own is not None and own.state == "closed" and current is not None
+    return queue.round_id is not None and session.get_one(Round, queue.round_id).state == "closed"
 
 
 def _plan(
@@ -165,7 +160,10 @@ def _plan(
     for region in regions:
         audited.setdefault(region.image_id, []).append(region)
     images: list[PoolImage] = []
+    evaluation = project.config.evaluation
     identity: list[Any] = [model.checkpoint_sha256, audit.drawn, audit.population]
+    identity += [project.config.scoring.sampler]
+    identity += [evaluation.bins, evaluation.resamples, evaluation.confidence]
     for labeled in model_queries.training_labels(session):
         if labeled.id not in certain and labeled.id not in audited:
             continue

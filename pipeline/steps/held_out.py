@@ -96,11 +96,7 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
     """
     regions = audits.unseen(session, audits.audit_regions(session), model_id=model_id)
     usable = {region.queue_id for region in regions}
-    current = [
-        one
-        for one in audits.audit_slices(session)
-        if one.of_round and one.of_all_regions and one.queue_id in usable
-    ]
+    current = [one for one in audits.audit_slices(session) if one.of_pool and one.queue_id in usable]
     if not current:
         return []
     newest = current[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -13,6 +13,11 @@ from db.queries.audits import AuditSlice
 from db.tables import Round
 from pipeline.evaluation.estimate import Estimate, from_json
 from pipeline.format import count, percent
+from pipeline.summaries.models import model_confidence
+
+WIDEST = 0.3
+"""Where the interval of the error rate is wider, a sentence stands instead of the figures of the classes and
+of the whole pool. JSON has them all."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,23 @@ class PoolSummary:
 
     def lines(self) -> Iterator[str]:
         """How good the model is on what is not labeled, on what that rests, and what it leaves out."""
-        new, whole = self.unlabeled, self.pool
+        new = self.unlabeled
+        tells = new.error_rate.high - new.error_rate.low <= WIDEST
+        figures = f"mIoU {new.miou.text()}, ECE {new.ece.text()}, {new.ece_noise:.3f} by chance; "
         yield (
             f"Not labeled yet: {self.model} gets {_percent(new.error_rate)} of the pixels wrong in the "
             f"{count(self.population)} regions that had no label when {self.queue} was drawn "
-            f"(mIoU {new.miou.text()}, ECE {new.ece.text()}, {new.ece_noise:.3f} by chance; from "
-            f"{self.evidence}, which it has not learned from)."
+            f"({figures if tells else ''}from {self.evidence}, which it has not learned from)."
         )
-        if self.certain_pixels:
+        if self.images < 2:
+            yield "A single audited image gives no interval: raise `selection.audit_fraction`."
+        elif tells:
+            yield from self._of_pool()
+        else:
             yield (
-                f"Whole pool, with what was labeled before and {self.model} has learned from: "
-                f"{_percent(whole.error_rate)} wrong, mIoU {whole.miou.text()}."
+                f"{count(self.images)} audited images are too few to tell how good {self.model} is there: "
+                "raise `selection.audit_fraction`."
             )
-        shares = zip(self.class_names, whole.class_share, strict=True)
-        yield f"Classes of the pool: {', '.join(f'{name} {_percent(one)}' for name, one in shares)}."
         missing = self.drawn - self.regions
         if missing:
             yield (
@@ -119,8 +127,18 @@ class PoolSummary:
             )
         if self.skipped:
             yield f"Without {_regions(self.skipped)} that annotators skipped in earlier queues."
-        if self.images < 2:
-            yield "A single audited image gives no interval: raise `selection.audit_fraction`."
+
+    def _of_pool(self) -> Iterator[str]:
+        """How good the model is on the whole pool, and what the pool holds."""
+        whole = self.pool
+        if self.certain_pixels:
+            yield (
+                f"In the whole pool, {self.model} gets {_percent(whole.error_rate)} of the pixels wrong "
+                f"(mIoU {whole.miou.text()}). That includes what was labeled before, most of which it has "
+                "learned from."
+            )
+        shares = zip(self.class_names, whole.class_share, strict=True)
+        yield f"Classes of the pool: {', '.join(f'{name} {_percent(one)}' for name, one in shares)}."
 
 
 def pool_of_round(session: Session, row: Round) -> tuple[PoolSummary | None, str | None]:
@@ -131,14 +149,18 @@ def pool_of_round(session: Session, row: Round) -> tuple[PoolSummary | None, str
         return None, None
     stored = pool_estimates.estimate_of(session, queue.id)
     if stored is not None:
-        return PoolSummary.from_document(stored.document), None
-    found = [one for one in audits.audit_slices(session) if one.queue_id == queue.id]
-    return None, _why_none(session, row, found[0] if found else None)
+        found = PoolSummary.from_document(stored.document)
+        confidence = model_confidence(session, stored.model_id, sampler=found.sampler)
+        return replace(found, confidence=confidence.name), None
+    audit = next((one for one in audits.audit_slices(session) if one.queue_id == queue.id), None)
+    return None, _why_none(session, row, audit)
 
 
 def _why_none(session: Session, row: Round, audit: AuditSlice | None) -> str:
     if audit is None:
         return "its queue has no audit slice (`selection.audit_fraction`)"
+    if audit.model_id is None:
+        return "no model has scored its regions"
     if not audit.of_all_regions:
         return (
             "its audit was drawn from the regions that `scoring.keep_regions` kept, and says nothing about "

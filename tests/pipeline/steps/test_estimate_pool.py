@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy import select
 
 from db.tables import Label, Model, ModelLabel, PoolEstimate, Queue, QueueItem, Round, ScoringRun, utc_now
+from pipeline.evaluation.estimate import Estimate
+from pipeline.format import percent
 from pipeline.progress import silent
 from pipeline.steps.estimate_pool import PoolReport, update_pool_estimate
 from pipeline.summaries.pool import PoolSummary
@@ -107,6 +109,8 @@ def test_labels_with_certainty_stand_for_themselves_and_the_audit_for_what_was_u
     assert f"{POPULATION} regions that had no label when round-01 was drawn" in text
     assert "2 audited regions in 2 images, which it has not learned from" in text
     assert "1 of the 3 regions that the audit drew have no label" in text
+    assert f"In the whole pool, r01 gets {percent(found.pool.error_rate.value)} [" in text
+    assert f"Classes of the pool: {CLASSES[0]} {percent(found.pool.class_share[0].value)} [" in text
     assert found.lowest == pytest.approx(audit[0] / audit[1] * 2 / 3, abs=1e-6)
     row = first_round(audited)
     assert (row.unlabeled, row.no_estimate) == (found, None)
@@ -150,10 +154,31 @@ def test_an_audit_that_the_model_has_learned_from_says_nothing(audited: Workspac
 
 
 def test_a_file_that_is_gone_counts_as_not_labeled_and_is_named(audited: Workspace) -> None:
-    (audited.project.root / "images" / "pool_2.png").unlink()
+    image = audited.project.root / "images" / "pool_2.png"
+    image.rename(audited.project.root / "gone.png")
     report = updated(audited)
     assert (summary(report).regions, summary(report).drawn) == (1, 3)
     assert [name for name, _ in report.failed] == ["images/pool_2.png"]
+    assert [name for name, _ in updated(audited).failed] == ["images/pool_2.png"]
+    (audited.project.root / "gone.png").rename(image)
+    assert summary(updated(audited)).regions == 2
+
+
+def test_where_the_interval_is_wide_a_sentence_says_so_instead_of_more_figures(audited: Workspace) -> None:
+    found = summary(updated(audited))
+    wide = replace(found.unlabeled, error_rate=Estimate(0.12, 0.0003, 0.66))
+    text = " ".join(replace(found, unlabeled=wide).lines())
+    assert "12 % [0.03 %, 66 %] of the pixels wrong" in text
+    assert "2 audited images are too few to tell how good r01 is there" in text
+    assert not [word for word in ("mIoU", "Classes of the pool", "whole pool") if word in text]
+
+
+def test_other_settings_are_estimated_again(audited: Workspace) -> None:
+    before = summary(updated(audited))
+    wider = audited.configured(evaluation={"confidence": 0.99})
+    after = summary(update_pool_estimate(wider, audited.database, progress=silent))
+    assert after.unlabeled.error_rate.value == before.unlabeled.error_rate.value
+    assert after.unlabeled.error_rate.high > before.unlabeled.error_rate.high
 
 
 @pytest.mark.parametrize(
@@ -164,6 +189,7 @@ def test_a_file_that_is_gone_counts_as_not_labeled_and_is_named(audited: Workspa
         (QueueItem, {"status": "skipped"}, "no region of its audit was labeled"),
         (Round, {"state": "import"}, "not labeled yet"),
         (Queue, {"round_id": None}, None),  # withdrawn
+        (Queue, {"run_id": None}, "no model has scored its regions"),
     ],
 )
 def test_an_audit_that_is_no_sample_of_what_was_unlabeled_gives_no_estimate(
