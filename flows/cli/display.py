@@ -27,7 +27,7 @@ from rich.table import Table
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import MISSING, count, number
-from pipeline.progress import LoggedProgress, Pace
+from pipeline.progress import LoggedProgress, Pace, Paces, speed
 from pipeline.progress import Progress as StepProgress
 
 console = Console(highlight=False)
@@ -52,17 +52,19 @@ def progress_bar() -> Generator[StepProgress]:
         console=errors,
         transient=True,
     )
-    tasks: dict[str, tuple[TaskID, Pace]] = {}
+    paces = Paces()
+    shown: dict[str, tuple[TaskID, Pace]] = {}
 
     def report(title: str, done: int, total: int | None, note: str = "") -> None:
         now = time.monotonic()
-        if title not in tasks:
-            task = bars.add_task(title, total=total, completed=done, rate="", note=literal(note))
-            tasks[title] = task, Pace(began=now, first=done)
-        task, pace = tasks[title]
-        rate = pace.rate(done, now)
-        written = "" if rate is None else f"{rate:.1f}/s"
-        bars.update(task, completed=done, total=total, rate=written, note=literal(note))
+        pace = paces.at(title, done, total, now)
+        if title in shown and shown[title][1] is not pace:
+            bars.remove_task(shown.pop(title)[0])
+        if title not in shown:
+            shown[title] = bars.add_task(title, total=total, completed=done, rate="", note=""), pace
+        rate = pace.rate(now)
+        written = "" if rate is None else speed(rate)
+        bars.update(shown[title][0], completed=done, total=total, rate=written, note=literal(note))
 
     with bars:
         yield report
