@@ -40,8 +40,10 @@ def grouped_failures(failures: Iterable[Failure]) -> list[FailureGroup]:
 
 
 def _kind(failure: Failure) -> str:
-    """The reason without numbers and without the name of the file."""
-    reason = failure.reason
-    for name in (failure.subject, PurePosixPath(failure.subject).name, PurePosixPath(failure.subject).stem):
-        reason = reason.replace(name, "…") if name else reason
-    return re.sub(r"\d+", "0", reason)
+    """The reason without numbers and without the name of the file, where it stands as a word."""
+    reason, subject = (re.sub(r"\d+", "0", text) for text in (failure.reason, failure.subject))
+    path = PurePosixPath(subject)
+    for name in (subject, path.name, path.stem):
+        if name not in ("", "0"):
+            reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", reason)
+    return reason
