@@ -59,8 +59,8 @@ class NoveltyReport:
                 )
             for image in self.pool.farthest[:3]:
                 yield (
-                    f"far from everything labeled: {image.uri} ({image.distance:.3f}, "
-                    f"{image.percentile:.0f}th percentile)"
+                    f"unlike anything labeled: {image.uri} (distance {image.distance:.3f}, more than "
+                    f"{image.percentile:.0f} % of the held-out images)"
                 )
         if self.held_out_classes is not None:
             detection = self.held_out_classes

@@ -180,7 +180,7 @@ def train_segmenter(
             if run.iteration % look_every == 0 or run.iteration == config.iterations:
                 _check_finite(run, config)
                 recent = run.losses[max(0, run.iteration - look_every) : run.iteration].mean().item()
-                note = f"loss {recent:.3g}, rate {config.learning_rate * rate:.1e}"
+                note = f"loss {recent:.3g}, learning rate {config.learning_rate * rate:.1e}"
             if run.iteration % config.checkpoint_every == 0 and run.iteration < config.iterations:
                 _check_finite(run, config)
                 run.save(folder, identity)

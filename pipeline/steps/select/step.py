@@ -256,8 +256,9 @@ def _missing_strata(missing: list[str], config: SelectionConfig, *, by_majority:
             f"{config.unit} for the class of which it has most in proportion."
         )
     return (
-        f"The model predicts hardly any {names}: no {config.unit} has more of it than the training labels, "
-        "so its budget went to the others. Regions with it are found by their uncertainty and by the audit."
+        f"No {config.unit} counts for {names}: in proportion to the training labels, each is predicted to "
+        "have more of another class (a share under 1 % does not count). The budget went to the others; "
+        f"{config.unit}s with {names} are found by their uncertainty and by the audit."
     )
 
 

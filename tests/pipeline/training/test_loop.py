@@ -268,7 +268,8 @@ def test_the_curve_of_a_run_tells_its_losses_also_where_it_was_killed(tmp_path: 
     whole = run(tmp_path / "a", progress=lambda title, done, total, note: lines.append(note))[1]
     assert whole.curve["iteration"] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert whole.loss == pytest.approx(whole.curve["loss"][-1])
-    assert lines[-1] == f"loss {whole.curve['loss'][-1]:.3g}, rate {whole.curve['learning_rate'][-1]:.1e}"
+    loss, rate = (whole.curve[name][-1] for name in ("loss", "learning_rate"))
+    assert lines[-1] == f"loss {loss:.3g}, learning rate {rate:.1e}"
 
     class StopError(Exception):
         pass

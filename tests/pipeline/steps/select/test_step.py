@@ -328,7 +328,7 @@ class TestWords:
         change(store.database, RegionScore, stratum=0, stratum_share=1.0)
         change(store.database, ImageScore, stratum=0, stratum_share=1.0)
         (warning,) = step.select(store.configured(budget=20), store.database).warnings
-        assert warning.startswith("The model predicts hardly any pole, sky: ")
+        assert warning.startswith("No region counts for pole, sky: ")
         assert "found by their uncertainty and by the audit" in warning
 
     def test_an_audit_of_kept_regions_only_is_not_sold_as_one_of_the_pool(self, store: Store):
