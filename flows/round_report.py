@@ -61,6 +61,7 @@ def round_report(project: Project, database: Database) -> RoundReport | None:
     parts = [f"# {plain(config.name)}, round {now.round_number}", _next(now)]
     parts += _model(project, rounds, decision)
     parts += _curve(project, rounds)
+    parts += unlabeled(rounds)
     parts += _queue(summary)
     parts += ["## What went wrong", *(problems or ["Nothing."])]
     return RoundReport("\n\n".join(parts) + "\n", _headline(now, rounds))
@@ -98,9 +99,10 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     )
     if last.split is None:
         return [*parts, "It is not measured yet."]
-    columns = [f"on {last.split} images", f"{last.model}"]
+    columns = [f"on {last.measured_on} images", f"{last.model}"]
     if before is not None and before.split is not None:
-        columns.append(f"{before.model}, the round before")
+        other = "" if before.measured_on == last.measured_on else f", on {before.measured_on} images"
+        columns.append(f"{before.model}, the round before{other}")
     shown = [last, before] if len(columns) == 3 else [last]
     figures = [
         [title, *(getattr(row, name).text() for row in shown if row is not None)] for title, name in FIGURES
@@ -153,6 +155,12 @@ def _curve(project: Project, rounds: Sequence[RoundSummary]) -> list[str]:
     if last is not first:
         words += f", {last.mean_iou.text()} in round {last.number}"
     return ["## Learning curve", picture(words, png_of(figure))]
+
+
+def unlabeled(rounds: Sequence[RoundSummary]) -> list[str]:
+    """How good the model is on what is not labeled yet, by the newest audit; nothing before the first."""
+    known = [row.unlabeled for row in rounds if row.unlabeled is not None]
+    return ["## On what is not labeled yet", *map(prose, known[-1].lines())] if known else []
 
 
 def _queue(queue: QueueSummary | None) -> list[str]:

@@ -70,10 +70,10 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
 
 
 def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
-    """Print the labels of each round and their cost; then its quality and its calibration."""
+    """Print the labeled regions of each round and their cost; then its quality and its calibration."""
     table(
         f"{name}: {len(rows)} rounds",
-        ("round", "model", "labels", "pixels", "of the pool", "clicks", "hours", "next"),
+        ("round", "model", "regions", "pixels", "of the pool", "clicks", "hours", "next"),
         [
             (
                 row.number,
@@ -95,7 +95,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
             ("round", "model", "split", "images", "units", "mIoU", "worst class"),
             [
                 (
-                    *(row.number, row.model, _split(row), row.images, row.units),
+                    *(row.number, row.model, row.measured_on, row.images, row.units),
                     *(row.mean_iou, worst_class(row.classes) or MISSING),
                 )
                 for row in measured
@@ -103,8 +103,8 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
         )
         table(
             "Calibration",
-            ("round", "model", "ECE before", "ECE after", "images"),
-            [(row.number, row.model, row.ece_before, row.ece_after, _split(row)) for row in measured],
+            ("round", "model", "ECE before", "ECE after", "split"),
+            [(row.number, row.model, row.ece_before, row.ece_after, row.measured_on) for row in measured],
         )
     show_confidence({row.model: (row.confidence, row.confidence_reason) for row in rows if row.model})
     _show_unlabeled(rows)
@@ -118,7 +118,7 @@ def show_confidence(names: Mapping[str, tuple[str, str | None]]) -> None:
     """
     for name, reason in dict.fromkeys(names.values()):
         models = ", ".join(model for model, found in names.items() if found == (name, reason))
-        sentence = f"The softmax of {models} is a {Confidence(name, reason).sentence.rstrip('.')}."
+        sentence = f"The confidence of {models} is a {Confidence(name, reason).sentence.rstrip('.')}."
         console.print(sentence, markup=False)
 
 
@@ -156,9 +156,9 @@ def show_model_classes(name: str, rows: Sequence[ModelSummary]) -> None:
     """Print the IoU and recall of each class of each evaluated model."""
     table(
         f"{name}: each class of the single pass",
-        ("model", "status", "images", "class", "IoU", "recall"),
+        ("model", "status", "split", "class", "IoU", "recall"),
         [
-            (row.name, row.status, _split(row), one.name, one.iou, one.recall)
+            (row.name, row.status, row.measured_on, one.name, one.iou, one.recall)
             for row in rows
             for one in row.classes
         ],
@@ -314,8 +314,8 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
     """Print the lineage and the quality of each model, then the decisions."""
     table(
-        f"{name}: {len(rows)} models",
-        ("model", "status", "parent", "labels", "seed", "iterations", "mIoU", "worst class"),
+        f"{name}: {len(rows)} models, measured by the single pass",
+        ("model", "status", "parent", "masks", "seed", "iterations", "mIoU", "worst class"),
         [
             (
                 *(row.name, row.status, row.parent, row.labels, row.seed, row.iterations),
@@ -333,10 +333,6 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
 def _scorer(row: RunSummary) -> str:
     samples = f" × {row.samples}" if row.samples else ""
     return f"{row.sampler}{samples}, {row.calibrator}, {row.region_kind}"
-
-
-def _split(row: RoundSummary | ModelSummary) -> str | None:
-    return row.split and split_name(row.split, row.split_version or 1)
 
 
 def _moment(at: datetime | None) -> str | None:

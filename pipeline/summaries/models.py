@@ -15,6 +15,7 @@ from db.queries.evaluations import MetricKey
 from db.tables import Evaluation
 from pipeline.evaluation.confidence import Confidence, confidence_of
 from pipeline.evaluation.estimate import Estimate, from_json
+from pipeline.format import split_name
 from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 
 
@@ -55,6 +56,11 @@ class ModelSummary:
     confidence: str
     confidence_reason: str | None
     created_at: datetime
+
+    @property
+    def measured_on(self) -> str | None:
+        """The split with its version; None without an evaluation."""
+        return self.split and split_name(self.split, self.split_version or 1)
 
 
 def model_confidence(session: Session, model_id: int | None, *, sampler: str) -> Confidence:

@@ -15,6 +15,7 @@ from db.queries import models as model_queries
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
 from db.tables import Image, Label, Model, ModelLabel
 from pipeline.evaluation.estimate import Estimate
+from pipeline.format import split_name
 from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 from pipeline.summaries.models import estimates, evaluated_split, model_confidence
 from pipeline.summaries.pool import PoolSummary, pool_of_round
@@ -72,6 +73,11 @@ class RoundSummary:
     @property
     def promoted(self) -> bool:
         return self.model_status == "promoted"
+
+    @property
+    def measured_on(self) -> str | None:
+        """The split with its version; None without an evaluation."""
+        return self.split and split_name(self.split, self.split_version or 1)
 
 
 def round_history(session: Session, *, sampler: str, class_names: Sequence[str]) -> list[RoundSummary]:

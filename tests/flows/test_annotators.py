@@ -70,7 +70,7 @@ def test_a_round_shows_what_its_labels_cost_in_one_line(console: Console) -> Non
     assert row["labeled_pixels"] == IMAGES * 32 * 32
     assert (row["clicks"], row["hours"]) == (10.0 * IMAGES, pytest.approx(0.25 * 2 * IMAGES))
     _, head, line, *_ = (" ".join(line.split()) for line in console.run("rounds").splitlines())
-    assert head == "round model labels pixels of the pool clicks hours next"
+    assert head == "round model regions pixels of the pool clicks hours next"
     assert line == "1 r01 promoted 24 6.1 k 85.7 % 60 3.0 import"
 
 

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from contextlib import closing, suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -26,13 +27,16 @@ from sqlalchemy import select, update
 from db.queries.queues import put_review
 from db.tables import Calibration, Metric, QueueItem, Round, Shard, utc_now
 from db.tables import Image as ImageRow
-from flows import artifacts
+from flows import artifacts, runner
 from flows.markdown import code, harmless, picture, plain, prose, table
-from flows.round_report import round_report
+from flows.round_report import round_report, unlabeled
+from pipeline import progress
 from pipeline.data.project import load_project
 from pipeline.ownership import identity_of, open_database
+from pipeline.progress import Progress
 from tests.conftest import opened, write_config
 from tests.factories import at_once, new_queue
+from tests.pipeline.report.documents import point, pool_summary
 
 HOSTILE = (
     "a|b `c` [x](http://evil.example).png",
@@ -362,3 +366,26 @@ def test_many_threads_may_report_and_once_a_second_is_shown(
 def test_there_is_no_report_before_there_is_a_round(squares: Path) -> None:
     with opened(squares) as (project, database):
         assert round_report(project, database) is None
+
+
+def test_a_round_page_says_how_good_the_model_is_on_what_is_not_labeled() -> None:
+    assert unlabeled([point(1)]) == []
+    head, first, *_ = unlabeled([replace(point(1), unlabeled=pool_summary()), point(2)])
+    assert head == "## On what is not labeled yet"
+    assert first.startswith("Not labeled yet: r01 gets 12 % ")
+
+
+def test_a_flow_logs_the_progress_of_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    def train(step: object, project: object, database: object, *, progress: Progress) -> None:
+        for done in range(1, 9):
+            progress("train r01", done, 8)
+
+    for name in ("LONG_SECONDS", "SETTLED_SECONDS"):
+        monkeypatch.setattr(progress, name, 0)
+    monkeypatch.setattr(runner, "as_task", train)
+    monkeypatch.setattr(runner, "log_line", lines.append)
+    runner.FlowRunner(project=None, database=None).call(train)  # type: ignore[arg-type]
+    assert lines[0].startswith("train r01: 4 of 8 to go")
+    assert lines[-1].startswith("train r01: 8 of 8 (100 %)")

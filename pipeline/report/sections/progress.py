@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
@@ -24,6 +25,7 @@ from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_c
 from pipeline.report.contents import Contents
 from pipeline.report.svg import Axis, number_axis
 from pipeline.summaries.classes import worst_class
+from pipeline.summaries.rounds import RoundSummary
 
 SHORT_HASH = 12
 MOST_GROUPS = 12
@@ -86,13 +88,16 @@ def learning(contents: Contents) -> Section:
         "labeled share of the pool's pixels",
     )
     mean = [point.mean_iou for point in points]
+    notes = [] if all(point.promoted for point in points) else ["A hollow point is a model that was refused."]
+    if _mixed(points):
+        notes.append("Not all rounds were measured on the same images: the table names each split.")
     ends = [v for one in mean for v in (one.low, one.high, one.value)]
     curve = line_chart(
         [Line("mIoU", "s0", share, mean, hollow=[not point.promoted for point in points])],
         title="mIoU on held-out images, with its interval",
         x=axis,
         y=number_axis(ends, "mean IoU"),
-        note="" if all(point.promoted for point in points) else "A hollow point is a model that was refused.",
+        note=" ".join(notes),
         legend=False,
     )
     gap = 0.008 * last
@@ -109,8 +114,8 @@ def learning(contents: Contents) -> Section:
     return Section(
         "learning",
         "Learning curve",
-        f"Each round’s model on the {contents.split} split, which no model has trained on; the newest on "
-        f"{evidence(points[-1].images or 0, points[-1].units)}.",
+        f"Each round’s model on held-out images, which no model has trained on; the newest on "
+        f"{evidence(points[-1].images or 0, points[-1].units)} of the {points[-1].measured_on} split.",
         [
             Charts([curve, error]),
             _rounds_table(contents),
@@ -261,6 +266,7 @@ def _rounds_table(contents: Contents) -> Table:
     """The numbers of the learning curve, with the cost of the labels where it is known."""
     clicks = any(point.clicks is not None for point in contents.rounds)
     hours = any(point.hours is not None for point in contents.rounds)
+    mixed = _mixed(contents.rounds)
     rows = [
         cells(
             f"round {point.number}",
@@ -269,13 +275,20 @@ def _rounds_table(contents: Contents) -> Table:
             point.labeled_regions,
             *([number(point.clicks, 0)] if clicks else []),
             *([number(point.hours, 1)] if hours else []),
+            *([point.measured_on or ""] if mixed else []),
             *(point.mean_iou, point.ece_before, point.ece_after),
         )
         for point in contents.rounds
     ]
-    cost = (*(("clicks",) if clicks else ()), *(("hours",) if hours else ()))
-    head = ("round", "model", "labeled", "regions", *cost, "mIoU", "ECE before", "ECE after")
+    known = {"clicks": clicks, "hours": hours, "split": mixed}
+    optional = [name for name, shown in known.items() if shown]
+    head = ("round", "model", "labeled", "regions", *optional, "mIoU", "ECE before", "ECE after")
     return Table(head, rows, "Every round", words=2)
+
+
+def _mixed(points: Sequence[RoundSummary]) -> bool:
+    """Whether the rounds were measured on several splits, or versions of one, which are not comparable."""
+    return len({point.measured_on for point in points}) > 1
 
 
 def _class_table(contents: Contents) -> Table:

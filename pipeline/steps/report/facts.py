@@ -117,7 +117,7 @@ def evaluated_models(
 
 def metrics_table(session: Session, project: Project, history: Sequence[RoundSummary]) -> str:
     """Every metric of every evaluation as CSV."""
-    head = "round model status split sampler calibrated metric class value low high"
+    head = "round model status split split_version sampler calibrated metric class value low high"
     lines = [csv_line(head.split())]
     names = project.config.data.class_names
     models = {model.name: model for model in model_queries.list_models(session)}
@@ -132,10 +132,10 @@ def metrics_table(session: Session, project: Project, history: Sequence[RoundSum
             )
             for (name, index), metric in sorted(metrics.items()):
                 class_name = names[index] if index >= 0 else ""
+                of_model = [row.number, model.name, model.status]
+                measured = [evaluation.split, evaluation.split_version, *variant[1:]]
                 figures = [metric.value, metric.low, metric.high]
-                lines.append(
-                    csv_line([row.number, model.name, model.status, *variant, name, class_name, *figures])
-                )
+                lines.append(csv_line([*of_model, *measured, name, class_name, *figures]))
     return "".join(lines)
 
 

@@ -23,6 +23,7 @@ from pipeline.report.reliability import Reliability
 from pipeline.summaries.annotators import AnnotatorReport, Pair, RankCorrelation, SharedRegion
 from pipeline.summaries.classes import ClassFigures
 from pipeline.summaries.models import ModelSummary
+from pipeline.summaries.pool import PoolFigures, PoolSummary
 from pipeline.summaries.project import Status
 from pipeline.summaries.queues import HeadItem, QueueSummary
 from pipeline.summaries.rounds import RoundSummary
@@ -370,6 +371,30 @@ def shared_report() -> AnnotatorReport:
     )
 
 
+def pool_summary() -> PoolSummary:
+    """What an audit of 10 regions, of 12 that were drawn, says."""
+    value = Estimate(0.125, 0.05, 0.25)
+    figures = PoolFigures(value, value, value, 0.02, value, (value,) * 2, (value,) * 2)
+    return PoolSummary(
+        queue="round-01",
+        model="r01",
+        sampler="none",
+        confidence="probability",
+        unlabeled=figures,
+        pool=figures,
+        images=9,
+        regions=10,
+        drawn=12,
+        population=2340,
+        certain_pixels=64,
+        audit_pixels=640,
+        lowest=0.104,
+        highest=0.271,
+        skipped=0,
+        class_names=("sky", HOSTILE),
+    )
+
+
 def full_contents() -> Contents:
     """Every section with data."""
     coverage = np.linspace(0.1, 1, 10)
@@ -479,6 +504,11 @@ def full_contents() -> Contents:
                 created_at=datetime(2026, 1, 1, tzinfo=UTC),
             )
         ],
+        training={
+            "iteration": [200.0, 400.0, 600.0, 800.0],
+            "loss": [1.25, 0.5, 0.31, 0.3],
+            "learning_rate": [4e-4, 1e-3, 5e-4, 4e-9],
+        },
     )
 
 

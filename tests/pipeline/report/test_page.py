@@ -9,9 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.evaluation.confidence import Confidence
-from pipeline.evaluation.estimate import Estimate
 from pipeline.report.page import class_colors, render_page
-from pipeline.summaries.pool import PoolFigures, PoolSummary
 from tests.pipeline.report.documents import (
     COLORS,
     HOSTILE,
@@ -19,6 +17,7 @@ from tests.pipeline.report.documents import (
     empty_contents,
     full_contents,
     point,
+    pool_summary,
     quality_document,
 )
 
@@ -239,28 +238,32 @@ def test_a_queue_of_one_class_has_no_chart_of_one_bar() -> None:
 
 
 def test_an_audit_says_how_good_the_model_is_on_what_is_not_labeled() -> None:
-    value = Estimate(0.125, 0.05, 0.25)
-    figures = PoolFigures(value, value, value, 0.02, value, (value,) * 2, (value,) * 2)
-    found = PoolSummary(
-        queue="round-01",
-        model="r01",
-        sampler="none",
-        confidence="probability",
-        unlabeled=figures,
-        pool=figures,
-        images=9,
-        regions=10,
-        drawn=12,
-        population=2340,
-        certain_pixels=64,
-        audit_pixels=640,
-        lowest=0.104,
-        highest=0.271,
-        skipped=0,
-        class_names=("sky", HOSTILE),
-    )
-    shown = replace(empty_contents(), audited=[replace(point(1), unlabeled=found)])
+    shown = replace(empty_contents(), audited=[replace(point(1), unlabeled=pool_summary())])
     text = Outline(render_page(shown)).text
     assert "r01 gets 12 % [5 %, 25 %] of the pixels wrong in the 2 340 regions" in text.replace("\xa0", " ")
     assert "10 audited regions in 9 images" in text
     assert "10 of 2 340" in text
+
+
+def test_the_loss_and_the_learning_rate_of_the_training_are_drawn(full: str) -> None:
+    charts = {
+        title: full[start : full.index("</figure>", start)]
+        for title in ("Training loss", "Learning rate")
+        if (start := full.find(f"{title}, r03")) > 0
+    }
+    assert set(charts) == {"Training loss", "Learning rate"}
+    loss, rate = (re.findall(r'<polyline[^>]* points="([^"]*)"', chart) for chart in charts.values())
+    assert [len(points.split()) for points in (*loss, *rate)] == [4, 4]
+    heights = [float(pair.split(",")[1]) for pair in loss[0].split()]
+    assert heights == sorted(heights)  # downwards on the page, as the loss falls
+    assert "Training loss" not in render_page(empty_contents())
+
+
+def test_rounds_on_different_versions_of_a_split_are_told_apart(full: str) -> None:
+    assert "Not all rounds were measured on the same images" not in full
+    contents = full_contents()
+    grown = [*contents.rounds[:2], replace(contents.rounds[2], split_version=2)]
+    text = Outline(render_page(replace(contents, rounds=grown))).text
+    assert "Not all rounds were measured on the same images" in text
+    assert "the newest on 40 images in 12 independent units of the test (version 2) split" in text
+    assert "regions split mIoU" in text
