@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, exit_with_warnings, opened_runner, print_next
+from flows.cli.app import ROUND, exit_with_warnings, opened_runner, print_next, require_turn
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -40,12 +40,14 @@ def export(
     ] = False,
 ) -> None:
     """Write the queue for a labeling tool, with the model's masks to correct; send it to its server."""
-    from pipeline.steps.export import export as step
-    from pipeline.steps.sync import open_server, push
-
     if url is not None and files_only:
         raise UserError("`--url` and `--files-only` exclude each other.", "Leave one of them out.")
     with opened_runner() as runner:
+        if queue is None:
+            require_turn(runner.database, "export")
+        from pipeline.steps.export import export as step
+        from pipeline.steps.sync import open_server, push
+
         labeling = runner.project.config.labeling
         tool = to or labeling.tool
         sends = not files_only and (url is not None or labeling.server_of(tool) is not None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Json, add_step_command, opened_runner, print_next
+from flows.cli.app import ROUND, Json, add_step_command, opened_runner, print_next, require_turn
 from flows.cli.display import console, print_json
 
 if TYPE_CHECKING:
@@ -49,14 +49,15 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Select the queue: the regions to label next, each with its reason."""
-    from pipeline.steps.select import select as step
-
     given = {"strategy": strategy, "unit": unit, "budget": budget, "budget_unit": budget_unit, "seed": seed}
     overrides = {key: value for key, value in given.items() if value is not None}
     if unit is not None:
         overrides.setdefault("budget_unit", None)
     options = {"dry_run": dry_run, "overrides": overrides, "force": force}
     with opened_runner() as runner:
+        require_turn(runner.database, "select")
+        from pipeline.steps.select import select as step
+
         if as_json:
             print_json(runner.call(step, **options).document())
             return

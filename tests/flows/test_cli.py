@@ -144,7 +144,7 @@ def test_status_and_a_command_out_of_turn_answer_before_torch_is_imported(begun:
     names, printed = imported("status", folder=begun.folder)
     assert "segcurate ingest" in printed
     assert names == {"numpy", "sqlalchemy", "pydantic"}
-    for command in ("calibrate", "evaluate"):
+    for command in ("calibrate", "evaluate", "select", "export"):
         names, printed = imported(command, folder=begun.folder)
         assert "cannot run" in printed
         assert not names & {"torch", "prefect", "PIL"}
