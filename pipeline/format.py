@@ -71,6 +71,15 @@ def count(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
+def counted(number: int, thing: str) -> str:
+    """How many of a thing there are, in the singular or the plural.
+
+    >>> counted(1, "model"), counted(1200, "image"), counted(0, "queue")
+    ('1 model', '1 200 images', '0 queues')
+    """
+    return f"{count(number)} {thing}{'' if number == 1 else 's'}"
+
+
 def evidence(images: int, units: int | None) -> str:
     """What stands behind an interval: images, and how many independent units they make; None for an interval
     that was stored without them.
@@ -79,7 +88,7 @@ def evidence(images: int, units: int | None) -> str:
     ('40 images in 5 independent units', '1 image in 1 independent unit', '40 images')
     """
     known = ((images, "image"), (units, UNIT))
-    return " in ".join(f"{count(n)} {name}{'' if n == 1 else 's'}" for n, name in known if n is not None)
+    return " in ".join(counted(number, thing) for number, thing in known if number is not None)
 
 
 def few_units(images: int, units: int) -> str:

@@ -13,6 +13,7 @@ from pipeline.evaluation.confidence import Confidence
 from pipeline.format import (
     MISSING,
     count,
+    counted,
     counts,
     evidence,
     interval,
@@ -72,7 +73,7 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
 def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     """Print the labeled regions of each round and their cost; then its quality and its calibration."""
     table(
-        f"{name}: {len(rows)} rounds",
+        f"{name}: {counted(len(rows), 'round')}",
         ("round", "model", "regions", "pixels", "of the pool", "clicks", "hours", "next"),
         [
             (
@@ -197,7 +198,7 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
 def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
     """Print a line a queue."""
     table(
-        f"{name}: {len(rows)} queues",
+        f"{name}: {counted(len(rows), 'queue')}",
         ("queue", "kind", "strategy", "items", "status", "made", "folder"),
         [
             (
@@ -211,11 +212,11 @@ def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
 
 def show_queue(row: QueueSummary) -> None:
     """Print the counts of a queue, and its first items with their reasons."""
-    chosen = "" if row.candidates is None else f" of {row.candidates}"
+    chosen = "" if row.candidates is None else f" of {count(row.candidates)}"
     console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
     if row.clicks is not None:
         console.print(f"effort    about {row.clicks:.0f} clicks")
-    for title, parts in (("slices", row.by_slice), ("classes", row.by_class), ("status", row.by_status)):
+    for title, parts in (("slices", row.by_slice), ("mostly", row.by_class), ("status", row.by_status)):
         console.print(f"{title:8}  {literal(counts(parts))}")
     folder = "not exported yet" if row.folder is None else literal(row.folder)
     console.print(f"folder    {folder}")
@@ -240,7 +241,7 @@ def show_failures(rows: Sequence[FailureGroup], total: int) -> None:
     """Print the reasons why files could not be used, each with its count and its first files."""
     console.print(f"{count(total)} files could not be used.")
     for row in rows:
-        files = f"{count(row.files)} file{'' if row.files == 1 else 's'}"
+        files = counted(row.files, "file")
         console.print(f"[bold]{literal(row.step)}, {files}[/]")
         console.print(Padding(literal(row.reason), INDENT, expand=False))
         for subject in row.examples:
@@ -314,7 +315,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
     """Print the lineage and the quality of each model, then the decisions."""
     table(
-        f"{name}: {len(rows)} models, measured by the single pass",
+        f"{name}: {counted(len(rows), 'model')}, measured by the single pass",
         ("model", "status", "parent", "masks", "seed", "iterations", "mIoU", "worst class"),
         [
             (

@@ -47,8 +47,12 @@ class CalibrationReport:
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
+        warned: set[str] = set()
         for row in self.rows:
             yield from _lines(row)
+            if row.warning and row.warning not in warned:  # the same holds of several samplers
+                warned.add(row.warning)
+                yield f"warning: {row.warning}"
         yield from notes(self.failed)
 
 
@@ -143,8 +147,6 @@ def _lines(row: Calibration) -> Iterator[str]:
             f"{row.sampler}: {row.calibrator}{values} from {row.images} {of}; {figures} on images that did "
             f"not fit it: {confidence_of(row.passed, row.report).sentence}"
         )
-    if row.warning:
-        yield f"warning: {row.warning}"
 
 
 def _draw(

@@ -14,7 +14,7 @@ from db.queries import images as image_queries
 from db.queries import labels, queue_items
 from pipeline.config import HeldOutSplit, ProjectConfig
 from pipeline.data.project import Project
-from pipeline.data.splits import ORDER, POOL, Flags, HeldOut, Images, plan_splits
+from pipeline.data.splits import ORDER, POOL, TEST, Flags, HeldOut, Images, plan_splits
 from pipeline.errors import ConfigError
 from pipeline.evaluation.units import Runs
 from pipeline.format import count
@@ -113,7 +113,13 @@ class _Evidence:
             return more
         known = self.units(self.images.has_mask | self.images.labeled)
         held = self.units(self.images.has_mask & np.isin(self.images.splits, [code for _, code in ORDER]))
-        return max(more, 2 * (held + least) - known)
+        first = least if self.is_after_test(code) else 0
+        return max(more + first, 2 * (held + first + least) - known)
+
+    def is_after_test(self, code: int) -> bool:
+        """Whether this is the calibration split, and the test split is still to be drawn before it."""
+        drawn = self._config.splits.test.fraction is not None
+        return code != TEST and drawn and not (self.images.splits == TEST).any()
 
     def units(self, wanted: Flags) -> int:
         """The most independent units that these images, bool [N], can be in an evaluation."""
@@ -187,7 +193,8 @@ def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence)
     masks = "Put masks of {} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
     head = f"The {name} split is open, so no model is measured on it:"
     if more > 0:
-        training = ", and as many others for training" if drawn else ""
+        first = "for the test split and " if evidence.is_after_test(code) else ""
+        training = f", and as many others {first}for training" if drawn else ""
         return (
             f"{head} it needs {count(least)} independent units with masks that no model has learned from"
             f"{training}; it has {count(units)}. {masks.format(f'{count(more)} more units')}; or lower "

@@ -67,7 +67,7 @@ class SelectionReport:
         lines = [
             f"{self.name}: {len(self.items)} of {count(self.candidates)} {self.unit}s by {self.strategy}.",
             f"  slices   {_counts(self.by_slice)}",
-            f"  classes  {_counts(self.by_class)}",
+            f"  mostly   {_counts(self.by_class)}",
             f"  groups   {_counts(self.by_group)}",
         ]
         if self.score_range is not None:

@@ -248,6 +248,7 @@ def test_without_calibration_masks_scores_stay_scores_and_say_so(small: Workspac
         assert "stay uncalibrated" in row.warning
         line = f"{row.sampler}: nothing to fit on; its scores stay softmax scores."
         assert line in report.lines()
+    assert sum("stay uncalibrated" in line for line in report.lines()) == 1  # once for all samplers
     assert ask(small.database, stored_calibrators, model.id, sampler="mc_dropout") == Calibrators(
         Identity(), Identity()
     )

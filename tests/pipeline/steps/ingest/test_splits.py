@@ -58,6 +58,19 @@ def test_three_masks_lock_no_split_and_thirty_make_a_test_split_of_ten(folder: F
     assert ask(folder.database, image_queries.split_versions) == {"test": 1, "calibration": 0}
 
 
+def test_the_calibration_split_counts_the_masks_that_the_test_split_takes_first(folder: Folder) -> None:
+    folder.sequence("s", 40, masks=False)
+    for number in range(3):
+        folder.mask(f"s/f{number}.png")
+    [calibration] = [line for line in ingest(folder) if "calibration split is open" in line]
+    assert "and as many others for the test split and for training; it has 0" in calibration
+    assert "Put masks of 37 more units into `data.masks`" in calibration
+    for number in range(3, 40):
+        folder.mask(f"s/f{number}.png")
+    ingest(folder)
+    assert len(held(folder, "test")) == len(held(folder, "calibration")) == 10
+
+
 def test_too_few_masks_of_a_class_lock_nothing_until_it_is_shown_or_waived(folder: Folder) -> None:
     folder.sequence("s", 40, masks=False)
     for number in range(40):
