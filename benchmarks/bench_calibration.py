@@ -27,7 +27,8 @@ from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators
 from pipeline.calibration.comparison import evaluate_calibrator, fit_calibrator
 from pipeline.calibration.fit import Pixels
 from pipeline.config import IGNORE, Sampler
-from pipeline.data.images import ImageRef, probe_image
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import probe_image
 from pipeline.data.masks import Mask, MaskCodec
 from pipeline.data.project import Project, load_project
 from pipeline.files import atomic_write_bytes

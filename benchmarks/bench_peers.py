@@ -37,7 +37,7 @@ from benchmarks.bench_scoring import find_frames
 from benchmarks.peer_contenders import CONTENDERS
 from db.engine import Database
 from pipeline.config import HeatmapConfig, ModelConfig, ScoringConfig
-from pipeline.data.images import ImageRef
+from pipeline.data.image_info import ImageRef
 from pipeline.data.loading import Batch, load_batches
 from pipeline.data.project import Project
 from pipeline.model.checkpoints import load_model, save_model

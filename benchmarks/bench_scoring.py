@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.scoring_stages import score_by_stage
 from flows.demo import write_demo
 from pipeline.config import HeatmapConfig, ModelConfig, ScoringConfig
-from pipeline.data.images import ImageRef
+from pipeline.data.image_info import ImageRef
 from pipeline.data.loading import Batch, load_batches
 from pipeline.model.checkpoints import load_model
 from pipeline.model.segmenter import Segmenter

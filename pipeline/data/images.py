@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, BinaryIO
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.image_info import ImageInfo
 from pipeline.data.image_limits import Damaged, NotAnImage, check_bytes, check_tiff
 from pipeline.data.metadata import without_damaged_metadata
+from pipeline.data.pillow import FORMATS, count_pictures, pillow_info, pillow_pixels
 from pipeline.data.remote import ImageFile, opened
+from pipeline.data.tiff import first_page, tiff_info, tiff_pixels
 from pipeline.errors import DataError, UserError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp"})
@@ -35,51 +35,7 @@ TIFF_ENDINGS = frozenset({".tif", ".tiff"})
 ImageArray = npt.NDArray[np.uint8 | np.uint16 | np.float32]
 """Integers span 0 to the largest of their type; floats (of a TIFF) mean 0 to 1, and may lie outside of it."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_ORIENTATION_TAG = 274
-_CHANNEL_AXES = frozenset("SC")
-"""Samples of a pixel, and channels of a microscope. Any other axis is a stack."""
-_YCBCR = tifffile.PHOTOMETRIC.YCBCR
-_OTHER_COLORS = frozenset(
-    {tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB}
-)
-_JPEG = frozenset({6, 7, 33003, 33005, 34892, 50001})
-"""TIFF's compressions whose decoders make RGB of YCbCr: JPEG, JPEG 2000 and WebP."""
 _REPLACE = "Replace the file, or remove it."
-
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked here, on the header, before anything is decoded
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings become a DataError here
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """An image of the store, as much of it as reading needs.
-
-    Images of one `shard` are batched among themselves: the last bit of a score depends on the batch, and so
-    it stays the same whoever scores the shard, and after whatever.
-    """
-
-    id: int
-    path: ImageFile
-    width: int
-    height: int
-    shard: int | None = None
-
-
-@dataclass(frozen=True)
-class ImageInfo:
-    """What a file's header says. `channels` counts an alpha channel; `bits` is 8 or 16, or 32 for floats;
-    `orientation` is EXIF's, 1 (upright as stored) to 8: `width` and `height` are of the upright image.
-
-    `stack` has the axes of a TIFF whose channels are pages, and nothing says that these are colours."""
-
-    width: int
-    height: int
-    channels: int
-    bits: int
-    alpha: bool = False
-    orientation: int = 1
-    stack: str = ""
 
 
 class OpenImage:
@@ -104,10 +60,10 @@ class OpenImage:
         self._content = content
         self._source = source
         if isinstance(source, tifffile.TiffFile):
-            self.info = _tiff_info(path, source)
-            self.is_palette = _first_page(source).photometric == tifffile.PHOTOMETRIC.PALETTE
+            self.info = tiff_info(path, source)
+            self.is_palette = first_page(source).photometric == tifffile.PHOTOMETRIC.PALETTE
         else:
-            self.info = _pillow_info(path, source, content)
+            self.info = pillow_info(path, source, content)
             self.is_palette = source.mode in ("P", "PA")
 
     @property
@@ -119,7 +75,7 @@ class OpenImage:
     def pictures(self) -> int:
         """How many pictures it holds, of which the first is read."""
         source = self._source
-        return len(source.series) if isinstance(source, tifffile.TiffFile) else _frames(source)
+        return len(source.series) if isinstance(source, tifffile.TiffFile) else count_pictures(source)
 
     @property
     def white_is_zero(self) -> bool:
@@ -127,7 +83,7 @@ class OpenImage:
         source = self._source
         return (
             isinstance(source, tifffile.TiffFile)
-            and _first_page(source).photometric == tifffile.PHOTOMETRIC.MINISWHITE
+            and first_page(source).photometric == tifffile.PHOTOMETRIC.MINISWHITE
         )
 
     @property
@@ -168,16 +124,18 @@ class OpenImage:
                 raise DataError(
                     f"{self._path} has floating-point pixels.", "Convert it to 8 or 16 bits unsigned."
                 )
-            pixels = _tiff_pixels(self._source, palette_indices=palette_indices)
+            pixels = tiff_pixels(self._source, palette_indices=palette_indices)
+            if self.white_is_zero and not palette_indices:
+                pixels = (_white(pixels) - pixels).astype(pixels.dtype, copy=False)
         else:
-            pixels = _pillow_pixels(self._source, self.info, self._content, palette_indices=palette_indices)
+            pixels = pillow_pixels(self._source, self.info, self._content, palette_indices=palette_indices)
         return _upright(pixels, self.info.orientation)
 
     def palette_size(self) -> int:
         """The number of colours of its palette; 0 where it has none."""
         source = self._source
         if isinstance(source, tifffile.TiffFile):
-            colors = _first_page(source).colormap if self.is_palette else None
+            colors = first_page(source).colormap if self.is_palette else None
             return 0 if colors is None else int(colors.shape[1])
         return len(source.getpalette("RGB") or ()) // 3 if self.is_palette else 0
 
@@ -236,7 +194,7 @@ def open_image(
             source = opened_files.enter_context(tifffile.TiffFile(stream, _multifile=False))
         else:
             content = without_damaged_metadata(stream)
-            source = opened_files.enter_context(Image.open(content, formats=_FORMATS))
+            source = opened_files.enter_context(Image.open(content, formats=FORMATS))
         image = OpenImage(path, stream, content, source)
         width, height = image.info.width, image.info.height
         if width < 1 or height < 1:
@@ -364,153 +322,6 @@ def _decoding(path: ImageFile) -> Generator[BufferedReader]:
         raise DataError(f"{path} may not be read.", "Give yourself read permission.") from error
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, IndexError, …
         raise DataError(f"{path} is not a readable image: {_reason(error)}.", _REPLACE) from error
-
-
-def _frames(image: Image.Image) -> int:
-    return int(getattr(image, "n_frames", 1))
-
-
-def _pillow_info(path: ImageFile, image: Image.Image, stream: BinaryIO) -> ImageInfo:
-    """Header of an opened file."""
-    orientation = _orientation(image)
-    width, height = image.size if orientation < 5 else image.size[::-1]
-    bits, bands, alpha = _pillow_depth(path, image, stream)
-    if _frames(image) > 1 and image.format != "MPO":  # a photograph of a camera, with its preview behind it
-        raise DataError(f"{path} is a film of {_frames(image)} pictures.", "Save each as a file of its own.")
-    return ImageInfo(
-        width=width, height=height, channels=bands, bits=bits, alpha=alpha, orientation=orientation
-    )
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1, upright, where the metadata is damaged."""
-    try:
-        # The base class's getexif: PNG's own would decode the whole image to look behind its pixels.
-        found = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    except Exception:  # as for decoders: SyntaxError, struct.error, …
-        return 1
-    return found if found in range(1, 9) else 1
-
-
-def _pillow_depth(path: ImageFile, image: Image.Image, stream: BinaryIO) -> tuple[int, int, bool]:
-    """Bits, channels, and whether the last channel is alpha."""
-    if image.format == "PNG":
-        here = stream.tell()  # Pillow goes on from there
-        stream.seek(0)
-        header = stream.read(26)
-        stream.seek(here)
-        if header[24] == 16:
-            channels = {0: 1, 2: 3, 4: 2, 6: 4}[header[25]]
-            return 16, channels, channels in (2, 4)
-    if image.mode in ("1", "L"):
-        return 8, 1, False
-    if image.mode in ("LA", "La"):
-        return 8, 2, True
-    if image.mode == "P":
-        return (8, 4, True) if "transparency" in image.info else (8, 3, False)
-    if image.mode in ("RGBA", "RGBa", "RGBX"):
-        return 8, 4, True
-    if image.mode in ("RGB", "CMYK", "YCbCr"):
-        return 8, 3, False
-    raise DataError(f"{path} has pixels of the kind {image.mode!r}.", "Convert it to 8 or 16 bits a channel.")
-
-
-def _pillow_pixels(
-    image: Image.Image, info: ImageInfo, stream: BinaryIO, *, palette_indices: bool
-) -> ImageArray:
-    if info.bits == 16:
-        stream.seek(0)
-        pixels = np.asarray(imagecodecs.png_decode(stream.read()))
-    elif palette_indices and image.mode in ("P", "1"):
-        pixels = np.asarray(image).astype(np.uint8)
-    else:
-        modes = {(1, False): "L", (2, True): "LA", (3, False): "RGB", (4, True): "RGBA"}
-        wanted = modes[info.channels, info.alpha]
-        pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    page = tiff.pages.first
-    if not isinstance(page, tifffile.TiffPage):
-        raise Damaged("its first page has no tags")
-    return page
-
-
-def _tiff_info(path: ImageFile, tiff: tifffile.TiffFile) -> ImageInfo:
-    """Header of the first series: one plane, with its channels as samples or as pages."""
-    series, page = tiff.series[0], _first_page(tiff)
-    axes = series.axes
-    others = [axis for axis in axes if axis not in "YX"]
-    if "Y" not in axes or "X" not in axes or len(others) > 1:
-        raise DataError(
-            f"{path} is a stack with the axes {axes}, not one image.", "Save each plane as a file of its own."
-        )
-    if series.dtype not in (np.uint8, np.uint16, np.bool_, np.float32, np.float64):
-        raise DataError(
-            f"{path} has pixels of type {series.dtype}.",
-            "Convert it to 8 or 16 bits unsigned, or to 32-bit floats from 0 to 1.",
-        )
-    size = dict(zip(axes, series.shape, strict=True))
-    _check_color_space(path, page)
-    palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
-    channels = 3 if palette else (size[others[0]] if others else 1)
-    alpha = others == ["S"] and any(int(extra) in (1, 2) for extra in page.extrasamples)
-    tag: Any = page.tags.get(_ORIENTATION_TAG)
-    orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
-    width, height = (size["X"], size["Y"]) if orientation < 5 else (size["Y"], size["X"])
-    bits = {"u2": 16, "f4": 32, "f8": 32}.get(series.dtype.str[1:], 8)
-    return ImageInfo(
-        width=width,
-        height=height,
-        channels=channels,
-        bits=bits,
-        alpha=alpha,
-        orientation=orientation,
-        stack=axes if others and others[0] not in _CHANNEL_AXES and channels > 1 else "",
-    )
-
-
-def _check_color_space(path: ImageFile, page: tifffile.TiffPage) -> None:
-    """Refuse colours that tifffile returns as they are stored. Those of a JPEG become RGB."""
-    photometric = tifffile.PHOTOMETRIC(page.photometric)
-    if photometric in _OTHER_COLORS or (photometric == _YCBCR and page.compression not in _JPEG):
-        raise DataError(f"{path} has colours of the kind {photometric.name}.", "Convert it to RGB.")
-
-
-def _tiff_pixels(tiff: tifffile.TiffFile, *, palette_indices: bool) -> ImageArray:
-    series, page = tiff.series[0], _first_page(tiff)
-    _check_complete(tiff)
-    pixels: npt.NDArray[Any] = series.asarray()
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * (1 if palette_indices else 255)
-    if np.issubdtype(pixels.dtype, np.floating):
-        pixels = pixels.astype(np.float32)
-        if not np.isfinite(pixels).all():
-            raise Damaged("it holds values that are no finite numbers")
-    if pixels.ndim == 3:
-        pixels = np.moveaxis(pixels, [series.axes.index("Y"), series.axes.index("X")], [0, 1])
-    else:
-        pixels = pixels[:, :, None]
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not palette_indices:
-        if page.colormap is None:
-            raise Damaged("its palette is missing")
-        colors = (page.colormap >> 8).astype(np.uint8)  # TIFF palettes are 16 bits: [3, entries]
-        pixels = np.moveaxis(colors[:, pixels[:, :, 0]], 0, -1)
-    elif page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not palette_indices:
-        pixels = (_white(pixels) - pixels).astype(pixels.dtype, copy=False)
-    return pixels
-
-
-def _check_complete(tiff: tifffile.TiffFile) -> None:
-    """tifffile fills missing strips with zeros; here they are an error."""
-    length = tiff.filehandle.size
-    for page in tiff.series[0].pages:
-        if page is None:
-            raise Damaged("a page is missing")
-        segments = zip(page.dataoffsets, page.databytecounts, strict=False)
-        if any(offset + count > length for offset, count in segments):
-            raise Damaged("the file is truncated")
 
 
 def _white(pixels: npt.NDArray[Any]) -> float:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.data.images import ImageArray, ImageRef, read_image, unit_float
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import ImageArray, read_image, unit_float
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -13,11 +13,9 @@ from pydantic_settings import SettingsError
 from pipeline.config import ProjectConfig
 from pipeline.config.errors import explain, explain_override, read_yaml
 from pipeline.config.project import NESTED, PREFIX, SQLITE
+from pipeline.data.image_info import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipeline.data.images import ImageRef
 
 
 class StoredImage(Protocol):
@@ -83,8 +81,6 @@ class Project:
         Args:
             shard: the first image id of the shard that it is scored in.
         """
-        from pipeline.data.images import ImageRef  # its decoders take a while
-
         return ImageRef(row.id, self.image(row.uri), row.width, row.height, shard)
 
     def uri(self, file: ImageFile) -> str:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import RegionConfig
-from pipeline.data.images import ImageArray, ImageRef, open_image
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import ImageArray, open_image
 from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile
 from pipeline.data.sources import FoldersAbove

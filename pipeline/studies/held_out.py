@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import IGNORE
-from pipeline.data.images import ImageRef
+from pipeline.data.image_info import ImageRef
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.masks import Mask, MaskCodec, read_mask

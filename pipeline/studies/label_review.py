@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import IGNORE
-from pipeline.data.images import ImageRef, read_image
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import read_image
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project

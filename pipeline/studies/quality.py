@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import IGNORE, Measure, Sampler
-from pipeline.data.images import ImageRef
+from pipeline.data.image_info import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import DataError

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import HeatmapConfig, RegionConfig
-from pipeline.data.images import ImageArray, ImageRef
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import ImageArray
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.loading import Batch, Unreadable, network_size
 from pipeline.progress import Progress, silent

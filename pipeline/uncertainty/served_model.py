@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Resolution, Sampler
-from pipeline.data.images import ImageArray, ImageRef
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import ImageArray
 from pipeline.data.loading import Batch, Derived, Unreadable, load_batches
 from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, ConfigError

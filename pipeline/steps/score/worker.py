@@ -15,7 +15,7 @@ from db.queries.images import ImageRow
 from db.queries.leases import owners
 from db.queries.shards import MOST_ATTEMPTS, PlannedShard
 from db.tables import Image, ScoringRun
-from pipeline.data.images import ImageRef
+from pipeline.data.image_info import ImageRef
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.leases import POLL_SECONDS, dead_owners, renewing

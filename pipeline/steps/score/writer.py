@@ -17,7 +17,7 @@ from db.engine import Database
 from db.queries import failures, runs, shards
 from db.queries.shards import PlannedShard
 from pipeline.config import LOGIT_MEASURES
-from pipeline.data.images import ImageRef
+from pipeline.data.image_info import ImageRef
 from pipeline.data.input_range import InputRange
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from pipeline.data import loading
-from pipeline.data.images import ImageRef, probe_image, read_image
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import probe_image, read_image
 from pipeline.data.loading import Batch, Unreadable, load_batches, resize_image
 from tests.factories import draw_images
 

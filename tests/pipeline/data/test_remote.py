@@ -23,7 +23,8 @@ from db.engine import Database
 from db.tables import Failure, Image
 from pipeline.config import ProjectConfig
 from pipeline.data import remote
-from pipeline.data.images import ImageRef, read_image
+from pipeline.data.image_info import ImageRef
+from pipeline.data.images import read_image
 from pipeline.data.listings import Named, PathTable
 from pipeline.data.loading import Batch, Unreadable, load_batches
 from pipeline.data.project import Project
