@@ -13,7 +13,7 @@ from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.queries.paging import PAGE, in_parts
-from db.tables import Image, Label, Project
+from db.tables import Evaluation, Image, Label, Project
 
 SPLITS = ("pool", "calibration", "test", "guard")
 """The splits by their code in `SplitColumns`."""
@@ -107,18 +107,18 @@ def measured_images(session: Session, split: str) -> Sequence[Image]:
 
 
 def split_versions(session: Session) -> dict[str, int]:
-    """The newest version of each held-out split; 0 before the first."""
-    statement = (
-        select(Image.split, func.max(Image.split_version))
-        .where(Image.split.in_(("calibration", "test")), Image.split_version.is_not(None))
-        .group_by(Image.split)
-    )
-    known = {split: version or 0 for split, version in session.execute(statement)}
-    return {"test": 0, "calibration": 0, **known}
+    """The newest version of each held-out split, or the newest that a model was measured on, where all images
+    of a later one wait again; 0 before the first."""
+    versions = {"test": 0, "calibration": 0}
+    for table in (Image, Evaluation):
+        statement = select(table.split, func.max(table.split_version)).group_by(table.split)
+        for split, version in session.execute(statement.where(table.split.in_(list(versions)))):
+            versions[split] = max(versions[split], version or 0)
+    return versions
 
 
-def set_split_version(session: Session, ids: Sequence[int], version: int) -> None:
-    """Images that are measured on from a version of their split on."""
+def set_split_version(session: Session, ids: Sequence[int], version: int | None) -> None:
+    """Images that are measured on from a version of their split on; with None, they wait for the next one."""
     for part in in_parts(ids):
         session.execute(update(Image).where(Image.id.in_(part)).values(split_version=version))
 

@@ -14,8 +14,9 @@ from db.base import Base, BigId, one_of, utc_now
 class Image(Base):
     """A readable image; `width`, `height` are those after EXIF orientation.
 
-    A held-out image is measured on from a version of its split on, `split_version`; before that, it waits.
-    `mask_classes` are the indices of the classes in its mask; NULL where they are not known.
+    A held-out image is measured on from a version of its split on, `split_version`; before that, and after
+    its mask was corrected, it waits. `mask_classes` are the indices of the classes in its mask, and
+    `mask_sha256` is of the mask's size and pixels; NULL where they are not known.
     """
 
     __tablename__ = "image"
@@ -38,6 +39,7 @@ class Image(Base):
     split_version: Mapped[int | None]
     mask_uri: Mapped[str | None] = mapped_column(Text)
     mask_classes: Mapped[list[Any] | None]
+    mask_sha256: Mapped[str | None] = mapped_column(String(64))
     duplicate_of: Mapped[int | None] = mapped_column(ForeignKey("image.id"))
     ingested_at: Mapped[datetime] = mapped_column(default=utc_now)
 

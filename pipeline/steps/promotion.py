@@ -144,8 +144,8 @@ def _compared(
         theirs = same or evaluations.evaluation_of(session, model_id=other.id, **key)
         if theirs is not None:
             known.append((other, theirs))
-            if theirs.curves["overlap"]["fingerprint"] == mine.fingerprint:
-                paired.append((other, Overlap.from_document(theirs.curves["overlap"])))
+            if same is not None and same.curves["overlap"]["fingerprint"] == mine.fingerprint:
+                paired.append((other, Overlap.from_document(same.curves["overlap"])))
     if paired:
         best, overlap = max(paired, key=lambda pair: pair[1].mean_iou)
         return _Compared(

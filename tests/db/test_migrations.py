@@ -194,6 +194,21 @@ def test_the_locked_splits_and_their_evaluations_become_version_one(old: Engine)
         assert connection.execute(text("SELECT evaluation_id FROM metric")).all() == [(2,)]
 
 
+def test_masks_of_an_upgraded_store_have_no_known_content(old: Engine) -> None:
+    command.upgrade(migrations.alembic_config(old), "0008")
+    run(old, "UPDATE image SET mask_uri = 'a-mask.png', mask_classes = '[0, 1]'")
+    before = counts(old)
+    migrations.upgrade(old)
+    read = "SELECT mask_uri, mask_sha256 FROM image"
+    with old.connect() as connection:
+        assert connection.execute(text(read)).all() == [("a-mask.png", None)]
+    run(old, "UPDATE image SET mask_sha256 = 's'")
+    command.downgrade(migrations.alembic_config(old), "0008")
+    with old.connect() as connection:
+        assert connection.execute(text("SELECT mask_uri FROM image")).all() == [("a-mask.png",)]
+    assert counts(old) == before
+
+
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:
     before = counts(old)
     migrations.upgrade(old)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from db.tables import Image
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.masks import MaskCodec, UnknownValues, read_mask
+from pipeline.data.masks import MaskCodec, UnknownValues, mask_sha256, read_mask
 from pipeline.data.project import Project
 from pipeline.data.sources import Found, as_text, mask_path
 from pipeline.errors import DataError
@@ -36,12 +36,14 @@ class FoundMask:
         uri: of the file.
         size: width and height of the mask.
         classes: the indices of the classes that it shows.
+        sha256: of its size and pixels, as `mask_sha256`.
         problem: why it cannot be used; empty where it can.
     """
 
     uri: str
     size: tuple[int, int] = (0, 0)
     classes: tuple[int, ...] = ()
+    sha256: str = ""
     problem: str = ""
 
 
@@ -146,7 +148,8 @@ class MaskCensus:
             return _Counted(FoundMask(uri, problem=str(error)))
         pixels = np.bincount(mask.ravel(), minlength=256)
         classes = tuple(np.flatnonzero(pixels[:IGNORE]).tolist())
-        return _Counted(FoundMask(uri, (mask.shape[1], mask.shape[0]), classes), pixels)
+        size = (mask.shape[1], mask.shape[0])
+        return _Counted(FoundMask(uri, size, classes, mask_sha256(mask)), pixels)
 
     def _add(self, found: Found, counted: _Counted) -> None:
         if found.uri in self.masks:  # shared with another image of this batch

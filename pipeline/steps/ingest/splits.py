@@ -51,9 +51,10 @@ def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
             version = versions[name] + 1
             image_queries.set_split_version(session, evidence.columns.ids[waiting].tolist(), version)
             images, new = (count(int(rows.sum())) for rows in (usable, waiting))
+            what = "new or corrected" if version > 1 else "new"
             grown.append(
-                f"The {name} split is at version {version}: {images} images with masks, {new} of them new, "
-                f"in at most {count(evidence.units(usable))} independent units."
+                f"The {name} split is at version {version}: {images} images with masks, {new} of them "
+                f"{what}, in at most {count(evidence.units(usable))} independent units."
             )
         elif first and not versions[name]:
             _refuse_to_learn_from_all(project.config, name, code, evidence)

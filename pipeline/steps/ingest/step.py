@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -90,7 +91,7 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class _Examined:
-    """A file after it was decoded: the row of a new image, or a known one, and the mask that was found.
+    """A file after it was decoded: the row of a new image, or a known one, and the usable mask that was read.
 
     `verified` says that a known image was written again with the content that it had.
     """
@@ -98,10 +99,19 @@ class _Examined:
     assigned: Assigned
     known: Image | None
     row: dict[str, Any] | None = None
-    mask_uri: str | None = None
-    mask_classes: list[int] | None = None
+    mask: FoundMask | None = None
     failures: tuple[tuple[str, str], ...] = ()
     verified: bool = False
+
+    @property
+    def mask_columns(self) -> dict[str, Any]:
+        """What the row of its image holds of the mask."""
+        mask = self.mask
+        return {
+            "mask_uri": mask and mask.uri,
+            "mask_classes": mask and list(mask.classes),
+            "mask_sha256": mask and mask.sha256,
+        }
 
 
 @one_at_a_time("ingest")
@@ -109,7 +119,8 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     """Register what `data.images` names; run it again when there are new files.
 
     Known images are not read again unless their files were written since: one of another content is refused,
-    and a changed mask makes the next version of its label. Files that could not be used are tried again.
+    and a changed mask makes the next version of its label, or of its held-out split. Files that could not be
+    used are tried again.
 
     Raises:
         DataError: there is no image, or none that can be used; or, before the first labels, the masks hold
@@ -132,7 +143,9 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with ThreadPoolExecutor(workers) as threads:
         while batch := list(islice(files, BATCH)):
             initial_uris += [found.uri for found in batch if found in initial]
-            added, failed = _ingest_batch(project, database, batch, assignments, census.masks, threads)
+            added, failed = _ingest_batch(
+                project, database, batch, assignments, census.masks, threads, at=started
+            )
             report = replace(
                 report,
                 found=report.found + len(batch),
@@ -240,8 +253,14 @@ def _ingest_batch(
     assignments: Assignments,
     masks: Mapping[str, FoundMask],
     threads: ThreadPoolExecutor,
+    *,
+    at: datetime,
 ) -> tuple[int, int]:
-    """Place, decode and write some files. Returns how many images are new, and how many files failed."""
+    """Place, decode and write some files. Returns how many images are new, and how many files failed.
+
+    Args:
+        at: a time before any of them was read: a file that is written later is read again by the next run.
+    """
     failures: list[tuple[str, str]] = []
     readable = [found for found in batch if is_text(found.uri)]
     for found in batch:
@@ -260,26 +279,10 @@ def _ingest_batch(
     )
     failures += [failure for entry in examined for failure in entry.failures]
     with database.session() as session:
-        added = _write_new(session, [entry for entry in examined if entry.row is not None], assignments)
+        fresh = [entry for entry in examined if entry.row is not None]
+        added = _write_new(session, fresh, assignments, at=at)
         old = [entry for entry in examined if entry.known is not None]
-        masked = [entry for entry in old if entry.mask_uri]
-        now = utc_now()
-        images.update_images(
-            session,
-            [
-                {
-                    "id": entry.known.id,
-                    "mask_uri": entry.mask_uri,
-                    "mask_classes": entry.mask_classes,
-                    "ingested_at": now,
-                }
-                for entry in masked
-                if entry.known is not None
-            ],
-        )
-        verified = [entry.known.id for entry in old if entry.known and entry.verified]
-        images.update_images(session, [{"id": image_id, "ingested_at": now} for image_id in verified])
-        _read_again(session, [entry.known.id for entry in old if entry.known and _has_changed(entry)])
+        _update_known(session, old, at=at)
         if assignments.locked:
             _hold_named(session, old, assignments)
         else:
@@ -313,22 +316,35 @@ def _examine(
         return _Examined(assigned, known, row, verified=verified)
     size = (row["width"], row["height"]) if row else (known.width, known.height) if known else mask.size
     problem = mask.problem or (str(wrong_size(mask.uri, mask.size, size)) if mask.size != size else "")
+    if not problem and not mask.classes and known is not None and known.mask_uri is not None:
+        problem = (
+            f"The mask {mask.uri} has no labeled pixel any more; what was read from it before stays. "
+            "Paint it, or put the old file back."
+        )
     if problem:
         return _Examined(assigned, known, row, failures=((mask.uri, problem),))
-    classes = list(mask.classes) or None
-    return _Examined(assigned, known, row, mask.uri if classes else None, classes, verified=verified)
+    return _Examined(assigned, known, row, mask if mask.classes else None, verified=verified)
 
 
-def _has_changed(entry: _Examined) -> bool:
-    """Whether the mask of a known image was there before."""
-    return entry.known is not None and entry.known.mask_uri is not None and entry.mask_uri is not None
-
-
-def _read_again(session: Session, image_ids: Sequence[int]) -> None:
-    """Let the initial labels of images be made again from their masks, as the next versions."""
+def _update_known(session: Session, examined: Sequence[_Examined], *, at: datetime) -> None:
+    """Store what was read of known images. One whose mask was corrected gets its initial labels again, as the
+    next versions, and a held-out one waits for the next version of its split."""
+    pairs = [(entry.known, entry) for entry in examined if entry.known is not None]
+    verified = [known for known, entry in pairs if entry.verified]
+    images.update_images(session, [{"id": known.id, "ingested_at": at} for known in verified])
+    masked = [(known, entry) for known, entry in pairs if entry.mask is not None]
+    images.update_images(
+        session, [{"id": known.id, "ingested_at": at, **entry.mask_columns} for known, entry in masked]
+    )
+    corrected = [
+        known
+        for known, entry in masked
+        if known.mask_uri is not None and known.mask_sha256 != entry.mask_columns["mask_sha256"]
+    ]
     queue = queues.initial_queue(session)
     if queue is not None:
-        queue_items.reopen_images(session, queue_id=queue.id, image_ids=image_ids)
+        queue_items.reopen_images(session, queue_id=queue.id, image_ids=[known.id for known in corrected])
+    images.set_split_version(session, [known.id for known in corrected if known.split_version], None)
 
 
 def _same_content(known: Image, path: ImageFile) -> bool | None:
@@ -365,13 +381,15 @@ def _row(assigned: Assigned, image: OpenImage) -> dict[str, Any]:
     }
 
 
-def _write_new(session: Session, examined: Sequence[_Examined], assignments: Assignments) -> int:
+def _write_new(
+    session: Session, examined: Sequence[_Examined], assignments: Assignments, *, at: datetime
+) -> int:
     """Insert new images; one whose content is known is linked to the image that stands for it."""
     present = images.images_by_uri(session, [entry.assigned.found.uri for entry in examined])
     fresh = [entry for entry in examined if entry.row and entry.assigned.found.uri not in present]
     splits = assignments.splits([entry.assigned for entry in fresh])
     rows = [
-        {**(entry.row or {}), "split": split, "mask_uri": entry.mask_uri, "mask_classes": entry.mask_classes}
+        {**(entry.row or {}), "split": split, **entry.mask_columns, "ingested_at": at}
         for entry, split in zip(fresh, splits, strict=True)
     ]
     stands_for = images.originals(session, [row["sha256"] for row in rows])

@@ -286,7 +286,8 @@ def test_a_listed_image_that_comes_late_is_held_out(five: Folder) -> None:
     assert five.splits()["images/c/f0.png"] == "pool"
     assert "`splits.test` now names 1 known images that are labeled" in report.warnings[0]
     assert report.grown == (
-        "The test split is at version 2: 3 images with masks, 1 of them new, in at most 2 independent units.",
+        "The test split is at version 2: 3 images with masks, 1 of them new or corrected, in at most 2 "
+        "independent units.",
     )
 
 
