@@ -142,6 +142,7 @@ class ScoringConfig(Section):
             "resolution": self.resolution,
             "tile": self.tile,
             "overlap": self.overlap,
+            "cells": "nearest",  # earlier versions took cell i as the pixels from i·s on
         }
         if self.sampler != "none":
             document["confidence"] = "mean"  # earlier versions took that of the deterministic pass

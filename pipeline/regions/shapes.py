@@ -1,13 +1,14 @@
 """Regions: the unit of scoring and of labeling.
 
-Legend: H W image size; R regions; P pairs of a region and a cell of the maps that meet; a box is (x, y, w, h)
-in image pixels, x to the right and y downwards.
+Legend: H W image size; h w size of the maps; R regions; P pairs of a region and a cell of the maps that meet;
+a box is (x, y, w, h) in image pixels, x to the right and y downwards.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,14 @@ class RegionMap:
 
     regions: Regions
     row: npt.NDArray[np.int32]
+
+
+class CellBounds(NamedTuple):
+    """Which pixels of the network's image belong to which cell of its maps: `rows` [h + 1] and `columns`
+    [w + 1], ascending from 0 to the image's height and width; cell i begins at the i-th value."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -147,23 +156,18 @@ def map_regions(values: npt.NDArray[np.integer], *, nowhere: int | None = None) 
     return RegionMap(regions=regions, row=row)
 
 
-def cell_shares(found: RegionMap, *, network_size: tuple[int, int], cell: int) -> CellShares:
+def cell_shares(found: RegionMap, bounds: CellBounds) -> CellShares:
     """The area that each region shares with each cell of the maps: exact, also where images were resized and
-    cells end inside of pixels.
-
-    Args:
-        network_size: height and width of what the network saw.
-        cell: pixels of the network's image a cell of the maps.
-    """
+    cells end inside of pixels."""
     height, width = found.row.shape
-    columns = -(-network_size[1] // cell)
-    cells = columns * -(-network_size[0] // cell)
+    columns = len(bounds.columns) - 1
+    cells = columns * (len(bounds.rows) - 1)
     inside = found.row.ravel() != NOWHERE
     base = found.row.astype(np.int64) * cells
     keys: list[npt.NDArray[np.int64]] = []
     areas: list[npt.NDArray[np.float64]] = []
-    for cell_row, tall in _cells_of_pixels(height, network_size[0], cell):
-        for cell_column, wide in _cells_of_pixels(width, network_size[1], cell):
+    for cell_row, tall in _cells_of_pixels(height, bounds.rows):
+        for cell_column, wide in _cells_of_pixels(width, bounds.columns):
             key = base + (cell_row * columns)[:, None] + cell_column
             area = tall[:, None] * wide
             kept = inside & (area.ravel() > _SLIVER)
@@ -182,12 +186,11 @@ def cell_shares(found: RegionMap, *, network_size: tuple[int, int], cell: int) -
 
 @lru_cache(maxsize=256)
 def _cells_of_pixels(
-    length: int, network_length: int, cell: int
+    length: int, bounds: tuple[int, ...]
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
     """The cells that each line of pixels meets, and how much of the line lies in them: first cells [length],
     then second ones, and so on."""
-    edges = np.arange(-(-network_length // cell) + 1, dtype=np.float64) * cell
-    edges = edges.clip(max=network_length) * (length / network_length)
+    edges = np.array(bounds, dtype=np.float64) * (length / bounds[-1])
     start = np.arange(length, dtype=np.float64)
     first = np.searchsorted(edges, start + _SLIVER, side="right") - 1
     last = np.searchsorted(edges, start + 1 - _SLIVER, side="left") - 1

@@ -99,9 +99,10 @@ def draw_pixels(
             represent those that were not drawn. By default each weighs 1, so that all images weigh the same.
     """
     network = predictor.network
+    size = image.shape[-2], image.shape[-1]
     rows, columns = (
-        _owned(side, network, axis, network_length=image.shape[axis], length=label.shape[axis])
-        for axis, side in zip((-2, -1), predictor.tiles(image.shape[-2], image.shape[-1]), strict=True)
+        _owned(side, places, network, axis, network_length=image.shape[axis], length=label.shape[axis])
+        for axis, side, places in zip((-2, -1), predictor.tiles(*size), predictor.places(*size), strict=True)
     )
     mask = label.cpu().numpy()
     tiles = [(row, column) for row in rows for column in columns]
@@ -152,15 +153,27 @@ class _Owned:
 
 
 def _owned(
-    side: TiledSide, network: ScoringNetwork, axis: int, *, network_length: int, length: int
+    side: TiledSide,
+    places: Tensor,
+    network: ScoringNetwork,
+    axis: int,
+    *,
+    network_length: int,
+    length: int,
 ) -> list[_Owned]:
-    """The pixels of each tile of a side."""
+    """The pixels of each tile of a side, whose cells lie at `places`."""
     count = side.weights.shape[1]
     firsts = [origin // network.cell for origin in side.origins]
     weight = torch.zeros(len(firsts), firsts[-1] + count)
     for of_tile, first, values in zip(weight, firsts, side.weights, strict=True):
         of_tile[first : first + count] = values
-    taps = network.taps(axis, network_length=network_length, length=length)
+    taps = network.taps(
+        axis,
+        places,
+        blended=len(side.origins) > 1,
+        network_length=network_length,
+        length=length,
+    )
     owner = weight.argmax(dim=0)[taps.cells[:, 0]]
     found: list[_Owned] = []
     for index, (origin, first) in enumerate(zip(side.origins, firsts, strict=True)):
@@ -168,7 +181,7 @@ def _owned(
         cells = (taps.cells[pixels] - first).clamp(0, count - 1)
         found.append(
             _Owned(
-                tile=slice(origin, origin + count * network.cell),
+                tile=slice(origin, origin + side.size),
                 pixels=pixels.numpy(),
                 taps=Taps(cells, taps.weights[pixels]),
             )

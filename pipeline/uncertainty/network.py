@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pipeline.config import Resolution
 from pipeline.model.segmenter import Lattice, Segmenter, Trunk
+from pipeline.regions.shapes import CellBounds
 
 LEAST_LOGIT = -1e6
 """In place of −∞ and of less: interpolation multiplies logits by 0, and 0 · ∞ is not a number."""
@@ -106,14 +107,25 @@ class ScoringNetwork:
         )
         return rows, columns
 
-    def enlarge(self, maps: Tensor, *, network_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def enlarge(
+        self,
+        maps: Tensor,
+        *,
+        network_size: tuple[int, int],
+        size: tuple[int, int],
+        places: Places | None = None,
+    ) -> Tensor:
         """Maps [B, C, h, w] as [B, C, H, W], by the network's own upsampling.
 
         Args:
             network_size: height and width of the network's image, without padding.
             size: height and width to return; another one only where images were resized.
+            places: of the cells, where these are not the network's own, such as those of blended tiles.
         """
-        if self.cell > 1:
+        if places is not None:
+            rows, columns = (torch.arange(side, dtype=torch.float64) for side in network_size)
+            maps = resample(maps, places, (rows, columns))
+        elif self.cell > 1:
             # The network aligns the corners of its padded image
             rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
             missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
@@ -124,23 +136,29 @@ class ScoringNetwork:
             maps = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         return maps
 
-    def taps(self, axis: int, *, network_length: int, length: int) -> Taps:
+    def taps(self, axis: int, places: Tensor, *, blended: bool, network_length: int, length: int) -> Taps:
         """How `enlarge` makes the pixels of one side from the cells, which it interpolates linearly.
 
         A pixel of an image that was resized may have a third cell, of at most 1/16: it is left out.
 
         Args:
             axis: −2 for rows, −1 for columns.
+            places: of the cells along the side.
+            blended: whether the places are those of blended tiles, not the network's own.
             network_length: of the network's image, without padding.
             length: of the image.
         """
-        cells = -(-network_length // self.cell)
+        cells = len(places)
         index = torch.arange(cells, dtype=torch.float64)
         phases = [(index % TAP_PHASES == phase).double() for phase in range(TAP_PHASES)]
         maps = torch.stack([index, *phases])[None]
         other = -1 if axis == -2 else -2  # one cell
         network_size, size = ((side, 1) if axis == -2 else (1, side) for side in (network_length, length))
-        found = self.enlarge(maps.unsqueeze(other), network_size=network_size, size=size).squeeze(other)[0]
+        single = torch.zeros(1, dtype=torch.float64)
+        both = (places, single) if axis == -2 else (single, places)
+        found = self.enlarge(
+            maps.unsqueeze(other), network_size=network_size, size=size, places=both if blended else None
+        ).squeeze(other)[0]
         centre, of_phase = found[0], found[1:].T
         weights, phase = of_phase.topk(2, dim=1)
         nearest = centre[:, None] + (phase - centre[:, None] + TAP_PHASES / 2) % TAP_PHASES - TAP_PHASES / 2
@@ -171,14 +189,38 @@ def aligned_places(cells: int, length: int) -> Tensor:
     return torch.linspace(0, length - 1, cells, dtype=torch.float64)
 
 
+def cells_within(places: Tensor, length: int) -> Tensor:
+    """The positions [n] up to the first cell on or beyond the last of `length` pixels: what lies further out
+    has no part in an image of that length."""
+    return places[: int(torch.searchsorted(places, length - 1)) + 1]
+
+
+def cell_bounds(places: Places, size: tuple[int, int]) -> CellBounds:
+    """The pixels that are nearest to each cell, the first of two where they are as near.
+
+    Args:
+        places: of the cells, ascending.
+        size: height and width of the network's image, without padding.
+    """
+
+    def side(positions: Tensor, length: int) -> tuple[int, ...]:
+        inner = ((positions[1:] + positions[:-1]) / 2).floor().long().add_(1).clamp_(max=length)
+        return (0, *inner.tolist(), length)
+
+    return CellBounds(side(places[0], size[0]), side(places[1], size[1]))
+
+
 def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
     """Maps [..., h, w] resampled from `source` to `target`: linear between neighbouring cells, the nearest
     cell's value beyond the outermost ones. Cells at the same positions keep their values exactly."""
     for axis, (old, new) in enumerate(zip(source, target, strict=True)):
         if _same(old, new):
             continue
-        weights = _interpolation(old, new).to(maps)
-        maps = weights @ maps if axis == 0 else maps @ weights.T
+        right = torch.searchsorted(old, new).clamp(min(1, len(old) - 1), len(old) - 1)
+        left = (right - 1).clamp(min=0)
+        share = ((new - old[left]) / (old[right] - old[left]).clamp(min=1e-9)).clamp(0, 1)
+        before, after = (maps.index_select(axis - 2, side.to(maps.device)) for side in (left, right))
+        maps = torch.lerp(before, after, share.to(maps)[:, None] if axis == 0 else share.to(maps))
     return maps
 
 
@@ -189,19 +231,6 @@ def same_places(first: Places, second: Places) -> bool:
 
 def _same(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.allclose(first, second, rtol=0, atol=1e-6)
-
-
-def _interpolation(source: Tensor, target: Tensor) -> Tensor:
-    """Weights [target, source] of linear interpolation between ascending positions."""
-    weights = torch.zeros(len(target), len(source), dtype=torch.float64)
-    if len(source) == 1:
-        return weights + 1
-    right = torch.searchsorted(source, target).clamp(1, len(source) - 1)
-    share = ((target - source[right - 1]) / (source[right] - source[right - 1])).clamp(0, 1)
-    row = torch.arange(len(target))
-    weights[row, right - 1] = 1 - share
-    weights[row, right] = share
-    return weights
 
 
 def _fill(maps: Tensor, lattice: Lattice) -> Tensor:

@@ -18,8 +18,9 @@ from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Measure, ScoringConfig
 from pipeline.errors import UserError
 from pipeline.model.segmenter import Segmenter
+from pipeline.regions.shapes import CellBounds
 from pipeline.uncertainty.measures import measure_maps
-from pipeline.uncertainty.network import ScoringNetwork
+from pipeline.uncertainty.network import Places, ScoringNetwork, cell_bounds, cells_within
 from pipeline.uncertainty.samplers import Member, Normalisation, SampledPrediction, make_sampler
 from pipeline.uncertainty.samplers.sums import sum_bands
 from pipeline.uncertainty.tiling import TiledSide, tiled_side
@@ -41,8 +42,8 @@ class Prediction:
         deterministic_probability: calibrated softmax of `logits` [B, C, h, w].
         expected_entropy: mean over samples of H / ln C [B, h, w]; None with sampler `none`.
         votes: share of the samples whose argmax is the class [B, C, h, w]; None with sampler `none`.
-        cell: pixels of the network's image a cell of the maps, along one side; the last row and column of
-            cells may reach beyond the image.
+        places: of the cells, in the network's image.
+        bounds: the pixels of the network's image that are nearest to each cell.
         enlarge: maps [B, C, h, w] as [B, C, *size], by the network's own upsampling.
     """
 
@@ -51,7 +52,8 @@ class Prediction:
     deterministic_probability: Tensor
     expected_entropy: Tensor | None
     votes: Tensor | None
-    cell: int
+    places: Places
+    bounds: CellBounds
     enlarge: Callable[..., Tensor] = field(repr=False)
 
     @torch.inference_mode()
@@ -141,14 +143,18 @@ class Predictor:
     @torch.inference_mode()
     def predict_each(self, image: Tensor, calibrators: Sequence[Calibrators]) -> list[Prediction]:
         """As `predict`, for each pair of calibrators, with one trunk and one set of samples for all."""
-        if max(image.shape[-2:]) > self.scoring.tile:
+        tiled = max(image.shape[-2:]) > self.scoring.tile
+        if tiled:
             parts = [self._tiled(single, calibrators) for single in image.split(1)]
             sums = _concatenate(parts)
         else:
             sums = self._whole(image, calibrators)
-        height, width = (-(-side // self.cell) for side in image.shape[-2:])
+        size = image.shape[-2], image.shape[-1]
+        places = self.places(*size)
+        bounds = cell_bounds(places, size)
+        height, width = (len(side) for side in places)
         logits = sums.logits[..., :height, :width]
-        enlarge = partial(self.network.enlarge, network_size=(image.shape[-2], image.shape[-1]))
+        enlarge = partial(self.network.enlarge, network_size=size, places=places if tiled else None)
         predictions: list[Prediction] = []
         for index, pair in enumerate(calibrators):
             deterministic = pair.deterministic(logits).softmax(dim=-3)
@@ -164,7 +170,8 @@ class Predictor:
                     deterministic_probability=deterministic,
                     expected_entropy=expected_entropy,
                     votes=votes,
-                    cell=self.cell,
+                    places=places,
+                    bounds=bounds,
                     enlarge=enlarge,
                 )
             )
@@ -183,6 +190,20 @@ class Predictor:
             tiled_side(length, tile=tile, overlap=overlap, stride=stride, cell=cell) for length in padded
         )
         return rows, columns
+
+    def places(self, height: int, width: int) -> Places:
+        """Where the cells of a prediction lie, in an image of this size as the network sees it."""
+        sides = self.tiles(height, width)
+        in_tile = self.network.places(sides[0].size, sides[1].size)
+        rows, columns = (
+            cells_within(side.blended_places(places), length)
+            for side, places, length in zip(sides, in_tile, (height, width), strict=True)
+        )
+        return rows, columns
+
+    def bounds(self, height: int, width: int) -> CellBounds:
+        """The pixels of an image of this size that are nearest to each cell of its prediction."""
+        return cell_bounds(self.places(height, width), (height, width))
 
     @property
     def segmenter(self) -> Segmenter:
@@ -234,11 +255,10 @@ class Predictor:
             for y, row in zip(rows.origins, rows.weights.to(self.device), strict=True)
             for x, column in zip(columns.origins, columns.weights.to(self.device), strict=True)
         ]
-        tile = rows.tile
         total: _Sums | None = None
         for start in range(0, len(places), self.scoring.batch_size):
             some = places[start : start + self.scoring.batch_size]
-            tiles = torch.cat([image[..., y : y + tile, x : x + tile] for y, x, _ in some])
+            tiles = torch.cat([image[..., y : y + rows.size, x : x + columns.size] for y, x, _ in some])
             sums = self._whole(tiles, calibrators)
             if total is None:
                 total = _blank(sums, height=image.shape[-2] // cell, width=image.shape[-1] // cell)

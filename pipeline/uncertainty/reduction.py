@@ -3,9 +3,10 @@
 Legend: B images of one size, R regions (of a grid: Y rows and X columns), C classes, M measures, N columns,
 h w the maps' size, K cells that meet a region, P pairs of a region and a cell that meet.
 
-A cell of the maps counts for a region by the area, in image pixels, that the two share: a cell that
-straddles a border is split exactly, and its part beyond the image does not count. Grids are reduced
-by two small matrix products, regions of any shape by scattered sums; the numbers are the same.
+A cell of the maps holds the pixels that are nearest to its position (see `network.cell_bounds`), and counts
+for a region by the area, in image pixels, that the two share: one that straddles a border is split exactly.
+Grids are reduced by two small matrix products, regions of any shape by scattered sums; the numbers are the
+same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Measure, RegionConfig
-from pipeline.regions.shapes import CellShares, Regions, box_regions
+from pipeline.regions.shapes import CellBounds, CellShares, Regions, box_regions
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
 
@@ -266,8 +267,7 @@ def region_grid(
     config: RegionConfig,
     *,
     image_size: tuple[int, int],
-    network_size: tuple[int, int],
-    cell: int,
+    bounds: CellBounds,
     device: torch.device,
 ) -> RegionGrid:
     """The geometry of one image size; it is cached, because a pool has few sizes.
@@ -275,8 +275,7 @@ def region_grid(
     Args:
         config: the kind of regions, `grid` or `image`.
         image_size: height and width of the image.
-        network_size: height and width of the network's image.
-        cell: pixels of the network's image a cell of the maps.
+        bounds: of the maps' cells in the network's image.
         device: where the maps are.
 
     Raises:
@@ -285,7 +284,7 @@ def region_grid(
     if config.kind not in ("grid", "image"):
         raise ValueError(f"Expected regions of kind `grid` or `image`, but got `{config.kind}`.")
     whole = config.kind == "image"
-    return _region_grid(whole, config.cell, image_size, network_size, cell, device)
+    return _region_grid(whole, config.cell, image_size, bounds, device)
 
 
 @lru_cache(maxsize=64)
@@ -293,15 +292,14 @@ def _region_grid(
     whole: bool,
     side: int,
     image_size: tuple[int, int],
-    network_size: tuple[int, int],
-    cell: int,
+    bounds: CellBounds,
     device: torch.device,
 ) -> RegionGrid:
     height, width = image_size
     found = box_regions(_WHOLE if whole else RegionConfig(cell=side), width, height)
     boxes = found.boxes
-    rows = _shared(boxes[:, 1], boxes[:, 3], length=height, network_length=network_size[0], cell=cell)
-    columns = _shared(boxes[:, 0], boxes[:, 2], length=width, network_length=network_size[1], cell=cell)
+    rows = _shared(boxes[:, 1], boxes[:, 3], length=height, bounds=bounds.rows)
+    columns = _shared(boxes[:, 0], boxes[:, 2], length=width, bounds=bounds.columns)
     row_cells, row_lengths = _meeting(rows)
     column_cells, column_lengths = _meeting(columns)
     return RegionGrid(
@@ -325,14 +323,12 @@ def _shared(
     sizes: npt.NDArray[np.int32],
     *,
     length: int,
-    network_length: int,
-    cell: int,
+    bounds: tuple[int, ...],
 ) -> Tensor:
     """Lengths [regions along the side, cells] that regions and cells share, float64, in image pixels."""
     intervals = np.unique(np.stack([starts, starts + sizes], axis=1), axis=0)
     begin, end = torch.from_numpy(intervals.astype(np.float64)).unbind(dim=1)
-    edges = torch.arange(-(-network_length // cell) + 1, dtype=torch.float64) * cell
-    edges = edges.clamp(max=network_length) * (length / network_length)
+    edges = torch.tensor(bounds, dtype=torch.float64) * (length / bounds[-1])
     low = torch.maximum(begin[:, None], edges[None, :-1])
     high = torch.minimum(end[:, None], edges[None, 1:])
     return (high - low).clamp_(min=0)

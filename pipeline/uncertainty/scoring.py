@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.config import HeatmapConfig, RegionConfig
 from pipeline.data.image_info import ImageRef
@@ -31,6 +32,7 @@ from pipeline.regions.segments import segments
 from pipeline.regions.shapes import CellShares, cell_shares, map_regions
 from pipeline.regions.sources import RegionSource
 from pipeline.uncertainty.measures import predicted_class
+from pipeline.uncertainty.network import resample
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.reduction import (
     Reduction,
@@ -85,14 +87,11 @@ def score_images(
         heatmaps: the maps to make for every image; None for none.
         total: for the progress, where it is known.
     """
-    cell = model.predictor.cell
     known = model.card.class_shares
     class_shares = None if known is None else torch.tensor(known, device=model.predictor.device)
     batches = model.batches(
         images,
-        derive=None
-        if source is None
-        else partial(_shapes, source, input_scale=model.card.input_scale, cell=cell),
+        derive=None if source is None else partial(_shapes, source, model=model),
     )
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
     waiting: deque[Future[None]] = deque()
@@ -116,12 +115,10 @@ def score_images(
         writer.shutdown(cancel_futures=True)
 
 
-def _shapes(
-    regions: RegionSource, image: ImageRef, pixels: ImageArray, *, input_scale: float, cell: int
-) -> CellShares:
+def _shapes(regions: RegionSource, image: ImageRef, pixels: ImageArray, *, model: ServedModel) -> CellShares:
     """How the regions of a decoded image meet the cells of its maps."""
-    size = network_size(image.height, image.width, input_scale)
-    return cell_shares(regions(image, pixels), network_size=size, cell=cell)
+    size = network_size(image.height, image.width, model.card.input_scale)
+    return cell_shares(regions(image, pixels), model.predictor.bounds(*size))
 
 
 def _score_batch(
@@ -139,7 +136,7 @@ def _score_batch(
     maps: dict[str, Tensor] = {}
     if heatmaps is not None:
         class_map = predictor.calibrators.class_map
-        maps = _heatmaps(prediction, heatmaps, class_map=class_map, image_size=batch.sizes[0])
+        maps = make_heatmaps(prediction, heatmaps, class_map=class_map, image_size=batch.sizes[0])
     if regions.kind == "segment":
         predicted = _predicted_classes(prediction, batch)
         return partial(_reduce_segments, prediction, predicted, batch, regions, class_shares), maps
@@ -149,8 +146,7 @@ def _score_batch(
         grid = region_grid(
             regions,
             image_size=batch.sizes[0],
-            network_size=batch.network_size,
-            cell=prediction.cell,
+            bounds=prediction.bounds,
             device=predictor.device,
         )
         reduction = reduce_regions(prediction, grid, class_shares=class_shares)
@@ -178,18 +174,14 @@ def _reduce_segments(
     """Wait for the predicted masks, and reduce over their segments."""
     smallest = config.smallest * config.cell**2
     shares = [
-        cell_shares(
-            map_regions(segments(mask, smallest=smallest)),
-            network_size=batch.network_size,
-            cell=prediction.cell,
-        )
+        cell_shares(map_regions(segments(mask, smallest=smallest)), prediction.bounds)
         for mask in predicted.cpu().numpy()
     ]
     return reduce_shapes(prediction, shares, class_shares=class_shares)
 
 
 @torch.inference_mode()
-def _heatmaps(
+def make_heatmaps(
     prediction: Prediction, heatmaps: HeatmapConfig, *, class_map: str, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Maps [B, H/4, W/4] by name: the configured measures, then `<class_map>_<class>` where configured."""
@@ -199,12 +191,19 @@ def _heatmaps(
         for index, plane in enumerate(prediction.probability.unbind(dim=1)):
             needed[f"{class_map}_{index}"] = plane
     size = [ceil(side / HEATMAP_SHRINK) for side in image_size]
-    return {
-        name: torch.nn.functional.interpolate(
-            plane[:, None], size=size, mode="area" if plane.shape[-1] > size[1] else "bilinear"
-        )[:, 0]
-        for name, plane in needed.items()
-    }
+    network = prediction.bounds.rows[-1], prediction.bounds.columns[-1]
+    if network == maps["entropy"].shape[-2:]:  # a cell a pixel
+        return {
+            name: functional.interpolate(
+                plane[:, None], size=size, mode="area" if network[1] > size[1] else "bilinear"
+            )[:, 0]
+            for name, plane in needed.items()
+        }
+    rows, columns = (
+        (torch.arange(count, dtype=torch.float64) + 0.5) * (side / count) - 0.5
+        for count, side in zip(size, network, strict=True)
+    )
+    return {name: resample(plane, prediction.places, (rows, columns)) for name, plane in needed.items()}
 
 
 def _hand_over(

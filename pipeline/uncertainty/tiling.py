@@ -19,14 +19,31 @@ class TiledSide:
     """The tiles along one side of a padded image.
 
     Attributes:
-        tile: their length in pixels.
+        size: of each, in pixels.
         origins: the first pixel of each.
-        weights: [tiles, min(tile, length) / cell] float32; see `blend_weights`.
+        weights: [tiles, size / cell] float32; see `blend_weights`.
     """
 
-    tile: int
+    size: int
     origins: list[int]
     weights: Tensor
+
+    def blended_places(self, places: Tensor) -> Tensor:
+        """Where the cells of the blended side lie, float64: the mean of their positions in all tiles, weighed
+        as their values are.
+
+        Args:
+            places: of the cells in a tile, in pixels from the tile's first.
+        """
+        cells = len(places)
+        cell = self.size // cells
+        mean = torch.zeros(self.origins[-1] // cell + cells, dtype=torch.float64)
+        total = torch.zeros_like(mean)
+        for origin, weight in zip(self.origins, self.weights.double(), strict=True):
+            window = slice(origin // cell, origin // cell + cells)
+            mean[window] += weight * (origin + places)
+            total[window] += weight
+        return mean / total
 
 
 def tiled_side(length: int, *, tile: int, overlap: int, stride: int, cell: int) -> TiledSide:
@@ -42,7 +59,7 @@ def tiled_side(length: int, *, tile: int, overlap: int, stride: int, cell: int) 
         overlap=overlap // cell,
         length=length // cell,
     )
-    return TiledSide(tile=tile, origins=origins, weights=weights)
+    return TiledSide(size=min(tile, length), origins=origins, weights=weights)
 
 
 def tile_origins(length: int, *, tile: int, overlap: int) -> list[int]:

@@ -22,7 +22,14 @@ from pipeline.regions.sources import read_region_map
 from pipeline.regions.superpixels import SuperpixelCache, superpixels
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.reduction import TOP_REGIONS, reduce_regions, reduce_shapes, region_grid
-from tests.pipeline.uncertainty.test_reduction import CLASSES, SHARES, pixels_of, prediction_of, top_mean
+from tests.pipeline.uncertainty.test_reduction import (
+    CLASSES,
+    SHARES,
+    even_bounds,
+    pixels_of,
+    prediction_of,
+    top_mean,
+)
 
 CPU = torch.device("cpu")
 
@@ -69,8 +76,8 @@ def test_a_map_that_is_a_grid_gives_the_numbers_of_the_grid(
 ) -> None:
     config = RegionConfig(cell=side)
     prediction = prediction_of(*network_size, cell)
-    grid = region_grid(config, image_size=image_size, network_size=network_size, cell=cell, device=CPU)
-    shares = cell_shares(as_grid(config, *image_size), network_size=network_size, cell=cell)
+    grid = region_grid(config, image_size=image_size, bounds=prediction.bounds, device=CPU)
+    shares = cell_shares(as_grid(config, *image_size), prediction.bounds)
     known = torch.from_numpy(SHARES)
     expected = reduce_regions(prediction, grid, class_shares=known)
     found = reduce_shapes(prediction, [shares, shares], class_shares=known)
@@ -87,9 +94,7 @@ def test_every_column_of_a_shape_equals_a_sum_over_its_pixels() -> None:
     values = [blobs(height, width, regions=7), blobs(height, width, regions=12, seed=1)]
     values[1][5:20, 5:30] = 255
     maps = [map_regions(one, nowhere=255) for one in values]
-    reduction = reduce_shapes(
-        prediction, [cell_shares(one, network_size=(height, width), cell=cell) for one in maps]
-    )
+    reduction = reduce_shapes(prediction, [cell_shares(one, prediction.bounds) for one in maps])
     pixels = {name: pixels_of(plane, cell, height, width) for name, plane in prediction.measures().items()}
     classes = pixels_of(predicted_class(prediction.probability), cell, height, width)
     for item, (regions, image) in enumerate(reduction.columns()):
@@ -116,7 +121,7 @@ def test_every_column_of_a_shape_equals_a_sum_over_its_pixels() -> None:
 
 def test_shares_hold_the_whole_area_of_each_region_also_where_pixels_straddle_cells() -> None:
     found = map_regions(blobs(50, 70, regions=6))
-    shares = cell_shares(found, network_size=(33, 47), cell=4)
+    shares = cell_shares(found, even_bounds(33, 47, 4))
     held = np.bincount(shares.region, weights=shares.area)
     np.testing.assert_allclose(held, found.regions.pixels, rtol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import SAMPLED_MEASURES, RegionConfig
-from pipeline.regions.shapes import region_boxes
+from pipeline.regions.shapes import CellBounds, region_boxes
 from pipeline.uncertainty.measures import MEASURES, predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.reduction import (
@@ -27,6 +27,12 @@ CLASSES = 3
 SHARES = np.array([0.9, 0.08, 0.02])
 
 
+def even_bounds(height: int, width: int, cell: int) -> CellBounds:
+    """Of cells of `cell` pixels; the last ones end with the image."""
+    rows, columns = ((*range(0, side, cell), side) for side in (height, width))
+    return CellBounds(rows, columns)
+
+
 def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples: bool = True) -> Prediction:
     """Random maps for images of this size, each value the same over its cell."""
     generator = torch.Generator().manual_seed(height * width)
@@ -39,7 +45,8 @@ def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples
         deterministic_probability=logits.softmax(dim=1),
         expected_entropy=torch.rand(batch, *size[2:], generator=generator) if samples else None,
         votes=torch.rand(size, generator=generator) if samples else None,
-        cell=cell,
+        places=(torch.arange(size[2]).double() * cell, torch.arange(size[3]).double() * cell),
+        bounds=even_bounds(height, width, cell),
         enlarge=lambda maps, **_: maps,
     )
 
@@ -55,9 +62,7 @@ def pixels_of(plane: torch.Tensor, cell: int, height: int, width: int) -> np.nda
 def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: int, side: int) -> None:
     config = RegionConfig(cell=side)
     prediction = prediction_of(height, width, cell)
-    grid = region_grid(
-        config, image_size=(height, width), network_size=(height, width), cell=cell, device=CPU
-    )
+    grid = region_grid(config, image_size=(height, width), bounds=prediction.bounds, device=CPU)
     reduction = reduce_regions(prediction, grid, class_shares=torch.from_numpy(SHARES))
     maps = prediction.measures()
     pixels = {name: pixels_of(plane, cell, height, width) for name, plane in maps.items()}
@@ -104,7 +109,7 @@ def test_of_many_classes_the_largest_is_salient_where_none_reaches_the_least_sha
 
 def test_kept_regions_are_those_of_each_stratum() -> None:
     prediction = prediction_of(96, 96, 4)
-    grid = region_grid(RegionConfig(cell=16), image_size=(96, 96), network_size=(96, 96), cell=4, device=CPU)
+    grid = region_grid(RegionConfig(cell=16), image_size=(96, 96), bounds=prediction.bounds, device=CPU)
     (regions, _), _ = reduce_regions(prediction, grid, class_shares=torch.from_numpy(SHARES)).columns()
     kept = keep_regions(regions, 2)
     assert regions.stratum is not None
@@ -117,7 +122,7 @@ def test_kept_regions_are_those_of_each_stratum() -> None:
 
 def test_without_shares_of_classes_no_stratum_is_named() -> None:
     prediction = prediction_of(32, 32, 4)
-    grid = region_grid(RegionConfig(cell=16), image_size=(32, 32), network_size=(32, 32), cell=4, device=CPU)
+    grid = region_grid(RegionConfig(cell=16), image_size=(32, 32), bounds=prediction.bounds, device=CPU)
     (regions, image), _ = reduce_regions(prediction, grid).columns()
     assert (regions.stratum, regions.stratum_share, image.stratum) == (None, None, None)
 
@@ -132,7 +137,7 @@ def top_mean(values: np.ndarray) -> float:
 
 def test_an_image_scores_the_mean_of_its_top_quarter_of_regions() -> None:
     prediction = prediction_of(96, 96, 4)
-    grid = region_grid(RegionConfig(cell=16), image_size=(96, 96), network_size=(96, 96), cell=4, device=CPU)
+    grid = region_grid(RegionConfig(cell=16), image_size=(96, 96), bounds=prediction.bounds, device=CPU)
     for regions, image in reduce_regions(prediction, grid).columns():
         assert len(image.index) == 1
         assert image.boxes.tolist() == [[0, 0, 96, 96]]
@@ -145,8 +150,8 @@ def test_an_image_scores_the_mean_of_its_top_quarter_of_regions() -> None:
 
 def test_regions_of_a_resized_image_are_in_pixels_of_the_file() -> None:
     prediction = prediction_of(32, 48, 4)
-    half = region_grid(RegionConfig(cell=16), image_size=(64, 96), network_size=(32, 48), cell=4, device=CPU)
-    same = region_grid(RegionConfig(cell=8), image_size=(32, 48), network_size=(32, 48), cell=4, device=CPU)
+    half = region_grid(RegionConfig(cell=16), image_size=(64, 96), bounds=prediction.bounds, device=CPU)
+    same = region_grid(RegionConfig(cell=8), image_size=(32, 48), bounds=prediction.bounds, device=CPU)
     assert half.regions.boxes.tolist() == (2 * same.regions.boxes).tolist()
     found, expected = reduce_regions(prediction, half), reduce_regions(prediction, same)
     torch.testing.assert_close(found.regions, expected.regions)
@@ -154,9 +159,7 @@ def test_regions_of_a_resized_image_are_in_pixels_of_the_file() -> None:
 
 def test_the_whole_image_as_one_region_scores_its_plain_mean() -> None:
     prediction = prediction_of(40, 56, 4, samples=False)
-    grid = region_grid(
-        RegionConfig(kind="image"), image_size=(40, 56), network_size=(40, 56), cell=4, device=CPU
-    )
+    grid = region_grid(RegionConfig(kind="image"), image_size=(40, 56), bounds=prediction.bounds, device=CPU)
     (regions, image), _ = reduce_regions(prediction, grid).columns()
     assert regions.boxes.tolist() == [[0, 0, 56, 40]]
     assert set(regions.measures) == set(MEASURES) - SAMPLED_MEASURES

@@ -71,9 +71,7 @@ def test_regions_score_alike_with_and_without_tiles(resolution: str) -> None:
     assert parts.logits.shape == whole.logits.shape
     torch.testing.assert_close(parts.probability.sum(dim=1), torch.ones_like(parts.probability[:, 0]))
 
-    grid = region_grid(
-        RegionConfig(cell=32), image_size=(290, 420), network_size=(290, 420), cell=whole.cell, device=CPU
-    )
+    grid = region_grid(RegionConfig(cell=32), image_size=(290, 420), bounds=whole.bounds, device=CPU)
     expected, found = reduce_regions(whole, grid), reduce_regions(parts, grid)
     for column, name in enumerate(expected.measures, start=5):
         spread = expected.regions[0, :, column].std()
