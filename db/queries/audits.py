@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -114,13 +114,18 @@ def audit_regions(session: Session) -> list[AuditRegion]:
     return list(found.values())
 
 
-def unseen(session: Session, regions: Sequence[AuditRegion], *, model_id: int) -> list[AuditRegion]:
-    """The audit regions that a model has not learned from: neither it nor a model that it started from was
-    trained on a label of their image that is newer than their queue, unless the audit regions were left out
-    of that training. Labels that the image had before are of other regions."""
+def unseen(
+    session: Session, regions: Sequence[AuditRegion], *, model_ids: Iterable[int]
+) -> list[AuditRegion]:
+    """The audit regions that none of these models has learned from: neither it nor a model that it started
+    from was trained on a label of their image that is newer than their queue, unless the audit regions were
+    left out of that training. Labels that the image had before are of other regions."""
     newest: dict[int, datetime] = {}
-    model = session.get(Model, model_id)
-    while model is not None:
+    left = [session.get(Model, model_id) for model_id in model_ids]
+    while left:
+        model = left.pop()
+        if model is None:
+            continue
         if model.config.get(HELD_OUT) != "audit":
             trained = (
                 select(Label.image_id, func.max(Label.created_at))
@@ -130,7 +135,8 @@ def unseen(session: Session, regions: Sequence[AuditRegion], *, model_id: int) -
             )
             for image_id, at in session.execute(trained):
                 newest[image_id] = max(at, newest.get(image_id, at))
-        model = session.get(Model, model.parent_id) if model.parent_id is not None else None
+        if model.parent_id is not None:
+            left.append(session.get(Model, model.parent_id))
     return [region for region in regions if newest.get(region.image_id, region.drawn_at) <= region.drawn_at]
 
 

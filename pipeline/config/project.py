@@ -100,6 +100,11 @@ class ProjectConfig(BaseSettings):
                 )
         if self.selection.strategy in SAMPLED_MEASURES and self.scoring.sampler == "none":
             raise ValueError(f"`selection.strategy: {self.selection.strategy}` needs a `scoring.sampler`.")
+        if self.selection.audit_training == "always" and self.calibration.source == "audit":
+            raise ValueError(
+                "`calibration.source: audit` needs audit regions that no model is trained on: "
+                "`selection.audit_training` must be `auto` or `never`."
+            )
         if self.data.num_classes == 2 and "max_logit_norm" in self.scoring.heatmaps.measures:
             raise ValueError(
                 "`scoring.heatmaps.measures`: `max_logit_norm` is the same at every pixel of two classes; "

@@ -28,6 +28,11 @@ class SelectionConfig(Section):
     with unit `region` means as many regions as that many average images have."""
     audit_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the queue that is drawn uniformly at random: the only unbiased sample of the pool."""
+    audit_training: Literal["auto", "always", "never"] = "auto"
+    """Whether models are trained on the labels of audit regions. `always`: more labels, but an audit is new
+    only to models from before it. `never`: every model can be calibrated and judged on all audits, at the
+    price of that share of the labels. `auto`: `never` where the audits calibrate (`calibration.source`), else
+    `always`."""
     per_image_cap: Annotated[float, Field(gt=0)] | None = 0.25
     """Regions of one image in a queue: a share of its regions below 1, a number from 1 on. null: no cap."""
     no_touching: bool = True

@@ -104,7 +104,7 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
                 session,
                 model_id=model.id,
                 sampler=sampler,
-                **fits.get(sampler) or _nothing_to_fit(source, failed=len(failed)),
+                **fits.get(sampler) or _nothing_to_fit(project, source, failed=len(failed)),
             )
             for sampler in samplers
         ]
@@ -237,7 +237,7 @@ def _temperatures(calibrator: Calibrator) -> list[float]:
     return [*single, *parameters.get("temperatures", ())]
 
 
-def _nothing_to_fit(source: Source, *, failed: int) -> dict[str, Any]:
+def _nothing_to_fit(project: Project, source: Source, *, failed: int) -> dict[str, Any]:
     """The columns of a calibration that is the identity, with the reason as its warning."""
     if failed:
         reason = f"None of the {failed} files that would calibrate the model could be read"
@@ -248,6 +248,11 @@ def _nothing_to_fit(source: Source, *, failed: int) -> dict[str, Any]:
     else:
         reason = "There is no calibration split with masks, and no audit region that the model has not seen"
         remedy = "The audit slice of this round's queue serves, once it is labeled."
+        if project.config.selection.audit_training == "always":
+            remedy = (
+                "Models are trained on every audit (`selection.audit_training: always`): put masks in "
+                "`data.masks` and run `segcurate ingest`, or set it to `auto`."
+            )
     return {
         "calibrator": "identity",
         "parameters": {},

@@ -33,6 +33,7 @@ from pipeline.evaluation.pool_estimate import Audit, Counts, PoolEstimate, estim
 from pipeline.evaluation.statistics import image_statistics
 from pipeline.progress import Progress
 from pipeline.regions.outlines import paint_regions
+from pipeline.steps.held_out import predicting_models
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.studies.held_out import HeldOut, HeldOutImages
 from pipeline.summaries.models import model_confidence
@@ -140,7 +141,8 @@ def plan_estimate(session: Session, project: Project) -> PoolPlan | None:
         if audit.model_id is None or not audit.of_pool or not _is_closed(session, audit):
             continue
         mine = [region for region in regions if region.queue_id == audit.queue_id]
-        unseen = audits.unseen(session, mine, model_id=audit.model_id)
+        models = predicting_models(session, project, audit.model_id)
+        unseen = audits.unseen(session, mine, model_ids=models)
         if unseen:
             return _plan(session, project, audit, session.get_one(Model, audit.model_id), unseen)
     return None

@@ -2,20 +2,21 @@
 
 A calibrator that is fitted on pixels that the network has learned from believes it as sure as it is there.
 So where the audit slices serve, their regions are left out of training, from the first labeled audit on;
-the price is that share of the labels (`selection.audit_fraction`). Labels that a strategy has selected never
-serve: they were chosen because the network is unsure there, and say nothing about the pool.
+the price is that share of the labels (`selection.audit_fraction`). `selection.audit_training` can leave them
+out everywhere, or nowhere; a model that was trained on an audit has seen it for good. Labels that a strategy
+has selected never serve: they were chosen because the network is unsure there, and say nothing about the
+pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from db.queries import audits
+from db.queries import audits, models
 from db.queries import images as image_queries
-from db.queries.audits import AuditRegion
+from db.queries.audits import HELD_OUT, AuditRegion
 from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.data.project import Project
@@ -33,12 +34,22 @@ def calibration_source(session: Session, project: Project) -> Source:
     return "audit" if configured == "audit" else "calibration"
 
 
-def without_audit(session: Session, images: Sequence[TrainingImage]) -> list[TrainingImage]:
-    """What may be trained on where the audit slices calibrate: without the labels of their regions."""
+def labels_to_train_on(session: Session, project: Project) -> tuple[list[TrainingImage], dict[str, str]]:
+    """The labels in force that a training takes, by `selection.audit_training`.
+
+    Returns:
+        Images with their labels, and the entries of the training's configuration that say what was left out.
+    """
+    images = models.training_labels(session)
+    setting = project.config.selection.audit_training
+    if setting == "always" or (setting == "auto" and calibration_source(session, project) != "audit"):
+        return images, {}
     regions: dict[int, list[AuditRegion]] = {}
     for region in audits.audit_regions(session):
         regions.setdefault(region.image_id, []).append(region)
-    return [image._replace(held_out=tuple(regions.get(image.id, ()))) for image in images]
+    return [image._replace(held_out=tuple(regions.get(image.id, ()))) for image in images], {
+        HELD_OUT: "audit"
+    }
 
 
 def held_out_images(session: Session, project: Project, split: str) -> list[HeldOut]:
@@ -85,16 +96,31 @@ def none_usable(images: HeldOutImages, split: str) -> UserError:
     )
 
 
+def predicting_models(session: Session, project: Project, model_id: int) -> list[int]:
+    """A model and, with `scoring.sampler: ensemble`, the project's other models in the ensemble."""
+    scoring = project.config.scoring
+    names = scoring.ensemble if scoring.sampler == "ensemble" else []
+    folders = {project.path(name).resolve() for name in names}
+    members = [
+        model.id
+        for model in models.list_models(session)
+        if model.name in names or project.path(model.checkpoint_uri).resolve() in folders
+    ]
+    return [model_id, *members]
+
+
 def audited_images(session: Session, project: Project, model_id: int) -> list[AuditedImage]:
-    """The images with labeled audit regions that this model has not learned from, weighed as the part of the
-    pool that it has not learned from.
+    """The images with labeled audit regions that this model has not learned from, nor another member of its
+    ensemble, weighed as the part of the pool that it has not learned from.
 
     Each region of the newest audit stands for as many regions as were unlabeled for each one that was
     audited and labeled. Regions of earlier audits are known with certainty by then, and stand for themselves:
     several audits are no sample of one pool. An audit of a withdrawn queue, or one that could not draw from
     all regions, is never the newest.
     """
-    regions = audits.unseen(session, audits.audit_regions(session), model_id=model_id)
+    regions = audits.unseen(
+        session, audits.audit_regions(session), model_ids=predicting_models(session, project, model_id)
+    )
     usable = {region.queue_id for region in regions}
     current = [one for one in audits.audit_slices(session) if one.of_pool and one.queue_id in usable]
     if not current:

@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import failures as failure_queries
 from db.queries import models
-from db.queries.audits import HELD_OUT
 from db.queries.models import TrainingImage
 from db.tables import Model, utc_now
 from pipeline import rounds
@@ -40,7 +39,7 @@ from pipeline.model.checkpoints import (
 from pipeline.model.device import pick_device
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
-from pipeline.steps.held_out import calibration_source, without_audit
+from pipeline.steps.held_out import labels_to_train_on
 from pipeline.training.dataset import LabeledImage, TrainingSet, read_masks
 from pipeline.training.loop import Trained, train_segmenter
 from pipeline.training.losses import class_weights
@@ -101,8 +100,8 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     """Train the round's model, or go on with the training that was interrupted.
 
     A run goes on from its last checkpoint when neither settings nor labels have changed; otherwise it starts
-    again. Files that cannot be read are recorded and left out; so are audit regions where calibrators are
-    fitted on them.
+    again. Files that cannot be read are recorded and left out; so are audit regions where
+    `selection.audit_training` says so.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -110,23 +109,15 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
     """
     with database.session(write=False) as session:
         name = f"r{rounds.require(session, 'train').number:02d}"
-        labeled = models.training_labels(session)
+        labeled, held_out = labels_to_train_on(session, project)
         parent = models.promoted_model(session) if project.config.training.warm_start else None
-        audit_calibrates = calibration_source(session, project) == "audit"
-        if audit_calibrates:
-            labeled = without_audit(session, labeled)
     survey = survey_labels(project, labeled, progress=progress)
-    plan = plan_training(project, survey, parent, **({HELD_OUT: "audit"} if audit_calibrates else {}))
+    plan = plan_training(project, survey, parent, **held_out)
     folder = project.workdir / "models" / name
     with database.session() as session:
         model = _start(session, project, plan, name=name, folder=folder)
     if model is None:
-        raise UserError(
-            "There is no label to train on: no pool image has a usable label.",
-            "Import labels, or see `segcurate failures` for what could not be read."
-            if survey.failures
-            else "Import labels with `segcurate import`.",
-        )
+        raise _no_label(survey, labeled)
     digest, trained = fit(project, plan, folder=folder, title=f"train {name}", progress=progress)
     unreadable = [(project.uri(project.image(path)), why) for path, why in trained.unreadable.items()]
     with database.session() as session:
@@ -261,6 +252,19 @@ def plan_training(project: Project, survey: Survey, parent: Model | None, **more
         **more,
     }
     return Plan(survey, parent, decides, content_hash(decides), hash_labels(project, survey))
+
+
+def _no_label(survey: Survey, labeled: Sequence[TrainingImage]) -> UserError:
+    """The error where nothing of these labels can be trained on."""
+    problem = "There is no label to train on: no pool image has a usable label"
+    if survey.failures:
+        remedy = "Import labels, or see `segcurate failures` for what could not be read."
+    elif any(image.held_out for image in labeled):
+        problem += " besides those of audit regions, which are not trained on"
+        remedy = "Import labels with `segcurate import`, or set `selection.audit_training: always`."
+    else:
+        remedy = "Import labels with `segcurate import`."
+    return UserError(f"{problem}.", remedy)
 
 
 def _start(session: Session, project: Project, plan: Plan, *, name: str, folder: Path) -> Model | None:

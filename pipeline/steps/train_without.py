@@ -1,5 +1,7 @@
 """Training a network that never sees some classes: the labels in force, with those classes void.
 
+Audit regions are left out where they are of the models (`selection.audit_training`).
+
 It is no model of the project: it has no row, belongs to no round and never scores. It lies below
 `<workdir>/novelty/<hash>`, so the same labels, settings and classes train once, and a killed run goes on.
 """
@@ -13,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from db.engine import Database
-from db.queries import models
 from db.queries.models import TrainingImage, TrainingLabel
 from pipeline.config import IGNORE, content_hash
 from pipeline.data.images import read_pixels
@@ -22,6 +23,7 @@ from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.model.checkpoints import CARD_FILE, forget_resume
 from pipeline.progress import Progress, silent
+from pipeline.steps.held_out import labels_to_train_on
 from pipeline.steps.train import fit, plan_training, survey_labels
 
 
@@ -50,13 +52,13 @@ def train_without(
     """
     folder = project.workdir / "novelty"
     with database.session(write=False) as session:
-        labeled = models.training_labels(session)
+        labeled, held_out = labels_to_train_on(session, project)
     survey = survey_labels(project, _voided(project, labeled, classes, folder / "masks"), progress=progress)
     if not survey.usable:
         raise UserError(
             "Without these classes no label is left to train on.", "Name fewer classes, or label more."
         )
-    plan = plan_training(project, survey, None)
+    plan = plan_training(project, survey, None, **held_out)
     folder = folder / content_hash([plan.config_hash, plan.labels_hash])[:16]
     trained = not (folder / CARD_FILE).is_file()
     if trained:

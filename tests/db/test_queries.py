@@ -331,14 +331,14 @@ def test_audit_regions_are_unseen_until_a_model_is_trained_on_their_image(sessio
     values |= {"config_hash": "", "labels_hash": "", "iterations": 1, "label_ids": [made[0].id]}
     parent = models.start_model(session, round_id=current.id, **values)
     child = add_model(session, 2, parent_id=parent.id)
-    assert [region.image_id for region in audits.unseen(session, regions, model_id=child.id)] == [2]
+    assert [region.image_id for region in audits.unseen(session, regions, model_ids=[child.id])] == [2]
     made[0].created_at = queue.created_at - timedelta(hours=1)  # what it covers was labeled before the draw
     session.flush()
-    assert audits.unseen(session, regions, model_id=child.id) == regions
+    assert audits.unseen(session, regions, model_ids=[child.id]) == regions
     made[0].created_at = utc_now()
     parent.config = {audits.HELD_OUT: "audit"}
     session.flush()
-    assert audits.unseen(session, regions, model_id=child.id) == regions
+    assert audits.unseen(session, regions, model_ids=[child.id]) == regions
 
 
 def test_a_calibration_is_replaced_and_evaluations_go_with_their_metrics(session: Session) -> None:

@@ -92,6 +92,10 @@ def test_an_absolute_database_path_stays_as_it_is(tmp_path: Path) -> None:
             "needs a `scoring.sampler`",
         ),
         (
+            {"calibration": {"source": "audit"}, "selection": {"audit_training": "always"}},
+            "needs audit regions that no model is trained on",
+        ),
+        (
             {"scoring": {"heatmaps": {"measures": ["max_logit_norm"]}}},
             "the same at every pixel of two classes",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from db.tables import Image, Label, Model, ModelLabel, Queue, QueueItem, Round
 from pipeline import rounds
 from pipeline.data.masks import store_mask
 from pipeline.data.project import Project
+from pipeline.errors import UserError
 from pipeline.regions.outlines import encode_outline
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.held_out import audited_images, calibration_source
@@ -132,6 +134,83 @@ def test_the_labels_of_audit_regions_change_nothing_in_training_where_they_calib
     assert right["split"][0] != right["auto"][0]
 
 
+def test_a_setting_keeps_audit_regions_out_of_training_or_takes_them_and_says_what_that_costs(
+    pool: Workspace,
+) -> None:
+    project, database = pool
+    project = configured(project, training={"iterations": 1, "batch_size": 2, "crop": (32, 32)})
+    for image_id in (1, 2):
+        add_audit(project, database, image_id)
+
+    def trained(setting: str, source: str) -> Model:
+        asked = configured(project, selection={"audit_training": setting}, calibration={"source": source})
+        change(database, Round, state="train")
+        return train(asked, database).model
+
+    def new_to(model: Model) -> list[int]:
+        regions = ask(database, audit_regions)
+        return [region.image_id for region in ask(database, unseen, regions, model_ids=[model.id])]
+
+    found = {key: trained(*key) for key in (("auto", "split"), ("always", "split"))}
+    assert found["auto", "split"].labels_hash == found["always", "split"].labels_hash
+    always = found["always", "split"]
+    assert (new_to(always), ask(database, audited_images, project, always.id)) == ([], [])
+    change(database, Round, state="calibrate")
+    unfit = configured(project, selection={"audit_training": "always"})
+    assert all(
+        "`selection.audit_training: always`" in str(row.warning) for row in calibrate(unfit, database).rows
+    )
+
+    left_out = [trained(*key) for key in (("auto", "audit"), ("never", "audit"), ("never", "split"))]
+    assert len({model.labels_hash for model in left_out} - {always.labels_hash}) == 1
+    assert len({model.checkpoint_sha256 for model in left_out} - {always.checkpoint_sha256}) == 1
+    assert [new_to(model) for model in left_out] == [[1, 2]] * 3
+    assert len(ask(database, audited_images, project, left_out[0].id)) == 2
+
+
+def test_audits_that_were_trained_on_stay_seen_by_the_models_that_start_from_there(pool: Workspace) -> None:
+    project, database = pool
+    training = {"iterations": 1, "batch_size": 2, "crop": (32, 32), "warm_start": True}
+    project = configured(project, training=training, calibration={"source": "split"})
+    add_audit(project, database, 1)
+    change(database, Round, state="train")
+    first = train(configured(project, selection={"audit_training": "always"}), database).model
+    never = configured(project, selection={"audit_training": "never"})
+    change(database, Model, status="promoted")
+    change(database, Round, state="closed")
+    with database.session() as session:
+        put(session, Round(number=2, state="train"))
+    second = train(never, database).model
+    assert (second.parent_id, second.config["held_out"]) == (first.id, "audit")
+    assert ask(database, audited_images, never, second.id) == []
+
+
+def test_an_ensemble_has_seen_what_any_of_its_members_has(pool: Workspace) -> None:
+    seen = add_audit(*pool, 1)
+    add_audit(*pool, 2)
+    segmenter = make_segmenter(pool.project)
+    serving, member = (add_trained_model(*pool, segmenter, number=number) for number in (1, 2))
+    with pool.database.session() as session:
+        session.add(ModelLabel(model_id=member.id, label_id=seen))
+
+    def new_to(**scoring: Any) -> list[int]:
+        project = configured(pool.project, scoring=scoring)
+        return [item.ref.id for item in ask(pool.database, audited_images, project, serving.id)]
+
+    assert new_to() == [1, 2]
+    for name in (member.name, member.checkpoint_uri):
+        assert new_to(sampler="ensemble", ensemble=[name]) == [2]
+
+
+def test_where_all_labels_are_of_audits_that_are_left_out_training_says_so(pool: Workspace) -> None:
+    project = configured(pool.project, selection={"audit_training": "never"})
+    add_audit(project, pool.database, 1, selected=HALF)
+    change(pool.database, Round, state="train")
+    with pytest.raises(UserError, match="besides those of audit regions") as error:
+        train(project, pool.database)
+    assert "selection.audit_training: always" in str(error.value)
+
+
 def test_a_held_out_region_is_unlabeled_for_every_annotator_and_by_its_outline(tmp_path: Path) -> None:
     masks = [np.full((6, 8), value, dtype=np.uint8) for value in (0, 1)]
     paths = tuple(store_mask(tmp_path, mask)[0] for mask in masks)
@@ -196,7 +275,7 @@ def test_a_model_that_started_from_one_that_saw_the_regions_has_seen_them_too(
         row.parent_id, row.config = parent.id, {"held_out": "audit"}
     regions = ask(pool.database, audit_regions)
     assert [region.image_id for region in regions] == [1, 2]
-    assert [region.image_id for region in ask(pool.database, unseen, regions, model_id=child.id)] == [2]
+    assert [region.image_id for region in ask(pool.database, unseen, regions, model_ids=[child.id])] == [2]
 
 
 def test_only_labeled_audit_regions_with_a_known_probability_count(pool: Workspace) -> None:
