@@ -51,6 +51,14 @@ def newest_round_queue(session: Session) -> Queue | None:
     return session.scalars(of_rounds.order_by(Round.number.desc()).limit(1)).first()
 
 
+def withdrawn_queues(session: Session, *, number: int) -> Sequence[Queue]:
+    """The queues of a round that were withdrawn, oldest first; they keep only its number, in their names."""
+    first = f"round-{number:02d}"
+    withdrawn = (Queue.kind == "selected", Queue.round_id.is_(None))
+    named = (Queue.name == first) | Queue.name.startswith(f"{first}-", autoescape=True)
+    return session.scalars(select(Queue).where(*withdrawn, named).order_by(Queue.id)).all()
+
+
 def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
     """The name of a round's next queue: `round-03`, or `round-03-b` after one that was withdrawn.
 

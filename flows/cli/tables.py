@@ -140,6 +140,8 @@ def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
     for row in rows:
         if row.no_estimate is not None:
             console.print(literal(f"Round {row.number} has no estimate of the pool: {row.no_estimate}."))
+        for queue in row.withdrawn:
+            console.print(literal(f"{queue} was withdrawn: its audit says nothing about the pool."))
 
 
 def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:

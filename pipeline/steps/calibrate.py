@@ -31,7 +31,7 @@ from pipeline.uncertainty.drawn_pixels import CELLS, DrawnPixels, draw_pixels, p
 from pipeline.uncertainty.served_model import open_model
 
 FEWEST_IMAGES = 10
-"""Below this number of images, a fit comes with a warning."""
+"""Below this number of images, of the newest audit where audits calibrate, a fit comes with a warning."""
 MOST_VALUES = 40_000_000
 """Logits kept for the fit, 160 MB: with many images or samples, fewer pixels are drawn from each image."""
 SEED = 0
@@ -195,7 +195,7 @@ def _fit(
         "nll_after": fitted.nll.value,
         "images": len(images),
         "pixels": len(pixels),
-        "warning": " ".join(_warnings(comparison, chosen, images=len(images))) or None,
+        "warning": " ".join(_warnings(comparison, chosen, images)) or None,
         "report": {
             "source": source,
             "images": len(images),
@@ -212,7 +212,7 @@ def _fit(
     }
 
 
-def _warnings(comparison: Comparison, chosen: str, *, images: int) -> list[str]:
+def _warnings(comparison: Comparison, chosen: str, images: Sequence[HeldOut]) -> list[str]:
     warnings: list[str] = []
     fitted = comparison.fitted[chosen]
     ends = [value for value in _temperatures(fitted.calibrator) if at_bound(value)]
@@ -221,8 +221,10 @@ def _warnings(comparison: Comparison, chosen: str, *, images: int) -> list[str]:
             f"The temperature is at the bound of its search, {ends[0]:.2f}: the network, not its "
             "calibration, is at fault. Train longer, or look at the labels that calibrate it."
         )
-    if images < FEWEST_IMAGES:
-        warnings.append(f"Fitted on {images} images only: the calibration is uncertain.")
+    decisive = sum(image.newest if isinstance(image, AuditedImage) else True for image in images)
+    if decisive < FEWEST_IMAGES:
+        of = " of the newest audit" if isinstance(images[0], AuditedImage) else ""
+        warnings.append(f"Fitted on {decisive} images{of} only: the calibration is uncertain.")
     if comparison.cross_fitted and fitted.worse:
         warnings.append(
             "On images that did not fit it, the calibrator raises the NLL: without it the network is better "

@@ -128,6 +128,7 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
     newest = current[-1]
     answered = sum(region.queue_id == newest.queue_id for region in regions)
     by_image: dict[int, list[AuditedRegion]] = {}
+    of_newest = {region.image_id for region in regions if region.queue_id == newest.queue_id}
     for region in regions:
         if region.queue_id <= newest.queue_id:
             weight = newest.population / answered if region.queue_id == newest.queue_id else 1.0
@@ -140,6 +141,7 @@ def audited_images(session: Session, project: Project, model_id: int) -> list[Au
             group=row.group_name,
             position=row.position,
             regions=tuple(by_image[row.id]),
+            newest=row.id in of_newest,
         )
         for row in images
     ]

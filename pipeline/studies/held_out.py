@@ -77,9 +77,14 @@ class AuditedRegion:
 
 @dataclass(frozen=True)
 class AuditedImage(HeldOut):
-    """An image of the pool of which only the audited regions count."""
+    """An image of the pool of which only the audited regions count.
+
+    Attributes:
+        newest: a region of the newest audit is among them, which stands for what was not labeled then.
+    """
 
     regions: tuple[AuditedRegion, ...]
+    newest: bool
 
     def label(self, codec: MaskCodec) -> Mask:
         size = (self.ref.width, self.ref.height)

@@ -171,7 +171,7 @@ def _why_none(session: Session, row: Round, audit: AuditSlice | None) -> str:
     items = queue_items.queue_items(session, audit.queue_id, status="labeled")
     if not any(item.slice == "audit" for item in items):
         return "no region of its audit was labeled"
-    return "`segcurate evaluate` computes that of the newest closed round"
+    return "it is computed by the next `segcurate evaluate`, for the newest labeled audit"
 
 
 def _regions(number: int, kind: str = "") -> str:

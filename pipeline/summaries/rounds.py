@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from db.queries import evaluations, rounds
+from db.queries import evaluations, queues, rounds
 from db.queries import labels as label_queries
 from db.queries import models as model_queries
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
@@ -42,6 +42,7 @@ class RoundSummary:
         confidence_reason: why it is no probability; None for one.
         unlabeled: how good the model that made the round's queue is on what was not labeled then, from the
             audit of that queue; without it `no_estimate` says why, if the round has a queue.
+        withdrawn: the names of its queues that were withdrawn: their audits say nothing about the pool.
     """
 
     number: int
@@ -69,6 +70,7 @@ class RoundSummary:
     confidence_reason: str | None
     unlabeled: PoolSummary | None = None
     no_estimate: str | None = None
+    withdrawn: tuple[str, ...] = ()
 
     @property
     def promoted(self) -> bool:
@@ -135,6 +137,7 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
                 confidence_reason=confidence.reason,
                 unlabeled=unlabeled,
                 no_estimate=no_estimate,
+                withdrawn=tuple(queue.name for queue in queues.withdrawn_queues(session, number=row.number)),
             )
         )
     return rows

@@ -247,6 +247,7 @@ def test_calibrators_are_fitted_on_the_pixels_of_unseen_audit_regions(
         assert row.parameters["temperature"] > 2
         assert row.report is not None
         assert (row.report["source"], row.images) == ("audit", 8)
+        assert "Fitted on 8 images of the newest audit only" in (row.warning or "")
     audited = 8 * min(HEIGHT * WIDTH // 2, pool.project.config.calibration.pixels_per_image)
     assert audited * 0.9 < rows[0].pixels <= audited
 
@@ -307,6 +308,8 @@ def test_the_newest_audit_stands_for_what_was_unlabeled_then_and_earlier_ones_fo
         return {item.ref.id: float(item.weights().max()) for item in found}
 
     assert heaviest() == pytest.approx({1: 20 / 3, 2: 1, 3: 1, 4: 20 / 3, 5: 20 / 3})
+    current = {item.ref.id for item in ask(pool.database, audited_images, pool.project, 1) if item.newest}
+    assert current == {1, 4, 5}
     one = next(item for item in ask(pool.database, audited_images, pool.project, 1) if item.ref.id == 1)
     assert (one.weights() > 1).sum() == 16 * 16
     assert (one.weights() == 1).sum() > 0

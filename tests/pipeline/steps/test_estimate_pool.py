@@ -91,6 +91,7 @@ def wrong(mask: np.ndarray) -> np.ndarray:
 def test_labels_with_certainty_stand_for_themselves_and_the_audit_for_what_was_unlabeled(
     audited: Workspace,
 ) -> None:
+    assert "the next `segcurate evaluate`" in (first_round(audited).no_estimate or "")
     found = summary(updated(audited))
     first, second = (wrong(truth(audited, image_id)[:, : WIDTH // 2]) for image_id in (2, 3))
     audit = first + second
@@ -197,8 +198,10 @@ def test_an_audit_that_is_no_sample_of_what_was_unlabeled_gives_no_estimate(
 ) -> None:
     change(audited.database, table, **values)
     assert updated(audited) == PoolReport()
-    found = first_round(audited).no_estimate
+    row = first_round(audited)
+    found = row.no_estimate
     assert (found is None) if reason is None else (reason in (found or ""))
+    assert row.withdrawn == (("round-01",) if reason is None else ())
 
 
 def test_skipped_regions_of_earlier_queues_and_a_single_image_are_said(audited: Workspace) -> None:
