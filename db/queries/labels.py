@@ -171,6 +171,11 @@ def labeled_images(session: Session, *, queue_id: int) -> set[int]:
     return set(session.scalars(select(Label.image_id).where(Label.queue_id == queue_id).distinct()))
 
 
+def has_imported_labels(session: Session) -> bool:
+    """Whether a label came back from a queue; those of the masks that ingest read do not count."""
+    return session.scalar(select(Label.id).where(Label.source != "initial").limit(1)) is not None
+
+
 def has_labels(session: Session, *, queue_id: int | None = None) -> bool:
     """Whether any image has a label; of one queue where it is given."""
     matching = () if queue_id is None else (Label.queue_id == queue_id,)

@@ -24,7 +24,8 @@ class Identity(Base):
 
 class Project(Base):
     """One row: the settings that must not change after the first ingest. `open_splits` says of each held-out
-    split without a version what it still needs."""
+    split without a version what it still needs. `mask_values` says what the values and colours of masks meant
+    when they were read; NULL where that is not known."""
 
     __tablename__ = "project"
 
@@ -34,6 +35,7 @@ class Project(Base):
     splits_config: Mapped[dict[str, Any] | None]
     splits_locked_at: Mapped[datetime | None]
     open_splits: Mapped[dict[str, Any] | None]
+    mask_values: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 

@@ -21,6 +21,7 @@ from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.steps.mask_values import require_known_meaning
 from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages
 
 Source = Literal["calibration", "audit"]
@@ -39,7 +40,11 @@ def labels_to_train_on(session: Session, project: Project) -> tuple[list[Trainin
 
     Returns:
         Images with their labels, and the entries of the training's configuration that say what was left out.
+
+    Raises:
+        ConfigError: the values of masks mean something else than when they were read.
     """
+    require_known_meaning(session, project)
     images = models.training_labels(session)
     setting = project.config.selection.audit_training
     if setting == "always" or (setting == "auto" and calibration_source(session, project) != "audit"):
@@ -53,7 +58,12 @@ def labels_to_train_on(session: Session, project: Project) -> tuple[list[Trainin
 
 
 def held_out_images(session: Session, project: Project, split: str) -> list[HeldOut]:
-    """The images with a mask in the newest version of a split; none while the split is open."""
+    """The images with a mask in the newest version of a split; none while the split is open.
+
+    Raises:
+        ConfigError: the values of masks mean something else than when they were read.
+    """
+    require_known_meaning(session, project)
     return [
         HeldOut(
             ref=project.ref(row),

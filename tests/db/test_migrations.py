@@ -209,6 +209,19 @@ def test_masks_of_an_upgraded_store_have_no_known_content(old: Engine) -> None:
     assert counts(old) == before
 
 
+def test_what_mask_values_meant_is_not_known_after_an_upgrade(old: Engine) -> None:
+    command.upgrade(migrations.alembic_config(old), "0009")
+    before = counts(old)
+    migrations.upgrade(old)
+    with old.connect() as connection:
+        assert connection.execute(text("SELECT channels, mask_values FROM project")).all() == [(3, None)]
+    run(old, """UPDATE project SET mask_values = '{"data.ignore_index": [255]}'""")
+    command.downgrade(migrations.alembic_config(old), "0009")
+    with old.connect() as connection:
+        assert connection.execute(text("SELECT channels FROM project")).all() == [(3,)]
+    assert counts(old) == before
+
+
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:
     before = counts(old)
     migrations.upgrade(old)

@@ -59,12 +59,17 @@ class _Counted:
 class MaskCensus:
     """The masks that lie beside images, each read once.
 
+    Args:
+        again: read those, too, that the store knows as they are.
+
     Attributes:
-        masks: by the image's URI; only masks that the store does not know yet, or that have changed.
+        masks: by the image's URI; only those that were read.
+        gone: the URIs of masks that the store knows and that are no longer there.
     """
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, *, again: bool = False) -> None:
         self._project = project
+        self._again = again
         self._codec = MaskCodec.from_config(project.config.data)
         self._image_of: dict[str, str] = {}
         self._pixels = np.zeros(256, dtype=np.int64)
@@ -74,16 +79,16 @@ class MaskCensus:
         self._unclear: list[str] = []
         self._read = 0
         self.masks: dict[str, FoundMask] = {}
+        self.gone: list[str] = []
 
     def look(self, batch: Sequence[Found], known: Mapping[str, Image], threads: Executor) -> None:
-        """Read the masks of some files that have none in the store, or have changed since it was read."""
+        """Read the masks of some files that the store does not know as they are."""
         beside: list[tuple[Found, Path]] = []
         for found in batch:
-            path = mask_path(self._project, found)
-            if path is None or self._is_shared(found, path):
-                continue
-            image = known.get(found.uri)
-            if image is None or image.mask_uri is None or changed_since(path, image.ingested_at):
+            path, image = mask_path(self._project, found), known.get(found.uri)
+            if path is None:
+                self._look_for(image)
+            elif not self._is_shared(found, path) and self._is_to_read(path, image):
                 beside.append((found, path))
         counts = threads.map(lambda pair: self._count(pair[1]), beside)
         for (found, _), counted in zip(beside, counts, strict=True):
@@ -107,6 +112,21 @@ class MaskCensus:
         if self._read and missing:
             raise self._absent(config, missing)
 
+    def warnings(self) -> list[str]:
+        """What became of masks that were read before, as text."""
+        if not self.gone:
+            return []
+        several = len(self.gone) > 1
+        subject = (
+            f"{count(len(self.gone))} masks that were read are" if several else "A mask that was read is"
+        )
+        examples = ", ".join(self.gone[:_EXAMPLES])
+        return [
+            f"{subject} gone: {examples}{' and others' if len(self.gone) > _EXAMPLES else ''}. Labels that "
+            "were read from masks stay, but no model is measured on a held-out image without its mask. Put "
+            f"{'them' if several else 'it'} back."
+        ]
+
     def lines(self) -> list[str]:
         """A table: each class with its pixels, their share of all, and the images that have it."""
         if not self._read:
@@ -123,6 +143,16 @@ class MaskCensus:
             + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
             for row in rows
         ]
+
+    def _look_for(self, image: Image | None) -> None:
+        if image is not None and image.mask_uri and not self._project.path(image.mask_uri).exists():
+            self.gone.append(image.mask_uri)
+
+    def _is_to_read(self, path: Path, image: Image | None) -> bool:
+        """Whether the store does not know this mask as it is, or all are read."""
+        if self._again or image is None or image.mask_uri != as_text(self._project.uri(path)):
+            return True
+        return changed_since(path, image.ingested_at)
 
     def _is_shared(self, found: Found, path: Path) -> bool:
         """Whether another image has this mask, too: then it is neither's."""

@@ -7,11 +7,10 @@ held-out image, the side of that image. Held-out splits grow by versions, see `s
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -21,97 +20,25 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import failures as failure_queries
 from db.queries import images, labels, queue_items, queues
-from db.tables import Image, utc_now
 from db.tables import Project as ProjectRow
-from pipeline.data.images import OpenImage, open_image
+from db.tables import utc_now
 from pipeline.data.listings import Named
-from pipeline.data.masks import wrong_size
 from pipeline.data.project import Project
-from pipeline.data.remote import ImageFile, RemoteFile, opened
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
 from pipeline.data.splits import ORDER
 from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
+from pipeline.steps.ingest.examine import Examined, examine
 from pipeline.steps.ingest.initial_labels import label_initial
-from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus, changed_since
+from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
 from pipeline.steps.ingest.positions import Assigned, Assignments
+from pipeline.steps.ingest.report import IngestReport
 from pipeline.steps.ingest.splits import grow_splits, open_splits
+from pipeline.steps.mask_values import changed_meaning, meaning_of_values
 
 BATCH = 256
 """Files in a transaction."""
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """What one run of `ingest` found and did.
-
-    Attributes:
-        found: image files; `added` of them are new.
-        splits: usable images by split, in the whole project; exact copies under `duplicate`.
-        failures: files that could not be used, images and masks; recorded with their reasons.
-        labeled_images, labeled_regions: initial labels that this run recorded.
-        unmasked: held-out images without a mask, by split: they cannot be evaluated.
-        classes: a table of the classes in the masks that this run has read.
-        skipped: what lies in the image folders and is no image, as text.
-        grown: the new versions of held-out splits, as sentences.
-    """
-
-    found: int = 0
-    added: int = 0
-    failures: int = 0
-    splits: dict[str, int] = field(default_factory=dict)
-    masks: int = 0
-    labeled_images: int = 0
-    labeled_regions: int = 0
-    unmasked: dict[str, int] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    grown: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        splits = ", ".join(f"{count} {name}" for name, count in sorted(self.splits.items()))
-        lines = [
-            f"Found {self.found} image files, {self.added} of them new; {self.masks} images have a mask.",
-            f"Images: {splits or 'none'}.",
-            *self.skipped,
-            *self.classes,
-            *self.grown,
-        ]
-        if self.labeled_images:
-            lines.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
-        if self.failures:
-            lines.append(f"{self.failures} files could not be used: `segcurate failures` says why.")
-        for split, count in sorted(self.unmasked.items()):
-            lines.append(f"Warning: {count} {split} images have no mask and cannot be evaluated.")
-        return lines + [f"Warning: {text}" for text in self.warnings]
-
-
-@dataclass(frozen=True)
-class _Examined:
-    """A file after it was decoded: the row of a new image, or a known one, and the usable mask that was read.
-
-    `verified` says that a known image was written again with the content that it had.
-    """
-
-    assigned: Assigned
-    known: Image | None
-    row: dict[str, Any] | None = None
-    mask: FoundMask | None = None
-    failures: tuple[tuple[str, str], ...] = ()
-    verified: bool = False
-
-    @property
-    def mask_columns(self) -> dict[str, Any]:
-        """What the row of its image holds of the mask."""
-        mask = self.mask
-        return {
-            "mask_uri": mask and mask.uri,
-            "mask_classes": mask and list(mask.classes),
-            "mask_sha256": mask and mask.sha256,
-        }
 
 
 @one_at_a_time("ingest")
@@ -119,12 +46,14 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     """Register what `data.images` names; run it again when there are new files.
 
     Known images are not read again unless their files were written since: one of another content is refused,
-    and a changed mask makes the next version of its label, or of its held-out split. Files that could not be
-    used are tried again.
+    and a changed mask makes the next version of its label, or of its held-out split. Where the configuration
+    gives the values of masks another meaning, all masks are read again. Files that could not be used are
+    tried again.
 
     Raises:
-        DataError: there is no image, or none that can be used; or, before the first labels, the masks hold
-            values that are no class, or lack a class: then nothing is stored.
+        DataError: there is no image, or none that can be used; or the masks hold values that are no class,
+            or lack a class, before the first labels or where values have another meaning than before: then
+            nothing is stored.
         ConfigError: splits or classes were changed after they were locked, or splits cannot be drawn.
         UserError: the labels cannot be written.
     """
@@ -134,7 +63,9 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     initial = Named(project, project.config.splits.initial)
     initial_uris: list[str] = []
     report = IngestReport()
-    census = _census(project, database, workers=workers, progress=progress)
+    with database.session(write=False) as session:
+        changed = changed_meaning(session, project)
+    census = _census(project, database, again=bool(changed), workers=workers, progress=progress)
     with database.session() as session:
         locked = _open_project(session, project)
     assignments = Assignments(project, database if locked else None, held_out)
@@ -169,7 +100,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
                 "Run `segcurate failures` for the others.",
             )
         grown = _lock_and_grow(session, project, held_out) if masks else ()
-    warnings = list(assignments.warnings())
+    warnings = [*assignments.warnings(), *census.warnings()]
     if not masks:
         warnings.append(_no_masks(project))
     else:
@@ -185,6 +116,12 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
         )
     with database.session() as session:
         missing = _note_open_splits(session, project) if masks else {}
+        _note_meaning(session, project)
+        if changed and labels.has_imported_labels(session):
+            warnings.append(
+                "Labels that came back from queues stay as they were read. Import their masks again if the "
+                "change concerns them."
+            )
         return replace(
             report,
             splits=images.count_splits(session),
@@ -192,14 +129,18 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             classes=tuple(census.lines()),
             skipped=tuple(skipped.lines()),
             unmasked=images.count_unmasked(session) if masks else {},
+            read_again=f"{changed} All masks were read again." if changed else "",
             grown=grown,
             warnings=(*warnings, *missing.values()),
         )
 
 
-def _census(project: Project, database: Database, *, workers: int, progress: Progress) -> MaskCensus:
-    """The masks of images that have none in the store. They are refused as a whole while splits are open."""
-    census = MaskCensus(project)
+def _census(
+    project: Project, database: Database, *, again: bool, workers: int, progress: Progress
+) -> MaskCensus:
+    """The masks that the store does not know as they are or, `again`, all. They are refused as a whole before
+    the first labels, and where all are read again."""
+    census = MaskCensus(project, again=again)
     if project.config.data.masks is None:
         return census
     files = find_images(project)
@@ -213,7 +154,7 @@ def _census(project: Project, database: Database, *, workers: int, progress: Pro
             progress("masks", looked_at, None)
     with database.session(write=False) as session:
         row = images.project_row(session)
-    if row is None or row.splits_locked_at is None:
+    if again or row is None or row.splits_locked_at is None:
         census.refuse_unclear()
     return census
 
@@ -275,7 +216,7 @@ def _ingest_batch(
         except DataError as error:
             failures.append((found.uri, str(error)))
     examined = list(
-        threads.map(lambda entry: _examine(project, entry, known.get(entry.found.uri), masks), assigned)
+        threads.map(lambda entry: examine(project, entry, known.get(entry.found.uri), masks), assigned)
     )
     failures += [failure for entry in examined for failure in entry.failures]
     with database.session() as session:
@@ -291,42 +232,7 @@ def _ingest_batch(
     return added, len(failures)
 
 
-def _examine(
-    project: Project, assigned: Assigned, known: Image | None, masks: Mapping[str, FoundMask]
-) -> _Examined:
-    """Decode a new image; and take its mask, or the one that a known image lacks, if it fits."""
-    found, config = assigned.found, project.config.data
-    row: dict[str, Any] | None = None
-    verified = False
-    try:
-        if known is not None:
-            verified = bool(_same_content(known, found.path))
-        else:
-            with open_image(found.path, max_pixels=config.max_pixels) as image:
-                image.check_channels(config.channels)
-                image.pixels(floats=True)  # a damaged file raises here
-                row = _row(assigned, image)
-    except DataError as error:
-        return _Examined(assigned, known, failures=((found.uri, str(error)),))
-    except MemoryError:
-        reason = f"{found.path} does not fit into memory. Lower `data.max_pixels`, or use a larger machine."
-        return _Examined(assigned, known, failures=((found.uri, reason),))
-    mask = masks.get(found.uri)
-    if mask is None:
-        return _Examined(assigned, known, row, verified=verified)
-    size = (row["width"], row["height"]) if row else (known.width, known.height) if known else mask.size
-    problem = mask.problem or (str(wrong_size(mask.uri, mask.size, size)) if mask.size != size else "")
-    if not problem and not mask.classes and known is not None and known.mask_uri is not None:
-        problem = (
-            f"The mask {mask.uri} has no labeled pixel any more; what was read from it before stays. "
-            "Paint it, or put the old file back."
-        )
-    if problem:
-        return _Examined(assigned, known, row, failures=((mask.uri, problem),))
-    return _Examined(assigned, known, row, mask if mask.classes else None, verified=verified)
-
-
-def _update_known(session: Session, examined: Sequence[_Examined], *, at: datetime) -> None:
+def _update_known(session: Session, examined: Sequence[Examined], *, at: datetime) -> None:
     """Store what was read of known images. One whose mask was corrected gets its initial labels again, as the
     next versions, and a held-out one waits for the next version of its split."""
     pairs = [(entry.known, entry) for entry in examined if entry.known is not None]
@@ -347,42 +253,8 @@ def _update_known(session: Session, examined: Sequence[_Examined], *, at: dateti
     images.set_split_version(session, [known.id for known in corrected if known.split_version], None)
 
 
-def _same_content(known: Image, path: ImageFile) -> bool | None:
-    """Whether an image that was written since it was read has the content that it had; None for any other.
-
-    Raises:
-        DataError: it has another content.
-    """
-    if isinstance(path, RemoteFile) or not changed_since(path, known.ingested_at):
-        return None
-    try:
-        with opened(path) as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
-    if digest != known.sha256:
-        raise DataError(
-            f"{path} has changed since it was ingested: its labels and scores are of the file before.",
-            "Put the old file back, or give the new one another name.",
-        )
-    return True
-
-
-def _row(assigned: Assigned, image: OpenImage) -> dict[str, Any]:
-    return {
-        "uri": assigned.found.uri,
-        "sha256": image.sha256(),
-        "width": image.info.width,
-        "height": image.info.height,
-        "channels": image.info.channels,
-        "group_name": assigned.group,
-        "position": assigned.position,
-        "duplicate_of": None,
-    }
-
-
 def _write_new(
-    session: Session, examined: Sequence[_Examined], assignments: Assignments, *, at: datetime
+    session: Session, examined: Sequence[Examined], assignments: Assignments, *, at: datetime
 ) -> int:
     """Insert new images; one whose content is known is linked to the image that stands for it."""
     present = images.images_by_uri(session, [entry.assigned.found.uri for entry in examined])
@@ -404,7 +276,7 @@ def _write_new(
     return len(fresh)
 
 
-def _moved(examined: Sequence[_Examined]) -> Iterator[dict[str, Any]]:
+def _moved(examined: Sequence[Examined]) -> Iterator[dict[str, Any]]:
     """Known images whose place or named split is another one now; only before splits are locked."""
     for entry in examined:
         known, assigned = entry.known, entry.assigned
@@ -415,7 +287,7 @@ def _moved(examined: Sequence[_Examined]) -> Iterator[dict[str, Any]]:
             yield {"id": known.id, "group_name": now[0], "position": now[1], "split": now[2]}
 
 
-def _hold_named(session: Session, examined: Sequence[_Examined], assignments: Assignments) -> None:
+def _hold_named(session: Session, examined: Sequence[Examined], assignments: Assignments) -> None:
     """Known images that a held-out split names by now wait for its next version, unless a model may have
     learned from them."""
     named = [
@@ -456,6 +328,13 @@ def _note_open_splits(session: Session, project: Project) -> dict[str, str]:
     if row is not None and (row.open_splits or {}) != missing:
         row.open_splits = missing
     return missing
+
+
+def _note_meaning(session: Session, project: Project) -> None:
+    """Store what the values of masks mean, now that all were read so."""
+    row, meaning = images.project_row(session), meaning_of_values(project.config.data)
+    if row is not None and row.mask_values != meaning:
+        row.mask_values = meaning
 
 
 def _no_masks(project: Project) -> str:

@@ -9,6 +9,8 @@ import pytest
 
 from db.queries import labels as label_queries
 from db.tables import Image, Label
+from pipeline.errors import ConfigError, DataError
+from pipeline.steps.held_out import held_out_images, labels_to_train_on
 from pipeline.steps.ingest import mask_census
 from tests.factories import ask
 from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
@@ -110,3 +112,64 @@ def test_a_mask_that_was_blanked_is_a_failure_and_the_label_stays(five: Folder) 
     assert five.ingest(splits=HELD_OUT).failures == 1
     assert "has no labeled pixel any more" in five.failures()["masks/c/f0.png"]
     assert five.rows(Label.id) == before
+
+
+def test_masks_that_are_gone_are_named(five: Folder) -> None:
+    five.ingest(splits=HELD_OUT)
+    (five.root / "masks" / "c" / "f0.png").unlink()
+    (warning,) = five.ingest(splits=HELD_OUT).warnings
+    assert warning.startswith("A mask that was read is gone: masks/c/f0.png. ")
+    for path in (five.root / "masks" / "b").iterdir():
+        path.unlink()
+    (warning,) = five.ingest(splits=HELD_OUT).warnings
+    assert warning.startswith(
+        "3 masks that were read are gone: masks/b/f0.png, masks/b/f1.png, masks/c/f0.png."
+    )
+
+
+def test_a_mask_in_another_place_is_read(five: Folder) -> None:
+    five.ingest(splits=HELD_OUT)
+    five.mask("new/c/f0.png", value=1)
+    report = five.ingest(splits=HELD_OUT, mask_template="new/{parent}/{stem}.png")
+    assert report.labeled_images == 1
+    assert dict(five.rows(Image.uri, Image.mask_uri))["images/c/f0.png"] == "masks/new/c/f0.png"
+
+
+def test_other_ids_after_ingest_let_every_mask_be_read_again(five: Folder) -> None:
+    """Masks of 0 and 1: with the ids swapped, each label has the other class."""
+    five.ingest(splits=HELD_OUT)
+    swapped = [{"name": "a", "id": 1}, {"name": "b", "id": 0}]
+    project = five.project(splits=HELD_OUT, classes=swapped)
+    changed = r"ids of data\.classes from \[0, 1\] to \[1, 0\]"
+    with pytest.raises(ConfigError, match=changed):
+        ask(five.database, held_out_images, project, "test")
+    with pytest.raises(ConfigError, match=changed):
+        ask(five.database, labels_to_train_on, project)
+    report = five.ingest(splits=HELD_OUT, classes=swapped)
+    assert report.labeled_images == 6
+    assert report.read_again.endswith("from [0, 1] to [1, 0]. All masks were read again.")
+    assert [line.split(" is at")[0] for line in report.grown] == ["The test split", "The calibration split"]
+    image_id = dict(five.rows(Image.uri, Image.id))["images/c/f0.png"]
+    (label,) = ask(five.database, label_queries.labels_in_force, image_id=image_id)
+    assert label.version == 2
+    mask = five.read_mask(label.mask_uri)
+    assert (mask[:8] == 1).all()
+    assert (mask[8:] == 0).all()
+    assert len(ask(five.database, held_out_images, project, "test")) == 2
+    again = five.ingest(splits=HELD_OUT, classes=swapped)
+    assert (again.read_again, again.classes, again.labeled_images) == ("", (), 0)
+
+
+def test_a_class_id_that_is_only_written_out_lets_no_mask_be_read_again(five: Folder) -> None:
+    five.ingest(splits=HELD_OUT)
+    written = [{"name": "a", "id": 0}, {"name": "b", "id": 1}]
+    assert five.ingest(splits=HELD_OUT, classes=written).classes == ()
+
+
+def test_other_ids_that_no_mask_has_are_refused_and_nothing_changes(five: Folder) -> None:
+    five.ingest(splits=HELD_OUT)
+    before = five.rows(Label.id)
+    with pytest.raises(DataError, match="10 of 10 masks hold values"):
+        five.ingest(splits=HELD_OUT, classes=[{"name": "a", "id": 0}, {"name": "b", "id": 200}])
+    assert five.rows(Label.id) == before
+    assert five.ingest(splits=HELD_OUT).read_again == ""
