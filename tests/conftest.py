@@ -69,6 +69,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
             "checkpoint_every": 4,
             "transforms": [{"name": "HorizontalFlip", "p": 0.5}],
         },
+        "calibration": {"pixels_per_image": 100},
         "evaluation": {"block": 2, "resamples": 100},
         "scoring": {
             "samples": 4,

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -183,18 +181,11 @@ def test_a_checkpoint_that_was_replaced_by_a_pickle_is_refused(squares: Path) ->
 
 def test_interrupting_says_how_to_go_on(squares: Path) -> None:
     run(squares, "ingest")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "loop", "--rounds", "2"],
-        cwd=squares,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = Command(squares, "loop", "--rounds", "2")
+    assert command.process.pid is not None
     while not (squares / ".segcurate" / "models" / "r01").is_dir():
-        assert process.poll() is None
+        assert command.process.is_alive(), command.errors
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Run the same command again" in errors
+    os.kill(command.process.pid, signal.SIGINT)
+    assert command.end(within=60) == 130
+    assert "Run the same command again" in command.errors
