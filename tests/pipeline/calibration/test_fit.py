@@ -1,4 +1,4 @@
-"""Fitting calibrators: what was planted is found."""
+"""Fitting calibrators: what was planted is found, and what netcal finds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from netcal.scaling import TemperatureScaling
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.calibration.calibrators import Identity
@@ -23,6 +24,14 @@ def test_a_planted_temperature_is_found_within_two_percent(temperature: float, s
     found = fit_temperature(planted(temperature, samples=samples))
     assert found == pytest.approx(temperature, rel=0.02)
     assert not at_bound(found)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.7, 3.0])
+def test_the_temperature_is_the_one_that_netcal_fits(temperature: float) -> None:
+    pixels = planted(temperature)
+    p = pixels.logits[0].softmax(dim=0).T.double().numpy()
+    factor = TemperatureScaling(method="mle").fit(p, pixels.labels.numpy()).temperature  # of the logits
+    assert fit_temperature(pixels) == pytest.approx(1 / factor.item(), rel=0.005)
 
 
 def test_the_temperature_stands_inside_the_mean_over_samples() -> None:

@@ -1,4 +1,4 @@
-"""Which labels the model doubts: against confident learning written out pixel by pixel."""
+"""Which labels the model doubts: against cleanlab, and confident learning written out pixel by pixel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cleanlab.count import compute_confident_joint, get_confident_thresholds
 
 from pipeline.evaluation.label_errors import class_thresholds, region_doubts, self_confidence
 
@@ -45,6 +46,27 @@ def test_without_a_labeled_pixel_there_are_no_thresholds() -> None:
         class_thresholds(self_confidence(torch.full((2, 3, 3), 0.5), empty))
     with pytest.raises(ValueError, match="labeled pixel"):
         class_thresholds(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thresholds_and_doubted_pixels_are_cleanlabs(seed: int) -> None:
+    probability, label = some(seed)
+    known = label != 255
+    p, y = probability[:, known].T.astype(np.float64), label[known].astype(np.int64)
+    thresholds = class_thresholds(self_confidence(torch.from_numpy(probability), torch.from_numpy(label)))
+    assert thresholds == pytest.approx(get_confident_thresholds(y, p), abs=1e-6)
+
+    joint, doubted = compute_confident_joint(y, p, calibrate=False, return_indices_of_off_diagonals=True)
+    assert joint.sum() - np.trace(joint) == len(doubted) > 20
+    margin = np.where(p >= thresholds, p, 0).max(axis=1) - p[np.arange(len(y)), y]
+    whole = region_doubts(
+        torch.from_numpy(probability),
+        torch.from_numpy(label),
+        thresholds=thresholds,
+        rows=np.zeros(label.shape, dtype=np.int32),
+        areas=np.array([label.size]),
+    )
+    assert whole.score[0] == pytest.approx(margin[doubted].clip(min=0).sum() / label.size, rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,5 @@
-"""Metrics from summed statistics, against scikit-learn and direct computation on the pixels."""
+"""Metrics from summed statistics, against scikit-learn, TorchMetrics, netcal and direct computation on the
+pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from netcal.metrics import ECE
 from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
@@ -18,6 +20,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_jaccard_index,
+)
 
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights, percentile_interval
 from pipeline.evaluation.measure_bins import MEASURE_BINS, BinSample, MeasureBins
@@ -156,6 +162,19 @@ def test_ece_equals_the_direct_one_on_the_same_bins(
     found = compute(statistics, np.ones((1, 5)), bins=bins)[("ece", -1)][0]
     assert found == pytest.approx(expected, abs=1e-9)
     assert found > 0.01
+
+
+@pytest.mark.parametrize("bins", [10, 15, 30])
+def test_ece_and_miou_are_those_of_torchmetrics_and_netcal(
+    statistics: Statistics, pixels: Pixels, bins: int
+) -> None:
+    found = compute(statistics, np.ones((1, 5)), bins=bins)
+    p, y = torch.from_numpy(pixels["p"]), torch.from_numpy(pixels["y"]).long()
+    theirs = multiclass_calibration_error(p, y, num_classes=CLASSES, n_bins=bins, norm="l1")
+    assert found[("ece", -1)][0] == pytest.approx(theirs.item(), abs=1e-6)
+    assert found[("ece", -1)][0] == pytest.approx(ECE(bins).measure(p.numpy(), y.numpy()), abs=1e-6)
+    theirs = multiclass_jaccard_index(p.argmax(dim=1), y, num_classes=CLASSES)
+    assert found[("miou", -1)][0] == pytest.approx(theirs.item(), abs=1e-6)
 
 
 def test_adaptive_ece_equals_the_direct_one_on_bins_of_equal_mass(metrics: Metrics, pixels: Pixels) -> None:
