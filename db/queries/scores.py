@@ -61,6 +61,8 @@ class ScoredRow(NamedTuple):
     least_confidence: float
     energy: float
     max_logit: float
+    brightness: float | None
+    contrast: float | None
 
 
 class Scored(NamedTuple):

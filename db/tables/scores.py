@@ -130,7 +130,8 @@ class ImageScore(Scores, Base):
     """A row an image: each measure is the mean over the image's top quarter of regions by that measure.
 
     `entropy_max` is the highest entropy of its rows in `region_score`: the regions at the top of a run are
-    found through it, without an index of all regions, which would halve the rate of writing.
+    found through it, without an index of all regions, which would halve the rate of writing. `brightness` and
+    `contrast` are of the pixels that the network saw; NULL where a former version scored the image.
     """
 
     __tablename__ = "image_score"
@@ -143,3 +144,5 @@ class ImageScore(Scores, Base):
     regions: Mapped[int]
     entropy_max: Mapped[float | None] = mapped_column(REAL, sort_order=1)
     heatmaps: Mapped[dict[str, Any] | None] = mapped_column(sort_order=1)
+    brightness: Mapped[float | None] = mapped_column(REAL, sort_order=1)
+    contrast: Mapped[float | None] = mapped_column(REAL, sort_order=1)

@@ -20,6 +20,8 @@ from torch import Tensor
 from pipeline.config import Section
 
 STATISTICS = ("mean", "std", "min", "max")
+LIGHT = ("brightness", "contrast")
+"""An image's `mean` and `std`, each averaged over the channels."""
 ALLOWANCE = 0.1
 """Share of the training pixels' span that an image may lie outside, however alike the training images are."""
 
@@ -97,3 +99,13 @@ def pixel_statistics(image: Tensor) -> Array:
     std, mean = torch.std_mean(image.float(), dim=(-2, -1), correction=0)
     low, high = image.amin(dim=(-2, -1)), image.amax(dim=(-2, -1))
     return torch.stack([mean, std, low.float(), high.float()], dim=1).cpu().numpy()
+
+
+def light(statistics_nSK: Array) -> dict[str, npt.NDArray[np.float64]]:
+    """Brightness and contrast [n] of images, in normalised pixels: by the names of `LIGHT`.
+
+    >>> light(np.array([[[0.5, 1.5], [1, 2], [0, 0], [3, 3]]], dtype=np.float32))
+    {'brightness': array([1.]), 'contrast': array([1.5])}
+    """
+    rows = [STATISTICS.index("mean"), STATISTICS.index("std")]
+    return dict(zip(LIGHT, statistics_nSK[:, rows].mean(axis=2, dtype=np.float64).T, strict=True))

@@ -4,10 +4,9 @@ Legend: n images, u units of both sets, C classes, P permutations.
 
 Each image has one number a measure, and images of a sequence are alike: so permutations exchange whole
 sequences (Good 2005, on exchangeable units). The measures are correlated, so each p-value comes from the
-largest distance of all measures in each permutation (max-T, Westfall & Young 1993), in units of the distance
-that is large for its measure. With few sequences no permutation is rare enough: then there is no p-value, and
-no alarm. In a pool of a million images every difference is significant, so a difference is reported only if
-it is also large.
+largest distance of all measures in each permutation (max-T, Westfall & Young 1993), each in its unit. With
+few sequences no permutation is rare enough: then there is no p-value, and no alarm. In a pool of a million
+images every difference is significant, so a difference is reported only if it is also large.
 """
 
 from __future__ import annotations
@@ -20,15 +19,23 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.input_range import LIGHT
 from pipeline.evaluation.bootstrap import blocks
 
 Array = npt.NDArray[np.float64]
 
 DRIFT_MEASURES = ("entropy", "least_confidence", "energy", "max_logit")
 CLASS_SHARES = "class_shares"
-LARGE: Mapping[str, float] = {**dict.fromkeys(DRIFT_MEASURES, 0.3), CLASS_SHARES: 0.15}
-"""Smallest distances that cause a warning: for a measure, a threshold that 30 % more of one set exceeds; for
-classes, 15 % of the predicted pixels in other classes."""
+LARGE: Mapping[str, float] = {
+    **dict.fromkeys(DRIFT_MEASURES, 0.3),
+    **dict.fromkeys(LIGHT, 0.5),
+    CLASS_SHARES: 0.15,
+}
+"""Smallest distances that cause a warning: for a measure of the model, a threshold that 30 % more of one set
+exceeds; for brightness and contrast, which differ between ordinary days, 50 % more; for classes, 15 % of the
+predicted pixels in other classes."""
+SCALE: Mapping[str, float] = {**LARGE, **dict.fromkeys(LIGHT, 0.3)}
+"""The unit of each distance where the largest of all is taken: one for all Kolmogorov–Smirnov distances."""
 SIGNIFICANCE = 0.05
 """The share of ordinary nights that may cause a warning."""
 FEWEST_UNITS = 8
@@ -44,7 +51,8 @@ class Profile:
 
     Attributes:
         ids: int64 [n].
-        measures: float64 [n], for each of `DRIFT_MEASURES`.
+        measures: float64 [n], for each of `DRIFT_MEASURES` and of `LIGHT`; NaN for images that were scored
+            before these were stored.
         shares: [n, C], share of each image's pixels that are predicted as each class.
         groups: the sequence of each image.
         positions: its position in the sequence.
@@ -123,8 +131,8 @@ def differences(
 ) -> list[Difference]:
     """The distance of each measure, and of the class shares, with its p-value.
 
-    Measures: the Kolmogorov–Smirnov distance, 0 to 1. Class shares: the total variation distance between
-    the mean shares, 0 to 1.
+    Measures: the Kolmogorov–Smirnov distance, 0 to 1; a measure that an image lacks is left out. Class
+    shares: the total variation distance between the mean shares, 0 to 1.
 
     Args:
         level: of significance. None: the distances alone, without p-values.
@@ -136,13 +144,14 @@ def differences(
         raise ValueError("Expected images on both sides, but got none.")
     if level is not None and level < dealt.smallest_p:
         raise ValueError(f"Expected a level of at least {dealt.smallest_p:.4f}, but got {level:.4f}.")
-    values = {name: np.r_[reference.measures[name], new.measures[name]] for name in DRIFT_MEASURES}
+    both = {name: np.r_[reference.measures[name], new.measures[name]] for name in (*DRIFT_MEASURES, *LIGHT)}
+    values = {name: of_image for name, of_image in both.items() if np.isfinite(of_image).all()}
     shares = np.concatenate([reference.shares, new.shares])
-    names = (*DRIFT_MEASURES, CLASS_SHARES)
+    names = (*values, CLASS_SHARES)
 
     def distances(is_new_Pu: npt.NDArray[np.bool_]) -> Array:
         weights = _signed_weights(is_new_Pu[:, dealt.of_image])
-        found = [_ks(weights, values[name]) for name in DRIFT_MEASURES]
+        found = [_ks(weights, of_image) for of_image in values.values()]
         found.append(np.abs(weights @ shares).sum(axis=1) / 2)
         return np.stack(found, axis=1)
 
@@ -153,7 +162,7 @@ def differences(
         ]
     permuted = _permutations(dealt, seed=seed)
     drawn = [distances(permuted[start : start + AT_ONCE]) for start in range(0, len(permuted), AT_ONCE)]
-    scale = np.array([LARGE[name] for name in names])
+    scale = np.array([SCALE[name] for name in names])
     p = largest_of_all(np.concatenate([observed, *drawn]) / scale)
     return [
         Difference(name, float(far), float(found), bool(found <= level and far >= LARGE[name]))

@@ -18,6 +18,7 @@ from db.queries import images as image_queries
 from db.queries import models, scores
 from db.queries.runs import newest_run, update_summary
 from db.tables import Image, ScoringRun
+from pipeline.data.input_range import LIGHT, Array, light
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.evaluation.drift import (
@@ -186,7 +187,10 @@ def _stored_profile(
     pixels = scores.class_pixels(session, run_id, [row.id for row in rows], num_classes=classes)
     profile = Profile(
         ids=np.array([row.id for row in rows]),
-        measures={name: np.array([getattr(row, name) for row in rows]) for name in DRIFT_MEASURES},
+        measures={
+            name: np.array([getattr(row, name) for row in rows], dtype=np.float64)
+            for name in (*DRIFT_MEASURES, *LIGHT)
+        },
         shares=pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1),
         groups=[row.group for row in rows],
         positions=[row.position for row in rows],
@@ -198,10 +202,12 @@ def _score_apart(project: Project, images: Sequence[Image], model: ServedModel) 
     """Of held-out images, spread evenly over the split. Files that cannot be read are left out."""
     chosen = {images[index].id: images[index] for index in spread(len(images), MOST_CALIBRATION)}
     found: dict[int, tuple[RegionColumns, RegionColumns]] = {}
+    pixel_statistics: dict[int, Array] = {}
 
     def sink(item: ScoredImage | Unreadable) -> None:
         if isinstance(item, ScoredImage):
             found[item.id] = item.image, keep_regions(item.regions, scoring.keep_regions)
+            pixel_statistics[item.id] = item.pixels
 
     scoring = project.config.scoring
     score_images(
@@ -224,7 +230,8 @@ def _score_apart(project: Project, images: Sequence[Image], model: ServedModel) 
         measures={
             name: np.array([float(found[image_id][0].measures[name][0]) for image_id in ids])
             for name in DRIFT_MEASURES
-        },
+        }
+        | (light(np.stack([pixel_statistics[image_id] for image_id in ids])) if ids else {}),
         shares=pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1),
         groups=[chosen[image_id].group_name for image_id in ids],
         positions=[chosen[image_id].position for image_id in ids],

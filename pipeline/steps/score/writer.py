@@ -18,7 +18,7 @@ from db.queries import failures, runs, shards
 from db.queries.shards import PlannedShard
 from pipeline.config import LOGIT_MEASURES
 from pipeline.data.image_info import ImageRef
-from pipeline.data.input_range import InputRange
+from pipeline.data.input_range import InputRange, light
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.drawing.heatmaps import TWO_COLOUR, information_span, write_heatmap, write_two_colour
@@ -109,6 +109,8 @@ class ShardWriter:
             images.pop(region_only, None)
         images["regions"] = [len(item.regions.index) for item in opened.scored]
         images["heatmaps"] = heatmaps
+        if opened.scored:
+            images |= light(np.stack([item.pixels for item in opened.scored]))
         regions = _columns([(item.id, rows) for item, rows in zip(opened.scored, kept, strict=True)])
         uris = {ref.id: self.project.uri(ref.path) for ref in opened.refs.values()}
         maps = self.maps

@@ -30,8 +30,9 @@ def test_a_planted_temperature_is_found_within_two_percent(temperature: float, s
 def test_the_temperature_is_the_one_that_netcal_fits(temperature: float) -> None:
     pixels = planted(temperature)
     p = pixels.logits[0].softmax(dim=0).T.double().numpy()
-    factor = TemperatureScaling(method="mle").fit(p, pixels.labels.numpy()).temperature  # of the logits
-    assert fit_temperature(pixels) == pytest.approx(1 / factor.item(), rel=0.005)
+    theirs = TemperatureScaling(method="mle").fit(p, pixels.labels.numpy())
+    factor = theirs.temperature  # pyright: ignore[reportAttributeAccessIssue]
+    assert fit_temperature(pixels) == pytest.approx(1 / float(factor.item()), rel=0.005)
 
 
 def test_the_temperature_stands_inside_the_mean_over_samples() -> None:

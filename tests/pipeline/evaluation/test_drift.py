@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from pipeline.data.input_range import LIGHT
 from pipeline.evaluation.drift import (
     DRIFT_MEASURES,
     Difference,
@@ -17,6 +18,7 @@ from pipeline.evaluation.drift import (
 )
 
 CLASSES = 3
+MEASURES = (*DRIFT_MEASURES, *LIGHT)
 
 
 def profile(
@@ -26,7 +28,7 @@ def profile(
     count = len(values)
     return Profile(
         ids=np.arange(first_id, first_id + count),
-        measures=dict.fromkeys(DRIFT_MEASURES, values),
+        measures=dict.fromkeys(MEASURES, values),
         shares=np.tile([0.5, 0.3, 0.2], (count, 1)) if shares is None else shares,
         groups=[group] * count,
         positions=list(range(count)),
@@ -45,10 +47,10 @@ def drives(
     """Frames of drives that differ from each other as much as frames of one drive do."""
     site = np.repeat(generator.normal(size=count), frames)
     values = np.concatenate([autocorrelated(generator, frames) for _ in range(count)]) + site + shift
-    noise = generator.normal(size=(len(DRIFT_MEASURES), count * frames)) / 2
+    noise = generator.normal(size=(len(MEASURES), count * frames)) / 2
     return Profile(
         ids=np.arange(count * frames),
-        measures={name: values + own for name, own in zip(DRIFT_MEASURES, noise, strict=True)},
+        measures={name: values + own for name, own in zip(MEASURES, noise, strict=True)},
         shares=np.tile([0.5, 0.3, 0.2], (count * frames, 1)),
         groups=[f"drive {first + index // frames}" for index in range(count * frames)],
         positions=[index % frames for index in range(count * frames)],
@@ -70,9 +72,21 @@ def test_distances_are_those_of_kolmogorov_and_smirnov() -> None:
     known, strange = generator.normal(size=60).round(1), generator.normal(0.7, 1.3, 35).round(1)
     found = compared(profile(known), profile(strange, group="b"))
     expected = ks_2samp(known, strange)
-    for item in found[:4]:
+    for item in found[:-1]:
         assert item.distance == pytest.approx(float(expected.statistic))  # pyright: ignore[reportAttributeAccessIssue]
-    assert [item.measure for item in found] == [*DRIFT_MEASURES, "class_shares"]
+    assert [item.measure for item in found] == [*MEASURES, "class_shares"]
+
+
+def test_a_night_that_is_only_darker_is_seen_and_images_without_brightness_are_compared_without_it() -> None:
+    generator = np.random.default_rng(2)
+    known, dark = profile(generator.normal(size=60)), profile(generator.normal(size=40), group="b")
+    dark.measures["brightness"] = dark.measures["brightness"] - 4
+    found = {item.measure: item for item in compared(known, dark)}
+    assert [name for name, item in found.items() if item.drifted] == ["brightness"]
+    known.measures["brightness"] = np.r_[np.nan, known.measures["brightness"][1:]]
+    rest = compared(known, dark)
+    assert [item.measure for item in rest] == [name for name in found if name != "brightness"]
+    assert not any(item.drifted for item in rest)
 
 
 def test_class_shares_are_compared_by_the_mass_that_has_moved() -> None:
@@ -100,8 +114,8 @@ def test_a_shift_is_found_and_named_and_a_large_pool_without_one_is_not() -> Non
     known = generator.normal(size=300)
     shifted = generator.normal(1.5, 1, 80)
     found = compared(profile(known), profile(shifted, first_id=1000), block=5)
-    assert [item.drifted for item in found] == [True] * 4 + [False]
-    assert all(item.p is not None and item.p < 0.05 for item in found[:4])
+    assert [item.drifted for item in found] == [True] * 6 + [False]
+    assert all(item.p is not None and item.p < 0.05 for item in found[:-1])
     small = compared(profile(known), profile(known + 0.2, group="b"))
     assert small[0].p is not None
     assert small[0].p < 0.5
@@ -141,7 +155,7 @@ def test_few_sequences_have_distances_and_no_p_value(before: int, new: int, smal
         with pytest.raises(ValueError, match="Expected a level of at least"):
             compared(known, strange, block=10)
         found = compared(known, strange, block=10, level=None)
-        assert [(item.p, item.drifted) for item in found] == [(None, False)] * 5
+        assert [(item.p, item.drifted) for item in found] == [(None, False)] * (len(MEASURES) + 1)
     else:
         found = compared(known, strange, block=10)
         assert found[0].p == pytest.approx(smallest)

@@ -83,7 +83,9 @@ def test_a_night_in_the_pool_raises_a_warning_with_its_images_and_a_day_does_not
     stored = summary(database, third.run_id)["drift"]
     assert stored["warning"] == third.drift
     assert {image["image_id"] for image in stored["images"]} <= set(night)
-    assert any(row["drifted"] for one in stored["references"] for row in one["measures"])
+    assert ("brightness", True) in [
+        (row["measure"], row["drifted"]) for one in stored["references"] for row in one["measures"]
+    ]
     scored = set(fetch(database, ImageScore.image_id))
     assert scored == set(range(1, 21)) | set(range(33, 45)) | set(night)  # no calibration image among them
 
@@ -115,11 +117,12 @@ def test_a_look_with_too_few_sequences_raises_no_alarm_and_is_repeated_with_the_
     assert {row["p"] for row in stored["references"][0]["measures"]} == {None}
 
     change(database, Round, state="score")
-    add_files(project, database, darkened(day[36:], tmp_path / "night 2"), group_name="night 2")
+    add_files(project, database, darkened(day[36:42], tmp_path / "night 2"), group_name="night 2")
+    add_files(project, database, darkened(day[42:], tmp_path / "night 3"), group_name="night 3")
     report = score(project, database)
     stored = summary(database, 1)["drift"]
     assert report.drift is not None, str(stored["references"][0])
-    assert (stored["references"][0]["units"], stored["images_compared"]) == ([12, 2], 24)
+    assert (stored["references"][0]["units"], stored["images_compared"]) == ([12, 3], 24)
     assert (stored["checked_through"], stored["drifted"]) == (48, [[25, 48]])
 
 
