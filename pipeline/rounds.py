@@ -1,5 +1,8 @@
 """The state machine of a round: train → calibrate → evaluate → score → select → export → import.
 
+A project without labels begins with round 0, which has no model: select → export → import. Its labels open
+round 1.
+
 A round's `state` is the step that comes next. A step that has just run may be run again, and replaces its
 result, until the step after it has run. A step calls `require` before its work, and `advance` in the same
 transaction that writes its result, so a kill leaves the round either before the step or after it.
@@ -15,6 +18,9 @@ from db.queries import queue_items, queues, rounds
 from db.tables import Round, utc_now
 from pipeline.errors import NotYourTurn
 
+WITHOUT_MODEL = 0
+"""The number of the round whose queue is chosen without scores."""
+
 Step = Literal["train", "calibrate", "evaluate", "score", "select", "export", "import"]
 STEPS: tuple[Step, ...] = ("train", "calibrate", "evaluate", "score", "select", "export", "import")
 
@@ -29,8 +35,11 @@ _BEFORE_A_QUEUE = (
 )
 
 
-def require(session: Session, step: Step) -> Round:
+def require(session: Session, step: Step, *, preview: bool = False) -> Round:
     """The current round, if the step may run now.
+
+    Args:
+        preview: nothing is written, so that `select` may also show what it would choose while a queue is out.
 
     Raises:
         NotYourTurn: there is no round yet, or another step comes next.
@@ -38,10 +47,10 @@ def require(session: Session, step: Step) -> Round:
     current = rounds.current_round(session)
     if current is None:
         raise NotYourTurn(
-            f"`segcurate {step}` cannot run yet: the project has no labeled images.",
+            f"`segcurate {step}` cannot run yet: no image of the project is known.",
             f"Run `segcurate ingest`.{_BEFORE_A_QUEUE if step == 'import' else ''}",
         )
-    if current.state not in ALLOWED[step]:
+    if current.state not in ALLOWED[step] and not (preview and current.state == "import"):
         raise NotYourTurn(
             f"`segcurate {step}` cannot run now: in round {current.number}, "
             f"`segcurate {current.state}` comes next.",
@@ -90,10 +99,26 @@ def reopen(session: Session, current: Round) -> int:
 
 
 def open_first(session: Session) -> Round | None:
-    """Round 1, when there is none yet. Called by `ingest` once there are labels to train on."""
+    """Round 1, when there is none yet. Called by `ingest` once there are labels to train on.
+
+    Round 0 ends with it if its queue is not exported yet, and the draft of that queue is dropped: the labels
+    that are there are enough to begin with.
+    """
+    current = rounds.current_round(session)
+    if current is None:
+        return rounds.open_round(session, number=WITHOUT_MODEL + 1, state="train")
+    if current.number == WITHOUT_MODEL and current.state in ("select", "export"):
+        queues.drop_draft(session, current.id)
+        advance(session, current, "import")
+        return rounds.current_round(session)
+    return None
+
+
+def open_without_labels(session: Session) -> Round | None:
+    """Round 0, when there is no round yet. Called by `ingest` where there are images, and no labels."""
     if rounds.current_round(session) is not None:
         return None
-    return rounds.open_round(session, number=1, state="train")
+    return rounds.open_round(session, number=WITHOUT_MODEL, state="select")
 
 
 def _release(session: Session, current: Round) -> int:

@@ -1,4 +1,5 @@
-"""The candidates for a queue: scored regions and images of a run, as numpy columns, a page at a time.
+"""The candidates for a queue: scored regions and images of a run, or images without scores, as numpy columns,
+a page at a time.
 
 Legend: N candidates, M images. An image is eligible when it is in the pool, is no duplicate, and has not
 the content of an image outside the pool. A queue is selected from these candidates only.
@@ -49,6 +50,20 @@ class ImageColumns:
         return ImageColumns(self.id[rows], self.group[rows], self.position[rows], self.regions[rows])
 
 
+@dataclass(frozen=True)
+class UnscoredImages:
+    """Eligible images without regard to scores, M rows by ascending id; `group` is the group's code."""
+
+    id: npt.NDArray[np.int64]
+    group: npt.NDArray[np.int32]
+    position: npt.NDArray[np.int64]
+    width: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
 CandidateColumns = dict[str, npt.NDArray[Any]]
 """Scored boxes of eligible images by column, N rows by ascending image id and region index.
 
@@ -73,8 +88,6 @@ def eligible_images(
     Args:
         codes: the code of each group; groups that are new to it are added.
     """
-    held_out = aliased(Image)
-    leaks = exists().where(held_out.sha256 == Image.sha256, held_out.split != "pool")
     statement = (
         select(Image.id, Image.group_name, Image.position, ImageScore.regions)
         .join(ImageScore, ImageScore.image_id == Image.id)
@@ -82,9 +95,7 @@ def eligible_images(
             ImageScore.run_id == run_id,
             ImageScore.image_id > after_id,
             ImageScore.image_id <= last_id,
-            Image.split == "pool",
-            Image.duplicate_of.is_(None),
-            ~leaks,
+            *_eligible(),
         )
         .order_by(ImageScore.image_id)
         .limit(limit)
@@ -99,6 +110,44 @@ def eligible_images(
         group=table[:, 1].astype(np.int32),
         position=table[:, 2].copy(),
         regions=table[:, 3].astype(np.int32),
+    )
+
+
+def last_image(session: Session) -> int:
+    """The highest id of an eligible image; 0 without one."""
+    return session.scalar(select(func.max(Image.id)).where(*_eligible())) or 0
+
+
+def count_eligible(session: Session) -> int:
+    """How many images may be queued."""
+    return session.scalar(select(func.count()).select_from(Image).where(*_eligible())) or 0
+
+
+def unscored_images(
+    session: Session, *, after_id: int, last_id: int, limit: int, codes: dict[str, int]
+) -> UnscoredImages:
+    """A page of the eligible images, whether they are scored or not.
+
+    Args:
+        codes: the code of each group; groups that are new to it are added.
+    """
+    statement = (
+        select(Image.id, Image.group_name, Image.position, Image.width, Image.height)
+        .where(Image.id > after_id, Image.id <= last_id, *_eligible())
+        .order_by(Image.id)
+        .limit(limit)
+    )
+    rows = [
+        (image_id, codes.setdefault(group, len(codes)), *place)
+        for image_id, group, *place in session.execute(statement)
+    ]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+    return UnscoredImages(
+        id=table[:, 0].copy(),
+        group=table[:, 1].astype(np.int32),
+        position=table[:, 2].copy(),
+        width=table[:, 3].astype(np.int32),
+        height=table[:, 4].astype(np.int32),
     )
 
 
@@ -151,6 +200,13 @@ def knows_strata(session: Session, *, run_id: int) -> bool:
     """Whether the run's scores name the strata; judged by one of its images."""
     statement = select(ImageScore.stratum).where(ImageScore.run_id == run_id).limit(1)
     return session.scalar(statement) is not None
+
+
+def _eligible() -> tuple[ColumnElement[bool], ...]:
+    """The conditions under which an image may be queued."""
+    held_out = aliased(Image)
+    leaks = exists().where(held_out.sha256 == Image.sha256, held_out.split != "pool")
+    return Image.split == "pool", Image.duplicate_of.is_(None), ~leaks
 
 
 def _ends(images: ImageColumns) -> tuple[int, int]:

@@ -78,6 +78,13 @@ def free_queue_name(session: Session, *, number: int, round_id: int) -> str:
     return next(name for name in names if name not in taken)
 
 
+def drop_draft(session: Session, round_id: int) -> None:
+    """Delete a round's queue that was not exported, if it has one."""
+    draft = select(Queue.id).where(Queue.round_id == round_id, Queue.exported_at.is_(None))
+    session.execute(delete(QueueItem).where(QueueItem.queue_id.in_(draft)))
+    session.execute(delete(Queue).where(Queue.id.in_(draft)))
+
+
 def replace_draft(session: Session, queue: Queue, items: Sequence[QueueItem]) -> Queue:
     """Store a round's queue and its items in place of the draft that the round may have.
 
@@ -85,9 +92,8 @@ def replace_draft(session: Session, queue: Queue, items: Sequence[QueueItem]) ->
         queue: a new row with its `round_id`.
         items: new rows, without `queue_id`.
     """
-    draft = select(Queue.id).where(Queue.round_id == queue.round_id, Queue.exported_at.is_(None))
-    session.execute(delete(QueueItem).where(QueueItem.queue_id.in_(draft)))
-    session.execute(delete(Queue).where(Queue.id.in_(draft)))
+    if queue.round_id is not None:
+        drop_draft(session, queue.round_id)
     session.add(queue)
     session.flush()
     for item in items:

@@ -181,8 +181,11 @@ def add_step_command(
             print_next(runner.database)
 
 
-def require_turn(database: Database, step: Step) -> None:
+def require_turn(database: Database, step: Step, *, preview: bool = False) -> None:
     """Refuse a step out of its turn before what it needs is imported, which takes seconds.
+
+    Args:
+        preview: see `pipeline.rounds.require`.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -190,7 +193,7 @@ def require_turn(database: Database, step: Step) -> None:
     from pipeline import rounds
 
     with database.session(write=False) as session:
-        rounds.require(session, step)
+        rounds.require(session, step, preview=preview)
 
 
 def print_line(line: str) -> None:

@@ -48,14 +48,15 @@ def select(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the queue, write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Select the queue: the regions to label next, each with its reason."""
+    """Select the queue: the regions to label next, each with its reason. Before there is a model, the first
+    images to label."""
     given = {"strategy": strategy, "unit": unit, "budget": budget, "budget_unit": budget_unit, "seed": seed}
     overrides = {key: value for key, value in given.items() if value is not None}
     if unit is not None:
         overrides.setdefault("budget_unit", None)
     options = {"dry_run": dry_run, "overrides": overrides, "force": force}
     with opened_runner() as runner:
-        require_turn(runner.database, "select")
+        require_turn(runner.database, "select", preview=dry_run)
         from pipeline.steps.select import select as step
 
         if as_json:

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+NOT_PREDICTED = -1
+"""The predicted class of a candidate that no model has scored, and its stratum."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -36,6 +39,7 @@ class Candidates:
     box: npt.NDArray[np.int32]
     """[N, 4]"""
     predicted_class: npt.NDArray[np.int16]
+    """[N]: an index, or `NOT_PREDICTED`: then the shares and the impurity are 0."""
     class_share: npt.NDArray[np.float32]
     """[N]: share of the predicted class in the box, 0 to 1."""
     stratum: npt.NDArray[np.int16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.candidates import NOT_PREDICTED, Candidates
 from pipeline.acquisition.ranking import Ranks
 from pipeline.acquisition.routing import ROUTE_TEXT, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
@@ -33,9 +33,10 @@ def reasons(
     lines: list[str] = []
     for item in range(len(selection.items)):
         sentences = [
-            _origin(selection, ranks, config, item, class_names=class_names, group_names=group_names),
-            _content(selection.items, item, class_names, unit=config.unit),
+            _origin(selection, ranks, config, item, class_names=class_names, group_names=group_names)
         ]
+        if selection.items.predicted_class[item] != NOT_PREDICTED:
+            sentences.append(_content(selection.items, item, class_names, unit=config.unit))
         if (kind := route[item]) is not None:
             sentences.append(ROUTE_TEXT[kind])
         lines.append(" ".join(sentences))

@@ -148,7 +148,7 @@ def write_two_colour(
 
 def overlay(
     image: RgbImage,
-    map: npt.NDArray[np.floating],
+    map: npt.NDArray[np.floating] | None,
     boxes: npt.NDArray[np.integer] | None = None,
     *,
     low: float = 0.0,
@@ -161,7 +161,7 @@ def overlay(
 
     Args:
         image: RGB uint8 [H, W, 3].
-        map: [h, w] of any resolution, stretched over the image.
+        map: [h, w] of any resolution, stretched over the image; None for the image as it is.
         boxes: regions to outline, [R, 4] as x, y, w, h in image pixels.
         low, high: the values at the ends of the scale.
         title: what the scale measures.
@@ -169,7 +169,7 @@ def overlay(
         outlines: of the regions, where they do not fill their boxes.
 
     Returns:
-        RGB uint8 [H + height of the scale, W, 3].
+        RGB uint8 [H + height of the scale, W, 3]; without a map there is no scale.
 
     Raises:
         ValueError: the image is not RGB uint8, or there are not as many names as boxes.
@@ -179,6 +179,11 @@ def overlay(
     if names is not None and len(names) != (0 if boxes is None else len(boxes)):
         raise ValueError("Expected a name for each box.")
     height, width = image.shape[:2]
+    if map is None:
+        plain = Image.fromarray(image)
+        if boxes is not None:
+            _outline(plain, boxes, names, outlines)
+        return np.asarray(plain)
     small = Image.fromarray(_unit(map, low=low, high=high))
     value = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
     color = _palette()[np.rint(value * 255).astype(np.uint8)].astype(np.float32)

@@ -41,7 +41,7 @@ INSTANCES = "instances_default.json"
 _README = """# {name}: {regions} regions in {images} images, as COCO instances
 
 `{file}` lists the images in the order in which they are to be labeled, the most
-useful first, with the {start} as annotations, one for each connected part of a class. Load it, with
+useful first, with {annotated}. Load it, with
 `{images_folder}/`, into your labeling tool; correct the masks inside of the regions that `regions.csv` lists;
 export COCO with masks from there, and run `segcurate import` with the exported file. Keep the names of the
 images, and leave out images that nobody has checked: every mask in the file is imported as a label.

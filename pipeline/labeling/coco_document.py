@@ -141,12 +141,17 @@ class CocoQueueWriter(QueueWriter):
 
     def readme(self) -> str:
         """The annotator's README."""
+        what = "the model's proposals" if self.queue.model is not None else "empty masks"
+        what = "the labels as they are now" if self.queue.kind == "review" else what
         return self.text.format(
             name=self.queue.name,
             regions=self.manifest.regions,
             images=self.manifest.images,
             file=self.file,
-            start="labels as they are now" if self.queue.kind == "review" else "model's proposals",
+            start=what,
+            annotated=f"{what} as annotations, one for each connected part of a class"
+            if self.queue.model is not None
+            else "no annotation yet",
             images_folder=IMAGES,
         )
 

@@ -39,7 +39,7 @@ _UNKNOWN = -1
 _README = """# {name}: {regions} regions in {images} images, as COCO panoptic
 
 `{file}` lists the images in the order in which they are to be labeled, the most
-useful first. The PNGs in the folder of the same name are the {start}: a pixel's colour is its
+useful first. The PNGs in the folder of the same name are {start}: a pixel's colour is its
 segment's number, red + 256 · green + 65536 · blue, and 0 is not labeled. Correct them, with the images of
 `{images_folder}/`, inside of the regions that `regions.csv` lists; then run `segcurate import` with this
 folder, or with the JSON file that your tool has exported beside its PNGs. Keep the names of the images, and

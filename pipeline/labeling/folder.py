@@ -65,13 +65,13 @@ class FolderWriter(QueueWriter):
         placed = self.write_image(image)
         file = f"{image.name}.png"
         self.queue.labels.write(self.folder / PREMASKS / file, image.mask)
-        write_map(self.folder / HEATMAPS / file, image)
+        has_map = write_map(self.folder / HEATMAPS / file, image)
         entry = image.entry(
             self.queue,
             image=placed,
             premask=f"{PREMASKS}/{file}",
             overlay=self.write_overlay(image),
-            heatmap=f"{HEATMAPS}/{file}",
+            heatmap=f"{HEATMAPS}/{file}" if has_map else None,
             mask=f"{MASKS}/{file}",
         )
         self.manifest.add(entry)
@@ -186,19 +186,21 @@ def _readme(queue: OutgoingQueue, written: ManifestWriter) -> str:
         for item in label_map["classes"]
     )
     unpainted = label_map["not_labeled"]
-    review = queue.kind == "review"
-    shown = "where the model doubts the label" if review else "where the model is unsure"
-    start = "the label as it is now" if review else "the model's own proposal"
-    leave = ", or leave it as it is where it is right" if review else ""
+    leave = ", or leave it as it is where it is right" if queue.kind == "review" else ""
+    empty = (
+        ""
+        if queue.model is not None
+        else f" There is no model's proposal: the masks in `{PREMASKS}/` are empty."
+    )
     return f"""# {queue.name}: {written.regions} regions in {written.images} images
 
-The most useful first: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
-and height in pixels, from the top left of the upright image) and the reason why it was picked.
+{queue.order}: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
+and height in pixels, from the top left of the upright image) and the reason why it was picked.{empty}
 
 1. Open an image of `{IMAGES}/`. The overlay of the same name in `{OVERLAYS}/` shows the regions to
-   label, and {shown}.
+   label{queue.look}.
 2. Paint every pixel inside the regions, and save the mask as a PNG of the image's size under the same name
-   in `{MASKS}/`. You may start from {start}: copy it from `{PREMASKS}/` to `{MASKS}/`,
+   in `{MASKS}/`. You may start from {queue.start}: copy it from `{PREMASKS}/` to `{MASKS}/`,
    and correct it{leave}. Whole images are welcome too.
 3. Run `segcurate import` with this folder. Only what is in `{MASKS}/` counts, and it can be run again:
    a corrected mask replaces the one before it.

@@ -26,10 +26,10 @@ class OutgoingQueue:
     Attributes:
         name: such as `round-03`.
         round: its number; None for a queue outside of the loop.
-        kind: `selected` or `review`.
+        kind: as in the store; the masks of a `review` are its labels.
         project: the project's name.
         root: the project's folder.
-        model: the name of the model whose masks are proposed.
+        model: the name of the model whose masks are proposed; None where the masks are empty.
         labels: the classes, their ids and colours.
         how: images are linked into the export, or copied.
         overlays: whether pictures of where to look are written.
@@ -40,10 +40,29 @@ class OutgoingQueue:
     kind: str
     project: str
     root: Path
-    model: str
+    model: str | None
     labels: LabelMap
     how: Literal["link", "copy"] = "link"
     overlays: bool = True
+
+    @property
+    def order(self) -> str:
+        """What the order of the images means, as the beginning of a sentence."""
+        return "The most useful first" if self.model is not None else "In the order to label them"
+
+    @property
+    def start(self) -> str:
+        """What the annotator starts from, as the object of a sentence."""
+        if self.kind == "review":
+            return "the label as it is now"
+        return "the model's own proposal" if self.model is not None else "an empty mask"
+
+    @property
+    def look(self) -> str:
+        """What the overlay shows beside the regions, as an addition to a sentence; empty where nothing."""
+        if self.kind == "review":
+            return ", and where the model doubts the label"
+        return ", and where the model is unsure" if self.model is not None else ""
 
 
 _SHARED = ("image_id", "uri", "sha256", "width", "height", "rank", "scores", "regions")
@@ -59,7 +78,8 @@ class OutgoingImage:
         rank: the best of its regions.
         position: of the image in the queue, from 0 on: the order in which images are labeled.
         mask: the proposal, uint8 [H, W]; 255 outside of the queued regions.
-        map: float32 [H, W] of 0 to 1, larger where checking matters more; `title` names its quantity.
+        map: float32 [H, W] of 0 to 1, larger where checking matters more; `title` names its quantity. None
+            where no model has looked at the image.
         regions: the queue items, best rank first.
     """
 
@@ -74,7 +94,7 @@ class OutgoingImage:
     source: ImageFile
     scores: Mapping[str, float | None]
     mask: Mask
-    map: npt.NDArray[np.float32]
+    map: npt.NDArray[np.float32] | None
     title: str
     regions: list[ManifestRegion]
 

@@ -16,19 +16,25 @@ SHRINK = 4
 """Pixels of the image for one pixel of a stored map, in both directions."""
 
 
-def write_map(path: Path, image: OutgoingImage) -> None:
+def write_map(path: Path, image: OutgoingImage) -> bool:
     """Write the image's map as a grey PNG of a quarter of its resolution: 0 to 255 for 0 to 1.
+
+    Returns:
+        False where it has none.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
+    if image.map is None:
+        return False
     size = (-(-image.width // SHRINK), -(-image.height // SHRINK))
     small = cv2.resize(image.map, size, interpolation=cv2.INTER_AREA)
     write_heatmap(path, small.astype(np.float32, copy=False), measure=image.title, low=0, high=1)
+    return True
 
 
 def write_overlay(path: Path, image: OutgoingImage) -> None:
-    """Write the image with its map over it, and the borders of the queued regions with their ranks.
+    """Write the image, under its map if it has one, with the borders of the queued regions and their ranks.
 
     Raises:
         DataError: the image cannot be read.

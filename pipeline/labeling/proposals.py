@@ -1,5 +1,6 @@
 """The proposal for an image: a mask to correct, and a map of where to look. The mask is the serving model's
-prediction, and the map its entropy; or the mask is a label, and the map the model's doubt of it.
+prediction, and the map its entropy; or the mask is a label, and the map the model's doubt of it. Where no
+model is to be asked, the mask is empty.
 
 Legend: H height, W width of the image; K channels; C classes.
 """
@@ -25,14 +26,15 @@ from pipeline.uncertainty.served_model import ServedModel
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mask uint8 [H, W], and a map float32 [H, W] of 0 to 1, larger where checking matters more.
+    """A mask uint8 [H, W], and a map float32 [H, W] of 0 to 1, larger where checking matters more; None where
+    there is nothing to show.
 
     `title` names the map: the entropy of the prediction, or the doubt 1 − p of the label.
     """
 
     image_id: int
     mask: Mask
-    map: npt.NDArray[np.float32]
+    map: npt.NDArray[np.float32] | None
     title: str
 
 
@@ -68,6 +70,13 @@ def propose(
             yield Unreadable(id=image_id, path=paths[image_id], reason=str(error))
         else:
             yield _of_label(image_id, probability_CHW, label)
+
+
+def empty_proposals(images: Sequence[ImageRef]) -> Iterator[Proposal]:
+    """An empty mask for each image: nothing of it has a class."""
+    for image in images:
+        mask = np.full((image.height, image.width), IGNORE, dtype=np.uint8)
+        yield Proposal(image_id=image.id, mask=mask, map=None, title="")
 
 
 def _of_model(image_id: int, probability: Tensor) -> Proposal:

@@ -77,7 +77,11 @@ def decide(session: Session, project: Project, *, force: bool = False) -> Decisi
     current = round_queries.current_round(session)
     new, enough = models.count_new_labels(session), project.config.retrain.min_new_labels
     if current is None:
-        return Decision(False, "There are no labels to train on yet: `segcurate ingest` finds them.", new)
+        return Decision(False, "No image of the pool is known yet: run `segcurate ingest`.", new)
+    if current.number == rounds.WITHOUT_MODEL and not new:
+        return Decision(
+            False, "There are no labels to train on yet: `segcurate status` says what to do.", new
+        )
     if current.state in ("calibrate", "evaluate"):
         return Decision(True, f"Round {current.number} continues: its model is trained.", new)
     if current.state == "train":

@@ -1,4 +1,5 @@
 """A nightly run: it ingests new images, trains a model that is due, scores, and updates the active queue.
+Where nothing is labeled yet, it selects and exports the first queue.
 
 Its steps depend on the database alone, not on the time: the next run finishes one that was killed, and a run
 with nothing to do writes nothing. So the schedule of nightly runs alone carries the loop from queue to queue.
@@ -23,6 +24,7 @@ from pipeline.leases import alone
 from pipeline.operation import delivery
 from pipeline.operation.new_model import NewModel, train_when_due
 from pipeline.operation.runner import Runner
+from pipeline.rounds import WITHOUT_MODEL
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _ingest_train_and_queue(runner: Runner, problems: _Problems, *, train: bool)
         with problems.collected():
             trained = _train(runner)
     model, scored = _score(runner, problems)
-    if model is None:
+    if model is None and not _is_first_queue(runner):
         if problems.errors:
             raise problems.failure()
         return NightlyReport(f"{new}; there is no model yet: {_why_none(runner)}", added=ingested.added)
@@ -150,8 +152,9 @@ def _ingest_train_and_queue(runner: Runner, problems: _Problems, *, train: bool)
 
         runner.run(prune, keep_runs=keep_runs)
     judged = f"{trained.summary} " if trained is not None and trained.name is not None else ""
+    by = f", {count(scored) if scored else 'none'} scored by {model}" if model is not None else ""
     return NightlyReport(
-        summary=f"{judged}{new}, {count(scored) if scored else 'none'} scored by {model}; {queue.text}",
+        summary=f"{judged}{new}{by}; {queue.text}",
         model=model,
         trained=None if trained is None else trained.name,
         added=ingested.added,
@@ -187,6 +190,13 @@ def _score(runner: Runner, problems: _Problems) -> tuple[str | None, int]:
         report = runner.score(any_time=True)
         scored += report.images
         problems.unusable(report.failed, "images could not be scored")
+
+
+def _is_first_queue(runner: Runner) -> bool:
+    """Whether the queue that comes before the first model is due, or out."""
+    with runner.database.session(write=False) as session:
+        current = rounds.current_round(session)
+        return current is not None and current.number == WITHOUT_MODEL
 
 
 def _why_none(runner: Runner) -> str:
@@ -291,7 +301,7 @@ def _waiting(session: Session, queue: Queue, unseen: int) -> str:
 
 def _waits_for_training(current: Round | None) -> str:
     if current is None:
-        return "there are no labels to train on yet."
+        return "no image of the pool is known yet."
     if current.state == "score":
         return f"round {current.number} waits for its scores: `segcurate score`."
     return f"round {current.number} waits for its model: `segcurate retrain` comes next."

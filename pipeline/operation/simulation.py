@@ -8,11 +8,13 @@ from db.queries import queues
 from db.queries import rounds as round_queries
 from pipeline.errors import UserError
 from pipeline.operation.runner import Runner
+from pipeline.rounds import WITHOUT_MODEL
 from pipeline.steps.annotate import annotate
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
+from pipeline.steps.ingest import ingest
 from pipeline.steps.score import score
 from pipeline.steps.select import select
 from pipeline.steps.train import train
@@ -28,7 +30,8 @@ STEPS: dict[str, Callable[..., object]] = {
 
 
 def run_simulation(runner: Runner, *, rounds: int) -> None:
-    """Run the steps that come next until the model of round `rounds` is evaluated and its queue exported.
+    """Ingest, if that was not done; then run the steps that come next until the model of round `rounds` is
+    evaluated and its queue exported.
 
     Each step is committed before the next begins, so a killed simulation that is started again continues
     from its last step. The log gets one line a step, `round 2: train`, before the step.
@@ -41,11 +44,19 @@ def run_simulation(runner: Runner, *, rounds: int) -> None:
     """
     if rounds < 1:
         raise UserError(f"Expected `--rounds` to be at least 1, but got {rounds}.")
+    ingested = False
     while True:
         with runner.database.session(write=False) as session:
             current, queue = round_queries.current_round(session), queues.current_queue(session)
-        if current is None:
-            raise UserError("The project has no labeled images to start with.", "Run `segcurate ingest`.")
+        if current is None and not ingested:
+            ingested = True
+            runner.run(ingest)
+            continue
+        if current is None or current.number == WITHOUT_MODEL:
+            raise UserError(
+                "The project has no masks to simulate an annotator with.",
+                "Put masks into `data.masks`, and run `segcurate ingest`.",
+            )
         if current.number > rounds or (current.number == rounds and current.state == "import"):
             return
         runner.log(f"round {current.number}: {current.state}")

@@ -26,7 +26,7 @@ from pipeline.data.masks import Mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.files import atomic_folder
-from pipeline.format import count
+from pipeline.format import counted
 from pipeline.labeling.effort import estimated_clicks
 from pipeline.labeling.encoding import LabelMap, only_inside
 from pipeline.labeling.manifest import (
@@ -40,7 +40,7 @@ from pipeline.labeling.manifest import (
     read_manifest,
 )
 from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
-from pipeline.labeling.proposals import Proposal, propose
+from pipeline.labeling.proposals import Proposal, empty_proposals, propose
 from pipeline.labeling.tools import tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
@@ -77,6 +77,8 @@ class _Work:
         current: the round that goes on afterwards; None for a queue that is exported beside the loop.
         round_number: of the queue.
         images: by id, best rank first.
+        model: whose masks are proposed; None where they are empty.
+        calibrators: the model's.
         labels: of a review, the masks of the labels in force by image id, oldest first.
     """
 
@@ -85,8 +87,8 @@ class _Work:
     queue: Queue
     images: dict[int, _QueuedImage]
     scores: dict[int, ImageScore]
-    model: Model
-    calibrators: Calibrators
+    model: Model | None
+    calibrators: Calibrators | None
     labels: dict[int, list[Path]] | None
 
     def label(self, image_id: int) -> Mask:
@@ -97,17 +99,24 @@ class _Work:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The exported folder, and the images that could not be read, with the reason."""
+    """The exported folder, and the images that could not be read, with the reason.
+
+    Attributes:
+        proposed: whether there are masks to correct; otherwise they are empty.
+    """
 
     folder: Path
     images: int
     failed: list[tuple[str, str]]
+    proposed: bool = True
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
         for subject, reason in self.failed:
             yield f"not exported: {subject}: {reason}"
-        yield f"Exported {count(self.images)} images to {self.folder}."
+        yield f"Exported {counted(self.images, 'image')} to {self.folder}."
+        if not self.proposed:
+            yield "The masks to start from are empty: there is no model yet."
 
 
 @one_at_a_time("export")
@@ -123,7 +132,8 @@ def export(
     """Write a queue as a folder in a labeling tool's format, completely or not at all.
 
     A proposed mask is void outside of the queued regions, so that a corrected one contains no unchecked
-    prediction. For a review it is the label in force, and the pictures show the model's doubt of it. An image
+    prediction. For a review it is the label in force, and the pictures show the model's doubt of it. Before
+    there is a model it is empty. An image
     that cannot be read is left out, and recorded as a failure.
 
     Args:
@@ -151,12 +161,7 @@ def export(
     total = len(work.images)
     with atomic_folder(target) as fresh:
         writer = tool.writer(fresh, _outgoing_queue(project, work))
-        proposals = propose(
-            [project.ref(queued.image) for queued in work.images.values()],
-            model=open_model(project, work.model.checkpoint_uri, calibrators=work.calibrators),
-            label_of=None if work.labels is None else work.label,
-        )
-        for done, proposal in enumerate(proposals):
+        for done, proposal in enumerate(_proposals(project, work)):
             progress("export", done, total)
             queued = work.images[proposal.image_id if isinstance(proposal, Proposal) else proposal.id]
             try:
@@ -167,7 +172,8 @@ def export(
             except DataError as error:
                 failures.append((queued.image.uri, str(error)))
             else:
-                clicks.update((region.item, region.clicks or 0.0) for region in outgoing.regions)
+                known = ((region.item, region.clicks) for region in outgoing.regions)
+                clicks.update((item, effort) for item, effort in known if effort is not None)
         progress("export", total, total)
         written = total - len(failures)
         if not written:
@@ -179,13 +185,24 @@ def export(
         _check_complete(fresh, written, target=target)
     with database.session() as session:
         _mark_exported(session, project, work, tool.name, target=target, failures=failures, clicks=clicks)
-    return ExportReport(target, written, failures)
+    return ExportReport(target, written, failures, proposed=work.model is not None)
+
+
+def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]:
+    images = [project.ref(queued.image) for queued in work.images.values()]
+    if work.model is None or work.calibrators is None:
+        return empty_proposals(images)
+    return propose(
+        images,
+        model=open_model(project, work.model.checkpoint_uri, calibrators=work.calibrators),
+        label_of=None if work.labels is None else work.label,
+    )
 
 
 def _read_work(session: Session, project: Project, name: str | None) -> _Work:
     current, queue = _find_queue(session, name)
     model = models.promoted_model(session)
-    if model is None:
+    if model is None and queue.run_id is not None:
         raise UserError("No model has been promoted yet.", "Run `segcurate status`.")
     regions = queue_items.queued_regions(session, queue_id=queue.id)
     if not regions:
@@ -216,7 +233,9 @@ def _read_work(session: Session, project: Project, name: str | None) -> _Work:
         },
         scores=scores,
         model=model,
-        calibrators=stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
+        calibrators=None
+        if model is None
+        else stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
         labels=labels or None,
     )
 
@@ -276,7 +295,7 @@ def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
         kind=work.queue.kind,
         project=project.config.name,
         root=project.root,
-        model=work.model.name,
+        model=None if work.model is None else work.model.name,
         labels=LabelMap(project.config.data),
         how=project.config.export.images,
         overlays=project.config.export.overlays,
@@ -287,7 +306,9 @@ def _outgoing_image(project: Project, work: _Work, queued: _QueuedImage, proposa
     image, items, score = queued.image, queued.items, work.scores.get(queued.image.id)
     boxes = np.array([(item.x, item.y, item.w, item.h) for item in items], dtype=np.int32)
     outlines = [item.outline for item in items]
-    effort = estimated_clicks(proposal.mask, boxes, outlines).tolist()
+    effort: list[float | None] = [None] * len(items)
+    if work.model is not None:  # an empty mask tells no effort
+        effort = estimated_clicks(proposal.mask, boxes, outlines).tolist()
     return OutgoingImage(
         image_id=image.id,
         uri=image.uri,
@@ -309,7 +330,7 @@ def _outgoing_image(project: Project, work: _Work, queued: _QueuedImage, proposa
     )
 
 
-def _region(item: QueueItem, clicks: float, *, class_names: list[str]) -> ManifestRegion:
+def _region(item: QueueItem, clicks: float | None, *, class_names: list[str]) -> ManifestRegion:
     return ManifestRegion(
         **{name: getattr(item, name) for name in _ITEM_FIELDS},
         item=item.id,

@@ -19,6 +19,7 @@ from db.queries.runs import newest_run
 from db.queries.shards import count_to_score, open_shards
 from db.tables import Image, Label, Model, Queue
 from pipeline.leases import dead_owners
+from pipeline.rounds import WITHOUT_MODEL
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Status:
     Attributes:
         images: images by split; exact duplicates are counted apart, under `duplicate`.
         labeled_images: pool images with at least one label.
-        round_number: None before the first ingest that found a label.
+        round_number: None before the first ingest that found an image of the pool; 0 for the first queue of a
+            project without labels.
         next_command: the next command, ready to be typed.
         reason: why it comes next.
         split_versions: of the held-out splits; 0 before the first.
@@ -118,7 +120,8 @@ def scoring_status(session: Session) -> Scoring | None:
 def project_status(session: Session) -> Status:
     """The status of a project. Writes nothing."""
     images, settings = _images_by_split(session), image_queries.project_row(session)
-    labeled = session.scalar(select(func.count(func.distinct(Label.image_id)))) or 0
+    of_pool = select(func.count(func.distinct(Label.image_id))).join(Image, Image.id == Label.image_id)
+    labeled = session.scalar(of_pool.where(Image.split == "pool")) or 0
     failures = count_failures(session)
     promoted = models.promoted_model(session)
     current = rounds.current_round(session)
@@ -130,11 +133,7 @@ def project_status(session: Session) -> Status:
         )
     else:
         next_command = "segcurate ingest"
-        reason = (
-            "No pool image has a mask yet: label a few, put them into `data.masks`, and ingest again."
-            if images
-            else "No image is known yet."
-        )
+        reason = "No image of the pool is known yet."
     return Status(
         images=images,
         labeled_images=labeled,
@@ -201,6 +200,8 @@ def _next(
         "select": "The pool is scored.",
         "export": "The queue is ready.",
     }
+    if number == WITHOUT_MODEL:
+        reasons["select"] = "No image has a label yet: it chooses the first ones to label, without a model."
     if state == "train":
         model = session.scalars(select(Model).where(Model.status == "training")).first()
         if model is not None:

@@ -10,12 +10,12 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations, queues, rounds
-from db.queries import labels as label_queries
 from db.queries import models as model_queries
 from db.queries.labels import CoveredRegion, count_covered, covered_regions, is_version, newest_versions
-from db.tables import Image, Label, Model, ModelLabel
+from db.tables import Image, Label, Model, ModelLabel, Queue, Round
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import split_name
+from pipeline.rounds import WITHOUT_MODEL
 from pipeline.summaries.classes import UNDEFINED, ClassFigures, class_figures
 from pipeline.summaries.models import estimates, evaluated_split, model_confidence
 from pipeline.summaries.pool import PoolSummary, pool_of_round
@@ -27,8 +27,8 @@ class RoundSummary:
 
     Attributes:
         labeled_images, labeled_regions, labeled_pixels: the training labels of the round's model; for a round
-            without a model yet, the labels so far. A region that several annotators of a queue have labeled
-            counts once.
+            without a model yet, the labels so far, and for round 0 those of its queue. A region that several
+            annotators of a queue have labeled counts once.
         labeled_share: labeled pixels as a share of the pool's.
         clicks: estimated for the exported regions that are labeled; None where there is none.
         hours: of work of all annotators, as far as their tools measured it; None where none did.
@@ -88,12 +88,10 @@ def round_history(session: Session, *, sampler: str, class_names: Sequence[str])
     rows: list[RoundSummary] = []
     for row in rounds.list_rounds(session):
         model = model_queries.round_model(session, row.id)
-        labels = (
-            model_queries.model_labels(session, model.id) if model else label_queries.labels_in_force(session)
-        )
+        labels = _labels_of(session, row, model)
         split = evaluated_split(session, model.id) if model else None
         pixels = _pixels_of(session, labels)
-        covered = count_covered(session, _label_ids(model))
+        covered = count_covered(session, _label_ids(row, model))
         seconds = [label.seconds for label in labels if label.seconds is not None]
         before, after = (
             estimates(session, model.id, split=split, sampler=sampler, calibrated=calibrated)
@@ -150,12 +148,24 @@ def _pool_pixels(session: Session) -> int:
     return session.scalar(statement) or 0
 
 
-def _label_ids(model: Model | None) -> Select[tuple[int]]:
-    """A query for the labels that a model was trained on, or, before there is one, for those in force."""
+def _labels_of(session: Session, row: Round, model: Model | None) -> Sequence[Label]:
+    """The labels of a round's model; before there is one, those that it may learn from; of round 0, which has
+    no model, those of its queue."""
+    if model is not None:
+        return model_queries.model_labels(session, model.id)
+    statement = select(Label).where(Label.id.in_(_label_ids(row, model)))
+    return session.scalars(statement.order_by(Label.image_id, Label.queue_id, Label.version)).all()
+
+
+def _label_ids(row: Round, model: Model | None) -> Select[tuple[int]]:
+    """A query for the ids of these labels."""
     if model is not None:
         return select(ModelLabel.label_id).where(ModelLabel.model_id == model.id)
     newest = newest_versions()
-    return select(Label.id).join(newest, is_version(newest))
+    in_force = select(Label.id).join(newest, is_version(newest))
+    if row.number == WITHOUT_MODEL:
+        return in_force.join(Queue, Queue.id == Label.queue_id).where(Queue.round_id == row.id)
+    return in_force.join(Image, Image.id == Label.image_id).where(Image.split == "pool")
 
 
 def _pixels_of(session: Session, labels: Sequence[Label]) -> int:

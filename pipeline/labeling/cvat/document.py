@@ -47,7 +47,7 @@ class CvatWriter(QueueWriter):
         images, regions = self.manifest.images, self.manifest.regions
         return f"""# {self.queue.name} for CVAT: {regions} regions in {images} images
 
-The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks,
+{self.queue.order}: images are in the order of their ranks, and each has {self.queue.start} to start from,
 and boxes "{LOOK_HERE}" around the regions to label.
 
 `segcurate export --to cvat --url https://…` brings it onto a server. By hand:

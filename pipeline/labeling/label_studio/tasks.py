@@ -108,9 +108,9 @@ class TasksWriter(QueueWriter):
         }
 
 
-def model_version(queue: str, model: str) -> str:
+def model_version(queue: str, model: str | None) -> str:
     """Label Studio's name of a queue's predictions."""
-    return f"{queue} {model}"
+    return queue if model is None else f"{queue} {model}"
 
 
 def mask_results(mask: Mask, names: list[str], *, image_id: int, masks: Masks) -> list[dict[str, Any]]:
@@ -219,7 +219,7 @@ def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
     pictures = f" and `{HEATMAPS}`" if queue.overlays else ""
     return f"""# {queue.name} for Label Studio: {regions} regions in {images} images
 
-The most useful first: tasks are in the order of their ranks, and each has the model's own proposal as masks,
+{queue.order}: tasks are in the order of their ranks, and each has {queue.start} to start from,
 and light blue boxes around the regions to label.
 
 `segcurate export --to label-studio --url http://…` brings it onto a server. By hand:

@@ -61,7 +61,7 @@ class VocWriter(QueueWriter):
         images, regions = self.manifest.images, self.manifest.regions
         return f"""# {self.queue.name} as Pascal VOC: {regions} regions in {images} images
 
-The most useful first: names begin with the rank, and `{LISTS}/{LIST}` lists them in its order. Every image of
+{self.queue.order}: names begin with the rank, and `{LISTS}/{LIST}` lists them in its order. Every image of
 `{VOC_IMAGES}/` has a proposal in `{CLASS_MASKS}/`: a PNG with a palette, in the colours of
 `{LABEL_MAP_FILE}`; black, the background, is "not labeled". `{OBJECT_MASKS}/` numbers the connected pieces.
 
@@ -98,7 +98,7 @@ class CvatMasksWriter(VocWriter):
         images, regions = self.manifest.images, self.manifest.regions
         return f"""# {self.queue.name} for CVAT: {regions} regions in {images} images
 
-The most useful first: images are in the order of their ranks, and each has the model's own proposal as masks.
+{self.queue.order}: images are in the order of their ranks, and each has {self.queue.start} to start from.
 
 1. Create a task. Paste `{LABELS}` into Labels > Raw, and select all files of `{IMAGES}/`. In the advanced
    configuration, choose the sorting method "lexicographical" (names begin with the rank) and the image

@@ -104,7 +104,7 @@ def label_initial(
             failures += len(failed)
             progress("initial labels", labeled, waiting)
     with database.session() as session:
-        if labels.has_labels(session):
+        if labels.has_labels(session, queue_id=queue.id):
             rounds.open_first(session)
     return InitialLabels(images=images, regions=labeled, failures=failures, warnings=tuple(warnings))
 

@@ -12,12 +12,23 @@ from sqlalchemy.orm import Session
 
 from db.queries import images as image_queries
 from db.queries import labels, queue_items
+from db.tables import utc_now
 from pipeline.config import HeldOutSplit, ProjectConfig
 from pipeline.data.project import Project
 from pipeline.data.splits import ORDER, POOL, TEST, Flags, HeldOut, Images, plan_splits
 from pipeline.errors import ConfigError
 from pipeline.evaluation.units import Runs
 from pipeline.format import count
+
+
+def lock_project(session: Session, project: Project) -> None:
+    """Lock what must not change any more once there are masks or a queue: classes, channels, groups and
+    positions of the images, and the splits. Does nothing to a project that is locked."""
+    config, row = project.config, image_queries.project_row(session)
+    if row is not None and row.splits_locked_at is None:
+        row.splits_locked_at = utc_now()
+        row.splits_config = config.splits.model_dump(mode="json")
+        row.class_names, row.channels = config.data.class_names, config.data.channels
 
 
 def grow_splits(session: Session, project: Project) -> tuple[str, ...]:

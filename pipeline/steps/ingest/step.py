@@ -22,6 +22,7 @@ from db.queries import failures as failure_queries
 from db.queries import images, labels, queue_items, queues
 from db.tables import Project as ProjectRow
 from db.tables import utc_now
+from pipeline import rounds
 from pipeline.data.listings import Named
 from pipeline.data.project import Project
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
@@ -34,7 +35,7 @@ from pipeline.steps.ingest.initial_labels import label_initial
 from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
 from pipeline.steps.ingest.positions import Assigned, Assignments
 from pipeline.steps.ingest.report import IngestReport
-from pipeline.steps.ingest.splits import grow_splits, open_splits
+from pipeline.steps.ingest.splits import grow_splits, lock_project, open_splits
 from pipeline.steps.mask_values import changed_meaning, meaning_of_values
 
 BATCH = 256
@@ -115,8 +116,10 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             failures=report.failures + first.failures,
         )
     with database.session() as session:
-        missing = _note_open_splits(session, project) if masks else {}
+        missing = _note_open_splits(session, project)
         _note_meaning(session, project)
+        if images.pool_images(session, limit=1):
+            rounds.open_without_labels(session)
         if changed and labels.has_imported_labels(session):
             warnings.append(
                 "Labels that came back from queues stay as they were read. Import their masks again if the "
@@ -131,7 +134,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             unmasked=images.count_unmasked(session) if masks else {},
             read_again=f"{changed} All masks were read again." if changed else "",
             grown=grown,
-            warnings=(*warnings, *missing.values()),
+            warnings=(*warnings, *(missing.values() if masks else ())),
         )
 
 
@@ -154,7 +157,8 @@ def _census(
             progress("masks", looked_at, None)
     with database.session(write=False) as session:
         row = images.project_row(session)
-    if again or row is None or row.splits_locked_at is None:
+        first = row is None or row.splits_locked_at is None or not images.count_masks(session)
+    if again or first:
         census.refuse_unclear()
     return census
 
@@ -316,7 +320,7 @@ def _lock_and_grow(session: Session, project: Project, held_out: dict[str, Named
                 raise ConfigError(
                     f"`splits.{name}.list`: {unmatched}.", "Correct these lines, or remove them."
                 )
-        row.splits_locked_at = utc_now()
+    lock_project(session, project)
     if row is not None and row.splits_config != settings:
         row.splits_config = settings
     return grow_splits(session, project)
@@ -340,8 +344,11 @@ def _note_meaning(session: Session, project: Project) -> None:
 def _no_masks(project: Project) -> str:
     data = project.config.data
     if data.masks is None:
-        return "`data.masks` is not set: give a folder with the masks of a few images, and ingest again."
+        return (
+            "No image has a mask yet (`data.masks` is not set): `segcurate select` chooses the first ones to "
+            "label."
+        )
     return (
-        f"No image has a mask {data.mask_template!r} in {data.masks}: correct `data.mask_template`, or put "
-        "masks of a few images there, and ingest again. No test image is chosen until then."
+        f"No image has a mask {data.mask_template!r} in {data.masks}. If there are masks, correct "
+        "`data.mask_template` and ingest again; if not, `segcurate select` chooses the first images to label."
     )

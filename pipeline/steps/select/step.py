@@ -1,36 +1,43 @@
-"""Select: from the scores of the serving model to the round's queue."""
+"""Select: from the scores of the serving model, or without any, to the round's queue."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from db.engine import Database
 from db.queries import candidates as candidate_queries
 from db.queries import images as image_queries
 from db.queries import models, queue_items, queues
 from db.queries import scores as score_queries
+from db.queries.queue_items import TakenRegions
 from db.queries.runs import newest_run
 from db.tables import Queue, QueueItem, ScoringRun
 from pipeline import rounds
+from pipeline.acquisition.candidates import NOT_PREDICTED
 from pipeline.acquisition.ranking import rank_items
 from pipeline.acquisition.reasons import reasons
 from pipeline.acquisition.selection import EmptyPool, Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES
-from pipeline.config import SelectionConfig
+from pipeline.config import RegionConfig, SelectionConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
 from pipeline.format import count
 from pipeline.progress import Progress, silent
+from pipeline.steps.ingest.splits import lock_project
+from pipeline.steps.select.first import first_queue
 from pipeline.steps.select.gate import gate_warnings
-from pipeline.steps.select.pool import ScoredPool
+from pipeline.steps.select.pool import Pool, ScoredPool, UnscoredPool
 
 SHOWN_ITEMS = 10
 SHOWN_PARTS = 12
+NO_CLASS = "not predicted"
+"""The class of an item that no model has scored."""
 SHOWN_COLUMNS = (
     *("rank", "image_id", "region_index", "outline", "measure", "score", "predicted_class"),
     *("slice", "inclusion_probability", "reason"),
@@ -46,6 +53,7 @@ class SelectionReport:
         uris, groups: of the items' images, by image id.
         candidates: regions, or images, that could have been chosen.
         score_range: the lowest and the highest score of the items; None for a strategy without a measure.
+        notes: how the queue was chosen where that is not as configured.
     """
 
     name: str
@@ -61,13 +69,15 @@ class SelectionReport:
     by_slice: dict[str, int]
     score_range: tuple[float, float] | None
     warnings: list[str]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The counts, the first items and the warnings."""
         lines = [
+            *self.notes,
             f"{self.name}: {len(self.items)} of {count(self.candidates)} {self.unit}s by {self.strategy}.",
             f"  slices   {_counts(self.by_slice)}",
-            f"  mostly   {_counts(self.by_class)}",
+            *([] if set(self.by_class) == {NO_CLASS} else [f"  mostly   {_counts(self.by_class)}"]),
             f"  groups   {_counts(self.by_group)}",
         ]
         if self.score_range is not None:
@@ -91,7 +101,7 @@ class SelectionReport:
                 {column: getattr(item, column) for column in SHOWN_COLUMNS}
                 | {"uri": self.uris[item.image_id], "group": self.groups[item.image_id]}
                 | {"box": (item.x, item.y, item.w, item.h)}
-                | {"class_name": self.class_names[item.predicted_class or 0]}
+                | {"class_name": _class_name(item, self.class_names)}
                 for item in self.items
             ]
         }
@@ -121,40 +131,29 @@ def select(
     """
     config = _overridden(project.config.selection, overrides or {})
     with database.session(write=False) as session:
-        current = rounds.require(session, "select")
-        model = models.promoted_model(session)
-        run = newest_run(session, model.id, finished=True) if model is not None else None
-        if run is None:
-            raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
-        _check_confidence(run, STRATEGIES[config.strategy].measure)
-        draft = queues.round_queue(session, current.id)
+        current = rounds.require(session, "select", preview=dry_run)
+        out = current.state == "import"
+        draft = None if out else queues.round_queue(session, current.id)
         name = queues.free_queue_name(session, number=current.number, round_id=current.id)
-        images = score_queries.count_scored(session, run_id=run.id)
-        by_majority = not candidate_queries.knows_strata(session, run_id=run.id)
         closed = queue_items.taken_regions(session, except_queue_id=draft.id if draft else None)
-        gate = gate_warnings(
-            session,
-            run,
-            measure=STRATEGIES[config.strategy].measure,
-            config=project.config.evaluation,
-            force=force,
-        )
-    pool = ScoredPool(database, run, config, closed)
+        if current.number == rounds.WITHOUT_MODEL:
+            source = _unscored(session, project, config, overrides or {})
+        else:
+            source = _scored(session, project, config, force=force)
+    config = source.config
+    pool = source.pool(database, closed)
     class_names = project.config.data.class_names
     progress("Choosing", 0, None)
     try:
         selection = choose(pool.read, config, round_number=current.number)
     except EmptyPool:
         selection = None
-    if selection is None or pool.scored == 0:
-        raise UserError(
-            f"Scoring run {run.id} holds no {config.unit} of the pool.",
-            "Add images and run `segcurate ingest`, then `segcurate score`.",
-        )
+    if selection is None or pool.found == 0:
+        raise UserError(f"{source.name} holds no {config.unit} of the pool.", source.more)
     if len(selection.items) == 0:
         raise NothingLeft(
             f"Nothing is left to choose from: every {config.unit} of the pool is queued or labeled already.",
-            "Add images and run `segcurate ingest`, then `segcurate score`.",
+            source.more,
         )
     ranks = rank_items(pool.read, selection)
     names = {"class_names": class_names, "group_names": pool.group_names}
@@ -168,7 +167,7 @@ def select(
         uris = image_queries.image_uris(session, list(groups))
     scores = [item.score for item in items if item.score is not None]
     report = SelectionReport(
-        name=name,
+        name="preview of the next queue" if out else name,
         strategy=config.strategy,
         unit=config.unit,
         items=items,
@@ -176,17 +175,87 @@ def select(
         groups=groups,
         class_names=class_names,
         candidates=selection.shortlist.available,
-        by_class=_count_by(class_names[item.predicted_class or 0] for item in items),
+        by_class=_count_by(_class_name(item, class_names) for item in items),
         by_group=_count_by(groups[item.image_id] for item in items),
         by_slice=_count_by(item.slice for item in items),
         score_range=(min(scores), max(scores)) if scores else None,
-        warnings=gate
-        + _warnings(selection, config, class_names=class_names, kept=pool.scored, by_majority=by_majority),
+        warnings=source.warnings
+        + _warnings(
+            selection, config, class_names=class_names, kept=pool.found, by_majority=source.by_majority
+        ),
+        notes=source.notes,
     )
     if not dry_run:
-        _store(database, report, config, round_id=current.id, run=run, images=images)
+        _store(project, database, report, source, round_id=current.id)
     progress("Choosing", len(items), len(items))
     return report
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a queue is chosen from, and how.
+
+    Attributes:
+        config: of the selection, as it is followed.
+        run: whose scores are read; None before there is a model.
+        regions: what the pool is divided into without scores.
+        images: of the pool that can be queued, for later runs to tell whether there are more.
+        by_majority: whether the run does not know the strata.
+    """
+
+    config: SelectionConfig
+    images: int
+    run: ScoringRun | None = None
+    regions: RegionConfig = field(default_factory=RegionConfig)
+    by_majority: bool = False
+    warnings: list[str] = field(default_factory=list[str])
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What holds no candidate, where there is none."""
+        return "The project" if self.run is None else f"Scoring run {self.run.id}"
+
+    @property
+    def more(self) -> str:
+        """How more candidates come."""
+        return "Add images and run `segcurate ingest`" + (
+            "." if self.run is None else ", then `segcurate score`."
+        )
+
+    def pool(self, database: Database, closed: TakenRegions) -> Pool:
+        """The candidates without those that are queued or labeled."""
+        if self.run is None:
+            return UnscoredPool(database, self.regions, self.config, closed)
+        return ScoredPool(database, self.run, self.config, closed)
+
+
+def _unscored(
+    session: Session, project: Project, config: SelectionConfig, overrides: Mapping[str, Any]
+) -> _Source:
+    first = first_queue(project, config, overrides)
+    images = candidate_queries.count_eligible(session)
+    return _Source(first.config, images, regions=first.regions, notes=first.notes)
+
+
+def _scored(session: Session, project: Project, config: SelectionConfig, *, force: bool) -> _Source:
+    model = models.promoted_model(session)
+    run = newest_run(session, model.id, finished=True) if model is not None else None
+    if run is None:
+        raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
+    measure = STRATEGIES[config.strategy].measure
+    _check_confidence(run, measure)
+    return _Source(
+        config,
+        score_queries.count_scored(session, run_id=run.id),
+        run=run,
+        by_majority=not candidate_queries.knows_strata(session, run_id=run.id),
+        warnings=gate_warnings(session, run, measure=measure, config=project.config.evaluation, force=force),
+    )
+
+
+def _class_name(item: QueueItem, class_names: Sequence[str]) -> str:
+    return NO_CLASS if item.predicted_class is None else class_names[item.predicted_class]
 
 
 def _check_confidence(run: ScoringRun, measure: str | None) -> None:
@@ -215,7 +284,9 @@ def _queue_items(selection: Selection, config: SelectionConfig, lines: Sequence[
             outline=None if chosen.outline is None else chosen.outline[index],
             measure=measure,
             score=None if chosen.score is None else float(chosen.score[index]),
-            predicted_class=int(chosen.predicted_class[index]),
+            predicted_class=None
+            if chosen.predicted_class[index] == NOT_PREDICTED
+            else int(chosen.predicted_class[index]),
             slice="audit" if selection.audit[index] else "selected",
             inclusion_probability=selection.inclusion_probability if selection.audit[index] else None,
             reason=reason,
@@ -291,30 +362,26 @@ def _warnings(
 
 
 def _store(
-    database: Database,
-    report: SelectionReport,
-    config: SelectionConfig,
-    *,
-    round_id: int,
-    run: ScoringRun,
-    images: int,
+    project: Project, database: Database, report: SelectionReport, source: _Source, *, round_id: int
 ) -> None:
     with database.session() as session:
         current = rounds.require(session, "select")
         if current.id != round_id:
             raise NotYourTurn("Another process has finished the round meanwhile.", "Run `segcurate status`.")
+        lock_project(session, project)
+        config, run = source.config, source.run
         queue = Queue(
             round_id=round_id,
             name=report.name,
             kind="selected",
-            run_id=run.id,
+            run_id=None if run is None else run.id,
             strategy=config.strategy,
             unit=config.unit,
             seed=config.seed,
             spec={
                 "selection": config.model_dump(mode="json"),
-                "scorer_hash": run.scorer_hash,
-                "images": images,
+                **({} if run is None else {"scorer_hash": run.scorer_hash}),
+                "images": source.images,
                 "candidates": report.candidates,
                 "by_slice": report.by_slice,
                 "warnings": report.warnings,

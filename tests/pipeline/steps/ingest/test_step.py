@@ -16,7 +16,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import read_image
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import ConfigError, DataError
-from tests.factories import ask, fetch
+from tests.factories import ask, fetch, round_state
 from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder, count_opens
 
 
@@ -162,19 +162,20 @@ def test_a_folder_of_nothing_usable_is_an_error_and_the_reasons_stay(folder: Fol
     assert set(folder.failures()) == {"images/a.png"}
 
 
-def test_without_masks_splits_stay_open_and_no_round_opens(folder: Folder) -> None:
+def test_without_masks_splits_stay_open_and_the_round_without_a_model_opens(folder: Folder) -> None:
     for group in "abcd":
         folder.sequence(group, 2, masks=False)
     report = folder.ingest()
     assert report.splits == {"pool": 8}
     assert "`data.masks` is not set" in report.warnings[0]
-    assert ask(folder.database, rounds.current_round) is None
+    assert round_state(folder.database) == (0, "select")
     for group in "abc":
         folder.mask(f"{group}/f0.png")
     report = folder.ingest()
     assert (report.added, report.labeled_images) == (0, 1)
     assert {split for uri, split in folder.splits().items() if "/d/" in uri} == {"pool"}
     assert report.unmasked == {"test": 1, "calibration": 1}
+    assert round_state(folder.database) == (1, "train")
 
 
 def test_orientation_is_that_of_the_displayed_image_for_image_and_mask(folder: Folder) -> None:
