@@ -5,20 +5,36 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from db.engine import Database
-from db.queries import rounds
+from db.queries import images, rounds
 from db.tables import Image, Label, QueueItem
 from pipeline.errors import UserError
 from pipeline.steps.ingest import initial_labels, step
 from tests.factories import ask, count_rows
 from tests.pipeline.steps.ingest.folder import HELD_OUT, Folder
+from tests.pipeline.steps.ingest.test_splits import TEN
 
 
 class Killed(BaseException):
     """What a kill is to the program: nothing catches it."""
+
+
+def die_at_write(patched: pytest.MonkeyPatch, number: int) -> None:
+    """Let the store die before its transaction of this number that writes."""
+    calls = [0]
+    original = Database.session
+
+    def dying(self: Database, *, write: bool = True, **options: Any):
+        calls[0] += write
+        if write and calls[0] == number:
+            raise Killed
+        return original(self, write=write, **options)
+
+    patched.setattr(Database, "session", dying)
 
 
 @pytest.mark.parametrize("point", [1, 3, 4, 5, 7, 9])
@@ -36,17 +52,8 @@ def test_a_killed_ingest_run_again_ends_as_an_uninterrupted_one(
         (tmp_path / name / "images" / "d" / "bad.png").write_text("x")
         settings = {"splits": {"initial": {"fraction": 0.5, "unit": "region"}}}
         if killed:
-            calls = [0]
-            original = Database.session
-
-            def dying(self: Database, *, write: bool = True, original=original, calls=calls, **options):
-                calls[0] += write
-                if write and calls[0] == point + 2:  # the first one takes the lease
-                    raise Killed
-                return original(self, write=write, **options)
-
             with monkeypatch.context() as patched:
-                patched.setattr(Database, "session", dying)
+                die_at_write(patched, point + 2)  # the first one takes the lease
                 with pytest.raises(Killed):
                     here.ingest(**settings)
         here.ingest(**settings)
@@ -67,6 +74,47 @@ def test_a_killed_ingest_run_again_ends_as_an_uninterrupted_one(
         )
         here.database.close()
     assert outcomes[0] == outcomes[1]
+
+
+def test_an_ingest_that_is_killed_while_a_split_grows_ends_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(name: str) -> Folder:
+        here = Folder(tmp_path / name)
+        here.sequence("s", 30, masks=False)
+        here.mask("s/f0.png")
+        here.ingest(splits=TEN, independent=True)
+        for number in range(1, 30):
+            here.mask(f"s/f{number}.png")
+        return here
+
+    def outcome(here: Folder) -> list[Any]:
+        here.ingest(splits=TEN, independent=True)
+        found = [
+            here.splits(),
+            here.rows(Label.image_id, Label.mask_sha256, Label.version),
+            here.rows(QueueItem.image_id, QueueItem.status),
+            ask(here.database, images.split_versions),
+        ]
+        here.database.close()
+        return found
+
+    expected = outcome(begun("whole"))
+    assert expected[-1]["test"] == 1
+    for point in range(1, 100):
+        here = begun(f"killed at {point}")
+        with monkeypatch.context() as patched:
+            die_at_write(patched, point)
+            try:
+                here.ingest(splits=TEN, independent=True)
+            except Killed:
+                killed = True
+            else:
+                killed = False
+        assert outcome(here) == expected, point
+        if not killed:
+            break
+    assert point > 4  # several transactions, each of them killed
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
