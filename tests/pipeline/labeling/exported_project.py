@@ -107,7 +107,9 @@ def make_exported(root: Path) -> Exported:
     return select_regions(root, truth, classes=classes, cell=32)
 
 
-def select_regions(root: Path, truth: dict[str, Mask], *, classes: dict[str, int], cell: int) -> Exported:
+def select_regions(
+    root: Path, truth: dict[str, Mask], *, classes: dict[str, int], cell: int, tile: int = 64
+) -> Exported:
     """A project of the images that lie in `root`, with a promoted model and a queue of every third cell.
 
     Args:
@@ -117,7 +119,7 @@ def select_regions(root: Path, truth: dict[str, Mask], *, classes: dict[str, int
     made = make_project(
         root,
         data={"masks": "masks", "classes": [{"name": name, "id": id_} for name, id_ in classes.items()]},
-        scoring={"regions": {"cell": cell}, "samples": 2, "workers": 0, "tile": 64, "overlap": 16},
+        scoring={"regions": {"cell": cell}, "samples": 2, "workers": 0, "tile": tile, "overlap": 16},
     )
     project, database = made
     config, folder = project.config, project.workdir / "models" / "r01"

@@ -67,4 +67,4 @@ def make_photo_project(root: Path) -> Exported:
         else:
             Image.fromarray(pixels).save(path)
         write_png((root / "masks" / name).with_suffix(".png"), table[truth[name]])
-    return select_regions(root, truth, classes=CLASSES, cell=64)
+    return select_regions(root, truth, classes=CLASSES, cell=64, tile=256)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 import warnings
 import zipfile
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +35,22 @@ SECONDS = 20
 """More than any of these may take, on a busy machine."""
 
 
+Queue = Callable[[str, Exported], Path]
+"""Writes the queue for a tool into a copy of the project, and returns its folder."""
+
+
 class Attack:
     """An exported project in which one image is labeled already, and a source that a stranger has made."""
 
-    def __init__(self, exported: Exported, folder: Path) -> None:
+    def __init__(self, exported: Exported, folder: Path, queue: Queue) -> None:
         self.exported = exported
         self.folder = folder
-        first = [annotation(exported, GOOD, exported.truth[GOOD], number=1)]
-        import_labels(
-            exported.project, exported.database, source=submitted(exported, folder / "a.json", first)
-        )
         self.before = self._rows()
+        self._queue = queue
 
     def out(self, tool: str) -> tuple[Path, dict[str, str]]:
         """The queue for a tool, and the file stem of each image in it."""
-        out = export(self.exported.project, self.exported.database, to=tool).folder
+        out = self._queue(tool, self.exported)
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
         return out, {line["uri"].removeprefix("images/"): Path(line["image"]).stem for line in lines}
 
@@ -77,11 +81,41 @@ class Attack:
         ]
 
 
+@pytest.fixture(scope="module")
+def labeled_once(exported_once: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The project in which one image is labeled."""
+    root = tmp_path_factory.mktemp("labeled")
+    made = exported_once.copied_to(root / "project")
+    first = [annotation(made, GOOD, made.truth[GOOD], number=1)]
+    import_labels(made.project, made.database, source=submitted(made, root / "a.json", first))
+    made.database.close()
+    return made
+
+
+@pytest.fixture(scope="module")
+def queue(labeled_once: Exported, tmp_path_factory: pytest.TempPathFactory) -> Queue:
+    """A tool's queue is exported once, and copied: no test looks at what an export has written down."""
+
+    @cache
+    def exported(tool: str) -> Path:
+        made = labeled_once.copied_to(tmp_path_factory.mktemp(tool) / "project")
+        folder = export(made.project, made.database, to=tool).folder
+        made.database.close()
+        return folder
+
+    def copied(tool: str, into: Exported) -> Path:
+        source = exported(tool)
+        target = into.project.root / "queues" / source.name
+        return target if target.exists() else Path(shutil.copytree(source, target, symlinks=True))
+
+    return copied
+
+
 @pytest.fixture
-def attack(exported: Exported, tmp_path: Path) -> Attack:
+def attack(labeled_once: Exported, queue: Queue, tmp_path: Path) -> Attack:
     folder = tmp_path / "stranger"
     folder.mkdir()
-    return Attack(exported, folder)
+    return Attack(labeled_once.copied_to(tmp_path / "project"), folder, queue)
 
 
 def refusal_of(attack: Attack, report: ImportReport, stem: str) -> str:
@@ -217,9 +251,9 @@ def test_a_zip_bomb(attack: Attack) -> None:
             if stems[BAD] not in name or "Class" not in name:
                 new.writestr(name, old.read(name))
         with new.open(f"SegmentationClass/{stems[BAD]}.png", "w", force_zip64=True) as member:
-            for _ in range(2048):
-                member.write(bytes(1 << 20))  # two GiB of nothing
-    assert bomb.stat().st_size < 1 << 22
+            for _ in range(512):
+                member.write(bytes(1 << 20))  # half a GiB of nothing
+    assert bomb.stat().st_size < 1 << 20
     report = attack.take(bomb)
     assert any(stems[BAD] in subject for subject, _ in report.rejected)
     assert report.imported + report.unchanged == 1
@@ -365,23 +399,30 @@ try:
 except DataError as error:
     print("refused", error)
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-assert grown < 200_000, grown
-assert time.monotonic() - begun < 100
+assert grown < 150_000, grown
+assert time.monotonic() - begun < 60
 """
 
 
-@pytest.mark.parametrize("tool", ["label-studio", "coco", "coco-panoptic"])
-@pytest.mark.parametrize("kind", ["one text", "one list"])
-def test_json_of_500_mb_costs_no_memory(tmp_path: Path, tool: str, kind: str) -> None:
-    source = tmp_path / "huge.json"
+@pytest.fixture(scope="module", params=["one text", "one list"])
+def huge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """A JSON file of 300 MB, written once for all tools."""
+    source = tmp_path_factory.mktemp("huge") / "huge.json"
+    text = request.param == "one text"
     with source.open("wb") as stream:
-        stream.write(b'{"images": [{"file_name": "' if kind == "one text" else b'{"annotations": [{"rle": [')
-        part = b"a" * (1 << 20) if kind == "one text" else b"1," * (1 << 19)
-        for _ in range(500):
+        stream.write(b'{"images": [{"file_name": "' if text else b'{"annotations": [{"rle": [')
+        part = b"a" * (1 << 20) if text else b"1," * (1 << 19)
+        for _ in range(300):
             stream.write(part)
-        stream.write(b'"}]}' if kind == "one text" else b"1]}]}")
+        stream.write(b'"}]}' if text else b"1]}]}")
+    yield source
+    source.unlink()
+
+
+@pytest.mark.parametrize("tool", ["label-studio", "coco", "coco-panoptic"])
+def test_json_of_300_mb_costs_no_memory(huge: Path, tool: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HUGE, tool, str(source)],
+        [sys.executable, "-c", HUGE, tool, str(huge)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
