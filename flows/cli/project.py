@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pipeline.config import ClassConfig
-    from pipeline.data.mask_survey import MaskSurvey
+    from pipeline.data.mask_survey import MaskSurvey, Proposal
 
 commands = typer.Typer()
 DEMO_STRESSED = 10
@@ -56,7 +56,7 @@ def init(
     """Write a commented configuration. Asks for values that the options do not give."""
     from pipeline.config import IGNORE, ClassConfig
     from pipeline.config.starter import read_label_map, starter_config
-    from pipeline.data.mask_survey import propose
+    from pipeline.data.mask_survey import colors_to_name, propose
     from pipeline.files import atomic_write_bytes
 
     if state.config_file.exists() and not force:
@@ -76,8 +76,12 @@ def init(
         console.print(literal(line))
     names = [part.strip() for part in (classes or "").split(",") if part.strip()]
     ignore_index: Sequence[int] = (IGNORE,)
+    ignore_color: Sequence[tuple[int, int, int]] = ()
     if label_map is not None:
         class_list: Sequence[ClassConfig] = read_label_map(label_map)
+    elif not names and interactive and survey is not None and colors_to_name(survey):
+        proposal = _ask_for_colors(survey)
+        class_list, ignore_color = proposal.classes, proposal.ignore_color
     else:
         if not names and interactive:
             names = _ask_for_classes(survey)
@@ -106,6 +110,7 @@ def init(
         cell=cell,
         neighbours_alike=neighbours_alike,
         ignore_index=ignore_index,
+        ignore_color=ignore_color,
         **({} if survey is None else {"mask_template": survey.template, "image_suffix": survey.suffix}),
     )
     atomic_write_bytes(state.config_file, text.encode())
@@ -202,6 +207,25 @@ def _survey(images: str, masks: str | None) -> MaskSurvey | None:
     except DataError as error:
         console.print(literal(f"The masks were not looked at: {error}"))
         return None
+
+
+def _ask_for_colors(survey: MaskSurvey) -> Proposal:
+    """A name for each colour of the masks."""
+    from pipeline.data.mask_survey import colors_to_name, name_colors
+    from pipeline.data.masks import unpack
+    from pipeline.format import percent
+
+    console.print("Name the class of each colour. An empty answer means: not labeled.")
+    total = sum(survey.colors.values())
+    names: dict[int, str] = {}
+    for color in colors_to_name(survey):
+        question = f"{unpack(color)}, {percent(survey.colors[color] / total)} of the pixels"
+        names[color] = typer.prompt(question, default="", show_default=False).strip()
+    proposal = name_colors(names)
+    if len(proposal.classes) < 2:
+        raise ConfigError("At least two classes are needed.", "Name two colours or more.")
+    _name_once([item.name for item in proposal.classes])
+    return proposal
 
 
 def _ask_for_classes(survey: MaskSurvey | None) -> list[str]:

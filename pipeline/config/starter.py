@@ -79,12 +79,14 @@ def starter_config(
     mask_template: str = "{parent}/{stem}.png",
     image_suffix: str = "",
     ignore_index: Sequence[int] = (IGNORE,),
+    ignore_color: Sequence[tuple[int, int, int]] = (),
 ) -> str:
     """The text of a commented configuration. It is valid.
 
     Args:
         mask_template, image_suffix: of `data`.
         ignore_index: of `data`; a value that is the id of a class is left out.
+        ignore_color: of `data`.
         neighbours_alike: whether images beside each other look alike. Then splits and intervals go by blocks
             of neighbours, otherwise by single images.
 
@@ -109,6 +111,7 @@ def starter_config(
     void = [value for value in ignore_index if value not in ids]
     ignored = void[0] if len(void) == 1 else void
     suffix_line = f"  image_suffix: {_inline(image_suffix)}\n" if image_suffix else ""
+    colors_line = f"  ignore_color: {_inline(list(map(list, ignore_color)))}\n" if ignore_color else ""
     class_lines = "\n".join(f"    - {_inline(_class_entry(item))}" for item in classes)
     text = f"""{HEADER}
 name: {_inline(name)}
@@ -124,7 +127,7 @@ data:
   classes:
 {class_lines}
   ignore_index: {ignored}  # the value in an index mask that means "not labeled"
-  # group_regex: "^(seq[0-9]+)"  # neighbouring frames, one patient, one site: they share a split
+{colors_line}  # group_regex: "^(seq[0-9]+)"  # neighbouring frames, one patient, one site: they share a split
   independent: {_inline(not neighbours_alike)}  # whether images resemble others as much as their neighbours
 
 # Images of calibration and test are never selected or trained on. A split waits until it has `minimum_units`

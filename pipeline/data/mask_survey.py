@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,8 @@ from pipeline.format import count, percent
 MOST_READ = 200
 """Masks that are read, spread over all."""
 
+MOST_NAMED = 40
+"""Colours that a person is asked to name."""
 _MOST_NAMES = 100_000
 _MOST_VALUES = 255
 _LISTED = 12
@@ -83,6 +85,7 @@ class Proposal:
 
     classes: list[ClassConfig]
     ignore_index: list[int]
+    ignore_color: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 def survey_masks(root: Path, *, images: str, masks: str) -> MaskSurvey:
@@ -177,6 +180,23 @@ def propose(survey: MaskSurvey, names: Sequence[str]) -> Proposal:
             for name, id_ in zip(names, ids, strict=True)
         ],
         sorted({IGNORE, *ignored} - set(ids)),
+    )
+
+
+def colors_to_name(survey: MaskSurvey) -> list[int]:
+    """The packed colours that a person can name one by one, the most frequent first; none where the masks
+    have values, or too many colours."""
+    if survey.values or not 2 <= len(survey.colors) <= MOST_NAMED:
+        return []
+    return [color for color, _ in survey.colors.most_common()]
+
+
+def name_colors(names: Mapping[int, str]) -> Proposal:
+    """Classes from the name of each packed colour; one without a name means "not labeled"."""
+    return Proposal(
+        [ClassConfig(name=name, color=unpack(color)) for color, name in names.items() if name],
+        [IGNORE],
+        [unpack(color) for color, name in names.items() if not name],
     )
 
 

@@ -252,6 +252,12 @@ def test_a_class_of_the_id_255_leaves_nothing_ignored(tmp_path: Path) -> None:
     assert load_project(path).config.data.ignore_index == []
 
 
+def test_colours_without_a_class_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "segcurate.yaml"
+    path.write_text(starter(["background", "crack"], ignore_color=[(224, 224, 192)]), encoding="utf-8")
+    assert load_project(path).config.data.ignore_color == [(224, 224, 192)]
+
+
 def test_classes_that_cannot_be_make_no_configuration() -> None:
     with pytest.raises(ConfigError, match="Two classes have the same id"):
         starter(["background", {"name": "crack", "id": 0}])

@@ -265,6 +265,38 @@ def test_damaged_metadata_refuses_no_pixel(
     np.testing.assert_array_equal(read(path), pixels)
 
 
+@pytest.mark.parametrize(
+    ("marker", "damaged"),
+    [
+        (0xE0, b"JFIF\0\x01"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"ICC_PROFILE\0\x05\x02garbage"),
+        (0xEE, b"Adobe"),
+        (0xEE, b"Adobe\0d"),
+        (0xED, b"Photoshop 3.0\x008BIM\x04\x04"),
+        (0xED, b"Photoshop 3.0\x008BIM\x04\x04\xff\xff\xff\xff\xff"),
+    ],
+)
+def test_damaged_segments_of_a_photograph_refuse_no_pixel(
+    tmp_path: Path, marker: int, damaged: bytes
+) -> None:
+    Image.fromarray(noise(9, 11, 3)).save(tmp_path / "a.jpg")
+    expected, content = read(tmp_path / "a.jpg"), (tmp_path / "a.jpg").read_bytes()
+    segment = bytes([0xFF, marker]) + struct.pack(">H", 2 + len(damaged)) + damaged
+    (tmp_path / "b.jpg").write_bytes(content[:2] + segment + content[2:])
+    np.testing.assert_array_equal(read(tmp_path / "b.jpg"), expected)
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_channels_that_lie_one_after_the_other_are_those_of_an_image(
+    tmp_path: Path, photometric: Any
+) -> None:
+    pixels = noise(20, 30, 3)
+    planes = np.moveaxis(pixels, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric=photometric, planarconfig="separate")
+    np.testing.assert_array_equal(read(tmp_path / "a.tif"), pixels)
+
+
 def test_damaged_exif_of_a_webp_means_upright(tmp_path: Path) -> None:
     pixels = noise(9, 11, 3)
     Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0garbage")

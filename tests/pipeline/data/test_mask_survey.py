@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.mask_survey import MaskSurvey, propose, survey_masks
+from pipeline.data.mask_survey import MaskSurvey, colors_to_name, name_colors, propose, survey_masks
+from pipeline.data.masks import pack, unpack
 from pipeline.errors import ConfigError
 
 
@@ -65,6 +66,11 @@ def test_coloured_masks_propose_colours_and_palettes_give_theirs(tmp_path: Path)
         ("background", (0, 0, 0)),
         ("colour 128 64 0", (128, 64, 0)),
     ]
+    survey = surveyed(tmp_path, {"a": colored})
+    assert [unpack(color) for color in colors_to_name(survey)] == [(0, 0, 0), (128, 64, 0)]
+    named = name_colors({0: "", pack((128, 64, 0)): "road", pack((1, 2, 3)): "car"})
+    assert [(item.name, item.color) for item in named.classes] == [("road", (128, 64, 0)), ("car", (1, 2, 3))]
+    assert named.ignore_color == [(0, 0, 0)]
     with pytest.raises(ConfigError, match="The masks are coloured"):
         propose(surveyed(tmp_path, {"a": colored}), ["a", "b"])
     indexed = Image.fromarray(grey(0, 1))
