@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +43,10 @@ db_app = typer.Typer(help="Maintain the database.", no_args_is_help=True)
 
 PROJECT, ROUND, TRUST, LOOK = "Project", "One round, in this order", "Can the uncertainty be trusted?", "Show"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Heatmaps = Annotated[
+    Literal["quarter", "full"] | None,
+    typer.Option("--heatmaps", help="One pixel of a heat map for 4 × 4 of the image, or for each."),
+]
 WARNED = 3
 """The exit code where a part was not done, or some files were not used. A failure has 1."""
 INTERRUPTED = 130

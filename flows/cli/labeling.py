@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, exit_with_warnings, opened_runner, print_next, require_turn
+from flows.cli.app import ROUND, Heatmaps, exit_with_warnings, opened_runner, print_next, require_turn
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -35,6 +35,7 @@ def export(
     url: Url = None,
     queue: Queue = None,
     folder: Annotated[Path | None, typer.Option(help="Instead of a folder below `export.folder`.")] = None,
+    heatmaps: Heatmaps = None,
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Write files only, even if the tool's server is configured.")
     ] = False,
@@ -54,7 +55,7 @@ def export(
         if sends:
             # a missing token is an error before the export
             open_server(runner.project, runner.database, tool, url)
-        report = runner.run(step, queue=queue, folder=folder, to=to)
+        report = runner.run(step, queue=queue, folder=folder, to=to, heatmaps=heatmaps)
         if sends:
             runner.run(push, folder=report.folder, tool=tool, url=url, queue=queue)
         print_next(runner.database)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Json, add_step_command, opened_runner, print_next, require_turn
+from flows.cli.app import ROUND, Heatmaps, Json, add_step_command, opened_runner, print_next, require_turn
 from flows.cli.display import console, print_json
 
 if TYPE_CHECKING:
@@ -29,10 +29,19 @@ _STEPS: tuple[tuple[str, Step | None, str], ...] = (
         "evaluate",
         "Measure the model on held-out images, each number with its interval; promote or refuse it.",
     ),
-    ("score", None, "Score what the promoted model has not scored yet."),
 )
 for _name, _turn, _explanation in _STEPS:
     add_step_command(commands, _name, ROUND, _explanation, turn=_turn)
+
+
+@commands.command(rich_help_panel=ROUND)
+def score(heatmaps: Heatmaps = None) -> None:
+    """Score what the promoted model has not scored yet."""
+    with opened_runner() as runner:
+        from pipeline.steps.score import score as step
+
+        runner.run(step, heatmaps=heatmaps)
+        print_next(runner.database)
 
 
 @commands.command(rich_help_panel=ROUND)

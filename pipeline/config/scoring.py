@@ -38,6 +38,7 @@ _REGION_KEYS = {
 which must not cause all other images to be scored again."""
 
 Resolution = Literal["quarter", "logits", "full"]
+HeatmapSize = Literal["quarter", "full"]
 Sampler = Literal["none", "mc_dropout", "tta", "head_ensemble", "ensemble"]
 
 
@@ -83,6 +84,8 @@ class HeatmapConfig(Section):
     """Which images get heat maps when they are scored."""
     top: Positive = 50
     """With `top`: the images with the highest `entropy`."""
+    size: HeatmapSize = "quarter"
+    """One pixel of a map for 4 × 4 of the image, or for each."""
     two_colour: bool = False
     """Also a picture of `expected_entropy` in orange and `mutual_information` in blue, and these two maps."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.base import FilePath, Positive, Section, Seed
+from pipeline.config.scoring import HeatmapSize
 
 
 class SelectionConfig(Section):
@@ -56,3 +57,5 @@ class ExportConfig(Section):
     images: Literal["link", "copy"] = "link"
     """`link`: a symbolic link to each image, or a copy where links are not possible."""
     overlays: bool = True
+    heatmaps: HeatmapSize = "quarter"
+    """The size of the heat maps of `folder`: one pixel for 4 × 4 of the image, or for each."""

@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from pipeline.config import Section
+from pipeline.data.large_images import Images, bands, window
 
 STATISTICS = ("mean", "std", "min", "max")
 LIGHT = ("brightness", "contrast")
@@ -87,15 +88,17 @@ class InputRange(Section):
         return found
 
 
-def pixel_statistics(image: Tensor) -> Array:
+def pixel_statistics(image: Images) -> Array:
     """Mean, standard deviation, minimum and maximum of each channel: float32 [B, S, K].
 
     >>> pixel_statistics(torch.tensor([[[[0.0, 2.0]]]]))[0, :, 0].tolist()
     [1.0, 1.0, 0.0, 2.0]
 
     Args:
-        image: normalised, float [B, K, H, W].
+        image: normalised, float [B, K, H, W], or large.
     """
+    if not isinstance(image, Tensor):
+        return _by_bands(image)
     std, mean = torch.std_mean(image.float(), dim=(-2, -1), correction=0)
     low, high = image.amin(dim=(-2, -1)), image.amax(dim=(-2, -1))
     return torch.stack([mean, std, low.float(), high.float()], dim=1).cpu().numpy()
@@ -109,3 +112,19 @@ def light(statistics_nSK: Array) -> dict[str, npt.NDArray[np.float64]]:
     """
     rows = [STATISTICS.index("mean"), STATISTICS.index("std")]
     return dict(zip(LIGHT, statistics_nSK[:, rows].mean(axis=2, dtype=np.float64).T, strict=True))
+
+
+def _by_bands(image: Images) -> Array:
+    """As `pixel_statistics`, from sums over bands of rows."""
+    batch, channels, height, width = image.shape
+    total, squares = (torch.zeros(batch, channels, dtype=torch.float64) for _ in range(2))
+    low, high = (torch.full((batch, channels), sign * torch.inf) for sign in (1, -1))
+    for rows in bands(height, batch * channels * width):
+        band = window(image, rows)
+        low, high = torch.minimum(low, band.amin(dim=(-2, -1))), torch.maximum(high, band.amax(dim=(-2, -1)))
+        band = band.double()
+        total += band.sum(dim=(-2, -1))
+        squares += band.square_().sum(dim=(-2, -1))
+    mean = total / (height * width)
+    std = (squares / (height * width) - mean.square()).clamp(min=0).sqrt()
+    return torch.stack([mean.float(), std.float(), low, high], dim=1).numpy()

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.image_info import ImageRef
-from pipeline.data.images import ImageArray, read_image, unit_float
+from pipeline.data.images import ImageArray, read_image
+from pipeline.data.large_images import LARGE, Images, LargeImages, normalised, window
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
 
@@ -39,19 +40,24 @@ class Batch(Generic[Derived]):
     Attributes:
         ids: of the images.
         sizes: (height, width) of each image; all equal.
-        image_BKHW: float32, normalised and resized, channels last in memory.
+        images: resized; float32 [B, K, H, W], normalised, channels last in memory, or `LARGE` ones.
         derived: what `derive` returned for each image; empty without it.
     """
 
     ids: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
-    image_BKHW: Tensor
+    images: Images
     derived: tuple[Derived, ...] = ()
+
+    @property
+    def image_BKHW(self) -> Tensor:
+        """All pixels, float32, normalised and resized, channels last in memory."""
+        return window(self.images)
 
     @property
     def network_size(self) -> tuple[int, int]:
         """Height and width that the network sees."""
-        return self.image_BKHW.shape[-2], self.image_BKHW.shape[-1]
+        return self.images.shape[-2], self.images.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -209,14 +215,16 @@ def _collate(
 ) -> Batch[Derived] | Unreadable:
     if isinstance(group, Unreadable):
         return group
-    unit = unit_float(np.stack([item.pixels for item in group]))
-    unit -= mean
-    unit /= std
-    image = torch.from_numpy(unit).permute(0, 3, 1, 2)
+    first = group[0].pixels
+    pixels = first[None] if len(group) == 1 else np.stack([item.pixels for item in group])
+    images: Images = LargeImages(pixels, mean, std)
+    if first.shape[0] * first.shape[1] < LARGE:
+        image = torch.from_numpy(normalised(pixels, mean, std)).permute(0, 3, 1, 2)
+        images = image.pin_memory() if pin_memory else image
     return Batch(
         ids=tuple(item.ref.id for item in group),
         sizes=tuple((item.ref.height, item.ref.width) for item in group),
-        image_BKHW=image.pin_memory() if pin_memory else image,
+        images=images,
         derived=tuple(derived for item in group for derived in item.derived),
     )
 

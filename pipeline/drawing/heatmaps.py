@@ -41,6 +41,8 @@ EXPECTED_ENTROPY_SPAN = 0.5
 SMALLEST_INFORMATION_SPAN = 0.02
 """Full blue is never less: samples that agree everywhere must not look as if they disagreed somewhere."""
 
+_BAND_ROWS = 128
+"""Rows of an overlay that are mixed at once: floats of a whole photograph would fill the memory."""
 
 # OKLab (Ottosson 2020): linear sRGB to cone responses, and their cube roots to lightness and two hues
 _LINEAR_TO_LMS = np.array(
@@ -184,16 +186,28 @@ def overlay(
         if boxes is not None:
             _outline(plain, boxes, names, outlines)
         return np.asarray(plain)
-    small = Image.fromarray(_unit(map, low=low, high=high))
-    value = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
-    color = _palette()[np.rint(value * 255).astype(np.uint8)].astype(np.float32)
-    muted = 0.65 * image + 0.35 * image.mean(axis=2, dtype=np.float32, keepdims=True)
-    opacity = 0.78 * np.clip(value[:, :, None] / 0.6, 0, 1)
-    blended = muted * (1 - opacity) + color * opacity
-    picture = Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
+    if map.shape != (height, width):
+        small = Image.fromarray(_unit(map, low=low, high=high))
+        value = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+        ends = (0.0, 1.0)
+    else:
+        value, ends = map, (low, high)
+    blended = np.empty_like(image)
+    for start in range(0, height, _BAND_ROWS):
+        rows = slice(start, start + _BAND_ROWS)
+        blended[rows] = _blend(image[rows], _unit(value[rows], low=ends[0], high=ends[1]))
+    picture = Image.fromarray(blended)
     if boxes is not None:
         _outline(picture, boxes, names, outlines)
     return np.concatenate([np.asarray(picture), _scale(width, height, low=low, high=high, title=title)])
+
+
+def _blend(image: RgbImage, value: FloatMap) -> RgbImage:
+    """Some rows of an image under a map [h, w] of 0 to 1."""
+    color = _palette()[np.rint(value * 255).astype(np.uint8)].astype(np.float32)
+    muted = 0.65 * image + 0.35 * image.mean(axis=2, dtype=np.float32, keepdims=True)
+    opacity = 0.78 * np.clip(value[:, :, None] / 0.6, 0, 1)
+    return np.rint(muted * (1 - opacity) + color * opacity).clip(0, 255).astype(np.uint8)
 
 
 def _write_png(path: Path, pixels: npt.NDArray[np.uint8], texts: Mapping[str, str]) -> None:

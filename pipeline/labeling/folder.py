@@ -65,7 +65,7 @@ class FolderWriter(QueueWriter):
         placed = self.write_image(image)
         file = f"{image.name}.png"
         self.queue.labels.write(self.folder / PREMASKS / file, image.mask)
-        has_map = write_map(self.folder / HEATMAPS / file, image)
+        has_map = write_map(self.folder / HEATMAPS / file, image, size=self.queue.heatmaps)
         entry = image.entry(
             self.queue,
             image=placed,

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import HeatmapSize
 from pipeline.data.masks import Mask
 from pipeline.data.remote import ImageFile
 from pipeline.labeling.encoding import LabelMap
@@ -33,6 +34,7 @@ class OutgoingQueue:
         labels: the classes, their ids and colours.
         how: images are linked into the export, or copied.
         overlays: whether pictures of where to look are written.
+        heatmaps: the size of heat maps.
     """
 
     name: str
@@ -44,6 +46,7 @@ class OutgoingQueue:
     labels: LabelMap
     how: Literal["link", "copy"] = "link"
     overlays: bool = True
+    heatmaps: HeatmapSize = "quarter"
 
     @property
     def order(self) -> str:

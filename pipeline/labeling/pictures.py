@@ -7,17 +7,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.config import HeatmapSize
 from pipeline.data.images import as_rgb, encode_png, read_pixels
 from pipeline.drawing.heatmaps import overlay, write_heatmap
 from pipeline.files import atomic_write_bytes
 from pipeline.labeling.outgoing import OutgoingImage
 
 SHRINK = 4
-"""Pixels of the image for one pixel of a stored map, in both directions."""
+"""Pixels of the image for one pixel of a small map, in both directions."""
 
 
-def write_map(path: Path, image: OutgoingImage) -> bool:
-    """Write the image's map as a grey PNG of a quarter of its resolution: 0 to 255 for 0 to 1.
+def write_map(path: Path, image: OutgoingImage, *, size: HeatmapSize = "quarter") -> bool:
+    """Write the image's map as a grey PNG, 0 to 255 for 0 to 1, of a quarter of its resolution or in full.
 
     Returns:
         False where it has none.
@@ -27,9 +28,11 @@ def write_map(path: Path, image: OutgoingImage) -> bool:
     """
     if image.map is None:
         return False
-    size = (-(-image.width // SHRINK), -(-image.height // SHRINK))
-    small = cv2.resize(image.map, size, interpolation=cv2.INTER_AREA)
-    write_heatmap(path, small.astype(np.float32, copy=False), measure=image.title, low=0, high=1)
+    shown = image.map
+    if size == "quarter":
+        shrunk = (-(-image.width // SHRINK), -(-image.height // SHRINK))
+        shown = cv2.resize(shown, shrunk, interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
+    write_heatmap(path, shown, measure=image.title, low=0, high=1)
     return True
 
 

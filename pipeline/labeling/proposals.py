@@ -20,7 +20,8 @@ from pipeline.data.image_info import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
-from pipeline.uncertainty.measures import entropy
+from pipeline.uncertainty.measures import entropy, predicted_class
+from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.served_model import ServedModel
 
 
@@ -59,17 +60,30 @@ def propose(
             yield batch
             continue
         image_id = batch.ids[0]
-        prediction = model.predictor.predict(batch.image_BKHW)
-        probability_CHW = prediction.at(prediction.probability, batch.sizes[0])[0]
-        if label_of is None:
-            yield _of_model(image_id, probability_CHW)
-            continue
         try:
-            label = label_of(image_id)
+            label = None if label_of is None else label_of(image_id)
         except DataError as error:
             yield Unreadable(id=image_id, path=paths[image_id], reason=str(error))
+            continue
+        prediction = model.predictor.predict(batch.images)
+        proposal = _proposal(image_id, prediction, batch.sizes[0], label)
+        del batch, prediction, label  # a large image's take much memory, which the caller may need
+        yield proposal
+
+
+def _proposal(image_id: int, prediction: Prediction, size: tuple[int, int], label: Mask | None) -> Proposal:
+    """The proposal from a prediction, made in bands of rows."""
+    mask = np.empty(size, dtype=np.uint8) if label is None else label
+    shown = np.empty(size, dtype=np.float32)
+    for rows, probability_BChW in prediction.bands(prediction.probability, size):
+        probability = probability_BChW[0]
+        if label is None:
+            mask[rows] = predicted_class(probability).cpu().numpy()
+            shown[rows] = entropy(probability).cpu().numpy()
         else:
-            yield _of_label(image_id, probability_CHW, label)
+            shown[rows] = _doubt(probability, label[rows]).cpu().numpy()
+    title = "entropy" if label is None else "doubt of the label"
+    return Proposal(image_id=image_id, mask=mask, map=shown, title=title)
 
 
 def empty_proposals(images: Sequence[ImageRef]) -> Iterator[Proposal]:
@@ -79,22 +93,9 @@ def empty_proposals(images: Sequence[ImageRef]) -> Iterator[Proposal]:
         yield Proposal(image_id=image.id, mask=mask, map=None, title="")
 
 
-def _of_model(image_id: int, probability: Tensor) -> Proposal:
-    return Proposal(
-        image_id=image_id,
-        mask=probability.argmax(dim=0).to("cpu").numpy().astype(np.uint8),
-        map=entropy(probability).to("cpu").numpy(),
-        title="entropy",
-    )
-
-
-def _of_label(image_id: int, probability: Tensor, label: Mask) -> Proposal:
+def _doubt(probability: Tensor, label: Mask) -> Tensor:
+    """1 − p of the labeled class [H, W], 0 where there is none."""
     index = torch.from_numpy(label).to(probability.device).long()
     known = index != IGNORE
     given = probability.gather(0, index.where(known, 0)[None])[0]
-    return Proposal(
-        image_id=image_id,
-        mask=label,
-        map=(1 - given).where(known, 0).to("cpu").numpy(),
-        title="doubt of the label",
-    )
+    return (1 - given).where(known, 0)

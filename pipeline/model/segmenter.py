@@ -252,8 +252,11 @@ class Segmenter(nn.Module):
 
     def pad(self, image: Tensor) -> Tensor:
         """Repeat the last row and column of [B, K, H, W] until `trunk` takes it; the image stays top left."""
-        height, width = self.padded_size(image.shape[-2], image.shape[-1])
-        below, right = height - image.shape[-2], width - image.shape[-1]
+        return self.pad_to(image, self.padded_size(image.shape[-2], image.shape[-1]))
+
+    def pad_to(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same until [B, K, H, W] have `size`."""
+        below, right = size[0] - image.shape[-2], size[1] - image.shape[-1]
         if below == 0 and right == 0:
             return image
         return functional.pad(image, (0, right, 0, below), mode="replicate")

@@ -20,6 +20,7 @@ from db.queries import scores as score_queries
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
 from pipeline.calibration.calibrators import Calibrators
+from pipeline.config import HeatmapSize
 from pipeline.data.labels import compose_labels
 from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
@@ -127,6 +128,7 @@ def export(
     queue: str | None = None,
     folder: Path | None = None,
     to: str | None = None,
+    heatmaps: HeatmapSize | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Write a queue as a folder in a labeling tool's format, completely or not at all.
@@ -143,6 +145,7 @@ def export(
             followed by the tool's unless that is `folder`. An earlier export there is replaced, unless files
             were added to it.
         to: the tool's name; `labeling.tool` by default.
+        heatmaps: instead of `export.heatmaps`.
 
     Raises:
         NotYourTurn: no queue has been selected.
@@ -160,7 +163,7 @@ def export(
     clicks: dict[int, float] = {}
     total = len(work.images)
     with atomic_folder(target) as fresh:
-        writer = tool.writer(fresh, _outgoing_queue(project, work))
+        writer = tool.writer(fresh, _outgoing_queue(project, work, heatmaps))
         for done, proposal in enumerate(_proposals(project, work)):
             progress("export", done, total)
             queued = work.images[proposal.image_id if isinstance(proposal, Proposal) else proposal.id]
@@ -288,7 +291,7 @@ def _newest_addition(target: Path) -> Path | None:
     return next((path for path in files if path.stat().st_mtime > written + _SAME_MOMENT), None)
 
 
-def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
+def _outgoing_queue(project: Project, work: _Work, heatmaps: HeatmapSize | None) -> OutgoingQueue:
     return OutgoingQueue(
         name=work.queue.name,
         round=work.round_number,
@@ -299,6 +302,7 @@ def _outgoing_queue(project: Project, work: _Work) -> OutgoingQueue:
         labels=LabelMap(project.config.data),
         how=project.config.export.images,
         overlays=project.config.export.overlays,
+        heatmaps=heatmaps or project.config.export.heatmaps,
     )
 
 

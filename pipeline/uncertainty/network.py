@@ -8,6 +8,7 @@ of an ensemble are resampled to the same positions before they are summed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Resolution
+from pipeline.data.large_images import bands
 from pipeline.model.segmenter import Lattice, Segmenter, Trunk
 from pipeline.regions.shapes import CellBounds
 
@@ -123,18 +125,40 @@ class ScoringNetwork:
             places: of the cells, where these are not the network's own, such as those of blended tiles.
         """
         if places is not None:
-            rows, columns = (torch.arange(side, dtype=torch.float64) for side in network_size)
-            maps = resample(maps, places, (rows, columns))
-        elif self.cell > 1:
-            # The network aligns the corners of its padded image
-            rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
-            missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
-            maps = functional.pad(maps, missing, mode="replicate")
-            maps = self.segmenter.upsample(_fill(maps, self.lattice))
-        maps = maps[..., : network_size[0], : network_size[1]]
+            maps = resample(maps, places, _pixels(network_size))
+        else:
+            maps = self._upsampled(maps, network_size)
         if size != network_size:
             maps = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         return maps
+
+    def enlarged_bands(
+        self,
+        maps: Tensor,
+        *,
+        network_size: tuple[int, int],
+        size: tuple[int, int],
+        places: Places | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """As `enlarge`, but in bands of rows [B, C, rows, W], each with its place."""
+        if places is None:  # no larger than a tile
+            maps, places = self._upsampled(maps, network_size), _pixels(network_size)
+        batch, channels = maps.shape[:2]
+        columns = _scaled(size[1], network_size[1])
+        for rows in bands(size[0], batch * channels * size[1]):
+            target = _scaled(size[0], network_size[0])[rows]
+            low = max(0, int(torch.searchsorted(places[0], target[0], right=True)) - 1)
+            high = int(torch.searchsorted(places[0], target[-1])) + 1
+            if size == network_size:
+                yield (
+                    rows,
+                    resample(maps[..., low:high, :], (places[0][low:high], places[1]), (target, columns)),
+                )
+                continue
+            pixels = torch.arange(int(target[0]), int(target[-1]) + 2, dtype=torch.float64)
+            pixels = pixels[pixels < network_size[0]]
+            between = (pixels, _pixels(network_size)[1])
+            yield rows, resample(resample(maps, places, between), between, (target, columns))
 
     def taps(self, axis: int, places: Tensor, *, blended: bool, network_length: int, length: int) -> Taps:
         """How `enlarge` makes the pixels of one side from the cells, which it interpolates linearly.
@@ -166,6 +190,16 @@ class ScoringNetwork:
             cells=nearest.round().long().clamp(0, cells - 1),
             weights=(weights / weights.sum(dim=1, keepdim=True)).float(),
         )
+
+    def _upsampled(self, maps: Tensor, network_size: tuple[int, int]) -> Tensor:
+        """Maps at the network's own cells as maps at each pixel of its image."""
+        if self.cell > 1:
+            # The network aligns the corners of its padded image
+            rows, columns = (side // self.cell for side in self.segmenter.padded_size(*network_size))
+            missing = (0, columns - maps.shape[-1], 0, rows - maps.shape[-2])
+            maps = functional.pad(maps, missing, mode="replicate")
+            maps = self.segmenter.upsample(_fill(maps, self.lattice))
+        return maps[..., : network_size[0], : network_size[1]]
 
     def _trunk(self, image: Tensor) -> Trunk:
         """The trunk in float32, computed with autocast on CUDA."""
@@ -222,6 +256,18 @@ def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
         before, after = (maps.index_select(axis - 2, side.to(maps.device)) for side in (left, right))
         maps = torch.lerp(before, after, share.to(maps)[:, None] if axis == 0 else share.to(maps))
     return maps
+
+
+def _pixels(size: tuple[int, int]) -> Places:
+    """The positions of an image's own pixels."""
+    rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
+    return rows, columns
+
+
+def _scaled(length: int, network_length: int) -> Tensor:
+    """Where the pixels of a side lie in the network's image, which covers the same side."""
+    places = (torch.arange(length, dtype=torch.float64) + 0.5) * (network_length / length) - 0.5
+    return places.clamp_(0, network_length - 1)
 
 
 def same_places(first: Places, second: Places) -> bool:

@@ -7,7 +7,7 @@ Legend: B batch, K image channels, H W image size, C classes, T samples, h w siz
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Measure, ScoringConfig
+from pipeline.data.large_images import Images, bands, window
 from pipeline.errors import UserError
 from pipeline.model.segmenter import Segmenter
 from pipeline.regions.shapes import CellBounds
@@ -27,6 +28,8 @@ from pipeline.uncertainty.tiling import TiledSide, tiled_side
 
 CPU_BATCH = 2
 """Images in a batch on the CPU. Larger batches exceed its caches: 8 images at once take 50 % longer."""
+CPU_PIXELS = 1_500_000
+"""Pixels in a batch on the CPU: the activations of two tiles of 1024² take a gigabyte."""
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +42,31 @@ class Prediction:
         logits: deterministic and uncalibrated [B, C, h, w].
         probability: calibrated [B, C, h, w]: the mean over samples, or `deterministic_probability` with
             sampler `none`.
-        deterministic_probability: calibrated softmax of `logits` [B, C, h, w].
         expected_entropy: mean over samples of H / ln C [B, h, w]; None with sampler `none`.
         votes: share of the samples whose argmax is the class [B, C, h, w]; None with sampler `none`.
         places: of the cells, in the network's image.
         bounds: the pixels of the network's image that are nearest to each cell.
         enlarge: maps [B, C, h, w] as [B, C, *size], by the network's own upsampling.
+        enlarged_bands: the same in bands of rows.
+        calibrate: the deterministic calibrator, of logits.
     """
 
     logits: Tensor
     probability: Tensor
-    deterministic_probability: Tensor
     expected_entropy: Tensor | None
     votes: Tensor | None
     places: Places
     bounds: CellBounds
     enlarge: Callable[..., Tensor] = field(repr=False)
+    enlarged_bands: Callable[..., Iterator[tuple[slice, Tensor]]] = field(repr=False)
+    calibrate: Callable[[Tensor], Tensor] = field(repr=False)
+
+    @property
+    def deterministic_probability(self) -> Tensor:
+        """Calibrated softmax of `logits` [B, C, h, w]."""
+        if self.expected_entropy is None:
+            return self.probability
+        return self.calibrate(self.logits).softmax(dim=-3)
 
     @torch.inference_mode()
     def at(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -62,13 +74,27 @@ class Prediction:
         part of the batch."""
         return self.enlarge(maps, size=size)
 
+    @torch.inference_mode()
+    def bands(self, maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+        """As `at`, but in bands of rows [B, C, rows, W], each with its place: a large image takes little
+        memory."""
+        yield from self.enlarged_bands(maps, size=size)
+
     def measures(self) -> dict[Measure, Tensor]:
         """Every measure that the sampler allows, [B, h, w] each, in the order of `MEASURES`."""
+        batch, classes, height, width = self.logits.shape
+        parts = [self.measures_of(rows) for rows in bands(height, batch * classes * width)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
+
+    def measures_of(self, rows: slice) -> dict[Measure, Tensor]:
+        """The same of some rows of cells."""
         return measure_maps(
-            logits=self.logits,
-            probability=self.probability,
-            expected_entropy=self.expected_entropy,
-            votes=self.votes,
+            logits=self.logits[..., rows, :],
+            probability=self.probability[..., rows, :],
+            expected_entropy=None if self.expected_entropy is None else self.expected_entropy[..., rows, :],
+            votes=None if self.votes is None else self.votes[..., rows, :],
         )
 
     def without_samples(self) -> Prediction:
@@ -132,8 +158,9 @@ class Predictor:
         )
         self.batch_size = scoring.batch_size if device.type != "cpu" else min(scoring.batch_size, CPU_BATCH)
 
-    def predict(self, image: Tensor) -> Prediction:
-        """Predict normalised images, float32 [B, K, H, W] on any device; the maps lie on the predictor's.
+    def predict(self, image: Images) -> Prediction:
+        """Predict normalised images, float32 [B, K, H, W] on any device, or large ones; the maps lie on the
+        predictor's device.
 
         Raises:
             UserError: a single image, or tile, does not fit into the device's memory.
@@ -141,38 +168,40 @@ class Predictor:
         return self.predict_each(image, [self.calibrators])[0]
 
     @torch.inference_mode()
-    def predict_each(self, image: Tensor, calibrators: Sequence[Calibrators]) -> list[Prediction]:
+    def predict_each(self, image: Images, calibrators: Sequence[Calibrators]) -> list[Prediction]:
         """As `predict`, for each pair of calibrators, with one trunk and one set of samples for all."""
         tiled = max(image.shape[-2:]) > self.scoring.tile
         if tiled:
-            parts = [self._tiled(single, calibrators) for single in image.split(1)]
-            sums = _concatenate(parts)
+            singles = image.split(1) if isinstance(image, Tensor) else image.split()
+            sums = _concatenate([self._tiled(single, calibrators) for single in singles])
         else:
-            sums = self._whole(image, calibrators)
+            sums = self._whole(window(image), calibrators)
         size = image.shape[-2], image.shape[-1]
         places = self.places(*size)
         bounds = cell_bounds(places, size)
         height, width = (len(side) for side in places)
         logits = sums.logits[..., :height, :width]
-        enlarge = partial(self.network.enlarge, network_size=size, places=places if tiled else None)
+        drawn = {"network_size": size, "places": places if tiled else None}
         predictions: list[Prediction] = []
         for index, pair in enumerate(calibrators):
-            deterministic = pair.deterministic(logits).softmax(dim=-3)
-            probability, expected_entropy, votes = deterministic, None, None
             if sums.sampled:
                 probability, expected_entropy, votes = (
                     maps[..., :height, :width] for maps in sums.sampled[index]
                 )
+            else:
+                probability = pair.deterministic(logits).softmax(dim=-3)
+                expected_entropy, votes = None, None
             predictions.append(
                 Prediction(
                     logits=logits,
                     probability=probability,
-                    deterministic_probability=deterministic,
                     expected_entropy=expected_entropy,
                     votes=votes,
                     places=places,
                     bounds=bounds,
-                    enlarge=enlarge,
+                    enlarge=partial(self.network.enlarge, **drawn),
+                    enlarged_bands=partial(self.network.enlarged_bands, **drawn),
+                    calibrate=pair.deterministic,
                 )
             )
         return predictions
@@ -218,6 +247,8 @@ class Predictor:
     def _whole(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
         """Predict in parts that fit into the device's memory."""
         size = min(image.shape[0], self.batch_size)
+        if self.device.type == "cpu":
+            size = max(1, min(size, CPU_PIXELS // (image.shape[-2] * image.shape[-1])))
         while True:
             try:
                 return _concatenate([self._forward(part, calibrators) for part in image.split(size)])
@@ -245,23 +276,31 @@ class Predictor:
             )
         return _Sums(logits=forward.logits, sampled=sampled)
 
-    def _tiled(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
+    def _tiled(self, image: Images, calibrators: Sequence[Calibrators]) -> _Sums:
         """One image [1, K, H, W], tile by tile."""
         cell = self.cell
         rows, columns = self.tiles(image.shape[-2], image.shape[-1])
-        image = self.segmenter.pad(image)
+        height, width = self.segmenter.padded_size(image.shape[-2], image.shape[-1])
         places = [
             (y, x, row[:, None] * column)
             for y, row in zip(rows.origins, rows.weights.to(self.device), strict=True)
             for x, column in zip(columns.origins, columns.weights.to(self.device), strict=True)
         ]
         total: _Sums | None = None
-        for start in range(0, len(places), self.scoring.batch_size):
-            some = places[start : start + self.scoring.batch_size]
-            tiles = torch.cat([image[..., y : y + rows.size, x : x + columns.size] for y, x, _ in some])
-            sums = self._whole(tiles, calibrators)
+        start = 0
+        while start < len(places):
+            some = places[start : start + self.batch_size]
+            start += len(some)
+            tiles = [
+                self.segmenter.pad_to(
+                    window(image, slice(y, y + rows.size), slice(x, x + columns.size)),
+                    (rows.size, columns.size),
+                )
+                for y, x, _ in some
+            ]
+            sums = self._whole(torch.cat(tiles), calibrators)
             if total is None:
-                total = _blank(sums, height=image.shape[-2] // cell, width=image.shape[-1] // cell)
+                total = _blank(sums, height=height // cell, width=width // cell)
             for index, (y, x, weight) in enumerate(some):
                 _paint(total, sums, index, y=y // cell, x=x // cell, weight=weight)
         if total is None:

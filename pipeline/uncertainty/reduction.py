@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Measure, RegionConfig
+from pipeline.data.large_images import bands
 from pipeline.regions.shapes import CellBounds, CellShares, Regions, box_regions
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
@@ -140,25 +141,31 @@ def reduce_regions(
     Args:
         class_shares: [C], the share of each class in the training labels.
     """
-    maps = prediction.measures()
-    classes = prediction.logits.shape[1]
-    predicted = predicted_class(prediction.probability)
-    votes = predicted[:, None] == torch.arange(classes, device=predicted.device)[:, None, None]
-    stacked = torch.cat([torch.stack(list(maps.values()), dim=1), votes.float()], dim=1)
-    sums = grid.rows @ stacked @ grid.columns.T
+    batch, classes, height, width = prediction.logits.shape
+    index = torch.arange(classes, device=prediction.logits.device)[:, None, None]
+    sums = prediction.logits.new_zeros(())
+    entropies: list[Tensor] = []
+    names: tuple[Measure, ...] = ()
+    for rows in bands(height, batch * classes * width):
+        maps = prediction.measures_of(rows)
+        names = tuple(maps)
+        votes = predicted_class(prediction.probability[..., rows, :])[:, None] == index
+        stacked = torch.cat([torch.stack(list(maps.values()), dim=1), votes.float()], dim=1)
+        sums = sums + grid.rows[:, rows] @ stacked @ grid.columns.T
+        entropies.append(maps["entropy"])
     areas = (grid.rows.sum(dim=1)[:, None] * grid.columns.sum(dim=1)).flatten()
     sums = sums.flatten(2).transpose(1, 2)
-    means = sums[..., : len(maps)] / areas[:, None]
-    histogram = sums[..., len(maps) :]
+    means = sums[..., : len(names)] / areas[:, None]
+    histogram = sums[..., len(names) :]
     shares = histogram / areas[:, None]
     impurity = torch.special.entr(shares).sum(dim=-1).clamp_(min=0) / log(classes)
-    top = _top_mean(maps["entropy"], grid)
+    top = _top_mean(torch.cat(entropies, dim=-2), grid)
     ranked = torch.cat([impurity[..., None], means, top[..., None]], dim=-1)
     image_shares = histogram.sum(dim=1) / areas.sum()
     best = ranked.topk(ceil(TOP_REGIONS * ranked.shape[1]), dim=1).values.mean(dim=1)
     return Reduction(
-        shapes=[grid.regions] * len(predicted),
-        measures=tuple(maps),
+        shapes=[grid.regions] * batch,
+        measures=names,
         regions=torch.cat([_classes(shares, class_shares), ranked], dim=-1),
         images=torch.cat([_classes(image_shares, class_shares), best], dim=-1),
         stratified=class_shares is not None,
@@ -187,8 +194,8 @@ def reduce_shapes(
     areas = _scattered(area, region, total)
     # Rows without a region have no area: their numbers are dropped, and must only be finite
     divisor = areas.clamp(min=torch.finfo(torch.float64).tiny)
-    values = torch.stack(list(maps.values()), dim=-1).flatten(0, 2)[cell].double()
-    means = _scattered(values * area[:, None], region, total) / divisor[:, None]
+    sums = [_scattered(plane.flatten()[cell].double() * area, region, total) for plane in maps.values()]
+    means = torch.stack(sums, dim=-1) / divisor[:, None]
     predicted = predicted_class(prediction.probability).flatten()[cell]
     histogram = _scattered(area, region * classes + predicted, total * classes).view(total, classes)
     shares = histogram / divisor[:, None]

@@ -46,7 +46,7 @@ from pipeline.uncertainty.served_model import ServedModel
 BATCHES_AHEAD = 4
 """Finished batches that may wait for the sink."""
 HEATMAP_SHRINK = 4
-"""Image pixels a pixel of a heat map, along one side."""
+"""Image pixels a pixel of a small heat map, along one side."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _score_batch(
 
     The writer's thread computes segments, on the host, after the device has finished.
     """
-    prediction = predictor.predict(batch.image_BKHW)
+    prediction = predictor.predict(batch.images)
     maps: dict[str, Tensor] = {}
     if heatmaps is not None:
         class_map = predictor.calibrators.class_map
@@ -157,11 +157,11 @@ def _score_batch(
 def _predicted_classes(prediction: Prediction, batch: Batch[CellShares]) -> Tensor:
     """The predicted mask of each image at the image's own size: uint8 or int16 [B, H, W] on the device."""
     kind = torch.uint8 if prediction.probability.shape[1] <= 256 else torch.int16
-    masks = [  # one by one: the probabilities of a whole batch at full size would fill the memory
-        predicted_class(prediction.at(probability, batch.sizes[0])).to(kind)
-        for probability in prediction.probability.split(1)
+    masks = [
+        predicted_class(probability).to(kind)
+        for _, probability in prediction.bands(prediction.probability, batch.sizes[0])
     ]
-    return torch.cat(masks)
+    return torch.cat(masks, dim=-2)
 
 
 def _reduce_segments(
@@ -184,13 +184,19 @@ def _reduce_segments(
 def make_heatmaps(
     prediction: Prediction, heatmaps: HeatmapConfig, *, class_map: str, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Maps [B, H/4, W/4] by name: the configured measures, then `<class_map>_<class>` where configured."""
+    """Maps [B, H/4, W/4] by name, [B, H, W] with `size: full`: the configured measures, then
+    `<class_map>_<class>` where configured."""
     maps = prediction.measures()
     needed: dict[str, Tensor] = {name: maps[name] for name in heatmaps.maps if name in maps}
     if heatmaps.per_class:
         for index, plane in enumerate(prediction.probability.unbind(dim=1)):
             needed[f"{class_map}_{index}"] = plane
-    size = [ceil(side / HEATMAP_SHRINK) for side in image_size]
+    size = heatmap_size(image_size, heatmaps)
+    if size == image_size:
+        return {
+            name: torch.cat([part[:, 0] for _, part in prediction.bands(plane[:, None], image_size)], dim=-2)
+            for name, plane in needed.items()
+        }
     network = prediction.bounds.rows[-1], prediction.bounds.columns[-1]
     if network == maps["entropy"].shape[-2:]:  # a cell a pixel
         return {
@@ -206,12 +212,20 @@ def make_heatmaps(
     return {name: resample(plane, prediction.places, (rows, columns)) for name, plane in needed.items()}
 
 
+def heatmap_size(image_size: tuple[int, int], heatmaps: HeatmapConfig) -> tuple[int, int]:
+    """Height and width of the heat maps of an image of this height and width."""
+    height, width = image_size
+    if heatmaps.size == "full":
+        return height, width
+    return ceil(height / HEATMAP_SHRINK), ceil(width / HEATMAP_SHRINK)
+
+
 def _hand_over(
     sink: Sink, batch: Batch[CellShares], reduce: Callable[[], Reduction], maps: dict[str, Tensor]
 ) -> None:
     """Wait for the device, in the writer's thread, and give the sink one image after another."""
     planes = {name: plane.cpu().numpy() for name, plane in maps.items()}
-    pixels = pixel_statistics(batch.image_BKHW)
+    pixels = pixel_statistics(batch.images)
     for index, (image_id, (regions, image)) in enumerate(zip(batch.ids, reduce().columns(), strict=True)):
         heatmaps = {name: plane[index] for name, plane in planes.items()}
         sink(ScoredImage(id=image_id, regions=regions, image=image, pixels=pixels[index], heatmaps=heatmaps))

@@ -7,7 +7,7 @@ does all three on this machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +17,15 @@ from db.engine import Database
 from db.queries import rounds as round_queries
 from db.queries import runs, scores
 from db.queries import shards as shard_queries
+from db.queries.images import ImageRow
 from db.queries.leases import owners, store_time
 from pipeline import rounds
-from pipeline.config import RegionConfig
+from pipeline.config import HeatmapSize, RegionConfig
+from pipeline.data.images import probe_image
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.drawing.heatmaps import TWO_COLOUR
+from pipeline.errors import DataError
 from pipeline.files import sweep
 from pipeline.leases import alone, dead_owners
 from pipeline.progress import Progress, silent
@@ -33,7 +36,7 @@ from pipeline.steps.score.region_maps import changed_maps, maps_folder
 from pipeline.steps.score.reordering import measure_reordering, reordering_line
 from pipeline.steps.score.scorer import Scorer, open_scorer
 from pipeline.steps.score.writer import ScoringTotals, heatmap_folder, outlier_line, write_heatmaps
-from pipeline.uncertainty.scoring import ScoredImage, score_images
+from pipeline.uncertainty.scoring import ScoredImage, heatmap_size, score_images
 
 MOST_SHOWN = 10
 ONLY_HERE = "`scale.engine: ray` is for the flows: this command has scored on this machine only."
@@ -93,7 +96,12 @@ class ScoreReport(ScoringTotals):
 
 
 def score(
-    project: Project, database: Database, *, any_time: bool = False, progress: Progress = silent
+    project: Project,
+    database: Database,
+    *,
+    any_time: bool = False,
+    heatmaps: HeatmapSize | None = None,
+    progress: Progress = silent,
 ) -> ScoreReport:
     """Score every pool image that this scorer has not scored yet; killed and run again, it goes on.
 
@@ -103,6 +111,8 @@ def score(
 
     Args:
         any_time: score whatever the round's next step is; the round goes on only if this is it.
+        heatmaps: instead of `scoring.heatmaps.size`; the maps of the most uncertain images are made again
+            where they have another size.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -112,6 +122,11 @@ def score(
     if not any_time:
         with database.session(write=False) as session:
             rounds.require(session, "score")
+    if heatmaps is not None:
+        scoring = project.config.scoring
+        drawn = scoring.heatmaps.model_copy(update={"size": heatmaps})
+        config = {"scoring": scoring.model_copy(update={"heatmaps": drawn})}
+        project = replace(project, config=project.config.model_copy(update=config))
     scorer = open_scorer(project, database)
     plan = plan_scoring(project, database, scorer=scorer)
     totals = score_on_devices(project, database, run_id=plan.run_id, scorer=scorer, progress=progress)
@@ -218,7 +233,7 @@ def _top_heatmaps(
         project.ref(row)
         for row, uris in top
         if not needed <= set(uris or {})
-        or not all(project.path(uri).is_file() for uri in (uris or {}).values())
+        or not all(_is_drawn(project, uri, row) for uri in (uris or {}).values())
     ]
     written: dict[int, dict[str, str]] = {}
 
@@ -234,3 +249,16 @@ def _top_heatmaps(
         heatmaps=scoring.heatmaps,
     )
     return written
+
+
+def _is_drawn(project: Project, uri: str, image: ImageRow) -> bool:
+    """Whether a heat map is there, at the size that is wanted or at the image's own."""
+    path = project.path(uri)
+    if not path.is_file():
+        return False
+    full = image.height, image.width
+    try:
+        info = probe_image(path, max_pixels=full[0] * full[1])
+    except DataError:
+        return False
+    return (info.height, info.width) in (full, heatmap_size(full, project.config.scoring.heatmaps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ MOST_OUTLIERS = 1000
 
 @dataclass
 class _OpenShard:
-    """A claimed shard: its images, and those that are scored or unreadable so far."""
+    """A claimed shard: its images, those that are scored or unreadable so far, and the URIs of their maps."""
 
     shard: PlannedShard
     refs: dict[int, ImageRef]
     scored: list[ScoredImage] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
+    heatmaps: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class ShardWriter:
         if isinstance(item, Unreadable):
             opened.unreadable.append(item)
         else:
-            opened.scored.append(item)
+            # Maps are written one image after the other: those of a shard would fill the memory
+            opened.heatmaps[item.id] = write_heatmaps(self.project, self.run_id, item)
+            opened.scored.append(replace(item, heatmaps={}))
         if len(opened.scored) + len(opened.unreadable) == len(opened.refs):
             self._commit(opened)
 
@@ -103,7 +106,7 @@ class ShardWriter:
         opened.scored.sort(key=lambda item: item.id)
         keep = self.project.config.scoring.keep_regions
         kept = [keep_regions(item.regions, keep) for item in opened.scored]
-        heatmaps = [write_heatmaps(self.project, self.run_id, item) or None for item in opened.scored]
+        heatmaps = [opened.heatmaps[item.id] or None for item in opened.scored]
         images = _columns([(item.id, item.image) for item in opened.scored])
         for region_only in ("region_index", "x", "y", "w", "h", "outline"):
             images.pop(region_only, None)

@@ -42,12 +42,13 @@ def prediction_of(height: int, width: int, cell: int, *, batch: int = 2, samples
     return Prediction(
         logits=logits,
         probability=probability,
-        deterministic_probability=logits.softmax(dim=1),
         expected_entropy=torch.rand(batch, *size[2:], generator=generator) if samples else None,
         votes=torch.rand(size, generator=generator) if samples else None,
         places=(torch.arange(size[2]).double() * cell, torch.arange(size[3]).double() * cell),
         bounds=even_bounds(height, width, cell),
         enlarge=lambda maps, **_: maps,
+        enlarged_bands=lambda maps, **_: iter([(slice(None), maps)]),
+        calibrate=lambda maps: maps,
     )
 
 

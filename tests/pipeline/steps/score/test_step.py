@@ -317,6 +317,10 @@ def test_the_most_uncertain_images_have_heat_maps_and_lost_ones_come_back(tmp_pa
     project.path(uri).unlink()
     assert score(project, database).images == 0
     assert project.path(uri).read_bytes() == before
+    score(project, database, heatmaps="full")
+    assert read_heatmap(project.path(uri)).values.shape == (64, 64)
+    score(project, database)
+    assert read_heatmap(project.path(uri)).values.shape == (64, 64)
 
 
 def test_heat_maps_of_samples_need_samples(tmp_path: Path) -> None:

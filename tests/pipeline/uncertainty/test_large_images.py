@@ -1,0 +1,128 @@
+"""Large images: as decoded, in windows and in bands of rows, with the same numbers in little memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import RegionConfig
+from pipeline.data import large_images
+from pipeline.data.input_range import pixel_statistics
+from pipeline.data.large_images import LargeImages
+from pipeline.uncertainty.predictor import Prediction, Predictor
+from pipeline.uncertainty.reduction import reduce_regions, region_grid
+from tests.pipeline.model.test_segmenter import tiny
+from tests.pipeline.uncertainty.test_fast_path import CPU, predictor_of
+
+MEAN, STD = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.25, 0.3], np.float32)
+
+
+def photograph(height: int, width: int, *, kind: type = np.uint8) -> LargeImages:
+    pixels: Any = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (1, height, width, 3), kind)
+    return LargeImages(pixels, MEAN, STD)
+
+
+def tiled() -> Predictor:
+    return predictor_of(tiny("fpn").eval(), resolution="logits", tile=64, overlap=16, samples=2)
+
+
+def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_images, "BAND_VALUES", 1200)
+
+
+@pytest.mark.parametrize("kind", [np.uint16])
+def test_an_image_as_decoded_is_predicted_as_its_normalised_pixels(kind: type) -> None:
+    image, predictor = photograph(90, 121, kind=kind), tiled()
+    found, expected = predictor.predict(image), predictor.predict(image.window())
+    for name in ("logits", "probability", "expected_entropy", "votes"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
+
+
+def test_statistics_of_an_image_as_decoded_are_those_of_its_normalised_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_bands(monkeypatch)
+    image = photograph(50, 70)
+    np.testing.assert_allclose(pixel_statistics(image), pixel_statistics(image.window()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (90, 121, (90, 121)),
+        (90, 121, (181, 240)),
+        (90, 121, (50, 70)),
+        (60, 50, (60, 50)),
+        (60, 50, (125, 99)),
+    ],
+)
+def test_bands_hold_what_the_whole_map_holds(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, size: tuple[int, int]
+) -> None:
+    prediction = tiled().predict(photograph(height, width).window())
+    small_bands(monkeypatch)
+    parts = list(prediction.bands(prediction.probability, size))
+    assert len(parts) > 3
+    assert [rows.start for rows, _ in parts[1:]] == [rows.stop for rows, _ in parts[:-1]]
+    whole = torch.cat([part for _, part in parts], dim=-2)
+    torch.testing.assert_close(whole, prediction.at(prediction.probability, size), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["grid", "image"])
+def test_regions_that_are_summed_in_bands_have_the_same_columns(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    prediction = tiled().predict(photograph(90, 121).window())
+    grid = region_grid(
+        RegionConfig.model_validate({"kind": kind, "cell": 32}),
+        image_size=(90, 121),
+        bounds=prediction.bounds,
+        device=CPU,
+    )
+    expected = reduce_regions(prediction, grid)
+    small_bands(monkeypatch)
+    assert next(large_images.bands(prediction.logits.shape[2], prediction.logits[0, :, 0].numel())).stop < 20
+    found = reduce_regions(prediction, grid)
+    torch.testing.assert_close(found.regions, expected.regions, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
+
+
+def peak_above(work: Callable[[], object]) -> int:
+    """Bytes of the highest memory of this process while it works, above those that it has before."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1]) - before
+
+
+def draw(prediction: Prediction, size: tuple[int, int]) -> int:
+    """What an export does with a prediction: each pixel's class."""
+    classes = [part.argmax(dim=1).byte() for _, part in prediction.bands(prediction.probability, size)]
+    return int(torch.cat(classes, dim=-2).max())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_prediction_grows_by_few_bytes_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 classes a cell of 4 × 4 pixels has 13 floats, so 3.3 bytes a pixel, and each class drawn 1 byte.
+    Whole maps at the image's size would be 16 bytes a pixel, and twice that while they are made."""
+    monkeypatch.setattr(large_images, "BAND_VALUES", 100_000)
+    predictor = predictor_of(tiny("fpn").eval(), resolution="logits", tile=256, overlap=32, samples=2)
+    sizes = [(700, 700), (1400, 1400)]
+    images = [photograph(*size) for size in sizes]
+    peaks = [
+        peak_above(lambda image=image, size=size: draw(predictor.predict(image), size))
+        for image, size in zip([images[0], *images], [sizes[0], *sizes], strict=True)
+    ][1:]
+    assert (peaks[1] - peaks[0]) / (3 * 700 * 700) < 12
