@@ -100,9 +100,16 @@ def _uncalibrated_entropies(
             for index, entropy in zip(item.regions.index.tolist(), entropies, strict=True):
                 found[(item.id, index)] = entropy
 
+    refs = [project.ref(row) for row in images if row.id in regions]
+    model = replace(model, predictor=uncalibrated)
+    kinds = project.config.scoring.regions
+    if kinds.kind in ("grid", "image"):  # the same regions again, without a map of them
+        score_images(refs, model=model, regions=kinds, sink=sink)
+        known = {(row.image_id, row.region_index) for row in stored}
+        return {key: entropy for key, entropy in found.items() if key in known}
     score_images(
-        [project.ref(row) for row in images if row.id in regions],
-        model=replace(model, predictor=uncalibrated),
+        refs,
+        model=model,
         regions=RegionConfig(kind="superpixel"),
         sink=sink,
         source=lambda image, _: _region_map(regions[image.id], width=image.width, height=image.height),
@@ -113,7 +120,7 @@ def _uncalibrated_entropies(
 def _region_map(regions: Sequence[ScoredRegion], *, width: int, height: int) -> RegionMap:
     """Stored regions of one image as a map; those whose rows were not kept are nowhere."""
     nowhere = 1 + max(region.region_index for region in regions)
-    values = np.full((height, width), nowhere)
+    values = np.full((height, width), nowhere, dtype=np.int32)
     for region in regions:
         window = values[region.y : region.y + region.h, region.x : region.x + region.w]
         window[decode_outline(region.outline, width=region.w, height=region.h)] = region.region_index
