@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation.promotion import Overlap, Verdict, compare
+from pipeline.evaluation.overlap import Overlap
+from pipeline.evaluation.promotion import Verdict, compare
 
 Array = npt.NDArray[np.float64]
 

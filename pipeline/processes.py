@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 from functools import cache
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -66,6 +69,22 @@ def stop_process(process: str, *, within: float) -> None:
         deadline = time.monotonic() + within
         while is_running(process) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+
+def end_with_parent(*pipes: Connection) -> None:
+    """End this process as soon as its parent ends, however it does, or closes one of these pipes.
+
+    What the process was at is as after any other death: the store says where it goes on.
+    """
+    parent = parent_process()
+    ends = [*pipes, *([] if parent is None else [parent.sentinel])]
+
+    def watch() -> None:
+        connection.wait(ends)
+        os._exit(1)
+
+    if ends:
+        threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def _start(pid: int) -> str:

@@ -12,6 +12,7 @@ from db.tables.models import Assessment, Calibration, Evaluation, Metric, Model,
 from db.tables.project import Identity, Lease, Project
 from db.tables.queues import PoolEstimate, Queue, QueueItem, QueuePlace
 from db.tables.scores import ImageScore, RegionScore, Scores, ScoringRun, Shard
+from db.tables.simulations import Simulation, SimulationCell
 
 __all__ = [
     "Assessment",
@@ -38,5 +39,7 @@ __all__ = [
     "Scores",
     "ScoringRun",
     "Shard",
+    "Simulation",
+    "SimulationCell",
     "utc_now",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from flows.cli.app import TRUST, Json, opened_session, run_step
-from flows.cli.display import print_json, progress_bar
+from flows.cli.app import TRUST, Json, opened_project, opened_session, print_line, run_step
+from flows.cli.display import errors, literal, print_json, progress_bar
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,3 +113,49 @@ def _samplers(names: list[str] | None) -> list[Sampler] | None:
         if name not in known:
             raise UserError(f"There is no sampler {name!r}.", f"Choose one of {', '.join(known)}.")
     return [name for name in known if name in names] if names else None
+
+
+@commands.command(rich_help_panel=TRUST)
+def simulate(
+    strategies: Annotated[
+        str, typer.Option(help="Strategies to compare, separated by commas; three of them are controls.")
+    ] = "stratified,random,class_random,strided",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with other first labels.")] = 10,
+    budgets: Annotated[
+        str, typer.Option(help="Labels in all, as numbers or shares; the first ones are drawn at random.")
+    ] = "1%,2%,4%,8%",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one a core, or one a GPU.")
+    ] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Also train on all labels, once a seed.")
+    ] = False,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a cell.")] = False,
+) -> None:
+    """Does selecting beat drawing at random? Plays whole rounds on the images that have masks.
+
+    The project's own rounds, queues and labels stay. Started again, a killed simulation continues.
+    """
+    from pipeline.operation.runner import Runner
+    from pipeline.operation.simulate import run_simulate
+
+    if as_json and as_csv:
+        raise UserError("Expected one of `--json` and `--csv`.")
+    with opened_project() as (project, database), progress_bar() as progress:
+        runner = Runner(project, database, log=lambda line: errors.print(literal(line)), progress=progress)
+        summary = run_simulate(
+            runner,
+            strategies=strategies,
+            seeds=seeds,
+            budgets=budgets,
+            workers=workers,
+            reference=reference,
+        )
+    if as_json:
+        print_json(summary.document())
+    elif as_csv:
+        sys.stdout.write(summary.csv())
+    else:
+        for line in summary.lines():
+            print_line(line)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.evaluation.bootstrap import jackknife_interval
 from pipeline.evaluation.crossed import Crossed, Statistic, crossed
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.metrics import intersection_over_union, mean_defined
+from pipeline.evaluation.overlap import intersection_over_union, mean_defined
 from pipeline.evaluation.units import join, ratio_residuals, units
 
 Array = npt.NDArray[np.float64]

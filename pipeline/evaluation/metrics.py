@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.evaluation.bootstrap import ANY, SHARE, BlockBootstrap, percentile_interval
 from pipeline.evaluation.estimate import Estimate, to_json
+from pipeline.evaluation.overlap import intersection_over_union, mean_defined
 from pipeline.evaluation.proportions import clustered_interval
 from pipeline.evaluation.statistics import LINEAR_BINS, Statistics
 from pipeline.evaluation.units import ratio_residuals
@@ -148,25 +149,6 @@ def curves(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -> d
             low, high = bootstrap.percentiles(samples, within=SHARE)
             risks[name] = {"risk": _json(risk), "low": _json(low), "high": _json(high)}
     return {"reliability": reliability, "risk_coverage": risks}
-
-
-def intersection_over_union(true_positive: Array, true: Array, predicted: Array) -> Array:
-    """IoU of each class; NaN for a class that the masks do not hold.
-
-    A pixel that is predicted as such a class counts all the same: the IoU of its true class lacks it. With an
-    IoU of 0, one such pixel would cost a model a whole class.
-    """
-    union = true + predicted - true_positive
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(true > 0, true_positive / union, np.nan)
-
-
-def mean_defined(values: Array) -> Array:
-    """Mean over the last axis of the defined values; NaN where none is defined."""
-    defined = ~np.isnan(values)
-    count = defined.sum(axis=-1)
-    total = np.where(defined, values, 0.0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def linear_bins(reliability: Array, bins: int) -> Array:

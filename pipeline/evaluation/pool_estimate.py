@@ -36,10 +36,9 @@ from pipeline.evaluation.metrics import (
     Key,
     calibration_error,
     calibration_noise,
-    intersection_over_union,
     linear_bins,
-    mean_defined,
 )
+from pipeline.evaluation.overlap import intersection_over_union, mean_defined
 from pipeline.evaluation.proportions import proportion_interval
 from pipeline.evaluation.statistics import Statistics
 

@@ -12,11 +12,8 @@ the best one so far, small losses cannot add up over rounds.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,73 +22,11 @@ from scipy import stats
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.metrics import intersection_over_union, mean_defined
+from pipeline.evaluation.overlap import PARTS, Overlap, intersection_over_union, mean_defined
 from pipeline.evaluation.proportions import paired_difference
-from pipeline.evaluation.statistics import Statistics
 from pipeline.evaluation.units import join, ratio_residuals, units
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Sums for mIoU [r, C]: pixels of each class in both, in the mask, and in the prediction.
-
-    Attributes:
-        fingerprint: of the images and their runs; overlaps with equal fingerprints can be paired.
-        groups: the group of each run.
-        least: runs in a block at least.
-    """
-
-    fingerprint: str
-    groups: tuple[str, ...]
-    least: int
-    true_positive: Array
-    true: Array
-    predicted: Array
-
-    @classmethod
-    def of(
-        cls,
-        statistics: Statistics,
-        *,
-        image_ids: Sequence[int],
-        image_runs: Sequence[int],
-        groups: Sequence[str],
-        least: int,
-    ) -> Overlap:
-        """The overlap of a stack of r runs made of these images."""
-        confusion = statistics.confusion
-        images = sorted(zip(image_ids, image_runs, strict=True))
-        return cls(
-            fingerprint=hashlib.sha256(repr((images, tuple(groups), least)).encode()).hexdigest(),
-            groups=tuple(groups),
-            least=least,
-            true_positive=np.diagonal(confusion, axis1=1, axis2=2),
-            true=confusion.sum(axis=2),
-            predicted=confusion.sum(axis=1),
-        )
-
-    @property
-    def mean_iou(self) -> float:
-        """mIoU over the classes that the masks hold; NaN where they hold none."""
-        sums = (getattr(self, name).sum(axis=0) for name in _PARTS)
-        return float(mean_defined(intersection_over_union(*sums)))
-
-    def document(self) -> dict[str, Any]:
-        """The overlap as JSON."""
-        parts = {name: getattr(self, name).astype(int).tolist() for name in _PARTS}
-        return {
-            "fingerprint": self.fingerprint,
-            "groups": list(self.groups),
-            "least": self.least,
-            **parts,
-        }
-
-    @classmethod
-    def from_document(cls, document: dict[str, Any]) -> Overlap:
-        parts = {name: np.array(document[name], dtype=np.float64) for name in _PARTS}
-        return cls(document["fingerprint"], tuple(document["groups"]), document["least"], **parts)
 
 
 @dataclass(frozen=True)
@@ -158,7 +93,7 @@ def compare(new: Overlap, best: Overlap, *, config: EvaluationConfig, seed: int)
         iou = intersection_over_union(*np.moveaxis(sums, 2, 0))
         return np.subtract(*mean_defined(iou).T)
 
-    sums = np.moveaxis(np.stack([[getattr(one, name) for name in _PARTS] for one in (new, best)]), 2, 0)
+    sums = np.moveaxis(np.stack([[getattr(one, name) for name in PARTS] for one in (new, best)]), 2, 0)
     added = np.subtract(*(_added(one) for one in (new, best)))
     joined = join(sums, units(new.groups, range(len(sums)), added[:, None], least=new.least))
     bootstrap = BlockBootstrap.draw(len(joined), config, seed=seed)
@@ -207,6 +142,3 @@ def _added(overlap: Overlap) -> Array:
     """What each run [r] adds to the mIoU beyond its share."""
     union = overlap.true + overlap.predicted - overlap.true_positive
     return ratio_residuals(overlap.true_positive, union).mean(axis=1)
-
-
-_PARTS = ("true_positive", "true", "predicted")

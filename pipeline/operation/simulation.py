@@ -1,11 +1,13 @@
-"""A simulation: whole rounds without an annotator, with labels from existing masks."""
+"""A loop without an annotator: whole rounds, with labels from existing masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from db.queries import queues
 from db.queries import rounds as round_queries
+from db.tables import Round
 from pipeline.errors import UserError
 from pipeline.operation.runner import Runner
 from pipeline.rounds import WITHOUT_MODEL
@@ -44,30 +46,48 @@ def run_simulation(runner: Runner, *, rounds: int) -> None:
     """
     if rounds < 1:
         raise UserError(f"Expected `--rounds` to be at least 1, but got {rounds}.")
-    ingested = False
+    with runner.database.session(write=False) as session:
+        begun = round_queries.current_round(session) is not None
+    if not begun:
+        runner.run(ingest)
     while True:
-        with runner.database.session(write=False) as session:
-            current, queue = round_queries.current_round(session), queues.current_queue(session)
-        if current is None and not ingested:
-            ingested = True
-            runner.run(ingest)
-            continue
-        if current is None or current.number == WITHOUT_MODEL:
-            raise UserError(
-                "The project has no masks to simulate an annotator with.",
-                "Put masks into `data.masks`, and run `segcurate ingest`.",
-            )
+        current = current_round(runner)
         if current.number > rounds or (current.number == rounds and current.state == "import"):
             return
         runner.log(f"round {current.number}: {current.state}")
-        if current.state == "import":
-            if queue is None or queue.export_uri is None:
-                raise UserError(f"Round {current.number} has no exported queue.", "Run `segcurate export`.")
-            folder = runner.project.path(queue.export_uri)
-            runner.call(annotate, folder=folder)
-            runner.call(
-                import_labels, source=folder, annotator="existing masks", close=True, origin="simulation"
-            )
-        else:
-            options = {"to": "folder"} if current.state == "export" else {}
-            runner.call(STEPS[current.state], **options)
+        take_step(runner, current)
+
+
+def current_round(runner: Runner) -> Round:
+    """The current round.
+
+    Raises:
+        UserError: no label of a mask has opened one.
+    """
+    with runner.database.session(write=False) as session:
+        current = round_queries.current_round(session)
+    if current is None or current.number == WITHOUT_MODEL:
+        raise UserError(
+            "The project has no masks to simulate an annotator with.",
+            "Put masks into `data.masks`, and run `segcurate ingest`.",
+        )
+    return current
+
+
+def take_step(runner: Runner, current: Round, **options: Mapping[str, Any]) -> None:
+    """Run the step that comes next. The labels of an exported queue come from the existing masks.
+
+    Args:
+        options: of steps, by their names.
+    """
+    if current.state != "import":
+        given = {"export": {"to": "folder"}, **options}.get(current.state, {})
+        runner.call(STEPS[current.state], **given)
+        return
+    with runner.database.session(write=False) as session:
+        queue = queues.current_queue(session)
+    if queue is None or queue.export_uri is None:
+        raise UserError(f"Round {current.number} has no exported queue.", "Run `segcurate export`.")
+    folder = runner.project.path(queue.export_uri)
+    runner.call(annotate, folder=folder)
+    runner.call(import_labels, source=folder, annotator="existing masks", close=True, origin="simulation")

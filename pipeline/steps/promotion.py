@@ -12,7 +12,8 @@ from db.queries import evaluations, models
 from db.tables import Evaluation, Model
 from pipeline.config import ProjectConfig
 from pipeline.evaluation.estimate import Estimate, to_json
-from pipeline.evaluation.promotion import Overlap, Verdict, compare, compare_apart
+from pipeline.evaluation.overlap import Overlap
+from pipeline.evaluation.promotion import Verdict, compare, compare_apart
 from pipeline.format import UNIT, evidence, few_units, percent, split_name
 from pipeline.studies.measurement import DECIDING, SEED, EvaluationRow
 from pipeline.summaries.classes import UNDEFINED

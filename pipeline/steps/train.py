@@ -145,9 +145,14 @@ def check_training(project: Project, database: Database) -> None:
             "There is no label to train on: no pool image has one.", "Import labels with `segcurate import`."
         )
     pick_device(project.config.device)
-    segmenter = _first_weights(project, parent)
-    size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
-    require_space(writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * size)
+    require_space(
+        writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * weights_size(project, parent)
+    )
+
+
+def weights_size(project: Project, parent: Model | None = None) -> int:
+    """Bytes of the network's weights, after a look whether it can be built."""
+    return sum(tensor.nbytes for tensor in _first_weights(project, parent).state_dict().values())
 
 
 def fit(

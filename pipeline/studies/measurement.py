@@ -20,7 +20,7 @@ from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.metrics import Key, calibration_error, curves, linear_bins, residuals, summarise
-from pipeline.evaluation.promotion import Overlap
+from pipeline.evaluation.overlap import Overlap
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.progress import Progress
 from pipeline.studies.held_out import HeldOutImages, LabeledBatch, choose_bins
@@ -97,7 +97,7 @@ def measure(
         shown = curves(statistics, bins=config.bins, bootstrap=bootstrap)
         if variant == DECIDING:
             shown["overlap"] = Overlap.of(
-                deciding,
+                deciding.confusion,
                 image_ids=list(run_of),
                 image_runs=list(run_of.values()),
                 groups=[images.runs.groups[run] for run in used],

@@ -7,7 +7,6 @@ died; the store says which shard that worker had begun. Workers end when their p
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import signal
 import sys
@@ -16,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from logging.handlers import QueueHandler
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from time import monotonic
@@ -31,7 +30,7 @@ from pipeline.config import ProjectConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.device import pick_device
-from pipeline.processes import this_process
+from pipeline.processes import end_with_parent, this_process
 from pipeline.progress import Progress, silent
 from pipeline.steps.score.scorer import Scorer
 from pipeline.steps.score.worker import score_shards
@@ -239,7 +238,7 @@ def _work(*, project: Project, url: str, run_id: int, threads: int, log_level: i
     """Score shards in a worker process; send progress, log records and totals to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its workers
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
-    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    end_with_parent()
     lock = threading.Lock()
 
     def send(message: Any) -> None:
@@ -278,13 +277,6 @@ def _portable(error: Exception) -> Exception:
         error = RuntimeError(str(error))
     error.add_note(f"In a worker:\n{trace}")
     return error
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)  # its shards are free again, as after any other death
 
 
 class _Forward(QueueHandler):

@@ -34,10 +34,10 @@ from pipeline.evaluation.metrics import (
     calibration_noise,
     compute,
     curves,
-    intersection_over_union,
     linear_bins,
     summarise,
 )
+from pipeline.evaluation.overlap import intersection_over_union
 from pipeline.evaluation.statistics import (
     Statistics,
     image_statistics,

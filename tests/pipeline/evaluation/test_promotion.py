@@ -15,7 +15,8 @@ from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.measure_bins import MEASURE_BINS
 from pipeline.evaluation.metrics import summarise
-from pipeline.evaluation.promotion import Overlap, Verdict, compare
+from pipeline.evaluation.overlap import Overlap
+from pipeline.evaluation.promotion import Verdict, compare
 from pipeline.evaluation.statistics import LINEAR_BINS, LOG_BINS, Statistics
 
 BLOCKS = 24
@@ -43,7 +44,7 @@ def measured(accuracy: float, *, hardness: float = 0.15, seed: int = 0, blocks: 
 def overlap(statistics: Statistics, *, first_id: int = 0) -> Overlap:
     count = len(statistics.pixels)
     return Overlap.of(
-        statistics,
+        statistics.confusion,
         image_ids=range(first_id, first_id + count),
         image_runs=list(range(count)),
         groups=[f"group {index}" for index in range(count)],

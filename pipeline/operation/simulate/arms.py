@@ -1,0 +1,200 @@
+"""An arm of a simulation: one strategy with one seed, as a project beside the user's own.
+
+It has a store and a workdir of its own below `<workdir>/simulations`, with the project's images and splits
+and none of its labels. The project's steps run in it, so a killed arm goes on as a killed project does. The
+first labels and their model are the same for every strategy of a seed: they are made once, in the folder
+`initial`, whose store each arm begins as a copy of.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from db.engine import Database
+from db.queries import images as image_queries
+from db.queries import rounds as round_queries
+from db.queries import simulations
+from db.queries.simulations import FULL, INITIAL, CellKey
+from pipeline.config.data import InitialSplit
+from pipeline.config.labeling import LabelingConfig
+from pipeline.config.operation import ScaleConfig
+from pipeline.config.project import SQLITE, DatabaseConfig
+from pipeline.config.scoring import HeatmapConfig
+from pipeline.data.project import Project
+from pipeline.errors import UserError
+from pipeline.files import PARTIAL, writable_folder
+from pipeline.operation.runner import Runner
+from pipeline.operation.simulate.settings import Simulated
+from pipeline.operation.simulation import current_round, take_step
+from pipeline.ownership import open_database
+from pipeline.progress import Progress, silent
+from pipeline.steps.ingest.initial_labels import label_initial
+from pipeline.steps.measure_cell import measure_cell, use_model
+
+STORE = "store.db"
+
+Record = Callable[[CellKey, dict[str, Any]], None]
+"""Stores a finished cell in the user's project."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Strategy and seed; `initial` for what a seed's strategies share, `full` for all labels.
+
+    Attributes:
+        folder: of the simulation.
+    """
+
+    project: Project
+    asked: Simulated
+    folder: Path
+    strategy: str
+    seed: int
+    device: str
+
+    @property
+    def cells(self) -> list[CellKey]:
+        """The cells that it computes."""
+        if self.strategy == INITIAL:
+            return [CellKey(INITIAL, self.seed, self.asked.budgets[0])]
+        if self.strategy == FULL:
+            return [CellKey(FULL, self.seed, 0)]
+        return self.asked.cells_of_arm(self.strategy, self.seed)
+
+    @property
+    def home(self) -> Path:
+        """Its own folder."""
+        return self.folder / f"seed-{self.seed:03d}" / self.strategy
+
+    @property
+    def initial(self) -> Arm:
+        """The arm that makes the first labels and their model."""
+        return replace(self, strategy=INITIAL)
+
+    def simulated_project(self) -> Project:
+        """The user's project as this arm plays it: same images, network and settings, other labels."""
+        config = self.project.config
+        first = InitialSplit()
+        if self.strategy != FULL:
+            first = InitialSplit(unit=config.selection.unit, count=self.asked.budgets[0])
+        strategy = config.selection.strategy if self.strategy in (INITIAL, FULL) else self.strategy
+        changes: dict[str, Any] = {
+            "workdir": str(self.home),
+            "device": self.device,
+            "database": DatabaseConfig(url=_url(self.home / STORE)),
+            "splits": _with(config.splits, initial=first, seed=self.seed),
+            "training": _with(config.training, seed=self.seed, workers=0),
+            "scoring": _with(
+                config.scoring, seed=self.seed, workers=0, heatmaps=HeatmapConfig(images="none", measures=[])
+            ),
+            "selection": _with(
+                config.selection,
+                strategy=strategy,
+                budget_unit=None,
+                audit_fraction=0.0,
+                audit_training="always",
+                seed=self.seed,
+            ),
+            "export": _with(config.export, folder=str(self.home / "queues"), overlays=False, images="link"),
+            "labeling": LabelingConfig(),
+            "scale": ScaleConfig(workers=1),
+        }
+        return replace(self.project, config=config.model_copy(update=changes))
+
+    def run(self, source: Database, record: Record, *, progress: Progress = silent) -> None:
+        """Compute the arm's cells, or those that are still missing; killed and run again, it goes on.
+
+        Args:
+            source: the user's store, which images and splits are read from.
+
+        Raises:
+            UserError: a step cannot be done; or the pool has too few regions for the last budget.
+        """
+        project = self.simulated_project()
+        self._open_store(source)
+        with closing(open_database(project)) as database:
+            runner = Runner(project, database, progress=progress)
+            if self.strategy in (INITIAL, FULL):
+                _label_first(project, database, self.asked.budgets[0] if self.strategy == INITIAL else None)
+            self._play(runner, record)
+
+    def forget(self) -> None:
+        """Delete the arm's folder."""
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _play(self, runner: Runner, record: Record) -> None:
+        """The steps until the last cell is recorded; of the first labels, until their model has scored."""
+        cells, budgets = self.cells, self.asked.budgets
+        begun = 1 if self.strategy in (INITIAL, FULL) else 2
+        while True:
+            current = current_round(runner)
+            turn = current.number - begun
+            if current.state == "evaluate":
+                record(cells[turn], measure_cell(runner.project, runner.database, progress=runner.progress))
+                use_model(runner.database)
+            elif turn == len(cells) - 1 and current.state in ("score", "select"):
+                if self.strategy != INITIAL or current.state == "select":
+                    return
+                take_step(runner, current)
+            else:
+                step = (
+                    budgets[current.number] - budgets[current.number - 1] if current.state == "select" else 0
+                )
+                take_step(runner, current, select={"overrides": {"budget": step}, "force": True})
+
+    def _open_store(self, source: Database) -> None:
+        """Make the arm's store where it is missing: whole or not at all."""
+        path = self.home / STORE
+        if path.is_file():
+            return
+        writable_folder(self.home)
+        fresh = path.with_name(STORE + PARTIAL)
+        for rest in self.home.glob(f"{STORE}*"):
+            rest.unlink()
+        if self.strategy in (INITIAL, FULL):
+            _fill(fresh, source)
+        else:
+            with (
+                closing(sqlite3.connect(self.initial.home / STORE)) as first,
+                closing(sqlite3.connect(fresh)) as mine,
+            ):
+                first.backup(mine)
+        fresh.replace(path)
+
+
+def _url(path: Path) -> str:
+    return SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def _with(section: Any, **changes: Any) -> Any:
+    return section.model_copy(update=changes)
+
+
+def _fill(path: Path, source: Database) -> None:
+    """A store with the images and the splits of another, and nothing else."""
+    with source.session(write=False) as session:
+        project = image_queries.project_row(session)
+        rows = [*([project] if project is not None else []), *simulations.images_to_simulate(session)]
+        session.expunge_all()
+    with closing(Database(_url(path))) as store, store.session() as session:
+        simulations.copy_rows(session, rows)
+
+
+def _label_first(project: Project, database: Database, wanted: int | None) -> None:
+    """The first labels, unless they are recorded: a random draw, or with None every mask of the pool."""
+    with database.session(write=False) as session:
+        if round_queries.current_round(session) is not None:
+            return
+    label_initial(project, database, named=[], workers=1, progress=silent)
+    with database.session(write=False) as session:
+        if round_queries.current_round(session) is None:
+            raise UserError(
+                f"None of the {wanted or ''} first labels holds a class.".replace("  ", " "),
+                "Give a larger first budget with `--budgets`.",
+            )
