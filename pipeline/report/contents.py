@@ -19,6 +19,7 @@ from pipeline.summaries.models import ModelSummary
 from pipeline.summaries.project import Status
 from pipeline.summaries.queues import QueueSummary
 from pipeline.summaries.rounds import RoundSummary
+from pipeline.summaries.simulations import SimulationSummary
 
 Document = Mapping[str, Any]
 
@@ -65,6 +66,7 @@ class Contents:
         disagreeing: regions of high confidence whose samples disagree.
         queue, queue_groups: the newest selected queue, and its items by group.
         annotators: their agreement.
+        simulation: the newest one.
         training: the curve of the model's training: `iteration`, `loss` and `learning_rate`.
     """
 
@@ -90,5 +92,6 @@ class Contents:
     queue: QueueSummary | None = None
     queue_groups: Mapping[str, int] = field(default_factory=dict)
     annotators: AnnotatorReport | None = None
+    simulation: SimulationSummary | None = None
     models: Sequence[ModelSummary] = ()
     training: Mapping[str, Sequence[float]] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from pipeline.report.sections.calibration import calibration
 from pipeline.report.sections.progress import learning, lineage, queue, status, unlabeled
 from pipeline.report.sections.quality import quality
 from pipeline.report.sections.shift import drift, stress
+from pipeline.report.sections.simulation import simulation
 
 
 def render_page(contents: Contents) -> str:
@@ -52,6 +53,7 @@ def sections(contents: Contents) -> list[Section]:
         _gallery(contents),
         learning(contents),
         unlabeled(contents),
+        *simulation(contents),
         calibration(contents),
         quality(contents),
         stress(contents),

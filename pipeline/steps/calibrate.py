@@ -13,7 +13,7 @@ from db.queries import evaluations
 from db.queries import failures as failure_queries
 from db.tables import Calibration, Model
 from pipeline import rounds
-from pipeline.calibration.calibrators import Calibrator, Calibrators, calibrator_from
+from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators, calibrator_from
 from pipeline.calibration.comparison import Comparison, cross_fit
 from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.config import Sampler
@@ -57,7 +57,13 @@ class CalibrationReport:
 
 
 @one_at_a_time("calibrate")
-def calibrate(project: Project, database: Database, *, progress: Progress = silent) -> CalibrationReport:
+def calibrate(
+    project: Project,
+    database: Database,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> CalibrationReport:
     """Fit every calibrator for every evaluated sampler, and store the configured one and the comparison of
     all.
 
@@ -66,6 +72,9 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
     large image counts no more than a small one; those of audit regions are weighed (see
     `steps.held_out.audited_images`). Without any image that has a label, the calibrators are identities with
     a warning. Run again, it replaces what it stored.
+
+    Args:
+        only: fit and compare only these besides the identity; the configured one must be among them.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -95,8 +104,8 @@ def calibrate(project: Project, database: Database, *, progress: Progress = sile
             break
         parts = [drawn[item.ref.id] for item in usable]
         if "none" not in fits:
-            fits["none"] = _fit(project, usable, pixels_of(parts, sampled=False), source)
-        fits[sampler] = _fit(project, usable, pixels_of(parts, sampled=True), source)
+            fits["none"] = _fit(project, usable, pixels_of(parts, sampled=False), source, only)
+        fits[sampler] = _fit(project, usable, pixels_of(parts, sampled=True), source, only)
     with database.session() as session:
         current = rounds.require(session, "calibrate")
         rows = [
@@ -180,11 +189,13 @@ def _fit(
     images: Sequence[HeldOut],
     pixels: Pixels,
     source: Source,
+    only: Sequence[str] | None,
 ) -> dict[str, Any]:
     """The columns of a calibration: all calibrators are fitted and compared on these pixels, and
     the configured one is taken."""
     config = project.config
-    comparison = cross_fit(pixels, runs_of(project, images), config.evaluation, seed=SEED)
+    names = tuple(KINDS) if only is None else only
+    comparison = cross_fit(pixels, runs_of(project, images), config.evaluation, seed=SEED, names=names)
     name = config.calibration.calibrator
     chosen = comparison.auto if name == "auto" else name
     fitted, reason = comparison.fitted[chosen], comparison.refusal(chosen)

@@ -228,6 +228,12 @@ def simulation_summary(
     )
 
 
+def newest_summary(session: Session, config: ProjectConfig) -> SimulationSummary | None:
+    """The summary of the simulation that was computed last; None where there is none."""
+    newest = simulations.newest_simulation(session)
+    return None if newest is None else simulation_summary(session, newest.id, config)
+
+
 def _key(name: str, seed: int, budget: int, budgets: Sequence[int]) -> CellKey:
     """The cell of a strategy at a budget; the first one is shared."""
     return CellKey(INITIAL if budget == budgets[0] else name, seed, budget)

@@ -68,6 +68,12 @@ class Arm:
         return self.asked.cells_of_arm(self.strategy, self.seed)
 
     @property
+    def calibrator(self) -> str:
+        """The configured one; `temperature` for `auto`, which compares all of them and takes its time."""
+        configured = self.project.config.calibration.calibrator
+        return "temperature" if configured == "auto" else configured
+
+    @property
     def home(self) -> Path:
         """Its own folder."""
         return self.folder / f"seed-{self.seed:03d}" / self.strategy
@@ -89,6 +95,7 @@ class Arm:
             "device": self.device,
             "database": DatabaseConfig(url=_url(self.home / STORE)),
             "splits": _with(config.splits, initial=first, seed=self.seed),
+            "calibration": _with(config.calibration, calibrator=self.calibrator),
             "training": _with(config.training, seed=self.seed, workers=0),
             "scoring": _with(
                 config.scoring, seed=self.seed, workers=0, heatmaps=HeatmapConfig(images="none", measures=[])
@@ -146,7 +153,12 @@ class Arm:
                 step = (
                     budgets[current.number] - budgets[current.number - 1] if current.state == "select" else 0
                 )
-                take_step(runner, current, select={"overrides": {"budget": step}, "force": True})
+                take_step(
+                    runner,
+                    current,
+                    calibrate={"only": [self.calibrator]},
+                    select={"overrides": {"budget": step}, "force": True},
+                )
 
     def _open_store(self, source: Database) -> None:
         """Make the arm's store where it is missing: whole or not at all."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -86,7 +85,7 @@ def run_simulate(
             row = simulations.open_simulation(
                 session, hash=content_hash(settings), settings={**settings, "available": available}
             )
-        folder = writable_folder(project.workdir / "simulations" / row.hash[:16])
+        folder = project.workdir / "simulations" / row.hash[:16]
         devices = visible_devices(project.config)
         run = _Run(runner, asked, row.id, folder, devices=devices, available=available)
         run.compute(workers or run.default_workers())
@@ -154,7 +153,9 @@ class _Run:
         arms = self.missing_arms(finished)
         if not arms:
             self.runner.log(f"All {counted(len(self.asked.cells), 'cell')} are finished.")
+            self.tidy(range(self.asked.seeds))
             return
+        writable_folder(self.folder)
         workers = min(workers, len(arms))
         self.announce(finished, arms, workers)
         url = self.runner.project.database_url
@@ -166,10 +167,19 @@ class _Run:
             if work.arm.strategy != INITIAL:
                 work.arm.forget()
             if all(other.arm.seed != work.arm.seed for other in left):
-                shutil.rmtree(work.arm.home.parent, ignore_errors=True)
-        for folder in (self.folder, self.folder.parent):
-            with suppress(OSError):  # others may be unfinished
-                folder.rmdir()
+                self.tidy([work.arm.seed])
+
+    def tidy(self, seeds: Iterable[int]) -> None:
+        """Delete the folders of finished seeds. Arms that were begun and are not asked for now stay."""
+        for seed in seeds:
+            for name in (*self.asked.strategies, FULL):
+                self.arm(name, seed).forget()
+            first = self.arm(INITIAL, seed)
+            if not [path for path in first.home.parent.glob("*") if path != first.home]:
+                first.forget()
+            for folder in (first.home.parent, self.folder, self.folder.parent):
+                with suppress(OSError):  # others are unfinished
+                    folder.rmdir()
 
     def finished(self) -> set[CellKey]:
         """The finished ones of the cells that are asked for."""
@@ -202,7 +212,7 @@ class _Run:
         asked, config = self.asked, self.runner.project.config
         self.runner.log(
             f"{counted(len(asked.cells), 'cell')}, each a training: {counted(asked.seeds, 'seed')} × "
-            f"{len(asked.strategies)} strategies × {len(asked.budgets) - 1} budgets, and "
+            f"{len(asked.strategies)} strategies × {counted(len(asked.budgets) - 1, 'budget')}, and "
             f"{'2' if asked.reference else '1'} a seed that they share. {count(len(finished))} are finished."
         )
         self.runner.log(

@@ -30,6 +30,7 @@ from pipeline.summaries.models import estimates, model_history
 from pipeline.summaries.project import project_status
 from pipeline.summaries.queues import queue_summary
 from pipeline.summaries.rounds import RoundSummary
+from pipeline.summaries.simulations import newest_summary
 
 FIRST_ITEMS = 15
 
@@ -86,6 +87,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         queue=None if queue is None else queue_summary(session, queue, class_names=names, head=FIRST_ITEMS),
         queue_groups=Counter(image.group_name for _, image in items),
         annotators=annotator_report(session, project),
+        simulation=newest_summary(session, config),
         models=model_history(session, class_names=names, sampler=project.config.scoring.sampler),
         training=_training_curve(project, model),
     )

@@ -1,0 +1,214 @@
+"""A simulation: the same table however it is computed, and a user's project that it leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from db.engine import Database
+from db.queries import simulations
+from db.tables import Image, Label, LabelRegion, Queue, QueueItem, Round, Simulation
+from pipeline.data.project import Project
+from pipeline.errors import ConfigError, UserError
+from pipeline.operation.runner import Runner
+from pipeline.operation.simulate import Simulated, parse_budgets, run_simulate
+from pipeline.operation.simulate.arms import Arm
+from pipeline.operation.simulate.workers import one_thread
+from pipeline.steps.select import select
+from pipeline.summaries.simulations import SimulationSummary
+from tests.conftest import CLASSES, opened
+
+BUDGETS = (6, 12)
+ASKED: dict[str, Any] = {
+    "strategies": "stratified,random",
+    "seeds": 1,
+    "budgets": "6,12",
+    "workers": 1,
+    "reference": True,
+}
+
+
+def simulate(folder: Path, **changes: Any) -> SimulationSummary:
+    with opened(folder) as (project, database):
+        return run_simulate(Runner(project, database), **{**ASKED, **changes})
+
+
+def table(folder: Path) -> dict[tuple[Any, ...], Any]:
+    """The cells of the only simulation."""
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        (found,) = session.query(Simulation).all()
+        return {tuple(key): cell for key, cell in simulations.cells(session, found.id).items()}
+
+
+def count_rows(folder: Path) -> list[int]:
+    """Rows of the user's project that a simulation must leave alone."""
+    with opened(folder) as (_, database), database.session(write=False) as session:
+        return [session.query(name).count() for name in (Round, Queue, QueueItem, Label, LabelRegion)]
+
+
+@pytest.fixture(scope="module")
+def simulated(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a simulation, computed in this process without a break."""
+    folder = Path(shutil.copytree(trained_once, tmp_path_factory.mktemp("simulated") / "project"))
+    simulate(folder)
+    return folder
+
+
+def test_a_simulation_says_what_each_strategy_reached(simulated: Path) -> None:
+    cells = table(simulated)
+    assert list(cells) == [("full", 0, 0), ("initial", 0, 6), ("random", 0, 12), ("stratified", 0, 12)]
+    assert [cell["labels"] for key, cell in cells.items() if key[0] != "full"] == [6, 12, 12]
+    assert cells[("initial", 0, 6)]["clicks"] >= 6
+    assert 0 < cells[("stratified", 0, 12)]["miou"] < 1
+    summary = simulate(simulated)
+    assert summary.missing == 0
+    assert summary.seeds == (0,)
+    text = "\n".join(summary.lines())
+    assert "Two seeds are the least" in text
+    assert max(map(len, (line for line in text.splitlines() if line.startswith("  ")))) <= 80
+    assert summary.csv().count("\n") == 5
+    assert summary.strategies[0].full_share is not None
+    assert [one["per"] for one in summary.document()["verdicts"]] == ["region", "click"]
+
+
+def test_the_users_rounds_queues_and_labels_stay(simulated: Path, trained_once: Path) -> None:
+    assert count_rows(simulated) == count_rows(trained_once)
+    assert not (simulated / ".segcurate" / "simulations").exists()
+    assert not (simulated / "queues").exists()
+
+
+def test_two_processes_killed_at_several_moments_and_run_on_give_the_same_table(
+    simulated: Path, trained: Path
+) -> None:
+    command = [sys.executable, "-m", "flows.cli", "--config", str(trained / "segcurate.yaml"), "simulate"]
+    options = [
+        "--strategies",
+        "stratified,random",
+        "--seeds",
+        "1",
+        "--budgets",
+        "6,12",
+        "--workers",
+        "2",
+        "--reference",
+    ]
+    for marker in ("seed-000/initial/store.db", "models/r01/model.safetensors", "stratified/models/r02"):
+        with subprocess.Popen(
+            [*command, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ) as run:
+            _wait_for(trained / ".segcurate" / "simulations", marker, run)
+            run.send_signal(signal.SIGKILL)
+    simulate(trained)
+    assert table(trained) == table(simulated)
+
+
+def test_more_seeds_are_added_to_the_cells_that_are_finished(simulated: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(simulated, tmp_path / "project"))
+    before = table(folder)
+    logged: list[str] = []
+    with opened(folder) as (project, database):
+        asked = {**ASKED, "strategies": "random", "seeds": 2, "reference": False}
+        run_simulate(Runner(project, database, log=logged.append), **asked)
+    after = table(folder)
+    assert {key: after[key] for key in before} == before
+    assert sorted(set(after) - set(before)) == [("initial", 1, 6), ("random", 1, 12)]
+    assert "2 are finished" in logged[0]
+
+
+def test_strategies_of_a_seed_start_from_the_same_model_and_seeds_from_others(simulated: Path) -> None:
+    cells = table(simulated)
+    assert cells[("stratified", 0, 12)]["model"] != cells[("random", 0, 12)]["model"]
+    assert (
+        cells[("stratified", 0, 12)]["overlap"]["fingerprint"]
+        == (cells[("initial", 0, 6)]["overlap"]["fingerprint"])
+    )
+
+
+def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) -> None:
+    """Painted over outside of the first labels, the masks of the pool lead to the same model and queue."""
+    found: list[tuple[Any, ...]] = []
+    for turn in range(2):
+        with opened(trained) as (project, database), one_thread():
+            arm = Arm(
+                project, Simulated(("stratified",), 1, BUDGETS), trained / str(turn), "stratified", 0, "cpu"
+            )
+            cells: dict[Any, dict[str, Any]] = {}
+            arm.initial.run(database, cells.__setitem__)
+            with opened_arm(arm.initial) as (played, store):
+                queue = select(played, store, overrides={"strategy": "stratified", "budget": 6})
+                found.append(
+                    (
+                        cells[arm.initial.cells[0]]["model"],
+                        [(i.image_id, i.x, i.y, i.score) for i in queue.items],
+                    )
+                )
+                paint_over(trained, store)
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"strategies": "random,best"}, "no strategy 'best'"),
+        ({"strategies": "random,random"}, "different strategies"),
+        ({"strategies": "mutual_information"}, "needs samples"),
+        ({"budgets": "a lot"}, "'a lot' is no budget"),
+        ({"budgets": "12,6"}, "must be larger than the one before"),
+        ({"budgets": "6,100000"}, "have a mask"),
+        ({"seeds": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_with_a_reason(
+    simulated: Path, asked: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        simulate(simulated, **asked)
+
+
+def test_a_budget_is_a_number_or_a_share() -> None:
+    assert parse_budgets("1%,2%,40", 1000, unit="region") == (10, 20, 40)
+    with pytest.raises(ConfigError, match="two or more"):
+        parse_budgets("5", 1000, unit="region")
+
+
+def _wait_for(folder: Path, marker: str, run: subprocess.Popen[bytes]) -> None:
+    """Until a path with this ending is there, or the run has ended."""
+    for _ in range(6000):
+        if run.poll() is not None or any(str(path).endswith(marker) for path in folder.rglob("*")):
+            return
+        time.sleep(0.02)
+
+
+@contextmanager
+def opened_arm(arm: Arm) -> Generator[tuple[Project, Database]]:
+    project = arm.simulated_project()
+    with closing(Database(project.database_url)) as database:
+        yield project, database
+
+
+def paint_over(folder: Path, store: Database) -> None:
+    """Give every pixel of the pool's masks another class, but those of labeled regions."""
+    with store.session(write=False) as session:
+        regions = session.query(Label.image_id, LabelRegion).join(LabelRegion).all()
+        for image in session.query(Image).where(Image.split == "pool"):
+            path = folder / str(image.mask_uri)
+            mask = np.array(PillowImage.open(path))
+            painted = ((mask + 1) % len(CLASSES)).astype(np.uint8)
+            for image_id, part in regions:
+                if image_id == image.id:
+                    box = np.s_[part.y : part.y + part.h, part.x : part.x + part.w]
+                    painted[box] = mask[box]
+            assert (painted != mask).any()
+            PillowImage.fromarray(painted).save(path)
