@@ -29,8 +29,8 @@ def simulation(contents: Contents) -> list[Section]:
             "simulation",
             "Does selecting help?",
             f"{counted(len(found.seeds), 'seed')} of whole rounds with labels from existing masks. The "
-            "strategies of a seed start from the same labels and the same model; bands are intervals over seeds "
-            f"and {counted(found.test_images, 'test image')}.",
+            "strategies of a seed start from the same labels and the same model; bands are intervals over "
+            f"seeds and {counted(found.test_images, 'test image')}.",
             blocks,
         )
     ]
