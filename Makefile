@@ -7,6 +7,7 @@ DEMO ?= demo
 FRAMES ?=
 ROWS ?=
 CASES ?=
+ARGS ?=
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_OFFLINE = 1
@@ -20,7 +21,7 @@ export OMP_WAIT_POLICY = PASSIVE
 REAL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
 
 .PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill \
-	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-peers bench-quality \
+	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-simulate bench-peers bench-quality \
 	bench-calibration bench-training clean
 
 $(READY): pyproject.toml configs/constraints.txt
@@ -108,6 +109,9 @@ bench-flow: $(READY)  ## what Prefect adds to a scoring run
 
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
 	$(BIN)/python -m benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
+
+bench-simulate: $(READY)  ## CAMVID=folder WEIGHTS=file: does selecting beat drawing at random? hours, resumable
+	$(BIN)/python -m benchmarks.bench_simulate --data $(CAMVID) --weights $(WEIGHTS) $(ARGS)
 
 .venv-peers/.ready: configs/peers.txt
 	$(PYTHON) -m venv .venv-peers

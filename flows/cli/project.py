@@ -193,6 +193,8 @@ def demo(
     stress(images=DEMO_STRESSED)
     novelty()
     report(folder=folder / "report")
+    command = f"segcurate --config {state.config_file} simulate --seeds 3 --budgets 1%,2%,4%"
+    console.print(f"Does selecting beat chance on these slices? [bold]{literal(command)}[/]")
 
 
 def _survey(images: str, masks: str | None) -> MaskSurvey | None:

@@ -1,0 +1,54 @@
+"""The simulation flow: `segcurate simulate`, with its progress in the flow run's log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from pydantic import Field
+
+from flows.runner import Done, FlowRunner, run_flow, today
+from flows.tasks import log_line
+from pipeline.format import counted
+from pipeline.operation.simulate import run_simulate
+from pipeline.progress import LoggedProgress
+
+
+@flow(name="simulate", flow_run_name=lambda: f"simulate {today()}", persist_result=False)
+def simulate_flow(
+    config: Path,
+    strategies: str = "stratified,random,class_random,strided",
+    seeds: Annotated[int, Field(ge=1)] = 10,
+    budgets: str = "1%,2%,4%,8%",
+    workers: int | None = None,
+    reference: bool = False,
+) -> State[Any]:
+    """Compare strategies on the images that have masks; the project's rounds, queues and labels stay.
+
+    Args:
+        config: The project's segcurate.yaml, by its absolute path.
+        strategies: Names, separated by commas.
+        seeds: Repetitions, each with other first labels.
+        budgets: Labels in all, as numbers or shares.
+        workers: Processes; by default one a core, or one a GPU.
+        reference: Also train on all labels, once a seed.
+    """
+
+    def work(runner: FlowRunner) -> Done:
+        summary = run_simulate(
+            replace(runner, progress=LoggedProgress(log_line)),
+            strategies=strategies,
+            seeds=seeds,
+            budgets=budgets,
+            workers=workers,
+            reference=reference,
+        )
+        for line in summary.lines():
+            log_line(line)
+        runner.name_run(counted(len(summary.seeds), "seed"))
+        return Done(" ".join(one.sentence for one in summary.verdicts) or "The simulation is finished.")
+
+    return run_flow(config, work, title="simulate")

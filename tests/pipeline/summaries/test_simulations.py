@@ -1,0 +1,102 @@
+"""What is said of a simulation, from cells of known overlaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from db.engine import Database
+from db.queries import simulations
+from db.queries.simulations import FULL, INITIAL, CellKey
+from pipeline.config import ProjectConfig
+from pipeline.evaluation.overlap import Overlap
+from pipeline.report.sections.simulation import _by_clicks, _by_labels, _differences, _reached
+from pipeline.summaries.simulations import SimulationSummary, newest_summary
+
+CONFIG = ProjectConfig(name="a", data={"images": "images", "classes": ["ground", "car"]})  # pyright: ignore
+BUDGETS = [10, 20, 40]
+LEVELS = {"stratified": (0.30, 0.44, 0.52), "class_random": (0.30, 0.38, 0.45), "random": (0.30, 0.33, 0.40)}
+
+
+def cell(iou: float, *, labels: int, clicks: float, images: int = 12) -> dict[str, object]:
+    """A cell whose IoU of both classes is `iou` in every test image."""
+    right = np.round(np.full((images, 2), 1000 * iou))
+    confusion = np.zeros((images, 2, 2))
+    confusion[:, [0, 1], [0, 1]] = right
+    confusion[:, [0, 1], [1, 0]] = (1000 - right) / 2
+    overlap = Overlap.of(
+        confusion,
+        image_ids=range(images),
+        image_runs=range(images),
+        groups=[f"g{index}" for index in range(images)],
+        least=1,
+    )
+    return {
+        "overlap": overlap.document(),
+        "miou": overlap.mean_iou,
+        "ece": 0.1, "ece_before": 0.2, "images": images, "pixels": 100 * labels,
+        "labels": labels, "clicks": clicks,
+    }
+
+
+def summarised(*, seeds: int = 3, without: CellKey | None = None) -> SimulationSummary:
+    database = Database("sqlite:///:memory:")
+    with database.session() as session:
+        row = simulations.open_simulation(
+            session, hash="f" * 64, settings={"budgets": BUDGETS, "unit": "region"}
+        )
+        for seed in range(seeds):
+            shift = 0.01 * seed
+            keys = {CellKey(INITIAL, seed, 10): (0.30, 10.0), CellKey(FULL, seed, 0): (0.60, 900.0)}
+            for name, levels in LEVELS.items():
+                dear = 3.0 if name == "stratified" else 1.0
+                for budget, level in zip(BUDGETS[1:], levels[1:], strict=True):
+                    noise = 0.002 * ((seed * 7 + budget + len(name)) % 5)
+                    keys[CellKey(name, seed, budget)] = (level + noise, dear * budget)
+            for key, (level, clicks) in keys.items():
+                if key != without:
+                    labels = key.budget or 100
+                    simulations.put_cell(
+                        session, row.id, key, cell(level + shift, labels=labels, clicks=clicks)
+                    )
+        found = newest_summary(session, CONFIG)
+    assert found is not None
+    return found
+
+
+def test_the_table_fits_a_terminal_and_ends_with_a_verdict_for_regions_and_for_clicks() -> None:
+    found = summarised()
+    lines = list(found.lines())
+    assert max(len(line) for line in lines if line.startswith("  ")) <= 80
+    assert [one.name for one in found.strategies] == ["stratified", "class_random", "random"]
+    per_region, per_click = found.verdicts
+    assert per_region.answer == "yes"
+    assert lines[-2].startswith("Yes, per region: stratified beats class_random and random")
+    assert per_click.answer != "yes"
+    assert 0.40 < found.comparisons[0].saved["labels"].value < 0.50
+
+
+def test_a_seed_that_lacks_a_cell_is_left_out_and_said() -> None:
+    found = summarised(without=CellKey("random", 1, 40))
+    assert found.seeds == (0, 2)
+    assert found.missing == 1
+    assert "1 cell" in list(found.lines())[1]
+
+
+def test_json_has_the_intervals_and_csv_a_line_a_cell() -> None:
+    found = summarised()
+    document = found.document()
+    area = document["comparisons"][0]["area"]
+    assert area["seeds_and_images"]["low"] <= area["seeds"]["value"] <= area["seeds_and_images"]["high"]
+    assert document["strategies"][0]["share_of_all_labels"]["value"] == pytest.approx(0.87, abs=0.02)
+    head, *rows = found.csv().splitlines()
+    assert head.endswith("iou ground,iou car")
+    assert len(rows) == 3 * (1 + 1 + 3 * 2)
+
+
+def test_the_report_draws_both_curves_and_both_tables() -> None:
+    found = summarised()
+    assert "stratified: 0.5" in _by_labels(found).svg
+    assert "clicks" in _by_clicks(found).svg
+    assert len(_reached(found).rows) == 3
+    assert len(_differences(found).rows) == 2
