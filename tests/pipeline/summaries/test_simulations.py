@@ -34,8 +34,12 @@ def cell(iou: float, *, labels: int, clicks: float, images: int = 12) -> dict[st
     return {
         "overlap": overlap.document(),
         "miou": overlap.mean_iou,
-        "ece": 0.1, "ece_before": 0.2, "images": images, "pixels": 100 * labels,
-        "labels": labels, "clicks": clicks,
+        "ece": 0.1,
+        "ece_before": 0.2,
+        "images": images,
+        "pixels": 100 * labels,
+        "labels": labels,
+        "clicks": clicks,
     }
 
 
