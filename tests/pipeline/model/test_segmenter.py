@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,13 +41,22 @@ def tiny_config(architecture: str, **changes: Any) -> ModelConfig:
 
 
 def tiny(architecture: str, *, channels: int = 3, **changes: Any) -> Segmenter:
+    """A copy of its own, with torch's generator as it is after building."""
+    segmenter, state = _built(tiny_config(architecture, **changes).model_dump_json(), channels)
+    torch.set_rng_state(state)
+    return copy.deepcopy(segmenter)
+
+
+@cache
+def _built(config: str, channels: int) -> tuple[Segmenter, torch.Tensor]:
+    """Built once: this takes longer than most of the tests."""
     torch.manual_seed(0)
-    config = tiny_config(architecture, **changes)
-    segmenter = build_segmenter(config, num_classes=CLASSES, channels=channels, root=Path())
+    model = ModelConfig.model_validate_json(config)
+    segmenter = build_segmenter(model, num_classes=CLASSES, channels=channels, root=Path())
     segmenter.train()  # one look at noise, so that no activation vanishes in eval mode
     with torch.no_grad():
         segmenter.network(torch.randn(2, channels, 128, 128))
-    return segmenter
+    return segmenter, torch.get_rng_state()
 
 
 def plain_smp(architecture: str, segmenter: Segmenter) -> nn.Module:
