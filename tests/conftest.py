@@ -241,7 +241,7 @@ def another_process(database: Database, *, at: str) -> Generator[int]:
         assert process.stdout is not None
         owner = process.stdout.readline().strip()
         with database.session() as session:
-            leases.take_lease(session, name=at, owner=owner, seconds=60)
+            leases.take_lease(session, name=at, owner=owner, seconds=600)
         try:
             yield process.pid
         finally:

@@ -192,7 +192,7 @@ def test_a_large_mask_of_eight_classes_takes_tens_of_milliseconds() -> None:
     classes = mask.argmax(axis=0).astype(np.uint8)
     took: list[float] = []
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = time.process_time()
         assert clicks(classes) > 100
-        took.append(time.perf_counter() - begun)
+        took.append(time.process_time() - begun)
     assert min(took) < 0.5  # about 0.06 s; the rest is for a busy machine

@@ -209,9 +209,9 @@ def test_memory_is_that_of_an_item_and_not_of_the_file() -> None:
 
 def test_a_brush_mask_of_megabytes_passes_at_the_speed_of_a_disk() -> None:
     content = b'[{"result": [' + b"255, 0, 12, " * (1 << 22) + b"1]}]"
-    start = time.perf_counter()
+    start = time.process_time()
     (item,) = iter_items(io.BytesIO(content), longest=1 << 20)
-    elapsed = time.perf_counter() - start
+    elapsed = time.process_time() - start
     assert item.content is None
     assert len(content) / elapsed > 50e6  # on a machine that does other things too
 
