@@ -28,6 +28,7 @@ from flows.import_labels import import_labels_flow
 from flows.loop import loop_flow
 from flows.nightly import nightly
 from flows.retrain import retrain
+from flows.simulation import simulate_flow
 from pipeline.operation.runner import Runner
 from pipeline.operation.simulation import run_simulation
 from pipeline.ownership import identity_of
@@ -157,6 +158,12 @@ def test_the_loop_as_a_flow_ends_where_the_command_does(out: Path, tmp_path: Pat
     assert len(remembered(out)["models"]) == 2
 
 
+def test_a_simulation_as_a_flow_compares_strategies(trained: Path) -> None:
+    state = ran(simulate_flow, trained, strategies="entropy,random", seeds=1, budgets="6,12", workers=1)
+    assert state.is_completed()
+    assert str(state.message).startswith("Not shown, per region, with 1 seed: entropy against random")
+
+
 def test_a_late_night_gives_way_to_a_newer_one_that_is_due(out: Path) -> None:
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
@@ -182,7 +189,9 @@ def test_a_late_night_gives_way_to_a_newer_one_that_is_due(out: Path) -> None:
     assert f"is skipped: the newer run {newer.name} is due" in str(ends[0].message)
 
 
-@pytest.mark.parametrize("flow", [nightly, retrain, import_labels_flow, export_queue, loop_flow])
+@pytest.mark.parametrize(
+    "flow", [nightly, retrain, import_labels_flow, export_queue, loop_flow, simulate_flow]
+)
 def test_the_form_of_a_flow_explains_each_of_its_fields(flow: Callable[..., Any]) -> None:
     schema = parameter_schema(flow).model_dump()
     assert schema["required"][0] == "config"

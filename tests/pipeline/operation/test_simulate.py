@@ -29,6 +29,8 @@ from pipeline.steps.select import select
 from pipeline.summaries.simulations import SimulationSummary
 from tests.conftest import CLASSES, opened
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = (6, 12)
 ASKED: dict[str, Any] = {
     "strategies": "stratified,random",
