@@ -81,7 +81,7 @@ class SimulationSummary:
             f"{counted(self.test_images, 'test image')}."
         )
         if self.missing:
-            yield f"warning: seeds are left out, because {counted(self.missing, 'cell')} are not finished."
+            yield f"warning: a seed with an unfinished cell is left out: {counted(self.missing, 'cell')}."
         if not self.seeds:
             return
         yield f"mIoU by {self.unit}s labeled, ± the half of its interval over seeds and test images:"
