@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sqlalchemy import ColumnElement, Select, exists, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from db.queries.paging import in_parts
 from db.tables import Image, ImageScore, RegionScore
 
 NUMBERS = 14
@@ -118,9 +119,12 @@ def last_image(session: Session) -> int:
     return session.scalar(select(func.max(Image.id)).where(*_eligible())) or 0
 
 
-def count_eligible(session: Session) -> int:
-    """How many images may be queued."""
-    return session.scalar(select(func.count()).select_from(Image).where(*_eligible())) or 0
+def count_eligible(session: Session, *, among: Sequence[int] | None = None) -> int:
+    """How many images may be queued, of all or of those with these ids."""
+    statement = select(func.count()).select_from(Image).where(*_eligible())
+    if among is None:
+        return session.scalar(statement) or 0
+    return sum(session.scalar(statement.where(Image.id.in_(part))) or 0 for part in in_parts(among))
 
 
 def unscored_images(

@@ -153,6 +153,15 @@ def labels_in_force(
     return session.scalars(statement.order_by(Label.image_id, Label.queue_id, Label.version)).all()
 
 
+def labels_of_queue(session: Session, queue_id: int) -> list[tuple[Image, list[Label]]]:
+    """The labeled images of a queue, each with its labels in force in the order of composition."""
+    found: dict[int, tuple[Image, list[Label]]] = {}
+    for label in labels_in_force(session, queue_id=queue_id):
+        image = session.get_one(Image, label.image_id)
+        found.setdefault(image.id, (image, []))[1].append(label)
+    return list(found.values())
+
+
 def regions_in_force(session: Session, *, queue_id: int, image_id: int) -> set[LabeledRegion]:
     """The regions that the labels in force of one image of one queue cover."""
     newest = newest_versions()

@@ -135,6 +135,32 @@ def put_review(
     return queue
 
 
+def held_out_queues(session: Session) -> Sequence[Queue]:
+    """The queues of held-out images, oldest first."""
+    return session.scalars(select(Queue).where(Queue.kind == "held_out").order_by(Queue.id)).all()
+
+
+def put_held_out(
+    session: Session, *, name: str, seed: int, spec: dict[str, Any], items: Sequence[dict[str, Any]]
+) -> Queue:
+    """Store a queue of held-out images.
+
+    Args:
+        items: the columns of each `queue_item`, without `queue_id`.
+    """
+    queue = Queue(name=name, kind="held_out", strategy="random", unit="image", seed=seed, spec=spec)
+    session.add(queue)
+    session.flush()
+    session.execute(insert(QueueItem), [{**item, "queue_id": queue.id} for item in items])
+    return queue
+
+
+def delete_queue(session: Session, queue_id: int) -> None:
+    """Delete a queue that was not exported, and its items."""
+    session.execute(delete(QueueItem).where(QueueItem.queue_id == queue_id))
+    session.execute(delete(Queue).where(Queue.id == queue_id))
+
+
 def record_place(session: Session, *, queue_id: int, tool: str, url: str, place: str) -> None:
     """Record that a queue was exported or pushed to a place, now; a known place gets a new `pushed_at`."""
     statement = select(QueuePlace).where(

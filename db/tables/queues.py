@@ -12,14 +12,14 @@ from db.base import Base, BigId, one_of, utc_now
 
 
 class Queue(Base):
-    """An ordered labeling list. `kind` is `initial` for the first labels of a project, and `review` for
-    labels that the model contradicts."""
+    """An ordered labeling list. `kind` is `initial` for the first labels of a project, `review` for labels
+    that the model contradicts, and `held_out` for whole images of the split that `spec` names."""
 
     __tablename__ = "queue"
     __table_args__ = (
         UniqueConstraint("round_id"),
         UniqueConstraint("name"),
-        one_of("kind", "initial", "selected", "review"),
+        one_of("kind", "initial", "selected", "review", "held_out"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -51,7 +51,7 @@ class QueueItem(Base):
         UniqueConstraint("queue_id", "rank"),
         UniqueConstraint("queue_id", "image_id", "x", "y", "w", "h", "region_index"),
         Index(None, "image_id"),
-        one_of("slice", "initial", "selected", "audit", "review"),
+        one_of("slice", "initial", "selected", "audit", "review", "held_out"),
         one_of("status", "queued", "labeled", "released", "skipped"),
     )
 

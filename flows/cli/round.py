@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.app import ROUND, Heatmaps, Json, add_step_command, opened_runner, print_next, require_turn
-from flows.cli.display import console, print_json
+from flows.cli.display import console, literal, print_json
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.rounds import Step
@@ -54,6 +55,10 @@ def select(
     force: Annotated[
         bool, typer.Option("--force", help="Rank by mutual information even if it has not passed its gate.")
     ] = False,
+    held_out: Annotated[
+        str | None,
+        typer.Option("--for", help="test or calibration: draw images of this split to label, at random."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the queue, write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +68,13 @@ def select(
     overrides = {key: value for key, value in given.items() if value is not None}
     if unit is not None:
         overrides.setdefault("budget_unit", None)
+    if held_out is not None:
+        if overrides.keys() - {"budget"} or force:
+            raise UserError(
+                "Held-out images are drawn at random, and whole.", "Leave out all options but `--budget`."
+            )
+        _select_held_out(held_out, budget, dry_run=dry_run, as_json=as_json)
+        return
     options = {"dry_run": dry_run, "overrides": overrides, "force": force}
     with opened_runner() as runner:
         require_turn(runner.database, "select", preview=dry_run)
@@ -76,3 +88,24 @@ def select(
             console.print("Dry run: nothing was written.")
         else:
             print_next(runner.database)
+
+
+def _select_held_out(split: str, budget: int | None, *, dry_run: bool, as_json: bool) -> None:
+    if split not in ("test", "calibration"):
+        raise UserError(
+            f"There is no held-out split {split!r}.", "Write `--for test` or `--for calibration`."
+        )
+    if budget is not None and budget < 1:
+        raise UserError(f"Expected `--budget` to be at least 1, but got {budget}.")
+    from pipeline.steps.select.held_out import select_held_out
+
+    with opened_runner() as runner:
+        options = {"split": split, "budget": budget, "dry_run": dry_run}
+        if as_json:
+            print_json(runner.call(select_held_out, **options).document())
+            return
+        report = runner.run(select_held_out, **options)
+        if dry_run:
+            console.print("Dry run: nothing was written.")
+        else:
+            console.print(f"Next: [bold]segcurate export --queue {literal(report.name)}[/]")

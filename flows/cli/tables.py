@@ -67,6 +67,9 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
         console.print(f"running   {literal(process.work)} by {literal(process.owner)}{state}")
     if now.queue_items:
         console.print(f"queue     {counts(now.queue_items)}")
+    for queue in now.held_out:
+        waiting = f"{counted(queue.images, 'image')} of {queue.name} to label"
+        console.print(f"held out  {literal(waiting)}: [bold]{literal(queue.command)}[/]")
     console.print(f"next      [bold]{literal(now.next_command)}[/]  {literal(now.reason)}")
 
 

@@ -17,6 +17,9 @@ from pipeline.data.image_info import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
 
+LABELS_FOLDER = "labels"
+"""Below the work folder: every label, under the hash of its content."""
+
 
 class StoredImage(Protocol):
     """An image as the store describes it: a row of `image`, or as much of one as reading needs.
@@ -66,6 +69,11 @@ class Project:
                 "Copy it to a folder, or mount it, and name that.",
             )
         return self.root / uri
+
+    def is_label(self, uri: str) -> bool:
+        """Whether a mask is a label that an import has stored, as class indices; else it is a file of the
+        user's, whose values mean what the configuration says."""
+        return self.path(uri).is_relative_to(self.workdir / LABELS_FOLDER)
 
     def image(self, uri: str) -> ImageFile:
         """The image behind a URI of the store, or behind an entry of `data.images`."""

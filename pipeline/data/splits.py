@@ -49,6 +49,21 @@ class Images:
     taken: Flags
 
 
+@dataclass(frozen=True)
+class ToLabel:
+    """Held-out images that are to be labeled.
+
+    Attributes:
+        splits: uint8 [N], afterwards.
+        rows: the images to label, in order.
+        units: groups or blocks that were drawn.
+    """
+
+    splits: Codes
+    rows: npt.NDArray[np.int64]
+    units: int
+
+
 def plan_splits(
     config: SplitsConfig,
     images: Images,
@@ -101,10 +116,7 @@ def _draw(
     unit, usable = _usable(spec, images)
     count = len(usable)
     if spec.by == "group" and count == 1:
-        raise ConfigError(
-            f"`splits.{name}` draws whole groups, but all images are in one group.",
-            "Set `by: block` to hold out blocks of neighbours, or name groups with `data.group_regex`.",
-        )
+        raise _one_group(name)
     with_mask = _any(unit, images.has_mask, count)
     mine = int(_any(unit, images.has_mask & (images.splits == code), count).sum())
     held = int(_any(unit, images.has_mask & np.isin(images.splits, (TEST, CALIBRATION)), count).sum())
@@ -134,6 +146,52 @@ def _draw(
             if size == least:
                 break
     return images.splits if best is None else _hold(spec, images, drawn(best[1], best[0]), code=code)
+
+
+def draw_to_label(
+    config: SplitsConfig, name: HeldOut, images: Images, *, lacking: Flags, wanted: int, turn: int
+) -> ToLabel:
+    """Hold out images that have no mask yet, and choose those to be labeled, at random.
+
+    Whole groups or blocks are drawn, among those that no model may have learned from: one for each image that
+    is wanted, but no more than half of all. One image of each is chosen, then a second one, and so on. Images
+    of the split that still lack a mask follow. Where a list or a folder names the split, only these.
+
+    Args:
+        lacking: bool [N], the images that may be labeled: they have no mask, and are in no queue.
+        wanted: images to label.
+        turn: of this draw for the split, from 0 on.
+
+    Raises:
+        ConfigError: groups are to be drawn, and there is only one.
+    """
+    spec: HeldOutSplit = getattr(config, name)
+    code = dict(ORDER)[name]
+    generator = np.random.default_rng([config.seed, len(ORDER) + ORDER.index((name, code)), turn])
+    splits, unit = images.splits, images.groups
+    units = 0
+    if spec.fraction is not None:
+        unit, usable = _usable(spec, images)
+        if spec.by == "group" and len(usable) == 1:
+            raise _one_group(name)
+        candidates = np.flatnonzero(usable & _any(unit, lacking & (images.splits == POOL), len(usable)))
+        held = int(_any(unit, np.isin(images.splits, (TEST, CALIBRATION)), len(usable)).sum())
+        units = max(0, min(wanted, len(usable) // 2 - held, len(candidates), int(usable.sum()) - 1))
+        drawn = np.isin(unit, generator.permutation(candidates)[:units]) & (images.splits == POOL)
+        splits = _hold(spec, images, drawn, code=code)
+    rows = generator.permutation(np.flatnonzero(lacking & (splits == code)))
+    new = images.splits[rows] != code
+    turns = np.empty(len(rows), dtype=np.int64)
+    order = np.argsort(unit[rows], kind="stable")
+    turns[order] = _rank_in_group(unit[rows][order])
+    return ToLabel(splits, rows[np.lexsort((turns, ~new))][:wanted], units)
+
+
+def _one_group(name: str) -> ConfigError:
+    return ConfigError(
+        f"`splits.{name}` draws whole groups, but all images are in one group.",
+        "Set `by: block` to hold out blocks of neighbours, or name groups with `data.group_regex`.",
+    )
 
 
 def _smallest(satisfied: Callable[[int], bool], least: int, most: int) -> int:

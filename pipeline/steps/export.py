@@ -92,6 +92,13 @@ class _Work:
     calibrators: Calibrators | None
     labels: dict[int, list[Path]] | None
 
+    @property
+    def why_empty(self) -> str | None:
+        """Why no masks are proposed; None where they are."""
+        if self.queue.kind == "held_out":
+            return "a model's proposal would sway the labels that it is measured on"
+        return "there is no model yet" if self.model is None else None
+
     def label(self, image_id: int) -> Mask:
         """The label in force of an image of a review."""
         image = self.images[image_id].image
@@ -103,21 +110,21 @@ class ExportReport:
     """The exported folder, and the images that could not be read, with the reason.
 
     Attributes:
-        proposed: whether there are masks to correct; otherwise they are empty.
+        why_empty: where the masks to correct are empty, why.
     """
 
     folder: Path
     images: int
     failed: list[tuple[str, str]]
-    proposed: bool = True
+    why_empty: str | None = None
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
         for subject, reason in self.failed:
             yield f"not exported: {subject}: {reason}"
         yield f"Exported {counted(self.images, 'image')} to {self.folder}."
-        if not self.proposed:
-            yield "The masks to start from are empty: there is no model yet."
+        if self.why_empty is not None:
+            yield f"The masks to start from are empty: {self.why_empty}."
 
 
 @one_at_a_time("export")
@@ -135,7 +142,7 @@ def export(
 
     A proposed mask is void outside of the queued regions, so that a corrected one contains no unchecked
     prediction. For a review it is the label in force, and the pictures show the model's doubt of it. Before
-    there is a model it is empty. An image
+    there is a model it is empty, and so it is for held-out images. An image
     that cannot be read is left out, and recorded as a failure.
 
     Args:
@@ -188,7 +195,7 @@ def export(
         _check_complete(fresh, written, target=target)
     with database.session() as session:
         _mark_exported(session, project, work, tool.name, target=target, failures=failures, clicks=clicks)
-    return ExportReport(target, written, failures, proposed=work.model is not None)
+    return ExportReport(target, written, failures, why_empty=work.why_empty)
 
 
 def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]:
@@ -204,7 +211,7 @@ def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]
 
 def _read_work(session: Session, project: Project, name: str | None) -> _Work:
     current, queue = _find_queue(session, name)
-    model = models.promoted_model(session)
+    model = models.promoted_model(session) if queue.kind != "held_out" else None
     if model is None and queue.run_id is not None:
         raise UserError("No model has been promoted yet.", "Run `segcurate status`.")
     regions = queue_items.queued_regions(session, queue_id=queue.id)

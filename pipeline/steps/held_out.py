@@ -22,7 +22,7 @@ from db.tables import Image
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.steps.mask_values import require_known_meaning
-from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages
+from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages, LabeledImage
 
 Source = Literal["calibration", "audit"]
 
@@ -65,7 +65,7 @@ def held_out_images(session: Session, project: Project, split: str) -> list[Held
     """
     require_known_meaning(session, project)
     return [
-        HeldOut(
+        (LabeledImage if project.is_label(row.mask_uri) else HeldOut)(
             ref=project.ref(row),
             mask=project.path(row.mask_uri),
             group=row.group_name,

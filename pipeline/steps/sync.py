@@ -191,7 +191,7 @@ def pull(
         )
     reports: list[ImportReport] = []
     for row in rows:
-        ends = close and current is not None and row.round_id == current.id
+        ends = close and (queue is not None or (current is not None and row.round_id == current.id))
         report = _pull_queue(project, database, server, tool, row, close=ends, progress=progress)
         if report is not None:
             reports.append(report)

@@ -59,6 +59,14 @@ class HeldOut(PlacedImage):
 
 
 @dataclass(frozen=True)
+class LabeledImage(HeldOut):
+    """An image of a locked split whose mask is a stored label."""
+
+    def label(self, codec: MaskCodec) -> Mask:
+        return compose_labels([self.mask], (self.ref.width, self.ref.height))
+
+
+@dataclass(frozen=True)
 class AuditedRegion:
     """A region of the pool that was randomly drawn, and its stored labels.
 

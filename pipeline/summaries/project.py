@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -23,6 +24,15 @@ from pipeline.rounds import WITHOUT_MODEL
 
 
 @dataclass(frozen=True)
+class HeldOutQueue:
+    """A queue of held-out images that wait for labels, and the command that goes on with it."""
+
+    name: str
+    images: int
+    command: str
+
+
+@dataclass(frozen=True)
 class Status:
     """A project at a glance.
 
@@ -35,6 +45,7 @@ class Status:
         reason: why it comes next.
         split_versions: of the held-out splits; 0 before the first.
         open_splits: for each split without a version, what it still needs.
+        held_out: the queues of held-out images that wait for labels.
     """
 
     images: dict[str, int]
@@ -50,6 +61,7 @@ class Status:
     reason: str
     split_versions: dict[str, int] = field(default_factory=dict)
     open_splits: dict[str, str] = field(default_factory=dict)
+    held_out: list[HeldOutQueue] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,17 @@ def project_status(session: Session) -> Status:
         reason=reason,
         split_versions=image_queries.split_versions(session),
         open_splits={} if settings is None else dict(settings.open_splits or {}),
+        held_out=list(_held_out(session)),
     )
+
+
+def _held_out(session: Session) -> Iterator[HeldOutQueue]:
+    for queue in queues.held_out_queues(session):
+        waiting = item_queries.count_items(session, queue.id).get("queued", 0)
+        if waiting and queue.exported_at is None:
+            yield HeldOutQueue(queue.name, waiting, f"segcurate export --queue {queue.name}")
+        elif waiting:
+            yield HeldOutQueue(queue.name, waiting, _import_command(session, queue)[0])
 
 
 def _images_by_split(session: Session) -> dict[str, int]:

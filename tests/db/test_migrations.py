@@ -222,6 +222,18 @@ def test_what_mask_values_meant_is_not_known_after_an_upgrade(old: Engine) -> No
     assert counts(old) == before
 
 
+def test_a_queue_of_held_out_images_is_a_review_before(old: Engine) -> None:
+    held_out = "UPDATE queue SET kind = 'held_out'; UPDATE queue_item SET slice = 'held_out'"
+    with pytest.raises(IntegrityError):
+        run(old, held_out)
+    migrations.upgrade(old)
+    run(old, held_out)
+    command.downgrade(migrations.alembic_config(old), "0012")
+    with old.connect() as connection:
+        kinds = connection.execute(text("SELECT kind FROM queue UNION SELECT slice FROM queue_item")).all()
+    assert kinds == [("review",)]
+
+
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:
     before = counts(old)
     migrations.upgrade(old)

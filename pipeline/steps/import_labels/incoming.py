@@ -29,7 +29,7 @@ from pipeline import rounds
 from pipeline.config import IGNORE
 from pipeline.data.labels import compose_labels
 from pipeline.data.masks import Mask, store_mask
-from pipeline.data.project import Project
+from pipeline.data.project import LABELS_FOLDER, Project
 from pipeline.errors import DataError
 from pipeline.evaluation.agreement import Agreement, region_agreement
 from pipeline.labeling.encoding import COVERED, is_whole_image, painted_shares
@@ -45,8 +45,6 @@ from pipeline.labeling.manifest import (
 from pipeline.labeling.names import KnownImage, NameIndex, UnknownName
 from pipeline.steps.import_labels.report import MOST_LINES, ImportReport
 
-LABELS_FOLDER = "labels"
-"""Below the work folder: every imported mask, under the hash of its content."""
 MOST_IN_MEMORY = 8
 """Masks of one image that are kept until another image comes, for the agreement of its annotators."""
 

@@ -35,6 +35,10 @@ class ImportReport:
     """Queue items that still wait for a label."""
     released: int = 0
     """Queue items that went back to the pool because the round was closed without them."""
+    unlabeled: int = 0
+    """Held-out images that stay without a mask because their queue was ended without them."""
+    grown: tuple[str, ...] = ()
+    """The new versions of held-out splits, as sentences."""
     closed: bool = False
     """Whether the round is closed, and the next one open."""
 
@@ -71,6 +75,9 @@ class ImportReport:
             )
         if self.released:
             lines.append(f"{self.released} regions went back to the pool without a label.")
+        if self.unlabeled:
+            lines.append(f"{self.unlabeled} held-out images stay without a mask.")
+        lines += self.grown
         if self.closed:
             lines.append("The round is closed, and the next one is open.")
         elif self.open_items:

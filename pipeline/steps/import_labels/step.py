@@ -25,8 +25,12 @@ from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels.incoming import Incoming, IncomingQueue, Origin
 from pipeline.steps.import_labels.report import ImportReport
+from pipeline.steps.ingest.held_out_labels import take_held_out_labels
 
 __all__ = ["ImportReport", "import_labels"]
+
+HELD_OUT = "held_out"
+"""The kind of the queues whose labels are masks of a split."""
 
 
 @one_at_a_time("import")
@@ -93,6 +97,8 @@ def import_labels(
         else:
             failures.clear_failures(session, "import", [f"{known_as}: {subject}" for subject in subjects])
         failures.record_failures(session, "import", _failures(project, sources, known_as, report))
+    if any(incoming_queue.queue.kind == HELD_OUT for incoming_queue in opened):
+        report.grown = take_held_out_labels(project, database)
     return report
 
 
@@ -196,18 +202,29 @@ def _settle(session: Session, incoming: IncomingQueue, looked_at: set[int]) -> i
 
 
 def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport) -> None:
-    """Close the queue's round when nothing in it waits for a label, or when the caller says so."""
+    """Close the queue's round when nothing in it waits for a label, or when the caller says so. A queue of
+    held-out images is finished then."""
     if not _is_open(session, queue):
         return
-    waiting = list(queue_items.item_statuses(session, queue.id).values()).count("queued")
+    statuses = queue_items.item_statuses(session, queue.id)
+    if queue.kind == HELD_OUT and close:
+        left = [item_id for item_id, status in statuses.items() if status == "queued"]
+        queue_items.set_status(session, item_ids=left, status="released")
+        report.unlabeled = len(left)
+        return
+    waiting = list(statuses.values()).count("queued")
     if waiting and not close:
         report.open_items = waiting
+        return
+    if queue.kind == HELD_OUT:
         return
     report.released = rounds.close(session, rounds.require(session, "import"))
     report.closed = True
 
 
 def _is_open(session: Session, queue: Queue) -> bool:
+    if queue.kind == HELD_OUT:
+        return "queued" in queue_items.count_items(session, queue.id)
     current = round_queries.current_round(session)
     return current is not None and current.id == queue.round_id and current.state == "import"
 

@@ -28,7 +28,7 @@ from db.tables import Image, Queue, QueueItem, utc_now
 from pipeline import rounds
 from pipeline.config import IGNORE, InitialSplit
 from pipeline.data.masks import MaskCodec, read_mask, store_mask
-from pipeline.data.project import Project
+from pipeline.data.project import LABELS_FOLDER, Project
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import only_inside, painted_shares
 from pipeline.progress import Progress
@@ -161,7 +161,7 @@ def _plan(
             queue_items.insert_items(session, rows)
             rows = []
     queue_items.insert_items(session, rows)
-    if queue is None:
+    if queue is None and not labels.has_labels(session):
         warnings.append(
             "There is nothing to train on: no image outside of calibration and test that `splits.initial` "
             "allows has a mask. Add masks."
@@ -242,7 +242,7 @@ def _label(project: Project, codec: MaskCodec, image: Image, items: list[QueueIt
     known = (painted_shares(mask, boxes, outlines) > 0).tolist()
     labeled = [item for item, holds in zip(items, known, strict=True) if holds]
     released = [item for item, holds in zip(items, known, strict=True) if not holds]
-    path, sha256 = store_mask(project.workdir / "labels", painted)
+    path, sha256 = store_mask(project.workdir / LABELS_FOLDER, painted)
     return _NewLabel(
         image=image,
         uri=project.uri(path),

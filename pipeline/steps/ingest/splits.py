@@ -6,6 +6,9 @@ mask join the next version together. An image that a model may have learned from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
@@ -16,6 +19,7 @@ from db.tables import utc_now
 from pipeline.config import HeldOutSplit, ProjectConfig
 from pipeline.data.project import Project
 from pipeline.data.splits import ORDER, POOL, TEST, Flags, HeldOut, Images, plan_splits
+from pipeline.data.splits import draw_to_label as plan_to_label
 from pipeline.errors import ConfigError
 from pipeline.evaluation.units import Runs
 from pipeline.format import count
@@ -72,6 +76,71 @@ def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
     return tuple(grown)
 
 
+@dataclass(frozen=True)
+class HeldOutDraw:
+    """Images that were held out to be labeled.
+
+    Attributes:
+        to_label: the ids of those that are to be labeled, in order.
+        held, guards: the ids of the images that were put into the split for it, and beside them.
+        units: groups or blocks that were drawn.
+    """
+
+    to_label: list[int]
+    held: list[int]
+    guards: list[int]
+    units: int
+
+
+def draw_to_label(
+    session: Session, project: Project, name: HeldOut, *, wanted: int | None, turn: int
+) -> HeldOutDraw:
+    """Hold out images without masks for a split, in the caller's transaction; see
+    `pipeline.data.splits.draw_to_label`.
+
+    Args:
+        wanted: images to label; None for one of each unit that `splits.minimum_units` asks for.
+    """
+    evidence, code = _Evidence(session, project.config), dict(ORDER)[name]
+    ids, before, least = evidence.columns.ids, evidence.images.splits, project.config.splits.minimum_units
+    if wanted is None:
+        known = evidence.units(evidence.usable(code))
+        wanted = least - known if known < least else least
+    asked_for = list(queue_items.queued_images(session) | labels.all_labeled_images(session))
+    lacking = ~evidence.images.has_mask & ~np.isin(ids, asked_for) & (evidence.columns.originals == ids)
+    drawn = plan_to_label(
+        project.config.splits, name, evidence.images, lacking=lacking, wanted=wanted, turn=turn
+    )
+    changed = drawn.splits != before
+    if changed.any():
+        image_queries.set_splits(session, ids[changed], drawn.splits[changed])
+        image_queries.link_duplicates(session)
+    held = changed & (drawn.splits == code)
+    return HeldOutDraw(
+        to_label=ids[drawn.rows].tolist(),
+        held=ids[held].tolist(),
+        guards=ids[changed & ~held].tolist(),
+        units=drawn.units,
+    )
+
+
+def release_held_out(session: Session, image_ids: Sequence[int]) -> None:
+    """Put images without a mask back into the pool that were held out, or are guards, for a queue that never
+    went out."""
+    rows = image_queries.images_by_id(session, image_ids)
+    ids = np.array([row.id for row in rows if row.mask_uri is None], dtype=np.int64)
+    image_queries.set_splits(session, ids, np.zeros(len(ids), dtype=np.uint8))
+    image_queries.link_duplicates(session)
+
+
+def note_open_splits(session: Session, project: Project) -> dict[str, str]:
+    """Store what the held-out splits without a version still need."""
+    row, missing = image_queries.project_row(session), open_splits(session, project)
+    if row is not None and (row.open_splits or {}) != missing:
+        row.open_splits = missing
+    return missing
+
+
 def open_splits(session: Session, project: Project) -> dict[str, str]:
     """What each held-out split without a version still needs and what to do, as a sentence."""
     versions = _versions(session)
@@ -102,7 +171,7 @@ class _Evidence:
             splits=columns.splits,
             has_mask=columns.has_mask,
             labeled=labeled,
-            taken=labeled | queued,
+            taken=(labeled | queued) & ~np.isin(columns.splits, [code for _, code in ORDER]),
         )
         self._shown: npt.NDArray[np.bool_] | None = None
 
@@ -202,7 +271,8 @@ def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence)
     candidates = evidence.candidates(spec, code)
     units, more = evidence.units(candidates), evidence.more_units(spec, code)
     listed = f" and name the images in `splits.{name}.{'folder' if spec.list is None else 'list'}`"
-    masks = "Put masks of {} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
+    masks = f"Draw images to label with `segcurate select --for {name}`; or put masks of "
+    masks += "{} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
     head = f"The {name} split is open, so no model is measured on it:"
     if more > 0:
         first = "for the test split and " if evidence.is_after_test(code) else ""

@@ -31,11 +31,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.examine import Examined, examine
+from pipeline.steps.ingest.held_out_labels import take_held_out_labels
 from pipeline.steps.ingest.initial_labels import label_initial
 from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
 from pipeline.steps.ingest.positions import Assigned, Assignments
 from pipeline.steps.ingest.report import IngestReport
-from pipeline.steps.ingest.splits import grow_splits, lock_project, open_splits
+from pipeline.steps.ingest.splits import grow_splits, lock_project, note_open_splits
 from pipeline.steps.mask_values import changed_meaning, meaning_of_values
 
 BATCH = 256
@@ -115,8 +116,9 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             labeled_regions=first.regions,
             failures=report.failures + first.failures,
         )
+    grown += take_held_out_labels(project, database)
     with database.session() as session:
-        missing = _note_open_splits(session, project)
+        missing = note_open_splits(session, project)
         _note_meaning(session, project)
         if images.pool_images(session, limit=1):
             rounds.open_without_labels(session)
@@ -324,14 +326,6 @@ def _lock_and_grow(session: Session, project: Project, held_out: dict[str, Named
     if row is not None and row.splits_config != settings:
         row.splits_config = settings
     return grow_splits(session, project)
-
-
-def _note_open_splits(session: Session, project: Project) -> dict[str, str]:
-    """Store what the held-out splits without a version still need."""
-    row, missing = images.project_row(session), open_splits(session, project)
-    if row is not None and (row.open_splits or {}) != missing:
-        row.open_splits = missing
-    return missing
 
 
 def _note_meaning(session: Session, project: Project) -> None:

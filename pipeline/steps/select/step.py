@@ -369,6 +369,10 @@ def _store(
         if current.id != round_id:
             raise NotYourTurn("Another process has finished the round meanwhile.", "Run `segcurate status`.")
         lock_project(session, project)
+        if candidate_queries.count_eligible(session, among=list(report.uris)) < len(report.uris):
+            raise NotYourTurn(
+                "Images have left the pool meanwhile, for a held-out split.", "Run `segcurate select` again."
+            )
         config, run = source.config, source.run
         queue = Queue(
             round_id=round_id,
