@@ -31,14 +31,20 @@ from tests.factories import (
 )
 
 
-def textured_project(root: Path, *, tile: int = 1024, input_scale: float = 1.0, **sections: Any) -> Workspace:
-    """Settings and an empty store; images of WIDTH×HEIGHT are added by `add_images`."""
+def textured_project(
+    root: Path, *, tile: int = 1024, input_scale: float = 1.0, pixels: int = 2000, **sections: Any
+) -> Workspace:
+    """Settings and an empty store; images of WIDTH×HEIGHT are added by `add_images`.
+
+    Args:
+        pixels: that calibrate, of each image.
+    """
     return make_project(
         root,
         data={"masks": "masks"},
         model={"mean": [0.5] * 3, "std": [0.25] * 3, "input_scale": input_scale},
         evaluation={"resamples": 200, "block": 2},
-        calibration={"calibrator": "temperature"},
+        calibration={"calibrator": "temperature", "pixels_per_image": pixels},
         scoring={"samples": 4, "tile": tile, "overlap": 16, "batch_size": 3, "workers": 0},
         **sections,
     )

@@ -40,7 +40,7 @@ from tests.textures import add_images, add_trained_model, make_segmenter, read_p
 
 @pytest.fixture
 def small(tmp_path: Path) -> Workspace:
-    return textured_project(tmp_path)
+    return textured_project(tmp_path, pixels=500)
 
 
 def state(database: Database) -> str:
