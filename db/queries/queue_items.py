@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -105,6 +106,18 @@ def queued_boxes(session: Session, *, queue_id: int) -> Iterator[tuple[QueuedBox
 def queued_images(session: Session) -> set[int]:
     """The ids of the images with a region that waits for a label in any queue."""
     return set(session.scalars(select(QueueItem.image_id).where(QueueItem.status == "queued").distinct()))
+
+
+def masked_since(session: Session, at: datetime) -> dict[str, int]:
+    """How many images that wait for a label have a mask that was read since, by their queue's name."""
+    statement = (
+        select(Queue.name, func.count(func.distinct(Image.id)))
+        .join(QueueItem, QueueItem.queue_id == Queue.id)
+        .join(Image, Image.id == QueueItem.image_id)
+        .where(QueueItem.status == "queued", Image.mask_uri.is_not(None), Image.ingested_at >= at)
+        .group_by(Queue.name)
+    )
+    return dict(session.execute(statement).tuples().all())
 
 
 def images_to_label(session: Session, *, queue_id: int, after_id: int, limit: int) -> Sequence[Image]:

@@ -119,6 +119,11 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     grown += take_held_out_labels(project, database)
     with database.session() as session:
         missing = note_open_splits(session, project)
+        for name, number in queue_items.masked_since(session, started).items():
+            warnings.append(
+                f"{number} images that {name} asks for have a mask in `data.masks` now. Take them as its "
+                f"labels: `segcurate import {project.config.data.masks} --queue {name}`."
+            )
         _note_meaning(session, project)
         if images.pool_images(session, limit=1):
             rounds.open_without_labels(session)

@@ -180,6 +180,25 @@ def test_masks_that_mean_nothing_are_refused_also_after_a_queue(folder: Folder) 
     assert count_rows(folder.database, Label) == 0
 
 
+def test_masks_that_appear_for_queued_images_are_said_to_be_there_and_taken_by_an_import(
+    tmp_path: Path,
+) -> None:
+    folder = Folder(tmp_path)
+    for number, group in enumerate("abcd"):
+        folder.sequence(group, 1, first=number, masks=False)
+    folder.ingest()
+    project, database = configured_as(folder, selection={"unit": "image", "budget": 4}), folder.database
+    choose(project, database)
+    export(project, database)
+    folder.mask("a/f0.png")
+    project = configured_as(folder)
+    (warning,) = [line for line in ingest(project, database).warnings if "asks for" in line]
+    assert warning.endswith("`segcurate import masks --queue round-00`.")
+    assert not [line for line in ingest(project, database).warnings if "asks for" in line]
+    import_labels(project, database, source=folder.root / "masks", queue="round-00")
+    assert count_rows(database, QueueItem, QueueItem.status == "labeled", QueueItem.queue_id == 1) == 1
+
+
 def test_images_outside_the_pool_and_exact_copies_are_no_candidates(folder: Folder) -> None:
     ids = fetch(folder.database, select(Image.id).order_by(Image.id))
     with folder.database.session() as session:
