@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -51,6 +51,10 @@ WARNED = 3
 """The exit code where a part was not done, or some files were not used. A failure has 1."""
 INTERRUPTED = 130
 """The exit code of a command that was stopped with Ctrl-C."""
+
+
+Ready: TypeAlias = "Callable[[Project, Session], object]"
+"""Asks what a step needs before it begins, without torch; raises `UserError` where that is missing."""
 
 
 @dataclass
@@ -159,45 +163,53 @@ def opened_runner() -> Generator[Runner]:
         yield Runner(project, database, log=print_line, progress=progress)
 
 
-def run_step(step: Callable[..., Report], *, then_next: bool = False, **options: Any) -> None:
-    """Run a step on the configured project and print its report, and then the command that comes next."""
+def run_step(name: str, *, ready: Ready | None = None, then_next: bool = False, **options: Any) -> None:
+    """Run the step of this name on the configured project and print its report.
+
+    Args:
+        ready: what the step needs before it begins, asked before what it imports, which takes seconds.
+        then_next: print at the end the command that comes next.
+    """
     with opened_runner() as runner:
-        runner.run(step, **options)
+        if ready is not None:
+            require(runner, ready)
+        runner.run(step_named(name), **options)
         if then_next:
             print_next(runner.database)
 
 
-def add_step_command(
-    commands: typer.Typer, name: str, panel: str, explanation: str, *, turn: Step | None = None
-) -> None:
-    """Add the command of a step without options, which prints the next command at its end.
+def step_named(name: str) -> Callable[..., Report]:
+    """The function of a step, from the module of `pipeline.steps` with its name."""
+    return getattr(import_module(f"pipeline.steps.{name}"), name)
 
-    Args:
-        turn: the step as rounds call it, where it runs in its turn only: out of turn it is refused at once.
+
+def require(runner: Runner, ready: Ready) -> None:
+    """Ask what a step needs before it begins.
+
+    Raises:
+        UserError: it cannot run.
     """
+    with runner.database.session(write=False) as session:
+        ready(runner.project, session)
+
+
+def in_turn(step: Step) -> Ready:
+    """What a step needs that runs in its turn only."""
+
+    def ready(_: Project, session: Session) -> None:
+        from pipeline import rounds
+
+        rounds.require(session, step)
+
+    return ready
+
+
+def add_step_command(commands: typer.Typer, name: Step, panel: str, explanation: str) -> None:
+    """Add the command of a round's step without options, which prints the next command at its end."""
 
     @commands.command(name, rich_help_panel=panel, help=explanation)
     def _run() -> None:
-        with opened_runner() as runner:
-            if turn is not None:
-                require_turn(runner.database, turn)
-            runner.run(getattr(import_module(f"pipeline.steps.{name}"), name))
-            print_next(runner.database)
-
-
-def require_turn(database: Database, step: Step, *, preview: bool = False) -> None:
-    """Refuse a step out of its turn before what it needs is imported, which takes seconds.
-
-    Args:
-        preview: see `pipeline.rounds.require`.
-
-    Raises:
-        NotYourTurn: another step comes next.
-    """
-    from pipeline import rounds
-
-    with database.session(write=False) as session:
-        rounds.require(session, step, preview=preview)
+        run_step(name, ready=in_turn(name), then_next=True)
 
 
 def print_line(line: str) -> None:

@@ -64,10 +64,13 @@ def loop(
     annotator: Annotated[str, typer.Option(help="`masks`: existing masks are the labels.")] = "masks",
 ) -> None:
     """Run whole rounds without an annotator. Started again, a killed loop continues."""
-    from pipeline.operation.simulation import run_simulation
+    from pipeline.steps.ready import require_positive
 
     if annotator != "masks":
         raise UserError(f"There is no annotator {annotator!r}.", "Write `--annotator masks`.")
+    require_positive("--rounds", rounds)
+    from pipeline.operation.simulation import run_simulation
+
     with opened_runner() as runner:
         run_simulation(runner, rounds=rounds)
     list_rounds()

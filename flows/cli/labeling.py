@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Heatmaps, exit_with_warnings, opened_runner, print_next, require_turn
+from flows.cli.app import ROUND, Heatmaps, exit_with_warnings, opened_runner, print_next, require
 from pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -43,14 +43,17 @@ def export(
     """Write the queue for a labeling tool, with the model's masks to correct; send it to its server."""
     if url is not None and files_only:
         raise UserError("`--url` and `--files-only` exclude each other.", "Leave one of them out.")
+    from pipeline.labeling.tools import tool_named
+    from pipeline.steps.ready import model_of_queue, queue_to_export
+
     with opened_runner() as runner:
-        if queue is None:
-            require_turn(runner.database, "export")
+        labeling = runner.project.config.labeling
+        tool = to or labeling.tool
+        tool_named(tool)  # an unknown one is an error before torch is imported
+        require(runner, lambda _, session: model_of_queue(session, queue_to_export(session, queue)[1]))
         from pipeline.steps.export import export as step
         from pipeline.steps.sync import open_server, push
 
-        labeling = runner.project.config.labeling
-        tool = to or labeling.tool
         sends = not files_only and (url is not None or labeling.server_of(tool) is not None)
         if sends:
             # a missing token is an error before the export

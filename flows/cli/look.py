@@ -131,9 +131,9 @@ def report(
     folder: Annotated[Path | None, typer.Option(help="Instead of the `report` folder of `workdir`.")] = None,
 ) -> None:
     """Write the report: one HTML page on labels, models and uncertainty that needs no other file."""
-    from pipeline.steps.report import report as step
+    from pipeline.steps.ready import require_evaluated
 
-    run_step(step, folder=folder)
+    run_step("report", ready=lambda _, session: require_evaluated(session), folder=folder)
 
 
 def _show(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import configured_project, opened_project, opened_runner, state
+from flows.cli.app import configured_project, opened_project, opened_runner, state, step_named
 from flows.cli.automatic import AUTOMATIC
 from flows.cli.display import console, literal, table
 
@@ -87,7 +87,6 @@ def prune(
 ) -> None:
     """Delete the region scores of all but the latest scoring runs."""
     from pipeline.errors import ConfigError
-    from pipeline.steps.prune import prune as step
 
     with opened_runner() as runner:
         keep = keep_runs if keep_runs is not None else runner.project.config.nightly.keep_runs
@@ -95,7 +94,7 @@ def prune(
             raise ConfigError(
                 "The number of runs to keep is not set.", "Add `--keep-runs 5`, or set `nightly.keep_runs`."
             )
-        runner.run(step, keep_runs=keep)
+        runner.run(step_named("prune"), keep_runs=keep)
 
 
 @prefect_app.command("setup")

@@ -173,9 +173,7 @@ def db_rename(
 @commands.command(rich_help_panel=PROJECT)
 def ingest() -> None:
     """Register images, masks and splits. Run it again for new files."""
-    from pipeline.steps.ingest import ingest as step
-
-    run_step(step, then_next=True)
+    run_step("ingest", then_next=True)
 
 
 @commands.command(rich_help_panel=PROJECT)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import ROUND, Heatmaps, Json, add_step_command, opened_runner, print_next, require_turn
+from flows.cli.app import (
+    ROUND,
+    Heatmaps,
+    Json,
+    add_step_command,
+    in_turn,
+    opened_runner,
+    print_next,
+    run_step,
+)
 from flows.cli.display import console, literal, print_json
 from pipeline.errors import UserError
 
@@ -14,35 +23,28 @@ if TYPE_CHECKING:
     from pipeline.rounds import Step
 
 commands = typer.Typer()
-_STEPS: tuple[tuple[str, Step | None, str], ...] = (
+_STEPS: tuple[tuple[Step, str], ...] = (
     (
-        "train",
         "train",
         "Train this round's model on every label. A killed run continues from its last checkpoint.",
     ),
     (
         "calibrate",
-        "calibrate",
         "Fit every calibrator on held-out labels; with one that passes, softmax scores are probabilities.",
     ),
     (
         "evaluate",
-        "evaluate",
         "Measure the model on held-out images, each number with its interval; promote or refuse it.",
     ),
 )
-for _name, _turn, _explanation in _STEPS:
-    add_step_command(commands, _name, ROUND, _explanation, turn=_turn)
+for _name, _explanation in _STEPS:
+    add_step_command(commands, _name, ROUND, _explanation)
 
 
 @commands.command(rich_help_panel=ROUND)
 def score(heatmaps: Heatmaps = None) -> None:
     """Score what the promoted model has not scored yet."""
-    with opened_runner() as runner:
-        from pipeline.steps.score import score as step
-
-        runner.run(step, heatmaps=heatmaps)
-        print_next(runner.database)
+    run_step("score", ready=in_turn("score"), then_next=True, heatmaps=heatmaps)
 
 
 @commands.command(rich_help_panel=ROUND)
@@ -76,10 +78,9 @@ def select(
         _select_held_out(held_out, budget, dry_run=dry_run, as_json=as_json)
         return
     options = {"dry_run": dry_run, "overrides": overrides, "force": force}
-    with opened_runner() as runner:
-        require_turn(runner.database, "select", preview=dry_run)
-        from pipeline.steps.select import select as step
+    from pipeline.steps.select import select as step
 
+    with opened_runner() as runner:
         if as_json:
             print_json(runner.call(step, **options).document())
             return

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from flows.cli.app import TRUST, Json, opened_project, opened_session, print_line, run_step
+from flows.cli.app import TRUST, Json, Ready, opened_project, opened_session, print_line, run_step
 from flows.cli.display import errors, literal, print_json, progress_bar
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from pipeline.config import Sampler
+    from pipeline.data.project import Project
 
 OfModel = Annotated[
     str | None, typer.Option("--model", help="A model by name, such as r02; the promoted one by default.")
@@ -31,9 +34,7 @@ def assess(
     images: Annotated[int | None, typer.Option(help="At most so many held-out images.")] = None,
 ) -> None:
     """Does the uncertainty find the errors? Every sampler and measure, on held-out images."""
-    from pipeline.steps.assess import assess as step
-
-    run_step(step, model=model, samplers=_samplers(sampler), most_images=images)
+    run_step("assess", ready=_chosen(model), model=model, samplers=_samplers(sampler), most_images=images)
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -42,9 +43,7 @@ def stress(
     images: Annotated[int, typer.Option(help="Held-out images to test.")] = 20,
 ) -> None:
     """Does confidence fall when it should? Magnified, attacked, blurred, dark and shuffled images."""
-    from pipeline.steps.stress import stress as step
-
-    run_step(step, model=model, images=images)
+    run_step("stress", ready=_chosen(model), model=model, images=images)
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -60,10 +59,22 @@ def novelty(
     pool_images: Annotated[int, typer.Option(help="Pool images to compare with.")] = 200,
 ) -> None:
     """Does the pool differ from the labeled images, and does the model detect unknown classes?"""
-    from pipeline.steps.novelty import novelty as step
+    from pipeline.steps.ready import require_classes
 
     names = [name.strip() for name in classes.split(",") if name.strip()]
-    run_step(step, classes=names, checkpoint=checkpoint, model=model, pool_images=pool_images)
+
+    def ready(project: Project, session: Session) -> None:
+        require_classes(names, project.config.data.class_names)
+        _chosen(model)(project, session)
+
+    run_step(
+        "novelty",
+        ready=ready,
+        classes=names,
+        checkpoint=checkpoint,
+        model=model,
+        pool_images=pool_images,
+    )
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -71,9 +82,7 @@ def disagreements(
     limit: Annotated[int, typer.Option(help="Regions to list.")] = 20,
 ) -> None:
     """List regions where each sample is confident and the samples disagree."""
-    from pipeline.steps.disagreements import disagreements as step
-
-    run_step(step, limit=limit)
+    run_step("disagreements", limit=limit)
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -82,9 +91,15 @@ def review(
     folder: Annotated[Path | None, typer.Option(help="Where the queue is exported.")] = None,
 ) -> None:
     """Put labels that the model confidently contradicts into a queue for review."""
-    from pipeline.steps.review import review as step
+    from pipeline.steps.ready import require_positive, reviewed_labels, serving_model
 
-    run_step(step, budget=budget, folder=folder)
+    require_positive("--budget", budget)
+    run_step(
+        "review",
+        ready=lambda _, session: (serving_model(session), reviewed_labels(session)),
+        budget=budget,
+        folder=folder,
+    )
 
 
 @commands.command(rich_help_panel=TRUST)
@@ -103,6 +118,13 @@ def annotators(
         print_json({**vars(report), "rows": report.rows[:limit]})
     else:
         show_annotators(report, limit=limit)
+
+
+def _chosen(model: str | None) -> Ready:
+    """What a test of a model needs: the model."""
+    from pipeline.steps.ready import chosen_model
+
+    return lambda _, session: chosen_model(session, model)
 
 
 def _samplers(names: list[str] | None) -> list[Sampler] | None:

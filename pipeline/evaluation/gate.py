@@ -5,8 +5,9 @@ Legend: a row is one out-of-distribution AUROC: sampler, measure, source, and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import Measure, Sampler
 from pipeline.evaluation.estimate import Estimate
@@ -50,6 +51,42 @@ def decide_gate(rows: Sequence[NoveltyRow], *, sampler: Sampler, threshold: floa
     if not candidates:
         return None
     return Gate(row=min(candidates, key=_strength), threshold=threshold)
+
+
+def novelty_row(row: NoveltyRow) -> dict[str, Any]:
+    """The out-of-distribution AUROC of one measure."""
+    return {
+        "sampler": row.sampler,
+        "measure": row.measure,
+        "source": row.source,
+        **row.auroc.document(),
+    }
+
+
+def gate_row(gate: Gate | None) -> dict[str, Any] | None:
+    """The row that decides whether mutual information may select; None where it was not measured."""
+    if gate is None:
+        return None
+    return {**novelty_row(gate.row), "threshold": gate.threshold, "passed": gate.passed}
+
+
+def novelty_rows(quality: Mapping[str, Any] | None, novelty: Mapping[str, Any] | None) -> list[NoveltyRow]:
+    """All out-of-distribution AUROCs of two stored documents: of constructed inputs, and of the classes that
+    a model was trained without."""
+    held_out = (novelty or {}).get("held_out_classes") or {}
+    rows = [row for row in (quality or {}).get("novelty", []) if row["source"] != "held_out_classes"]
+    rows += [
+        {**row, "source": "held_out_classes"} for row in held_out.get("rows", []) if row["metric"] == "auroc"
+    ]
+    return [
+        NoveltyRow(
+            sampler=row["sampler"],
+            measure=row["measure"],
+            source=row["source"],
+            auroc=Estimate.from_document(row),
+        )
+        for row in rows
+    ]
 
 
 def _strength(row: NoveltyRow) -> float:

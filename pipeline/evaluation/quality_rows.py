@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.frequency import FrequencyGroup, covered
-from pipeline.evaluation.gate import Gate, NoveltyRow
 from pipeline.evaluation.reliability import Reliability
 
 Row = dict[str, Any]
@@ -84,39 +83,3 @@ def frequency_row(sampler: str, groups: list[FrequencyGroup]) -> Row:
         ],
         "covered": Estimate(covered(groups)).document(),
     }
-
-
-def novelty_row(row: NoveltyRow) -> Row:
-    """The out-of-distribution AUROC of one measure."""
-    return {
-        "sampler": row.sampler,
-        "measure": row.measure,
-        "source": row.source,
-        **row.auroc.document(),
-    }
-
-
-def gate_row(gate: Gate | None) -> Row | None:
-    """The row that decides whether mutual information may select; None where it was not measured."""
-    if gate is None:
-        return None
-    return {**novelty_row(gate.row), "threshold": gate.threshold, "passed": gate.passed}
-
-
-def novelty_rows(quality: Mapping[str, Any] | None, novelty: Mapping[str, Any] | None) -> list[NoveltyRow]:
-    """All out-of-distribution AUROCs of two stored documents: of constructed inputs, and of the classes that
-    a model was trained without."""
-    held_out = (novelty or {}).get("held_out_classes") or {}
-    rows = [row for row in (quality or {}).get("novelty", []) if row["source"] != "held_out_classes"]
-    rows += [
-        {**row, "source": "held_out_classes"} for row in held_out.get("rows", []) if row["metric"] == "auroc"
-    ]
-    return [
-        NoveltyRow(
-            sampler=row["sampler"],
-            measure=row["measure"],
-            source=row["source"],
-            auroc=Estimate.from_document(row),
-        )
-        for row in rows
-    ]

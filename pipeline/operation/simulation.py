@@ -17,6 +17,7 @@ from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.ingest import ingest
+from pipeline.steps.ready import require_positive
 from pipeline.steps.score import score
 from pipeline.steps.select import select
 from pipeline.steps.train import train
@@ -44,8 +45,7 @@ def run_simulation(runner: Runner, *, rounds: int) -> None:
     Raises:
         UserError: the project has no labels to start with, or a step cannot be done.
     """
-    if rounds < 1:
-        raise UserError(f"Expected `--rounds` to be at least 1, but got {rounds}.")
+    require_positive("--rounds", rounds)
     with runner.database.session(write=False) as session:
         begun = round_queries.current_round(session) is not None
     if not begun:

@@ -18,7 +18,8 @@ from pipeline.format import few_units
 from pipeline.model.checkpoints import ModelCard, read_card
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images, none_usable
-from pipeline.steps.served_model import chosen_model, offered_samplers, sampler_calibrators
+from pipeline.steps.ready import chosen_model
+from pipeline.steps.served_model import offered_samplers, sampler_calibrators
 from pipeline.studies.held_out import spread
 from pipeline.studies.quality import QualityStudy
 from pipeline.uncertainty.served_model import open_samplers

@@ -25,7 +25,7 @@ from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import Source, audited_images, calibration_source, held_out_images
-from pipeline.steps.served_model import evaluated_samplers, model_of_round
+from pipeline.steps.ready import evaluated_samplers, model_of_round
 from pipeline.studies.held_out import AuditedImage, HeldOut, HeldOutImages, runs_of
 from pipeline.uncertainty.drawn_pixels import CELLS, DrawnPixels, draw_pixels, pixels_of
 from pipeline.uncertainty.served_model import open_model

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from db.engine import Database
-from db.queries import models, scores
-from db.queries.runs import newest_run
+from db.queries import scores
 from db.queries.scores import FoundRegion
+from db.tables import Model
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.format import count, percent
 from pipeline.progress import Progress, silent
+from pipeline.steps.ready import scored_run
 from pipeline.uncertainty.disagreement import Disagreement, RegionBlock, confident_but_disagreeing
 
 
@@ -60,10 +61,8 @@ def disagreements(
         UserError: nothing has been scored yet, or the scores are without samples.
     """
     with database.session(write=False) as session:
-        model = models.promoted_model(session)
-        run = newest_run(session, model.id, finished=True) if model is not None else None
-        if model is None or run is None:
-            raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
+        run = scored_run(session)
+        model = session.get_one(Model, run.model_id)
 
         def read() -> Iterator[RegionBlock]:
             for page in scores.region_pages(session, run_id=run.id, columns=RegionBlock._fields):

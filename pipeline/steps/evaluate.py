@@ -23,7 +23,8 @@ from pipeline.progress import Progress, notes, silent
 from pipeline.steps.estimate_pool import update_pool_estimate
 from pipeline.steps.held_out import held_out_images, open_splits
 from pipeline.steps.promotion import decide, deciding, promotion_of, to_measure_again
-from pipeline.steps.served_model import evaluated_samplers, model_of_round, sampler_calibrators
+from pipeline.steps.ready import evaluated_samplers, model_of_round
+from pipeline.steps.served_model import sampler_calibrators
 from pipeline.studies.held_out import HeldOutImages
 from pipeline.studies.measurement import DECIDING, EvaluationRow, measure
 from pipeline.summaries.classes import class_figures

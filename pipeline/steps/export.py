@@ -14,8 +14,7 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import failures as failure_queries
 from db.queries import labels as label_queries
-from db.queries import models, queue_items, queues
-from db.queries import rounds as round_queries
+from db.queries import queue_items, queues
 from db.queries import scores as score_queries
 from db.tables import Image, ImageScore, Model, Queue, QueueItem, Round, utc_now
 from pipeline import rounds
@@ -46,6 +45,7 @@ from pipeline.labeling.tools import tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.regions.outlines import polygons
+from pipeline.steps.ready import model_of_queue, queue_to_export
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.measures import MEASURES
 from pipeline.uncertainty.served_model import open_model
@@ -210,10 +210,8 @@ def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]
 
 
 def _read_work(session: Session, project: Project, name: str | None) -> _Work:
-    current, queue = _find_queue(session, name)
-    model = models.promoted_model(session) if queue.kind != "held_out" else None
-    if model is None and queue.run_id is not None:
-        raise UserError("No model has been promoted yet.", "Run `segcurate status`.")
+    current, queue = queue_to_export(session, name)
+    model = model_of_queue(session, queue)
     regions = queue_items.queued_regions(session, queue_id=queue.id)
     if not regions:
         raise UserError(f"Queue {queue.name} is empty.", "Run `segcurate select` again.")
@@ -248,21 +246,6 @@ def _read_work(session: Session, project: Project, name: str | None) -> _Work:
         else stored_calibrators(session, model.id, sampler=project.config.scoring.sampler),
         labels=labels or None,
     )
-
-
-def _find_queue(session: Session, name: str | None) -> tuple[Round | None, Queue]:
-    """The queue of this name, and the current round where the queue is the round's own."""
-    queue = None if name is None else queues.queue_by_name(session, name)
-    if name is not None and queue is None:
-        raise UserError(f"There is no queue {name!r}.", "Run `segcurate status`.")
-    current = round_queries.current_round(session)
-    if queue is not None and (current is None or queue.round_id != current.id):
-        return None, queue
-    current = rounds.require(session, "export")
-    queue = queues.round_queue(session, current.id)
-    if queue is None:
-        raise UserError(f"Round {current.number} has no queue.", "Run `segcurate status`.")
-    return current, queue
 
 
 def _refuse_occupied(target: Path) -> None:

@@ -22,7 +22,8 @@ from pipeline.format import evidence
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images
-from pipeline.steps.served_model import chosen_model, offered_samplers, stored_calibrators
+from pipeline.steps.ready import chosen_model, require_classes
+from pipeline.steps.served_model import offered_samplers, stored_calibrators
 from pipeline.steps.train_without import train_without
 from pipeline.studies.held_out import HeldOutImages, PlacedImage, spread
 from pipeline.studies.novelty import SEED, ClassDetection, PoolComparison, compare_pool, detect_classes
@@ -102,9 +103,7 @@ def novelty(
         UserError: there is no such model or class, or a model cannot be trained or used.
     """
     names = project.config.data.class_names
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        raise UserError(f"There is no class `{unknown[0]}`.", f"The classes are {', '.join(names)}.")
+    require_classes(classes, names)
     if checkpoint is not None and not classes:
         raise UserError(
             "A checkpoint was named, but no class.", "Name the classes that it was trained without."

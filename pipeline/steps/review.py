@@ -15,10 +15,10 @@ from db.queries.models import TrainingImage
 from db.queries.runs import newest_run
 from pipeline.config import Sampler
 from pipeline.data.project import Project
-from pipeline.errors import UserError
 from pipeline.format import count
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.export import export
+from pipeline.steps.ready import require_positive, reviewed_labels, serving_model
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.studies.label_review import DoubtedRegion, LabeledImage, LabelReview
 from pipeline.uncertainty.served_model import open_model
@@ -85,19 +85,12 @@ def review(
         folder: as for `export`.
 
     Raises:
-        ValueError: the budget is not positive.
-        UserError: no model serves, nothing is labeled, no labeled image can be read, or the folder cannot be
-            written.
+        UserError: the budget is not positive, no model serves, nothing is labeled, no labeled image can be
+            read, or the folder cannot be written.
     """
-    if budget < 1:
-        raise ValueError(f"Expected a budget of at least 1, but got {budget}.")
+    require_positive("--budget", budget)
     with database.session(write=False) as session:
-        model = models.promoted_model(session)
-        if model is None:
-            raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
-        images = models.training_labels(session)
-        if not images:
-            raise UserError("No image of the pool has a label.", "Import labels with `segcurate import`.")
+        model, images = serving_model(session), reviewed_labels(session)
         learned = {label.id for label in models.model_labels(session, model.id)}
         run = newest_run(session, model.id, finished=True)
         sampler: Sampler = project.config.scoring.sampler

@@ -1,4 +1,4 @@
-"""Which stored model a step uses, its calibrators, and the samplers that it offers."""
+"""The calibrators of a stored model, and the samplers that it offers. Which model it is: `steps.ready`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from collections.abc import Iterable
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations
-from db.queries import models as model_queries
-from db.tables import Model, Round
 from pipeline.calibration.calibrators import Calibrators, Identity, calibrator_from
 from pipeline.config import ProjectConfig, Sampler
-from pipeline.errors import UserError
 from pipeline.model.checkpoints import ModelCard
 from pipeline.summaries.models import model_confidence
-
-
-def evaluated_samplers(config: ProjectConfig) -> tuple[Sampler, ...]:
-    """The samplers that every round calibrates and evaluates: none, MC dropout, and the configured one."""
-    return tuple(dict.fromkeys(("none", "mc_dropout", config.scoring.sampler)))
 
 
 def offered_samplers(config: ProjectConfig, card: ModelCard) -> tuple[Sampler, ...]:
@@ -29,35 +21,6 @@ def offered_samplers(config: ProjectConfig, card: ModelCard) -> tuple[Sampler, .
     if config.scoring.ensemble:
         offered.append("ensemble")
     return tuple(offered)
-
-
-def chosen_model(session: Session, name: str | None) -> Model:
-    """The model of this name; without a name the promoted one, or the newest trained one where none is.
-
-    Raises:
-        UserError: there is no such model, or its training has not ended.
-    """
-    models = [model for model in model_queries.list_models(session) if model.status != "training"]
-    if name is not None:
-        models = [model for model in models if model.name == name]
-    if not models:
-        raise UserError(
-            "No model has been trained yet." if name is None else f"There is no trained model `{name}`.",
-            "Run `segcurate train`." if name is None else "`segcurate models` lists them.",
-        )
-    return (model_queries.promoted_model(session) if name is None else None) or models[-1]
-
-
-def model_of_round(session: Session, current: Round) -> Model:
-    """The model that the current round has trained.
-
-    Raises:
-        UserError: there is none.
-    """
-    model = model_queries.round_model(session, current.id)
-    if model is None or model.status == "training":
-        raise UserError(f"Round {current.number} has no trained model.", "Run `segcurate train`.")
-    return model
 
 
 def stored_calibrators(session: Session, model_id: int, *, sampler: Sampler) -> Calibrators:

@@ -26,7 +26,8 @@ from pipeline.format import evidence, number, table
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images, none_usable
-from pipeline.steps.served_model import chosen_model, stored_calibrators
+from pipeline.steps.ready import chosen_model
+from pipeline.steps.served_model import stored_calibrators
 from pipeline.studies.held_out import HeldOutImages, spread
 from pipeline.studies.stress import SEED, measure_stress, results_of
 from pipeline.uncertainty.served_model import open_model

@@ -21,19 +21,11 @@ from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.frequency import fit_groups, frequency_test
-from pipeline.evaluation.gate import decide_gate
+from pipeline.evaluation.gate import decide_gate, gate_row, novelty_row, novelty_rows
 from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.parts import part_names
 from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_runs, region_table
-from pipeline.evaluation.quality_rows import (
-    detection_rows,
-    frequency_row,
-    gate_row,
-    novelty_row,
-    novelty_rows,
-    region_rows,
-    reliability_rows,
-)
+from pipeline.evaluation.quality_rows import detection_rows, frequency_row, region_rows, reliability_rows
 from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.evaluation.statistics import wrong_by_measure
 from pipeline.progress import Progress

@@ -139,15 +139,71 @@ def test_help_and_version_need_no_project_and_none_of_the_heavy_packages(tmp_pat
     assert "segcurate" in printed
 
 
-def test_status_and_a_command_out_of_turn_answer_before_torch_is_imported(begun: Console) -> None:
+def test_status_answers_before_torch_is_imported(begun: Console) -> None:
     begun.run("status")
     names, printed = imported("status", folder=begun.folder)
     assert "segcurate ingest" in printed
     assert names == {"numpy", "sqlalchemy", "pydantic"}
-    for command in ("calibrate", "evaluate", "select", "export"):
-        names, printed = imported(command, folder=begun.folder)
-        assert "cannot run" in printed
-        assert not names & {"torch", "prefect", "PIL"}
+
+
+REFUSED = {
+    "train": "cannot run yet",
+    "calibrate": "cannot run yet",
+    "evaluate": "cannot run yet",
+    "score": "cannot run yet",
+    "select": "cannot run yet",
+    "select --strategy entrpy": "selection.strategy",
+    "export": "cannot run yet",
+    "export --to paper": "no labeling tool 'paper'",
+    "export --queue round-09": "no queue 'round-09'",
+    "import nothing.zip": "nothing.zip",
+    "import pictures": "cannot run yet",
+    "import --from label-studio": "address of the label-studio server",
+    "sync": "`folder` is no tool with a server",
+    "assess": "No model has been trained yet",
+    "assess --sampler coins": "no sampler 'coins'",
+    "assess --model r09": "no trained model `r09`",
+    "stress": "No model has been trained yet",
+    "novelty": "No model has been trained yet",
+    "novelty --classes moon": "no class `moon`",
+    "disagreements": "no finished scores yet",
+    "review": "No model has been promoted yet",
+    "review --budget 0": "at least 1, but got 0",
+    "report": "no model has been evaluated",
+    "loop --rounds 0": "at least 1, but got 0",
+    "loop --rounds 1 --annotator owls": "no annotator 'owls'",
+    "prune": "number of runs to keep",
+    "queue round-09": "no queue 'round-09'",
+}
+"""Commands that a new project refuses, and words of their messages."""
+
+
+def test_every_refused_command_answers_before_torch_is_imported(begun: Console) -> None:
+    draw(begun.folder / "pictures" / "a.png", seed=1)
+    begun.run("status")
+    code = (
+        "import sys, flows.cli as cli\n"
+        f"for line in {list(REFUSED)!r}:\n"
+        "    sys.argv = ['segcurate', *line.split()]\n"
+        "    print('>', line, file=sys.stderr)\n"
+        "    try:\n"
+        "        cli.main()\n"
+        "    except SystemExit as end:\n"
+        "        print('exit', end.code, *({'torch', 'prefect'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        cwd=begun.folder,
+    )
+    answers = dict(part.split("\n", 1) for part in result.stderr.split("> ")[1:])
+    for line, words in REFUSED.items():
+        answer = " ".join(answers[line].split())
+        assert words in answer, (line, answer)
+        assert answer.endswith("exit 1"), (line, answer)
 
 
 def test_verbose_shows_none_of_alembics_lines(begun: Console) -> None:

@@ -23,7 +23,7 @@ from pipeline.model.checkpoints import read_card
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
-from pipeline.steps.served_model import chosen_model
+from pipeline.steps.ready import chosen_model
 from pipeline.summaries.annotators import annotator_report
 from pipeline.summaries.classes import UNDEFINED
 from pipeline.summaries.models import estimates, model_history

@@ -22,6 +22,7 @@ from pipeline.report.page import render_page
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import draw_reliability
 from pipeline.steps.disagreements import disagreements
+from pipeline.steps.ready import require_evaluated
 from pipeline.steps.report.facts import EvaluatedModel, evaluated_models, metrics_table, read_contents
 from pipeline.steps.report.gallery import (
     Failures,
@@ -82,13 +83,10 @@ def report(
     """
     target = folder if folder is not None else project.workdir / "report"
     with database.session(write=False) as session:
+        require_evaluated(session)
         config = project.config
         history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         evaluated = evaluated_models(session, project, history)
-        if not evaluated:
-            raise UserError(
-                "There is nothing to draw: no model has been evaluated.", "Run `segcurate status`."
-            )
         contents = read_contents(session, project, history)
         table = metrics_table(session, project, history)
     writable_folder(target)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from db.engine import Database
-from db.queries import models
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import SAMPLED_MEASURES, ScoringConfig, content_hash
 from pipeline.data.project import Project
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError
 from pipeline.model.checkpoints import ModelCard
+from pipeline.steps.ready import serving_model
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.uncertainty.samplers import Member
 from pipeline.uncertainty.served_model import ServedModel, open_model
@@ -47,9 +47,7 @@ def open_scorer(project: Project, database: Database) -> Scorer:
     scoring = project.config.scoring
     _check_heatmaps(scoring)
     with database.session(write=False) as session:
-        model = models.promoted_model(session)
-        if model is None:
-            raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
+        model = serving_model(session)
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
     served = open_model(project, model.checkpoint_uri, calibrators=calibrators, for_scores=True)
     document = describe_scorer(

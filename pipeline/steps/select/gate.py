@@ -8,9 +8,8 @@ from db.queries.evaluations import Kind, assessment_of
 from db.tables import ScoringRun
 from pipeline.config import EvaluationConfig
 from pipeline.errors import UserError
-from pipeline.evaluation.gate import GATED, decide_gate
+from pipeline.evaluation.gate import GATED, decide_gate, gate_row, novelty_rows
 from pipeline.evaluation.quality_lines import gate_line
-from pipeline.evaluation.quality_rows import gate_row, novelty_rows
 
 
 def gate_warnings(

@@ -13,10 +13,9 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import candidates as candidate_queries
 from db.queries import images as image_queries
-from db.queries import models, queue_items, queues
+from db.queries import queue_items, queues
 from db.queries import scores as score_queries
 from db.queries.queue_items import TakenRegions
-from db.queries.runs import newest_run
 from db.tables import Queue, QueueItem, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.candidates import NOT_PREDICTED
@@ -30,6 +29,7 @@ from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
 from pipeline.format import count
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.splits import lock_project
+from pipeline.steps.ready import scored_run
 from pipeline.steps.select.first import first_queue
 from pipeline.steps.select.gate import gate_warnings
 from pipeline.steps.select.pool import Pool, ScoredPool, UnscoredPool
@@ -239,10 +239,7 @@ def _unscored(
 
 
 def _scored(session: Session, project: Project, config: SelectionConfig, *, force: bool) -> _Source:
-    model = models.promoted_model(session)
-    run = newest_run(session, model.id, finished=True) if model is not None else None
-    if run is None:
-        raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
+    run = scored_run(session)
     measure = STRATEGIES[config.strategy].measure
     _check_confidence(run, measure)
     return _Source(

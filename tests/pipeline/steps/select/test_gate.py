@@ -10,8 +10,7 @@ import pytest
 from db.queries.evaluations import Kind, put_assessment
 from pipeline.errors import UserError
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.gate import NoveltyRow, decide_gate
-from pipeline.evaluation.quality_rows import novelty_row, novelty_rows
+from pipeline.evaluation.gate import NoveltyRow, decide_gate, novelty_row, novelty_rows
 from pipeline.steps.select import select
 from tests.factories import ask
 from tests.pipeline.acquisition.synthetic import Store, make_store

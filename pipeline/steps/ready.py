@@ -1,0 +1,153 @@
+"""What a step needs before it begins. Nothing here imports torch, which takes seconds.
+
+The steps ask these functions, and so do the commands before they import a step: a command that cannot run is
+refused at once, with the sentence of its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from db.queries import evaluations, models, queues
+from db.queries import rounds as round_queries
+from db.queries.models import TrainingImage
+from db.queries.runs import newest_run
+from db.tables import Model, Queue, Round, ScoringRun
+from pipeline import rounds
+from pipeline.config import ProjectConfig, Sampler
+from pipeline.errors import UserError
+from pipeline.summaries.queues import queue_or_newest
+
+
+def evaluated_samplers(config: ProjectConfig) -> tuple[Sampler, ...]:
+    """The samplers that every round calibrates and evaluates: none, MC dropout, and the configured one."""
+    return tuple(dict.fromkeys(("none", "mc_dropout", config.scoring.sampler)))
+
+
+def chosen_model(session: Session, name: str | None) -> Model:
+    """The model of this name; without a name the promoted one, or the newest trained one where none is.
+
+    Raises:
+        UserError: there is no such model, or its training has not ended.
+    """
+    trained = [model for model in models.list_models(session) if model.status != "training"]
+    if name is not None:
+        trained = [model for model in trained if model.name == name]
+    if not trained:
+        raise UserError(
+            "No model has been trained yet." if name is None else f"There is no trained model `{name}`.",
+            "Run `segcurate train`." if name is None else "`segcurate models` lists them.",
+        )
+    return (models.promoted_model(session) if name is None else None) or trained[-1]
+
+
+def model_of_round(session: Session, current: Round) -> Model:
+    """The model that the current round has trained.
+
+    Raises:
+        UserError: there is none.
+    """
+    model = models.round_model(session, current.id)
+    if model is None or model.status == "training":
+        raise UserError(f"Round {current.number} has no trained model.", "Run `segcurate train`.")
+    return model
+
+
+def serving_model(session: Session) -> Model:
+    """The promoted model.
+
+    Raises:
+        UserError: there is none.
+    """
+    model = models.promoted_model(session)
+    if model is None:
+        raise UserError("No model has been promoted yet.", "`segcurate status` says what comes next.")
+    return model
+
+
+def scored_run(session: Session) -> ScoringRun:
+    """The newest finished scoring run of the serving model.
+
+    Raises:
+        UserError: there is none.
+    """
+    model = models.promoted_model(session)
+    run = None if model is None else newest_run(session, model.id, finished=True)
+    if run is None:
+        raise UserError("The serving model has no finished scores yet.", "Run `segcurate score`.")
+    return run
+
+
+def reviewed_labels(session: Session) -> list[TrainingImage]:
+    """The labeled images of the pool.
+
+    Raises:
+        UserError: nothing is labeled.
+    """
+    images = models.training_labels(session)
+    if not images:
+        raise UserError("No image of the pool has a label.", "Import labels with `segcurate import`.")
+    return images
+
+
+def require_evaluated(session: Session) -> None:
+    """Refuse to draw a report before a model has been evaluated.
+
+    Raises:
+        UserError: none has.
+    """
+    if not any(evaluations.model_evaluations(session, model.id) for model in models.list_models(session)):
+        raise UserError("There is nothing to draw: no model has been evaluated.", "Run `segcurate status`.")
+
+
+def require_classes(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a class that the project does not have.
+
+    Raises:
+        UserError: there is one.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"There is no class `{unknown[0]}`.", f"The classes are {', '.join(known)}.")
+
+
+def require_positive(option: str, value: int) -> None:
+    """Refuse a number of items below 1.
+
+    Raises:
+        UserError: it is.
+    """
+    if value < 1:
+        raise UserError(f"Expected `{option}` to be at least 1, but got {value}.", f"Write `{option} 5`.")
+
+
+def model_of_queue(session: Session, queue: Queue) -> Model | None:
+    """The serving model, whose masks a queue goes out with; None for a queue of held-out
+    images, and for one that was chosen without a model.
+
+    Raises:
+        UserError: the queue was chosen by a model, and none serves.
+    """
+    if queue.kind == "held_out":
+        return None
+    return models.promoted_model(session) if queue.run_id is None else serving_model(session)
+
+
+def queue_to_export(session: Session, name: str | None) -> tuple[Round | None, Queue]:
+    """The queue of this name, and the current round where the queue is the round's own.
+
+    Raises:
+        UserError: there is no such queue.
+        NotYourTurn: without a name, another step comes next.
+    """
+    queue = None if name is None else queue_or_newest(session, name)
+    current = round_queries.current_round(session)
+    if queue is not None and (current is None or queue.round_id != current.id):
+        return None, queue
+    current = rounds.require(session, "export")
+    queue = queues.round_queue(session, current.id)
+    if queue is None:
+        raise UserError(f"Round {current.number} has no queue.", "Run `segcurate status`.")
+    return current, queue
