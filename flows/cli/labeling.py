@@ -43,14 +43,15 @@ def export(
     """Write the queue for a labeling tool, with the model's masks to correct; send it to its server."""
     if url is not None and files_only:
         raise UserError("`--url` and `--files-only` exclude each other.", "Leave one of them out.")
-    from pipeline.labeling.tools import tool_named
     from pipeline.steps.ready import model_of_queue, queue_to_export
 
     with opened_runner() as runner:
+        require(runner, lambda _, session: model_of_queue(session, queue_to_export(session, queue)[1]))
+        from pipeline.labeling.tools import tool_named
+
         labeling = runner.project.config.labeling
         tool = to or labeling.tool
         tool_named(tool)  # an unknown one is an error before torch is imported
-        require(runner, lambda _, session: model_of_queue(session, queue_to_export(session, queue)[1]))
         from pipeline.steps.export import export as step
         from pipeline.steps.sync import open_server, push
 

@@ -154,7 +154,6 @@ REFUSED = {
     "select": "cannot run yet",
     "select --strategy entrpy": "selection.strategy",
     "export": "cannot run yet",
-    "export --to paper": "no labeling tool 'paper'",
     "export --queue round-09": "no queue 'round-09'",
     "import nothing.zip": "nothing.zip",
     "import pictures": "cannot run yet",
