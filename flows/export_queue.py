@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 
 from flows.artifacts import link_export, show_queue
 from flows.runner import Done, FlowRunner, rename_run, run_flow
+from pipeline.format import counted
 from pipeline.steps.export import export
 
 
@@ -35,7 +36,8 @@ def export_queue(
         link_export(runner.project, runner.database, written)
         show_queue(runner.project, runner.database)
         rename_run(f"export {queue or written.name}")
-        unusable = (f"{failed} images could not be exported: the log lists them.",) if failed else ()
+        words = f"{counted(failed, 'image')} could not be exported: `segcurate failures` says why."
+        unusable = (words,) if failed else ()
         return Done(f"Exported to {written}.", unusable)
 
     return run_flow(config, work, title="export")

@@ -14,6 +14,7 @@ from db.queries.models import count_new_labels
 from db.tables import Identity
 from flows.automations import LABELS_IMPORTED, resource_id
 from flows.runner import Done, FlowRunner, rename_run, run_flow
+from pipeline.format import agree, counted
 from pipeline.operation.labels import take_labels
 from pipeline.ownership import identity_of
 from pipeline.steps.import_labels.report import ImportReport
@@ -46,14 +47,16 @@ def import_labels_flow(
         with runner.database.session(write=False) as session:
             new_labels = count_new_labels(session)
         names = ", ".join(report.queue for report in labels.reports)
-        rename_run(f"import {names or 'nothing new'}", f"{labels.imported} masks")
+        rename_run(f"import {names or 'nothing new'}", counted(labels.imported, "mask"))
         identity = identity_of(runner.project, runner.database)
         for report in labels.reports:
             if report.imported or report.closed:
                 _emit_labels_imported(identity, report, new_labels)
-        counts = f"{labels.imported} masks imported, {labels.unchanged} unchanged, {labels.rejected} rejected"
+        imported = counted(labels.imported, "mask")
+        counts = f"{imported} imported, {labels.unchanged} unchanged, {labels.rejected} rejected"
         what = f"{names}: {counts}" if labels.reports else "Nothing new"
-        return Done(f"{what}; {new_labels} labeled regions wait for a model.", labels.warnings)
+        waiting = f"{counted(new_labels, 'labeled region')} {agree(new_labels, 'waits', 'wait')}"
+        return Done(f"{what}; {waiting} for a model.", labels.warnings)
 
     return run_flow(config, work, title="import")
 

@@ -20,7 +20,7 @@ from prefect.states import Completed
 
 from flows.artifacts import link_export, show_queue, show_round
 from flows.runner import FlowRunner, run_flow, this_run, today
-from pipeline.format import count
+from pipeline.format import counted
 from pipeline.operation.nightly import NightlyReport, run_nightly
 
 LATE = timedelta(hours=1)
@@ -46,7 +46,7 @@ def nightly(config: Path) -> State[Any]:
         report = run_nightly(runner)
         show_nightly(runner, report)
         if report.model is not None:
-            images = f"{count(report.scored)} images" if report.scored else "nothing new"
+            images = counted(report.scored, "image") if report.scored else "nothing new"
             runner.name_run(f"model {report.model}", images)
         return report
 

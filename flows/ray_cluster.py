@@ -20,6 +20,7 @@ from flows.tasks import log_line, of_step, opened
 from pipeline.config import ScaleConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
+from pipeline.format import agree, counted
 from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.writer import ScoringTotals
 
@@ -62,7 +63,7 @@ def score_on_cluster(
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         count, options = tasks_for(project.config.scale, nodes)
-        log_line(f"{count} workers on the Ray cluster, each with {_resources(options)}.")
+        log_line(f"{counted(count, 'worker')} on the Ray cluster, each with {_resources(options)}.")
         with remote_options(**options):
             futures = [
                 runner.submit(score_task, {"config": project.file, "run_id": run_id}) for _ in range(count)
@@ -172,7 +173,7 @@ def _add_dead_workers(
         lambda session: shards.workers(session, run_id=run_id, since=began_at), write=False
     )
     for worker in workers:
-        log_line(f"{worker.owner}: {worker.shards} shards, {worker.images} images.")
+        log_line(f"{worker.owner}: {counted(worker.shards, 'shard')}, {counted(worker.images, 'image')}.")
         if worker.owner not in totals.workers:
             remark = f"warning: {worker.owner} has died. Its open shard is scored again."
             totals += ScoringTotals(
@@ -181,8 +182,8 @@ def _add_dead_workers(
     left = _open_shards(database, run_id)
     if left:
         raise UserError(
-            f"The workers on the Ray cluster have ended, and {left} shards are not done. "
-            + " ".join(totals.remarks),
+            f"The workers on the Ray cluster have ended, and {counted(left, 'shard')} "
+            f"{agree(left, 'is', 'are')} not done. " + " ".join(totals.remarks),
             "Read Ray's logs; every node needs the same version of segcurate, and the project's folder at "
             "the same path. Finished shards are kept; run it again to continue.",
         )

@@ -15,7 +15,7 @@ from db.queries.queues import newest_round_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
-from pipeline.format import counts, evidence, largest, percent
+from pipeline.format import counted, counts, evidence, largest, percent
 from pipeline.summaries.classes import worst_class
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
@@ -94,7 +94,8 @@ def _model(project: Project, rounds: Sequence[RoundSummary], decision: str | Non
     if decision:
         parts.append(prose(decision))
     parts.append(
-        f"Trained on {last.labeled_regions} labeled regions of {last.labeled_images} images, "
+        f"Trained on {counted(last.labeled_regions, 'labeled region')} of "
+        f"{counted(last.labeled_images, 'image')}, "
         f"{percent(last.labeled_share, 1)} of the pool’s pixels{_cost(last)}."
     )
     if last.split is None:
@@ -190,7 +191,8 @@ def _problems(session: Session) -> list[str]:
     parts: list[str] = []
     failures = list_failures(session)
     if failures:
-        parts.append(f"{len(failures)} files could not be used; {code('segcurate failures')} lists them all:")
+        unusable = counted(len(failures), "file")
+        parts.append(f"{unusable} could not be used; {code('segcurate failures')} lists them all:")
         rows = [(row.step, row.subject, prose(row.reason)) for row in failures[:SHOWN_FAILURES]]
         parts.append(table(("step", "file", "reason"), rows))
     run = newest_run(session, None, finished=False)

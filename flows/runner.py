@@ -18,7 +18,7 @@ from db.errors import StoreError
 from flows.automations import WITH_WARNINGS
 from flows.tasks import as_task, log_line, opened
 from pipeline.errors import Busy, UserError
-from pipeline.format import count
+from pipeline.format import agree, counted
 from pipeline.operation.runner import Runner
 from pipeline.progress import LoggedProgress
 
@@ -68,8 +68,10 @@ class FlowRunner(Runner):
         from pipeline.steps.score.step import ScoringPlan
 
         def planned(plan: ScoringPlan) -> None:
-            self.name_run(f"model {plan.model}", f"{count(plan.images)} images")
-            log_line(f"{count(plan.images)} images in {count(plan.shards)} shards wait for {plan.model}.")
+            self.name_run(f"model {plan.model}", counted(plan.images, "image"))
+            waits = agree(plan.images, "waits", "wait")
+            images = counted(plan.images, "image")
+            log_line(f"{images} in {counted(plan.shards, 'shard')} {waits} for {plan.model}.")
 
         return score_pool(self.project, self.database, planned=planned, **options)  # type: ignore[return-value]
 

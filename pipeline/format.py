@@ -80,6 +80,15 @@ def counted(number: int, thing: str) -> str:
     return f"{count(number)} {thing}{'' if number == 1 else 's'}"
 
 
+def agree(number: int, one: str, many: str) -> str:
+    """The form of a verb that goes with a number of things.
+
+    >>> agree(1, "waits", "wait"), agree(3, "waits", "wait")
+    ('waits', 'wait')
+    """
+    return one if number == 1 else many
+
+
 def evidence(images: int, units: int | None) -> str:
     """What stands behind an interval: images, and how many independent units they make; None for an interval
     that was stored without them.

@@ -21,6 +21,7 @@ from flows.cli.tables import (
     show_runs,
     show_status,
 )
+from pipeline.format import counted
 
 if TYPE_CHECKING:
     from pipeline.data.project import Project
@@ -60,7 +61,7 @@ def failures(
     if as_json:
         print_json([dict(zip(("step", "file", "reason"), row, strict=True)) for row in rows])
     elif everything:
-        table(f"{len(rows)} files", ("step", "file", "reason"), rows)
+        table(counted(len(rows), "file"), ("step", "file", "reason"), rows)
     else:
         show_failures(groups, len(rows))
 

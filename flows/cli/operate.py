@@ -11,6 +11,7 @@ import typer
 from flows.cli.app import configured_project, opened_project, opened_runner, state, step_named
 from flows.cli.automatic import AUTOMATIC
 from flows.cli.display import console, literal, table
+from pipeline.format import counted
 
 if TYPE_CHECKING:
     from db.tables import Identity
@@ -153,4 +154,4 @@ def _show(deployments: Sequence[Deployment]) -> None:
         ]
         when = next_run(deployment)
         rows.append((deployment.name, ", ".join(schedules), when and f"{when:%a %Y-%m-%d %H:%M %Z}"))
-    table(f"{len(rows)} deployments", ("deployment", "schedule", "next run"), rows)
+    table(counted(len(rows), "deployment"), ("deployment", "schedule", "next run"), rows)

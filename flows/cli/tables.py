@@ -12,6 +12,7 @@ from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
 from pipeline.format import (
     MISSING,
+    agree,
     count,
     counted,
     counts,
@@ -47,18 +48,18 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
     for reason in now.open_splits.values():
         console.print(f"open      {literal(reason)}")
     if now.failures:
-        console.print(f"failures  {now.failures} files could not be used: `segcurate failures`")
+        console.print(f"failures  {counted(now.failures, 'file')} could not be used: `segcurate failures`")
     if now.round_number is not None:
         model = f", model {now.promoted_model}" if now.promoted_model else ""
         console.print(f"round     {now.round_number}{model}")
     if scoring is not None:
         run = "no run yet" if scoring.run_id is None else f"run {scoring.run_id}"
         left = (
-            f"{scoring.images_to_score} images to score"
+            f"{counted(scoring.images_to_score, 'image')} to score"
             if scoring.images_to_score
             else "all images are scored"
         )
-        shards = f", {scoring.open_shards} shards open" if scoring.open_shards else ""
+        shards = f", {counted(scoring.open_shards, 'shard')} open" if scoring.open_shards else ""
         when = f", finished {_moment(scoring.finished_at)}" if scoring.finished_at else ""
         console.print(f"scoring   {run}{when}: {left}{shards}")
     for process in running:
@@ -179,22 +180,24 @@ def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
         if row.pruned_at:
             console.print(f"       pruned {_moment(row.pruned_at)}")
             continue
-        shards = f"{row.shards_done} shards done, {row.shards_running + row.shards_pending} open"
-        console.print(f"       {count(row.images)} images, {count(row.regions)} regions; {shards}")
+        shards = f"{counted(row.shards_done, 'shard')} done, {row.shards_running + row.shards_pending} open"
+        console.print(f"       {counted(row.images, 'image')}, {counted(row.regions, 'region')}; {shards}")
         finished = f"finished {_moment(row.finished_at)}" if row.finished_at else "not finished"
         rate = f"; {number(row.images_per_second, 1)} images/s" if row.images_per_second else ""
         console.print(f"       begun {_moment(row.started_at)}, {finished}{rate}")
         if row.heatmap_images:
-            console.print(f"       heat maps of {count(row.heatmap_images)} images")
+            console.print(f"       heat maps of {counted(row.heatmap_images, 'image')}")
     for row in rows:
         for worker in row.workers:
             console.print(
-                f"run {row.id}: {worker.images} images in {worker.shards} shards by {literal(worker.owner)}"
+                f"run {row.id}: {counted(worker.images, 'image')} in {counted(worker.shards, 'shard')} "
+                f"by {literal(worker.owner)}"
             )
     for row in rows:
         if row.outliers:
             console.print(
-                f"run {row.id}: {row.outliers} images lie far outside the range of the training images"
+                f"run {row.id}: {counted(row.outliers, 'image')} "
+                f"{agree(row.outliers, 'lies', 'lie')} far outside the range of the training images"
             )
         if row.drift:
             console.print(f"run {row.id}: [yellow]drift:[/] {literal(row.drift)}")
@@ -244,7 +247,7 @@ def show_queue(row: QueueSummary) -> None:
 
 def show_failures(rows: Sequence[FailureGroup], total: int) -> None:
     """Print the reasons why files could not be used, each with its count and its first files."""
-    console.print(f"{count(total)} files could not be used.")
+    console.print(f"{counted(total, 'file')} could not be used.")
     for row in rows:
         files = counted(row.files, "file")
         console.print(f"[bold]{literal(row.step)}, {files}[/]")
@@ -263,16 +266,17 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
         console.print("No region has labels of two annotators.")
         return
     console.print(
-        f"{report.regions} regions of {report.images} images have two annotators or more: "
+        f"{counted(report.regions, 'region')} of {counted(report.images, 'image')} "
+        f"{agree(report.regions, 'has', 'have')} two annotators or more: "
         f"{literal(', '.join(report.annotators))}"
     )
     if report.unreadable:
         errors.print(
-            f"[yellow]warning:[/] the stored masks of {report.unreadable} images cannot be read; "
+            f"[yellow]warning:[/] the stored masks of {counted(report.unreadable, 'image')} cannot be read; "
             "import their labels again"
         )
     table(
-        f"Agreement on the pixels that both have labeled, in {report.compared} images",
+        f"Agreement on the pixels that both have labeled, in {counted(report.compared, 'image')}",
         ("agreement", "annotator", "with", "images", "pixels"),
         [
             (
@@ -291,7 +295,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
             console.print(f"rank correlation of {what}: not known, {row.reason}")
         else:
             value = interval(row.value, row.low, row.high)
-            where = f"{row.regions} regions of {evidence(row.images, row.units)}"
+            where = f"{counted(row.regions, 'region')} of {evidence(row.images, row.units)}"
             console.print(f"rank correlation of {what}: {value} over {where}")
     shown = report.rows[:limit]
     table(

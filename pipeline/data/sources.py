@@ -22,6 +22,7 @@ from pipeline.data.images import IMAGE_ENDINGS
 from pipeline.data.project import Project
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, is_remote, kind, listed
 from pipeline.errors import DataError
+from pipeline.format import agree, counted
 
 SORTED_IN_MEMORY = 10_000
 """Names of one folder that are sorted in memory; more are sorted in files."""
@@ -76,9 +77,10 @@ class Skipped:
         listed = ", ".join(f"{number} {ending or 'without an ending'}" for ending, number in files)
         more = " and others" if len(self.endings) > _LISTED else ""
         folders = ", ".join(name for name, number in sorted(self.folders.items()) if number)
-        lines = (
-            [f"{self.endings.total()} files are no images and were skipped: {listed}{more}."] if files else []
-        )
+        total = self.endings.total()
+        were = agree(total, "is no image and was", "are no images and were")
+        skipped = f"{counted(total, 'file')} {were} skipped"
+        lines = [f"{skipped}: {listed}{more}."] if files else []
         return lines + ([f"Folders of the system were skipped: {folders}."] if folders else [])
 
 

@@ -38,7 +38,7 @@ from pipeline.labeling.untrusted.coco_shapes import read_shape
 
 INSTANCES = "instances_default.json"
 
-_README = """# {name}: {regions} regions in {images} images, as COCO instances
+_README = """# {name}: {regions} in {images}, as COCO instances
 
 `{file}` lists the images in the order in which they are to be labeled, the most
 useful first, with {annotated}. Load it, with

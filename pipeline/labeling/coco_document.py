@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from pipeline.errors import DataError
 from pipeline.files import open_plain, writing
+from pipeline.format import counted
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, check_size, shown
 from pipeline.labeling.manifest import IMAGES
 from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
@@ -145,8 +146,8 @@ class CocoQueueWriter(QueueWriter):
         what = "the labels as they are now" if self.queue.kind == "review" else what
         return self.text.format(
             name=self.queue.name,
-            regions=self.manifest.regions,
-            images=self.manifest.images,
+            regions=counted(self.manifest.regions, "region"),
+            images=counted(self.manifest.images, "image"),
             file=self.file,
             start=what,
             annotated=f"{what} as annotations, one for each connected part of a class"

@@ -36,7 +36,7 @@ PANOPTIC = "panoptic_default"
 _IDS = 1 << 24
 _UNKNOWN = -1
 
-_README = """# {name}: {regions} regions in {images} images, as COCO panoptic
+_README = """# {name}: {regions} in {images}, as COCO panoptic
 
 `{file}` lists the images in the order in which they are to be labeled, the most
 useful first. The PNGs in the folder of the same name are {start}: a pixel's colour is its

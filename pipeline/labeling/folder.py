@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.data.masks import MASK_ENDINGS
 from pipeline.errors import DataError
+from pipeline.format import counted
 from pipeline.labeling.encoding import LabelMap, hexadecimal
 from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, Tool, shown
 from pipeline.labeling.manifest import (
@@ -192,7 +193,7 @@ def _readme(queue: OutgoingQueue, written: ManifestWriter) -> str:
         if queue.model is not None
         else f" There is no model's proposal: the masks in `{PREMASKS}/` are empty."
     )
-    return f"""# {queue.name}: {written.regions} regions in {written.images} images
+    return f"""# {queue.name}: {counted(written.regions, "region")} in {counted(written.images, "image")}
 
 {queue.order}: names begin with the rank, and `{REGIONS}` lists every region with its box (x, y, width
 and height in pixels, from the top left of the upright image) and the reason why it was picked.{empty}

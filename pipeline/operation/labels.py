@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.format import count
+from pipeline.format import counted
 from pipeline.operation.runner import Runner
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.report import ImportReport
@@ -40,7 +40,7 @@ class ImportedLabels:
         """Says that something was not taken."""
         if not self.rejected:
             return ()
-        return (f"{count(self.rejected)} masks could not be imported: the log lists them.",)
+        return (f"{counted(self.rejected, 'mask')} could not be imported: the log lists them.",)
 
 
 def take_labels(

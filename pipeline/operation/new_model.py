@@ -15,7 +15,7 @@ from db.queries import models
 from db.queries import rounds as round_queries
 from pipeline import rounds
 from pipeline.data.project import Project
-from pipeline.format import count
+from pipeline.format import count, counted
 from pipeline.leases import alone, one_at_a_time
 from pipeline.operation.runner import Runner
 from pipeline.progress import Progress, silent
@@ -76,6 +76,7 @@ def decide(session: Session, project: Project, *, force: bool = False) -> Decisi
     """
     current = round_queries.current_round(session)
     new, enough = models.count_new_labels(session), project.config.retrain.min_new_labels
+    labels = counted(new, "new label")
     if current is None:
         return Decision(False, "No image of the pool is known yet: run `segcurate ingest`.", new)
     if current.number == rounds.WITHOUT_MODEL and not new:
@@ -85,9 +86,9 @@ def decide(session: Session, project: Project, *, force: bool = False) -> Decisi
     if current.state in ("calibrate", "evaluate"):
         return Decision(True, f"Round {current.number} continues: its model is trained.", new)
     if current.state == "train":
-        return Decision(True, f"Round {current.number} waits for its model: {count(new)} new labels.", new)
+        return Decision(True, f"Round {current.number} waits for its model: {labels}.", new)
     if force or new >= enough:
-        return Decision(True, f"{count(new)} new labels; at least {count(enough)} are needed.", new)
+        return Decision(True, f"{labels}; at least {count(enough)} are needed.", new)
     return Decision(False, f"{count(new)} of {count(enough)} new labels.", new)
 
 
@@ -126,7 +127,8 @@ def _train_and_evaluate(runner: Runner, *, force: bool) -> NewModel:
         check_training(runner.project, runner.database)
     released = runner.call(close_round)
     if released:
-        runner.log(f"The round was closed; {count(released)} regions went back to the pool without a label.")
+        back = counted(released, "region")
+        runner.log(f"The round was closed; {back} went back to the pool without a label.")
     state = round_state(runner.database)
     if state == "train":
         runner.run(train)

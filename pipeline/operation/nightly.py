@@ -19,7 +19,7 @@ from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import Busy, NothingLeft, NotYourTurn, UserError
-from pipeline.format import count
+from pipeline.format import count, counted
 from pipeline.leases import alone
 from pipeline.operation import delivery
 from pipeline.operation.new_model import NewModel, train_when_due
@@ -92,10 +92,10 @@ class _Problems:
             return self.errors[0]
         return UserError(" ".join(map(str, self.errors)))
 
-    def unusable(self, number: int, what: str) -> None:
+    def unusable(self, number: int, thing: str, what: str) -> None:
         """Count files that were left out."""
         if number:
-            self.files.append(f"{count(number)} {what}: `segcurate failures` says why.")
+            self.files.append(f"{counted(number, thing)} {what}: `segcurate failures` says why.")
 
 
 def run_nightly(runner: Runner, *, train: bool = True) -> NightlyReport:
@@ -118,7 +118,7 @@ def run_nightly(runner: Runner, *, train: bool = True) -> NightlyReport:
     with alone(runner.database, "nightly"):
         with problems.collected():
             rejected = delivery.pull_labels(runner)
-            problems.unusable(rejected, "masks of the labeling server could not be imported")
+            problems.unusable(rejected, "mask", "of the labeling server could not be imported")
         report = _ingest_train_and_queue(runner, problems, train=train)
         with problems.collected():
             delivery.push_queue(runner)
@@ -131,8 +131,8 @@ def _ingest_train_and_queue(runner: Runner, problems: _Problems, *, train: bool)
     from pipeline.steps.ingest import ingest
 
     ingested = runner.run(ingest)
-    problems.unusable(ingested.failures, "files could not be used")
-    new = f"{count(ingested.added)} new images" if ingested.added else "No new images"
+    problems.unusable(ingested.failures, "file", "could not be used")
+    new = counted(ingested.added, "new image") if ingested.added else "No new images"
     trained: NewModel | None = None
     if train and runner.project.config.nightly.retrain == "due":
         with problems.collected():
@@ -145,7 +145,7 @@ def _ingest_train_and_queue(runner: Runner, problems: _Problems, *, train: bool)
     queue = QueueUpdate("the queue was not refreshed.")
     with problems.collected():
         queue = update_queue(runner)
-    problems.unusable(queue.unreadable, "images could not be exported")
+    problems.unusable(queue.unreadable, "image", "could not be exported")
     keep_runs = runner.project.config.nightly.keep_runs
     if keep_runs is not None:
         from pipeline.steps.prune import prune
@@ -189,7 +189,7 @@ def _score(runner: Runner, problems: _Problems) -> tuple[str | None, int]:
         last = model.name
         report = runner.score(any_time=True)
         scored += report.images
-        problems.unusable(report.failed, "images could not be scored")
+        problems.unusable(report.failed, "image", "could not be scored")
 
 
 def _is_first_queue(runner: Runner) -> bool:
@@ -246,7 +246,7 @@ def update_queue(runner: Runner) -> QueueUpdate:
             return QueueUpdate(waiting, name=queue.name)
         delivery.check_export(project)
         released = delivery.withdraw(project, database, queue)
-        withdrawn = f"{queue.name} was withdrawn unlabeled, {count(released)} regions; "
+        withdrawn = f"{queue.name} was withdrawn unlabeled, {counted(released, 'region')}; "
     from pipeline.steps.export import export
     from pipeline.steps.select import select
 
@@ -295,7 +295,7 @@ def _waiting(session: Session, queue: Queue, unseen: int) -> str:
         "wait for labels"
     )
     if unseen:
-        text += f"; {count(unseen)} new images are scored and wait for the next queue"
+        text += f"; {counted(unseen, 'new image')} scored for the next queue"
     return f"{text}."
 
 

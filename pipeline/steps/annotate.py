@@ -15,6 +15,7 @@ from db.tables import QueueItem
 from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError
+from pipeline.format import counted
 from pipeline.labeling.encoding import LabelMap, only_inside
 from pipeline.labeling.folder import locate
 from pipeline.labeling.manifest import ManifestImage, read_manifest
@@ -35,8 +36,8 @@ class AnnotateReport:
 
     def lines(self) -> list[str]:
         """The report as text."""
-        unreadable = f", {self.unreadable} masks could not be read" if self.unreadable else ""
-        return [f"{self.painted} regions painted with existing masks{unreadable}."]
+        unreadable = f", {counted(self.unreadable, 'mask')} could not be read" if self.unreadable else ""
+        return [f"{counted(self.painted, 'region')} painted with existing masks{unreadable}."]
 
 
 def annotate(

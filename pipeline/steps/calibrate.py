@@ -20,7 +20,7 @@ from pipeline.config import Sampler
 from pipeline.data.project import Project
 from pipeline.evaluation.confidence import confidence_of
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import confidence_name, evidence, percent, table
+from pipeline.format import confidence_name, counted, evidence, percent, table
 from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, notes, silent
@@ -235,7 +235,7 @@ def _warnings(comparison: Comparison, chosen: str, images: Sequence[HeldOut]) ->
     decisive = sum(image.newest if isinstance(image, AuditedImage) else True for image in images)
     if decisive < FEWEST_IMAGES:
         of = " of the newest audit" if isinstance(images[0], AuditedImage) else ""
-        warnings.append(f"Fitted on {decisive} images{of} only: the calibration is uncertain.")
+        warnings.append(f"Fitted on {counted(decisive, 'image')}{of} only: the calibration is uncertain.")
     if comparison.cross_fitted and fitted.worse:
         warnings.append(
             "On images that did not fit it, the calibrator raises the NLL: without it the network is better "

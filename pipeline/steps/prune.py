@@ -15,6 +15,7 @@ from db.queries import pruning
 from db.queries.pruning import RunSize
 from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.format import counted
 from pipeline.leases import alone
 from pipeline.progress import Progress, silent
 from pipeline.steps.score.region_maps import maps_folder
@@ -47,7 +48,8 @@ class PruneReport:
     def lines(self) -> list[str]:
         """The report as text."""
         lines = [
-            f"Run {run.run_id} of {run.model}: {run.images} images and {run.regions} regions are forgotten."
+            f"Run {run.run_id} of {run.model}: {counted(run.images, 'image')} and "
+            f"{counted(run.regions, 'region')} are forgotten."
             for run in self.pruned
         ]
         lines += [f"Run {run_id} stays: {why}." for run_id, why in sorted(self.kept.items())]

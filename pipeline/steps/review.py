@@ -15,7 +15,7 @@ from db.queries.models import TrainingImage
 from db.queries.runs import newest_run
 from pipeline.config import Sampler
 from pipeline.data.project import Project
-from pipeline.format import count
+from pipeline.format import count, counted
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.export import export
 from pipeline.steps.ready import require_positive, reviewed_labels, serving_model
@@ -50,8 +50,8 @@ class ReviewReport:
     def lines(self) -> Iterator[str]:
         """The report as text."""
         yield (
-            f"{self.model} ({self.sampler}) doubts the labels of {count(self.doubted)} regions in "
-            f"{count(self.images)} labeled images."
+            f"{self.model} ({self.sampler}) doubts the labels of {counted(self.doubted, 'region')} in "
+            f"{counted(self.images, 'labeled image')}."
         )
         if self.queue is not None:
             yield f"{self.queue}: the first {count(len(self.items))} of them, in {self.folder}"

@@ -14,6 +14,7 @@ from db.queries import queue_items, queues, rounds
 from db.tables import Queue, utc_now
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
+from pipeline.format import agree, counted
 from pipeline.labeling.servers.base import LabelingServer, Pushed
 from pipeline.leases import one_at_a_time
 from pipeline.ownership import identity_of
@@ -35,7 +36,8 @@ class PushReport(Pushed):
     def lines(self) -> list[str]:
         """The report as text."""
         return [
-            f"{self.queue}: {self.created} images pushed to {self.url}, {self.unchanged} were there already.",
+            f"{self.queue}: {counted(self.created, 'image')} pushed to {self.url}, "
+            f"{self.unchanged} {agree(self.unchanged, 'was', 'were')} there already.",
             f"Label at {self.page}",
         ]
 

@@ -12,7 +12,7 @@ from db.queries import audits, pool_estimates, queue_items, queues
 from db.queries.audits import AuditSlice
 from db.tables import Round
 from pipeline.evaluation.estimate import Estimate, from_json
-from pipeline.format import count, percent
+from pipeline.format import count, counted, percent
 from pipeline.summaries.models import model_confidence
 
 WIDEST = 0.3
@@ -106,7 +106,7 @@ class PoolSummary:
         figures = f"mIoU {new.miou.text()}, ECE {new.ece.text()}, {new.ece_noise:.3f} by chance; "
         yield (
             f"Not labeled yet: {self.model} gets {_percent(new.error_rate)} of the pixels wrong in the "
-            f"{count(self.population)} regions that had no label when {self.queue} was drawn "
+            f"{counted(self.population, 'region')} that had no label when {self.queue} was drawn "
             f"({figures if tells else ''}from {self.evidence}, which it has not learned from)."
         )
         if self.images < 2:

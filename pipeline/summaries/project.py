@@ -19,6 +19,7 @@ from db.queries.queues import places_of
 from db.queries.runs import newest_run
 from db.queries.shards import count_to_score, open_shards
 from db.tables import Image, Label, Model, Queue
+from pipeline.format import agree, counted
 from pipeline.leases import dead_owners
 from pipeline.rounds import WITHOUT_MODEL
 
@@ -212,7 +213,8 @@ def _next(
         command, first = _import_command(session, queue)
         return (
             command,
-            f"{waiting} regions of the queue wait for labels, {done} are labeled{skipped}. {first}",
+            f"{counted(waiting, 'region')} of the queue {agree(waiting, 'waits', 'wait')} for labels, "
+            f"{done} {agree(done, 'is', 'are')} labeled{skipped}. {first}",
         )
     reasons = {
         "train": f"Round {number} trains on every label so far.",

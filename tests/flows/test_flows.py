@@ -88,7 +88,7 @@ def test_a_night_with_a_file_that_cannot_be_read_says_so_in_its_state(out: Path)
     (out / "images" / "broken.png").write_bytes(b"no image")
     state = ran(nightly, out)
     assert (state.name, state.is_completed()) == ("Completed with warnings", True)
-    assert "1 files could not be used" in str(state.message)
+    assert "1 file could not be used" in str(state.message)
 
 
 def test_what_the_user_can_mend_fails_the_run_with_its_remedy_and_no_traceback(out: Path) -> None:

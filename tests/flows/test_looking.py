@@ -130,8 +130,8 @@ def test_the_exit_code_of_an_import_tells_refused_masks_from_none_that_was_taken
         with PIL.Image.open(project.path(image)) as picture:
             PIL.Image.new("L", picture.size, 1).save(answers / f"{Path(image).stem}.png")
     said = console.run("import", str(answers), code=3)
-    assert "1 masks imported" in said
-    assert "warning: 1 masks could not be imported" in said
+    assert "1 mask imported" in said
+    assert "warning: 1 mask could not be imported" in said
 
 
 def test_status_says_who_is_at_work_and_who_died_there(console: Console, out: Path) -> None:

@@ -142,7 +142,7 @@ def test_rounds_in_label_studio(house: House) -> None:
     )
     said = house.run("import", "--from", "label-studio")
     assert f"round-01: {len(labeled)} masks imported, 0 unchanged." in said
-    assert "1 images were skipped by their annotator" in said
+    assert "1 image was skipped by their annotator" in said
     came = house.stored()
     assert len(came) == len(labeled)
     for uri, version, annotator, seconds, mask in came:
@@ -158,7 +158,7 @@ def test_rounds_in_label_studio(house: House) -> None:
     changed[:4, :4] = 2
     first = next(task for task in tasks if task["data"]["uri"] == uri)
     house.server.patch(f"/api/annotations/{number}/", answer(first, changed))
-    assert "1 masks imported" in house.run("import")
+    assert "1 mask imported" in house.run("import")
     *_, (last_uri, version, _, _, mask) = house.stored()
     assert (last_uri, version) == (uri, 2)
     np.testing.assert_array_equal(mask, changed)

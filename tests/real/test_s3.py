@@ -334,7 +334,7 @@ def test_an_object_that_vanishes_is_a_failure_and_the_rest_is_scored(
     content = store.cat_file(uri.removeprefix("s3://"))
     store.rm_file(uri.removeprefix("s3://"))
     try:
-        assert "1 images could not be read" in run(copy, "score")
+        assert "1 image could not be read" in run(copy, "score")
     finally:
         store.pipe_file(uri.removeprefix("s3://"), content)
     ((subject, reason),) = rows(copy, "SELECT subject, reason FROM failure WHERE step = 'score'")
@@ -404,7 +404,7 @@ def test_a_truncated_object_is_recorded_and_taken_once_it_is_whole(
     draw(tmp_path, None, name="good.png", seed=1)
     store.pipe_file(f"{bucket}/some frames/good.png", (tmp_path / "good.png").read_bytes())
     write_config(tmp_path, data=_plain(f"s3://{bucket}/some frames"))
-    assert "1 files could not be used" in run(tmp_path, "ingest")
+    assert "1 file could not be used" in run(tmp_path, "ingest")
     ((subject, reason),) = rows(tmp_path, "SELECT subject, reason FROM failure")
     assert subject == f"s3://{bucket}/some frames/bad.png"
     assert reason.startswith(f"s3://{bucket}/some frames/bad.png is not a readable image")
@@ -418,7 +418,7 @@ def test_init_takes_a_bucket(bucket: str, store: Any, tmp_path: Path) -> None:
     draw(tmp_path, None, name="good.png", seed=1)
     store.pipe_file(f"{bucket}/some frames/good.png", (tmp_path / "good.png").read_bytes())
     run(tmp_path, "init", "--images", f"s3://{bucket}/some frames", "--classes", "a,b")
-    assert "Found 1 image files, 1 of them new" in run(tmp_path, "ingest")
+    assert "Found 1 image file, 1 of them new" in run(tmp_path, "ingest")
 
 
 def test_what_is_missing_is_said_plainly(bucket: str, store: Any, gate: Gate, tmp_path: Path) -> None:

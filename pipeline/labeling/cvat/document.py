@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from pipeline.files import append_text, atomic_write_bytes
+from pipeline.format import counted
 from pipeline.labeling.cvat.labels import LOOK_HERE, label_colors, label_names, raw_labels
 from pipeline.labeling.cvat.pieces import encode
 from pipeline.labeling.encoding import LabelMap, hexadecimal
@@ -45,7 +46,7 @@ class CvatWriter(QueueWriter):
     def readme(self) -> str:
         """The annotator's README."""
         images, regions = self.manifest.images, self.manifest.regions
-        return f"""# {self.queue.name} for CVAT: {regions} regions in {images} images
+        return f"""# {self.queue.name} for CVAT: {counted(regions, "region")} in {counted(images, "image")}
 
 {self.queue.order}: images are in the order of their ranks, and each has {self.queue.start} to start from,
 and boxes "{LOOK_HERE}" around the regions to label.

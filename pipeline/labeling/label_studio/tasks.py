@@ -14,6 +14,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import as_rgb, encode_png, probe_image, read_pixels
 from pipeline.data.masks import Mask
 from pipeline.files import append_text, atomic_write_bytes
+from pipeline.format import counted
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import (
     HEATMAPS as HEATMAPS_KEY,
@@ -217,7 +218,7 @@ def _data(image: OutgoingImage, queue: OutgoingQueue, *, picture: str, heatmap: 
 def _readme(queue: OutgoingQueue, *, images: int, regions: int) -> str:
     steps = "\n".join(f"   - {line}" for line in INSTRUCTIONS)
     pictures = f" and `{HEATMAPS}`" if queue.overlays else ""
-    return f"""# {queue.name} for Label Studio: {regions} regions in {images} images
+    return f"""# {queue.name} for Label Studio: {counted(regions, "region")} in {counted(images, "image")}
 
 {queue.order}: tasks are in the order of their ranks, and each has {queue.start} to start from,
 and light blue boxes around the regions to label.

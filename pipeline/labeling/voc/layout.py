@@ -13,6 +13,7 @@ from pipeline.config import IGNORE
 from pipeline.data.images import encode_png
 from pipeline.data.masks import Mask
 from pipeline.files import append_text, atomic_write_bytes, writing
+from pipeline.format import counted
 from pipeline.labeling.cvat.labels import BACKGROUND_COLOR, label_colors, raw_labels, voc_colors
 from pipeline.labeling.cvat.pieces import number_pieces
 from pipeline.labeling.manifest import IMAGES
@@ -59,7 +60,8 @@ class VocWriter(QueueWriter):
     def readme(self) -> str:
         """The annotator's README."""
         images, regions = self.manifest.images, self.manifest.regions
-        return f"""# {self.queue.name} as Pascal VOC: {regions} regions in {images} images
+        size = f"{counted(regions, 'region')} in {counted(images, 'image')}"
+        return f"""# {self.queue.name} as Pascal VOC: {size}
 
 {self.queue.order}: names begin with the rank, and `{LISTS}/{LIST}` lists them in its order. Every image of
 `{VOC_IMAGES}/` has a proposal in `{CLASS_MASKS}/`: a PNG with a palette, in the colours of
@@ -96,7 +98,7 @@ class CvatMasksWriter(VocWriter):
     def readme(self) -> str:
         """The annotator's README."""
         images, regions = self.manifest.images, self.manifest.regions
-        return f"""# {self.queue.name} for CVAT: {regions} regions in {images} images
+        return f"""# {self.queue.name} for CVAT: {counted(regions, "region")} in {counted(images, "image")}
 
 {self.queue.order}: images are in the order of their ranks, and each has {self.queue.start} to start from.
 

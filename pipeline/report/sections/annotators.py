@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import interval, number, percent
+from pipeline.format import agree, counted, interval, number, percent
 from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text, cells
 from pipeline.report.charts import MEASURE_COLORS, Line, line_chart, spoken
 from pipeline.report.contents import Contents
@@ -31,7 +31,8 @@ def annotators(contents: Contents) -> list[Section]:
         Section(
             "annotators",
             "Where annotators differ",
-            f"{len(facts.rows)} regions of {facts.images} images have two annotators or more. Where people "
+            f"{counted(len(facts.rows), 'region')} of {counted(facts.images, 'image')} "
+            f"{agree(len(facts.rows), 'has', 'have')} two annotators or more. Where people "
             "differ, the model should be uncertain too, and more labels do not help.",
             blocks,
         )

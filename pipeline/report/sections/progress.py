@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import counts, evidence, largest, number, percent
+from pipeline.format import counted, counts, evidence, largest, number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -43,7 +43,8 @@ def status(contents: Contents) -> Section:
         (
             "Labeled",
             percent(newest.labeled_share if newest else 0.0),
-            f"{newest.labeled_regions if newest else 0} regions in {now.labeled_images} images",
+            f"{counted(newest.labeled_regions if newest else 0, 'region')} in "
+            f"{counted(now.labeled_images, 'image')}",
         ),
         ("Images", str(images), splits),
     ]
@@ -62,7 +63,7 @@ def status(contents: Contents) -> Section:
     if now.failures:
         blocks.append(
             Missing(
-                f"{now.failures} files could not be used; each is listed with its reason.",
+                f"{counted(now.failures, 'file')} could not be used; each is listed with its reason.",
                 "segcurate failures",
             )
         )
@@ -213,7 +214,7 @@ def lineage(contents: Contents) -> Section:
             [
                 ("round", str(one.round_number)),
                 ("parent", one.parent or "none: trained from the initial weights"),
-                ("labels", f"{one.labels} masks"),
+                ("labels", counted(one.labels, "mask")),
                 ("iterations", str(one.iterations)),
                 ("seed", str(one.seed)),
                 ("trained", one.created_at.strftime("%Y-%m-%d %H:%M UTC")),

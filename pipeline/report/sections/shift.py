@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import evidence, number, percent
+from pipeline.format import counted, evidence, number, percent
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -99,8 +99,8 @@ def drift(contents: Contents) -> Section:
             Text(
                 f"Effect of calibration on the order of regions: Spearman’s rank correlation "
                 f"{number(reordering['spearman'])}, {percent(reordering['top_overlap'])} "
-                f"of the top regions in common, over {reordering['regions']} regions of "
-                f"{reordering['images']} images.",
+                f"of the top regions in common, over {counted(reordering['regions'], 'region')} of "
+                f"{counted(reordering['images'], 'image')}.",
                 tone="note",
             )
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.format import agree, counted
 from pipeline.labeling.exchange import Rejected
 
 MOST_LINES = 1000
@@ -56,33 +57,38 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """The report as text; every file that was not taken has a line."""
-        lines = [f"{self.queue}: {self.imported} masks imported, {self.unchanged} unchanged."]
+        lines = [f"{self.queue}: {counted(self.imported, 'mask')} imported, {self.unchanged} unchanged."]
         lines += [f"rejected: {subject}: {reason}" for subject, reason in self.rejected]
         if self.rejected_more:
             lines.append(f"rejected: {self.rejected_more} more.")
         lines += [
-            f"overlapping: {subject}: {pixels} pixels of several classes; the later shape has them."
+            f"overlapping: {subject}: {counted(pixels, 'pixel')} of several classes; "
+            "the later shape has them."
             for subject, pixels in self.overlapping
         ]
         lines += [f"unpainted: {region}" for region in self.unpainted]
         if self.skipped:
             lines.append(
-                f"{self.skipped} images were skipped by their annotator, and are not asked for again."
+                f"{counted(self.skipped, 'image')} {agree(self.skipped, 'was', 'were')} skipped by their "
+                f"annotator, and {agree(self.skipped, 'is', 'are')} not asked for again."
             )
         if self.missing:
             lines.append(
-                f"{len(self.missing)} images of the queue have no mask yet, first {self.missing[0]}."
+                f"{counted(len(self.missing), 'image')} of the queue "
+                f"{agree(len(self.missing), 'has', 'have')} no mask yet, first {self.missing[0]}."
             )
         if self.released:
-            lines.append(f"{self.released} regions went back to the pool without a label.")
+            lines.append(f"{counted(self.released, 'region')} went back to the pool without a label.")
         if self.unlabeled:
-            lines.append(f"{self.unlabeled} held-out images stay without a mask.")
+            images = counted(self.unlabeled, "held-out image")
+            lines.append(f"{images} {agree(self.unlabeled, 'stays', 'stay')} without a mask.")
         lines += self.grown
         if self.closed:
             lines.append("The round is closed, and the next one is open.")
         elif self.open_items:
             lines.append(
-                f"{self.open_items} regions still wait for a label; "
-                "`--close` ends the round with what is there."
+                f"{counted(self.open_items, 'region')} still "
+                f"{agree(self.open_items, 'waits', 'wait')} for a label; `--close` ends "
+                "the round with what is there."
             )
         return lines

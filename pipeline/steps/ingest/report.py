@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.format import agree, counted, split_counts
+
 
 @dataclass(frozen=True)
 class IngestReport:
@@ -37,19 +39,21 @@ class IngestReport:
 
     def lines(self) -> list[str]:
         """The report as text."""
-        splits = ", ".join(f"{images} {name}" for name, images in sorted(self.splits.items()))
         lines = [
-            f"Found {self.found} image files, {self.added} of them new; {self.masks} images have a mask.",
-            f"Images: {splits or 'none'}.",
+            f"Found {counted(self.found, 'image file')}, {self.added} of them new; "
+            f"{counted(self.masks, 'image')} {agree(self.masks, 'has', 'have')} a mask.",
+            f"Images: {split_counts(self.splits)}.",
             *self.skipped,
             *([self.read_again] if self.read_again else []),
             *self.classes,
             *self.grown,
         ]
         if self.labeled_images:
-            lines.append(f"Initial labels: {self.labeled_regions} regions of {self.labeled_images} images.")
+            regions, images = counted(self.labeled_regions, "region"), counted(self.labeled_images, "image")
+            lines.append(f"Initial labels: {regions} of {images}.")
         if self.failures:
-            lines.append(f"{self.failures} files could not be used: `segcurate failures` says why.")
+            failed = counted(self.failures, "file")
+            lines.append(f"{failed} could not be used: `segcurate failures` says why.")
         for split, without in sorted(self.unmasked.items()):
             lines.append(f"Warning: {without} {split} images have no mask and cannot be evaluated.")
         return lines + [f"Warning: {text}" for text in self.warnings]

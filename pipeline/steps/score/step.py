@@ -27,6 +27,7 @@ from pipeline.data.project import Project
 from pipeline.drawing.heatmaps import TWO_COLOUR
 from pipeline.errors import DataError
 from pipeline.files import sweep
+from pipeline.format import counted
 from pipeline.leases import alone, dead_owners
 from pipeline.progress import Progress, silent
 from pipeline.regions.sources import RegionFiles, region_source
@@ -77,17 +78,17 @@ class ScoreReport(ScoringTotals):
             return [f"Run {self.run_id}: nothing is left to score.", *self.remarks]
         rate = self.images / self.seconds if self.seconds else 0.0
         lines = [
-            f"Run {self.run_id}: scored {self.images} images, {self.regions} regions, "
+            f"Run {self.run_id}: scored {counted(self.images, 'image')}, {counted(self.regions, 'region')}, "
             f"in {self.seconds:.1f} s ({rate:.1f} images/s)."
         ]
         if self.failed:
-            lines.append(f"{self.failed} images could not be read: `segcurate failures` says why.")
+            lines.append(f"{counted(self.failed, 'image')} could not be read: `segcurate failures` says why.")
         if self.reordering is not None:
             lines.append(reordering_line(self.reordering))
         if self.outliers:
             lines.append(
-                f"warning: the pixels of {len(self.outliers)} images lie far outside of what the model has "
-                "seen, and their scores mean little:"
+                f"warning: the pixels of {counted(len(self.outliers), 'image')} lie far outside of what the "
+                "model has seen, and their scores mean little:"
             )
             lines.extend(f"  {outlier_line(item)}" for item in self.outliers[:MOST_SHOWN])
         if self.drift is not None:

@@ -337,4 +337,4 @@ def test_a_retraining_beside_a_night_is_not_in_vain(out: Path) -> None:
 
 def test_a_night_with_a_file_that_cannot_be_read_says_so(out: Path) -> None:
     (out / "images" / "broken.png").write_bytes(b"no image")
-    assert nightly(out).warnings == ("1 files could not be used: `segcurate failures` says why.",)
+    assert nightly(out).warnings == ("1 file could not be used: `segcurate failures` says why.",)

@@ -303,7 +303,7 @@ def test_a_nightly_run_pulls_first_and_pushes_last(selected: Exported, server: S
     assert lines[0] == f"round-01: {len(NAMES)} images pushed to {URL}, 0 were there already."
     server.finish(selected, NAME)
     assert delivery.pull_labels(Runner(project, selected.database, log=lines.append)) == 0
-    assert "round-01: 1 masks imported, 0 unchanged." in lines
+    assert "round-01: 1 mask imported, 0 unchanged." in lines
 
 
 def test_a_queue_that_was_exported_before_the_server_was_configured_is_pushed_by_the_next_nightly_run(

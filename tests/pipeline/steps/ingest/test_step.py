@@ -151,7 +151,7 @@ def test_an_empty_folder_is_an_error_that_names_it(folder: Folder) -> None:
 
 def test_skipped_files_are_one_line_of_the_report(five: Folder) -> None:
     (five.root / "images" / "film.mp4").write_text("a film")
-    assert "1 files are no images and were skipped: 1 .mp4." in five.ingest(splits=HELD_OUT).lines()
+    assert "1 file is no image and was skipped: 1 .mp4." in five.ingest(splits=HELD_OUT).lines()
 
 
 def test_a_folder_of_nothing_usable_is_an_error_and_the_reasons_stay(folder: Folder) -> None:
