@@ -133,6 +133,32 @@ def counts(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{count(number)} {name}" for name, number in parts.items()) or "nothing"
 
 
+SPLIT_WORDS = {"guard": "kept apart"}
+"""Splits whose name is not said to people: `guard` images are neighbours of held-out ones."""
+
+
+def split_counts(images: Mapping[str, int]) -> str:
+    """Images by split. Those that are too similar to held-out images to be in any split are `kept apart`.
+
+    >>> split_counts({"test": 30, "guard": 12, "pool": 52})
+    '12 kept apart, 52 pool, 30 test'
+    """
+    return counts({SPLIT_WORDS.get(name, name): number for name, number in sorted(images.items())})
+
+
+SLICE_WORDS = {"selected": "by uncertainty", "audit": "at random"}
+"""How the items of a queue's slices were chosen."""
+
+
+def named_slices(parts: Mapping[str, int]) -> dict[str, int]:
+    """The items of a queue by how they were chosen.
+
+    >>> named_slices({"selected": 18, "audit": 2})
+    {'by uncertainty': 18, 'at random': 2}
+    """
+    return {SLICE_WORDS.get(name, name): number for name, number in parts.items()}
+
+
 def largest(parts: Mapping[str, int], most: int) -> dict[str, int]:
     """The `most` largest of named counts, and the rest together.
 

@@ -18,9 +18,11 @@ from pipeline.format import (
     counts,
     evidence,
     interval,
+    named_slices,
     number,
     percent,
     short_count,
+    split_counts,
     split_name,
 )
 from pipeline.summaries.classes import worst_class
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 def show_status(name: str, now: Status, running: Sequence[RunningProcess], scoring: Scoring | None) -> None:
     """Print a project's status, and the next command at the end."""
     console.print(f"[bold]{literal(name)}[/]")
-    console.print(f"images    {counts(dict(sorted(now.images.items())))}; {now.labeled_images} with labels")
+    console.print(f"images    {split_counts(now.images)}; {now.labeled_images} with labels")
     for split, version in now.split_versions.items():
         if version > 1:
             console.print(f"{split:9s} {split_name(split, version)}")
@@ -224,7 +226,11 @@ def show_queue(row: QueueSummary) -> None:
     console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
     if row.clicks is not None:
         console.print(f"effort    about {row.clicks:.0f} clicks")
-    for title, parts in (("slices", row.by_slice), ("mostly", row.by_class), ("status", row.by_status)):
+    for title, parts in (
+        ("chosen", named_slices(row.by_slice)),
+        ("mostly", row.by_class),
+        ("status", row.by_status),
+    ):
         console.print(f"{title:8}  {literal(counts(parts))}")
     folder = "not exported yet" if row.folder is None else literal(row.folder)
     console.print(f"folder    {folder}")

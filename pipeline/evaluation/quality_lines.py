@@ -11,7 +11,7 @@ from pipeline.format import evidence, number, table
 
 Row = Mapping[str, Any]
 
-SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "excess"), ("augrc", "AUGRC"))
+SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "E-AURC"), ("augrc", "AUGRC"))
 """Metrics beside the AUROC, and their headings."""
 WORST_CLASSES = 3
 CHANCE = 0.5

@@ -103,7 +103,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tile:
-    """A region in pictures: first the image, then the layers over it; `where` is the whole image."""
+    """A region in pictures: first the image, then the layers over it; `where` is the whole image, shown small
+    in `corner` (`right bottom`), where the region is not; without a corner the region fills the picture."""
 
     heading: str
     tags: Sequence[str]
@@ -112,6 +113,7 @@ class Tile:
     layers: Sequence[Layer]
     width: int
     height: int
+    corner: str = "right bottom"
 
 
 @dataclass(frozen=True)

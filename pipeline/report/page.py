@@ -118,7 +118,9 @@ def _gallery(contents: Contents) -> Section:
     return Section(
         "gallery",
         "Regions to label",
-        "The handle moves the edge of the chosen layer over the image. The frame is the region to label.",
+        "The handle moves the edge of the chosen layer over the image. The frame is the region to label, and "
+        "the number is its rank in the queue. Ranks are missing where a region was picked at random, or where "
+        "another region of the same image is shown.",
         blocks,
         fresh=True,
     )

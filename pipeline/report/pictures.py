@@ -19,6 +19,8 @@ from pipeline.report.gallery import GalleryRow, Map, RgbImage, crop_around, crop
 SIDE = 320
 """Pixels along the longer side of a picture, which stays sharp on a screen of twice the density."""
 WHERE_SIDE = 200
+CORNER_SHARE = 0.26
+"""How far the small picture of the whole image reaches into its corner, with its margin: see `page.css`."""
 QUALITY = 82
 IMAGE, PREDICTION, ENTROPY, INFORMATION, BOTH, LABEL = (
     "image",
@@ -106,7 +108,28 @@ def _tile(
         layers=layers,
         width=size[0],
         height=size[1],
+        corner=free_corner(row.box, crop),
     )
+
+
+def free_corner(box: tuple[int, int, int, int], crop: tuple[int, int, int, int]) -> str:
+    """The corner of a picture that a region leaves free, for a small picture; empty where it fills them all.
+
+    Args:
+        box: of the region.
+        crop: the shown part of the image; both (x, y, w, h) in image pixels.
+
+    >>> free_corner((30, 30, 50, 50), (0, 0, 110, 110)), free_corner((90, 80, 20, 30), (0, 0, 110, 110))
+    ('right bottom', 'left bottom')
+    >>> free_corner((0, 0, 110, 110), (0, 0, 110, 110))
+    ''
+    """
+    (x, y, w, h), (left, top, across, down) = box, crop
+    room = CORNER_SHARE
+    free_x = {"right": x + w <= left + across * (1 - room), "left": x >= left + across * room}
+    free_y = {"bottom": y + h <= top + down * (1 - room), "top": y >= top + down * room}
+    corners = [f"{side} {end}" for end in free_y for side in free_x if free_x[side] or free_y[end]]
+    return corners[0] if corners else ""
 
 
 def _where(row: GalleryRow) -> Layer:

@@ -101,7 +101,7 @@ def _calibrators(calibrated: Calibrated) -> list[Block]:
                 percent(row["labels_changed"]),
             )
         )
-    source = {"audit": "the audit slices, the newest weighed as what was unlabeled"}.get(
+    source = {"audit": "the regions picked at random, the newest weighed as what was unlabeled"}.get(
         str(calibrated.report.get("source")), "the calibration split"
     )
     counted = evidence(calibrated.report.get("images", 0), calibrated.report.get("blocks"))
@@ -153,7 +153,7 @@ def _frequency(contents: Contents) -> list[Block]:
     if found is None:
         return [*blocks, Missing("The class-frequency test has not been run.", "segcurate assess")]
     if not found["groups"]:
-        return [*blocks, Text("Too few blocks of images for the class-frequency test.", tone="note")]
+        return [*blocks, Text("Too few independent units of images for this test.", tone="note")]
     points = []
     for index, group in enumerate(found["groups"]):
         columns = (group[key] for key in ("predicted", "empirical", "low", "high"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import counted, counts, evidence, largest, number, percent
+from pipeline.format import counted, evidence, largest, named_slices, number, percent, split_counts
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -21,8 +21,19 @@ from pipeline.report.blocks import (
     cells,
     figure,
 )
-from pipeline.report.charts import AFTER, BEFORE, DotRow, Line, bar_chart, dot_chart, line_chart, spark_chart
+from pipeline.report.charts import (
+    AFTER,
+    BEFORE,
+    DotRow,
+    Line,
+    bar_chart,
+    dot_chart,
+    line_chart,
+    spark_chart,
+    spoken,
+)
 from pipeline.report.contents import Contents
+from pipeline.report.sections.verdict import verdict
 from pipeline.report.svg import Axis, number_axis
 from pipeline.summaries.classes import worst_class
 from pipeline.summaries.rounds import RoundSummary
@@ -37,7 +48,7 @@ def status(contents: Contents) -> Section:
     last = contents.rounds[-1] if contents.rounds else None
     promoted = next((point for point in reversed(contents.rounds) if point.promoted), last)
     images = sum(now.images.values()) - now.images.get("duplicate", 0)
-    splits = counts(dict(sorted(now.images.items())))
+    splits = split_counts(now.images)
     tiles = [
         ("Round", str(now.round_number or 0), f"{now.state} comes next" if now.state else ""),
         (
@@ -49,7 +60,7 @@ def status(contents: Contents) -> Section:
         ("Images", str(images), splits),
     ]
     if promoted is not None:
-        name = f"mIoU of {now.promoted_model}" if now.promoted_model else "mIoU"
+        name = f"mIoU of {now.promoted_model}, {spoken(contents.sampler)}" if now.promoted_model else "mIoU"
         mean, ece = figure(promoted.mean_iou), figure(promoted.ece_after)
         worst = worst_class(promoted.classes)
         spread = mean.detail if worst is None else f"{mean.detail}, worst class: {worst}".removeprefix(", ")
@@ -58,7 +69,11 @@ def status(contents: Contents) -> Section:
             (name, mean.text, spread),
             ("Calibration error", ece.text, f"{ece.detail}, {before}" if ece.detail else before),
         ]
-    blocks: list[Block] = [Tiles(tiles), Text(f"Next: `{now.next_command}`. {now.reason}", tone="next")]
+    blocks: list[Block] = [
+        *verdict(contents),
+        Text(f"Next: `{now.next_command}`. {now.reason}", tone="next"),
+        Tiles(tiles),
+    ]
     blocks += [Text(reason, tone="warn") for reason in now.open_splits.values()]
     if now.failures:
         blocks.append(
@@ -115,7 +130,8 @@ def learning(contents: Contents) -> Section:
     return Section(
         "learning",
         "Learning curve",
-        f"Each round’s model on held-out images, which no model has trained on; the newest on "
+        f"Each round’s model with the sampler {spoken(contents.sampler)}, on held-out images, which no model "
+        "has trained on; the newest on "
         f"{evidence(points[-1].images or 0, points[-1].units)} of the {points[-1].measured_on} split.",
         [
             Charts([curve, error]),
@@ -133,19 +149,19 @@ def unlabeled(contents: Contents) -> Section:
     known = [(row.number, row.unlabeled) for row in contents.audited if row.unlabeled is not None]
     if not known:
         missing = Missing(
-            "No queue with an audit slice has been labeled and evaluated yet.", "segcurate evaluate"
+            "No region that was picked at random has been labeled and evaluated yet.", "segcurate evaluate"
         )
         return Section("unlabeled", title, "", [missing])
     rows = [
         cells(
-            f"round {number}",
+            number,
             pool.model,
             *(pool.unlabeled.error_rate, pool.unlabeled.miou, pool.unlabeled.ece),
             *(pool.pool.error_rate, pool.audited),
         )
         for number, pool in known
     ]
-    head = ("round", "model", "error rate", "mIoU", "ECE", "error rate, whole pool", "regions audited")
+    head = ("round", "model", "error rate", "mIoU", "ECE", "error rate in the pool", "audited")
     return Section(
         "unlabeled",
         title,
@@ -166,14 +182,14 @@ def queue(contents: Contents) -> Section:
         return Section("queue", title, "", [Missing("No queue has been selected yet.", "segcurate select")])
     colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
     unit = f"{facts.unit}s"
-    counted = (
+    divided = (
         ("Predicted class", facts.by_class, colors),
         ("Sequence or group", largest(contents.queue_groups, MOST_GROUPS), None),
-        ("Slice", facts.by_slice, {"audit": "s2"}),
+        ("How chosen", named_slices(facts.by_slice), {"at random": "s2"}),
     )
     charts = [
         bar_chart(counts_of, title=name, unit=unit, colors=colors_of, width=320)
-        for name, counts_of, colors_of in counted
+        for name, counts_of, colors_of in divided
         if len(counts_of) > 1  # a single bar shows nothing
     ]
     rows = [
@@ -191,8 +207,8 @@ def queue(contents: Contents) -> Section:
     return Section(
         "queue",
         title,
-        f"{facts.name}: {total} {facts.unit}s by {facts.strategy}, of which {audit} were drawn uniformly at "
-        "random: the only unbiased sample of the pool.",
+        f"{facts.name}: {counted(total, facts.unit)} by the strategy `{facts.strategy}`, of which {audit} "
+        "were picked at random, as a check: they are the only unbiased sample of the pool.",
         [
             Charts(charts, layout="thirds"),
             Table(

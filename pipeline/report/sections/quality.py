@@ -30,7 +30,6 @@ METRICS = {
     "aupr": ("AUPR", True),
     "fpr95": ("FPR at 95 %", False),
     "aurc": ("AURC", False),
-    "e_aurc": ("excess AURC", False),
     "augrc": ("AUGRC", False),
     "pavpu": ("PAvPU", True),
 }
@@ -197,7 +196,7 @@ def _regions(document: Document) -> list[Block]:
                 for row, value in zip(rows, values, strict=True)
                 if row["sampler"] == sampler
             ),
-            title=f"{spoken(sampler)}: score of a region and its error",
+            title=f"{spoken(sampler)[:1].upper()}{spoken(sampler)[1:]}: score of a region and its error",
             colors=REGION_COLORS,
             x=number_axis([], "Spearman’s rank correlation", low=math.floor(lowest * 5) / 5, high=1),
         )

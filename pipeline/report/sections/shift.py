@@ -97,10 +97,9 @@ def drift(contents: Contents) -> Section:
     if reordering:
         blocks.append(
             Text(
-                f"Effect of calibration on the order of regions: Spearman’s rank correlation "
-                f"{number(reordering['spearman'])}, {percent(reordering['top_overlap'])} "
-                f"of the top regions in common, over {counted(reordering['regions'], 'region')} of "
-                f"{counted(reordering['images'], 'image')}.",
+                f"With calibration, {percent(reordering['top_overlap'])} of the first regions stay "
+                f"(rank correlation {number(reordering['spearman'])}, on "
+                f"{counted(reordering['regions'], 'region')} of {counted(reordering['images'], 'image')}).",
                 tone="note",
             )
         )
@@ -158,7 +157,11 @@ def _stress_charts(document: Document) -> list[Block]:
             chart = _stress_chart(metrics, names, title, ordered=kind != "noise")
             if chart is not None:
                 charts.append(chart)
-    return [Heading("Over the strength of the stress"), Charts(charts, layout="thirds")]
+    note = Text(
+        "The first chart of a row shows how far accuracy and confidence change against unchanged images.",
+        tone="note",
+    )
+    return [Heading("Over the strength of the stress"), note, Charts(charts, layout="thirds")]
 
 
 def _stress_chart(
@@ -187,7 +190,7 @@ def _stress_chart(
     shares = chosen != ["energy"]
     values = [v for line in lines for one in line.y for v in (one.value, one.low, one.high)]
     y = (
-        number_axis([*values, -0.05, 0.05], "change against the unchanged images", percent=True)
+        number_axis([*values, -0.05, 0.05], "change", percent=True)
         if names == JUDGED_CHANGES
         else number_axis([*values, 0.05], "over ln C", low=0)
         if shares
@@ -222,8 +225,8 @@ def _stress_table(document: Document) -> Table:
     return Table(
         ("input", "strength", *(spoken(name) for name in names)),
         rows,
-        f"Means over {evidence(document['images'], document.get('blocks'))}, held out, with intervals; "
-        "accuracy and confidence weigh each class of an image alike",
+        f"Means over {evidence(document['images'], document.get('blocks'))}; each class of an image counts "
+        "alike",
         words=2,
     )
 
