@@ -63,7 +63,7 @@ def serving_model(session: Session) -> Model:
     """
     model = models.promoted_model(session)
     if model is None:
-        raise UserError("No model has been promoted yet.", "`segcurate status` says what comes next.")
+        raise UserError("No model has been promoted yet.", "Run `segcurate evaluate`.")
     return model
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, select
 
 from db.queries.failures import record_failures
 from db.tables import Failure, Image, ImageScore, Lease, QueueItem, RegionScore, ScoringRun, Shard, utc_now
+from pipeline.format import counted
 from pipeline.leases import this_process
 from tests.conftest import opened
 from tests.flows.console import Console
@@ -61,7 +62,8 @@ def test_a_run_says_what_it_scored_by_whom_and_what_was_noticed(console: Console
     assert row["images_per_second"] > 0
     assert (row["drift"], row["outliers"]) == ("The new images differ.", 2)
     said = console.run("runs")
-    assert f"{images} images in {shards} shards by {row['workers'][0]['owner']}" in said
+    scored = f"{counted(images or 0, 'image')} in {counted(shards or 0, 'shard')}"
+    assert f"{scored} by {row['workers'][0]['owner']}" in said
     assert "The new images differ." in said
 
 
