@@ -119,8 +119,8 @@ def _gallery(contents: Contents) -> Section:
         "gallery",
         "Regions to label",
         "The handle moves the edge of the chosen layer over the image. The frame is the region to label, and "
-        "the number is its rank in the queue. Ranks are missing where a region was picked at random, or where "
-        "another region of the same image is shown.",
+        "the number is its rank in the queue. Some ranks are missing: regions that were picked at random and "
+        "further regions of an image are not shown.",
         blocks,
         fresh=True,
     )
