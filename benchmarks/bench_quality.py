@@ -21,7 +21,7 @@ from pipeline.data.project import Project, load_project
 from pipeline.evaluation.quality_lines import table
 from pipeline.files import CONFIG_FILE
 from pipeline.steps.assess import assess
-from pipeline.steps.served_model import chosen_model
+from pipeline.steps.ready import chosen_model
 
 Key = tuple[str, ...]
 

@@ -19,7 +19,8 @@ from pipeline.labeling.effort import estimated_clicks
 from pipeline.progress import Progress, silent
 from pipeline.steps.held_out import held_out_images, none_usable
 from pipeline.steps.promotion import deciding
-from pipeline.steps.served_model import model_of_round, sampler_calibrators
+from pipeline.steps.ready import model_of_round
+from pipeline.steps.served_model import sampler_calibrators
 from pipeline.studies.held_out import HeldOutImages
 from pipeline.studies.measurement import measure
 from pipeline.uncertainty.served_model import open_samplers
