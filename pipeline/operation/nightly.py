@@ -19,7 +19,7 @@ from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import Busy, NothingLeft, NotYourTurn, UserError
-from pipeline.format import count, counted
+from pipeline.format import agree, count, counted
 from pipeline.leases import alone
 from pipeline.operation import delivery
 from pipeline.operation.new_model import NewModel, train_when_due
@@ -295,7 +295,8 @@ def _waiting(session: Session, queue: Queue, unseen: int) -> str:
         "wait for labels"
     )
     if unseen:
-        text += f"; {counted(unseen, 'new image')} scored for the next queue"
+        waiting = agree(unseen, "is scored and waits", "are scored and wait")
+        text += f"; {counted(unseen, 'new image')} {waiting} for the next queue"
     return f"{text}."
 
 

@@ -179,6 +179,7 @@ def test_status_says_how_much_is_still_to_be_scored(console: Console, out: Path)
         "reason",
         "split_versions",
         "open_splits",
+        "held_out",
         "at_work",
         "scoring",
     ]
