@@ -7,6 +7,7 @@ number of threads, and a simulation gives the same numbers with any number of wo
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,8 @@ import torch
 from db.engine import Database
 from db.queries import simulations
 from db.queries.simulations import INITIAL, CellKey
-from pipeline.errors import UserError
+from pipeline.errors import Busy, UserError
+from pipeline.leases import LEASE_SECONDS
 from pipeline.operation.simulate.arms import Arm
 from pipeline.processes import end_with_parent
 from pipeline.progress import Progress, silent
@@ -47,7 +49,14 @@ def compute(work: Work, *, progress: Progress = silent) -> None:
                 lambda session: simulations.put_cell(session, work.simulation_id, key, document)
             )
 
-        work.arm.run(database, record, progress=progress)
+        waited_until = time.monotonic() + LEASE_SECONDS
+        while True:
+            try:
+                return work.arm.run(database, record, progress=progress)
+            except Busy:  # a process of a killed simulation, which has not ended yet
+                if time.monotonic() > waited_until:
+                    raise
+                time.sleep(POLL_SECONDS)
 
 
 def compute_all(

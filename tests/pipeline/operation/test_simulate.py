@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -90,31 +86,6 @@ def test_the_users_rounds_queues_and_labels_stay(simulated: Path, trained_once: 
     assert not (simulated / "queues").exists()
 
 
-def test_two_processes_killed_at_several_moments_and_run_on_give_the_same_table(
-    simulated: Path, trained: Path
-) -> None:
-    command = [sys.executable, "-m", "flows.cli", "--config", str(trained / "segcurate.yaml"), "simulate"]
-    options = [
-        "--strategies",
-        "stratified,random",
-        "--seeds",
-        "1",
-        "--budgets",
-        "6,12",
-        "--workers",
-        "2",
-        "--reference",
-    ]
-    for marker in ("seed-000/initial/store.db", "models/r01/model.safetensors", "stratified/models/r02"):
-        with subprocess.Popen(
-            [*command, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        ) as run:
-            _wait_for(trained / ".segcurate" / "simulations", marker, run)
-            run.send_signal(signal.SIGKILL)
-    simulate(trained)
-    assert table(trained) == table(simulated)
-
-
 def test_more_seeds_are_added_to_the_cells_that_are_finished(simulated: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(simulated, tmp_path / "project"))
     before = table(folder)
@@ -183,14 +154,6 @@ def test_a_budget_is_a_number_or_a_share() -> None:
     assert parse_budgets("1%,2%,40", 1000, unit="region") == (10, 20, 40)
     with pytest.raises(ConfigError, match="two or more"):
         parse_budgets("5", 1000, unit="region")
-
-
-def _wait_for(folder: Path, marker: str, run: subprocess.Popen[bytes]) -> None:
-    """Until a path with this ending is there, or the run has ended."""
-    for _ in range(6000):
-        if run.poll() is not None or any(str(path).endswith(marker) for path in folder.rglob("*")):
-            return
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def test_three_masks_lock_no_split_and_thirty_make_a_test_split_of_ten(folder: F
     assert len(fetch(folder.database, Label.image_id)) == 3
     [test] = [line for line in lines if "test split is open" in line]
     assert "needs 10 independent units with masks that no model has learned from" in test
-    assert "it has 0. Put masks of 17 more units into `data.masks`" in test
+    assert "it has 0. Draw images to label with `segcurate select --for test`" in test
+    assert "or put masks of 17 more units into `data.masks`" in test
     assert "`splits.minimum_units`" in test
     assert fetch_one(folder.database, ProjectRow.open_splits)["test"] in test
     for number in range(3, 30):
@@ -64,7 +65,7 @@ def test_the_calibration_split_counts_the_masks_that_the_test_split_takes_first(
         folder.mask(f"s/f{number}.png")
     [calibration] = [line for line in ingest(folder) if "calibration split is open" in line]
     assert "and as many others for the test split and for training; it has 0" in calibration
-    assert "Put masks of 37 more units into `data.masks`" in calibration
+    assert "put masks of 37 more units into `data.masks`" in calibration
     for number in range(3, 40):
         folder.mask(f"s/f{number}.png")
     ingest(folder)
