@@ -83,4 +83,4 @@ def _doubts(contents: Contents) -> Iterator[str]:
     failed = [row["kind"] for row in (contents.stress or {}).get("verdicts", []) if row["ok"] is False]
     if failed:
         kinds = ", ".join(dict.fromkeys(STRESS_WORDS.get(kind, spoken(kind)) for kind in failed))
-        yield f"It failed the stress test of {kinds}: see `Does confidence fall when it should?`."
+        yield f"It failed the stress test of {kinds}: see “Does confidence fall when it should?”"
