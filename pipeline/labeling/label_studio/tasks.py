@@ -38,7 +38,7 @@ TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
 """The beginning of a task's path of a file below the server's document root."""
 INSTRUCTIONS = (
-    "Look inside the light blue boxes; the picture beside the image says where the model is unsure.",
+    "Look inside the light blue boxes. A picture beside the image, if any, says where the model is unsure.",
     "Choose a class's mask in the list of regions, then paint what it lacks, and erase what is not of it.",
     "What you paint is above the proposal: you need not erase it from the other mask.",
     "A pixel whose class you cannot tell stays unpainted.",
