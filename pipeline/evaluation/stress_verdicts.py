@@ -67,6 +67,7 @@ STRESSES: tuple[Condition, ...] = (
 UNRECOGNISABLE = ("noise", "shuffled_patches")
 """Kinds whose images no longer match their labels."""
 KIND_NAMES = {
+    "magnify": "magnified input",
     "fgsm": "adversarial steps",
     "noise": "noise",
     "shuffled_patches": "shuffled patches",

@@ -6,22 +6,13 @@ from collections.abc import Iterator
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.quality_lines import chance_lines
+from pipeline.evaluation.stress_verdicts import KIND_NAMES
 from pipeline.format import evidence
 from pipeline.report.blocks import Text
 from pipeline.report.charts import spoken
 from pipeline.report.contents import Contents
 from pipeline.summaries.classes import worst_class
 from pipeline.summaries.rounds import RoundSummary
-
-STRESS_WORDS = {
-    "magnify": "magnified input",
-    "fgsm": "adversarial steps",
-    "noise": "noise",
-    "shuffled_patches": "shuffled patches",
-    "blur": "blur",
-    "night_gamma": "darkness",
-    "resolution": "another resolution",
-}
 
 
 def verdict(contents: Contents) -> list[Text]:
@@ -82,5 +73,5 @@ def _doubts(contents: Contents) -> Iterator[str]:
         yield from chance_lines({"detection": [row for row in rows if row["sampler"] == contents.sampler]})
     failed = [row["kind"] for row in (contents.stress or {}).get("verdicts", []) if row["ok"] is False]
     if failed:
-        kinds = ", ".join(dict.fromkeys(STRESS_WORDS.get(kind, spoken(kind)) for kind in failed))
+        kinds = ", ".join(dict.fromkeys(KIND_NAMES[kind] for kind in failed))
         yield f"It failed the stress test of {kinds}: see “Does confidence fall when it should?”"
