@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.evaluation.quality_lines import chance_lines, report_lines
-from tests.pipeline.report.documents import quality_document
+from tests.pipeline.report.stored import quality_document
 
 NAMES = ("background", "crack")
 

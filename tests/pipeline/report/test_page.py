@@ -10,16 +10,8 @@ import pytest
 
 from pipeline.evaluation.confidence import Confidence
 from pipeline.report.page import class_colors, render_page
-from tests.pipeline.report.documents import (
-    COLORS,
-    HOSTILE,
-    MEASURES,
-    empty_contents,
-    full_contents,
-    point,
-    pool_summary,
-    quality_document,
-)
+from tests.pipeline.report.documents import empty_contents, full_contents, point, pool_summary
+from tests.pipeline.report.stored import COLORS, HOSTILE, MEASURES, quality_document
 
 OUTSIDE = ("http://", "https://", "//cdn", "@import", "url(")
 

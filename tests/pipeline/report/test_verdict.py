@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.report.sections.verdict import verdict
-from tests.pipeline.report.documents import empty_contents, full_contents, stress_document
+from tests.pipeline.report.documents import empty_contents, full_contents
+from tests.pipeline.report.stored import stress_document
 
 
 def test_the_verdict_names_the_quality_and_then_each_doubt() -> None:

@@ -21,12 +21,7 @@ from pipeline.steps.report.step import PAGE_TILES
 from pipeline.steps.score import score
 from pipeline.steps.select import select
 from tests.factories import CLASSES, Workspace, ask, change, fetch
-from tests.pipeline.report.documents import (
-    novelty_document,
-    quality_document,
-    scoring_document,
-    stress_document,
-)
+from tests.pipeline.report.stored import novelty_document, quality_document, scoring_document, stress_document
 from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 
