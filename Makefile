@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY = PASSIVE
 REAL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
 
 .PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill \
-	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-selection bench-db bench-scale bench-flow bench-camvid bench-simulate bench-peers bench-quality \
+	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-large bench-selection bench-db bench-scale bench-flow bench-camvid bench-simulate bench-peers bench-quality \
 	bench-calibration bench-training clean
 
 $(READY): pyproject.toml configs/constraints.txt
@@ -91,6 +91,9 @@ bench: bench-scoring bench-selection  ## every benchmark that needs no data of y
 
 bench-scoring: $(READY)  ## FRAMES=folder of images; without it, the demo's slices
 	$(BIN)/python -m benchmarks.bench_scoring $(if $(FRAMES),--frames $(FRAMES))
+
+bench-large: $(READY)  ## ARGS="--megapixels 24 200 --kinds jpeg tiled": memory and time of large photographs
+	$(BIN)/python -m benchmarks.bench_large $(ARGS)
 
 bench-selection: $(READY)  ## a queue from a million regions
 	$(BIN)/python -m benchmarks.bench_selection

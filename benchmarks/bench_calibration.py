@@ -29,6 +29,7 @@ from pipeline.calibration.fit import Pixels
 from pipeline.config import IGNORE, Sampler
 from pipeline.data.image_info import ImageRef
 from pipeline.data.images import probe_image
+from pipeline.data.large_images import chosen
 from pipeline.data.masks import Mask, MaskCodec
 from pipeline.data.project import Project, load_project
 from pipeline.files import atomic_write_bytes
@@ -119,7 +120,7 @@ def _draw(project: Project, model: Model, images: Sequence[HeldOut], sampler: Sa
         for place, image_id in enumerate(batch.ids):
             drawn[row_of[image_id]] = draw_pixels(
                 served.predictor,
-                batch.image[place : place + 1],
+                chosen(batch.images, [place]),
                 batch.label[place],
                 pixels=PIXELS,
                 generator=np.random.default_rng([0, image_id]),

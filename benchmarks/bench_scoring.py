@@ -175,9 +175,9 @@ def _report_peak(arguments: argparse.Namespace) -> None:
         frames = find_frames(arguments.frames, Path(scratch))
         repeated = [_link(Path(scratch) / "links", frames, n) for n in range(arguments.images)]
         project, database = _pool(Path(scratch) / "pool", repeated, arguments.architectures[0], arguments)
-        idle = _peak()
+        idle = peak()
         score(project, database)
-        print(json.dumps({"peak": _peak(), "above": _peak() - idle}))
+        print(json.dumps({"peak": peak(), "above": peak() - idle}))
 
 
 def _pool(root: Path, frames: list[Path], architecture: str, arguments: argparse.Namespace):
@@ -251,7 +251,7 @@ def _speed(call, images: int, *, repeats: int = 1) -> float:
     return images * repeats / (time.perf_counter() - started)
 
 
-def _peak() -> float:
+def peak() -> float:
     """Peak resident memory of this process in MiB. On Linux `ru_maxrss` would be that of the parent too."""
     status = Path("/proc/self/status")
     if status.is_file():

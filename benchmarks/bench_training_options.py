@@ -25,6 +25,7 @@ from db.tables import Model
 from pipeline.calibration.calibrators import Calibrators, Temperature
 from pipeline.calibration.fit import fit_temperature
 from pipeline.config import Measure
+from pipeline.data.large_images import chosen
 from pipeline.data.project import Project, load_project
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.estimate import Estimate
@@ -137,7 +138,7 @@ def fit(project: Project, model: Model, images: HeldOutImages) -> float:
     drawn = [
         draw_pixels(
             served.predictor,
-            batch.image[row : row + 1],
+            chosen(batch.images, [row]),
             batch.label[row],
             pixels=project.config.calibration.pixels_per_image,
             generator=generator,
@@ -157,7 +158,7 @@ def evaluate(
     bins = {name: MeasureBins.of(name) for name in MEASURES}
     sums: tuple[dict[int, Statistics], dict[int, Statistics]] = ({}, {})
     for batch in batches(served, images):
-        predictions = predictor.predict_each(batch.image, [Calibrators(), predictor.calibrators])
+        predictions = predictor.predict_each(batch.images, [Calibrators(), predictor.calibrators])
         for prediction, by_run in zip(predictions, sums, strict=True):
             maps = prediction.measures()
             planes = torch.cat(

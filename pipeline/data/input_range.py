@@ -18,7 +18,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from pipeline.config import Section
-from pipeline.data.large_images import Images, bands, window
+from pipeline.data.bands import bands
+from pipeline.data.large_images import Images, window
 
 STATISTICS = ("mean", "std", "min", "max")
 LIGHT = ("brightness", "contrast")

@@ -6,7 +6,7 @@ Legend: B batch, K image channels, H W image size, h w size of a window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,6 @@ from pipeline.data.images import ImageArray, unit_float
 
 LARGE = 4_000_000
 """Pixels of the network's image from which on an image is kept as it was decoded."""
-BAND_VALUES = 4_000_000
-"""Values of a band of rows, of what is computed band by band."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,16 @@ def window(images: Images, rows: slice = slice(None), columns: slice = slice(Non
     return images[..., rows, columns] if isinstance(images, Tensor) else images.window(rows, columns)
 
 
+def chosen(images: Images, rows: Sequence[int]) -> Images:
+    """Some of the images, in this order."""
+    index = list(rows)
+    if index == list(range(images.shape[0])):
+        return images
+    if isinstance(images, Tensor):
+        return images[index]
+    return LargeImages(images.pixels[index], images.mean, images.std)
+
+
 def normalised(
     pixels: ImageArray, mean: npt.NDArray[np.float32], std: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
@@ -70,14 +78,3 @@ def normalised(
     unit -= mean
     unit /= std
     return unit
-
-
-def bands(height: int, values: int) -> Iterator[slice]:
-    """Bands of rows that cover `height`, each of at most `BAND_VALUES` where a row has so many `values`.
-
-    >>> [(band.start, band.stop) for band in bands(5, 2_000_000)]
-    [(0, 2), (2, 4), (4, 5)]
-    """
-    step = max(1, BAND_VALUES // max(1, values))
-    for start in range(0, height, step):
-        yield slice(start, min(start + step, height))

@@ -45,10 +45,10 @@ MOST_REGIONS = 200_000
 
 @dataclass(frozen=True)
 class LabeledPixels:
-    """The labeled pixels of one image, and the parts that they belong to.
+    """The labeled pixels of one image, or of some of its rows, and the parts that they belong to.
 
     Attributes:
-        valid: bool [H, W].
+        valid: bool [h, W].
         index: int64 [N], the flat index of each labeled pixel, row by row.
         label: int64 [N].
         parts: by label.
@@ -62,15 +62,20 @@ class LabeledPixels:
     patches: Patches
 
     @classmethod
-    def of(cls, label_HW: Tensor, *, num_classes: int, boundary: int) -> LabeledPixels:
+    def of(cls, label_HW: Tensor, rows: slice, *, num_classes: int, boundary: int) -> LabeledPixels:
         """Args:
-        label_HW: uint8, class index or 255.
+        label_HW: of the whole image: uint8, class index or 255.
+        rows: that are wanted. They begin with a row of patches.
         boundary: width of the boundary band.
         """
-        valid = label_HW != IGNORE
+        above = min(rows.start, boundary)
+        around = label_HW[rows.start - above : rows.stop + boundary]
+        label_hW = label_HW[rows]
+        at_boundary = boundary_band(around, width=boundary)[above : above + len(label_hW)]
+        valid = label_hW != IGNORE
         index = valid.flatten().nonzero()[:, 0]
-        label = label_HW[valid].long()
-        parts = Parts(label, boundary_band(label_HW, width=boundary)[valid], num_classes)
+        label = label_hW[valid].long()
+        parts = Parts(label, at_boundary[valid], num_classes)
         patches = find_patches(valid, parts)
         return cls(valid=valid, index=index, label=label, parts=parts, patches=patches)
 
@@ -138,7 +143,7 @@ class Quality:
         uncalibrated_CHW: Tensor,
         deterministic_HW: Tensor,
     ) -> None:
-        """Add one image.
+        """Add one image, or some of its rows.
 
         Args:
             measures: [H, W] each.
@@ -230,39 +235,60 @@ def most_runs(*, measures: int, num_classes: int) -> int:
     return max(2, MOST_BYTES // (measures * (2 + num_classes) * 2 * MEASURE_BINS * 8))
 
 
-def region_table(
-    row_HW: Tensor,
-    measures: Mapping[str, Tensor],
-    wrong: Mapping[str, Tensor],
-    valid_HW: Tensor,
-    *,
-    most: int,
-    generator: np.random.Generator,
-) -> RegionTable:
-    """The regions of one image.
+class RegionSums:
+    """Sums over the pixels of each region of one image, which may be added in bands of rows.
 
     Args:
-        row_HW: int64 row of each pixel's region; −1 where there is none.
-        measures: [H, W] each.
-        wrong: bool [H, W] for each measure, whether the class that is predicted with it is not the label.
-        valid_HW: bool, whether there is a label.
-        most: regions to keep, drawn at random where there are more.
-        generator: for the draw.
+        rows: R, the number of regions.
     """
-    rows = int(row_HW.max()) + 1
-    row = torch.where(row_HW < 0, rows, row_HW).flatten()
 
-    def sums(values_HW: Tensor) -> Tensor:
-        return torch.bincount(row, weights=values_HW.flatten().double(), minlength=rows + 1)[:rows]
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._sums: Tensor | None = None
 
-    pixels, labeled = sums(row_HW >= 0), sums(valid_HW)
-    kept = (labeled * 2 >= pixels) & (labeled > 0)
-    means = [sums(values_HW) / pixels for values_HW in measures.values()]
-    scores = torch.stack(means, dim=1)[kept]
-    shares = {id(wrong_HW): sums(wrong_HW & valid_HW) / labeled for wrong_HW in wrong.values()}
-    errors = torch.stack([shares[id(wrong[name])] for name in measures], dim=1)[kept]
-    table = RegionTable(scores=scores.cpu().numpy(), errors=errors.cpu().numpy())
-    if len(table.errors) <= most:
-        return table
-    drawn = generator.choice(len(table.errors), most, replace=False)
-    return RegionTable(scores=table.scores[drawn], errors=table.errors[drawn])
+    def add(
+        self,
+        row_HW: Tensor,
+        measures: Mapping[str, Tensor],
+        wrong: Mapping[str, Tensor],
+        valid_HW: Tensor,
+    ) -> None:
+        """Add the image, or some of its rows.
+
+        Args:
+            row_HW: row of each pixel's region; −1 where there is none.
+            measures: [H, W] each.
+            wrong: bool [H, W] for each measure, whether the class that is predicted with it is not the label.
+            valid_HW: bool, whether there is a label.
+        """
+        row = torch.where(row_HW < 0, self._rows, row_HW).long().flatten()
+
+        def sums(values_HW: Tensor) -> Tensor:
+            weights = values_HW.flatten().double()
+            return torch.bincount(row, weights=weights, minlength=self._rows + 1)[: self._rows]
+
+        errors = {id(flags): sums(flags & valid_HW) for flags in wrong.values()}
+        columns = [sums(row_HW >= 0), sums(valid_HW), *map(sums, measures.values())]
+        columns += [errors[id(wrong[name])] for name in measures]
+        found = torch.stack(columns, dim=1)
+        self._sums = found if self._sums is None else self._sums + found
+
+    def table(self, *, most: int, generator: np.random.Generator) -> RegionTable:
+        """The regions that are labeled by half or more.
+
+        Args:
+            most: regions to keep, drawn at random where there are more.
+            generator: for the draw.
+        """
+        if self._sums is None:
+            raise ValueError("Expected the pixels of an image, but none were added.")
+        pixels, labeled = self._sums[:, :1], self._sums[:, 1:2]
+        means, errors = self._sums[:, 2:].chunk(2, dim=1)
+        kept = ((labeled * 2 >= pixels) & (labeled > 0))[:, 0]
+        table = RegionTable(
+            scores=(means / pixels)[kept].cpu().numpy(), errors=(errors / labeled)[kept].cpu().numpy()
+        )
+        if len(table.errors) <= most:
+            return table
+        drawn = generator.choice(len(table.errors), most, replace=False)
+        return RegionTable(scores=table.scores[drawn], errors=table.errors[drawn])

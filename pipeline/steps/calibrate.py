@@ -17,6 +17,7 @@ from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators, cal
 from pipeline.calibration.comparison import Comparison, cross_fit
 from pipeline.calibration.fit import Pixels, at_bound
 from pipeline.config import Sampler
+from pipeline.data.large_images import chosen
 from pipeline.data.project import Project
 from pipeline.evaluation.confidence import confidence_of
 from pipeline.evaluation.estimate import Estimate
@@ -173,7 +174,7 @@ def _draw(
             item = images.by_id[image_id]
             found = draw_pixels(
                 served.predictor,
-                batch.image[row : row + 1],
+                chosen(batch.images, [row]),
                 batch.label[row],
                 pixels=pixels,
                 generator=np.random.default_rng([config.scoring.seed, image_id]),

@@ -211,20 +211,25 @@ def _estimate(
     audited: list[Counts] = []
     regions: list[int] = []
     for batch in images.read(served, title=f"audit {plan.audit.queue}", progress=progress):
-        prediction = served.predictor.predict(batch.image)
+        prediction = served.predictor.predict(batch.images)
         for row, image_id in enumerate(batch.ids):
             image = kept[image_id]
-            probability = prediction.at(prediction.probability[row : row + 1], batch.size)[0]
-            label = batch.label[row].to(probability.device)
-            known = torch.from_numpy(image.pixels(image.certain)).to(probability.device)
-            for part, of_audit in ((label.where(known, IGNORE), False), (label.where(~known, IGNORE), True)):
-                record = image_statistics(probability, part, {}, bins={}, class_bins=config.evaluation.bins)
-                counts = Counts.of(record, bins=config.evaluation.bins)
-                if not of_audit:
-                    certain = certain.plus(counts)
-                elif image.audited:
-                    audited.append(counts)
-                    regions.append(len(image.audited))
+            known = torch.from_numpy(image.pixels(image.certain))
+            found_here = [Counts.none(classes=config.data.num_classes, bins=config.evaluation.bins)] * 2
+            for rows, (probability,) in prediction.bands_of([prediction.probability], batch.size, row=row):
+                label, sure = (
+                    whole.to(probability.device) for whole in (batch.label[row, rows], known[rows])
+                )
+                for index, part in enumerate((label.where(sure, IGNORE), label.where(~sure, IGNORE))):
+                    record = image_statistics(
+                        probability, part, {}, bins={}, class_bins=config.evaluation.bins
+                    )
+                    counts = Counts.of(record, bins=config.evaluation.bins)
+                    found_here[index] = found_here[index].plus(counts)
+            certain = certain.plus(found_here[0])
+            if image.audited:
+                audited.append(found_here[1])
+                regions.append(len(image.audited))
     if not regions:
         return None, images.failed
     slice_ = plan.audit

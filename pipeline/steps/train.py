@@ -342,7 +342,7 @@ def _input_range(project: Project, survey: Survey, card: ModelCard) -> InputRang
     order = np.random.default_rng(card.seed % 2**32).permutation(len(survey.usable))[:MOST_INSPECTED]
     images = [survey.usable[place] for place in sorted(order)]
     found = [
-        pixel_statistics(batch.image_BKHW)
+        pixel_statistics(batch.images)
         for batch in load_batches(
             [project.ref(image) for image in images],
             channels=card.channels,

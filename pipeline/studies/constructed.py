@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import SAMPLED_MEASURES, Measure, Sampler
+from pipeline.data.large_images import chosen, window
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.detection import separation
 from pipeline.evaluation.gate import NoveltyRow
@@ -79,7 +80,7 @@ class ConstructedInputs:
             if image_id not in self.chosen:
                 continue
             generator = torch.Generator().manual_seed(image_id)
-            unit = normalisation.pixels(batch.image[index : index + 1])
+            unit = normalisation.pixels(window(chosen(batch.images, [index])))
             patches = min(SHUFFLED, *unit.shape[-2:])
             novel = torch.cat(
                 [

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.config import IGNORE
 from pipeline.data.image_info import ImageRef
 from pipeline.data.labels import compose_labels
+from pipeline.data.large_images import LARGE, Images, chosen, window
 from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.masks import Mask, MaskCodec, read_mask
 from pipeline.data.project import Project
@@ -121,13 +122,18 @@ class LabeledBatch:
 
     Attributes:
         ids: of the images.
-        image: float32 [B, K, h, w], normalised.
+        images: [B, K, h, w], normalised, or large ones.
         label: uint8 [B, H, W], class index or 255.
     """
 
     ids: tuple[int, ...]
-    image: Tensor
+    images: Images
     label: Tensor
+
+    @property
+    def image_BKhw(self) -> Tensor:
+        """All pixels, float32, normalised."""
+        return window(self.images)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -186,14 +192,14 @@ class HeldOutImages:
         """At most `most` images, evenly spread; where none of them can be used, the first batch that can.
         Files that cannot be used are not listed: `read` lists them."""
         ids = list(self.by_id)
-        chosen = [ids[index] for index in spread(len(ids), most)]
+        sampled = [ids[index] for index in spread(len(ids), most)]
         usable = False
-        for _, batch in self._batches(model, chosen, []):
+        for _, batch in self._batches(model, sampled, []):
             if batch is not None:
                 usable = True
                 yield batch
         if not usable:
-            others = [image_id for image_id in ids if image_id not in chosen]
+            others = [image_id for image_id in ids if image_id not in sampled]
             found = (batch for _, batch in self._batches(model, others, []) if batch is not None)
             yield from islice(found, 1)
 
@@ -231,9 +237,24 @@ class HeldOutImages:
             return None
         return LabeledBatch(
             ids=tuple(batch.ids[row] for row in kept),
-            image=batch.image_BKHW[kept],
+            images=chosen(batch.images, kept),
             label=torch.from_numpy(np.stack(masks)),
         )
+
+
+def thinned(size: tuple[int, int]) -> int:
+    """Each how many-th pixel of an image of this size is enough to choose bins: of a large image, not all.
+
+    >>> thinned((360, 480)), thinned((4000, 6000))
+    (1, 6)
+    """
+    return -(-size[0] * size[1] // LARGE)
+
+
+def concatenated(parts: Iterable[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    """The measures by name and the flags of an image's bands, one after the other."""
+    measures, flags = zip(*parts, strict=True)
+    return {name: torch.cat([part[name] for part in measures]) for name in measures[0]}, torch.cat(flags)
 
 
 def choose_bins(

@@ -197,7 +197,7 @@ class LabelReview:
             except DataError as error:
                 self._fail(image.ref.path, error)
                 continue
-            prediction = self.model.predictor.predict(batch.image_BKHW)
+            prediction = self.model.predictor.predict(batch.images)
             label = torch.from_numpy(mask).to(self.device)
             yield _Predicted(
                 image=image,

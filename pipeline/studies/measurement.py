@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.evaluation.metrics import Key, calibration_error, curves, linear_b
 from pipeline.evaluation.overlap import Overlap
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.progress import Progress
-from pipeline.studies.held_out import HeldOutImages, LabeledBatch, choose_bins
+from pipeline.studies.held_out import HeldOutImages, LabeledBatch, choose_bins, concatenated, thinned
 from pipeline.uncertainty.served_model import SampledModel
 
 DETECTORS: tuple[Measure, ...] = (
@@ -132,14 +133,14 @@ def joined(records: Sequence[Statistics], unit: npt.NDArray[np.int64]) -> Statis
 
 @dataclass(frozen=True)
 class _Measured:
-    """The prediction of one image with one variant, at the image's own size.
+    """A band of rows of the prediction of one image with one variant, at the image's own size: h rows.
 
     Attributes:
         row: of the batch.
-        label: [H, W].
-        probability: [C, H, W], the mean over samples.
-        deterministic: [H, W], the class that is predicted without samples.
-        measures: [H, W] by name.
+        label: [h, W].
+        probability: [C, h, W], the mean over samples.
+        deterministic: [h, W], the class that is predicted without samples.
+        measures: [h, W] by name.
     """
 
     row: int
@@ -157,7 +158,7 @@ def _records(
     *,
     bins: int,
 ) -> Iterator[tuple[int, Variant, Statistics]]:
-    """The sums of each image, with each sampler, before and after calibration."""
+    """The sums of each image, with each sampler, before and after calibration: of a large image in parts."""
     for item in _measured(model, batch):
         record = image_statistics(
             item.probability,
@@ -173,36 +174,41 @@ def _records(
 def _detected(
     model: SampledModel, batch: LabeledBatch
 ) -> Iterator[tuple[Variant, dict[str, Tensor], Tensor]]:
-    """The measures of the labeled pixels of each image, and which of the pixels are wrong."""
-    for item in _measured(model, batch):
-        valid = item.label != IGNORE
-        wrong_N = (item.probability.argmax(dim=0) != item.label)[valid]
-        yield item.variant, {name: values_HW[valid] for name, values_HW in item.measures.items()}, wrong_N
+    """The measures of the labeled pixels of each image, of a large one of some, and which of the pixels are
+    wrong."""
+    every = thinned(batch.size)
+
+    def of_band(item: _Measured) -> tuple[dict[str, Tensor], Tensor]:
+        index = (item.label != IGNORE).flatten().nonzero()[::every, 0]
+        wrong_HW = item.probability.argmax(dim=0) != item.label
+        measures = {name: values_HW.flatten()[index] for name, values_HW in item.measures.items()}
+        return measures, wrong_HW.flatten()[index]
+
+    for (_, variant), items in groupby(_measured(model, batch), key=lambda item: (item.row, item.variant)):
+        yield variant, *concatenated(map(of_band, items))
 
 
 def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Measured]:
-    """Each image with each variant."""
+    """Each image with each variant, band by band."""
     label = batch.label.to(model.device)
-    for sampler, *both in model.predict(batch.image):
+    for sampler, *both in model.predict(batch.images):
         for calibrated, prediction in zip((False, True), both, strict=True):
             measures = prediction.measures()
             detectors: list[Measure] = [name for name in DETECTORS if name in measures]
             maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
+            maps = [prediction.probability, maps_BMHW]
+            if sampler != "none":
+                maps.append(prediction.deterministic_probability)
             for row in range(len(batch.ids)):
-                part = slice(row, row + 1)
-                probability_CHW, measured_MHW = (
-                    prediction.at(maps[part], batch.size)[0] for maps in (prediction.probability, maps_BMHW)
-                )
-                deterministic_CHW = probability_CHW
-                if sampler != "none":
-                    deterministic_CHW = prediction.at(prediction.deterministic_probability[part], batch.size)[
-                        0
-                    ]
-                yield _Measured(
-                    row=row,
-                    variant=(sampler, calibrated),
-                    label=label[row],
-                    probability=probability_CHW,
-                    deterministic=deterministic_CHW.argmax(dim=0),
-                    measures=dict(zip(detectors, measured_MHW, strict=True)),
-                )
+                for rows, (probability_ChW, measured_MhW, *others) in prediction.bands_of(
+                    maps, batch.size, row=row
+                ):
+                    deterministic_ChW = others[0] if others else probability_ChW
+                    yield _Measured(
+                        row=row,
+                        variant=(sampler, calibrated),
+                        label=label[row, rows],
+                        probability=probability_ChW,
+                        deterministic=deterministic_ChW.argmax(dim=0),
+                        measures=dict(zip(detectors, measured_MhW, strict=True)),
+                    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,15 @@ from pipeline.evaluation.populations import mean_difference, nearest_distances, 
 from pipeline.evaluation.units import join
 from pipeline.format import evidence
 from pipeline.progress import Progress
-from pipeline.studies.held_out import HeldOutImages, LabeledBatch, PlacedImage, choose_bins, runs_of
+from pipeline.studies.held_out import (
+    HeldOutImages,
+    LabeledBatch,
+    PlacedImage,
+    choose_bins,
+    concatenated,
+    runs_of,
+    thinned,
+)
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.served_model import SampledModel, ServedModel
 
@@ -233,18 +242,23 @@ def detect_classes(
     indices = torch.tensor([class_names.index(item) for item in classes])
 
     def measured(batch: LabeledBatch) -> Iterator[tuple[Sampler, dict[str, Tensor], Tensor]]:
-        for sampler, _, measures, label_HW in _measured(model, batch):
-            valid = label_HW != IGNORE
-            of_valid = {name: values_HW[valid] for name, values_HW in measures.items()}
-            yield sampler, of_valid, novel_pixels(label_HW[valid], indices)
+        every = thinned(batch.size)
+
+        def of_band(band: _Band) -> tuple[dict[str, Tensor], Tensor]:
+            index = (band.label != IGNORE).flatten().nonzero()[::every, 0]
+            measures = {name: values_hW.flatten()[index] for name, values_hW in band.measures.items()}
+            return measures, novel_pixels(band.label.flatten()[index], indices)
+
+        for (sampler, _), found in groupby(_measured(model, batch), key=lambda band: (band.sampler, band.id)):
+            yield sampler, *concatenated(map(of_band, found))
 
     bins = choose_bins(images, model.first, measured)
     histograms = HeldOutClasses(indices, runs=len(images.runs), bins=bins)
     count = 0
     for batch in images.read(model.first, title="detect the classes", progress=progress):
         count += len(batch.ids)
-        for sampler, image_id, measures, label_HW in _measured(model, batch):
-            histograms.add(sampler, measures, label_HW, run=images.run_of[image_id])
+        for band in _measured(model, batch):
+            histograms.add(band.sampler, band.measures, band.label, run=images.run_of[band.id])
     if not histograms.pixels:
         raise UserError(
             f"No held-out image has a pixel of {', '.join(classes)}.", "Name classes that occur in them."
@@ -261,17 +275,25 @@ def detect_classes(
     )
 
 
-def _measured(
-    model: SampledModel, batch: LabeledBatch
-) -> Iterator[tuple[Sampler, int, dict[str, Tensor], Tensor]]:
-    """For each sampler and image its id, the uncalibrated measures [H, W] and the label [H, W]."""
+@dataclass(frozen=True)
+class _Band:
+    """A band of rows [h, W] of an image: its uncalibrated measures with a sampler, and its label."""
+
+    sampler: Sampler
+    id: int
+    measures: dict[str, Tensor]
+    label: Tensor
+
+
+def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Band]:
+    """Each image with each sampler, band by band."""
     label = batch.label.to(model.device)
-    for sampler, prediction, _ in model.predict(batch.image):
+    for sampler, prediction, _ in model.predict(batch.images):
         maps = prediction.measures()
+        stacked = torch.stack(list(maps.values()), dim=1)
         for row, image_id in enumerate(batch.ids):
-            stacked = torch.stack([plane[row] for plane in maps.values()])[None]
-            measures: dict[str, Tensor] = dict(zip(maps, prediction.at(stacked, batch.size)[0], strict=True))
-            yield sampler, image_id, measures, label[row]
+            for rows, (values_MhW,) in prediction.bands_of([stacked], batch.size, row=row):
+                yield _Band(sampler, image_id, dict(zip(maps, values_MhW, strict=True)), label[row, rows])
 
 
 def _predict(
@@ -310,7 +332,7 @@ def _rows(
     if not with_confidence:
         yield from ((np.zeros(CONFIDENCE_BINS), float("nan"), row) for row in features)
         return
-    confidence = predictor.predict(batch.image_BKHW).probability.amax(dim=1).flatten(1).clamp(0, 1)
+    confidence = predictor.predict(batch.images).probability.amax(dim=1).flatten(1).clamp(0, 1)
     for values, row in zip(confidence, features, strict=True):
         bins = (values * CONFIDENCE_BINS).long().clamp_(max=CONFIDENCE_BINS - 1)
         histogram = torch.bincount(bins, minlength=CONFIDENCE_BINS).double().cpu().numpy()

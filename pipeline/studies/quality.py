@@ -15,23 +15,35 @@ import torch
 from torch import Tensor
 
 from pipeline.config import IGNORE, Measure, Sampler
+from pipeline.data.bands import bands
 from pipeline.data.image_info import ImageRef
+from pipeline.data.large_images import LARGE
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import BlockBootstrap
+from pipeline.evaluation.detection import PATCH
 from pipeline.evaluation.frequency import fit_groups, frequency_test
 from pipeline.evaluation.gate import decide_gate, gate_row, novelty_row, novelty_rows
 from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.parts import part_names
-from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, most_runs, region_table
+from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, RegionSums, most_runs
 from pipeline.evaluation.quality_rows import detection_rows, frequency_row, region_rows, reliability_rows
 from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.evaluation.statistics import wrong_by_measure
 from pipeline.progress import Progress
 from pipeline.studies.constructed import ConstructedInputs, measures_of
-from pipeline.studies.held_out import HeldOut, HeldOutImages, LabeledBatch, choose_bins, spread
+from pipeline.studies.held_out import (
+    HeldOut,
+    HeldOutImages,
+    LabeledBatch,
+    choose_bins,
+    concatenated,
+    spread,
+    thinned,
+)
 from pipeline.studies.image_regions import ImageRegions
+from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.served_model import SampledModel
 
 SEED = 0
@@ -146,7 +158,6 @@ class QualityStudy:
     def _add(self, batch: LabeledBatch) -> None:
         device = self.model.device
         labels = batch.label.to(device)
-        pixels: dict[int, LabeledPixels] = {}
         rows: dict[int, dict[str, Tensor]] = {}
         for index, image_id in enumerate(batch.ids):
             item = self.images.by_id[image_id]
@@ -155,66 +166,83 @@ class QualityStudy:
             except DataError as error:
                 self.images.fail(item.ref.path, str(error))
                 continue
-            rows[index] = {kind: torch.from_numpy(of_kind).to(device) for kind, of_kind in found.items()}
-            pixels[index] = LabeledPixels.of(
-                labels[index],
-                num_classes=self.config.data.num_classes,
-                boundary=self.config.evaluation.boundary,
-            )
+            rows[index] = {kind: torch.from_numpy(of_kind) for kind, of_kind in found.items()}
             self.used[self.images.run_of[image_id]] += 1
-        for sampler, plain, calibrated in self.model.predict(batch.image):
+        height, width = batch.size
+        values = 3 * self.config.data.num_classes + max(map(len, self.measures.values()))
+        places = list(bands(height, width * values, multiple=PATCH))
+        known: dict[tuple[int, int], LabeledPixels] = {}
+        for sampler, plain, calibrated in self.model.predict(batch.images):
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
-            quality = self.qualities[sampler]
-            for index, of_image in pixels.items():
-                part = slice(index, index + 1)
-                values_MHW, probability, uncalibrated = (
-                    calibrated.at(tensor[part], batch.size)[0]
-                    for tensor in (stacked, calibrated.probability, plain.probability)
-                )
-                predicted = deterministic = probability.argmax(dim=0)
-                if sampler != "none":
-                    deterministic = calibrated.at(calibrated.deterministic_probability[part], batch.size)[0]
-                    deterministic = deterministic.argmax(dim=0)
-                measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MHW, strict=True))
+            wanted = [stacked, calibrated.probability, plain.probability]
+            if sampler != "none":
+                wanted.append(calibrated.deterministic_probability)
+            for index, of_image in rows.items():
                 run = self.images.run_of[batch.ids[index]]
-                quality.add(
-                    run,
-                    of_image,
-                    measures=measures,
-                    probability_CHW=probability,
-                    uncalibrated_CHW=uncalibrated,
-                    deterministic_HW=deterministic,
-                )
-                wrong = wrong_by_measure(measures, predicted != labels[index], deterministic != labels[index])
-                segments = torch.from_numpy(self.regions.of_prediction(predicted.cpu().numpy())).to(device)
-                for kind, row_HW in {**rows[index], "segment": segments}.items():
-                    table = region_table(
-                        row_HW,
-                        measures,
-                        wrong,
-                        of_image.valid,
+                kinds = {**of_image, "segment": self._segments(calibrated, batch.size, index)}
+                sums = {kind: RegionSums(int(row_HW.max()) + 1) for kind, row_HW in kinds.items()}
+                for part, (values_MhW, probability, uncalibrated, *others) in calibrated.bands_of(
+                    wanted, batch.size, row=index, among=places
+                ):
+                    pixels = known.get((index, part.start)) or LabeledPixels.of(
+                        labels[index],
+                        part,
+                        num_classes=self.config.data.num_classes,
+                        boundary=self.config.evaluation.boundary,
+                    )
+                    if height * width < LARGE:  # the same for each sampler
+                        known[index, part.start] = pixels
+                    predicted = probability.argmax(dim=0)
+                    deterministic = others[0].argmax(dim=0) if others else predicted
+                    measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MhW, strict=True))
+                    self.qualities[sampler].add(
+                        run,
+                        pixels,
+                        measures=measures,
+                        probability_CHW=probability,
+                        uncalibrated_CHW=uncalibrated,
+                        deterministic_HW=deterministic,
+                    )
+                    label = labels[index, part]
+                    wrong = wrong_by_measure(measures, predicted != label, deterministic != label)
+                    for kind, row_HW in kinds.items():
+                        sums[kind].add(row_HW[part].to(device), measures, wrong, pixels.valid)
+                for kind, of_kind in sums.items():
+                    table = of_kind.table(
                         most=max(1, MOST_REGIONS // len(self.images)),
                         generator=np.random.default_rng([SEED, batch.ids[index]]),
                     )
-                    quality.add_regions(run, kind, table)
+                    self.qualities[sampler].add_regions(run, kind, table)
             self.constructed.add_known(sampler, maps, batch.ids, self.images.run_of)
         self.constructed.add_novel(batch, self.images.run_of)
 
+    def _segments(self, prediction: Prediction, size: tuple[int, int], row: int) -> Tensor:
+        """The row of each pixel's segment [H, W], of the predicted mask of image `row` of the batch."""
+        parts = prediction.bands_of([prediction.probability], size, row=row)
+        predicted = [probability.argmax(dim=0).short().cpu().numpy() for _, (probability,) in parts]
+        return torch.from_numpy(self.regions.of_prediction(np.concatenate(predicted)))
+
     def _measured(self, batch: LabeledBatch) -> Iterator[tuple[Sampler, dict[str, Tensor], Tensor]]:
-        """The measures of each image's labeled pixels with each sampler, and which pixels are wrong."""
-        labels = batch.label.to(self.model.device)
-        for sampler, _, calibrated in self.model.predict(batch.image):
+        """The measures of the labeled pixels of each image with each sampler, of a large image of some, and
+        which of the pixels are wrong."""
+        labels, every = batch.label.to(self.model.device), thinned(batch.size)
+        for sampler, _, calibrated in self.model.predict(batch.images):
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
-            for index, label_HW in enumerate(labels):
-                part, valid = slice(index, index + 1), label_HW != IGNORE
-                values_MHW, probability = (
-                    calibrated.at(tensor[part], batch.size)[0] for tensor in (stacked, calibrated.probability)
-                )
-                values_MN = values_MHW[:, valid]
-                wrong_N = probability.argmax(dim=0)[valid] != label_HW[valid]
-                yield sampler, dict(zip(self.measures[sampler], values_MN, strict=True)), wrong_N
+            for row, label_HW in enumerate(labels):
+                found: list[tuple[dict[str, Tensor], Tensor]] = []
+                for part, (values_MhW, probability) in calibrated.bands_of(
+                    [stacked, calibrated.probability], batch.size, row=row
+                ):
+                    label_hW = label_HW[part]
+                    index = (label_hW != IGNORE).flatten().nonzero()[::every, 0]
+                    values_MN = values_MhW.flatten(1)[:, index]
+                    wrong_hW = probability.argmax(dim=0) != label_hW
+                    found.append(
+                        (dict(zip(self.measures[sampler], values_MN, strict=True)), wrong_hW.flatten()[index])
+                    )
+                yield sampler, *concatenated(found)
 
     def _centroids(self) -> dict[Sampler, Tensor]:
         """The groups' centroids by sampler, from predictions on the other images; empty without these."""
@@ -222,7 +250,7 @@ class QualityStudy:
         for batch in self.model.first.batches(self.others):
             if isinstance(batch, Unreadable):
                 continue
-            for sampler, _, calibrated in self.model.predict(batch.image_BKHW):
+            for sampler, _, calibrated in self.model.predict(batch.images):
                 for image_id, probability_Chw in zip(batch.ids, calibrated.probability, strict=True):
                     vectors = probability_Chw.flatten(1).T.double().cpu().numpy()
                     generator = np.random.default_rng([SEED, image_id])

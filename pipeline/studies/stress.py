@@ -79,13 +79,14 @@ def results_of(measured: Sequence[Measured]) -> Results:
 
 def _conditions(batch: LabeledBatch, model: ServedModel) -> Iterator[tuple[Condition, Tensor]]:
     """The unchanged images, then each stress: normalised [B, K, h', w']."""
-    unit = model.normalisation.pixels(batch.image)
-    attacked = iter(_attacked(batch, model))
-    yield BASE, batch.image
+    image = batch.image_BKhw
+    unit = model.normalisation.pixels(image)
+    attacked = _attacked(image, batch.label, model)
+    yield BASE, image
     for condition in STRESSES:
         strength = condition.strength
         if condition.kind == "magnify":
-            yield condition, corruptions.magnify(batch.image, strength)
+            yield condition, corruptions.magnify(image, strength)
             continue
         if condition.kind == "fgsm":
             yield condition, next(attacked)
@@ -101,28 +102,29 @@ def _conditions(batch: LabeledBatch, model: ServedModel) -> Iterator[tuple[Condi
         yield condition, model.normalisation.normalise(changed)
 
 
-def _attacked(batch: LabeledBatch, model: ServedModel) -> list[Tensor]:
-    """The images after each FGSM step, by gradients of the deterministic network; those of a large image are
-    computed for each tile."""
+def _attacked(image: Tensor, masks: Tensor, model: ServedModel) -> Iterator[Tensor]:
+    """The images [B, K, h, w] after each FGSM step, by gradients of the deterministic network; those of a
+    large image are computed for each tile. Nothing is computed before the first is asked for."""
     predictor = model.predictor
-    size = (batch.image.shape[-2], batch.image.shape[-1])
-    label = torch.from_numpy(np.stack([resize_mask(mask.numpy(), size) for mask in batch.label])).long()
+    size = (image.shape[-2], image.shape[-1])
+    label = torch.from_numpy(np.stack([resize_mask(mask.numpy(), size) for mask in masks]))
     strengths = [condition.strength / 255 for condition in STRESSES if condition.kind == "fgsm"]
-    attacked = [torch.empty_like(batch.image) for _ in strengths]
+    attacked = [torch.empty_like(image) for _ in strengths]
     side = predictor.scoring.tile
     for top in range(0, size[0], side):
         for left in range(0, size[1], side):
             part = (..., slice(top, top + side), slice(left, left + side))
             tiles = corruptions.fgsm(
-                batch.image[part].to(predictor.device),
-                label[part].to(predictor.device),
+                image[part].to(predictor.device),
+                label[part].long().to(predictor.device),
                 predictor.segmenter,
                 strengths=strengths,
                 normalisation=model.normalisation,
             )
             for whole, tile in zip(attacked, tiles, strict=True):
                 whole[part] = tile.cpu()
-    return attacked
+    while attacked:
+        yield attacked.pop(0)
 
 
 def _destroyed(unit: Tensor, condition: Condition, image_id: int) -> Tensor:
@@ -147,26 +149,42 @@ def _metrics(
         for metric in ("entropy", "mutual_information", "energy")
         if metric in maps
     }
-    probability, predicted = prediction.at(prediction.probability, batch.size).max(dim=1)
-    label = torch.stack([*batch.label]).to(predicted.device)
-    means["confidence"] = balanced(probability, label)
-    if condition.kind not in UNRECOGNISABLE:
-        means["balanced_accuracy"] = balanced((predicted == label).float(), label)
+    known = condition.kind not in UNRECOGNISABLE
+    for row, label_HW in enumerate(batch.label):
+        confidence, accuracy = ClassMeans(), ClassMeans()
+        for rows, (probability_ChW,) in prediction.bands_of([prediction.probability], batch.size, row=row):
+            probability_hW, predicted_hW = probability_ChW.max(dim=0)
+            label_hW = label_HW[rows].to(predicted_hW.device)
+            confidence.add(probability_hW, label_hW)
+            if known:
+                accuracy.add((predicted_hW == label_hW).float(), label_hW)
+        means.setdefault("confidence", []).append(confidence.mean())
+        if known:
+            means.setdefault("balanced_accuracy", []).append(accuracy.mean())
     return [{metric: values[row] for metric, values in means.items()} for row in range(len(batch.ids))]
 
 
-def balanced(values: Tensor, label: Tensor) -> list[float]:
-    """For each image of values [B, H, W]: the mean over the pixels of each class of its mask, averaged over
-    these classes; NaN without a labeled pixel.
+class ClassMeans:
+    """The mean of a map over the pixels of each class of a mask, averaged over these classes.
 
-    >>> balanced(torch.tensor([[[1.0, 1, 1, 0]]]), torch.tensor([[[0, 0, 0, 1]]]))
-    [0.5]
+    >>> means = ClassMeans()
+    >>> means.add(torch.tensor([[1.0, 1, 1, 0]]), torch.tensor([[0, 0, 0, 1]]))
+    >>> means.mean()
+    0.5
     """
-    means: list[float] = []
-    for value_HW, label_HW in zip(values, label, strict=True):
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(2, IGNORE, dtype=torch.float64)
+
+    def add(self, values_HW: Tensor, label_HW: Tensor) -> None:
+        """Add an image, or some rows of it: class index of each pixel, or 255."""
         known = label_HW != IGNORE
         classes = label_HW[known].long()
-        pixels = torch.bincount(classes).double()
-        sums = torch.bincount(classes, weights=value_HW[known].double(), minlength=len(pixels))
-        means.append(float((sums[pixels > 0] / pixels[pixels > 0]).mean()))
-    return means
+        pixels = torch.bincount(classes, minlength=IGNORE).double()
+        sums = torch.bincount(classes, weights=values_HW[known].double(), minlength=IGNORE)
+        self._sums += torch.stack([pixels, sums]).cpu()
+
+    def mean(self) -> float:
+        """NaN without a labeled pixel."""
+        pixels, sums = self._sums[:, self._sums[0] > 0]
+        return float((sums / pixels).mean())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.calibration.fit import Pixels
 from pipeline.config import IGNORE
+from pipeline.data.large_images import Images, window
 from pipeline.uncertainty.network import LEAST_LOGIT, ScoringNetwork, Taps
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.tiling import TiledSide
@@ -77,7 +78,7 @@ def pixels_of(drawn: Sequence[DrawnPixels], *, sampled: bool) -> Pixels:
 @torch.inference_mode()
 def draw_pixels(
     predictor: Predictor,
-    image: Tensor,
+    image: Images,
     label: Tensor,
     *,
     pixels: int,
@@ -92,7 +93,7 @@ def draw_pixels(
 
     Args:
         predictor: with any sampler, at the resolution that is served.
-        image: float32 [1, K, h, w], normalised.
+        image: [1, K, h, w], normalised, or large.
         label: uint8 [H, W], class index or 255.
         pixels: their number.
         weights: [H, W], how much of the population each pixel represents. The drawn pixels then also
@@ -100,16 +101,17 @@ def draw_pixels(
     """
     network = predictor.network
     size = image.shape[-2], image.shape[-1]
+    sides = predictor.tiles(*size)
     rows, columns = (
         _owned(side, places, network, axis, network_length=image.shape[axis], length=label.shape[axis])
-        for axis, side, places in zip((-2, -1), predictor.tiles(*size), predictor.places(*size), strict=True)
+        for axis, side, places in zip((-2, -1), sides, predictor.places(*size), strict=True)
     )
     mask = label.cpu().numpy()
     tiles = [(row, column) for row in rows for column in columns]
     counts = np.array([np.count_nonzero(mask[np.ix_(y.pixels, x.pixels)] != IGNORE) for y, x in tiles])
     share = counts / counts.sum() if counts.any() else None
     row, column = tiles[generator.choice(len(tiles), p=share)]
-    tile = network.segmenter.pad(image)[..., row.tile, column.tile]
+    tile = network.segmenter.pad_to(window(image, row.tile, column.tile), (sides[0].size, sides[1].size))
     forward = network.run(tile.to(predictor.device))
     owned = np.ix_(row.pixels, column.pixels)
     labels = mask[owned]

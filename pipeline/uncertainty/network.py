@@ -8,7 +8,7 @@ of an ensemble are resampled to the same positions before they are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Resolution
-from pipeline.data.large_images import bands
+from pipeline.data.bands import bands
 from pipeline.model.segmenter import Lattice, Segmenter, Trunk
 from pipeline.regions.shapes import CellBounds
 
@@ -139,13 +139,15 @@ class ScoringNetwork:
         network_size: tuple[int, int],
         size: tuple[int, int],
         places: Places | None = None,
+        among: Sequence[slice] | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """As `enlarge`, but in bands of rows [B, C, rows, W], each with its place."""
+        """As `enlarge`, but in bands of rows [B, C, rows, W], each with its place: those of `among`, or as
+        high as `bands` makes them."""
         if places is None:  # no larger than a tile
             maps, places = self._upsampled(maps, network_size), _pixels(network_size)
         batch, channels = maps.shape[:2]
         columns = _scaled(size[1], network_size[1])
-        for rows in bands(size[0], batch * channels * size[1]):
+        for rows in bands(size[0], batch * channels * size[1]) if among is None else among:
             target = _scaled(size[0], network_size[0])[rows]
             low = max(0, int(torch.searchsorted(places[0], target[0], right=True)) - 1)
             high = int(torch.searchsorted(places[0], target[-1])) + 1

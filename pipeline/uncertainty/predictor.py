@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Measure, ScoringConfig
-from pipeline.data.large_images import Images, bands, window
+from pipeline.data.bands import bands
+from pipeline.data.large_images import Images, window
 from pipeline.errors import UserError
 from pipeline.model.segmenter import Segmenter
 from pipeline.regions.shapes import CellBounds
@@ -79,6 +80,22 @@ class Prediction:
         """As `at`, but in bands of rows [B, C, rows, W], each with its place: a large image takes little
         memory."""
         yield from self.enlarged_bands(maps, size=size)
+
+    @torch.inference_mode()
+    def bands_of(
+        self,
+        maps: Sequence[Tensor],
+        size: tuple[int, int],
+        *,
+        row: int,
+        among: Sequence[slice] | None = None,
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Several maps [B, C, h, w], whose C may differ, of image `row` of the batch: in the same bands of
+        rows, [C, rows, W] each; those of `among`, or as high as `bands` makes them."""
+        places = among or list(bands(size[0], size[1] * sum(map.shape[1] for map in maps)))
+        each = [self.enlarged_bands(map[row : row + 1], size=size, among=places) for map in maps]
+        for parts in zip(*each, strict=True):
+            yield parts[0][0], [part[0] for _, part in parts]
 
     def measures(self) -> dict[Measure, Tensor]:
         """Every measure that the sampler allows, [B, h, w] each, in the order of `MEASURES`."""

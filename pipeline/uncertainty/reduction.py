@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Measure, RegionConfig
-from pipeline.data.large_images import bands
+from pipeline.data.bands import bands
 from pipeline.regions.shapes import CellBounds, CellShares, Regions, box_regions
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction

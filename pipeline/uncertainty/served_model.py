@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Resolution, Sampler
 from pipeline.data.image_info import ImageRef
 from pipeline.data.images import ImageArray
+from pipeline.data.large_images import Images
 from pipeline.data.loading import Batch, Derived, Unreadable, load_batches
 from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, ConfigError
@@ -92,8 +92,9 @@ class SampledModel:
     def device(self) -> torch.device:
         return self.first.predictor.device
 
-    def predict(self, image: Tensor) -> Iterator[tuple[Sampler, Prediction, Prediction]]:
-        """Each sampler's prediction of normalised images [B, K, h, w], before and after calibration."""
+    def predict(self, image: Images) -> Iterator[tuple[Sampler, Prediction, Prediction]]:
+        """Each sampler's prediction of normalised images [B, K, h, w], or large ones, before and after
+        calibration."""
         for served in self.opened.values():
             predictor = served.predictor
             plain, calibrated = predictor.predict_each(image, [Calibrators(), predictor.calibrators])

@@ -161,7 +161,7 @@ def _predict(
         if isinstance(batch, Unreadable):
             failures.append((project.uri(batch.path), batch.reason))
             continue
-        prediction = served.predictor.predict(batch.image_BKHW)
+        prediction = served.predictor.predict(batch.images)
         maps = prediction.measures()
         size = batch.sizes[0]
         classes = prediction.at(prediction.probability, size)[0].argmax(dim=0)

@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from pipeline.evaluation.bootstrap import BlockBootstrap, bootstrap_weights
 from pipeline.evaluation.frequency import covered, fit_groups, frequency_sums, frequency_test
 from pipeline.evaluation.parts import Parts, part_names
-from pipeline.evaluation.quality import region_table
+from pipeline.evaluation.quality import RegionSums
 from pipeline.evaluation.reliability import Reliability, reliability_estimates, reliability_table
 
 CLASSES = 3
@@ -145,26 +145,27 @@ class TestRegions:
         value, wrong = generator.random((10, 10)), generator.random((10, 10)) < 0.4
         valid = generator.random((10, 10)) < 0.8
         valid[row == 2] = False
-        found = region_table(
-            torch.from_numpy(row),
-            {"entropy": torch.from_numpy(value)},
-            {"entropy": torch.from_numpy(wrong)},
-            torch.from_numpy(valid),
-            most=100,
-            generator=generator,
-        )
+        sums = RegionSums(4)
+        for part in (slice(0, 4), slice(4, 10)):
+            sums.add(
+                torch.from_numpy(row[part]),
+                {"entropy": torch.from_numpy(value[part])},
+                {"entropy": torch.from_numpy(wrong[part])},
+                torch.from_numpy(valid[part]),
+            )
+        found = sums.table(most=100, generator=generator)
         kept = (0, 1, 3)
         assert found.scores[:, 0] == pytest.approx([value[row == index].mean() for index in kept])
         assert found.errors[:, 0] == pytest.approx([wrong[(row == index) & valid].mean() for index in kept])
 
     def test_no_more_regions_are_kept_than_asked_for(self):
         row = torch.arange(100).reshape(10, 10)
-        found = region_table(
+        sums = RegionSums(100)
+        sums.add(
             row,
             {"entropy": row.double()},
             {"entropy": torch.zeros(10, 10, dtype=torch.bool)},
             torch.ones(10, 10, dtype=torch.bool),
-            most=7,
-            generator=np.random.default_rng(0),
         )
+        found = sums.table(most=7, generator=np.random.default_rng(0))
         assert len(set(found.scores[:, 0].tolist())) == 7

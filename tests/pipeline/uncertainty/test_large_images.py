@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.config import RegionConfig
-from pipeline.data import large_images
+from pipeline.data import bands as row_bands
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.large_images import LargeImages
 from pipeline.uncertainty.predictor import Prediction, Predictor
@@ -35,7 +35,7 @@ def tiled() -> Predictor:
 
 
 def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_images, "BAND_VALUES", 1200)
+    monkeypatch.setattr(row_bands, "BAND_VALUES", 1200)
 
 
 @pytest.mark.parametrize("kind", [np.uint16])
@@ -89,7 +89,7 @@ def test_regions_that_are_summed_in_bands_have_the_same_columns(
     )
     expected = reduce_regions(prediction, grid)
     small_bands(monkeypatch)
-    assert next(large_images.bands(prediction.logits.shape[2], prediction.logits[0, :, 0].numel())).stop < 20
+    assert next(row_bands.bands(prediction.logits.shape[2], prediction.logits[0, :, 0].numel())).stop < 20
     found = reduce_regions(prediction, grid)
     torch.testing.assert_close(found.regions, expected.regions, atol=2e-5, rtol=0)
     torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
@@ -117,7 +117,7 @@ def draw(prediction: Prediction, size: tuple[int, int]) -> int:
 def test_the_memory_of_a_prediction_grows_by_few_bytes_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 classes a cell of 4 × 4 pixels has 13 floats, so 3.3 bytes a pixel, and each class drawn 1 byte.
     Whole maps at the image's size would be 16 bytes a pixel, and twice that while they are made."""
-    monkeypatch.setattr(large_images, "BAND_VALUES", 100_000)
+    monkeypatch.setattr(row_bands, "BAND_VALUES", 100_000)
     predictor = predictor_of(tiny("fpn").eval(), resolution="logits", tile=256, overlap=32, samples=2)
     sizes = [(700, 700), (1400, 1400)]
     images = [photograph(*size) for size in sizes]
