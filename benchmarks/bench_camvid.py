@@ -16,8 +16,8 @@ from pathlib import Path
 from db.engine import Database
 from db.queries import models
 from pipeline.data.project import Project, load_project
+from pipeline.operation.played_labels import play_rounds
 from pipeline.operation.runner import Runner
-from pipeline.operation.simulation import run_simulation
 from pipeline.steps.ingest import ingest
 from pipeline.summaries.rounds import round_history
 
@@ -42,7 +42,7 @@ def main() -> None:
         begun.append((line, time.perf_counter()))
         print(line, flush=True)
 
-    run_simulation(Runner(project, database, log=log), rounds=given.rounds)
+    play_rounds(Runner(project, database, log=log), rounds=given.rounds)
     log("end")
     seconds = [(line, end - start) for (line, start), (_, end) in pairwise(begun)]
     report(project, database, seconds)

@@ -48,7 +48,7 @@ def main() -> None:
         )
         print("strategy            budget  chosen  seconds  CPU s  peak MiB (imports MiB)")
         for budget in BUDGETS:
-            for strategy in STRATEGIES:
+            for strategy in STRATEGIES.keys() - {"coverage"}:  # it looks at the images
                 command = [sys.executable, "-m", __spec__.name, "--run", name, strategy, str(budget)]
                 result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
                 print(

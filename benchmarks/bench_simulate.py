@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--budgets", default="1%,2%,4%,8%")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--reference", action="store_true", help="also train on all labels, once a seed")
+    parser.add_argument("--cold-start", default="random", help="ways to choose the first labels")
     given = parser.parse_args()
 
     project = prepare(given.work, data=given.data, weights=given.weights)
@@ -40,6 +41,7 @@ def main() -> None:
             budgets=given.budgets,
             workers=given.workers,
             reference=given.reference,
+            cold_start=given.cold_start,
         )
     (given.work / "simulation.csv").write_text(summary.csv(), encoding="utf-8")
     print(*summary.lines(), sep="\n")

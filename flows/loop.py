@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flows.artifacts import show_round
 from flows.runner import Done, FlowRunner, run_flow
-from pipeline.operation.simulation import run_simulation
+from pipeline.operation.played_labels import play_rounds
 
 
 @flow(name="loop", flow_run_name="loop to round {rounds}", persist_result=False)
@@ -24,7 +24,7 @@ def loop_flow(config: Path, rounds: Annotated[int, Field(ge=1)] = 3) -> State[An
     """
 
     def work(runner: FlowRunner) -> Done:
-        run_simulation(runner, rounds=rounds)
+        play_rounds(runner, rounds=rounds)
         show_round(runner.project, runner.database)
         return Done(f"Round {rounds} is evaluated, and its queue exported.")
 

@@ -25,16 +25,22 @@ def simulate_flow(
     budgets: str = "1%,2%,4%,8%",
     workers: int | None = None,
     reference: bool = False,
+    cold_start: str = "random",
+    audit: bool = False,
+    iterations: int | None = None,
 ) -> State[Any]:
     """Compare strategies on the images that have masks; the project's rounds, queues and labels stay.
 
     Args:
         config: The project's segcurate.yaml, by its absolute path.
-        strategies: Names, separated by commas.
+        strategies: Names, separated by commas, such as entropy or entropy:noise_beta=4.
         seeds: Repetitions, each with other first labels.
         budgets: Labels in all, as numbers or shares.
         workers: Processes; by default one a core, or one a GPU.
         reference: Also train on all labels, once a seed.
+        cold_start: How the first labels are chosen, separated by commas; strategies start from the first one.
+        audit: Give every queue its audit slice.
+        iterations: Of each training, for a quick look.
     """
 
     def work(runner: FlowRunner) -> Done:
@@ -45,6 +51,9 @@ def simulate_flow(
             budgets=budgets,
             workers=workers,
             reference=reference,
+            cold_start=cold_start,
+            audit=audit,
+            iterations=iterations,
         )
         for line in summary.lines():
             log_line(line)

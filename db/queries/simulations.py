@@ -12,6 +12,8 @@ from db.tables import Image, Project, Simulation, SimulationCell
 
 INITIAL, FULL = "initial", "full"
 """The strategies of cells that no strategy has chosen: the shared first labels, and all labels."""
+OTHER_INITIAL = f"{INITIAL}:"
+"""How the strategy of first labels begins that were chosen in another way than the shared ones."""
 
 
 class CellKey(NamedTuple):

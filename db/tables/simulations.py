@@ -27,8 +27,9 @@ class Simulation(Base):
 class SimulationCell(Base):
     """One model of a simulation: what a strategy had reached with `budget` labels, and what these had cost.
 
-    `strategy` is also `initial` for the labels that all strategies of a seed start with, and `full` for all
-    labels of the pool, with budget 0. A cell that is computed again gets the same document.
+    `strategy` is also `initial` for the labels that all strategies of a seed start with, `initial:coverage`
+    for first labels that were chosen in another way, and `full` for all labels of the pool, with budget 0. A
+    cell that is computed again gets the same document.
     """
 
     __tablename__ = "simulation_cell"

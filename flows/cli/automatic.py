@@ -69,10 +69,10 @@ def loop(
     if annotator != "masks":
         raise UserError(f"There is no annotator {annotator!r}.", "Write `--annotator masks`.")
     require_positive("--rounds", rounds)
-    from pipeline.operation.simulation import run_simulation
+    from pipeline.operation.played_labels import play_rounds
 
     with opened_runner() as runner:
-        run_simulation(runner, rounds=rounds)
+        play_rounds(runner, rounds=rounds)
     list_rounds()
 
 

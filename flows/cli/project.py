@@ -15,7 +15,7 @@ from flows.cli.app import PROJECT, Json, config_app, configured_project, db_app,
 from flows.cli.automatic import loop
 from flows.cli.display import console, literal, print_json
 from flows.cli.look import report
-from flows.cli.trust import assess, novelty, stress
+from flows.cli.trust import assess, novelty, simulate, stress
 from pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 DEMO_STRESSED = 10
 """Held-out images of the demo's stress test, which take about a minute."""
+DEMO_BUDGETS = "8,28"
+"""Of the demo's simulation: its first labels, and one queue more."""
+DEMO_ITERATIONS = 100
+"""Of a training there, a quarter of those of the demo's own rounds."""
 
 
 @commands.command(rich_help_panel=PROJECT)
@@ -181,7 +185,8 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="A new folder for the demo's project.")] = Path("demo"),
     rounds: Annotated[int, typer.Option(help="Number of the last round.")] = 3,
 ) -> None:
-    """Three rounds on slices of the MNI brain template, from a handful of labels. Needs the extra `demo`."""
+    """Three rounds on slices of the MNI brain template, from a handful of labels, and a small simulation.
+    Needs the extra `demo`."""
     from flows.demo import write_demo
 
     state.config_file = write_demo(folder)
@@ -190,9 +195,11 @@ def demo(
     assess()
     stress(images=DEMO_STRESSED)
     novelty()
+    console.print("Does selecting beat chance? A small simulation, with short trainings:")
+    simulate(strategies="stratified,random", seeds=2, budgets=DEMO_BUDGETS, iterations=DEMO_ITERATIONS)
     report(folder=folder / "report")
-    command = f"segcurate --config {state.config_file} simulate --seeds 3 --budgets 1%,2%,4%"
-    console.print(f"Does selecting beat chance on these slices? [bold]{literal(command)}[/]")
+    command = f"segcurate --config {state.config_file} simulate --seeds 10 --budgets 1%,2%,4%"
+    console.print(f"The same with whole trainings, for hours: [bold]{literal(command)}[/]")
 
 
 def _survey(images: str, masks: str | None) -> MaskSurvey | None:

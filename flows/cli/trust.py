@@ -140,11 +140,15 @@ def _samplers(names: list[str] | None) -> list[Sampler] | None:
 @commands.command(rich_help_panel=TRUST)
 def simulate(
     strategies: Annotated[
-        str, typer.Option(help="Strategies to compare, separated by commas; three of them are controls.")
+        str,
+        typer.Option(
+            help="Strategies to compare, separated by commas, also as entropy:noise_beta=4. Three "
+            "of them are controls."
+        ),
     ] = "stratified,random,class_random,strided",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with other first labels.")] = 10,
     budgets: Annotated[
-        str, typer.Option(help="Labels in all, as numbers or shares; the first ones are drawn at random.")
+        str, typer.Option(help="Labels in all, as numbers or shares; the first ones are shared.")
     ] = "1%,2%,4%,8%",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, or one a GPU.")
@@ -152,6 +156,16 @@ def simulate(
     reference: Annotated[
         bool, typer.Option("--reference", help="Also train on all labels, once a seed.")
     ] = False,
+    cold_start: Annotated[
+        str,
+        typer.Option(
+            help="How the first labels are chosen: random, strided, coverage, or several to compare."
+        ),
+    ] = "random",
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of each training, for a quick look: the models are worse.")
+    ] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Give every queue its audit slice.")] = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a cell.")] = False,
 ) -> None:
@@ -173,6 +187,9 @@ def simulate(
             budgets=budgets,
             workers=workers,
             reference=reference,
+            cold_start=cold_start,
+            audit=audit,
+            iterations=iterations,
         )
     if as_json:
         print_json(summary.document())

@@ -7,12 +7,14 @@ same known probability, and it gives unbiased estimates of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import SelectionConfig
 
 STRATIFIED_SHARE = 2 / 3
+RAREST_SHARE = 1e-3
+"""The share of the labeled pixels below which a class counts as equally rare."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,43 @@ def audit_size(total: int, fraction: float) -> int:
     return 1 if nearest == 0 and fraction > 0 and total > 1 else nearest
 
 
-def class_quotas(counts: Mapping[int, int], selected: int) -> dict[int, int]:
-    """The budget of each stratum, rarest class first: two thirds of the whole, split evenly; the
-    remainder goes to the rarest classes.
+def class_quotas(
+    counts: Mapping[int, int], selected: int, weights: Mapping[int, float] | None = None
+) -> dict[int, int]:
+    """The budget of each stratum, rarest class first: two thirds of the whole, in proportion to the weights
+    or evenly. What whole numbers leave over goes to the largest remainders, of equal ones to the rarest
+    classes.
 
     Args:
         counts: candidates of each stratum.
         selected: candidates to choose.
+        weights: of each class, larger than 0; see `deficit_weights`.
 
     >>> class_quotas({0: 3, 4: 2, 7: 1}, 12)
     {7: 3, 4: 3, 0: 2}
+    >>> class_quotas({0: 3, 4: 2, 7: 1}, 12, {0: 1, 4: 1, 7: 2})
+    {7: 4, 4: 2, 0: 2}
     """
     if not counts:
         return {}
     rarest_first = sorted(counts, key=lambda name: (counts[name], name))
-    each, over = divmod(round(selected * STRATIFIED_SHARE), len(rarest_first))
-    return {name: each + (turn < over) for turn, name in enumerate(rarest_first)}
+    total = round(selected * STRATIFIED_SHARE)
+    parts = [1.0 if weights is None else weights[name] for name in rarest_first]
+    exact = [total * part / sum(parts) for part in parts]
+    quotas = [int(part + 1e-9) for part in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda turn: round(quotas[turn] - exact[turn], 9))
+    for turn in by_remainder[: total - sum(quotas)]:
+        quotas[turn] += 1
+    return dict(zip(rarest_first, quotas, strict=True))
+
+
+def deficit_weights(class_shares: Sequence[float], power: float) -> dict[int, float]:
+    """The weight of each class in the budget: its share of the labeled pixels to the power of −`power`.
+
+    Args:
+        class_shares: [C]; a class below `RAREST_SHARE` counts as that rare.
+
+    >>> deficit_weights([0.8, 0.2], 0.5)
+    {0: 1.118..., 1: 2.236...}
+    """
+    return {name: max(share, RAREST_SHARE) ** -power for name, share in enumerate(class_shares)}

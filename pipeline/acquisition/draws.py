@@ -12,7 +12,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-Purpose = Literal["audit", "overall", "within_class", "overall_noise", "within_class_noise", "turns"]
+Purpose = Literal[
+    "audit", "overall", "within_class", "overall_noise", "within_class_noise", "turns", "coverage"
+]
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))

@@ -64,6 +64,8 @@ def _origin(
     if config.strategy == "strided":
         image = int(items.image[item])
         return f"Image {items.position[image]} of {group_names[int(items.group[image])]}, in even steps."
+    if config.strategy == "coverage":
+        return f"Stands for a group of {unit}s that look alike, as the pretrained encoder sees them."
     if measure is None or items.score is None:
         return f"Picked at random from {everything}."
     by_share = stratum != NO_STRATUM

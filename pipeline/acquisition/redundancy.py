@@ -1,14 +1,16 @@
 """Redundancy control: the candidates that an accepted one excludes.
 
-Legend: N candidates, M images. In this order: the cap of an image, regions that share an edge, images of one
-sequence that are too close. Only accepted candidates are looped over, and where regions have outlines, the
-regions whose boxes touch theirs.
+Legend: N candidates, M images, F features. In this order: the cap of an image, regions that share an edge,
+images of one sequence that are too close, regions that look nearly the same. The last are not excluded: they
+come after all others. Only accepted candidates are looped over, and where regions have outlines, the regions
+whose boxes touch theirs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +22,31 @@ from pipeline.regions.outlines import decode_outline
 CHUNK = 1024
 
 
+@dataclass(frozen=True)
+class Similarity:
+    """What candidates look like.
+
+    Attributes:
+        features: [N, F] rows of length 1; a row of zeros is unknown, and comes last.
+        limit: the cosine similarity from which on two candidates count as nearly the same.
+    """
+
+    features: npt.NDArray[np.float16]
+    limit: float
+
+
 class Occupancy:
     """Which candidates are still open while a queue fills.
 
     Args:
         candidates: what may be accepted.
         config: `per_image_cap`, `no_touching` and `min_gap` are read.
+        similarity: of the candidates; None where they are not compared.
     """
 
-    def __init__(self, candidates: Candidates, config: SelectionConfig) -> None:
+    def __init__(
+        self, candidates: Candidates, config: SelectionConfig, similarity: Similarity | None = None
+    ) -> None:
         self._candidates = candidates
         self._no_touching = config.no_touching
         self._min_gap = config.min_gap
@@ -38,6 +56,11 @@ class Occupancy:
         self._groups = candidates.group[self._walk]
         self._positions = candidates.position[self._walk]
         self._closed = np.zeros(len(candidates), dtype=bool)
+        self._features = None if similarity is None else similarity.features.astype(np.float32)
+        self._limit = 1.0 if similarity is None else similarity.limit
+        self._similar = np.zeros(len(candidates), dtype=bool)
+        if self._features is not None:
+            self._similar = ~self._features.any(axis=1)
 
     def accept(self, index: int) -> None:
         """Accept a candidate, and close those that it excludes. The audit may accept a closed one."""
@@ -45,6 +68,8 @@ class Occupancy:
         image = int(candidates.image[index])
         own = slice(int(candidates.starts[image]), int(candidates.starts[image + 1]))
         self._closed[index] = True
+        if self._features is not None:
+            self._similar |= self._features @ self._features[index] >= self._limit
         if self._accepted[image] == 0 and self._min_gap > 0:
             for other in self._neighbours(image):
                 self._closed[candidates.starts[other] : candidates.starts[other + 1]] = True
@@ -55,12 +80,15 @@ class Occupancy:
             self._closed[own] |= self._touched(index, own)
 
     def open_candidates(self, order: npt.NDArray[np.int64]) -> Iterator[int]:
-        """The candidates of an order, each only if it is still open when it is requested."""
-        for start in range(0, len(order), CHUNK):
-            chunk = order[start : start + CHUNK]
-            for index in chunk[~self._closed[chunk]].tolist():
-                if not self._closed[index]:
-                    yield index
+        """The candidates of an order, each only if it is still open when it is requested. Those that look
+        nearly the same as an accepted one come after the others."""
+        for avoided in [[self._closed, self._similar], [self._closed]][self._features is None :]:
+            for start in range(0, len(order), CHUNK):
+                chunk = order[start : start + CHUNK]
+                left = ~np.logical_or.reduce([of[chunk] for of in avoided])
+                for index in chunk[left].tolist():
+                    if not any(of[index] for of in avoided):
+                        yield index
 
     def _touched(self, index: int, own: slice) -> npt.NDArray[np.bool_]:
         """Which candidates of an image touch the given one: [candidates of the image]."""

@@ -5,18 +5,19 @@ Legend: K items of the queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.acquisition.budget import Budget, class_quotas, queue_budget, requested_size
+from pipeline.acquisition.budget import Budget, class_quotas, deficit_weights, queue_budget, requested_size
 from pipeline.acquisition.candidates import Candidates, Reading
+from pipeline.acquisition.coverage import NEAR_DUPLICATE, Cover, Embed, cover
 from pipeline.acquisition.draws import Draws
-from pipeline.acquisition.redundancy import Occupancy
+from pipeline.acquisition.redundancy import Occupancy, Similarity
 from pipeline.acquisition.shortlist import AUDIT, OVERALL, KeepLimits, Shortlist
-from pipeline.acquisition.strategies import STRATEGIES, Stride, with_power_noise
+from pipeline.acquisition.strategies import STRATEGIES, Plan, Stride, with_power_noise
 from pipeline.config import SelectionConfig
 
 NO_STRATUM = -1
@@ -53,35 +54,55 @@ class _TooFewKept(Exception):
     """An order has used up its kept candidates, although the pool has more."""
 
 
-def choose(read: Reading, config: SelectionConfig, *, round_number: int) -> Selection:
+def choose(
+    read: Reading,
+    config: SelectionConfig,
+    *,
+    round_number: int,
+    embed: Embed | None = None,
+    class_shares: Sequence[float] | None = None,
+) -> Selection:
     """The queue of a round. The same candidates, settings and round give the same queue, in whatever blocks
     they are read.
 
     The slices alternate, so that a queue of which only a part is labeled still holds each of them in
     proportion. Memory follows the budget. The pool is read once, and again with more candidates kept where
-    redundancy control has rejected too many (and once before that for `strided`).
+    redundancy control has rejected too many (and once before that for `strided`, twice for `coverage`).
+
+    Args:
+        embed: features of candidates, for `coverage` and for `max_similarity`.
+        class_shares: [C] of the labeled pixels, for `class_power`; None where they are not known.
 
     Raises:
         EmptyPool: the reading has no block.
     """
     draws = Draws(seed=config.seed, round_number=round_number)
-    stride = _stride(read(), config) if STRATEGIES[config.strategy].strides else None
+    weights = None
+    if class_shares is not None and config.class_power:
+        weights = deficit_weights(class_shares, config.class_power)
+    plan = _plan(read, config, draws, embed)
     requested, oversampling = None, OVERSAMPLING
     while True:
-        shortlist = _shortlist(read(), config, draws, stride, requested=requested, oversampling=oversampling)
+        shortlist = _shortlist(
+            read(), config, draws, plan, requested=requested, oversampling=oversampling, weights=weights
+        )
         budget = queue_budget(config, shortlist.regions / max(1, shortlist.images), shortlist.available)
         requested = budget.requested
         if requested > shortlist.limits.requested:
             continue  # the first block had smaller images than the others
         try:
-            return _choose_from(shortlist, config, budget)
+            return _choose_from(
+                shortlist, config, budget, similarity=_similarity(shortlist, config, plan, embed)
+            )
         except _TooFewKept:
             oversampling *= OVERSAMPLING_GROWTH
 
 
-def _choose_from(shortlist: Shortlist, config: SelectionConfig, budget: Budget) -> Selection:
+def _choose_from(
+    shortlist: Shortlist, config: SelectionConfig, budget: Budget, *, similarity: Similarity | None
+) -> Selection:
     kept = shortlist.candidates
-    occupancy = Occupancy(kept, config)
+    occupancy = Occupancy(kept, config, similarity)
     audit = shortlist.orders[AUDIT][: budget.audit]
     for index in audit.tolist():
         occupancy.accept(index)
@@ -106,16 +127,17 @@ def _shortlist(
     blocks: Iterable[Candidates],
     config: SelectionConfig,
     draws: Draws,
-    stride: Stride | None,
+    plan: Plan | None,
     *,
     requested: int | None,
     oversampling: int,
+    weights: dict[int, float] | None,
 ) -> Shortlist:
     """One reading. Without `requested`, the first block says how many regions an image has."""
     strategy = STRATEGIES[config.strategy]
     shortlist = None
     for block in blocks:
-        priority = strategy.rank(block, draws, stride)
+        priority = strategy.rank(block, draws, plan)
         if config.noise_beta is not None and strategy.takes_noise:
             priority = with_power_noise(priority, block, draws, beta=config.noise_beta)
         if shortlist is None:
@@ -129,12 +151,43 @@ def _shortlist(
                     requested=requested, oversampling=oversampling, audit_fraction=config.audit_fraction
                 ),
                 stratified=priority.within_class is not None,
+                weights=weights,
             )
         shortlist.add(block, priority)
     if shortlist is None:
         raise EmptyPool
     shortlist.close()
     return shortlist
+
+
+def _similarity(
+    shortlist: Shortlist, config: SelectionConfig, plan: Plan | None, embed: Embed | None
+) -> Similarity | None:
+    """The features of the kept candidates, where nearly the same ones come last."""
+    if isinstance(plan, Cover):
+        return Similarity(plan.embed(shortlist.candidates), config.max_similarity or NEAR_DUPLICATE)
+    if config.max_similarity is None or embed is None:
+        return None
+    return Similarity(embed(shortlist.candidates), config.max_similarity)
+
+
+def _plan(read: Reading, config: SelectionConfig, draws: Draws, embed: Embed | None) -> Plan | None:
+    """What the strategy needs to know of the whole pool before it ranks."""
+    kind = STRATEGIES[config.strategy].plans
+    if kind is None:
+        return None
+    if kind is Stride:
+        return _stride(read(), config)
+    if embed is None:
+        raise ValueError("Expected features for `coverage`, but got None.")
+    images = regions = available = 0
+    for block in read():
+        images, regions = images + len(block.image_id), regions + int(block.regions.sum())
+        available += len(block)
+    if not available:
+        raise EmptyPool
+    budget = queue_budget(config, regions / max(1, images), available)
+    return cover(read, embed, draws, clusters=budget.selected, available=available)
 
 
 def _stride(blocks: Iterable[Candidates], config: SelectionConfig) -> Stride:
@@ -160,7 +213,7 @@ def _fill(shortlist: Shortlist, size: int, occupancy: Occupancy) -> Iterator[tup
     Raises:
         _TooFewKept: more candidates must be kept.
     """
-    quotas = class_quotas(shortlist.classes, size) if shortlist.stratified else {}
+    quotas = class_quotas(shortlist.classes, size, shortlist.weights) if shortlist.stratified else {}
     sources = {
         NO_STRATUM: occupancy.open_candidates(shortlist.orders[OVERALL]),
         **{name: occupancy.open_candidates(shortlist.orders[name]) for name in quotas},

@@ -8,7 +8,7 @@ are kept: memory follows the budget and the number of classes, not the pool.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -43,11 +43,11 @@ class KeepLimits:
     oversampling: int
     audit_fraction: float
 
-    def of(self, order: int, *, classes: int) -> int:
-        """The number for one order. The more classes are predicted, the smaller the budget of each."""
+    def of(self, order: int, *, share: float) -> int:
+        """The number for one order; `share` is a class's part of the stratified budget."""
         if order == AUDIT:
             return audit_size(self.requested, self.audit_fraction) + 1
-        budget = self.requested if order == OVERALL else ceil(self.requested * STRATIFIED_SHARE / classes) + 1
+        budget = self.requested if order == OVERALL else ceil(self.requested * STRATIFIED_SHARE * share) + 1
         return self.oversampling * budget + SPARE
 
 
@@ -106,6 +106,7 @@ class Shortlist:
     """The result of one reading; `add` each block, then `close`.
 
     Attributes:
+        weights: of each class in the budget; None where it is split evenly.
         available: candidates of the pool.
         images, regions: of the pool, including those that are no candidates.
         classes: candidates of each stratum.
@@ -117,6 +118,7 @@ class Shortlist:
     draws: Draws
     limits: KeepLimits
     stratified: bool
+    weights: Mapping[int, float] | None = None
     available: int = 0
     images: int = 0
     regions: int = 0
@@ -174,7 +176,7 @@ class Shortlist:
         keep = np.zeros(len(rows), dtype=bool)
         for order in (AUDIT, OVERALL, *(self.classes if self.stratified else ())):
             members, value, tie = rows.of(order)
-            depth = self.limits.of(order, classes=len(self.classes))
+            depth = self.limits.of(order, share=self._share(order))
             best = _best(value, tie, depth)
             self.orders[order] = members[best]
             keep[members[best]] = True
@@ -184,6 +186,12 @@ class Shortlist:
         self.orders = {order: np.searchsorted(kept, best) for order, best in self.orders.items()}
         self._parts = [rows.only(kept)]
         self._capacity = len(kept) + len(kept) // 4 + BUFFER
+
+    def _share(self, order: int) -> float:
+        """The part of the stratified budget that a class gets."""
+        if self.weights is None or order < 0:
+            return 1 / max(1, len(self.classes))
+        return self.weights[order] / sum(self.weights[name] for name in self.classes)
 
     def is_complete(self, order: int) -> bool:
         """Whether an order holds all candidates that it ranks."""

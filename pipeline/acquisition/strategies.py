@@ -2,7 +2,7 @@
 
 Legend: N candidates of a block, M images of the pool. A strategy gives one priority over all candidates and,
 where it splits its budget over classes, a second one that ranks the candidates inside each stratum.
-The priority of a candidate depends on no other candidate, but for those of its image.
+The priority of a candidate depends on no other candidate, but for those of its image, and through a plan.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.acquisition.candidates import Candidates
+from pipeline.acquisition.coverage import Cover
 from pipeline.acquisition.draws import Draws
 
 Ranked = Literal["least_confidence", "margin", "entropy", "mutual_information", "variation_ratio"]
@@ -58,35 +59,39 @@ class Stride:
         return Stride(turns=turns, image_id=np.sort(image_id[walk[steps]]))
 
 
+Plan = Stride | Cover
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A rank function, and the measure that it ranks by."""
 
-    rank: Callable[[Candidates, Draws, Stride | None], Priority]
-    """(block of candidates, the queue's random numbers, stride where `strides`) → priority."""
+    rank: Callable[[Candidates, Draws, Plan | None], Priority]
+    """(block of candidates, the queue's random numbers, plan where `plans`) → priority."""
     measure: Ranked | None = None
     takes_noise: bool = True
-    strides: bool = False
+    plans: type[Stride] | type[Cover] | None = None
+    """What a first reading of the pool makes, for a strategy whose priorities depend on other candidates."""
 
 
-def chance(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Priority:
+def chance(candidates: Candidates, _draws: Draws, _plan: Plan | None) -> Priority:
     """Uniform: all priorities are equal."""
     return Priority(overall=np.ones(len(candidates)))
 
 
-def chance_by_class(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Priority:
+def chance_by_class(candidates: Candidates, _draws: Draws, _plan: Plan | None) -> Priority:
     """Uniform inside each stratum, and uniform over all (Cai et al. 2021, as a control)."""
     return Priority(overall=np.ones(len(candidates)), within_class=np.ones(len(candidates)))
 
 
-def strided(candidates: Candidates, draws: Draws, stride: Stride | None) -> Priority:
+def strided(candidates: Candidates, draws: Draws, stride: Plan | None) -> Priority:
     """Every k-th image of the sequences, each with a random region.
 
     Raises:
         ValueError: there is no stride.
     """
-    if stride is None:
-        raise ValueError("Expected a stride, but got None.")
+    if not isinstance(stride, Stride):
+        raise ValueError(f"Expected a stride, but got {stride!r}.")
     random_key = draws.integers("turns", candidates.owner, candidates.region_index)
     shuffled = np.lexsort((random_key, candidates.image))
     turn = np.empty(len(candidates), dtype=np.int64)
@@ -95,27 +100,40 @@ def strided(candidates: Candidates, draws: Draws, stride: Stride | None) -> Prio
     return Priority(overall=-(turn.astype(np.float64)) + 0.5 * last_turn_strided)
 
 
-def uncertainty(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Priority:
+def covering(candidates: Candidates, _draws: Draws, cover: Plan | None) -> Priority:
+    """The candidates nearest to the centres of clusters of encoder features, one a cluster.
+
+    Raises:
+        ValueError: there is no cover.
+    """
+    if not isinstance(cover, Cover):
+        raise ValueError(f"Expected a cover, but got {cover!r}.")
+    return Priority(overall=cover.priority(candidates))
+
+
+def uncertainty(candidates: Candidates, _draws: Draws, _plan: Plan | None) -> Priority:
     """The mean of the measure over the region, top first."""
     return Priority(overall=_score(candidates))
 
 
-def stratified(candidates: Candidates, _draws: Draws, _stride: Stride | None) -> Priority:
-    """Inside each stratum by entropy × the share of its class, and over all by entropy."""
-    entropy = _score(candidates)
-    return Priority(overall=entropy, within_class=entropy * candidates.stratum_share)
+def stratified(candidates: Candidates, _draws: Draws, _plan: Plan | None) -> Priority:
+    """Inside each stratum by the measure × the share of its class, and over all by the measure."""
+    score = _score(candidates)
+    return Priority(overall=score, within_class=score * candidates.stratum_share)
 
 
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(chance),
     "class_random": Strategy(chance_by_class),
-    "strided": Strategy(strided, takes_noise=False, strides=True),
+    "strided": Strategy(strided, takes_noise=False, plans=Stride),
+    "coverage": Strategy(covering, takes_noise=False, plans=Cover),
     "least_confidence": Strategy(uncertainty, measure="least_confidence"),
     "margin": Strategy(uncertainty, measure="margin"),
     "entropy": Strategy(uncertainty, measure="entropy"),
     "mutual_information": Strategy(uncertainty, measure="mutual_information"),
     "variation_ratio": Strategy(uncertainty, measure="variation_ratio"),
     "stratified": Strategy(stratified, measure="entropy"),
+    "stratified_margin": Strategy(stratified, measure="margin"),
 }
 
 

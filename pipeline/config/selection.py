@@ -15,12 +15,14 @@ class SelectionConfig(Section):
         "random",
         "class_random",
         "strided",
+        "coverage",
         "least_confidence",
         "margin",
         "entropy",
         "mutual_information",
         "variation_ratio",
         "stratified",
+        "stratified_margin",
     ] = "stratified"
     unit: Literal["region", "image"] = "region"
     budget: Positive = 100
@@ -40,6 +42,17 @@ class SelectionConfig(Section):
     """No two queued regions of an image share an edge."""
     min_gap: Annotated[int, Field(ge=0)] = 0
     """Positions of a sequence between two queued images."""
+    max_similarity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Regions whose features have at least this cosine similarity with one that is chosen come last, also in
+    other images. The features are those of the pretrained encoder. null: regions are not compared, but for
+    `coverage`, which takes 0.97."""
+    class_power: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """For strategies that split their budget over classes: the part of each class is in proportion to its
+    share of the labeled pixels to the power of minus this. 0: all parts are equal; 1: a class with half the
+    pixels of another gets twice its part."""
+    first_queue: Literal["auto", "random", "strided", "coverage"] = "auto"
+    """How the first queue is chosen, before there is a model, where `strategy` needs one. `auto`: `strided`,
+    or `random` where `data.independent` says that neighbours do not look alike."""
     noise_beta: Annotated[float, Field(gt=0)] | None = None
     """Power noise: log score + Gumbel/β. null: none. Larger is less noise (Kirsch et al. 2023)."""
     seed: Seed = 0

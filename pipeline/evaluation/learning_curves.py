@@ -208,6 +208,16 @@ def compare(trials: Trials, strategy: str, control: str, *, confidence: float) -
     )
 
 
+def compare_first(trials: Trials, strategy: str, control: str, *, confidence: float) -> Crossed:
+    """The difference of mIoU with the first labels, paired by seed and by unit."""
+    mine, other = (trials.curves[name].overlap[:, :1] for name in (strategy, control))
+    unit = _units(trials, _added(mine) - _added(other))
+    both = np.stack([_joined(one, unit) for one in (mine, other)], axis=2)
+    return crossed(
+        lambda sums: mean_iou(sums[:, 0, 0]) - mean_iou(sums[:, 1, 0]), both, confidence=confidence
+    )
+
+
 def full_share(trials: Trials, strategy: str, *, confidence: float) -> Estimate | None:
     """mIoU at the last budget as a share of that with all labels, over seeds; None where that was not run."""
     if trials.full is None:

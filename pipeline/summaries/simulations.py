@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from sqlalchemy.orm import Session
 
 from db.queries import simulations
-from db.queries.simulations import FULL, INITIAL, CellKey
+from db.queries.simulations import FULL, INITIAL, OTHER_INITIAL, CellKey
 from db.tables import Simulation
 from pipeline.config import ProjectConfig
 from pipeline.evaluation.crossed import Crossed, mean_over_seeds
@@ -22,6 +22,7 @@ from pipeline.evaluation.learning_curves import (
     Curves,
     Trials,
     compare,
+    compare_first,
     curve_at,
     full_share,
     mean_iou,
@@ -51,6 +52,21 @@ class StrategySummary:
 
 
 @dataclass(frozen=True)
+class ColdStart:
+    """What the first labels of one way to choose them reached.
+
+    Attributes:
+        difference: of mIoU, to those that the strategies start from; None for these themselves.
+        clicks: that drawing the labels takes, in the mean of the seeds.
+    """
+
+    name: str
+    miou: Crossed
+    difference: Crossed | None
+    clicks: float
+
+
+@dataclass(frozen=True)
 class SimulationSummary:
     """The comparison of strategies over the seeds whose cells are all finished.
 
@@ -73,6 +89,8 @@ class SimulationSummary:
     comparisons: list[Comparison]
     verdicts: list[Verdict]
     cells: Mapping[CellKey, Mapping[str, Any]]
+    cold_starts: list[ColdStart] = field(default_factory=list[ColdStart])
+    """Those of the first labels, where they were chosen in several ways; the shared one first."""
 
     def lines(self) -> Iterator[str]:
         """The tables and the verdicts as text, at most 80 columns wide."""
@@ -91,6 +109,7 @@ class SimulationSummary:
         )
         yield from self._last()
         yield from self._differences()
+        yield from self._first()
         yield from (one.sentence for one in self.verdicts)
 
     def _last(self) -> Iterator[str]:
@@ -130,6 +149,25 @@ class SimulationSummary:
                 ],
             )
 
+    def _first(self) -> Iterator[str]:
+        """The ways to choose the first labels."""
+        if not self.cold_starts:
+            return
+        shared = self.cold_starts[0].name
+        yield f"The first {counted(self.budgets[0], self.unit)}, chosen in several ways:"
+        yield from table(
+            ("first labels", "mIoU", f"− {shared}", "clicks"),
+            [
+                (
+                    one.name,
+                    _half(one.miou),
+                    "–" if one.difference is None else _signed(one.difference.over_both),
+                    count(round(one.clicks)),
+                )
+                for one in self.cold_starts
+            ],
+        )
+
     def document(self) -> dict[str, Any]:
         """The summary as JSON."""
         return {
@@ -152,6 +190,15 @@ class SimulationSummary:
             ],
             "strategies": [_strategy_document(one, self.budgets) for one in self.strategies],
             "comparisons": [_comparison_document(one) for one in self.comparisons],
+            "cold_starts": [
+                {
+                    "name": one.name,
+                    "miou": _crossed_document(one.miou),
+                    "difference": None if one.difference is None else _crossed_document(one.difference),
+                    "clicks": one.clicks,
+                }
+                for one in self.cold_starts
+            ],
         }
 
     def csv(self) -> str:
@@ -184,7 +231,8 @@ def simulation_summary(
     budgets = tuple(row.settings["budgets"])
     known = simulations.cells(session, simulation_id)
     names = strategies or sorted(
-        {key.strategy for key in known} - {INITIAL, FULL}, key=lambda name: (name in CONTROLS, name)
+        {key.strategy for key in known if not _is_first(key.strategy)} - {FULL},
+        key=lambda name: (name in CONTROLS, name),
     )
     asked = sorted({key.seed for key in known}) if seeds is None else list(seeds)
     needed = {
@@ -192,7 +240,11 @@ def simulation_summary(
     }
     whole = tuple(seed for seed, keys in needed.items() if all(key in known for key in keys))
     missing = len({key for keys in needed.values() for key in keys} - set(known))
-    used = {key: known[key] for key in known if key.strategy in (*names, INITIAL, FULL) and key.seed in asked}
+    used = {
+        key: known[key]
+        for key in known
+        if (key.strategy in (*names, FULL) or _is_first(key.strategy)) and key.seed in asked
+    }
     trials = _trials(known, names, whole, budgets, unit=row.settings["unit"]) if whole else None
     class_names = config.data.class_names
     confidence = config.evaluation.confidence
@@ -225,6 +277,7 @@ def simulation_summary(
             for per in (row.settings["unit"], "click")
         ],
         cells=used,
+        cold_starts=_cold_starts(known, whole, row, confidence=confidence),
     )
 
 
@@ -234,9 +287,36 @@ def newest_summary(session: Session, config: ProjectConfig) -> SimulationSummary
     return None if newest is None else simulation_summary(session, newest.id, config)
 
 
+def _is_first(strategy: str) -> bool:
+    return strategy == INITIAL or strategy.startswith(OTHER_INITIAL)
+
+
+def _cold_starts(
+    known: Mapping[CellKey, Mapping[str, Any]], seeds: tuple[int, ...], row: Simulation, *, confidence: float
+) -> list[ColdStart]:
+    """The first labels of every way that is finished for these seeds; none where there is only one."""
+    first = row.settings["budgets"][0]
+    others = sorted({key.strategy for key in known if key.strategy.startswith(OTHER_INITIAL)})
+    names = [name for name in others if all(CellKey(name, seed, first) in known for seed in seeds)]
+    if not seeds or not names:
+        return []
+    trials = _trials(known, [INITIAL, *names], seeds, (first,), unit=row.settings["unit"])
+    shown = {name: name.removeprefix(OTHER_INITIAL) for name in names}
+    shown[INITIAL] = row.settings.get("cold_start", "random")
+    return [
+        ColdStart(
+            shown[name],
+            curve_at(trials, name, confidence=confidence)[0],
+            None if name == INITIAL else compare_first(trials, name, INITIAL, confidence=confidence),
+            float(trials.curves[name].costs["clicks"].mean()),
+        )
+        for name in (INITIAL, *names)
+    ]
+
+
 def _key(name: str, seed: int, budget: int, budgets: Sequence[int]) -> CellKey:
-    """The cell of a strategy at a budget; the first one is shared."""
-    return CellKey(INITIAL if budget == budgets[0] else name, seed, budget)
+    """The cell of a strategy at a budget; the first one is shared, but for other ways to choose it."""
+    return CellKey(INITIAL if budget == budgets[0] and not _is_first(name) else name, seed, budget)
 
 
 def _trials(

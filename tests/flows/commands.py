@@ -16,7 +16,7 @@ from flows.cli.display import errors as error_console
 
 IMPORTED_BY_COMMANDS = [
     __name__,
-    "pipeline.operation.simulation",
+    "pipeline.operation.played_labels",
     "pipeline.steps.export",
     "pipeline.steps.import_labels",
     "pipeline.steps.ingest",

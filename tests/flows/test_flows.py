@@ -29,8 +29,8 @@ from flows.loop import loop_flow
 from flows.nightly import nightly
 from flows.retrain import retrain
 from flows.simulation import simulate_flow
+from pipeline.operation.played_labels import play_rounds
 from pipeline.operation.runner import Runner
-from pipeline.operation.simulation import run_simulation
 from pipeline.ownership import identity_of
 from pipeline.steps import ingest
 from pipeline.steps.annotate import annotate
@@ -152,7 +152,7 @@ def test_a_queue_is_exported_again_to_another_folder(out: Path) -> None:
 def test_the_loop_as_a_flow_ends_where_the_command_does(out: Path, tmp_path: Path) -> None:
     twin = Path(shutil.copytree(out, tmp_path / "twin"))
     with opened(twin) as (project, database):
-        run_simulation(Runner(project, database), rounds=2)
+        play_rounds(Runner(project, database), rounds=2)
     assert ran(loop_flow, out, rounds=2).is_completed()
     assert remembered(out) == remembered(twin)
     assert len(remembered(out)["models"]) == 2

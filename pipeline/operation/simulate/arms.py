@@ -15,12 +15,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from db.engine import Database
 from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.queries import simulations
-from db.queries.simulations import FULL, INITIAL, CellKey
+from db.queries.simulations import FULL, INITIAL, OTHER_INITIAL, CellKey
 from pipeline.config.data import InitialSplit
 from pipeline.config.labeling import LabelingConfig
 from pipeline.config.operation import ScaleConfig
@@ -29,11 +30,12 @@ from pipeline.config.scoring import HeatmapConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.files import PARTIAL, writable_folder
+from pipeline.operation.played_labels import current_round, take_step
 from pipeline.operation.runner import Runner
-from pipeline.operation.simulate.settings import Simulated
-from pipeline.operation.simulation import current_round, take_step
+from pipeline.operation.simulate.settings import Simulated, selection_of
 from pipeline.ownership import open_database
 from pipeline.progress import Progress, silent
+from pipeline.rounds import WITHOUT_MODEL, open_without_labels
 from pipeline.steps.ingest.initial_labels import label_initial
 from pipeline.steps.measure_cell import measure_cell, use_model
 
@@ -45,7 +47,8 @@ Record = Callable[[CellKey, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Arm:
-    """Strategy and seed; `initial` for what a seed's strategies share, `full` for all labels.
+    """Strategy and seed; `initial` for what a seed's strategies share, `initial:coverage` and the like for
+    other first labels, `full` for all labels.
 
     Attributes:
         folder: of the simulation.
@@ -61,11 +64,21 @@ class Arm:
     @property
     def cells(self) -> list[CellKey]:
         """The cells that it computes."""
-        if self.strategy == INITIAL:
-            return [CellKey(INITIAL, self.seed, self.asked.budgets[0])]
+        if self.is_first:
+            return [CellKey(self.strategy, self.seed, self.asked.budgets[0])]
         if self.strategy == FULL:
             return [CellKey(FULL, self.seed, 0)]
         return self.asked.cells_of_arm(self.strategy, self.seed)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it makes first labels."""
+        return self.strategy == INITIAL or self.strategy.startswith(OTHER_INITIAL)
+
+    @property
+    def is_begun_anew(self) -> bool:
+        """Whether it begins without labels, and not as a copy of the shared first ones."""
+        return self.is_first or self.strategy == FULL
 
     @property
     def calibrator(self) -> str:
@@ -76,7 +89,7 @@ class Arm:
     @property
     def home(self) -> Path:
         """Its own folder."""
-        return self.folder / f"seed-{self.seed:03d}" / self.strategy
+        return self.folder / f"seed-{self.seed:03d}" / quote(self.strategy, safe="=")
 
     @property
     def initial(self) -> Arm:
@@ -89,7 +102,7 @@ class Arm:
         first = InitialSplit()
         if self.strategy != FULL:
             first = InitialSplit(unit=config.selection.unit, count=self.asked.budgets[0])
-        strategy = config.selection.strategy if self.strategy in (INITIAL, FULL) else self.strategy
+        own = config.selection if self.is_begun_anew else selection_of(self.strategy, config.selection)
         changes: dict[str, Any] = {
             "workdir": str(self.home),
             "device": self.device,
@@ -101,10 +114,9 @@ class Arm:
                 config.scoring, seed=self.seed, workers=0, heatmaps=HeatmapConfig(images="none", measures=[])
             ),
             "selection": _with(
-                config.selection,
-                strategy=strategy,
+                own,
                 budget_unit=None,
-                audit_fraction=0.0,
+                audit_fraction=config.selection.audit_fraction if self.asked.audit else 0.0,
                 audit_training="always",
                 seed=self.seed,
             ),
@@ -127,8 +139,13 @@ class Arm:
         self._open_store(source)
         with closing(open_database(project)) as database:
             runner = Runner(project, database, progress=progress)
-            if self.strategy in (INITIAL, FULL):
-                _label_first(project, database, self.asked.budgets[0] if self.strategy == INITIAL else None)
+            if self.is_begun_anew:
+                _label_first(
+                    project,
+                    database,
+                    self.asked.budgets[0] if self.is_first else None,
+                    cold_start=self.asked.cold_start(self.strategy),
+                )
             self._play(runner, record)
 
     def forget(self) -> None:
@@ -138,7 +155,7 @@ class Arm:
     def _play(self, runner: Runner, record: Record) -> None:
         """The steps until the last cell is recorded; of the first labels, until their model has scored."""
         cells, budgets = self.cells, self.asked.budgets
-        begun = 1 if self.strategy in (INITIAL, FULL) else 2
+        begun = 1 if self.is_begun_anew else 2
         while True:
             current = current_round(runner)
             turn = current.number - begun
@@ -150,14 +167,17 @@ class Arm:
                     return
                 take_step(runner, current)
             else:
-                step = (
-                    budgets[current.number] - budgets[current.number - 1] if current.state == "select" else 0
-                )
+                chosen: dict[str, Any] = {}
+                if current.state == "select":
+                    step = budgets[current.number] - (budgets[current.number - 1] if current.number else 0)
+                    chosen = {"budget": step}
+                if current.number == WITHOUT_MODEL:
+                    chosen["strategy"] = self.asked.cold_start(self.strategy)
                 take_step(
                     runner,
                     current,
                     calibrate={"only": [self.calibrator]},
-                    select={"overrides": {"budget": step}, "force": True},
+                    select={"overrides": chosen, "force": True},
                 )
 
     def _open_store(self, source: Database) -> None:
@@ -169,7 +189,7 @@ class Arm:
         fresh = path.with_name(STORE + PARTIAL)
         for rest in self.home.glob(f"{STORE}*"):
             rest.unlink()
-        if self.strategy in (INITIAL, FULL):
+        if self.is_begun_anew:
             _fill(fresh, source)
         else:
             with (
@@ -198,10 +218,14 @@ def _fill(path: Path, source: Database) -> None:
         simulations.copy_rows(session, rows)
 
 
-def _label_first(project: Project, database: Database, wanted: int | None) -> None:
-    """The first labels, unless they are recorded: a random draw, or with None every mask of the pool."""
-    with database.session(write=False) as session:
+def _label_first(project: Project, database: Database, wanted: int | None, *, cold_start: str | None) -> None:
+    """The first labels, unless they are recorded: a random draw, or with None every mask of the pool. Those
+    of another cold start are left to the queue of round 0."""
+    with database.session() as session:
         if round_queries.current_round(session) is not None:
+            return
+        if cold_start not in (None, "random"):
+            open_without_labels(session)
             return
     label_initial(project, database, named=[], workers=1, progress=silent)
     with database.session(write=False) as session:

@@ -28,13 +28,16 @@ from pipeline.operation.simulate.arms import Arm
 from pipeline.operation.simulate.settings import (
     Simulated,
     parse_budgets,
+    parse_cold_starts,
     parse_strategies,
     settings_document,
 )
 from pipeline.operation.simulate.workers import Work, compute_all
-from pipeline.progress import Progress
+from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.initial_regions import InitialRegions
+from pipeline.steps.ready import require_positive
 from pipeline.steps.score.local_workers import visible_devices
+from pipeline.steps.select.features import features_for
 from pipeline.steps.train import CHECKPOINT_SHARE, weights_size
 from pipeline.summaries.simulations import SimulationSummary, simulation_summary
 
@@ -50,6 +53,9 @@ def run_simulate(
     budgets: str,
     workers: int | None = None,
     reference: bool = False,
+    cold_start: str = "random",
+    audit: bool = False,
+    iterations: int | None = None,
 ) -> SimulationSummary:
     """Compute the cells that are missing, then summarise all that were asked for.
 
@@ -58,19 +64,27 @@ def run_simulate(
     More strategies or seeds are added to a simulation of the same budgets and settings.
 
     Args:
-        strategies: names, separated by commas.
+        strategies: names, separated by commas, each with settings of its own where it has some
+            (`entropy:noise_beta=4`).
         seeds: from 0 on.
-        budgets: labels in all, such as `1%,2%,4%,8%`; the first ones are drawn at random and shared.
+        budgets: labels in all, such as `1%,2%,4%,8%`; the first ones are shared.
         workers: processes; None for one a core, or one a GPU where there are some.
         reference: also train on all labels, once a seed.
+        cold_start: how the first labels are chosen, separated by commas: strategies start from those of the
+            first one, and the others are compared with it.
+        audit: give every queue the audit slice of the project's settings.
+        iterations: of each training, instead of `training.iterations`: a quick look with worse models.
 
     Raises:
         Busy: another process runs a simulation of this project.
         UserError: the project has too few masks, an option is wrong, or a step cannot be done.
     """
+    for option, given in (("--seeds", seeds), ("--workers", workers), ("--iterations", iterations)):
+        if given is not None:
+            require_positive(option, given)
+    if iterations is not None:
+        runner = _shortened(runner, iterations)
     project, database = runner.project, runner.database
-    if seeds < 1 or (workers is not None and workers < 1):
-        raise UserError("Expected `--seeds` and `--workers` to be at least 1.")
     names = parse_strategies(strategies, project.config)
     with database.session(write=False) as session:
         images = list(simulations.images_to_simulate(session))
@@ -78,8 +92,13 @@ def run_simulate(
     _check(images)
     unit = project.config.selection.unit
     available = count_labels(project, images, progress=runner.progress)
-    asked = Simulated(names, seeds, parse_budgets(budgets, available, unit=unit), reference)
-    settings = settings_document(project, asked.budgets, images)
+    cold_starts = parse_cold_starts(cold_start)
+    asked = Simulated(
+        names, seeds, parse_budgets(budgets, available, unit=unit), reference, cold_starts, audit
+    )
+    for one in asked.selections(project.config.selection):
+        features_for(project, database, one, silent)  # refuses random weights
+    settings = settings_document(project, asked, images)
     with alone(database, "simulate"):
         with database.session() as session:
             row = simulations.open_simulation(
@@ -91,6 +110,18 @@ def run_simulate(
         run.compute(workers or run.default_workers())
     with database.session(write=False) as session:
         return simulation_summary(session, row.id, project.config, strategies=names, seeds=range(seeds))
+
+
+def _shortened(runner: Runner, iterations: int) -> Runner:
+    """The runner with other trainings, said in its log."""
+    config = runner.project.config
+    runner.log(
+        f"Each training has {counted(iterations, 'iteration')}; the project's have "
+        f"{count(config.training.iterations)}."
+    )
+    training = config.training.model_copy(update={"iterations": iterations})
+    project = replace(runner.project, config=config.model_copy(update={"training": training}))
+    return replace(runner, project=project)
 
 
 def count_labels(project: Project, images: Sequence[Image], *, progress: Progress) -> int:
@@ -172,7 +203,7 @@ class _Run:
     def tidy(self, seeds: Iterable[int]) -> None:
         """Delete the folders of finished seeds. Arms that were begun and are not asked for now stay."""
         for seed in seeds:
-            for name in (*self.asked.strategies, FULL):
+            for name in (*self.asked.strategies, *self.asked.first_arms[1:], FULL):
                 self.arm(name, seed).forget()
             first = self.arm(INITIAL, seed)
             if not [path for path in first.home.parent.glob("*") if path != first.home]:
@@ -190,16 +221,17 @@ class _Run:
         """The arms with a missing cell, each seed's `initial` first where an arm begins with it."""
         found: list[Arm] = []
         for seed in range(self.asked.seeds):
-            names = [*self.asked.strategies, *([FULL] if self.asked.reference else [])]
+            asked = self.asked
+            names = [*asked.first_arms[1:], *asked.strategies, *([FULL] if asked.reference else [])]
             arms = [arm for name in names if not set((arm := self.arm(name, seed)).cells) <= finished]
             first = self.arm(INITIAL, seed)
-            if any(arm.strategy != FULL for arm in arms) or not set(first.cells) <= finished:
+            if any(not arm.is_begun_anew for arm in arms) or not set(first.cells) <= finished:
                 found.append(first)
             found += arms
         return found
 
     def arm(self, strategy: str, seed: int) -> Arm:
-        turn = [*self.asked.strategies, FULL, INITIAL].index(strategy) + seed
+        turn = [*self.asked.strategies, FULL, *self.asked.first_arms].index(strategy) + seed
         device = self.devices[turn % len(self.devices)]
         return Arm(self.runner.project, self.asked, self.folder, strategy, seed, device)
 
@@ -213,7 +245,8 @@ class _Run:
         self.runner.log(
             f"{counted(len(asked.cells), 'cell')}, each a training: {counted(asked.seeds, 'seed')} × "
             f"{len(asked.strategies)} strategies × {counted(len(asked.budgets) - 1, 'budget')}, and "
-            f"{'2' if asked.reference else '1'} a seed that they share. {count(len(finished))} are finished."
+            f"{count(len(asked.first_arms) + asked.reference)} a seed beside them. "
+            f"{count(len(finished))} are finished."
         )
         self.runner.log(
             f"Budgets: {', '.join(map(count, asked.budgets))} of {count(self.available)} "

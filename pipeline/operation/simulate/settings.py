@@ -7,18 +7,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from db.queries.simulations import FULL, INITIAL, CellKey
+import yaml
+from pydantic import ValidationError
+
+from db.queries.simulations import FULL, INITIAL, OTHER_INITIAL, CellKey
 from db.tables import Image
 from pipeline.acquisition.strategies import STRATEGIES
-from pipeline.config import ProjectConfig, content_hash
+from pipeline.config import ProjectConfig, SelectionConfig, content_hash
 from pipeline.config.scoring import SAMPLED_MEASURES
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError
 from pipeline.files import file_sha256
+from pipeline.steps.select.first import WITHOUT_SCORES
 from pipeline.steps.train import RESULT_NEUTRAL
 
 FORMAT = 1
 """Raised where the code computes other numbers from the same settings."""
+OWN_KEYS = ("noise_beta", "max_similarity", "class_power", "per_image_cap", "no_touching", "min_gap")
+"""The settings of `selection` that a strategy of a simulation may have for itself."""
+LONGEST_NAME = 48
+"""Characters of a strategy with its settings, as a cell is stored."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +35,35 @@ class Simulated:
 
     Attributes:
         strategies: in the order of the table.
-        budgets: labels, ascending; the first ones are drawn at random.
+        budgets: labels, ascending.
         reference: whether a model is trained on all labels for each seed.
+        cold_starts: how the first labels are chosen: all strategies start from those of the first one, and
+            the others are only measured.
+        audit: whether every queue has the project's audit slice.
     """
 
     strategies: tuple[str, ...]
     seeds: int
     budgets: tuple[int, ...]
     reference: bool = False
+    cold_starts: tuple[str, ...] = ("random",)
+    audit: bool = False
+
+    @property
+    def first_arms(self) -> tuple[str, ...]:
+        """The arms that make first labels: that of the shared ones, then the others."""
+        return (INITIAL, *(OTHER_INITIAL + name for name in self.cold_starts[1:]))
+
+    def selections(self, config: SelectionConfig) -> list[SelectionConfig]:
+        """The settings of every queue: those of the strategies, and of the first labels."""
+        first = [config.model_copy(update={"strategy": name}) for name in self.cold_starts]
+        return [*(selection_of(name, config) for name in self.strategies), *first]
+
+    def cold_start(self, arm: str) -> str | None:
+        """How an arm's first labels are chosen; None for the arm of all labels."""
+        if arm == FULL:
+            return None
+        return arm.removeprefix(OTHER_INITIAL) if arm.startswith(OTHER_INITIAL) else self.cold_starts[0]
 
     @property
     def cells(self) -> list[CellKey]:
@@ -45,7 +74,7 @@ class Simulated:
         """The cells of a seed."""
         arms = [key for name in self.strategies for key in self.cells_of_arm(name, seed)]
         full = [CellKey(FULL, seed, 0)] if self.reference else []
-        return [CellKey(INITIAL, seed, self.budgets[0]), *arms, *full]
+        return [*(CellKey(name, seed, self.budgets[0]) for name in self.first_arms), *arms, *full]
 
     def cells_of_arm(self, strategy: str, seed: int) -> list[CellKey]:
         """The cells of one strategy and seed, without the shared first one."""
@@ -53,21 +82,66 @@ class Simulated:
 
 
 def parse_strategies(text: str, config: ProjectConfig) -> tuple[str, ...]:
-    """Names, separated by commas.
+    """Strategies, separated by commas, each with settings of its own where it has some (see `selection_of`).
 
     Raises:
-        ConfigError: there is no such strategy, one is named twice, or one cannot be used with the sampler.
+        ConfigError: there is no such strategy, one is named twice, one cannot be used with the sampler, or a
+            setting is wrong.
     """
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
-        if name not in STRATEGIES:
-            raise ConfigError(f"There is no strategy {name!r}.", f"Choose of {', '.join(STRATEGIES)}.")
-        if STRATEGIES[name].measure in SAMPLED_MEASURES and config.scoring.sampler == "none":
+        strategy = selection_of(name, config.selection).strategy
+        if STRATEGIES[strategy].measure in SAMPLED_MEASURES and config.scoring.sampler == "none":
             raise ConfigError(
-                f"`{name}` needs samples, and `scoring.sampler` is `none`.", "Set another sampler."
+                f"`{strategy}` needs samples, and `scoring.sampler` is `none`.", "Set another sampler."
             )
     if len(set(names)) < len(names) or len(names) < 1:
         raise ConfigError(f"Expected different strategies, but got {text!r}.", "Name each of them once.")
+    return names
+
+
+def selection_of(name: str, config: SelectionConfig) -> SelectionConfig:
+    """The settings of a strategy that is named as `strategy` or `strategy:key=value:key=value`.
+
+    >>> selection_of("entropy:noise_beta=4:no_touching=false", SelectionConfig()).noise_beta
+    4.0
+
+    Raises:
+        ConfigError: there is no such strategy, a key is none of `OWN_KEYS`, or its value is wrong.
+    """
+    strategy, *settings = name.split(":")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"There is no strategy {strategy!r}.", f"Choose of {', '.join(STRATEGIES)}.")
+    if len(name) > LONGEST_NAME:
+        raise ConfigError(f"{name!r} is longer than {LONGEST_NAME} characters.", "Give fewer settings.")
+    changes: dict[str, Any] = {"strategy": strategy}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key not in OWN_KEYS or not equals:
+            raise ConfigError(
+                f"{setting!r} is no setting of a strategy.",
+                f"Write `{strategy}:key=value`, with a key of {', '.join(OWN_KEYS)}.",
+            )
+        changes[key] = yaml.safe_load(value)
+    try:
+        return SelectionConfig.model_validate({**config.model_dump(), **changes})
+    except (ValidationError, yaml.YAMLError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is no value"
+        raise ConfigError(f"{name!r} is no strategy with its settings: {problem}.", "Correct it.") from None
+
+
+def parse_cold_starts(text: str) -> tuple[str, ...]:
+    """Ways to choose the first labels, separated by commas.
+
+    Raises:
+        ConfigError: there is no such way, or one is named twice.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names or len(set(names)) < len(names) or not set(names) <= set(WITHOUT_SCORES):
+        raise ConfigError(
+            f"`--cold-start {text}` names no ways to choose the first labels.",
+            f"Name one or more of {', '.join(WITHOUT_SCORES)}, each once.",
+        )
     return names
 
 
@@ -107,9 +181,18 @@ def parse_budgets(text: str, available: int, *, unit: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def settings_document(project: Project, budgets: Sequence[int], images: Sequence[Image]) -> dict[str, Any]:
-    """Everything that decides the numbers of a cell besides its strategy and its seed, as JSON."""
+def settings_document(project: Project, asked: Simulated, images: Sequence[Image]) -> dict[str, Any]:
+    """Everything that decides the numbers of a cell besides its strategy and its seed, as JSON.
+
+    What was added to it later is left out where it has its default, so that older simulations are found."""
     config = project.config
+    selection = config.selection
+    later = {
+        "cold_start": asked.cold_starts[0] if asked.cold_starts[0] != "random" else None,
+        "audit_fraction": selection.audit_fraction if asked.audit else None,
+        "max_similarity": selection.max_similarity,
+        "class_power": selection.class_power or None,
+    }
     weights = project.path(config.model.encoder_weights)
     scoring = config.scoring.provenance()
     scoring.pop("seed", None)
@@ -123,7 +206,7 @@ def settings_document(project: Project, budgets: Sequence[int], images: Sequence
     return {
         "format": FORMAT,
         "unit": config.selection.unit,
-        "budgets": list(budgets),
+        "budgets": list(asked.budgets),
         "classes": config.data.class_names,
         "channels": config.data.channels,
         "independent": config.data.independent,
@@ -139,4 +222,5 @@ def settings_document(project: Project, budgets: Sequence[int], images: Sequence
         "selection": config.selection.model_dump(
             mode="json", include={"per_image_cap", "no_touching", "min_gap", "noise_beta"}
         ),
+        **{name: value for name, value in later.items() if value is not None},
     }

@@ -21,7 +21,7 @@ import torch
 
 from db.engine import Database
 from db.queries import simulations
-from db.queries.simulations import INITIAL, CellKey
+from db.queries.simulations import CellKey
 from pipeline.errors import Busy, UserError
 from pipeline.leases import LEASE_SECONDS
 from pipeline.operation.simulate.arms import Arm
@@ -111,7 +111,7 @@ def _schedule(
 def _is_ready(work: Work, unfinished: Sequence[Work]) -> bool:
     """Whether what the arm begins with is there."""
     needed = work.arm.initial.home
-    return work.arm.strategy == INITIAL or all(other.arm.home != needed for other in unfinished)
+    return work.arm.is_begun_anew or all(other.arm.home != needed for other in unfinished)
 
 
 @contextmanager

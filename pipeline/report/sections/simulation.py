@@ -24,6 +24,8 @@ def simulation(contents: Contents) -> list[Section]:
     blocks += [Charts([_by_labels(found), _by_clicks(found)]), _reached(found)]
     if found.comparisons:
         blocks.append(_differences(found))
+    if found.cold_starts:
+        blocks.append(_first_labels(found))
     return [
         Section(
             "simulation",
@@ -84,6 +86,20 @@ def _row(one: StrategySummary, *, rare: bool) -> list[Cell]:
         number(None) if one.full_share is None else percent(one.full_share.value),
         *(count(round(one.costs[cost][-1])) for cost in ("clicks", "pixels")),
     )
+
+
+def _first_labels(found: SimulationSummary) -> Table:
+    rows = [
+        cells(
+            one.name,
+            one.miou.over_both,
+            number(None) if one.difference is None else one.difference.over_both,
+            count(round(one.clicks)),
+        )
+        for one in found.cold_starts
+    ]
+    head = ["first labels", "mIoU", f"difference to {found.cold_starts[0].name}", "clicks"]
+    return Table(head, rows, f"The first {counted(found.budgets[0], found.unit)}, chosen in several ways")
 
 
 def _differences(found: SimulationSummary) -> Table:

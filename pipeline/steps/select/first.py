@@ -10,11 +10,12 @@ from pipeline.config import RegionConfig, SelectionConfig
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 
-WITHOUT_SCORES = ("random", "strided")
+WITHOUT_SCORES = ("random", "strided", "coverage")
 """The strategies that need no prediction."""
 _HOW = {
     "random": "at random (`random`)",
     "strided": "in even steps through each sequence of images (`strided`)",
+    "coverage": "to stand for all others, by k-means of the pretrained encoder's features (`coverage`)",
 }
 
 
@@ -35,8 +36,9 @@ class FirstQueue:
 def first_queue(project: Project, config: SelectionConfig, overrides: Mapping[str, Any]) -> FirstQueue:
     """The settings of `selection` as far as they can be followed without a model.
 
-    A strategy that ranks by predictions gives way to `strided`, or to `random` where neighbours do not look
-    alike; regions that are found in the pixels or in a prediction give way to the cells of a grid.
+    A strategy that ranks by predictions gives way to `selection.first_queue`: by default `strided`, or
+    `random` where neighbours do not look alike. Regions that are found in the pixels or in a prediction give
+    way to the cells of a grid.
 
     Args:
         overrides: the keys of `selection` that were asked for in this call.
@@ -47,13 +49,15 @@ def first_queue(project: Project, config: SelectionConfig, overrides: Mapping[st
     if config.strategy not in WITHOUT_SCORES and "strategy" in overrides:
         raise UserError(
             f"`{config.strategy}` ranks by a model's predictions, and there is no model yet.",
-            "Choose the first queue with `--strategy random` or `--strategy strided`.",
+            "Choose the first queue with `--strategy random`, `strided` or `coverage`.",
         )
     notes: list[str] = []
     if config.strategy in WITHOUT_SCORES:
         notes.append(f"There is no model yet: the queue is chosen {_HOW[config.strategy]}.")
     else:
-        instead = "random" if project.config.data.independent else "strided"
+        instead = config.first_queue
+        if instead == "auto":
+            instead = "random" if project.config.data.independent else "strided"
         notes.append(
             f"There is no model yet, which `{config.strategy}` needs: the queue is chosen {_HOW[instead]}."
         )

@@ -16,7 +16,7 @@ from db.queries import images as image_queries
 from db.queries import queue_items, queues
 from db.queries import scores as score_queries
 from db.queries.queue_items import TakenRegions
-from db.tables import Queue, QueueItem, ScoringRun
+from db.tables import Model, Queue, QueueItem, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.candidates import NOT_PREDICTED
 from pipeline.acquisition.ranking import rank_items
@@ -27,9 +27,11 @@ from pipeline.config import RegionConfig, SelectionConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
 from pipeline.format import count
+from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.splits import lock_project
 from pipeline.steps.ready import scored_run
+from pipeline.steps.select.features import features_for
 from pipeline.steps.select.first import first_queue
 from pipeline.steps.select.gate import gate_warnings
 from pipeline.steps.select.pool import Pool, ScoredPool, UnscoredPool
@@ -145,7 +147,13 @@ def select(
     class_names = project.config.data.class_names
     progress("Choosing", 0, None)
     try:
-        selection = choose(pool.read, config, round_number=current.number)
+        selection = choose(
+            pool.read,
+            config,
+            round_number=current.number,
+            embed=features_for(project, database, config, progress),
+            class_shares=source.class_shares,
+        )
     except EmptyPool:
         selection = None
     if selection is None or pool.found == 0:
@@ -201,6 +209,7 @@ class _Source:
         regions: what the pool is divided into without scores.
         images: of the pool that can be queued, for later runs to tell whether there are more.
         by_majority: whether the run does not know the strata.
+        class_shares: of the labeled pixels that the run's model was trained on, where they are asked for.
     """
 
     config: SelectionConfig
@@ -208,6 +217,7 @@ class _Source:
     run: ScoringRun | None = None
     regions: RegionConfig = field(default_factory=RegionConfig)
     by_majority: bool = False
+    class_shares: list[float] | None = None
     warnings: list[str] = field(default_factory=list[str])
     notes: tuple[str, ...] = ()
 
@@ -242,10 +252,15 @@ def _scored(session: Session, project: Project, config: SelectionConfig, *, forc
     run = scored_run(session)
     measure = STRATEGIES[config.strategy].measure
     _check_confidence(run, measure)
+    shares = None
+    if config.class_power:
+        model = session.get_one(Model, run.model_id)
+        shares = read_card(project.path(model.checkpoint_uri)).class_shares
     return _Source(
         config,
         score_queries.count_scored(session, run_id=run.id),
         run=run,
+        class_shares=shares,
         by_majority=not candidate_queries.knows_strata(session, run_id=run.id),
         warnings=gate_warnings(session, run, measure=measure, config=project.config.evaluation, force=force),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import insert
 
 from db.tables import (
@@ -144,6 +145,14 @@ def make_candidates(
         score=rng.uniform(0, 1, size=count).astype(np.float32),
     )
     return whole.where(rng.random(count) >= missing)
+
+
+def embedded(candidates: Candidates) -> npt.NDArray[np.float16]:
+    """Random features of length 1 that depend on the image and the region alone."""
+    pairs = zip(candidates.owner.tolist(), candidates.region_index.tolist(), strict=True)
+    rows = np.array([np.random.default_rng([owner, index + 1]).normal(size=8) for owner, index in pairs])
+    rows = rows.reshape(-1, 8)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
 def blocks(candidates: Candidates, images: int) -> Reading:

@@ -89,7 +89,7 @@ def from_all(candidates: Candidates, config: SelectionConfig) -> set[tuple[int, 
     return found
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"coverage"}))
 @settings(max_examples=15, deadline=None)
 @given(
     images=st.integers(3, 30),

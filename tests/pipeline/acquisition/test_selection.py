@@ -19,7 +19,7 @@ from pipeline.acquisition.redundancy import touching
 from pipeline.acquisition.selection import NO_STRATUM, Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES, perturbed
 from pipeline.config import SelectionConfig
-from tests.pipeline.acquisition.synthetic import make_candidates, whole
+from tests.pipeline.acquisition.synthetic import embedded, make_candidates, whole
 
 FREE = {"audit_fraction": 0.0, "per_image_cap": None, "no_touching": False}
 EVERY_STRATEGY = sorted(STRATEGIES)
@@ -81,7 +81,7 @@ class TestRules:
             noise_beta=noise_beta,
             seed=seed,
         )
-        selection = choose(whole(candidates), config, round_number=3)
+        selection = choose(whole(candidates), config, round_number=3, embed=embedded)
 
         assert len(set(selection.index.tolist())) == len(selection.index) <= selection.budget.total
         assert selection.audit.sum() == selection.budget.audit
@@ -270,7 +270,7 @@ class TestAudit:
         audits = set()
         for strategy in EVERY_STRATEGY:
             config = SelectionConfig.model_validate({"strategy": strategy, "budget": 30})
-            selection = choose(whole(candidates), config, round_number=2)
+            selection = choose(whole(candidates), config, round_number=2, embed=embedded)
             audits.add(tuple(selection.index[selection.audit].tolist()))
         assert len(audits) == 1
 
@@ -282,16 +282,37 @@ class TestAudit:
             assert abs((selection.stratum[:first] != NO_STRATUM).sum() - 0.6 * first) <= 2
 
 
+class TestClassPower:
+    def test_classes_of_which_the_labels_hold_less_get_more_of_the_budget(self):
+        candidates = make_candidates(images=200, classes=4, rng=np.random.default_rng(2))
+        shares = [0.64, 0.16, 0.16, 0.04]
+        parts = {}
+        for power in (0.0, 0.5, 1.0):
+            config = SelectionConfig(budget=90, class_power=power, **FREE)
+            chosen = choose(whole(candidates), config, round_number=1, class_shares=shares)
+            assert len(chosen.index) == 90
+            names, counts = np.unique(chosen.stratum, return_counts=True)
+            parts[power] = dict(zip(names.tolist(), counts.tolist(), strict=True))
+        assert parts[0.0] == {NO_STRATUM: 30, 0: 15, 1: 15, 2: 15, 3: 15}
+        assert parts[0.5] == {NO_STRATUM: 30, 0: 7, 1: 13, 2: 13, 3: 27}
+        assert parts[1.0] == {NO_STRATUM: 30, 0: 2, 1: 10, 2: 10, 3: 38}
+
+
 class TestSeeds:
     @pytest.mark.parametrize("strategy", EVERY_STRATEGY)
     def test_the_same_seed_gives_the_same_queue_and_another_one_does_not(self, strategy):
         candidates = make_candidates(images=60, rng=np.random.default_rng(0))
+
+        def queue(config: SelectionConfig, *, number: int = 1) -> list[int]:
+            found = choose(whole(candidates), config, round_number=number, embed=embedded)
+            return found.index.tolist()
+
         config = SelectionConfig(strategy=strategy, budget=40, noise_beta=5.0, seed=1)
-        first = choose(whole(candidates), config, round_number=1).index.tolist()
-        assert choose(whole(candidates), config, round_number=1).index.tolist() == first
-        assert choose(whole(candidates), config, round_number=2).index.tolist() != first
+        first = queue(config)
+        assert queue(config) == first
+        assert queue(config, number=2) != first
         other = config.model_copy(update={"seed": 2})
-        assert choose(whole(candidates), other, round_number=1).index.tolist() != first
+        assert queue(other) != first
 
 
 class TestBudget:

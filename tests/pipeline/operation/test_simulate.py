@@ -99,6 +99,30 @@ def test_more_seeds_are_added_to_the_cells_that_are_finished(simulated: Path, tm
     assert "2 are finished" in logged[0]
 
 
+def test_other_ways_to_choose_the_first_labels_are_compared_with_the_shared_ones(
+    simulated: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(simulated, tmp_path / "project"))
+    before = table(folder)
+    summary = simulate(folder, strategies="random", reference=False, cold_start="random,strided")
+    after = table(folder)
+    assert {key: after[key] for key in before} == before
+    (new,) = set(after) - set(before)
+    assert new == ("initial:strided", 0, 6)
+    assert after[new]["labels"] == 6
+    assert after[new]["model"] != after[("initial", 0, 6)]["model"]
+    assert [(one.name, one.miou.value) for one in summary.cold_starts] == [
+        ("random", after[("initial", 0, 6)]["miou"]),
+        ("strided", after[new]["miou"]),
+    ]
+    difference = summary.cold_starts[1].difference
+    assert difference is not None
+    assert difference.value == pytest.approx(after[new]["miou"] - after[("initial", 0, 6)]["miou"])
+    assert "The first 6 regions, chosen in several ways:" in list(summary.lines())
+    assert [one.name for one in summary.strategies] == ["random"]
+    assert not (folder / ".segcurate" / "simulations").exists()
+
+
 def test_strategies_of_a_seed_start_from_the_same_model_and_seeds_from_others(simulated: Path) -> None:
     cells = table(simulated)
     assert cells[("stratified", 0, 12)]["model"] != cells[("random", 0, 12)]["model"]
@@ -109,7 +133,7 @@ def test_strategies_of_a_seed_start_from_the_same_model_and_seeds_from_others(si
 
 
 def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) -> None:
-    """Painted over outside of the first labels, the masks of the pool lead to the same model and queue."""
+    """Painted over outside of the first labels, the masks of the pool lead to the same model and queues."""
     found: list[tuple[Any, ...]] = []
     for turn in range(2):
         with opened(trained) as (project, database), one_thread():
@@ -119,16 +143,19 @@ def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) 
             cells: dict[Any, dict[str, Any]] = {}
             arm.initial.run(database, cells.__setitem__)
             with opened_arm(arm.initial) as (played, store):
-                queue = select(played, store, overrides={"strategy": "stratified", "budget": 6})
+                queues = [
+                    select(played, store, overrides={"strategy": strategy, "budget": 6}, dry_run=True).items
+                    for strategy in ("stratified", "class_random", "strided", "random", "entropy")
+                ]
                 found.append(
                     (
                         cells[arm.initial.cells[0]]["model"],
-                        [(i.image_id, i.x, i.y, i.score) for i in queue.items],
+                        [[(i.image_id, i.x, i.y, i.score) for i in items] for items in queues],
                     )
                 )
                 paint_over(trained, store)
     assert found[0] == found[1]
-    assert len(found[0][1]) == 6
+    assert [len(items) for items in found[0][1]] == 5 * [6]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +168,11 @@ def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) 
         ({"budgets": "12,6"}, "must be larger than the one before"),
         ({"budgets": "6,100000"}, "have a mask"),
         ({"seeds": 0}, "at least 1"),
+        ({"strategies": "random:noise_beta=-1"}, "greater than 0"),
+        ({"strategies": "random:budget=7"}, "no setting of a strategy"),
+        ({"strategies": "random:max_similarity=0.9"}, "`model.encoder_weights` is `none`"),
+        ({"cold_start": "random,entropy"}, "no ways to choose the first labels"),
+        ({"cold_start": "coverage"}, "`model.encoder_weights` is `none`"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_with_a_reason(
@@ -148,6 +180,24 @@ def test_what_cannot_be_simulated_is_refused_with_a_reason(
 ) -> None:
     with pytest.raises(UserError, match=problem):
         simulate(simulated, **asked)
+
+
+def test_a_strategy_may_have_settings_of_its_own_and_an_audit_slice(trained: Path) -> None:
+    with opened(trained) as (project, _):
+        asked = Simulated(("entropy:noise_beta=4:min_gap=2", "entropy"), 1, BUDGETS, audit=True)
+        own, plain = (
+            Arm(project, asked, trained / "simulation", name, 0, "cpu").simulated_project().config.selection
+            for name in asked.strategies
+        )
+    assert (own.strategy, own.noise_beta, own.min_gap) == ("entropy", 4.0, 2)
+    assert (plain.strategy, plain.noise_beta, plain.min_gap) == ("entropy", None, 0)
+    assert own.audit_fraction == plain.audit_fraction == project.config.selection.audit_fraction > 0
+    assert (
+        Arm(project, Simulated(("entropy",), 1, BUDGETS), trained, "entropy", 0, "cpu")
+        .simulated_project()
+        .config.selection.audit_fraction
+        == 0
+    )
 
 
 def test_a_budget_is_a_number_or_a_share() -> None:

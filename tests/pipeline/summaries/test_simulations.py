@@ -10,7 +10,7 @@ from db.queries import simulations
 from db.queries.simulations import FULL, INITIAL, CellKey
 from pipeline.config import ProjectConfig
 from pipeline.evaluation.overlap import Overlap
-from pipeline.report.sections.simulation import _by_clicks, _by_labels, _differences, _reached
+from pipeline.report.sections.simulation import _by_clicks, _by_labels, _differences, _first_labels, _reached
 from pipeline.summaries.simulations import SimulationSummary, newest_summary
 
 CONFIG = ProjectConfig(name="a", data={"images": "images", "classes": ["ground", "car"]})  # pyright: ignore
@@ -43,7 +43,9 @@ def cell(iou: float, *, labels: int, clicks: float, images: int = 12) -> dict[st
     }
 
 
-def summarised(*, seeds: int = 3, without: CellKey | None = None) -> SimulationSummary:
+def summarised(
+    *, seeds: int = 3, without: CellKey | None = None, other_first: float | None = None
+) -> SimulationSummary:
     database = Database("sqlite:///:memory:")
     with database.session() as session:
         row = simulations.open_simulation(
@@ -52,6 +54,8 @@ def summarised(*, seeds: int = 3, without: CellKey | None = None) -> SimulationS
         for seed in range(seeds):
             shift = 0.01 * seed
             keys = {CellKey(INITIAL, seed, 10): (0.30, 10.0), CellKey(FULL, seed, 0): (0.60, 900.0)}
+            if other_first is not None:
+                keys[CellKey("initial:coverage", seed, 10)] = (other_first, 12.0)
             for name, levels in LEVELS.items():
                 dear = 3.0 if name == "stratified" else 1.0
                 for budget, level in zip(BUDGETS[1:], levels[1:], strict=True):
@@ -66,6 +70,21 @@ def summarised(*, seeds: int = 3, without: CellKey | None = None) -> SimulationS
         found = newest_summary(session, CONFIG)
     assert found is not None
     return found
+
+
+def test_first_labels_of_several_ways_have_a_table_and_a_paired_difference() -> None:
+    found = summarised(other_first=0.35)
+    coverage = found.cold_starts[1]
+    assert [one.name for one in found.cold_starts] == ["random", "coverage"]
+    assert coverage.difference is not None
+    assert coverage.difference.value == pytest.approx(0.05, abs=1e-6)
+    assert [one.name for one in found.strategies] == ["stratified", "class_random", "random"]
+    lines = list(found.lines())
+    place = lines.index("The first 10 regions, chosen in several ways:")
+    assert lines[place + 3].split()[:2] == ["coverage", "0.360"]
+    table = _first_labels(found)
+    assert len(table.rows) == 2
+    assert summarised().cold_starts == []
 
 
 def test_the_table_fits_a_terminal_and_ends_with_a_verdict_for_regions_and_for_clicks() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from safetensors.torch import save_file
 from sqlalchemy import func, select
+from timm import create_model
 
 from db.queries import audits
 from db.tables import Image, Label, Queue, QueueItem, Round
@@ -17,8 +19,8 @@ from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.operation.new_model import decide
 from pipeline.operation.nightly import run_nightly
+from pipeline.operation.played_labels import play_rounds
 from pipeline.operation.runner import Runner
-from pipeline.operation.simulation import run_simulation
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.ingest import ingest
@@ -59,6 +61,10 @@ def paint(queue: Path, *, images: int = 1000) -> None:
         Picture.fromarray(mask).save(queue / entry["mask"])
 
 
+def is_light(path: Path) -> bool:
+    return bool(np.asarray(Picture.open(path)).mean() > 128)
+
+
 def test_the_first_queue_takes_even_steps_through_the_sequences_and_says_so(folder: Folder) -> None:
     report = choose(configured_as(folder), folder.database)
     assert report.notes == (
@@ -85,6 +91,34 @@ def test_images_that_are_independent_are_drawn_at_random_and_whole_where_images_
     assert "at random (`random`)" in report.notes[0]
     assert {(item.x, item.y, item.w, item.h) for item in report.items} == {(0, 0, 24, 16)}
     assert (report.strategy, report.candidates, len(report.items)) == ("random", 12, 5)
+
+
+def test_the_first_queue_covers_what_the_pretrained_encoder_sees(folder: Folder, tmp_path: Path) -> None:
+    """Six pictures are dark and six are light: as many as are asked for stand for both."""
+    weights = tmp_path / "encoder.safetensors"
+    save_file(create_model("test_resnet").state_dict(), weights)
+    model = {"encoder": "tu-test_resnet", "architecture": "unet", "encoder_weights": str(weights)}
+    project = configured_as(folder, model=model, selection={"unit": "image", "first_queue": "coverage"})
+    for number, (uri,) in enumerate(folder.rows(Image.uri)):
+        picture = np.full((16, 24, 3), 20 if number < 6 else 230, np.uint8)
+        picture[:, :4, number % 3] = 120
+        Picture.fromarray(picture).save(folder.root / uri)
+    report = choose(project, folder.database, overrides={"budget": 2}, dry_run=True)
+    assert "by k-means of the pretrained encoder's features (`coverage`)" in report.notes[0]
+    (item,) = [item for item in report.items if item.slice == "selected"]
+    assert item.reason.startswith("Stands for a group of images that look alike")
+    project = configured(project, selection={"audit_fraction": 0.0})
+    for seed in range(3):
+        found = choose(project, folder.database, overrides={"budget": 2, "seed": seed}, dry_run=True)
+        assert len({is_light(folder.root / found.uris[item.image_id]) for item in found.items}) == 2
+
+
+@pytest.mark.parametrize("selection", [{"strategy": "coverage"}, {"max_similarity": 0.9}])
+def test_features_of_random_weights_are_refused(folder: Folder, selection: dict[str, Any]) -> None:
+    project = configured_as(folder, model={"encoder_weights": "none"}, selection={"budget": 4, **selection})
+    with pytest.raises(ConfigError, match="`model.encoder_weights` is `none`"):
+        choose(project, folder.database)
+    assert count_rows(folder.database, Queue) == 0
 
 
 @pytest.mark.parametrize("kind", ["superpixel", "segment"])
@@ -237,12 +271,12 @@ class TestALoop:
         def stop(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("pipeline.operation.simulation.STEPS", {"train": stop})
+        monkeypatch.setattr("pipeline.operation.played_labels.STEPS", {"train": stop})
         with pytest.raises(KeyboardInterrupt):
-            run_simulation(Runner(new.project(), new.database), rounds=1)
+            play_rounds(Runner(new.project(), new.database), rounds=1)
         assert fetch_one(new.database, select(func.count()).select_from(Image)) == 8
         assert round_state(new.database) == (1, "train")
 
     def test_it_needs_masks(self, folder: Folder) -> None:
         with pytest.raises(UserError, match="no masks to simulate an annotator with"):
-            run_simulation(Runner(configured_as(folder), folder.database), rounds=1)
+            play_rounds(Runner(configured_as(folder), folder.database), rounds=1)

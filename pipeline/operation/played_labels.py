@@ -32,11 +32,11 @@ STEPS: dict[str, Callable[..., object]] = {
 }
 
 
-def run_simulation(runner: Runner, *, rounds: int) -> None:
+def play_rounds(runner: Runner, *, rounds: int) -> None:
     """Ingest, if that was not done; then run the steps that come next until the model of round `rounds` is
     evaluated and its queue exported.
 
-    Each step is committed before the next begins, so a killed simulation that is started again continues
+    Each step is committed before the next begins, so a killed loop that is started again continues
     from its last step. The log gets one line a step, `round 2: train`, before the step.
 
     Args:
@@ -52,6 +52,8 @@ def run_simulation(runner: Runner, *, rounds: int) -> None:
         runner.run(ingest)
     while True:
         current = current_round(runner)
+        if current.number == WITHOUT_MODEL:
+            raise _no_masks()
         if current.number > rounds or (current.number == rounds and current.state == "import"):
             return
         runner.log(f"round {current.number}: {current.state}")
@@ -62,15 +64,12 @@ def current_round(runner: Runner) -> Round:
     """The current round.
 
     Raises:
-        UserError: no label of a mask has opened one.
+        UserError: nothing has opened one.
     """
     with runner.database.session(write=False) as session:
         current = round_queries.current_round(session)
-    if current is None or current.number == WITHOUT_MODEL:
-        raise UserError(
-            "The project has no masks to simulate an annotator with.",
-            "Put masks into `data.masks`, and run `segcurate ingest`.",
-        )
+    if current is None:
+        raise _no_masks()
     return current
 
 
@@ -91,3 +90,10 @@ def take_step(runner: Runner, current: Round, **options: Mapping[str, Any]) -> N
     folder = runner.project.path(queue.export_uri)
     runner.call(annotate, folder=folder)
     runner.call(import_labels, source=folder, annotator="existing masks", close=True, origin="simulation")
+
+
+def _no_masks() -> UserError:
+    return UserError(
+        "The project has no masks to simulate an annotator with.",
+        "Put masks into `data.masks`, and run `segcurate ingest`.",
+    )
