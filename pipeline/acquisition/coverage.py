@@ -22,7 +22,7 @@ Embed = Callable[[Candidates], npt.NDArray[np.float16]]
 
 MOST = 100_000
 """Candidates that are clustered at most. Of a larger pool, images are drawn at random."""
-NEAR_DUPLICATE = 0.97
+NEAR_DUPLICATE = 0.9
 """The cosine similarity of features from which on two candidates count as nearly the same, for `coverage`."""
 CHUNK = 10_000
 LEFT_OUT = -np.inf

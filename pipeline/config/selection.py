@@ -45,7 +45,7 @@ class SelectionConfig(Section):
     max_similarity: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Regions whose features have at least this cosine similarity with one that is chosen come last, also in
     other images. The features are those of the pretrained encoder. null: regions are not compared, but for
-    `coverage`, which takes 0.97."""
+    `coverage`, which takes 0.9."""
     class_power: Annotated[float, Field(ge=0, le=2)] = 0.0
     """For strategies that split their budget over classes: the part of each class is in proportion to its
     share of the labeled pixels to the power of minus this. 0: all parts are equal; 1: a class with half the
