@@ -35,6 +35,7 @@ from db.queries.shards import images_done
 from flows.deployments import slug
 from flows.markdown import code, harmless, plain
 from pipeline.data.project import Project
+from pipeline.format import out_of
 from pipeline.ownership import identity_of
 from pipeline.progress import Progress, silent
 from pipeline.summaries.queues import queue_summary
@@ -222,7 +223,7 @@ class _ShownProgress:
             return "Nothing was left to score."
         seconds = time.monotonic() - self._began
         rate = done / seconds if seconds > 0 else 0.0
-        words = f"{done} of {self.total} images"
+        words = out_of(done, self.total, "image")
         if over:
             return f"{words} in {seconds:.1f} s, {rate:.1f} images/s."
         left = f", about {(self.total - done) / rate:.0f} s left" if rate else ""

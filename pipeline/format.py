@@ -80,6 +80,29 @@ def counted(number: int, thing: str) -> str:
     return f"{count(number)} {thing}{'' if number == 1 else 's'}"
 
 
+def out_of(part: int, total: int, thing: str) -> str:
+    """A part of several things.
+
+    >>> out_of(1, 1, "image"), out_of(3, 1200, "image")
+    ('1 of 1 image', '3 of 1 200 images')
+    """
+    return f"{count(part)} of {counted(total, thing)}"
+
+
+def none_can(total: int, thing: str, what: str) -> str:
+    """That something can be done with none of several things.
+
+    >>> none_can(3, "file", "be read"), none_can(1, "file of the queue", "be read")
+    ('None of the 3 files can be read', 'The only file of the queue cannot be read')
+    >>> none_can(2, "image of the queue", "be read")
+    'None of the 2 images of the queue can be read'
+    """
+    if total == 1:
+        return f"The only {thing} cannot {what}"
+    noun, of, rest = thing.partition(" of ")
+    return f"None of the {count(total)} {noun}s{of}{rest} can {what}"
+
+
 def agree(number: int, one: str, many: str) -> str:
     """The form of a verb that goes with a number of things.
 
@@ -203,6 +226,22 @@ def confidence_name(passed: bool) -> str:
     ('softmax score', 'probability')
     """
     return "probability" if passed else "softmax score"
+
+
+STATISTIC_WORDS = {"mean": "brightness", "std": "contrast", "min": "darkest value", "max": "brightest value"}
+"""Statistics of the pixels of an image, see `pipeline.data.input_range`."""
+
+
+def statistic_name(statistic: str, channel: int, channels: int | None) -> str:
+    """A statistic of one channel of an image; the channels of an image of three are red, green and blue.
+
+    >>> statistic_name("std", 2, 3), statistic_name("max", 0, 1), statistic_name("mean", 3, 5)
+    ('contrast of blue', 'brightest value', 'brightness of channel 4')
+    """
+    words = STATISTIC_WORDS[statistic]
+    if channels == 1:
+        return words
+    return f"{words} of {('red', 'green', 'blue')[channel] if channels == 3 else f'channel {channel + 1}'}"
 
 
 def undefined(value: float | None) -> bool:

@@ -289,6 +289,13 @@ def count_unmasked(session: Session) -> dict[str, int]:
     return dict(session.execute(statement).tuples().all())
 
 
-def count_masks(session: Session) -> int:
-    """Images with a mask."""
-    return session.scalar(select(func.count()).select_from(Image).where(Image.mask_uri.is_not(None))) or 0
+def count_masks(session: Session, *, outside: str | None = None) -> int:
+    """Images with a mask.
+
+    Args:
+        outside: a folder's URI; masks in it do not count.
+    """
+    statement = select(func.count()).select_from(Image).where(Image.mask_uri.is_not(None))
+    if outside is not None:
+        statement = statement.where(~Image.mask_uri.startswith(f"{outside}/", autoescape=True))
+    return session.scalar(statement) or 0

@@ -20,12 +20,16 @@ from pipeline.format import (
     interval,
     named_slices,
     number,
+    out_of,
     percent,
     short_count,
     split_counts,
     split_name,
 )
 from pipeline.summaries.classes import worst_class
+
+SINGLE_PASS = "none"
+"""The sampler whose predictions decide whether a model is promoted."""
 
 INDENT = (0, 0, 0, 6)
 """Space around the lines below an entry: top, right, bottom, left."""
@@ -98,7 +102,7 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
     measured = [row for row in rows if row.split is not None]
     if measured:
         table(
-            f"Quality with the sampler {measured[-1].sampler}",
+            f"Quality {_by(measured[-1].sampler)}",
             ("round", "model", "split", "images", "units", "mIoU", "worst class"),
             [
                 (
@@ -109,23 +113,28 @@ def show_rounds(name: str, rows: Sequence[RoundSummary]) -> None:
             ],
         )
         table(
-            "Calibration",
+            f"Calibration {_by(measured[-1].sampler)}",
             ("round", "model", "ECE before", "ECE after", "split"),
             [(row.number, row.model, row.ece_before, row.ece_after, row.measured_on) for row in measured],
         )
-    show_confidence({row.model: (row.confidence, row.confidence_reason) for row in rows if row.model})
+    if rows:
+        softmax = {row.model: (row.confidence, row.confidence_reason) for row in rows if row.model}
+        show_confidence(softmax, rows[-1].sampler)
     _show_unlabeled(rows)
 
 
-def show_confidence(names: Mapping[str, tuple[str, str | None]]) -> None:
+def show_confidence(names: Mapping[str, tuple[str, str | None]], sampler: str) -> None:
     """Print what the calibrated softmax of each model is called, and why; models of the same words together.
 
     Args:
         names: the name of the softmax and the reason, by model.
+        sampler: whose softmax it is.
     """
     for name, reason in dict.fromkeys(names.values()):
         models = ", ".join(model for model, found in names.items() if found == (name, reason))
-        sentence = f"The confidence of {models} is a {Confidence(name, reason).sentence.rstrip('.')}."
+        sentence = (
+            f"The confidence of {models} {_by(sampler)} is a {Confidence(name, reason).sentence.rstrip('.')}."
+        )
         console.print(sentence, markup=False)
 
 
@@ -153,7 +162,7 @@ def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
 def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:
     """Print the IoU and recall of each class in each measured round."""
     measured = [row for row in rows if row.classes]
-    sampler = f" with the sampler {measured[-1].sampler}" if measured else ""
+    sampler = f" {_by(measured[-1].sampler)}" if measured else ""
     table(
         f"{name}: each class{sampler}",
         ("round", "model", "class", "IoU", "recall"),
@@ -164,7 +173,7 @@ def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:
 def show_model_classes(name: str, rows: Sequence[ModelSummary]) -> None:
     """Print the IoU and recall of each class of each evaluated model."""
     table(
-        f"{name}: each class of the single pass",
+        f"{name}: each class {_by(SINGLE_PASS)}",
         ("model", "status", "split", "class", "IoU", "recall"),
         [
             (row.name, row.status, row.measured_on, one.name, one.iou, one.recall)
@@ -176,7 +185,7 @@ def show_model_classes(name: str, rows: Sequence[ModelSummary]) -> None:
 
 def show_runs(name: str, rows: Sequence[RunSummary]) -> None:
     """Print a few lines for each scoring run, then its workers, then its warnings."""
-    console.print(literal(f"{name}: {len(rows)} scoring runs"))
+    console.print(literal(f"{name}: {counted(len(rows), 'scoring run')}"))
     for row in rows:
         console.print(f"[bold]run {row.id}[/]  {literal(row.model)}, {literal(_scorer(row))}")
         if row.pruned_at:
@@ -305,7 +314,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
             console.print(f"rank correlation of {what}: {value} over {where}")
     shown = report.rows[:limit]
     table(
-        f"The {len(shown)} most disputed of {report.regions} regions",
+        f"The {out_of(len(shown), report.regions, 'region')} that are disputed most",
         (
             *("queue", "rank", "image", "x, y, w, h", "annotators", "disagreement"),
             *("vote entropy", "expected entropy", "mutual information"),
@@ -330,7 +339,7 @@ def show_annotators(report: AnnotatorReport, *, limit: int) -> None:
 def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
     """Print the lineage and the quality of each model, then the decisions."""
     table(
-        f"{name}: {counted(len(rows), 'model')}, measured by the single pass",
+        f"{name}: {counted(len(rows), 'model')}, measured {_by(SINGLE_PASS)}",
         ("model", "status", "parent", "masks", "seed", "iterations", "mIoU", "worst class"),
         [
             (
@@ -343,7 +352,13 @@ def show_models(name: str, rows: Sequence[ModelSummary]) -> None:
     for row in rows:
         if row.decision:
             console.print(literal(row.decision))
-    show_confidence({row.name: (row.confidence, row.confidence_reason) for row in rows})
+    if rows:
+        show_confidence({row.name: (row.confidence, row.confidence_reason) for row in rows}, rows[-1].sampler)
+
+
+def _by(sampler: str) -> str:
+    """Whose predictions a number is of."""
+    return f"with the sampler {sampler}" + (", one pass" if sampler == SINGLE_PASS else "")
 
 
 def _scorer(row: RunSummary) -> str:

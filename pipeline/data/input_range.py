@@ -67,8 +67,8 @@ class InputRange(Section):
         return np.maximum(outside, 0) / unit
 
     def outliers(self, statistics_nSK: Array) -> list[dict[str, Any] | None]:
-        """For each image that lies far outside, the statistic that lies farthest: `statistic`, `channel`,
-        `value`, `low`, `high` (of training) and `times`, its distance; None for the others."""
+        """For each image that lies far outside, the statistic that lies farthest: `statistic`, `channel`
+        of `channels`, `value`, `low`, `high` (of training) and `times`, its distance; None for the others."""
         distances = self.distance(statistics_nSK)
         found: list[dict[str, Any] | None] = []
         for image, distance in zip(statistics_nSK, distances, strict=True):
@@ -80,6 +80,7 @@ class InputRange(Section):
                 {
                     "statistic": STATISTICS[row],
                     "channel": channel,
+                    "channels": distance.shape[1],
                     "value": round(float(image[row, channel]), 4),
                     "low": self.lowest[row][channel],
                     "high": self.highest[row][channel],

@@ -16,7 +16,7 @@ from pipeline.data.masks import check_mask, mask_colors, mask_values, unpack
 from pipeline.data.project import Project
 from pipeline.data.sources import Found, find_images, mask_path
 from pipeline.errors import ConfigError, DataError
-from pipeline.format import count, percent
+from pipeline.format import agree, count, counted, out_of, percent
 
 MOST_READ = 200
 """Masks that are read, spread over all."""
@@ -65,8 +65,11 @@ class MaskSurvey:
     def lines(self) -> list[str]:
         """What was found, as text."""
         if not self.masks:
-            return [f"None of {self.images} images has a mask that is called after it."]
-        lines = [f"{self.masks} of {self.images} images have a mask `{self.template}`."]
+            return [f"No mask is called after its image ({counted(self.images, 'image')} looked at)."]
+        lines = [
+            f"{out_of(self.masks, self.images, 'image')} {agree(self.masks, 'has', 'have')} a mask "
+            f"`{self.template}`."
+        ]
         for what, found in (("values", self.values), ("colours", self.colors)):
             total = sum(found.values())
             ranked = [

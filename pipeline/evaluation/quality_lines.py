@@ -7,18 +7,20 @@ from typing import Any
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import GATED
-from pipeline.format import evidence, number, table
+from pipeline.format import agree, evidence, number, table
 
 Row = Mapping[str, Any]
 
 SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "E-AURC"), ("augrc", "AUGRC"))
 """Metrics beside the AUROC, and their headings."""
 WORST_CLASSES = 3
+MOST_VALUES = 2
+"""Values that a sentence gives one by one; of more it gives the range."""
 CHANCE = 0.5
 """AUROC of a measure that knows nothing of the errors."""
 SOURCE_NAMES = {
-    "held_out_classes": "classes held out of the training",
-    "shuffled_patches": "shuffled patches",
+    "held_out_classes": "classes that it was not trained on",
+    "shuffled_patches": "images whose patches are shuffled",
     "noise": "noise",
 }
 
@@ -37,32 +39,70 @@ def report_lines(model: str, document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def gate_line(gate: Row | None) -> str:
-    """Whether mutual information may select."""
+    """Whether a selection may rank by mutual information."""
     if gate is None:
-        return "gate: mutual information was not measured: no sampler gives it."
-    verdict = "passed" if gate["passed"] else "NOT passed"
+        return "Selection by mutual information: not measured, because no sampler gives it."
+    may = "allowed" if gate["passed"] else "not allowed without `--force`"
+    finding = gate_finding(gate)
+    return f"Selection by mutual information: {may}. {finding[:1].upper()}{finding[1:]}"
+
+
+def gate_finding(gate: Row) -> str:
+    """What decides whether a selection may rank by mutual information: a sentence that begins in small
+    letters."""
+    notices = "notices" if gate["passed"] else "does not notice"
     return (
-        f"gate: {verdict}: mutual information ({gate['sampler']}) separates {SOURCE_NAMES[gate['source']]} "
-        f"from known pixels with AUROC {_interval(gate)}; its lower end must reach {gate['threshold']:.2f}."
+        f"mutual information ({gate['sampler']}) {notices} {SOURCE_NAMES[gate['source']]}: AUROC "
+        f"{_interval(gate)}, whose lower end must reach {gate['threshold']:.2f}."
     )
 
 
 def chance_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each class whose errors entropy finds no better than chance, for each sampler."""
+    """A sentence for the measures of each sampler that find the errors worse than chance or no better, on all
+    pixels and on each class."""
     for sampler in _samplers(document):
-        for row in _by_class(document, sampler):
-            found, name = Estimate.from_document(row), row["part"].removeprefix("class:")
-            if found.highest < CHANCE:
-                yield (
-                    f"Entropy ({sampler}) is worse than chance at finding errors on {name}: AUROC "
-                    f"{found.text(digits=2)}. The model is more certain where it misses {name} than where it "
-                    "is right."
+        rows = [row for row in document["detection"] if row["sampler"] == sampler and _judged(row)]
+        for part in dict.fromkeys(row["part"] for row in rows):
+            found = {
+                row["measure"]: Estimate.from_document(row)
+                for row in rows
+                if row["part"] == part and row["value"] is not None
+            }
+            worse = {measure: one for measure, one in found.items() if one.highest < CHANCE}
+            equal = {measure: one for measure, one in found.items() if one.lowest <= CHANCE <= one.highest}
+            name = part.removeprefix("class:")
+            where = "" if part == "all" else f" on {name}"
+            if worse:
+                text = (
+                    f"{_named(worse, sampler)} worse than chance at finding errors{where}: {_values(worse)}."
                 )
-            elif found.lowest <= CHANCE:
+                if "entropy" in worse and where:
+                    text += f" The model is more certain where it misses {name} than where it is right."
+                yield text
+            if equal:
                 yield (
-                    f"Entropy ({sampler}) is no better than chance at finding errors on {name}, as far as "
-                    f"these images tell: AUROC {found.text(digits=2)}."
+                    f"{_named(equal, sampler)} no better than chance at finding errors{where}, as far as "
+                    f"these images tell: {_values(equal)}."
                 )
+
+
+def _judged(row: Row) -> bool:
+    return row["metric"] == "auroc" and (row["part"] == "all" or row["part"].startswith("class:"))
+
+
+def _named(found: Mapping[str, Estimate], sampler: str) -> str:
+    """The measures as the subject of a sentence, with its verb."""
+    names = [name.replace("_", " ") for name in found]
+    text = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    return f"{text[:1].upper()}{text[1:]} ({sampler}) {agree(len(names), 'is', 'are')}"
+
+
+def _values(found: Mapping[str, Estimate]) -> str:
+    if len(found) > MOST_VALUES:
+        least = min(found.values(), key=lambda one: one.value)
+        most = max(found.values(), key=lambda one: one.value)
+        return f"AUROC {least.value:.2f} to {most.value:.2f}"
+    return "AUROC " + ", ".join(one.text(digits=2) for one in found.values())
 
 
 def _detection(document: Mapping[str, Any]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline.data.project import Project
 from pipeline.errors import Busy, NothingLeft, NotYourTurn, UserError
-from pipeline.format import agree, count, counted
+from pipeline.format import agree, count, counted, out_of
 from pipeline.leases import alone
 from pipeline.operation import delivery
 from pipeline.operation.new_model import NewModel, train_when_due
@@ -263,7 +263,7 @@ def update_queue(runner: Runner) -> QueueUpdate:
         items = {} if queue is None else queue_items.count_items(session, queue.id)
     name = exported.folder.name if queue is None else queue.name
     return QueueUpdate(
-        f"{withdrawn}{name} is active: {count(sum(items.values()))} regions to label.",
+        f"{withdrawn}{name} is active: {counted(sum(items.values()), 'region')} to label.",
         name=name,
         folder=exported.folder,
         unreadable=len(exported.failed),
@@ -291,8 +291,8 @@ def _finished_run(session: Session, project: Project, model: Model) -> ScoringRu
 def _waiting(session: Session, queue: Queue, unseen: int) -> str:
     items = queue_items.count_items(session, queue.id)
     text = (
-        f"{queue.name} is active: {count(items.get('queued', 0))} of {count(sum(items.values()))} regions "
-        "wait for labels"
+        f"{queue.name} is active: {out_of(items.get('queued', 0), sum(items.values()), 'region')} "
+        f"{agree(items.get('queued', 0), 'waits', 'wait')} for labels"
     )
     if unseen:
         waiting = agree(unseen, "is scored and waits", "are scored and wait")

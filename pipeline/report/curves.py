@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.format import number, percent
+from pipeline.format import counted, number, percent
 from pipeline.report.figures import (
     AFTER,
     BEFORE,
@@ -217,7 +217,7 @@ def _label_shares(axes: Axes, points: Sequence[RoundSummary]) -> None:
             [point.labeled_share for point in points],
             [
                 f"{percent(point.labeled_share, digits)}\nround {point.number}\n"
-                f"{point.labeled_regions} regions"
+                f"{counted(point.labeled_regions, 'region')}"
                 for point in points
             ],
         )

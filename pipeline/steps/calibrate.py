@@ -21,7 +21,7 @@ from pipeline.data.large_images import chosen
 from pipeline.data.project import Project
 from pipeline.evaluation.confidence import confidence_of
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import confidence_name, counted, evidence, percent, table
+from pipeline.format import confidence_name, counted, evidence, none_can, percent, table
 from pipeline.leases import one_at_a_time
 from pipeline.model.checkpoints import forget_resume
 from pipeline.progress import Progress, notes, silent
@@ -254,14 +254,17 @@ def _temperatures(calibrator: Calibrator) -> list[float]:
 def _nothing_to_fit(project: Project, source: Source, *, failed: int) -> dict[str, Any]:
     """The columns of a calibration that is the identity, with the reason as its warning."""
     if failed:
-        reason = f"None of the {failed} files that would calibrate the model could be read"
+        reason = none_can(failed, "image of the calibration", "be read")
         remedy = "See `segcurate failures`."
     elif source == "calibration":
         reason = "No image of the calibration split has a labeled mask"
         remedy = "Put masks in `data.masks` and run `segcurate ingest`, or set `calibration.source: audit`."
     else:
-        reason = "There is no calibration split with masks, and no audit region that the model has not seen"
-        remedy = "The audit slice of this round's queue serves, once it is labeled."
+        reason = (
+            "There is no calibration split with masks, and no region drawn at random that the model has not "
+            "seen"
+        )
+        remedy = "The regions of this round's queue that are drawn at random serve, once they are labeled."
         if project.config.selection.audit_training == "always":
             remedy = (
                 "Models are trained on every audit (`selection.audit_training: always`): put masks in "

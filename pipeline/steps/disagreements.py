@@ -13,7 +13,7 @@ from db.queries.scores import FoundRegion
 from db.tables import Model
 from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.format import count, percent
+from pipeline.format import agree, out_of, percent
 from pipeline.progress import Progress, silent
 from pipeline.steps.ready import scored_run
 from pipeline.uncertainty.disagreement import Disagreement, RegionBlock, confident_but_disagreeing
@@ -33,9 +33,10 @@ class DisagreementReport:
         """The list as text."""
         result = self.result
         yield (
-            f"Run {self.run_id} of {self.model}: {count(result.matching)} of {count(result.regions)} regions "
-            f"are confident but disagreeing (expected entropy up to {result.most_entropy:.3f}, mutual "
-            f"information from {result.least_information:.3f}, the medians of the run)."
+            f"Run {self.run_id} of {self.model}: {out_of(result.matching, result.regions, 'region')} "
+            f"{agree(result.matching, 'is', 'are')} confident but disagreeing (expected entropy up to "
+            f"{result.most_entropy:.3f}, mutual information from {result.least_information:.3f}, the medians "
+            "of the run)."
         )
         yield from (f"  {rank:4d}  {self.described(row)}" for rank, row in enumerate(self.rows, start=1))
 

@@ -26,7 +26,7 @@ from pipeline.data.masks import Mask
 from pipeline.data.project import Project
 from pipeline.errors import DataError, UserError
 from pipeline.files import atomic_folder
-from pipeline.format import counted
+from pipeline.format import counted, none_can
 from pipeline.labeling.effort import estimated_clicks
 from pipeline.labeling.encoding import LabelMap, only_inside
 from pipeline.labeling.manifest import (
@@ -188,7 +188,7 @@ def export(
         written = total - len(failures)
         if not written:
             raise UserError(
-                f"None of the {total} images of queue {work.queue.name} can be read: {failures[0][1]}",
+                f"{none_can(total, f'image of {work.queue.name}', 'be read')}: {failures[0][1]}",
                 "Put the files back, then run `segcurate export` again.",
             )
         writer.finish()

@@ -21,6 +21,7 @@ from db.queries.models import TrainingImage
 from db.tables import Image
 from pipeline.data.project import Project
 from pipeline.errors import UserError
+from pipeline.format import none_can
 from pipeline.steps.mask_values import require_known_meaning
 from pipeline.studies.held_out import AuditedImage, AuditedRegion, HeldOut, HeldOutImages, LabeledImage
 
@@ -101,7 +102,7 @@ def assessed_images(session: Session, project: Project) -> tuple[str, list[HeldO
 def none_usable(images: HeldOutImages, split: str) -> UserError:
     """The error where none of the images of a split can be used."""
     return UserError(
-        f"None of the {len(images)} {split} images can be used: {images.failed[0][1]}",
+        f"{none_can(len(images), f'{split} image', 'be used')}: {images.failed[0][1]}",
         "Put the files back, or give them masks and run `segcurate ingest`.",
     )
 

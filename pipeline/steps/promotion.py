@@ -56,7 +56,7 @@ def decide(
         )
     found = row.metrics[("miou", -1)]
     split = split_name(row.split, versions[row.split])
-    measured = f"mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {split} split"
+    measured = f"single-pass mIoU {found.text()} on {evidence(row.images, row.blocks)} of the {split} split"
     others = models.promoted_models(session, other_than=model.id)
     if not others:
         return Decision(True, f"{model.name} is promoted, the first model: {measured}.")

@@ -22,7 +22,7 @@ from pipeline.evaluation.stress_verdicts import (
     residuals,
     verdicts,
 )
-from pipeline.format import evidence, number, table
+from pipeline.format import evidence, number, out_of, table
 from pipeline.model.checkpoints import ModelCard
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images, none_usable
@@ -141,9 +141,9 @@ def stress(
 
 def _guarded(card: ModelCard, flagged: int, images: int) -> str:
     if card.input_range is None:
-        return "no input-range guard can catch it, because the model was trained before there was one"
+        return "no check of the input range can catch it, because the model was trained before there was one"
     verb = "catches" if flagged == images else "misses"
-    return f"the input-range guard {verb} it ({flagged} of {images} images)"
+    return f"the check of the input range {verb} it ({out_of(flagged, images, 'image')})"
 
 
 def _change(found: Estimate | None) -> dict[str, Any]:

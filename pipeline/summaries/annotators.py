@@ -25,6 +25,7 @@ from pipeline.evaluation.agreement import pair_counts
 from pipeline.evaluation.bootstrap import BlockBootstrap
 from pipeline.evaluation.ranks import correlation_residuals, rank_correlation
 from pipeline.evaluation.units import Runs, join
+from pipeline.format import counted
 from pipeline.progress import Progress, silent
 from pipeline.summaries.queues import queue_or_newest
 
@@ -165,8 +166,8 @@ def correlation(
         return without("the scores of these regions are pruned, or come from a sampler without samples")
     if len(known) < LEAST_REGIONS or len(positions) < LEAST_IMAGES:
         return without(
-            f"too few: {len(known)} regions of {len(positions)} images; at least {LEAST_REGIONS} of "
-            f"{LEAST_IMAGES} are needed"
+            f"too few: {counted(len(known), 'region')} of {counted(len(positions), 'image')}; at least "
+            f"{LEAST_REGIONS} of {LEAST_IMAGES} are needed"
         )
     votes = np.array([row.vote_entropy for row, _ in known])
     score = np.array([value for _, value in known])

@@ -30,6 +30,7 @@ class ModelSummary:
             not comparable.
         mean_iou, classes: of the calibrated single pass on `split`, over so many `images` in `units`
             independent units.
+        sampler: whose softmax `confidence` names.
         confidence: the name of its calibrated softmax.
         confidence_reason: why it is no probability; None for one.
     """
@@ -53,6 +54,7 @@ class ModelSummary:
     units: int | None
     mean_iou: Estimate
     classes: tuple[ClassFigures, ...]
+    sampler: str
     confidence: str
     confidence_reason: str | None
     created_at: datetime
@@ -101,6 +103,7 @@ def model_history(session: Session, *, class_names: Sequence[str], sampler: str)
                 split_version=measured.split_version if measured else None,
                 images=measured.images if measured else None,
                 units=measured.blocks if measured else None,
+                sampler=sampler,
                 confidence=confidence.name,
                 confidence_reason=confidence.reason,
                 mean_iou=known.get(("miou", -1), UNDEFINED),

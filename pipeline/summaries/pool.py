@@ -12,7 +12,7 @@ from db.queries import audits, pool_estimates, queue_items, queues
 from db.queries.audits import AuditSlice
 from db.tables import Round
 from pipeline.evaluation.estimate import Estimate, from_json
-from pipeline.format import count, counted, percent
+from pipeline.format import agree, count, counted, percent
 from pipeline.summaries.models import model_confidence
 
 WIDEST = 0.3
@@ -96,14 +96,16 @@ class PoolSummary:
     @property
     def evidence(self) -> str:
         """The labels behind the numbers."""
-        images = f"{count(self.images)} image{'' if self.images == 1 else 's'}"
-        return f"{_regions(self.regions, 'audited ')} in {images}"
+        return f"{counted(self.regions, 'audited region')} in {counted(self.images, 'image')}"
 
     def lines(self) -> Iterator[str]:
         """How good the model is on what is not labeled, on what that rests, and what it leaves out."""
         new = self.unlabeled
         tells = new.error_rate.high - new.error_rate.low <= WIDEST
-        figures = f"mIoU {new.miou.text()}, ECE {new.ece.text()}, {new.ece_noise:.3f} by chance; "
+        figures = (
+            f"mIoU {new.miou.text()}, ECE {new.ece.text()}, of which a perfect model would show "
+            f"{new.ece_noise:.3f} on so few regions; "
+        )
         yield (
             f"Not labeled yet: {self.model} gets {_percent(new.error_rate)} of the pixels wrong in the "
             f"{counted(self.population, 'region')} that had no label when {self.queue} was drawn "
@@ -115,18 +117,19 @@ class PoolSummary:
             yield from self._of_pool()
         else:
             yield (
-                f"{count(self.images)} audited images are too few to tell how good {self.model} is there: "
-                "raise `selection.audit_fraction`."
+                f"{counted(self.images, 'audited image')} are too few to tell how good {self.model} is "
+                "there: raise `selection.audit_fraction`."
             )
         missing = self.drawn - self.regions
         if missing:
             yield (
-                f"{count(missing)} of the {count(self.drawn)} regions that the audit drew have no label: the "
-                "numbers are of the others. With these all right or all wrong, the error rate would be "
+                f"{count(missing)} of the {counted(self.drawn, 'region')} that the audit drew "
+                f"{agree(missing, 'has', 'have')} no label: the numbers are of the others. With these all "
+                "right or all wrong, the error rate would be "
                 f"{percent(self.lowest)} to {percent(self.highest)}."
             )
         if self.skipped:
-            yield f"Without {_regions(self.skipped)} that annotators skipped in earlier queues."
+            yield f"Without {counted(self.skipped, 'region')} that annotators skipped in earlier queues."
 
     def _of_pool(self) -> Iterator[str]:
         """How good the model is on the whole pool, and what the pool holds."""
@@ -158,7 +161,7 @@ def pool_of_round(session: Session, row: Round) -> tuple[PoolSummary | None, str
 
 def _why_none(session: Session, row: Round, audit: AuditSlice | None) -> str:
     if audit is None:
-        return "its queue has no audit slice (`selection.audit_fraction`)"
+        return "its queue has no region that was drawn at random (`selection.audit_fraction`)"
     if audit.model_id is None:
         return "no model has scored its regions"
     if not audit.of_all_regions:
@@ -172,10 +175,6 @@ def _why_none(session: Session, row: Round, audit: AuditSlice | None) -> str:
     if not any(item.slice == "audit" for item in items):
         return "no region of its audit was labeled"
     return "it is computed by the next `segcurate evaluate`, for the newest labeled audit"
-
-
-def _regions(number: int, kind: str = "") -> str:
-    return f"{count(number)} {kind}region{'' if number == 1 else 's'}"
 
 
 def _percent(estimate: Estimate) -> str:

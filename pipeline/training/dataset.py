@@ -24,6 +24,7 @@ from pipeline.data.loading import network_size, resize_image
 from pipeline.data.remote import ImageFile
 from pipeline.data.transforms import Transforms
 from pipeline.errors import DataError
+from pipeline.format import none_can
 from pipeline.regions.outlines import paint_regions
 
 CACHE_BYTES = 512 * 2**20
@@ -120,7 +121,7 @@ class TrainingSet(Dataset[Crops]):
                 continue
             return self._sample(image, masks, rng, tuple(unreadable))
         raise DataError(
-            f"None of the {count} labeled images can be read. The first: {unreadable[0][1]}",
+            f"{none_can(count, 'labeled image', 'be read')}. The first: {unreadable[0][1]}",
             "Put the files back, or import labels for others.",
         )
 

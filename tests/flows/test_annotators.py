@@ -49,7 +49,7 @@ def test_the_most_disputed_regions_come_first_with_what_the_model_expected(conso
     assert [one["value"] for one in found["correlations"]] == [pytest.approx(1.0), pytest.approx(-1.0)]
     said = " ".join(console.run("annotators", "--limit", "3").split())
     assert "24 regions of 6 images have two annotators or more: [bo], ann" in said
-    assert "The 3 most disputed of 24 regions" in said
+    assert "The 3 of 24 regions that are disputed most" in said
     assert "rank correlation of vote entropy and expected entropy: 1.000 [1.000, 1.000]" in said
     assert console.json("annotators", "--queue", "round-01", "--limit", "3")["rows"] == found["rows"]
     assert "There is no queue 'round-09'" in console.run("annotators", "--queue", "round-09", code=1)

@@ -18,6 +18,7 @@ from pipeline.config.scoring import SAMPLED_MEASURES
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError
 from pipeline.files import file_sha256
+from pipeline.format import agree
 from pipeline.steps.select.first import WITHOUT_SCORES
 from pipeline.steps.train import RESULT_NEUTRAL
 
@@ -175,7 +176,8 @@ def parse_budgets(text: str, available: int, *, unit: str) -> tuple[int, ...]:
         )
     if found[0] < 1 or found[-1] > available:
         raise ConfigError(
-            f"`--budgets {text}` means {', '.join(map(str, found))} {unit}s, and {available} have a mask.",
+            f"`--budgets {text}` means {', '.join(map(str, found))} {unit}s, and "
+            f"{available} {agree(available, 'has', 'have')} a mask.",
             "Write budgets between 1 and that number.",
         )
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import agree, counted, interval, number, percent
+from pipeline.format import agree, counted, interval, number, out_of, percent
 from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text, cells
 from pipeline.report.charts import MEASURE_COLORS, Line, line_chart, spoken
 from pipeline.report.contents import Contents
@@ -61,7 +61,9 @@ def _entropies(facts: AnnotatorReport) -> Chart | None:
         title="Vote entropy of the annotators over the expected entropy of the model",
         x=number_axis(expected, "expected entropy", low=0),
         y=number_axis([vote.value for vote in votes], "vote entropy", low=0),
-        note="A point is a region." if every else f"A point is one of {len(known)} regions with scores.",
+        note="A point is a region."
+        if every
+        else f"A point is one of {counted(len(known), 'region')} with scores.",
         legend=False,
     )
 
@@ -86,4 +88,4 @@ def _disputed(facts: AnnotatorReport) -> Table:
         for row in shown
     ]
     head = ("region", "disagreement", "vote entropy", "expected entropy", "mutual information")
-    return Table(head, rows, f"The {len(shown)} most disputed of {len(facts.rows)} regions")
+    return Table(head, rows, f"The {out_of(len(shown), len(facts.rows), 'region')} that are disputed most")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.quality_lines import chance_lines
+from pipeline.evaluation.quality_lines import chance_lines, gate_finding
 from pipeline.format import evidence
 from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
 from pipeline.report.charts import (
@@ -74,19 +74,11 @@ def _gate(document: Document) -> list[Block]:
     gate = document.get("gate")
     if gate is None:
         return []
-    found = Estimate.from_document(gate).text()
-    what = f"{spoken(gate['measure'])} of {spoken(gate['sampler'])}"
-    source = spoken(gate["source"])
+    finding = gate_finding({**gate, "sampler": spoken(gate["sampler"])})
     if gate["passed"]:
-        words = (
-            f"The gate is open: {what} separates the unknown ({source}) from the known, AUROC {found}, "
-            f"above the threshold of {gate['threshold']:g}."
-        )
+        words = f"`segcurate select` may rank by mutual information: {finding}"
     else:
-        words = (
-            f"The gate is closed: {what} has an AUROC of {found} on the unknown ({source}), whose lower end "
-            f"is not above {gate['threshold']:g}. `segcurate select` refuses to rank by it without `--force`."
-        )
+        words = f"`segcurate select` refuses to rank by mutual information without `--force`: {finding}"
     return [Text(words, tone="good" if gate["passed"] else "bad")]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import counted, evidence, number, percent
+from pipeline.format import counted, evidence, number, percent, statistic_name
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -354,7 +354,7 @@ def _outside(images: Sequence[Document]) -> Table:
     rows = [
         cells(
             row["uri"],
-            f"{row['statistic']} of channel {row['channel']}",
+            statistic_name(row["statistic"], row["channel"], row.get("channels")),
             f"{row['value']:.3g}",
             f"{row['low']:.3g} to {row['high']:.3g}",
         )

@@ -70,7 +70,12 @@ def _doubts(contents: Contents) -> Iterator[str]:
         ]
         if whole and whole[0].defined and whole[0].lowest <= 0.5:
             yield f"Its uncertainty does not find its errors: AUROC {whole[0].text(digits=2)}, chance is 0.5."
-        yield from chance_lines({"detection": [row for row in rows if row["sampler"] == contents.sampler]})
+        of_classes = [
+            row
+            for row in rows
+            if (row["sampler"], row["measure"]) == (contents.sampler, "entropy") and row["part"] != "all"
+        ]
+        yield from chance_lines({"detection": of_classes})
     failed = [row["kind"] for row in (contents.stress or {}).get("verdicts", []) if row["ok"] is False]
     if failed:
         kinds = ", ".join(dict.fromkeys(KIND_NAMES[kind] for kind in failed))

@@ -38,6 +38,8 @@ class ImportReport:
     """Queue items that went back to the pool because the round was closed without them."""
     unlabeled: int = 0
     """Held-out images that stay without a mask because their queue was ended without them."""
+    held_out: bool = False
+    """Whether the labels that still wait are of held-out images: their queue belongs to no round."""
     grown: tuple[str, ...] = ()
     """The new versions of held-out splits, as sentences."""
     closed: bool = False
@@ -87,8 +89,8 @@ class ImportReport:
             lines.append("The round is closed, and the next one is open.")
         elif self.open_items:
             lines.append(
-                f"{counted(self.open_items, 'region')} still "
+                f"{counted(self.open_items, 'image' if self.held_out else 'region')} still "
                 f"{agree(self.open_items, 'waits', 'wait')} for a label; `--close` ends "
-                "the round with what is there."
+                f"the {'queue' if self.held_out else 'round'} with what is there."
             )
         return lines

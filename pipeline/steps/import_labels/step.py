@@ -214,7 +214,7 @@ def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport)
         return
     waiting = list(statuses.values()).count("queued")
     if waiting and not close:
-        report.open_items = waiting
+        report.open_items, report.held_out = waiting, queue.kind == HELD_OUT
         return
     if queue.kind == HELD_OUT:
         return

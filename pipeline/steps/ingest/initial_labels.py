@@ -30,6 +30,7 @@ from pipeline.config import IGNORE, InitialSplit
 from pipeline.data.masks import MaskCodec, read_mask, store_mask
 from pipeline.data.project import LABELS_FOLDER, Project
 from pipeline.errors import DataError
+from pipeline.format import agree
 from pipeline.labeling.encoding import only_inside, painted_shares
 from pipeline.progress import Progress
 from pipeline.regions.shapes import Regions
@@ -196,7 +197,8 @@ def _draw(
     available = int(ends[-1]) if len(ends) else 0
     wanted = spec.count if spec.count is not None else max(1, round((spec.fraction or 0) * total))
     if available < wanted and available:
-        warnings.append(f"`splits.initial` asks for {wanted} {spec.unit}s; only {available} have a mask.")
+        have = agree(available, "has", "have")
+        warnings.append(f"`splits.initial` asks for {wanted} {spec.unit}s; only {available} {have} a mask.")
     generator = np.random.default_rng([seed, 2])
     for pick in np.sort(generator.choice(available, size=min(wanted, available), replace=False)).tolist():
         place = int(np.searchsorted(ends, pick, side="right"))

@@ -22,7 +22,7 @@ from pipeline.data.masks import MaskCodec, UnknownValues, mask_sha256, read_mask
 from pipeline.data.project import Project
 from pipeline.data.sources import Found, as_text, mask_path
 from pipeline.errors import DataError
-from pipeline.format import count, percent
+from pipeline.format import agree, count, out_of, percent
 
 _EXAMPLES = 3
 _LISTED = 8
@@ -232,7 +232,8 @@ def _unknown_values(
     listed = ", ".join(f"{value} ({count(pixels)} px)" for value, pixels in ranked[:_LISTED])
     more = f" and {len(ranked) - _LISTED} more" if len(ranked) > _LISTED else ""
     problem = (
-        f"{len(unclear)} of {read} masks hold values that are neither a class nor ignored: {listed}{more}. "
+        f"{out_of(len(unclear), read, 'mask')} {agree(len(unclear), 'holds', 'hold')} values that are "
+        f"neither a class nor ignored: {listed}{more}. "
         f"For example {', '.join(unclear[:_EXAMPLES])}."
     )
     colors = any(value.startswith("(") for value in unknown)

@@ -55,5 +55,6 @@ class IngestReport:
             failed = counted(self.failures, "file")
             lines.append(f"{failed} could not be used: `segcurate failures` says why.")
         for split, without in sorted(self.unmasked.items()):
-            lines.append(f"Warning: {without} {split} images have no mask and cannot be evaluated.")
+            images, have = counted(without, f"{split} image"), agree(without, "has", "have")
+            lines.append(f"Warning: {images} {have} no mask and cannot be evaluated.")
         return lines + [f"Warning: {text}" for text in self.warnings]

@@ -22,7 +22,7 @@ from pipeline.data.splits import ORDER, POOL, TEST, Flags, HeldOut, Images, plan
 from pipeline.data.splits import draw_to_label as plan_to_label
 from pipeline.errors import ConfigError
 from pipeline.evaluation.units import Runs
-from pipeline.format import count
+from pipeline.format import UNIT, count, counted
 
 
 def lock_project(session: Session, project: Project) -> None:
@@ -65,11 +65,11 @@ def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
         if waiting.any() and (versions[name] or evidence.is_enough(usable)):
             version = versions[name] + 1
             image_queries.set_split_version(session, evidence.columns.ids[waiting].tolist(), version)
-            images, new = (count(int(rows.sum())) for rows in (usable, waiting))
+            images, new = (int(rows.sum()) for rows in (usable, waiting))
             what = "new or corrected" if version > 1 else "new"
             grown.append(
-                f"The {name} split is at version {version}: {images} images with masks, {new} of them "
-                f"{what}, in at most {count(evidence.units(usable))} independent units."
+                f"The {name} split is at version {version}: {counted(images, 'image')} with masks, "
+                f"{count(new)} of them {what}, in at most {counted(evidence.units(usable), UNIT)}."
             )
         elif first and not versions[name]:
             _refuse_to_learn_from_all(project.config, name, code, evidence)

@@ -24,10 +24,11 @@ from db.tables import Project as ProjectRow
 from db.tables import utc_now
 from pipeline import rounds
 from pipeline.data.listings import Named
-from pipeline.data.project import Project
+from pipeline.data.project import LABELS_FOLDER, Project
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
 from pipeline.data.splits import ORDER
 from pipeline.errors import ConfigError, DataError
+from pipeline.format import agree, counted, none_can
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.examine import Examined, examine
@@ -98,7 +99,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             reasons = failure_queries.list_failures(session, step="ingest", limit=1)
             session.commit()  # the reasons stay, although the command fails
             raise DataError(
-                f"None of the {report.found} files can be used as an image. The first: {reasons[0].reason}",
+                f"{none_can(report.found, 'file', 'be used as an image')}. The first: {reasons[0].reason}",
                 "Run `segcurate failures` for the others.",
             )
         grown = _lock_and_grow(session, project, held_out) if masks else ()
@@ -120,9 +121,11 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with database.session() as session:
         missing = note_open_splits(session, project)
         for name, number in queue_items.masked_since(session, started).items():
+            taken = agree(number, "it as its label", "them as its labels")
             warnings.append(
-                f"{number} images that {name} asks for have a mask in `data.masks` now. Take them as its "
-                f"labels: `segcurate import {project.config.data.masks} --queue {name}`."
+                f"{counted(number, 'image')} that {name} asks for {agree(number, 'has', 'have')} a mask in "
+                f"`data.masks` now. Take {taken}: "
+                f"`segcurate import {project.config.data.masks} --queue {name}`."
             )
         _note_meaning(session, project)
         if images.pool_images(session, limit=1):
@@ -148,8 +151,8 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
 def _census(
     project: Project, database: Database, *, again: bool, workers: int, progress: Progress
 ) -> MaskCensus:
-    """The masks that the store does not know as they are or, `again`, all. They are refused as a whole before
-    the first labels, and where all are read again."""
+    """The masks that the store does not know as they are or, `again`, all. They are refused as a whole where
+    they are the first of `data.masks`, and where all are read again."""
     census = MaskCensus(project, again=again)
     if project.config.data.masks is None:
         return census
@@ -164,7 +167,9 @@ def _census(
             progress("masks", looked_at, None)
     with database.session(write=False) as session:
         row = images.project_row(session)
-        first = row is None or row.splits_locked_at is None or not images.count_masks(session)
+        labels_folder = project.uri(project.workdir / LABELS_FOLDER)
+        first = row is None or row.splits_locked_at is None
+        first = first or not images.count_masks(session, outside=labels_folder)
     if again or first:
         census.refuse_unclear()
     return census

@@ -23,6 +23,7 @@ from pipeline.calibration.reordering import compare_orders
 from pipeline.config import RegionConfig
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project, StoredImage
+from pipeline.format import counted
 from pipeline.regions.outlines import decode_outline
 from pipeline.regions.shapes import RegionMap, map_regions
 from pipeline.uncertainty.scoring import ScoredImage, score_images
@@ -137,6 +138,6 @@ def reordering_line(reordering: dict[str, Any]) -> str:
     correlation = "not defined" if spearman is None else f"{spearman:.3f}"
     return (
         f"With calibration, {100 * reordering['top_overlap']:.0f} % of the first {reordering['top']} of "
-        f"{reordering['regions']} regions stay (rank correlation {correlation}, on "
-        f"{reordering['images']} images)."
+        f"{counted(reordering['regions'], 'region')} stay (rank correlation {correlation}, on "
+        f"{counted(reordering['images'], 'image')})."
     )

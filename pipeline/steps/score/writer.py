@@ -22,6 +22,7 @@ from pipeline.data.input_range import InputRange, light
 from pipeline.data.loading import Unreadable
 from pipeline.data.project import Project
 from pipeline.drawing.heatmaps import TWO_COLOUR, information_span, write_heatmap, write_two_colour
+from pipeline.format import statistic_name
 from pipeline.regions.sources import RegionFiles
 from pipeline.steps.score.region_maps import record_maps
 from pipeline.uncertainty.reduction import RegionColumns, keep_regions
@@ -189,12 +190,14 @@ def outlier_line(item: dict[str, Any]) -> str:
     """Why an image lies far outside of the input range.
 
     >>> outlier_line(
-    ...     {"uri": "a.tif", "statistic": "max", "channel": 1, "value": 15.0, "low": 0.5, "high": 1.0}
+    ...     {"uri": "a.tif", "statistic": "max", "channel": 0, "channels": 3}
+    ...     | {"value": 15.0, "low": 0.5, "high": 1.0}
     ... )
-    'a.tif: max of channel 1 is 15.00, of the training images 0.50 to 1.00'
+    'a.tif: brightest value of red is 15.00, of the training images 0.50 to 1.00'
     """
+    name = statistic_name(item["statistic"], item["channel"], item.get("channels"))
     return (
-        f"{item['uri']}: {item['statistic']} of channel {item['channel']} is {item['value']:.2f}, "
+        f"{item['uri']}: {name} is {item['value']:.2f}, "
         f"of the training images {item['low']:.2f} to {item['high']:.2f}"
     )
 

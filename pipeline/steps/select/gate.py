@@ -9,7 +9,7 @@ from db.tables import ScoringRun
 from pipeline.config import EvaluationConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.gate import GATED, decide_gate, gate_row, novelty_rows
-from pipeline.evaluation.quality_lines import gate_line
+from pipeline.evaluation.quality_lines import gate_finding
 
 
 def gate_warnings(
@@ -35,17 +35,17 @@ def gate_warnings(
         return None if found is None else found.document
 
     rows = novelty_rows(stored("quality"), stored("novelty"))
-    gate = decide_gate(rows, sampler=run.scorer["sampler"], threshold=config.gate)
+    gate = gate_row(decide_gate(rows, sampler=run.scorer["sampler"], threshold=config.gate))
     if gate is None:
         return [
             f"The mutual information of `{run.scorer['sampler']}` was not assessed: it is unknown whether it "
             "detects images that this model has not seen. Run `segcurate assess`."
         ]
-    if gate.passed:
+    if gate["passed"]:
         return []
-    finding = gate_line(gate_row(gate)).removeprefix("gate: NOT passed: ")
+    finding = gate_finding(gate)
     if force:
-        return [f"Forced: {finding}"]
+        return [f"Forced, although {finding}"]
     raise UserError(
         f"Mutual information is not used for this selection: {finding}",
         "Choose another strategy, such as `stratified`, or insist with `--force`.",

@@ -26,7 +26,7 @@ from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import RegionConfig, SelectionConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
-from pipeline.format import count
+from pipeline.format import count, counted, out_of
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.splits import lock_project
@@ -348,16 +348,16 @@ def _missing_strata(missing: list[str], config: SelectionConfig, *, by_majority:
 def _warnings(
     selection: Selection, config: SelectionConfig, *, class_names: list[str], kept: int, by_majority: bool
 ) -> list[str]:
-    budget, shortlist, unit = selection.budget, selection.shortlist, f"{config.unit}s"
+    budget, shortlist = selection.budget, selection.shortlist
     found: list[str] = []
     if budget.requested > shortlist.available:
         found.append(
-            f"The budget of {count(budget.requested)} is more than the "
-            f"{count(shortlist.available)} {unit} that are left."
+            f"The budget of {count(budget.requested)} is more than is left: "
+            f"{counted(shortlist.available, config.unit)}."
         )
     if len(selection.index) < budget.total:
         found.append(
-            f"Only {count(len(selection.index))} of {count(budget.total)} {unit} were chosen: "
+            f"Only {out_of(len(selection.index), budget.total, config.unit)} could be chosen: "
             "`per_image_cap`, `no_touching` and `min_gap` forbid the rest."
         )
     missing = [name for index, name in enumerate(class_names) if index not in shortlist.classes]

@@ -52,7 +52,7 @@ def test_classes_are_proposed_from_the_values(
 def test_more_values_than_names_are_refused(tmp_path: Path) -> None:
     survey = surveyed(tmp_path, {"a": grey(1, 2, 3)})
     assert survey.lines() == [
-        "1 of 1 images have a mask `{parent}/{stem}.png`.",
+        "1 of 1 image has a mask `{parent}/{stem}.png`.",
         "The masks' values: 1 (33 %), 2 (33 %), 3 (33 %).",
     ]
     with pytest.raises(ConfigError, match="have the values 1, 2, 3, and 2 classes are named"):

@@ -31,6 +31,18 @@ def test_a_class_whose_errors_are_found_worse_than_by_chance_is_named() -> None:
     assert set(lines) < set(report_lines("r01", document(0.39)))
 
 
+def test_measures_that_fail_alike_share_a_sentence_about_all_pixels() -> None:
+    found = document(0.6)
+    for row in found["detection"]:
+        if (row["sampler"], row["part"], row["metric"]) == ("none", "all", "auroc"):
+            row |= {"value": 0.42, "low": 0.38, "high": 0.46}
+    measures = [row["measure"] for row in found["detection"] if row["value"] == 0.42]
+    (line,) = chance_lines(found)
+    assert len(measures) > 2
+    assert all(measure.replace("_", " ") in line.lower() for measure in measures)
+    assert line.endswith("(none) are worse than chance at finding errors: AUROC 0.42 to 0.42.")
+
+
 def test_an_interval_that_holds_chance_is_not_called_worse() -> None:
     assert all("no better than chance" in line for line in chance_lines(document(0.47)))
     assert all("no better than chance" in line for line in chance_lines(document(0.53)))

@@ -271,6 +271,7 @@ def full_contents() -> Contents:
                 units=12,
                 mean_iou=Estimate(0.74, 0.71, 0.76),
                 classes=(),
+                sampler="mc_dropout",
                 confidence="probability",
                 confidence_reason=None,
                 created_at=datetime(2026, 1, 1, tzinfo=UTC),

@@ -129,11 +129,14 @@ def test_a_single_round_shows_its_classes_side_by_side() -> None:
 
 
 def test_a_closed_gate_says_what_is_refused(full: str) -> None:
-    assert "The gate is closed: mutual information of MC dropout" in Outline(full).text
+    assert (
+        "refuses to rank by mutual information without --force: mutual information (MC dropout)"
+        in Outline(full).text
+    )
     document = quality_document()
     document["gate"] |= {"low": 0.7, "passed": True}
     opened = Outline(render_page(replace(full_contents(), quality=document))).text
-    assert "The gate is open" in opened
+    assert "may rank by mutual information" in opened
     assert "refuses" not in opened
 
 

@@ -144,7 +144,7 @@ def test_the_report_says_it_in_words(judged: Judged) -> None:
     text = "\n".join(judged[2].lines())
     assert "r01 on 8 images in 4 independent units of the test split" in text
     assert "mutual_information" in text
-    assert "gate: " in text
+    assert "Selection by mutual information: " in text
     assert "mc_dropout: its confidence is a softmax score, not a probability. Its calibrator" in text
     assert "the intervals are rough" in text
 

@@ -186,7 +186,7 @@ def test_other_settings_are_estimated_again(audited: Workspace) -> None:
     ("table", "values", "reason"),
     [
         (ScoringRun, {"scorer": {"keep_regions": 5}}, "`scoring.keep_regions` kept"),
-        (QueueItem, {"slice": "selected"}, "no audit slice"),
+        (QueueItem, {"slice": "selected"}, "no region that was drawn at random"),
         (QueueItem, {"status": "skipped"}, "no region of its audit was labeled"),
         (Round, {"state": "import"}, "not labeled yet"),
         (Queue, {"round_id": None}, None),  # withdrawn

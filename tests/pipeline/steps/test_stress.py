@@ -212,7 +212,7 @@ def test_the_guard_of_the_input_range_catches_magnified_images(tmp_path: Path) -
     report = stress(project, database, images=2)
     said = next(verdict for verdict in report.verdicts if verdict.kind == "magnify")
     assert report.split == "calibration"
-    assert "the input-range guard catches it (2 of 2 images)" in said.text
+    assert "the check of the input range catches it (2 of 2 images)" in said.text
 
 
 def test_one_block_gives_no_interval() -> None:

@@ -115,7 +115,7 @@ def test_an_unreadable_image_is_reported_and_another_takes_its_place(tmp_path: P
     assert {int(sample.image[2, 0, 0]) for sample in drawn} == {0, 2}
     reported = {path for sample in drawn for path, _ in sample.unreadable}
     assert reported == {str(images[1].path)}
-    with pytest.raises(DataError, match=r"None of the 1 labeled images.*i1\.png"):
+    with pytest.raises(DataError, match=r"The only labeled image cannot.*i1\.png"):
         training_set([images[1]])[0]
 
 

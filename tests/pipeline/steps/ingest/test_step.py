@@ -157,7 +157,7 @@ def test_skipped_files_are_one_line_of_the_report(five: Folder) -> None:
 def test_a_folder_of_nothing_usable_is_an_error_and_the_reasons_stay(folder: Folder) -> None:
     (folder.root / "images").mkdir()
     (folder.root / "images" / "a.png").write_text("no image")
-    with pytest.raises(DataError, match="None of the 1 files can be used"):
+    with pytest.raises(DataError, match="The only file cannot be used as an image"):
         folder.ingest()
     assert set(folder.failures()) == {"images/a.png"}
 
@@ -387,7 +387,7 @@ def test_held_out_images_without_a_mask_are_counted_in_the_report(five: Folder) 
     (five.root / "masks" / "a" / "f0.png").unlink()
     report = five.ingest(splits=HELD_OUT)
     assert report.unmasked == {"test": 1}
-    assert "Warning: 1 test images have no mask and cannot be evaluated." in report.lines()
+    assert "Warning: 1 test image has no mask and cannot be evaluated." in report.lines()
 
 
 def test_images_outside_the_projects_folder_keep_their_whole_path(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_assessments_and_the_run_s_summary_reach_the_page(scored: Workspace, tmp
             session.query(Assessment).delete()
             session.query(ScoringRun).one().summary = before
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "The gate is closed" in page
+    assert "refuses to rank by mutual information" in page
     assert "Confidence falls with accuracy." in page
     assert "Pool images farthest from everything labeled" in page
     assert "The new images differ most of all in &lt;script&gt;" in page

@@ -83,7 +83,7 @@ class TestWhatTheSelectionDoes:
         put(store, "quality", quality(row("noise", 0.41)))
         preview = select(store.configured(**RANKED), store.database, force=True)
         assert len(preview.items) == 10
-        assert any(line.startswith("Forced:") and "0.460" in line for line in preview.warnings)
+        assert any(line.startswith("Forced, although") and "0.460" in line for line in preview.warnings)
 
     def test_held_out_classes_that_were_measured_later_open_the_gate(self, store: Store):
         put(store, "quality", quality(row("noise", 0.41)))

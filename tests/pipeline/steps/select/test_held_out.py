@@ -18,7 +18,7 @@ from pipeline.config import SplitsConfig
 from pipeline.data.masks import MaskCodec
 from pipeline.data.project import Project
 from pipeline.data.splits import CALIBRATION, GUARD, POOL, TEST, Images, draw_to_label
-from pipeline.errors import NothingLeft, NotYourTurn
+from pipeline.errors import DataError, NothingLeft, NotYourTurn
 from pipeline.steps.export import export
 from pipeline.steps.held_out import held_out_images
 from pipeline.steps.import_labels import import_labels
@@ -149,6 +149,9 @@ class TestTheirLabels:
         label(exported.folder, images=1)
         first = import_labels(project, database, source=exported.folder)
         assert (first.open_items, first.grown) == (1, ())
+        assert first.lines()[-1] == (
+            "1 image still waits for a label; `--close` ends the queue with what is there."
+        )
         with pytest.raises(NotYourTurn, match="test-01 is out, and waits for labels: 1 image"):
             draw(folder)
         label(exported.folder)
@@ -176,6 +179,19 @@ class TestTheirLabels:
         label(queue, images=1, first=255)
         (sentence,) = import_labels(project, database, source=queue).grown
         assert sentence.startswith("The test split is at version 2: 2 images with masks, 1 of them new")
+
+    def test_they_do_not_stand_for_masks_of_the_folder_which_are_looked_at_as_the_first_ones(
+        self, folder: Folder
+    ) -> None:
+        project, database = project_of(folder), folder.database
+        draw(folder)
+        queue = export(project, database, queue="test-01").folder
+        label(queue)
+        import_labels(project, database, source=queue)
+        for uri in fetch(database, select(Image.uri).where(Image.split == "pool"))[:3]:
+            folder.mask(Path(uri).relative_to("images").as_posix(), value=77)
+        with pytest.raises(DataError, match="3 of 3 masks hold values that are neither a class nor"):
+            ingest(project, database)
 
     def test_a_queue_that_is_ended_early_makes_the_split_of_what_is_there(self, folder: Folder) -> None:
         project, database = project_of(folder), folder.database

@@ -306,7 +306,7 @@ class TestWords:
     def test_a_budget_beyond_the_pool_takes_all_and_says_so(self, store: Store):
         preview = step.select(store.configured(**EVERYTHING), store.database)
         assert len(preview.items) == 180
-        assert preview.warnings == ["The budget of 10 000 is more than the 180 regions that are left."]
+        assert preview.warnings == ["The budget of 10 000 is more than is left: 180 regions."]
 
     def test_a_class_that_is_never_predicted_is_named(self, store: Store):
         change(store.database, RegionScore, RegionScore.predicted_class == 1, predicted_class=0)
