@@ -52,7 +52,7 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
         if version > 1:
             console.print(f"{split:9s} {split_name(split, version)}")
     for reason in now.open_splits.values():
-        console.print(f"open      {literal(reason)}")
+        console.print(f"splits    {literal(reason)}")
     if now.failures:
         console.print(f"failures  {counted(now.failures, 'file')} could not be used: `segcurate failures`")
     if now.round_number is not None:

@@ -59,7 +59,7 @@ def labels_to_train_on(session: Session, project: Project) -> tuple[list[Trainin
 
 
 def held_out_images(session: Session, project: Project, split: str) -> list[HeldOut]:
-    """The images with a mask in the newest version of a split; none while the split is open.
+    """The images with a mask in the newest version of a split; none while the split has no version.
 
     Raises:
         ConfigError: the values of masks mean something else than when they were read.

@@ -273,13 +273,13 @@ def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence)
     listed = f" and name the images in `splits.{name}.{'folder' if spec.list is None else 'list'}`"
     masks = f"Draw images to label with `segcurate select --for {name}`; or put masks of "
     masks += "{} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
-    head = f"The {name} split is open, so no model is measured on it:"
+    head = f"No model is measured on the {name} split yet:"
     if more > 0:
         first = "for the test split and " if evidence.is_after_test(code) else ""
         training = f", and as many others {first}for training" if drawn else ""
         return (
             f"{head} it needs {count(least)} independent units with masks that no model has learned from"
-            f"{training}; it has {count(units)}. {masks.format(f'{count(more)} more units')}; or lower "
+            f"{training}; there are {count(units)}. {masks.format(counted(more, 'more unit'))}; or lower "
             "`splits.minimum_units`, and have wide intervals."
         )
     absent = ", ".join(evidence.absent(candidates)) if config.splits.every_class else ""

@@ -41,9 +41,9 @@ def test_three_masks_lock_no_split_and_thirty_make_a_test_split_of_ten(folder: F
     lines = ingest(folder)
     assert set(folder.splits().values()) == {"pool"}
     assert len(fetch(folder.database, Label.image_id)) == 3
-    [test] = [line for line in lines if "test split is open" in line]
+    [test] = [line for line in lines if "the test split yet" in line]
     assert "needs 10 independent units with masks that no model has learned from" in test
-    assert "it has 0. Draw images to label with `segcurate select --for test`" in test
+    assert "there are 0. Draw images to label with `segcurate select --for test`" in test
     assert "or put masks of 17 more units into `data.masks`" in test
     assert "`splits.minimum_units`" in test
     assert fetch_one(folder.database, ProjectRow.open_splits)["test"] in test
@@ -52,7 +52,7 @@ def test_three_masks_lock_no_split_and_thirty_make_a_test_split_of_ten(folder: F
     lines = ingest(folder)
     assert "The test split is at version 1: 10 images with masks, 10 of them new, in at most 10 " in lines[0]
     assert len(held(folder, "test")) == 10
-    assert [line for line in lines if "calibration split is open" in line]
+    assert [line for line in lines if "the calibration split yet" in line]
     assert not held(folder, "test") & {f"images/s/f{number}.png" for number in range(3)}
     learned = set(fetch(folder.database, select(Image.split).join(Label, Label.image_id == Image.id)))
     assert learned == {"pool"}
@@ -63,8 +63,8 @@ def test_the_calibration_split_counts_the_masks_that_the_test_split_takes_first(
     folder.sequence("s", 40, masks=False)
     for number in range(3):
         folder.mask(f"s/f{number}.png")
-    [calibration] = [line for line in ingest(folder) if "calibration split is open" in line]
-    assert "and as many others for the test split and for training; it has 0" in calibration
+    [calibration] = [line for line in ingest(folder) if "the calibration split yet" in line]
+    assert "and as many others for the test split and for training; there are 0" in calibration
     assert "put masks of 37 more units into `data.masks`" in calibration
     for number in range(3, 40):
         folder.mask(f"s/f{number}.png")

@@ -191,7 +191,7 @@ class TestTheirLabels:
         for uri in fetch(database, select(Image.uri).where(Image.split == "pool"))[:3]:
             folder.mask(Path(uri).relative_to("images").as_posix(), value=77)
         with pytest.raises(DataError, match="3 of 3 masks hold values that are neither a class nor"):
-            ingest(project, database)
+            ingest(project_of(folder), database)
 
     def test_a_queue_that_is_ended_early_makes_the_split_of_what_is_there(self, folder: Folder) -> None:
         project, database = project_of(folder), folder.database
