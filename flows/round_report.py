@@ -15,7 +15,7 @@ from db.queries.queues import newest_round_queue
 from db.queries.runs import newest_run
 from flows.markdown import code, picture, plain, prose, table
 from pipeline.data.project import Project
-from pipeline.format import counted, counts, evidence, largest, percent
+from pipeline.format import count, counted, counts, evidence, largest, named_slices, percent
 from pipeline.summaries.classes import worst_class
 from pipeline.summaries.project import Status, project_status
 from pipeline.summaries.queues import QueueSummary, queue_summary
@@ -167,15 +167,14 @@ def unlabeled(rounds: Sequence[RoundSummary]) -> list[str]:
 def _queue(queue: QueueSummary | None) -> list[str]:
     if queue is None:
         return ["## The queue", "Nothing has been selected yet."]
-    chosen = "" if queue.candidates is None else f" of {queue.candidates} that could have been chosen"
+    chosen = "" if queue.candidates is None else f", of {count(queue.candidates)} that could have been chosen"
     measure = f", ranked by {plain(queue.measure.replace('_', ' '))}" if queue.measure else ""
     parts = [
         f"## The queue {plain(queue.name)}",
-        f"{queue.items} {queue.unit}s{chosen}, by the strategy {code(queue.strategy)}{measure}; "
+        f"{counted(queue.items, queue.unit)}{chosen}, by the strategy {code(queue.strategy)}{measure}; "
         f"{plain(counts(queue.by_status))}.",
         table(("predicted class", f"{queue.unit}s"), largest(queue.by_class, SHOWN_CLASSES).items()),
-        f"Slices: {plain(counts(queue.by_slice))}. "
-        + ("The audit slice is drawn uniformly at random." if "audit" in queue.by_slice else ""),
+        f"Chosen: {plain(counts(named_slices(queue.by_slice)))}.",
     ]
     parts += [f"**Warning:** {prose(warning)}" for warning in queue.warnings]
     if queue.head:

@@ -169,7 +169,7 @@ def split_counts(images: Mapping[str, int]) -> str:
     return counts({SPLIT_WORDS.get(name, name): number for name, number in sorted(images.items())})
 
 
-SLICE_WORDS = {"selected": "by uncertainty", "audit": "at random"}
+SLICE_WORDS = {"selected": "by the strategy", "audit": "at random, as a check", "held_out": "at random"}
 """How the items of a queue's slices were chosen."""
 
 
@@ -177,7 +177,7 @@ def named_slices(parts: Mapping[str, int]) -> dict[str, int]:
     """The items of a queue by how they were chosen.
 
     >>> named_slices({"selected": 18, "audit": 2})
-    {'by uncertainty': 18, 'at random': 2}
+    {'by the strategy': 18, 'at random, as a check': 2}
     """
     return {SLICE_WORDS.get(name, name): number for name, number in parts.items()}
 

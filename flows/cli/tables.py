@@ -231,8 +231,9 @@ def show_queues(name: str, rows: Sequence[QueueSummary]) -> None:
 
 def show_queue(row: QueueSummary) -> None:
     """Print the counts of a queue, and its first items with their reasons."""
-    chosen = "" if row.candidates is None else f" of {count(row.candidates)}"
-    console.print(f"[bold]{literal(row.name)}[/]  {row.items}{chosen} {row.unit}s by {literal(row.strategy)}")
+    items = row.items if row.candidates is None else row.candidates
+    chosen = counted(items, row.unit) if items == row.items else out_of(row.items, items, row.unit)
+    console.print(f"[bold]{literal(row.name)}[/]  {chosen} by {literal(row.strategy)}")
     if row.clicks is not None:
         console.print(f"effort    about {row.clicks:.0f} clicks")
     for title, parts in (
@@ -246,7 +247,8 @@ def show_queue(row: QueueSummary) -> None:
     for warning in row.warnings:
         errors.print(f"[yellow]warning:[/] {literal(warning)}")
     if row.head:
-        console.print(f"[bold]The first {len(row.head)} of {row.items}[/]")
+        first = "The only one" if row.items == 1 else f"The first {len(row.head)} of {count(row.items)}"
+        console.print(f"[bold]{first}[/]")
     for item in row.head:
         x, y, w, h = item.box
         parts = [item.class_name or "not predicted", item.slice, item.status]

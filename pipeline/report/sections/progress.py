@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import counted, evidence, largest, named_slices, number, percent, split_counts
+from pipeline.format import (
+    SLICE_WORDS,
+    agree,
+    counted,
+    evidence,
+    largest,
+    named_slices,
+    number,
+    percent,
+    split_counts,
+)
 from pipeline.report.blocks import (
     Block,
     Cell,
@@ -185,7 +195,7 @@ def queue(contents: Contents) -> Section:
     divided = (
         ("Predicted class", facts.by_class, colors),
         ("Sequence or group", largest(contents.queue_groups, MOST_GROUPS), None),
-        ("How chosen", named_slices(facts.by_slice), {"at random": "s2"}),
+        ("How chosen", named_slices(facts.by_slice), {SLICE_WORDS["audit"]: "s2"}),
     )
     charts = [
         bar_chart(counts_of, title=name, unit=unit, colors=colors_of, width=320)
@@ -208,7 +218,7 @@ def queue(contents: Contents) -> Section:
         "queue",
         title,
         f"{facts.name}: {counted(total, facts.unit)} by the strategy `{facts.strategy}`, of which {audit} "
-        "were picked at random, as a check: they are the only unbiased sample of the pool.",
+        f"{agree(audit, 'was', 'were')} picked at random, as a check: the only unbiased sample of the pool.",
         [
             Charts(charts, layout="thirds"),
             Table(

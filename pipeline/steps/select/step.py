@@ -26,7 +26,7 @@ from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import RegionConfig, SelectionConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
-from pipeline.format import count, counted, out_of
+from pipeline.format import count, counted, counts, named_slices, out_of
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.splits import lock_project
@@ -77,8 +77,8 @@ class SelectionReport:
         """The counts, the first items and the warnings."""
         lines = [
             *self.notes,
-            f"{self.name}: {len(self.items)} of {count(self.candidates)} {self.unit}s by {self.strategy}.",
-            f"  slices   {_counts(self.by_slice)}",
+            f"{self.name}: {out_of(len(self.items), self.candidates, self.unit)} by {self.strategy}.",
+            f"  chosen   {counts(named_slices(self.by_slice))}",
             *([] if set(self.by_class) == {NO_CLASS} else [f"  mostly   {_counts(self.by_class)}"]),
             f"  groups   {_counts(self.by_group)}",
         ]
