@@ -14,7 +14,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from db.queries import queue_items, queues, rounds
+from db.queries import models, queue_items, queues, rounds
 from db.tables import Round, utc_now
 from pipeline.errors import NotYourTurn
 
@@ -71,11 +71,14 @@ def advance(session: Session, current: Round, step: Step) -> None:
 
 
 def close(session: Session, current: Round) -> int:
-    """End the round with the labels that were imported, and open the next one.
+    """End the round with the labels that were imported, and open the next one. Round 0 goes on with another
+    queue where nothing is labeled yet: there is nothing to train on.
 
     Returns:
         The number of regions of its queue that were released without a label.
     """
+    if current.number == WITHOUT_MODEL and not models.training_labels(session):
+        return reopen(session, current)
     released = _release(session, current)
     advance(session, current, "import")
     return released

@@ -246,12 +246,11 @@ def show_queue(row: QueueSummary) -> None:
     console.print(f"folder    {folder}")
     for warning in row.warnings:
         errors.print(f"[yellow]warning:[/] {literal(warning)}")
-    if row.head:
-        first = "The only one" if row.items == 1 else f"The first {len(row.head)} of {count(row.items)}"
-        console.print(f"[bold]{first}[/]")
+    if row.head and len(row.head) < row.items:
+        console.print(f"[bold]The first {len(row.head)} of {count(row.items)}[/]")
     for item in row.head:
         x, y, w, h = item.box
-        parts = [item.class_name or "not predicted", item.slice, item.status]
+        parts = [item.class_name or "not predicted", item.status]
         if item.score is not None:
             parts.insert(1, f"{(row.measure or 'score').replace('_', ' ')} {item.score:.2f}")
         if item.clicks is not None:

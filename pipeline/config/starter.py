@@ -45,13 +45,21 @@ def read_label_map(path: Path) -> list[ClassConfig]:
         raise DataError(
             f"The label map {path} cannot be read: {error.strerror}.", "Name a readable file."
         ) from error
+    except ValidationError as error:
+        problem = error.errors(include_input=False)[0]
+        key = problem["loc"][0] if problem["loc"] else ""
+        where = f"its `{key}`" if key in ClassConfig.model_fields else "one of its keys"
+        raise DataError(
+            f"The label map {path} has a class that is not valid, in {where}: {problem['msg']}.",
+            "Correct it.",
+        ) from None  # the keys of the file are not quoted
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error) as error:
         raise DataError(
             f"The label map {path} has an unknown format{_place(error)}.",
             "Write JSON or YAML with `name`, `id` and `color`, a CSV, or lines `r g b name`.",
         ) from None  # the error may quote the file
     if len(classes) < 2:
-        raise DataError(f"The label map {path} names {len(classes)} classes.", "Name at least two.")
+        raise DataError(f"The label map {path} names fewer than two classes.", "Name at least two.")
     for what in ("name", "id", "color"):
         first: dict[object, int] = {}
         for number, item in enumerate(classes, start=1):

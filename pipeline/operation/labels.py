@@ -40,7 +40,7 @@ class ImportedLabels:
         """Says that something was not taken."""
         if not self.rejected:
             return ()
-        return (f"{counted(self.rejected, 'mask')} could not be imported: the log lists them.",)
+        return (f"{counted(self.rejected, 'mask')} could not be imported, see `rejected:` above.",)
 
 
 def take_labels(

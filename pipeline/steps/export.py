@@ -111,12 +111,14 @@ class ExportReport:
 
     Attributes:
         why_empty: where the masks to correct are empty, why.
+        masks: the folder in it that takes the masks; None where a labeling tool has them.
     """
 
     folder: Path
     images: int
     failed: list[tuple[str, str]]
     why_empty: str | None = None
+    masks: str | None = None
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
@@ -125,6 +127,8 @@ class ExportReport:
         yield f"Exported {counted(self.images, 'image')} to {self.folder}."
         if self.why_empty is not None:
             yield f"The masks to start from are empty: {self.why_empty}."
+        if self.masks is not None:
+            yield f"Put the painted masks into its folder `{self.masks}`; README.md there says how."
 
 
 @one_at_a_time("export")
@@ -195,7 +199,8 @@ def export(
         _check_complete(fresh, written, target=target)
     with database.session() as session:
         _mark_exported(session, project, work, tool.name, target=target, failures=failures, clicks=clicks)
-    return ExportReport(target, written, failures, why_empty=work.why_empty)
+    masks = MASKS if tool.name == "folder" else None
+    return ExportReport(target, written, failures, why_empty=work.why_empty, masks=masks)
 
 
 def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]:

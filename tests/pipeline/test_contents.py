@@ -135,7 +135,7 @@ def test_a_damaged_image_is_refused_without_its_text(tmp_path: Path, name: str, 
         ("labels.yaml", BROKEN_YAML, "line"),
         ("labels.txt", f"{SECRET}\nb\n{SECRET}\n".encode(), "the classes 1 and 3"),
         ("labels.csv", f"name,id\na,{SECRET}\n".encode(), "an unknown format"),
-        ("labels.json", json.dumps([{"name": "a", "color": [SECRET]}]).encode(), "an unknown format"),
+        ("labels.json", json.dumps([{"name": "a", "color": [SECRET]}]).encode(), "not valid, in its `color`"),
     ],
 )
 def test_a_label_map_names_the_place_of_a_problem(

@@ -100,8 +100,9 @@ def _annotations(item: Item, labels: LabelMap, subject: str) -> Iterator[Annotat
         yield Rejected(subject, str(error))
         return
     if "annotation_id" in task and "annotations" not in task:
+        file = subject.partition(", ")[0]
         raise DataError(
-            "It is JSON-MIN of Label Studio, which leaves out parts of the annotations.",
+            f"{file} is JSON-MIN of Label Studio, which leaves out parts of the annotations.",
             "Export as JSON.",
         )
     for annotation in annotations:

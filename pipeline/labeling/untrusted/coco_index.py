@@ -230,10 +230,17 @@ def _subject(item: Item) -> str:
 
 
 def _id(fields: dict[str, Any], name: str) -> int:
+    """A number that is whole, also where it is written as 96.0."""
     value = fields.get(name)
+    if type(value) is float and value.is_integer():
+        value = int(value)
     if type(value) is not int or not 0 <= value < _LARGEST_ID:
-        missing = "is missing" if value is None else "is no whole number"
-        raise _Unusable(f"Its `{name}` {missing}.", _AGAIN)
+        wrong = "is no whole number"
+        if value is None:
+            wrong = "is missing"
+        elif type(value) is int:
+            wrong = "is negative" if value < 0 else "is larger than a number of 63 bits"
+        raise _Unusable(f"Its `{name}` {wrong}.", _AGAIN)
     return value
 
 

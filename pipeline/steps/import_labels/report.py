@@ -42,6 +42,8 @@ class ImportReport:
     """Whether the labels that still wait are of held-out images: their queue belongs to no round."""
     grown: tuple[str, ...] = ()
     """The new versions of held-out splits, as sentences."""
+    reopened: bool = False
+    """Whether the round goes on with another queue, because no image has a label."""
     closed: bool = False
     """Whether the round is closed, and the next one open."""
 
@@ -85,7 +87,9 @@ class ImportReport:
             images = counted(self.unlabeled, "held-out image")
             lines.append(f"{images} {agree(self.unlabeled, 'stays', 'stay')} without a mask.")
         lines += self.grown
-        if self.closed:
+        if self.reopened:
+            lines.append("No image has a label yet, so the round goes on with another queue.")
+        elif self.closed:
             lines.append("The round is closed, and the next one is open.")
         elif self.open_items:
             lines.append(

@@ -26,6 +26,7 @@ from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels.incoming import Incoming, IncomingQueue, Origin
 from pipeline.steps.import_labels.report import ImportReport
 from pipeline.steps.ingest.held_out_labels import take_held_out_labels
+from pipeline.steps.ingest.splits import note_open_splits
 
 __all__ = ["ImportReport", "import_labels"]
 
@@ -99,6 +100,8 @@ def import_labels(
         failures.record_failures(session, "import", _failures(project, sources, known_as, report))
     if any(incoming_queue.queue.kind == HELD_OUT for incoming_queue in opened):
         report.grown = take_held_out_labels(project, database)
+        with database.session() as session:
+            note_open_splits(session, project)
     return report
 
 
@@ -117,7 +120,7 @@ def _annotations(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iter
         except DataError as error:
             if not begun and len(readers) == 1:
                 raise
-            yield Rejected(subject=source.name, reason=str(error))
+            yield Rejected(subject=source.name, reason=str(error).removeprefix(f"{source}: "))
 
 
 def _with_containers(subject: str) -> Iterator[str]:
@@ -218,8 +221,10 @@ def _close(session: Session, queue: Queue, *, close: bool, report: ImportReport)
         return
     if queue.kind == HELD_OUT:
         return
-    report.released = rounds.close(session, rounds.require(session, "import"))
-    report.closed = True
+    current = rounds.require(session, "import")
+    report.released = rounds.close(session, current)
+    report.closed = current.state == "closed"
+    report.reopened = not report.closed
 
 
 def _is_open(session: Session, queue: Queue) -> bool:

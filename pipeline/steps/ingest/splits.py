@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from db.queries import images as image_queries
-from db.queries import labels, queue_items
+from db.queries import labels, queue_items, queues
 from db.tables import utc_now
 from pipeline.config import HeldOutSplit, ProjectConfig
 from pipeline.data.project import Project
@@ -182,9 +182,10 @@ class _Evidence:
 
     def candidates(self, spec: HeldOutSplit, code: int) -> Flags:
         """The images with masks, bool [N], that may be in a version of a split, or are in it."""
+        usable = self.usable(code)
         if spec.fraction is None:
-            return self.usable(code)
-        return self.images.has_mask & ~self.images.taken & (self.images.splits == POOL)
+            return usable
+        return usable | self.images.has_mask & ~self.images.taken & (self.images.splits == POOL)
 
     def more_units(self, spec: HeldOutSplit, code: int) -> int:
         """The independent units with masks that are missing for the first version of a split."""
@@ -195,12 +196,20 @@ class _Evidence:
         known = self.units(self.images.has_mask | self.images.labeled)
         held = self.units(self.images.has_mask & np.isin(self.images.splits, [code for _, code in ORDER]))
         first = least if self.is_after_test(code) else 0
-        return max(more + first, 2 * (held + first + least) - known)
+        lacking = max(0, least - self.units(self.usable(code)))
+        return max(more + first, 2 * (held + first + lacking) - known)
 
     def is_after_test(self, code: int) -> bool:
         """Whether this is the calibration split, and the test split is still to be drawn before it."""
         drawn = self._config.splits.test.fraction is not None
         return code != TEST and drawn and not (self.images.splits == TEST).any()
+
+    def how_to_label(self, name: HeldOut) -> str:
+        """How images of a split get labels: those of its queue that waits for them, or of a new one."""
+        for queue in queues.held_out_queues(self._session):
+            if queue.spec["split"] == name and queue_items.count_items(self._session, queue.id).get("queued"):
+                return f"Label the images of {queue.name}"
+        return f"Draw images to label with `segcurate select --for {name}`"
 
     def units(self, wanted: Flags) -> int:
         """The most independent units that these images, bool [N], can be in an evaluation."""
@@ -271,7 +280,7 @@ def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence)
     candidates = evidence.candidates(spec, code)
     units, more = evidence.units(candidates), evidence.more_units(spec, code)
     listed = f" and name the images in `splits.{name}.{'folder' if spec.list is None else 'list'}`"
-    masks = f"Draw images to label with `segcurate select --for {name}`; or put masks of "
+    masks = f"{evidence.how_to_label(name)}; or put masks of "
     masks += "{} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
     head = f"No model is measured on the {name} split yet:"
     if more > 0:

@@ -105,7 +105,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
         grown = _lock_and_grow(session, project, held_out) if masks else ()
     warnings = [*assignments.warnings(), *census.warnings()]
     if not masks:
-        warnings.append(_no_masks(project))
+        warnings.append(_no_masks(project, census))
     else:
         unmatched = initial.unmatched()
         warnings += [unmatched] if unmatched else []
@@ -245,7 +245,7 @@ def _ingest_batch(
         else:
             images.update_images(session, list(_moved(old)))
         failure_queries.record_failures(session, "ingest", failures)
-    return added, len(failures)
+    return added, len({subject for subject, _ in failures})
 
 
 def _update_known(session: Session, examined: Sequence[Examined], *, at: datetime) -> None:
@@ -345,8 +345,11 @@ def _note_meaning(session: Session, project: Project) -> None:
         row.mask_values = meaning
 
 
-def _no_masks(project: Project) -> str:
-    data = project.config.data
+def _no_masks(project: Project, census: MaskCensus) -> str:
+    data, problems = project.config.data, [mask.problem for mask in census.masks.values() if mask.problem]
+    if problems:
+        unusable = none_can(len(problems), "mask", "be used")
+        return f"{unusable}. The first: {problems[0]} Then ingest again."
     if data.masks is None:
         return (
             "No image has a mask yet (`data.masks` is not set): `segcurate select` chooses the first ones to "

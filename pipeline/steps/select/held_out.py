@@ -18,7 +18,7 @@ from pipeline.errors import NothingLeft, NotYourTurn
 from pipeline.format import count, counted
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
-from pipeline.steps.ingest.splits import draw_to_label, lock_project, release_held_out
+from pipeline.steps.ingest.splits import draw_to_label, lock_project, note_open_splits, release_held_out
 
 SHOWN_IMAGES = 10
 
@@ -29,7 +29,7 @@ class HeldOutReport:
 
     Attributes:
         uris: of the images to label, in order.
-        by: what was drawn for it: `group` or `block`.
+        by: what was drawn for it: `group`, `block`, or `image` where a block is one.
         units: so many of them.
         held, guards: images that left the pool for it, those to label included.
     """
@@ -45,11 +45,11 @@ class HeldOutReport:
 
     def lines(self) -> list[str]:
         """The report as text."""
+        units = "" if self.by == "image" else f" of {counted(self.units, self.by)}"
         apart = f", and {counted(self.guards, 'neighbour')} of them" if self.guards else ""
         lines = [
             f"{self.name}: {counted(len(self.uris), 'image')} drawn to be labeled for {self.split}.",
-            f"{counted(self.held, 'image')} of {counted(self.units, self.by)} left the pool for it{apart}: "
-            "no model is trained on them.",
+            f"{counted(self.held, 'image')}{units} left the pool for it{apart}: no model is trained on them.",
         ]
         lines += [f"  {rank:4d}  {uri}" for rank, uri in enumerate(self.uris[:SHOWN_IMAGES], 1)]
         if len(self.uris) > SHOWN_IMAGES:
@@ -89,7 +89,8 @@ def select_held_out(
         NothingLeft: no image can be held out.
         ConfigError: groups are to be drawn, and there is only one.
     """
-    by = getattr(project.config.splits, split).by
+    spec = getattr(project.config.splits, split)
+    by = "image" if spec.by == "block" and spec.block == 1 else spec.by
     with database.session() as session:
         if image_queries.project_row(session) is None:
             raise NotYourTurn("No image of the project is known yet.", "Run `segcurate ingest`.")
@@ -100,7 +101,8 @@ def select_held_out(
             raise NothingLeft(
                 f"No image can be held out for the {split} split: at most half of all {by}s are held out, "
                 "and none with an image that is labeled or queued.",
-                f"Add images and run `segcurate ingest`, or use smaller {by}s (`splits.{split}`).",
+                "Add images and run `segcurate ingest`"
+                + ("." if by == "image" else f", or use smaller {by}s (`splits.{split}`)."),
             )
         name = f"{split}-{turn + 1:02d}"
         rows = {row.id: row for row in image_queries.images_by_id(session, drawn.to_label)}
@@ -131,8 +133,9 @@ def select_held_out(
         if dry_run:
             session.rollback()
         else:
-            spec = {"split": split, "held": drawn.held, "guards": drawn.guards}
-            queues.put_held_out(session, name=name, seed=project.config.splits.seed, spec=spec, items=items)
+            told = {"split": split, "held": drawn.held, "guards": drawn.guards}
+            queues.put_held_out(session, name=name, seed=project.config.splits.seed, spec=told, items=items)
+            note_open_splits(session, project)
     return report
 
 
@@ -150,7 +153,8 @@ def _drop_draft(session: Session, split: str) -> int:
     elif known and (waiting := queue_items.count_items(session, known[-1].id).get("queued", 0)):
         raise NotYourTurn(
             f"{known[-1].name} is out, and waits for labels: {counted(waiting, 'image')}.",
-            "Import them; `segcurate import --close` with its folder ends it with what is there.",
+            f"Label them, and run `segcurate import {known[-1].export_uri or 'FOLDER'}`; with `--close` it "
+            "ends the queue with what is there.",
         )
     return len(known)
 

@@ -80,7 +80,7 @@ class SelectionReport:
             f"{self.name}: {out_of(len(self.items), self.candidates, self.unit)} by {self.strategy}.",
             f"  chosen   {counts(named_slices(self.by_slice))}",
             *([] if set(self.by_class) == {NO_CLASS} else [f"  mostly   {_counts(self.by_class)}"]),
-            f"  groups   {_counts(self.by_group)}",
+            f"  groups   {_counts({f'in {name}': number for name, number in self.by_group.items()})}",
         ]
         if self.score_range is not None:
             low, high = self.score_range

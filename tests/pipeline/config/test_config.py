@@ -205,8 +205,9 @@ def test_a_label_map_of_colours_and_names(tmp_path: Path) -> None:
         ("map.txt", "1 2 3 road\n1 2 3 car\n", "same color twice"),
         ("map.txt", "road\nroad\n", "same name twice: in the classes 1 and 2"),
         ("map.json", "{broken", "an unknown format"),
+        ("map.json", f'{{"a": 0, "b": {2**70}}}', "not valid, in its `id`: "),
         ("map.csv", "label\nroad\n", "an unknown format"),
-        ("map.json", '["road"]', "names 1 classes"),
+        ("map.json", '["road"]', "names fewer than two classes"),
         ("map.json", "3", "an unknown format"),
     ],
 )

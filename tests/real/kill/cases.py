@@ -1,4 +1,5 @@
-"""The cases: of each flow, 25 moments at which it is killed, on SQLite, and a few on PostgreSQL.
+"""The cases: of each flow, 25 moments at which it is killed, on SQLite, and a few on PostgreSQL; and the
+moments of a queue of held-out images.
 
 Half of the moments are uniformly random in the time that an undisturbed run takes; the others are places that
 a random moment seldom hits. A part of the random ones kill the second attempt too.
@@ -49,6 +50,15 @@ RETRAINING: tuple[Place, ...] = (
     Place("statement", "INSERT INTO calibration", "after"),
     Place("commit", "INSERT INTO metric", "half"),
 )
+HELD_OUT: tuple[Place, ...] = (
+    Place("commit", "INSERT INTO queue_item", "before"),
+    Place("commit", "INSERT INTO queue_item", "after"),
+    Place("replace", r"-> \S*queues/test-01$", "before"),
+    Place("replace", r"-> \S*queues/test-01$", "after"),
+    Place("commit", "INSERT INTO label ", "before"),
+    Place("commit", "INSERT INTO label ", "after"),
+    Place("commit", "UPDATE image SET mask_uri", "half"),
+)
 POSTGRESQL_NIGHTS: tuple[Place, ...] = (
     Place("copy", "region_score", "half", nth=2),
     Place("statement", "UPDATE shard SET .*finished_at", "after", nth=2),
@@ -71,6 +81,7 @@ class Case:
         start: which prepared project it starts from.
         moments: when the first run is killed, and the second one where there are two: a place, or a share of
             the time that an undisturbed run takes.
+        again: which work finishes what the killed one has begun.
     """
 
     number: int
@@ -78,6 +89,7 @@ class Case:
     work: str
     start: str
     moments: tuple[Place | float, ...]
+    again: str = "nightly"
 
     def __str__(self) -> str:
         told = " then ".join(
@@ -91,8 +103,8 @@ def all_cases(seed: int) -> list[Case]:
     generator = np.random.default_rng(seed)
     cases: list[Case] = []
 
-    def add(backend: str, work: str, start: str, *moments: Place | float) -> None:
-        cases.append(Case(len(cases) + 1, backend, work, start, moments))
+    def add(backend: str, work: str, start: str, *moments: Place | float, again: str = "nightly") -> None:
+        cases.append(Case(len(cases) + 1, backend, work, start, moments, again))
 
     def at_random(backend: str, work: str, starts: tuple[str, ...], count: int) -> None:
         for index in range(count):
@@ -114,4 +126,6 @@ def all_cases(seed: int) -> list[Case]:
     for place in POSTGRESQL_RETRAINING:
         add("postgresql", "retrain", "labels", place)
     at_random("postgresql", "retrain", ("labels",), 2)
+    for place in HELD_OUT:
+        add("sqlite", "held_out", "unlabeled", place, again="held_out")
     return cases

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 from db.engine import connect
 from tests.db.conftest import postgresql as postgresql
 from tests.real.house import running_prefect
-from tests.real.kill.projects import draw_project, let_images_come
+from tests.real.kill.projects import draw_project, let_images_come, set_masks_aside
 from tests.real.kill.victims import Ended, Victims
 
 SEED = int(os.environ.get("SEGCURATE_KILL_SEED", "20261122"))
@@ -108,6 +108,14 @@ class Bench:
         project = self.copy(self._trained(backend))
         for work in ("nightly", "annotator"):
             self.run(work, project)
+        return project
+
+    def _unlabeled(self, backend: str) -> Copy:
+        """A model, and images without masks that came after it."""
+        project = self.copy(self._trained(backend))
+        let_images_come(project.root)
+        set_masks_aside(project.root)
+        self.run("ingest", project)
         return project
 
     def _trained(self, backend: str) -> Copy:

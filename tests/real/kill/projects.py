@@ -10,6 +10,8 @@ from pathlib import Path
 from tests.conftest import draw, write_config
 
 FIRST, LATER = 32, 14
+ASIDE = "later/masks"
+"""The masks that an annotator will draw, where no step finds them."""
 
 
 def draw_project(root: Path) -> None:
@@ -44,6 +46,14 @@ def draw_project(root: Path) -> None:
         },
         retrain={"min_new_labels": 1},
     )
+
+
+def set_masks_aside(root: Path) -> None:
+    """The images that came later have no masks yet."""
+    (root / ASIDE).mkdir(parents=True)
+    for number in range(FIRST, FIRST + LATER):
+        path = root / "masks" / f"frame_{number:03d}.png"
+        path.rename(root / ASIDE / path.name)
 
 
 def let_images_come(root: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_killed_flow_that_is_run_again_leaves_what_an_undisturbed_one_leaves(
 ) -> None:
     reference, seconds = bench.end_of(case.backend, case.start, case.work)
     project, hits, spent = _killed(bench, case, seconds)
-    again = bench.run("nightly", project)  # the schedule of nights alone also finishes a retraining
+    again = bench.run(case.again, project)  # the schedule of nights alone also finishes a retraining
     with project.engine() as engine, reference.engine() as other:
         found = differences(engine, project.root, other, reference.root)
     found += [f"left over: {name}" for name in leftovers(project.root)]

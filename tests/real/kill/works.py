@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from db.queries import queues
 from flows.nightly import nightly as nightly_flow
 from flows.retrain import retrain as retrain_flow
 from pipeline.data.project import Project, load_project
+from pipeline.labeling.manifest import MANIFEST
 from pipeline.steps.annotate import annotate
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
@@ -23,9 +26,12 @@ from pipeline.steps.import_labels import import_labels
 from pipeline.steps.ingest import ingest
 from pipeline.steps.score import score
 from pipeline.steps.select import select
+from pipeline.steps.select.held_out import select_held_out
 from pipeline.steps.train import train
+from tests.real.kill.projects import ASIDE
 
 torch.set_num_threads(1)
+HELD_OUT_IMAGES = 3
 IMPORTED_FOR_THE_FORKS = (export, score, select)
 """The flows import these when they come to them."""
 
@@ -39,6 +45,12 @@ def first_round(config: Path) -> None:
         evaluate(project, database)
 
 
+def ingest_again(config: Path) -> None:
+    """What came since is registered."""
+    with _opened(config) as (project, database):
+        ingest(project, database)
+
+
 def annotator(config: Path) -> None:
     """The annotator's part: masks for the exported queue, and their import."""
     with _opened(config) as (project, database):
@@ -48,6 +60,23 @@ def annotator(config: Path) -> None:
             raise RuntimeError("There is no exported queue.")
         folder = project.path(queue.export_uri)
         annotate(project, database, folder)
+        import_labels(project, database, source=folder)
+
+
+def held_out(config: Path) -> None:
+    """Images for the test split: drawn, exported, painted and imported, each step that is not done yet."""
+    with _opened(config) as (project, database):
+        with database.session(write=False) as session:
+            drawn = [(queue.name, queue.exported_at) for queue in queues.held_out_queues(session)]
+        if not drawn:
+            drawn = [(select_held_out(project, database, split="test", budget=HELD_OUT_IMAGES).name, None)]
+        name, exported_at = drawn[0]
+        if exported_at is None:
+            export(project, database, queue=name)
+        folder = project.path(f"queues/{name}")
+        for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            shutil.copyfile(config.parent / ASIDE / f"{Path(entry['uri']).stem}.png", folder / entry["mask"])
         import_labels(project, database, source=folder)
 
 
@@ -78,7 +107,9 @@ def _opened(config: Path) -> Generator[tuple[Project, Database]]:
 
 WORKS: dict[str, Callable[[Path], None]] = {
     "first_round": first_round,
+    "ingest": ingest_again,
     "annotator": annotator,
+    "held_out": held_out,
     "nightly": nightly,
     "retrain": retrain,
 }

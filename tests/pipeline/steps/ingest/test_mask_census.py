@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image as Picture
@@ -91,12 +93,22 @@ def test_once_splits_are_locked_a_bad_mask_stops_nothing(five: Folder) -> None:
     assert "7 (384 px)" in five.failures()["masks/c/new.png"]
 
 
+def test_masks_of_which_none_can_be_used_are_not_taken_for_none(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for name in ("x.png", "y.png"):
+        folder.image(name)
+        folder.mask(name)
+        Picture.new("LA", (24, 16)).save(folder.root / "masks" / name)
+    (warning,) = [line for line in folder.ingest().warnings if "None of the 2 masks can be used" in line]
+    assert "has transparent pixels. Flatten it, then save it without transparency." in warning
+
+
 def test_a_mask_of_two_images_is_neithers(five: Folder) -> None:
     five.image("c/x.png")
     five.image("c/x.jpg")
     five.mask("c/x.png")
     report = five.ingest(splits=HELD_OUT)
-    assert report.failures == 2
+    assert report.failures == 1
     assert "belongs to two images, images/c/x.jpg and images/c/x.png" in five.failures()["masks/c/x.png"]
     masks = dict(five.rows(Image.uri, Image.mask_uri))
     assert masks["images/c/x.png"] is masks["images/c/x.jpg"] is None

@@ -164,7 +164,10 @@ def test_it_goes_out_with_empty_masks_comes_back_and_opens_the_first_training(fo
     project, database = configured_as(folder), folder.database
     choose(project, database)
     exported = export(project, database)
-    assert list(exported.lines())[-1] == "The masks to start from are empty: there is no model yet."
+    assert list(exported.lines())[1:] == [
+        "The masks to start from are empty: there is no model yet.",
+        "Put the painted masks into its folder `masks`; README.md there says how.",
+    ]
     entries = [json.loads(line) for line in (exported.folder / "manifest.jsonl").read_text().splitlines()]
     premask = np.asarray(Picture.open(exported.folder / entries[0]["premask"]))
     assert np.unique(premask).tolist() == [255]
@@ -185,6 +188,22 @@ def test_it_goes_out_with_empty_masks_comes_back_and_opens_the_first_training(fo
     rows = ask(database, round_history, sampler="none", class_names=["a", "b"])
     assert [(row.number, row.labeled_regions, row.model) for row in rows] == [(0, 12, None), (1, 12, None)]
     assert rows[0].no_estimate == "no model has scored its regions"
+
+
+def test_a_first_queue_that_is_closed_without_a_label_gives_way_to_another_one(folder: Folder) -> None:
+    project, database = configured_as(folder), folder.database
+    choose(project, database)
+    queue = export(project, database).folder
+    report = import_labels(project, database, source=queue, close=True)
+    assert (report.released, report.closed) == (12, False)
+    assert report.lines()[-1] == "No image has a label yet, so the round goes on with another queue."
+    assert round_state(database) == (0, "select")
+    assert ask(database, project_status).next_command == "segcurate select"
+    assert choose(project, database).name == "round-00-b"
+    paint(export(project, database).folder, images=1)
+    closed = import_labels(project, database, source=folder.root / "queues" / "round-00-b", close=True)
+    assert closed.closed
+    assert round_state(database) == (1, "train")
 
 
 def test_a_queue_locks_classes_and_splits(folder: Folder) -> None:

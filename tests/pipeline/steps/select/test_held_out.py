@@ -14,6 +14,7 @@ from sqlalchemy import select
 from db.queries import images as image_queries
 from db.queries import models
 from db.tables import Image, Label, Queue, QueueItem
+from db.tables import Project as ProjectRow
 from pipeline.config import SplitsConfig
 from pipeline.data.masks import MaskCodec
 from pipeline.data.project import Project
@@ -141,7 +142,7 @@ class TestTheirLabels:
         project, database = project_of(folder), folder.database
         draw(folder)
         exported = export(project, database, queue="test-01")
-        assert "would sway the labels" in list(exported.lines())[-1]
+        assert "would sway the labels" in list(exported.lines())[-2]
         waiting = ask(database, project_status).held_out
         assert [(one.name, one.images, one.command) for one in waiting] == [
             ("test-01", 2, "segcurate import queues/test-01")
@@ -201,6 +202,19 @@ class TestTheirLabels:
         report = import_labels(project, database, source=queue, close=True)
         assert (report.unlabeled, report.closed, len(report.grown)) == (1, False, 1)
         assert splits(folder).count("test") == 6
+
+    def test_what_the_split_still_needs_counts_them_and_names_the_queue_that_is_out(
+        self, folder: Folder
+    ) -> None:
+        project, database = project_of(folder, minimum_units=4), folder.database
+        select_held_out(project, database, split="test", budget=4)
+        queue = export(project, database, queue="test-01").folder
+        assert "Label the images of test-01; or" in fetch_one(database, ProjectRow.open_splits)["test"]
+        label(queue, images=3)
+        import_labels(project, database, source=queue, close=True)
+        needs = fetch_one(database, ProjectRow.open_splits)["test"]
+        assert "there are 3. Draw images to label with `segcurate select --for test`" in needs
+        assert "or put masks of 5 more units into `data.masks`" in needs
 
     def test_an_import_that_is_killed_before_the_split_grows_is_finished_by_the_next_ingest(
         self, folder: Folder, monkeypatch: pytest.MonkeyPatch
