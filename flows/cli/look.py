@@ -106,7 +106,7 @@ def show_one_queue(
     limit: Annotated[int, typer.Option(min=0, help="First items to list.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """A queue: counts by slice, class and status, and its first items with the reason of each."""
+    """A queue: its counts by class, status and choice, and its first items with the reason of each."""
     from db.queries.queues import list_queues
     from pipeline.summaries.queues import queue_or_newest, queue_summary
 

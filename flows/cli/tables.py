@@ -143,7 +143,7 @@ def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
     known = [(row.number, row.unlabeled) for row in rows if row.unlabeled is not None]
     if known:
         table(
-            "Error rate on what is not labeled yet, by the audit of each queue",
+            "Error rate on what is not labeled yet, by the regions drawn at random",
             ("round", "model", "not labeled", "whole pool", "audited"),
             [
                 (number, pool.model, pool.unlabeled.error_rate, pool.pool.error_rate, pool.audited)
@@ -156,7 +156,9 @@ def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
         if row.no_estimate is not None:
             console.print(literal(f"Round {row.number} has no estimate of the pool: {row.no_estimate}."))
         for queue in row.withdrawn:
-            console.print(literal(f"{queue} was withdrawn: its audit says nothing about the pool."))
+            console.print(
+                literal(f"{queue} was withdrawn: its regions drawn at random say nothing about the pool.")
+            )
 
 
 def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:

@@ -131,11 +131,12 @@ def _lines(row: Calibration) -> Iterator[str]:
     else:
         items = {item["name"]: item for item in row.report["calibrators"]}
         yield (
-            f"{row.sampler}: each calibrator fitted on one half of the images, evaluated on the other "
-            f"({evidence(row.images, row.report['blocks'])})"
+            f"Sampler {row.sampler}: each calibrator is fitted on one half of the images and judged on the "
+            f"other, and the reverse ({evidence(row.images, row.report['blocks'])}). `changed`: the share of "
+            "pixels that get another class."
         )
         yield from table(
-            ("calibrator", "NLL", "ECE", "labels changed"),
+            ("calibrator", "NLL", "ECE", "changed"),
             [
                 (
                     name,
