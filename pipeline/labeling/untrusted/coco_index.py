@@ -230,10 +230,7 @@ def _subject(item: Item) -> str:
 
 
 def _id(fields: dict[str, Any], name: str) -> int:
-    """A number that is whole, also where it is written as 96.0."""
     value = fields.get(name)
-    if type(value) is float and value.is_integer():
-        value = int(value)
     if type(value) is not int or not 0 <= value < _LARGEST_ID:
         wrong = "is no whole number"
         if value is None:
