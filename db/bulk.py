@@ -11,16 +11,22 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import JSON, REAL, BigInteger, Boolean, Double, Integer, SmallInteger, String, Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
-Values = npt.NDArray[Any] | Sequence[Any]
+from db.later import later
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = later("numpy")
+
+Values: TypeAlias = "npt.NDArray[Any] | Sequence[Any]"
 Columns = Mapping[str, Values]
 """Columns of a table by name, all of one length. None and NaN are NULL."""
 
@@ -168,7 +174,7 @@ def _some(missing: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None
     return None if missing is None or not missing.any() else missing
 
 
-Fixed = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]
+Fixed: TypeAlias = "tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]"
 """Bytes [rows, width] of a field with its length, and a mask of the NULLs."""
 
 

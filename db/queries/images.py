@@ -5,15 +5,20 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from db.later import later
 from db.queries.paging import PAGE, in_parts
 from db.tables import Evaluation, Image, Label, Project
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = later("numpy")
 
 SPLITS = ("pool", "calibration", "test", "guard")
 """The splits by their code in `SplitColumns`."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import ColumnElement, func, insert, select, union, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from db.later import later
 from db.queries.labels import is_version, newest_versions
 from db.queries.paging import in_parts
 from db.tables import Image, Label, LabelRegion, Queue, QueueItem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = later("numpy")
 
 Key = TypeVar("Key")
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Table, and_, delete, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.bulk import Columns, Values, insert_columns
+from db.later import later
 from db.queries.images import ImageRow
 from db.queries.paging import PAGE, in_parts
 from db.tables import Image, ImageScore, RegionScore, Shard
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = later("numpy")
 
 _IMAGES, _REGIONS = cast(Table, ImageScore.__table__), cast(Table, RegionScore.__table__)
 

@@ -92,9 +92,14 @@ def import_(
     """
     if sources and url is not None:
         raise UserError("`--url` and files exclude each other.", "Leave one of them out.")
-    from pipeline.operation.labels import take_labels
+    from pipeline.steps.ready import server_access
 
     with opened_runner() as runner:
+        if not sources:
+            labeling = runner.project.config.labeling
+            server_access(labeling, tool or labeling.tool, url)
+        from pipeline.operation.labels import take_labels
+
         labels = take_labels(
             runner,
             sources=sources or [],
@@ -120,12 +125,14 @@ def sync(
 
     The exit code is 3 where some masks could not be imported.
     """
-    from pipeline.operation import delivery
-    from pipeline.operation.labels import ImportedLabels
+    from pipeline.steps.ready import server_access
 
     with opened_runner() as runner:
-        pulled, _ = delivery.sync(
-            runner, tool=tool or runner.project.config.labeling.tool, url=url, close=close
-        )
+        named = tool or runner.project.config.labeling.tool
+        server_access(runner.project.config.labeling, named, url)
+        from pipeline.operation import delivery
+        from pipeline.operation.labels import ImportedLabels
+
+        pulled, _ = delivery.sync(runner, tool=named, url=url, close=close)
         print_next(runner.database)
     exit_with_warnings(() if pulled is None else ImportedLabels(pulled.imported).warnings)

@@ -14,6 +14,7 @@ from flows.cli.app import (
     in_turn,
     opened_runner,
     print_next,
+    require,
     run_step,
 )
 from flows.cli.display import console, literal, print_json
@@ -78,9 +79,15 @@ def select(
         _select_held_out(held_out, budget, dry_run=dry_run, as_json=as_json)
         return
     options = {"dry_run": dry_run, "overrides": overrides, "force": force}
-    from pipeline.steps.select import select as step
+    from pipeline.steps.ready import selection_to_make
 
     with opened_runner() as runner:
+        require(
+            runner,
+            lambda project, session: selection_to_make(session, project.config, overrides, preview=dry_run),
+        )
+        from pipeline.steps.select import select as step
+
         if as_json:
             print_json(runner.call(step, **options).document())
             return

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import json
 import os
+import textwrap
+from itertools import pairwise
 from string import Formatter, Template
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 IGNORE = 255
 """The class index of a pixel without a label, in every mask that segcurate writes."""
@@ -60,10 +69,41 @@ FilePath = Annotated[str, AfterValidator(expanded)]
 """A path of this machine or of an object store, in which `~` and environment variables are replaced."""
 
 
-class Section(BaseModel):
+class Documented(BaseModel):
+    """A model whose JSON schema explains each key by the text below it. Pydantic's own option would read the
+    source of every section whenever a command starts."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(core_schema)
+        properties = handler.resolve_ref_schema(found).get("properties", {})
+        for name, text in _explanations(cls).items():
+            if name in properties:
+                properties[name]["description"] = text
+        return found
+
+
+def _explanations(section: type) -> dict[str, str]:
+    """The text below each key of a class, by the key's name."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    if not isinstance(definition, ast.ClassDef):
+        return {}
+    found: dict[str, str] = {}
+    for key, below in pairwise(definition.body):
+        match key, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = inspect.cleandoc(text)
+            case _:
+                pass
+    return found
+
+
+class Section(Documented):
     """A part of the configuration: frozen, with unknown keys as errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def content_hash(self) -> str:
         """SHA-256 of the section's canonical JSON, as 64 hex digits."""

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pipeline.config.base import FilePath, Section, expanded
+from pipeline.config.base import Documented, FilePath, Section, expanded
 from pipeline.config.data import DataConfig, SplitsConfig
 from pipeline.config.labeling import LabelingConfig
 from pipeline.config.learning import CalibrationConfig, EvaluationConfig, ModelConfig, TrainingConfig
@@ -40,7 +40,7 @@ class DatabaseConfig(Section):
         return masked(url)
 
 
-class ProjectConfig(BaseSettings):
+class ProjectConfig(Documented, BaseSettings):
     """One project."""
 
     model_config = SettingsConfigDict(
@@ -49,7 +49,6 @@ class ProjectConfig(BaseSettings):
         hide_input_in_errors=True,  # it may contain a password
         env_prefix=PREFIX,
         env_nested_delimiter=NESTED,
-        use_attribute_docstrings=True,
     )
 
     name: Annotated[str, Field(min_length=1, max_length=200)]

@@ -6,8 +6,11 @@ refused at once, with the sentence of its step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from db.queries import evaluations, models, queues
@@ -16,9 +19,12 @@ from db.queries.models import TrainingImage
 from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline import rounds
-from pipeline.config import ProjectConfig, Sampler
-from pipeline.errors import UserError
+from pipeline.config import LabelingConfig, ProjectConfig, Sampler, SelectionConfig
+from pipeline.errors import ConfigError, UserError
 from pipeline.summaries.queues import queue_or_newest
+
+TOKENS = {"label-studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
+"""The tools with servers, and the environment variable of each one's token."""
 
 
 def evaluated_samplers(config: ProjectConfig) -> tuple[Sampler, ...]:
@@ -133,6 +139,58 @@ def model_of_queue(session: Session, queue: Queue) -> Model | None:
     if queue.kind == "held_out":
         return None
     return models.promoted_model(session) if queue.run_id is None else serving_model(session)
+
+
+def server_access(labeling: LabelingConfig, tool: str, url: str | None) -> tuple[str, str]:
+    """The address of a labeling tool's server, and the token for it from the environment.
+
+    Args:
+        url: instead of the configured address.
+
+    Raises:
+        ConfigError: the tool has no server, or no address or token is set.
+    """
+    if tool not in TOKENS:
+        raise ConfigError(
+            f"`{tool}` is no tool with a server.",
+            f"Name one of {', '.join(TOKENS)}, or leave the server out.",
+        )
+    address = url or labeling.server_of(tool)
+    if address is None:
+        raise ConfigError(
+            f"The address of the {tool} server is not known.",
+            f"Add `--url`, or set `labeling.{tool.replace('-', '_')}.url`.",
+        )
+    token = os.environ.get(TOKENS[tool], "")
+    if not token:
+        raise ConfigError(f"There is no token for {address}.", f"Set {TOKENS[tool]} in the environment.")
+    return address, token
+
+
+def selection_to_make(
+    session: Session, config: ProjectConfig, overrides: Mapping[str, Any], *, preview: bool
+) -> tuple[Round, SelectionConfig]:
+    """The current round, whose next step is the selection, and the selection's settings for this queue.
+
+    Args:
+        overrides: keys of `selection` that replace those of the configuration.
+        preview: the queue is only shown, also where it is out.
+
+    Raises:
+        NotYourTurn: another step comes next.
+        ConfigError: an override is not valid.
+    """
+    try:
+        selection = SelectionConfig.model_validate({**config.selection.model_dump(), **overrides})
+    except ValidationError as error:
+        problems = "; ".join(
+            ".".join(["selection", *map(str, problem["loc"])])
+            + ": "
+            + problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors()
+        )
+        raise ConfigError(f"The queue cannot be chosen like this: {problems}") from error
+    return rounds.require(session, "select", preview=preview), selection
 
 
 def queue_to_export(session: Session, name: str | None) -> tuple[Round | None, Queue]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,7 @@ from pipeline.ownership import identity_of
 from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
-
-TOKENS = {"label-studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
-"""The tools with servers, and the environment variable of each one's token."""
+from pipeline.steps.ready import server_access
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,8 @@ def open_server(project: Project, database: Database, tool: str, url: str | None
     Raises:
         ConfigError: the tool has no server, no address or token is set, or its client is not installed.
     """
-    if tool not in TOKENS:
-        raise ConfigError(
-            f"`{tool}` is no tool with a server.",
-            f"Name one of {', '.join(TOKENS)}, or leave the server out.",
-        )
     labeling = project.config.labeling
-    address = url or labeling.server_of(tool)
-    if address is None:
-        raise ConfigError(
-            f"The address of the {tool} server is not known.",
-            f"Add `--url`, or set `labeling.{tool.replace('-', '_')}.url`.",
-        )
-    token = os.environ.get(TOKENS[tool], "")
-    if not token:
-        raise ConfigError(f"There is no token for {address}.", f"Set {TOKENS[tool]} in the environment.")
+    address, token = server_access(labeling, tool, url)
     project_id = identity_of(project, database).id
     if tool == "cvat":
         return _cvat(project, project_id, address, token)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from db.engine import Database
@@ -25,12 +24,12 @@ from pipeline.acquisition.selection import EmptyPool, Selection, choose
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import RegionConfig, SelectionConfig
 from pipeline.data.project import Project
-from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
+from pipeline.errors import NothingLeft, NotYourTurn, UserError
 from pipeline.format import count, counted, counts, named_slices, out_of
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.splits import lock_project
-from pipeline.steps.ready import scored_run
+from pipeline.steps.ready import scored_run, selection_to_make
 from pipeline.steps.select.features import features_for
 from pipeline.steps.select.first import first_queue
 from pipeline.steps.select.gate import gate_warnings
@@ -131,9 +130,8 @@ def select(
         UserError: nothing has been scored, nothing is left to choose from, the run lacks the measure, or it
             is mutual information and did not pass its gate.
     """
-    config = _overridden(project.config.selection, overrides or {})
     with database.session(write=False) as session:
-        current = rounds.require(session, "select", preview=dry_run)
+        current, config = selection_to_make(session, project.config, overrides or {}, preview=dry_run)
         out = current.state == "import"
         draft = None if out else queues.round_queue(session, current.id)
         name = queues.free_queue_name(session, number=current.number, round_id=current.id)
@@ -314,19 +312,6 @@ def _count_by(names: Iterable[str]) -> dict[str, int]:
 def _counts(parts: Mapping[str, int]) -> str:
     shown = ", ".join(f"{number} {name}" for name, number in list(parts.items())[:SHOWN_PARTS])
     return shown + (f" and {len(parts) - SHOWN_PARTS} more" if len(parts) > SHOWN_PARTS else "")
-
-
-def _overridden(config: SelectionConfig, overrides: Mapping[str, Any]) -> SelectionConfig:
-    try:
-        return SelectionConfig.model_validate({**config.model_dump(), **overrides})
-    except ValidationError as error:
-        problems = "; ".join(
-            ".".join(["selection", *map(str, problem["loc"])])
-            + ": "
-            + problem["msg"].removeprefix("Value error, ")
-            for problem in error.errors()
-        )
-        raise ConfigError(f"The queue cannot be chosen like this: {problems}") from error
 
 
 def _missing_strata(missing: list[str], config: SelectionConfig, *, by_majority: bool) -> str:
