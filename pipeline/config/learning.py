@@ -39,11 +39,41 @@ class ModelConfig(Section):
     """Slim heads on the encoder's features, trained beside the decoder in the same run, for
     `scoring.sampler: head_ensemble`. They do not change the network's own weights."""
     freeze_encoder: bool = False
+    cache_features: Literal["never", "auto", "always"] = "never"
+    """With `freeze_encoder`: keep the encoder's maps of each image in `<workdir>/features`, as float16, and
+    read them in training, calibration, evaluation and scoring. Training then takes windows of the maps of
+    whole images instead of encoding each crop: a crop begins at a multiple of the encoder's stride, and what
+    lies beyond its border is in its maps. That is another training with other weights, so `never` is the
+    default. It needs a `training.crop` of multiples of the stride, no transform but `HorizontalFlip`, no
+    `training.mix`, and images no larger than `scoring.tile`. `auto`: training encodes crops where that is not
+    so; `always`: that is an error."""
+    cache_gib: Annotated[float, Field(gt=0)] = 20.0
+    """Size of `<workdir>/features` in GiB; the least recently read maps are deleted first. For scoring to
+    profit, it must hold the maps of the whole pool."""
     mean: Annotated[list[float], Field(min_length=1)] | None = None
     """A value a channel, of pixels in 0 to 1; the encoder's by default."""
     std: Annotated[list[float], Field(min_length=1)] | None = None
     input_scale: Annotated[float, Field(gt=0, le=4)] = 1.0
     """Images are resized by this factor before they enter the network. Regions stay in image pixels."""
+
+    @model_validator(mode="after")
+    def _has_something_to_cache(self) -> Self:
+        if self.cache_features == "always" and not self.freeze_encoder:
+            raise ValueError(
+                "`cache_features: always` needs an encoder that does not change: "
+                "set `freeze_encoder: true`, or `cache_features: auto`."
+            )
+        return self
+
+    def provenance(self) -> dict[str, Any]:
+        """All of it that decides a network's weights."""
+        unused = {"cache_gib"} if self.caches else {"cache_gib", "cache_features"}
+        return self.model_dump(mode="json", exclude=unused)
+
+    @property
+    def caches(self) -> bool:
+        """Whether the encoder's maps are kept."""
+        return self.freeze_encoder and self.cache_features != "never"
 
 
 class LossConfig(Section):

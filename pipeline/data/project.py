@@ -13,6 +13,7 @@ from pydantic_settings import SettingsError
 from pipeline.config import ProjectConfig
 from pipeline.config.errors import explain, explain_override, read_yaml
 from pipeline.config.project import NESTED, PREFIX, SQLITE
+from pipeline.data.bounded_folder import BoundedFolder
 from pipeline.data.image_info import ImageRef
 from pipeline.data.remote import ImageCache, ImageFile, RemoteFile, canonical, is_remote
 from pipeline.errors import ConfigError
@@ -39,11 +40,16 @@ class StoredImage(Protocol):
 
 @dataclass(frozen=True)
 class Project:
-    """A configuration, the folder that its paths are relative to, and the file that it was read from."""
+    """A configuration, the folder that its paths are relative to, and the file that it was read from.
+
+    Attributes:
+        caches: the folder of what can be fetched or computed again; None for the workdir.
+    """
 
     config: ProjectConfig
     root: Path
     file: Path | None = None
+    caches: Path | None = None
 
     @property
     def database_url(self) -> str:
@@ -81,7 +87,15 @@ class Project:
             return self.root / uri
         data = self.config.data
         limit = int(data.cache_gib * 2**30)
-        return RemoteFile(canonical(uri), ImageCache(self.workdir / "cache", limit, data.storage_options))
+        return RemoteFile(canonical(uri), ImageCache(self._cache("cache"), limit, data.storage_options))
+
+    @property
+    def encoder_maps(self) -> BoundedFolder:
+        """Where the maps of a frozen encoder are kept."""
+        return BoundedFolder(self._cache("features"), int(self.config.model.cache_gib * 2**30))
+
+    def _cache(self, name: str) -> Path:
+        return (self.caches or self.workdir) / name
 
     def ref(self, row: StoredImage, *, shard: int | None = None) -> ImageRef:
         """What is needed to read an image of the store.

@@ -8,29 +8,22 @@ tools look for them (environment, configuration files), never from segcurate's s
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import importlib
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from pipeline.data.bounded_folder import BoundedFolder
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import PARTIAL, open_plain, writing
+from pipeline.files import open_plain
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between the attempts to reach a store."""
-ROOM = 0.9
-"""Share of the cache that stays when it is full: so often, and not at each file, it is looked through."""
-ABANDONED_SECONDS = 3600
-"""A file that has been on its way for so long belongs to a process that was killed."""
 AWAY_SECONDS = 30.0
 """For so long after a store could not be reached, the next object is asked for once, not again and again."""
 _S3_LIMITS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1, "mode": "standard"}}
@@ -39,7 +32,6 @@ _REMOTE = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _ON_THIS_MACHINE = ("file", "local")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEDGER = ".bytes"
 _away_until: dict[str, float] = {}
 
 Result = TypeVar("Result")
@@ -48,9 +40,6 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class ImageCache:
     """Fetched objects in a folder, the least recently read of them leaving when it is full.
-
-    Any number of threads and processes may share the folder: a file appears whole, and one that leaves stays
-    readable for whoever has it open.
 
     Attributes:
         folder: is made when the first object is fetched.
@@ -70,76 +59,24 @@ class ImageCache:
             DataError: there is no such object, it may not be read, or the store cannot be reached.
             UserError: the disk is full, or the folder cannot be written.
         """
-        path = self.path_of(uri)
-        try:
-            stream = open_plain(path)
-        except FileNotFoundError:
-            return self._fetch(uri, path)
-        with suppress(OSError):
-            os.utime(stream.fileno())  # read now: the last to leave
-        return stream
+
+        def fetch(name: str) -> None:
+            _reaching(uri, lambda: _filesystem(uri, self.options).get_file(uri, name))
+
+        found = self._files.open(uri)
+        return self._files.put(uri, fetch) if found is None else found
 
     def forget(self, uri: str) -> None:
         """Fetch the object anew when it is read next."""
-        with suppress(OSError):
-            self.path_of(uri).unlink()
+        self._files.forget(uri)
 
     def path_of(self, uri: str) -> Path:
         """The file that holds the object."""
-        name = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
-        return self.folder / name[:2] / name[2:]
+        return self._files.path_of(uri)
 
-    def _fetch(self, uri: str, path: Path) -> BufferedReader:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PARTIAL)
-        stream = os.fdopen(handle, "rb")
-        try:
-            with writing(path):
-                _reaching(uri, lambda: _filesystem(uri, self.options).get_file(uri, name))
-                self._place(name, path, size=os.fstat(stream.fileno()).st_size)
-        except BaseException:
-            stream.close()
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-        return stream
-
-    def _place(self, name: str, path: Path, *, size: int) -> None:
-        """Make room for a file and put it there, both under one lock: who makes room next sees it. The ledger
-        holds the sum of what is there."""
-        with open(self.folder / _LEDGER, "a+", encoding="ascii") as ledger:
-            fcntl.flock(ledger, fcntl.LOCK_EX)
-            ledger.seek(0)
-            text = ledger.read()
-            total = int(text) + size if text.isdigit() else self.limit + 1
-            if total > self.limit:
-                total = self._evict(int(self.limit * ROOM) - size) + size
-            ledger.truncate(0)
-            ledger.write(str(total))
-            ledger.flush()
-            os.replace(name, path)
-
-    def _evict(self, target: int) -> int:
-        """Remove the least recently read files until `target` bytes are left. Returns the bytes left."""
-        files: list[tuple[float, int, str]] = []
-        abandoned = time.time() - ABANDONED_SECONDS
-        for folder in os.scandir(self.folder):
-            for entry in os.scandir(folder.path) if folder.is_dir() else ():
-                with suppress(FileNotFoundError):
-                    found = entry.stat()
-                    if not entry.name.endswith(PARTIAL):
-                        files.append((found.st_mtime, found.st_size, entry.path))
-                    elif found.st_mtime < abandoned:
-                        os.unlink(entry.path)
-        total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total <= max(0, target):
-                break
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            total -= size
-        return total
+    @property
+    def _files(self) -> BoundedFolder:
+        return BoundedFolder(self.folder, self.limit)
 
 
 @dataclass(frozen=True)

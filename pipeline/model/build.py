@@ -20,8 +20,9 @@ from torch import Tensor
 from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files import LARGEST_WEIGHTS, require_plain
+from pipeline.model.architectures import SEGMENTERS
 from pipeline.model.deep import DEEP
-from pipeline.model.segmenter import SEGMENTERS, Segmenter
+from pipeline.model.segmenter import Segmenter
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5]

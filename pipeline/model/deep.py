@@ -14,15 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.segmenter import (
-    ChannelDrop,
-    DeepLabV3PlusSegmenter,
-    DeepLabV3Segmenter,
-    FpnSegmenter,
-    Segmenter,
-    Trunk,
-    for_samples,
-)
+from pipeline.model.architectures import DeepLabV3PlusSegmenter, DeepLabV3Segmenter, FpnSegmenter
+from pipeline.model.segmenter import ChannelDrop, Segmenter, Trunk, for_samples
 
 DROPPED_BLOCKS = 3
 """Blocks of a U-shaped decoder, from the deepest on, whose output drops."""

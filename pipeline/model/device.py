@@ -24,3 +24,8 @@ def pick_device(name: str) -> torch.device:
     ):
         raise ConfigError(f"`device: {name}` is not on this machine.", "Write `auto` or `cpu`.")
     return device
+
+
+def half_precision() -> torch.dtype:
+    """The type of autocast on this machine's CUDA devices: bfloat16 where they have it, else float16."""
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float16

@@ -197,7 +197,15 @@ class Segmenter(nn.Module):
         Args:
             image: float [B, K, H, W], normalised; H and W as `pad` leaves them.
         """
-        encoded = self.part("encoder")(image)
+        return self.trunk_of(self.encode(image))
+
+    def encode(self, image: Tensor) -> Any:
+        """The encoder's output for images as `trunk` takes them: its maps [B, F', h', w'], finest first, the
+        image itself as the first; of some encoders more than that."""
+        return self.part("encoder")(image)
+
+    def trunk_of(self, encoded: Any) -> Trunk:
+        """The trunk, from the encoder's output."""
         trunk = self._shared(encoded)
         return trunk if self.heads is None else replace(trunk, pyramid=self._pyramid(encoded))
 
@@ -263,13 +271,21 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, C, H, W] of images [B, K, H, W] of any size."""
-        return self._logits(self.trunk(self.pad(image)), image)
+        return self._logits(self.trunk(self.pad(image)), (image.shape[-2], image.shape[-1]))
 
     def forward_heads(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `forward`, and the slim heads' logits [K, B, C, h, w] of the padded images; None without heads.
         No gradient of the heads reaches the network."""
-        trunk = self.trunk(self.pad(image))
-        logits = self._logits(trunk, image)
+        return self.forward_encoded(self.encode(self.pad(image)), (image.shape[-2], image.shape[-1]))
+
+    def forward_encoded(self, encoded: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """As `forward_heads`, of what `encode` gives for the padded images.
+
+        Args:
+            size: height and width of the images.
+        """
+        trunk = self.trunk_of(encoded)
+        logits = self._logits(trunk, size)
         return logits, None if self.heads is None else self.head_logits(trunk)
 
     def random_mask(self, features: Tensor) -> Tensor:
@@ -285,14 +301,14 @@ class Segmenter(nn.Module):
         parameter = next(self.parameters())
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             blank = torch.zeros(1, self.channels, self.minimum, self.minimum, device=parameter.device)
-            maps = self._pyramid(self.part("encoder")(blank))
+            maps = self._pyramid(self.encode(blank))
             heads = SlimHeads([part.shape[1] for part in maps], count=count, num_classes=self.num_classes)
         self.heads = heads.to(parameter.device)
         self.train(training)
 
     def image_features(self, image: Tensor) -> Tensor:
         """Mean over all places of the encoder's deepest map: [B, F'] of padded images, to compare images."""
-        return self._pyramid(self.part("encoder")(image))[-1].float().mean(dim=(-2, -1))
+        return self._pyramid(self.encode(image))[-1].float().mean(dim=(-2, -1))
 
     def weights(self) -> dict[str, Tensor]:
         """All that is learnt, by SMP's names; the heads' begin with `heads.`."""
@@ -323,10 +339,10 @@ class Segmenter(nn.Module):
     def _encoder_stride(self) -> int:
         return max(int(self.part("encoder").output_stride), 1)
 
-    def _logits(self, trunk: Trunk, image: Tensor) -> Tensor:
+    def _logits(self, trunk: Trunk, size: tuple[int, int]) -> Tensor:
         mask = self.random_mask(trunk.features) if self.training else None
         logits = self.upsample(self.tail(trunk, mask))
-        return logits[..., : image.shape[-2], : image.shape[-1]]
+        return logits[..., : size[0], : size[1]]
 
     def _shared(self, encoded: Any) -> Trunk:
         """The trunk, from the encoder's output."""
@@ -357,131 +373,9 @@ def pad_for(layer: nn.Conv2d, features: Tensor) -> Tensor:
     return functional.pad(features, (right, right, below, below)) if below or right else features
 
 
-class FpnSegmenter(Segmenter):
-    """FPN, whose group normalisation needs more than one value a group."""
-
-    smallest_map = 2
-
-
-class PanSegmenter(Segmenter):
-    """PAN, whose pyramid halves the last feature map three times."""
-
-    smallest_map = 8
-
-
-class DptSegmenter(Segmenter):
-    """DPT, whose head has three layers before its dropout and whose encoder also gives tokens."""
-
-    @property
-    def final_layer(self) -> nn.Conv2d:
-        return self.part("segmentation_head").head[4]
-
-    def upsample(self, logits: Tensor) -> Tensor:
-        factor = self.part("segmentation_head").upsampling_factor
-        return functional.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=True)
-
-    def _encoder_stride(self) -> int:
-        return 2 * max(self.part("encoder").output_strides)  # the decoder halves the last map once more
-
-    def _shared(self, encoded: Any) -> Trunk:
-        features, tokens = encoded
-        decoded = self.part("decoder")(features, tokens)
-        return Trunk(features=self.part("segmentation_head").head[:4](decoded))
-
-    def _pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
-        return tuple(encoded[0])
-
-
-class DeepLabV3Segmenter(Segmenter):
-    """DeepLabV3, whose dropout ends the spatial pyramid, before a block and the head."""
-
-    def _shared(self, encoded: Any) -> Trunk:
-        return Trunk(features=self.part("decoder").aspp(encoded[-1]))
-
-    @property
-    def linear_head(self) -> None:
-        return None
-
-    def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
-        decoder = self.part("decoder")
-        return decoder.relu(decoder.bn(drop.convolve(decoder.conv, trunk.features)))
-
-
-class DeepLabV3PlusSegmenter(Segmenter):
-    """DeepLabV3+, whose tail also sees the encoder's features at stride 4.
-
-    Two parts of the tail are the same for every sample, and belong to the trunk: the depthwise convolution
-    after the dropout, which a channel's factor passes through; and what the last block makes of the encoder's
-    features, because its convolutions add it to what they make of the others.
-    """
-
-    def _shared(self, encoded: Any) -> Trunk:
-        decoder = self.part("decoder")
-        features = decoder.aspp[1][0](decoder.aspp[0](encoded[-1]))
-        depthwise, pointwise = decoder.block2[0]
-        coarse = features.shape[1]
-        fine = functional.conv2d(
-            decoder.block1(encoded[2]),
-            depthwise.weight[coarse:],
-            padding=depthwise.padding,
-            groups=depthwise.groups - coarse,
-        )
-        fine = functional.conv2d(fine, pointwise.weight[:, coarse:], pointwise.bias)
-        factor, offset = _affine(decoder.block2[1])
-        return Trunk(features=features, context=(fine * factor[:, None, None] + offset[:, None, None],))
-
-    @property
-    def linear_head(self) -> None:
-        return None
-
-    def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
-        decoder = self.part("decoder")
-        pointwise = decoder.aspp[1][1]
-        coarse = decoder.up(decoder.aspp[2:](drop.convolve(pointwise, trunk.features)))
-        depthwise, pointwise = decoder.block2[0]
-        channels = coarse.shape[1]
-        mixed = functional.conv2d(
-            coarse, depthwise.weight[:channels], padding=depthwise.padding, groups=channels
-        )
-        factor, _ = _affine(decoder.block2[1])
-        weight = pointwise.weight[:, :channels, 0, 0] * factor[:, None]
-        fused = _add_product(trunk.context[0], mixed, weight)
-        norm = decoder.block2[1]
-        return functional.relu(norm(fused) if norm.training else fused)
-
-
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Factor and offset of a batch normalisation in eval mode; 1 and 0 while it still learns."""
-    if norm.training or norm.running_var is None or norm.running_mean is None:
-        return torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return factor, norm.bias - norm.running_mean * factor
-
-
-def _add_product(shared: Tensor, sampled: Tensor, weight: Tensor) -> Tensor:
-    """A pointwise convolution of maps [t·B, F, h, w], added to maps [B, G, h, w] that all samples share, in
-    one matrix product: the maps are too large to pass through memory twice."""
-    batch, channels, height, width = shared.shape
-    samples = sampled.shape[0] // batch
-    rows = sampled.permute(0, 2, 3, 1).reshape(samples, -1, sampled.shape[1])
-    base = shared.permute(0, 2, 3, 1).reshape(1, -1, channels).expand(samples, -1, -1)
-    out = torch.baddbmm(base, rows, weight.T.expand(samples, -1, -1))
-    return out.reshape(samples * batch, height, width, channels).permute(0, 3, 1, 2)
-
-
 def for_samples(shared: Tensor, sampled: Tensor) -> Tensor:
     """Maps [B, …] once for each sample of [t·B, …]."""
     return shared.repeat(sampled.shape[0] // shared.shape[0], 1, 1, 1)
-
-
-SEGMENTERS: dict[str, type[Segmenter]] = {
-    "fpn": FpnSegmenter,
-    "pan": PanSegmenter,
-    "dpt": DptSegmenter,
-    "deeplabv3": DeepLabV3Segmenter,
-    "deeplabv3plus": DeepLabV3PlusSegmenter,
-}
-"""Where each architecture is split; the others are split before the convolution of their head."""
 
 
 def _remove_dropouts(module: nn.Module) -> None:

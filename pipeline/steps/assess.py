@@ -82,7 +82,9 @@ def assess(
         novelty = assessment_of(session, model_id=row.id, kind="novelty")
     study = QualityStudy(
         project,
-        open_samplers(project, row.checkpoint_uri, calibrators),
+        open_samplers(
+            project, row.checkpoint_uri, calibrators, cached=False
+        ),  # it looks at changed images too
         [items[index] for index in spread(len(items), most_images)],
         [project.ref(others[index]) for index in spread(len(others), GROUPING_IMAGES)],
     )

@@ -100,7 +100,7 @@ def stress(
         split, held_out = assessed_images(session, project)
     stressed = HeldOutImages(project, held_out)
     stressed.keep(held_out[index].ref.id for index in spread(len(held_out), images))
-    served = open_model(project, row.checkpoint_uri, calibrators=calibrators)
+    served = open_model(project, row.checkpoint_uri, calibrators=calibrators, cached=False)
     measured, flagged = measure_stress(served, stressed, progress=progress)
     if not measured:
         raise none_usable(stressed, split)

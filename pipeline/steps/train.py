@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from pipeline.config import content_hash
 from pipeline.data.images import probe_image
 from pipeline.data.input_range import InputRange, pixel_statistics
 from pipeline.data.labels import count_votes
-from pipeline.data.loading import Unreadable, load_batches
+from pipeline.data.loading import Unreadable, load_batches, network_size
 from pipeline.data.project import Project
-from pipeline.errors import DataError, UserError
+from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import file_sha256, require_space, writable_folder
 from pipeline.leases import one_at_a_time
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
@@ -37,12 +39,14 @@ from pipeline.model.checkpoints import (
     save_model,
 )
 from pipeline.model.device import pick_device
+from pipeline.model.encoder_cache import CachedEncoder, map_layouts
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
 from pipeline.steps.held_out import labels_to_train_on
 from pipeline.training.dataset import LabeledImage, TrainingSet, read_masks
 from pipeline.training.loop import Trained, train_segmenter
 from pipeline.training.losses import class_weights
+from pipeline.training.windows import WindowSet, check_windows
 
 CHECKPOINT_SHARE = 4
 """Bytes on disk for a byte of weights: the model, and the resume file with both moments of AdamW."""
@@ -50,6 +54,8 @@ MOST_INSPECTED = 512
 """Training images whose pixels tell what the network has seen."""
 RESULT_NEUTRAL = {"workers", "checkpoint_every"}
 """Training settings that do not change the weights."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,10 @@ def check_training(project: Project, database: Database) -> None:
         raise UserError(
             "There is no label to train on: no pool image has one.", "Import labels with `segcurate import`."
         )
-    pick_device(project.config.device)
-    require_space(
-        writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * weights_size(project, parent)
-    )
+    segmenter = _first_weights(project, parent)
+    open_cache(project, segmenter, labeled, device=pick_device(project.config.device))
+    size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
+    require_space(writable_folder(project.workdir / "models"), CHECKPOINT_SHARE * size)
 
 
 def weights_size(project: Project, parent: Model | None = None) -> int:
@@ -169,9 +175,12 @@ def fit(
     """
     settings, survey = project.config.training, plan.survey
     segmenter, card = _prepare(project, plan)
+    device = pick_device(project.config.device)
+    cache = open_cache(project, segmenter, survey.usable, device=device)
+    make_set = TrainingSet if cache is None else partial(WindowSet, cache=cache)
     trained = train_segmenter(
         segmenter,
-        TrainingSet(
+        make_set(
             [_labeled(project, image) for image in survey.usable],
             config=settings,
             channels=card.channels,
@@ -182,7 +191,7 @@ def fit(
         ),
         settings,
         class_weights=class_weights(settings.loss.class_weights, survey.pixels),
-        device=pick_device(project.config.device),
+        device=device,
         folder=folder,
         identity=content_hash([plan.config_hash, plan.labels_hash]),
         title=title,
@@ -193,6 +202,28 @@ def fit(
         update={"metrics": {"training_loss": trained.loss}, "curve": trained.curve, "input_range": seen}
     )
     return save_model(folder, segmenter, card), trained
+
+
+def open_cache(
+    project: Project, segmenter: Segmenter, images: Sequence[TrainingImage], *, device: torch.device
+) -> CachedEncoder | None:
+    """The cache that the network is trained with; None where each crop is encoded.
+
+    Raises:
+        ConfigError: `model.cache_features: always` cannot be done.
+    """
+    model = project.config.model
+    if not model.caches:
+        return None
+    sizes = [network_size(image.height, image.width, model.input_scale) for image in images]
+    try:
+        check_windows(segmenter, project.config.training, sizes, tile=project.config.scoring.tile)
+        return CachedEncoder(segmenter, map_layouts(segmenter), project.encoder_maps, device=device)
+    except ConfigError as error:
+        if model.cache_features == "always":
+            raise
+        log.info("Training encodes each crop: %s", error)
+        return None
 
 
 def survey_labels(
@@ -246,7 +277,7 @@ def plan_training(project: Project, survey: Survey, parent: Model | None, **more
     config = project.config
     pretrained = project.path(config.model.encoder_weights)
     decides = {
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.provenance(),
         "training": config.training.model_dump(mode="json", exclude=RESULT_NEUTRAL),
         "classes": [item.name for item in config.data.classes],
         "channels": config.data.channels,

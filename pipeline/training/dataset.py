@@ -25,6 +25,7 @@ from pipeline.data.remote import ImageFile
 from pipeline.data.transforms import Transforms
 from pipeline.errors import DataError
 from pipeline.format import none_can
+from pipeline.model.encoder_cache import Window
 from pipeline.regions.outlines import paint_regions
 
 CACHE_BYTES = 512 * 2**20
@@ -56,11 +57,13 @@ class Crops:
         label: int64 [h, w] or [B, h, w], 255 where nothing is known; with `training.annotators: soft` uint8
             [N, h, w] or [B, N, h, w], the mask of each annotator.
         unreadable: images that were due and could not be read, with the reason.
+        windows: what the encoder's maps of the crops are read from; `image` is then empty.
     """
 
     image: Tensor
     label: Tensor
     unreadable: tuple[tuple[str, str], ...] = ()
+    windows: tuple[Window, ...] = ()
 
 
 class TrainingSet(Dataset[Crops]):
@@ -115,23 +118,25 @@ class TrainingSet(Dataset[Crops]):
             order = _order(count, self._seed, place // count)
             which = int(order[place % count])
             try:
-                image, masks = self._read(which)
+                return self._sample(which, rng, tuple(unreadable))
             except DataError as error:
                 unreadable.append((str(self._images[which].path), str(error)))
-                continue
-            return self._sample(image, masks, rng, tuple(unreadable))
         raise DataError(
             f"{none_can(count, 'labeled image', 'be read')}. The first: {unreadable[0][1]}",
             "Put the files back, or import labels for others.",
         )
 
-    def _sample(
-        self,
-        image: npt.NDArray,
-        masks: npt.NDArray[np.uint8],
-        rng: np.random.Generator,
-        unreadable: tuple[tuple[str, str], ...],
-    ) -> Crops:
+    def encoded(self, batch: Crops) -> list[Tensor] | None:
+        """The encoder's maps of a batch; None where the encoder has to run."""
+        return None
+
+    def _sample(self, which: int, rng: np.random.Generator, unreadable: tuple[tuple[str, str], ...]) -> Crops:
+        """A crop of one image.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        image, masks = self._read(which)
         top, left = self._corner(masks, rng)
         image = _cut(image, top, left, self._config.crop, fill=0)
         masks = np.stack([_cut(mask, top, left, self._config.crop, fill=IGNORE) for mask in masks])
@@ -141,9 +146,12 @@ class TrainingSet(Dataset[Crops]):
         normalised = (pixels - self._mean) / self._std
         return Crops(
             image=torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)),
-            label=torch.from_numpy(masks if self._config.annotators == "soft" else masks[0].astype(np.int64)),
+            label=self._label(masks),
             unreadable=unreadable,
         )
+
+    def _label(self, masks: npt.NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(masks if self._config.annotators == "soft" else masks[0].astype(np.int64))
 
     def _corner(self, masks: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of a crop: around a labeled pixel, or anywhere; inside the image where it fits."""
@@ -174,22 +182,26 @@ class TrainingSet(Dataset[Crops]):
         if which in self._cache:
             return self._cache[which]
         item = self._images[which]
-        pixels = read_image(
-            item.path,
-            channels=self._channels,
-            max_pixels=self._max_pixels,
-            size=(item.width, item.height),
-        )
-        size = network_size(item.height, item.width, self._input_scale)
-        pair = (
-            _scaled(pixels, self._input_scale),
-            np.stack([resize_mask(mask, size) for mask in read_masks(item, self._config.annotators)]),
-        )
+        pair = _scaled(self._decoded(item), self._input_scale), self._masks(item)
         weight = sum(array.nbytes for array in pair)
         if weight <= self._room:
             self._room -= weight
             self._cache[which] = pair
         return pair
+
+    def _decoded(self, item: LabeledImage) -> ImageArray:
+        """The pixels of an image at its own size."""
+        return read_image(
+            item.path,
+            channels=self._channels,
+            max_pixels=self._max_pixels,
+            size=(item.width, item.height),
+        )
+
+    def _masks(self, item: LabeledImage) -> npt.NDArray[np.uint8]:
+        """The masks [N, H, W] of an image at the network's size."""
+        size = network_size(item.height, item.width, self._input_scale)
+        return np.stack([resize_mask(mask, size) for mask in read_masks(item, self._config.annotators)])
 
 
 def read_masks(

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from pipeline.config import IGNORE, TrainingConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.model.checkpoints import load_resume, load_weights, save_resume
+from pipeline.model.device import half_precision
 from pipeline.model.heads import heads_loss
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
@@ -155,15 +156,18 @@ def train_segmenter(
             image, target = mix(
                 image, target, config, num_classes=segmenter.num_classes, iteration=run.iteration
             )
+            encoded = training_set.encoded(batch)
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                logits, head_logits = segmenter.forward_heads(image)
+                if encoded is None:
+                    encoded = segmenter.encode(segmenter.pad(image))
+                logits, head_logits = segmenter.forward_encoded(encoded, config.crop)
             loss = segmentation_loss(logits.float(), target, config.loss, weight)
             total = loss
             if head_logits is not None:  # adds nothing to the gradient of the network's own weights
                 total = loss + heads_loss(
                     head_logits,
                     target,
-                    padded_size=segmenter.padded_size(image.shape[-2], image.shape[-1]),
+                    padded_size=segmenter.padded_size(*config.crop),
                     loss=lambda z, y: segmentation_loss(z, y, config.loss, weight),
                 )
             optimizer.zero_grad(set_to_none=True)
@@ -243,7 +247,7 @@ def mixed_precision(config: TrainingConfig, device: torch.device) -> torch.dtype
     """The type of autocast: bfloat16 where the CUDA device has it, else float16; None for float32."""
     if device.type != "cuda" or not config.mixed_precision:
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return half_precision()
 
 
 def load_batches(
@@ -262,7 +266,7 @@ def load_batches(
     batch: Crops
     for batch in loader:
         image = batch.image.to(device, memory_format=torch.channels_last)
-        yield Crops(image, batch.label.to(device), batch.unreadable)
+        yield Crops(image, batch.label.to(device), batch.unreadable, batch.windows)
 
 
 def _collate(samples: list[Crops]) -> Crops:
@@ -271,6 +275,7 @@ def _collate(samples: list[Crops]) -> Crops:
         image=torch.stack([sample.image for sample in samples]),
         label=pad_sequence([sample.label for sample in samples], batch_first=True, padding_value=IGNORE),
         unreadable=tuple(problem for sample in samples for problem in sample.unreadable),
+        windows=tuple(window for sample in samples for window in sample.windows),
     )
 
 

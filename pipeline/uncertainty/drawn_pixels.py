@@ -112,7 +112,7 @@ def draw_pixels(
     share = counts / counts.sum() if counts.any() else None
     row, column = tiles[generator.choice(len(tiles), p=share)]
     tile = network.segmenter.pad_to(window(image, row.tile, column.tile), (sides[0].size, sides[1].size))
-    forward = network.run(tile.to(predictor.device))
+    forward = predictor.run(tile)
     owned = np.ix_(row.pixels, column.pixels)
     labels = mask[owned]
     chosen = generator.permutation(np.flatnonzero(labels != IGNORE))[:pixels]

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from pipeline.config import Resolution
 from pipeline.data.bands import bands
+from pipeline.model.device import half_precision
+from pipeline.model.encoder_cache import CachedEncoder
 from pipeline.model.segmenter import Lattice, Segmenter, Trunk
 from pipeline.regions.shapes import CellBounds
 
@@ -81,10 +83,18 @@ class ScoringNetwork:
         self.lattice = Lattice(every, (centre, centre))
         self.cell = 1 if self.full else every * segmenter.logits_stride
 
-    def run(self, image: Tensor, *, lattice: Lattice | None = None) -> Pass:
-        """One pass over images [B, K, H, W] on the device, padded here where they need it."""
+    def run(
+        self, image: Tensor, *, lattice: Lattice | None = None, cache: CachedEncoder | None = None
+    ) -> Pass:
+        """One pass over images [B, K, H, W], padded here where they need it.
+
+        Args:
+            cache: of this network's encoder, which then runs for images only whose maps are not kept.
+        """
+        encoded = None if cache is None else cache.maps(image)
+        image = image.to(self.device, non_blocking=True)
         image = self.segmenter.pad(image).contiguous(memory_format=torch.channels_last)
-        trunk = self._trunk(image)
+        trunk = self._trunk(image, encoded)
         return Pass(image=image, trunk=trunk, logits=self.logits(trunk, lattice=lattice))
 
     def logits(self, trunk: Trunk, mask: Tensor | None = None, *, lattice: Lattice | None = None) -> Tensor:
@@ -203,10 +213,10 @@ class ScoringNetwork:
             maps = self.segmenter.upsample(_fill(maps, self.lattice))
         return maps[..., : network_size[0], : network_size[1]]
 
-    def _trunk(self, image: Tensor) -> Trunk:
+    def _trunk(self, image: Tensor, encoded: list[Tensor] | None) -> Trunk:
         """The trunk in float32, computed with autocast on CUDA."""
-        with torch.autocast(self.device.type, dtype=_half(), enabled=self.device.type == "cuda"):
-            trunk = self.segmenter.trunk(image)
+        with torch.autocast(self.device.type, dtype=half_precision(), enabled=self.device.type == "cuda"):
+            trunk = self.segmenter.trunk_of(self.segmenter.encode(image) if encoded is None else encoded)
         return Trunk(
             features=trunk.features.float(),
             context=tuple(part.float() for part in trunk.context),
@@ -290,7 +300,3 @@ def _fill(maps: Tensor, lattice: Lattice) -> Tensor:
     between = functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)
     border = (column, every - 1 - column, row, every - 1 - row)
     return functional.pad(between, border, mode="replicate")
-
-
-def _half() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float16

@@ -19,10 +19,11 @@ from pipeline.config import Measure, ScoringConfig
 from pipeline.data.bands import bands
 from pipeline.data.large_images import Images, window
 from pipeline.errors import UserError
+from pipeline.model.encoder_cache import CachedEncoder
 from pipeline.model.segmenter import Segmenter
 from pipeline.regions.shapes import CellBounds
 from pipeline.uncertainty.measures import measure_maps
-from pipeline.uncertainty.network import Places, ScoringNetwork, cell_bounds, cells_within
+from pipeline.uncertainty.network import Pass, Places, ScoringNetwork, cell_bounds, cells_within
 from pipeline.uncertainty.samplers import Member, Normalisation, SampledPrediction, make_sampler
 from pipeline.uncertainty.samplers.sums import sum_bands
 from pipeline.uncertainty.tiling import TiledSide, tiled_side
@@ -135,6 +136,7 @@ class Predictor:
         members: the other networks of an ensemble.
         batch_size: images that the device takes at once; less than `scoring.batch_size` on the CPU, and after
             its memory has run out.
+        cache: of the segmenter's encoder.
 
     Args:
         segmenter: moved to `device`, channels last.
@@ -142,6 +144,7 @@ class Predictor:
         calibrators: of this segmenter; identity before the fit.
         normalisation, input_scale: of the images; `tta` and `ensemble` need them.
         members: the other networks, with the sampler `ensemble`.
+        cache: of the segmenter's encoder; None to run it for each image.
 
     Raises:
         ConfigError: the segmenter does not offer the sampler.
@@ -159,12 +162,14 @@ class Predictor:
         normalisation: Normalisation | None = None,
         input_scale: float = 1.0,
         members: Sequence[Member] = (),
+        cache: CachedEncoder | None = None,
     ) -> None:
         self.network = ScoringNetwork(segmenter, resolution=scoring.resolution, device=device)
         self.scoring = scoring
         self.calibrators = calibrators
         self.device = device
         self.members = members
+        self.cache = cache
         self.sampler = make_sampler(
             scoring,
             segmenter,
@@ -174,6 +179,10 @@ class Predictor:
             members=members,
         )
         self.batch_size = scoring.batch_size if device.type != "cpu" else min(scoring.batch_size, CPU_BATCH)
+
+    def run(self, image: Tensor) -> Pass:
+        """One deterministic pass over images [B, K, H, W] on any device, no larger than a tile."""
+        return self.network.run(image, cache=self.cache)
 
     def predict(self, image: Images) -> Prediction:
         """Predict normalised images, float32 [B, K, H, W] on any device, or large ones; the maps lie on the
@@ -282,7 +291,7 @@ class Predictor:
             log.warning("The memory of %s ran out: continuing with batches of %d.", self.device, size)
 
     def _forward(self, image: Tensor, calibrators: Sequence[Calibrators]) -> _Sums:
-        forward = self.network.run(image.to(self.device, non_blocking=True))
+        forward = self.run(image)
         sampled: list[SampledPrediction] = []
         if self.sampler is not None:
             sampled = sum_bands(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.checkpoints import CARD_FILE, ModelCard, load_model
 from pipeline.model.device import pick_device
+from pipeline.model.encoder_cache import CachedEncoder, map_layouts
 from pipeline.uncertainty.network import ScoringNetwork
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.samplers import Member, Normalisation
@@ -105,14 +107,18 @@ class SampledModel:
 
 
 def open_samplers(
-    project: Project, checkpoint: str | Path, calibrators: Mapping[Sampler, Calibrators]
+    project: Project,
+    checkpoint: str | Path,
+    calibrators: Mapping[Sampler, Calibrators],
+    *,
+    cached: bool = True,
 ) -> SampledModel:
     """Open a model with every sampler that `calibrators` names; raises what `open_model` does."""
     needed: list[Sampler] = [name for name in calibrators if name != "none"] or ["none"]
     return SampledModel(
         samplers=tuple(calibrators),
         opened={
-            name: open_model(project, checkpoint, calibrators=calibrators[name], sampler=name)
+            name: open_model(project, checkpoint, calibrators=calibrators[name], sampler=name, cached=cached)
             for name in needed
         },
     )
@@ -125,6 +131,7 @@ def open_model(
     calibrators: Calibrators,
     sampler: Sampler | None = None,
     for_scores: bool = False,
+    cached: bool = True,
 ) -> ServedModel:
     """Load a stored model onto the project's device, and with `ensemble` its other members.
 
@@ -135,6 +142,8 @@ def open_model(
         checkpoint: its folder; a relative path starts at the project's root.
         calibrators: of the model, for this sampler; identities for uncalibrated scores.
         sampler: instead of `scoring.sampler`.
+        cached: keep and read the maps of a frozen encoder, as `model.cache_features` says; False for images
+            that are not the project's own.
         for_scores: predict at `scoring.resolution`, even where it is coarser than the network's own.
 
     Raises:
@@ -156,6 +165,10 @@ def open_model(
             _load_member(member, serving=card, resolution=scoring.resolution, device=device)
             for member in _ensemble_folders(project, folder.resolve())
         ]
+    cache: CachedEncoder | None = None
+    if cached and project.config.model.caches and card.model.freeze_encoder:
+        with suppress(ConfigError):  # an encoder of another kind runs for each image
+            cache = CachedEncoder(segmenter, map_layouts(segmenter), project.encoder_maps, device=device)
     predictor = Predictor(
         segmenter,
         scoring=scoring,
@@ -164,6 +177,7 @@ def open_model(
         normalisation=_normalisation(card),
         input_scale=card.input_scale,
         members=members,
+        cache=cache,
     )
     return ServedModel(predictor=predictor, card=card, max_pixels=project.config.data.max_pixels)
 

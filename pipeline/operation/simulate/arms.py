@@ -124,7 +124,8 @@ class Arm:
             "labeling": LabelingConfig(),
             "scale": ScaleConfig(workers=1),
         }
-        return replace(self.project, config=config.model_copy(update=changes))
+        caches = self.project.caches or self.project.workdir  # shared by all arms
+        return replace(self.project, config=config.model_copy(update=changes), caches=caches)
 
     def run(self, source: Database, record: Record, *, progress: Progress = silent) -> None:
         """Compute the arm's cells, or those that are still missing; killed and run again, it goes on.

@@ -213,7 +213,7 @@ def settings_document(project: Project, asked: Simulated, images: Sequence[Image
         "channels": config.data.channels,
         "independent": config.data.independent,
         "images": content_hash(rows),
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.provenance(),
         "encoder_weights_sha256": file_sha256(weights) if weights.is_file() else None,
         "training": config.training.model_dump(mode="json", exclude={*RESULT_NEUTRAL, "seed"}),
         "calibration": config.calibration.model_dump(mode="json"),

@@ -51,18 +51,28 @@ def open_scorer(project: Project, database: Database) -> Scorer:
         calibrators = stored_calibrators(session, model.id, sampler=scoring.sampler)
     served = open_model(project, model.checkpoint_uri, calibrators=calibrators, for_scores=True)
     document = describe_scorer(
-        scoring, card=served.card, calibrators=calibrators, members=served.predictor.members
+        scoring,
+        card=served.card,
+        calibrators=calibrators,
+        members=served.predictor.members,
+        cached=served.predictor.cache is not None,
     )
     return Scorer(model_id=model.id, model_name=model.name, model=served, document=document)
 
 
 def describe_scorer(
-    scoring: ScoringConfig, *, card: ModelCard, calibrators: Calibrators, members: Sequence[Member] = ()
+    scoring: ScoringConfig,
+    *,
+    card: ModelCard,
+    calibrators: Calibrators,
+    members: Sequence[Member] = (),
+    cached: bool = False,
 ) -> dict[str, Any]:
     """All that a score depends on. Its content hash is the provenance of each row.
 
     Args:
         members: the other networks, with the sampler `ensemble`.
+        cached: the encoder's maps come from files.
     """
     calibrator = calibrators.deterministic
     document: dict[str, Any] = {
@@ -87,6 +97,8 @@ def describe_scorer(
             | {"mean": list(member.normalisation.mean), "std": list(member.normalisation.std)}
             for member in members
         ]
+    if cached:
+        document["encoder_maps"] = "float16"
     return document
 
 
