@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY = PASSIVE
 REAL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --override-ini addopts="--strict-markers --strict-config -ra" --timeout 1500
 
 .PHONY: demo test test-real test-ray test-s3 test-prefect test-prefect-ui test-postgresql test-kill \
-	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-large bench-selection bench-db bench-scale bench-flow bench-camvid bench-simulate bench-peers bench-quality \
+	test-label-studio test-datumaro fuzz lint format bench bench-labeling bench-scoring bench-large bench-selection bench-db bench-scale bench-flow bench-camvid bench-rounds bench-simulate bench-peers bench-quality \
 	bench-calibration bench-training clean
 
 $(READY): pyproject.toml configs/constraints.txt
@@ -112,6 +112,9 @@ bench-flow: $(READY)  ## what Prefect adds to a scoring run
 
 bench-camvid: $(READY)  ## CAMVID=folder WEIGHTS=file: two rounds from 10 % of the regions
 	$(BIN)/python -m benchmarks.bench_camvid --data $(CAMVID) --weights $(WEIGHTS)
+
+bench-rounds: $(READY)  ## CAMVID=folder WEIGHTS=file: the CPU time of a round with a frozen encoder
+	$(BIN)/python -m benchmarks.bench_rounds --data $(CAMVID) --weights $(WEIGHTS) $(ARGS)
 
 bench-simulate: $(READY)  ## CAMVID=folder WEIGHTS=file: does selecting beat drawing at random? hours, resumable
 	$(BIN)/python -m benchmarks.bench_simulate --data $(CAMVID) --weights $(WEIGHTS) $(ARGS)

@@ -1,9 +1,9 @@
 """The CPU time of a round with a frozen encoder on CamVid: its crops encoded, and windows of its maps read.
 
-`python -m benchmarks.bench_rounds --data FOLDER --weights FILE` with FOLDER holding `train`, `trainannot` and,
-if there is one, `val`, whose images join the pool. A round trains, calibrates, evaluates and scores, each in
-one thread; user and system seconds are printed for each. Every arrangement is a process of its own, in turn:
-crops; windows with an empty folder of maps; windows of a second seed, whose maps are all there.
+`python -m benchmarks.bench_rounds --data FOLDER --weights FILE` with FOLDER holding `train`, `trainannot` and
+perhaps `val`, whose images join the pool. A round trains, calibrates, evaluates and scores, each in one
+thread; user and system seconds are printed for each. The arrangements are processes of their own, in turn:
+crops; windows with an empty folder of maps; windows of maps that are all there.
 """
 
 from __future__ import annotations

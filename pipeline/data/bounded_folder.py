@@ -40,7 +40,7 @@ class BoundedFolder:
         """The content of a file; None where it is not there."""
         try:
             stream = open_plain(self.path_of(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         with suppress(OSError):
             os.utime(stream.fileno())  # read now: the last to leave

@@ -383,3 +383,17 @@ def test_an_override_that_is_no_json_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match="variable SEGCURATE_DATA is not valid JSON") as error:
         load_project(path)
     assert "secret" not in str(error.value)
+
+
+def test_keeping_the_maps_of_an_encoder_that_learns_is_refused(tmp_path: Path) -> None:
+    message = rejection(tmp_path, model={"cache_features": "always"})
+    assert "freeze_encoder: true" in message
+    assert "cache_features: auto" in message
+
+
+def test_settings_of_the_cache_change_no_hash_where_nothing_is_cached(tmp_path: Path) -> None:
+    model = load_project(write(tmp_path, MINIMAL)).config.model
+    assert not {"cache_features", "cache_gib"} & model.provenance().keys()
+    size = model.model_copy(update={"freeze_encoder": True, "cache_features": "auto"})
+    assert size.provenance()["cache_features"] == "auto"
+    assert size.model_copy(update={"cache_gib": 1.0}).provenance() == size.provenance()

@@ -22,7 +22,7 @@ from sqlalchemy import select
 from db.engine import Database
 from db.tables import Failure, Image
 from pipeline.config import ProjectConfig
-from pipeline.data import remote
+from pipeline.data import bounded_folder, remote
 from pipeline.data.image_info import ImageRef
 from pipeline.data.images import read_image
 from pipeline.data.listings import Named, PathTable
@@ -192,7 +192,7 @@ def test_what_a_killed_process_left_behind_goes_and_a_lost_ledger_is_written_ane
     old.parent.mkdir(exist_ok=True)
     old.write_bytes(b"half")
     os.utime(old, (1, 1))
-    (tmp_path / "cache" / remote._LEDGER).unlink()
+    (tmp_path / "cache" / bounded_folder._LEDGER).unlink()
     last = image_of("memory://b/last.png", tmp_path, limit=1000)
     bucket.pipe_file(last.uri, b"x" * 200)
     read(last)

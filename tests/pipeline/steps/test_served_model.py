@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select
 
-from db.tables import Model
+from db.tables import Image, Model
 from pipeline.calibration.calibrators import Calibrators
-from pipeline.config import ScoringConfig
+from pipeline.config import ModelConfig, ScoringConfig
+from pipeline.data.loading import Batch
 from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.build import build_segmenter
 from pipeline.model.checkpoints import load_model, read_card, save_model
-from pipeline.steps.score.scorer import describe_scorer
+from pipeline.steps.score.scorer import describe_scorer, open_scorer
 from pipeline.uncertainty.served_model import open_model
-from tests.factories import fetch_one, make_pool
+from tests.factories import TINY, configured, fetch_one, make_pool
 
 CPU = torch.device("cpu")
 
@@ -122,3 +124,29 @@ def test_masks_are_predicted_at_the_networks_own_resolution_and_only_scores_at_e
     )
     assert (for_masks.cell, for_scores.cell) == (1, 4)
     torch.testing.assert_close(for_masks.predict(image).probability, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_maps_of_a_frozen_encoder_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    frozen = ModelConfig.model_validate(TINY | {"freeze_encoder": True})
+    made = make_pool(tmp_path, [(64, 48)] * 3, scoring={"sampler": "none"}, model=frozen)
+    asked = configured(made.project, model={"cache_features": "auto"})
+    plain, cached = open_scorer(*made), open_scorer(asked, made.database)
+    assert plain.model.predictor.cache is None
+    assert "encoder_maps" not in plain.document
+    assert cached.document == {**plain.document, "encoder_maps": "float16"}
+    with made.database.session(write=False) as session:
+        refs = [asked.ref(row) for row in session.scalars(select(Image))]
+    for scorer, computed in ((cached, 3), (open_scorer(asked, made.database), 0)):
+        for batch in scorer.model.batches(refs):
+            assert isinstance(batch, Batch)
+            scorer.model.predictor.predict(batch.images)
+        cache = scorer.model.predictor.cache
+        assert cache is not None
+        assert cache.computed == computed
+    assert (asked.workdir / "features").is_dir()
+
+
+def test_an_encoder_that_was_trained_keeps_no_maps(tmp_path: Path) -> None:
+    project, database = make_pool(tmp_path, [(64, 48)], scoring={"sampler": "none"})
+    asked = configured(project, model={"freeze_encoder": True, "cache_features": "always"})
+    assert open_scorer(asked, database).model.predictor.cache is None
