@@ -70,14 +70,12 @@ def main() -> None:
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> Project:
-    """The shipped configuration with a frozen encoder and mirroring only; some 100 frames are test frames."""
+    """The shipped configuration with a frozen encoder and mirroring only."""
     folder.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load(CONFIG.read_text())
     data = given.data.resolve()
     config["data"]["images"] = [str(data / name) for name in ("train", "val") if (data / name).is_dir()]
     config["data"]["masks"] = str(data / "trainannot")
-    config["splits"]["calibration"]["fraction"] = 0.12
-    config["splits"]["test"]["fraction"] = 0.3
     config["model"] |= {"encoder_weights": str(given.weights.resolve()), "freeze_encoder": True}
     if given.only != "crops":
         config["model"]["cache_features"] = "always"
