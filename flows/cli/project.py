@@ -27,8 +27,8 @@ DEMO_STRESSED = 10
 """Held-out images of the demo's stress test, which take about a minute."""
 DEMO_BUDGETS = "8,28"
 """Of the demo's simulation: its first labels, and one queue more."""
-DEMO_ITERATIONS = 100
-"""Of a training there, a quarter of those of the demo's own rounds."""
+DEMO_ITERATIONS = 60
+"""Of a training there; those of the demo's own rounds have 400."""
 
 
 @commands.command(rich_help_panel=PROJECT)
