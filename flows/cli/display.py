@@ -73,13 +73,14 @@ def progress_bar() -> Generator[StepProgress]:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; text is shown as it is, and numbers are right-aligned by their column's first row."""
     listed = [[_cell(value) for value in row] for row in rows]
-    drawn = Table(title=literal(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    drawn = Table(header_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         first = listed[0][index] if listed else ""
         numeric = first[:1].isdigit() or first[:1] in "−-"
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         drawn.add_row(*row)
+    console.print(f"[italic]{literal(title)}[/]")  # rich would fold a title to the width of its table
     console.print(drawn)
 
 

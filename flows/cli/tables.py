@@ -10,6 +10,7 @@ from rich.padding import Padding
 
 from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
+from pipeline.evaluation.estimate import Estimate
 from pipeline.format import (
     MISSING,
     agree,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.summaries.annotators import AnnotatorReport
     from pipeline.summaries.failures import FailureGroup
     from pipeline.summaries.models import ModelSummary
+    from pipeline.summaries.pool import PoolSummary
     from pipeline.summaries.project import RunningProcess, Scoring, Status
     from pipeline.summaries.queues import QueueSummary
     from pipeline.summaries.rounds import RoundSummary
@@ -146,7 +148,11 @@ def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
             "Error rate on what is not labeled yet, by the regions drawn at random",
             ("round", "model", "not labeled", "whole pool", "audited"),
             [
-                (number, pool.model, pool.unlabeled.error_rate, pool.pool.error_rate, pool.audited)
+                (
+                    *(number, pool.model),
+                    *(rate if pool.images > 1 else MISSING for rate in _error_rates(pool)),
+                    pool.audited,
+                )
                 for number, pool in known
             ],
         )
@@ -159,6 +165,11 @@ def _show_unlabeled(rows: Sequence[RoundSummary]) -> None:
             console.print(
                 literal(f"{queue} was withdrawn: its regions drawn at random say nothing about the pool.")
             )
+
+
+def _error_rates(pool: PoolSummary) -> tuple[Estimate, Estimate]:
+    """On what was not labeled, and on the whole pool."""
+    return pool.unlabeled.error_rate, pool.pool.error_rate
 
 
 def show_round_classes(name: str, rows: Sequence[RoundSummary]) -> None:

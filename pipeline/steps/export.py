@@ -128,7 +128,7 @@ class ExportReport:
         if self.why_empty is not None:
             yield f"The masks to start from are empty: {self.why_empty}."
         if self.masks is not None:
-            yield f"Put the painted masks into its folder `{self.masks}`; README.md there says how."
+            yield f"Put the painted masks into its folder `{self.masks}`, then import it; see its README.md."
 
 
 @one_at_a_time("export")

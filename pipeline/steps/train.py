@@ -28,6 +28,7 @@ from pipeline.data.loading import Unreadable, load_batches, network_size
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import file_sha256, require_space, writable_folder
+from pipeline.format import agree
 from pipeline.leases import one_at_a_time
 from pipeline.model.build import build_segmenter, normalisation, read_tensors
 from pipeline.model.checkpoints import (
@@ -91,14 +92,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The model that was trained."""
+    """The model that was trained.
+
+    Attributes:
+        absent: classes that no label shows, although `data.absent_classes` does not list them.
+    """
 
     model: Model
+    absent: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report as text."""
         model = self.model
-        return [f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}."]
+        lines = [f"Trained {model.name}: {model.iterations} iterations, seed {model.seed}."]
+        if self.absent:
+            lines.append(
+                f"warning: No label shows {', '.join(self.absent)}, so {model.name} never predicts "
+                f"{agree(len(self.absent), 'it', 'them')}. Label images that show "
+                f"{agree(len(self.absent), 'it', 'them')}."
+            )
+        return lines
 
 
 @one_at_a_time("train")
@@ -134,7 +147,16 @@ def train(project: Project, database: Database, *, progress: Progress = silent) 
         failure_queries.record_failures(session, "train", unreadable)
         rounds.advance(session, rounds.require(session, "train"), "train")
     forget_resume(folder)
-    return TrainReport(model)
+    return TrainReport(model, _absent(project, survey))
+
+
+def _absent(project: Project, survey: Survey) -> tuple[str, ...]:
+    data = project.config.data
+    return tuple(
+        name
+        for name, pixels in zip(data.class_names, survey.pixels, strict=True)
+        if not pixels and name not in data.absent_classes
+    )
 
 
 def check_training(project: Project, database: Database) -> None:

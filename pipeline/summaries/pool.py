@@ -100,6 +100,17 @@ class PoolSummary:
 
     def lines(self) -> Iterator[str]:
         """How good the model is on what is not labeled, on what that rests, and what it leaves out."""
+        if self.images < 2:
+            yield (
+                f"{self.evidence} cannot tell how good {self.model} is on what is not labeled yet: a single "
+                "image gives no interval. Raise `selection.audit_fraction`."
+            )
+        else:
+            yield from self._of_the_unlabeled()
+        yield from self._left_out()
+
+    def _of_the_unlabeled(self) -> Iterator[str]:
+        """How good the model is on what is not labeled and, where that is known well enough, on the pool."""
         new = self.unlabeled
         tells = new.error_rate.high - new.error_rate.low <= WIDEST
         figures = (
@@ -111,15 +122,16 @@ class PoolSummary:
             f"{counted(self.population, 'region')} that had no label when {self.queue} was drawn "
             f"({figures if tells else ''}from {self.evidence}, which it has not learned from)."
         )
-        if self.images < 2:
-            yield "A single audited image gives no interval: raise `selection.audit_fraction`."
-        elif tells:
+        if tells:
             yield from self._of_pool()
         else:
             yield (
                 f"{counted(self.images, 'audited image')} are too few to tell how good {self.model} is "
                 "there: raise `selection.audit_fraction`."
             )
+
+    def _left_out(self) -> Iterator[str]:
+        """What the numbers say nothing about."""
         missing = self.drawn - self.regions
         if missing:
             yield (

@@ -109,7 +109,7 @@ def test_labels_with_certainty_stand_for_themselves_and_the_audit_for_what_was_u
     text = " ".join(found.lines())
     assert f"{POPULATION} regions that had no label when round-01 was drawn" in text
     assert "2 audited regions in 2 images, which it has not learned from" in text
-    assert "1 of the 3 regions that the audit drew have no label" in text
+    assert "1 of the 3 regions that the audit drew has no label" in text
     assert f"In the whole pool, r01 gets {percent(found.pool.error_rate.value)} [" in text
     assert f"Classes of the pool: {CLASSES[0]} {percent(found.pool.class_share[0].value)} [" in text
     assert found.lowest == pytest.approx(audit[0] / audit[1] * 2 / 3, abs=1e-6)
@@ -212,6 +212,5 @@ def test_skipped_regions_of_earlier_queues_and_a_single_image_are_said(audited: 
     found = summary(updated(audited))
     text = " ".join(found.lines())
     assert "Without 1 region that annotators skipped in earlier queues." in text
-    assert "A single audited image gives no interval" in text
-    assert "(no interval)" in text
-    assert "have no label" not in " ".join(replace(found, drawn=1).lines())
+    assert "a single image gives no interval" in text
+    assert "the audit drew" not in " ".join(replace(found, drawn=1).lines())

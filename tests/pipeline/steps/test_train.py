@@ -102,9 +102,21 @@ def fill(project: Project, database: Database) -> None:
         rounds.open_first(session)
 
 
+def test_a_class_that_no_label_shows_is_named(project: Project, database: Database) -> None:
+    with database.session() as session:
+        image = add_image(session, project.root, "a")
+        add_mask(session, project, image, put(session, new_queue("initial")), value=0)
+        rounds.open_first(session)
+    assert train(project, database).lines()[1:] == [
+        "warning: No label shows thing, so r01 never predicts it. Label images that show it."
+    ]
+
+
 def test_a_model_is_trained_saved_and_on_record(project: Project, database: Database) -> None:
     fill(project, database)
-    model = train(project, database).model
+    report = train(project, database)
+    model = report.model
+    assert report.lines() == ["Trained r01: 4 iterations, seed 0."]
     assert (model.name, model.status, model.iterations) == ("r01", "trained", 4)
 
     folder = project.path(model.checkpoint_uri)

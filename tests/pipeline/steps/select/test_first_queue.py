@@ -166,7 +166,7 @@ def test_it_goes_out_with_empty_masks_comes_back_and_opens_the_first_training(fo
     exported = export(project, database)
     assert list(exported.lines())[1:] == [
         "The masks to start from are empty: there is no model yet.",
-        "Put the painted masks into its folder `masks`; README.md there says how.",
+        "Put the painted masks into its folder `masks`, then import it; see its README.md.",
     ]
     entries = [json.loads(line) for line in (exported.folder / "manifest.jsonl").read_text().splitlines()]
     premask = np.asarray(Picture.open(exported.folder / entries[0]["premask"]))
