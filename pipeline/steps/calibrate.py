@@ -130,10 +130,15 @@ def _lines(row: Calibration) -> Iterator[str]:
         yield f"{row.sampler}: nothing to fit on; its scores stay {confidence_name(False)}s."
     else:
         items = {item["name"]: item for item in row.report["calibrators"]}
+        judged = (
+            "is fitted on one half of the images and judged on the other, and the reverse"
+            if row.report["cross_fitted"]
+            else "is judged on the pixels that it was fitted on, because the images make no two halves"
+        )
+        of_what = evidence(row.images, row.report["blocks"])
         yield (
-            f"Sampler {row.sampler}: each calibrator is fitted on one half of the images and judged on the "
-            f"other, and the reverse ({evidence(row.images, row.report['blocks'])}). `changed`: the share of "
-            "pixels that get another class."
+            f"Sampler {row.sampler}: each calibrator {judged} ({of_what}). "
+            "`changed`: the share of pixels that get another class."
         )
         yield from table(
             ("calibrator", "NLL", "ECE", "changed"),
@@ -148,15 +153,16 @@ def _lines(row: Calibration) -> Iterator[str]:
         )
         found = _temperatures(calibrator_from(row.calibrator, row.parameters))
         values = f" {', '.join(f'{value:.2f}' for value in found)}" if found else ""
-        of = "audited images" if row.report["source"] == "audit" else "images"
+        of = "audited image" if row.report["source"] == "audit" else "image"
+        other = " on images that did not fit it" if row.report["cross_fitted"] else ""
         before, after = items["identity"], items[row.calibrator]
         figures = ", ".join(
             f"{label} {before[name]['value']:.3f} → {after[name]['value']:.3f}"
             for label, name in (("NLL", "nll"), ("ECE", "ece"))
         )
         yield (
-            f"{row.sampler}: {row.calibrator}{values} from {row.images} {of}; {figures} on images that did "
-            f"not fit it: {confidence_of(row.passed, row.report).sentence}"
+            f"{row.sampler}: {row.calibrator}{values} from {counted(row.images, of)}; {figures}{other}: "
+            f"{confidence_of(row.passed, row.report).sentence}"
         )
 
 
