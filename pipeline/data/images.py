@@ -286,10 +286,11 @@ def as_rgb(image: ImageArray) -> npt.NDArray[np.uint8]:
     return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
 
 
-def encode_png(pixels: npt.NDArray[Any], palette: Sequence[tuple[int, int, int]] = ()) -> bytes:
-    """Pixels [H, W] or [H, W, K] as a PNG; with a palette, [H, W] are indices of its colours."""
+def encode_png(pixels: npt.NDArray[Any] | Image.Image, palette: Sequence[tuple[int, int, int]] = ()) -> bytes:
+    """Pixels [H, W] or [H, W, K], or a picture, as a PNG; with a palette, [H, W] are indices of its
+    colours."""
     stream = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
     if palette:
         picture.putpalette([value for color in palette for value in color])
     picture.save(stream, format="PNG", compress_level=3)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.data.bands import bands
 from pipeline.data.image_info import ORIENTATION_TAG, ImageInfo
 from pipeline.data.remote import ImageFile
 from pipeline.errors import DataError
@@ -45,9 +46,22 @@ def pillow_pixels(
         pixels = np.asarray(image).astype(np.uint8)
     else:
         modes = {(1, False): "L", (2, True): "LA", (3, False): "RGB", (4, True): "RGBA"}
-        wanted = modes[info.channels, info.alpha]
-        pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+        pixels = _in_bands(image, modes[info.channels, info.alpha], info.channels)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _in_bands(image: Image.Image, mode: str, channels: int) -> npt.NDArray[np.uint8]:
+    """The pixels [H, W, K] of an image in a mode. Pillow has four bytes a pixel, and would make two copies
+    of the whole for an array."""
+    image.load()
+    width, height = image.size
+    pixels = np.empty((height, width, channels), dtype=np.uint8)
+    for rows in bands(height, width * channels):
+        band = image.crop((0, rows.start, width, rows.stop))
+        pixels[rows] = np.asarray(band if band.mode == mode else band.convert(mode)).reshape(
+            -1, width, channels
+        )
+    return pixels
 
 
 def count_pictures(image: Image.Image) -> int:

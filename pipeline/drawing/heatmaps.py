@@ -180,26 +180,45 @@ def overlay(
         raise ValueError(f"Expected an RGB image uint8 [H, W, 3], but got {image.dtype} {image.shape}.")
     if names is not None and len(names) != (0 if boxes is None else len(boxes)):
         raise ValueError("Expected a name for each box.")
+    return np.asarray(
+        overlay_picture(image, map, boxes, low=low, high=high, title=title, names=names, outlines=outlines)
+    )
+
+
+def overlay_picture(
+    image: RgbImage,
+    map: npt.NDArray[np.floating] | None,
+    boxes: npt.NDArray[np.integer] | None = None,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    title: str = "entropy",
+    names: Sequence[str] | None = None,
+    outlines: Sequence[str | None] | None = None,
+) -> Image.Image:
+    """As `overlay`, as a picture: of a large image, no second copy is made."""
     height, width = image.shape[:2]
     if map is None:
         plain = Image.fromarray(image)
         if boxes is not None:
-            _outline(plain, boxes, names, outlines)
-        return np.asarray(plain)
+            _outline(plain, (width, height), boxes, names, outlines)
+        return plain
     if map.shape != (height, width):
         small = Image.fromarray(_unit(map, low=low, high=high))
         value = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
         ends = (0.0, 1.0)
     else:
         value, ends = map, (low, high)
-    blended = np.empty_like(image)
+    strip = Image.fromarray(_scale(width, height, low=low, high=high, title=title))
+    picture = Image.new("RGB", (width, height + strip.height))
     for start in range(0, height, _BAND_ROWS):
         rows = slice(start, start + _BAND_ROWS)
-        blended[rows] = _blend(image[rows], _unit(value[rows], low=ends[0], high=ends[1]))
-    picture = Image.fromarray(blended)
+        band = _blend(image[rows], _unit(value[rows], low=ends[0], high=ends[1]))
+        picture.paste(Image.fromarray(band), (0, start))
     if boxes is not None:
-        _outline(picture, boxes, names, outlines)
-    return np.concatenate([np.asarray(picture), _scale(width, height, low=low, high=high, title=title)])
+        _outline(picture, (width, height), boxes, names, outlines)
+    picture.paste(strip, (0, height))
+    return picture
 
 
 def _blend(image: RgbImage, value: FloatMap) -> RgbImage:
@@ -250,13 +269,15 @@ def _unit(map: npt.NDArray[np.floating], *, low: float, high: float) -> FloatMap
 
 def _outline(
     picture: Image.Image,
+    size: tuple[int, int],
     boxes: npt.NDArray[np.integer],
     names: Sequence[str] | None,
     outlines: Sequence[str | None] | None,
 ) -> None:
+    """Draw the borders of regions into a picture, whose image has this width and height."""
     draw = ImageDraw.Draw(picture)
-    line = max(1, round(min(picture.size) / 240))
-    font = ImageFont.load_default(size=max(10, round(min(picture.size) / 26)))
+    line = max(1, round(min(size) / 240))
+    font = ImageFont.load_default(size=max(10, round(min(size) / 26)))
     for index, (x, y, w, h) in enumerate(boxes.tolist()):
         outline = None if outlines is None else outlines[index]
         if outline is None:

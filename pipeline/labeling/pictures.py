@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.config import HeatmapSize
 from pipeline.data.images import as_rgb, encode_png, read_pixels
-from pipeline.drawing.heatmaps import overlay, write_heatmap
+from pipeline.drawing.heatmaps import overlay_picture, write_heatmap
 from pipeline.files import atomic_write_bytes
 from pipeline.labeling.outgoing import OutgoingImage
 
@@ -43,7 +43,7 @@ def write_overlay(path: Path, image: OutgoingImage) -> None:
         DataError: the image cannot be read.
         UserError: the folder cannot be written, or the disk is full.
     """
-    picture = overlay(
+    picture = overlay_picture(
         as_rgb(read_pixels(image.source, size=(image.width, image.height), floats=True)),
         image.map,
         np.array([(region.x, region.y, region.w, region.h) for region in image.regions], dtype=np.int32),

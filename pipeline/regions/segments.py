@@ -14,7 +14,7 @@ from skimage.measure import label
 Ints = npt.NDArray[np.int64]
 
 
-def segments(predicted: npt.NDArray[np.integer], *, smallest: float) -> Ints:
+def segments(predicted: npt.NDArray[np.integer], *, smallest: float) -> npt.NDArray[np.int32]:
     """Each pixel's segment, 0 to R − 1, in the order of their first pixels.
 
     A segment is a 4-connected component of one predicted class (Rottmann et al. 2020, section 3). One below
@@ -32,7 +32,7 @@ def segments(predicted: npt.NDArray[np.integer], *, smallest: float) -> Ints:
     >>> segments(np.array([[0, 0, 0, 1], [0, 0, 2, 1]]), smallest=2).tolist()
     [[0, 0, 0, 1], [0, 0, 0, 1]]
     """
-    component = np.asarray(label(predicted, background=-1, connectivity=1), dtype=np.int64) - 1
+    component = np.asarray(label(predicted, background=-1, connectivity=1), dtype=np.int32) - np.int32(1)
     area = np.bincount(component.ravel())
     segment_of = np.arange(len(area))
     first, second, length = _borders(component, len(area))
@@ -47,10 +47,10 @@ def segments(predicted: npt.NDArray[np.integer], *, smallest: float) -> Ints:
         segment_of = merged[segment_of]
         area = np.bincount(merged, weights=area, minlength=count)
         first, second, length = _summed(merged[first], merged[second], length, count)
-    return segment_of[component].astype(np.int64)
+    return segment_of.astype(np.int32)[component]
 
 
-def _borders(component: Ints, count: int) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+def _borders(component: npt.NDArray[np.int32], count: int) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
     """Neighbours and the length of the border that they share, in pixel edges: three arrays [E]."""
     sides = [(component[:, :-1], component[:, 1:]), (component[:-1], component[1:])]
     first = np.concatenate([one[one != other] for one, other in sides])

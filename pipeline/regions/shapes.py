@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from pipeline.config import RegionConfig
+from pipeline.data.bands import bands
 from pipeline.regions.outlines import encode_outline
 
 NOWHERE = -1
@@ -133,7 +134,9 @@ def map_regions(values: npt.NDArray[np.integer], *, nowhere: int | None = None) 
     ([2, 7], [[1, 0, 2, 2], [0, 0, 2, 2]], [3, 3])
     """
     height, width = values.shape
-    held = np.bincount(values.ravel())
+    held = np.zeros(int(values.max(initial=0)) + 1, dtype=np.int64)
+    for rows in bands(height, width):  # it makes int64 of all that it counts
+        held += np.bincount(values[rows].ravel(), minlength=len(held))
     if nowhere is not None and nowhere < len(held):
         held[nowhere] = 0
     index = np.flatnonzero(held)
@@ -162,26 +165,39 @@ def cell_shares(found: RegionMap, bounds: CellBounds) -> CellShares:
     height, width = found.row.shape
     columns = len(bounds.columns) - 1
     cells = columns * (len(bounds.rows) - 1)
-    inside = found.row.ravel() != NOWHERE
-    base = found.row.astype(np.int64) * cells
+    parts = [_pairs(found.row, rows, bounds) for rows in bands(height, width)]
+    keys, areas = (np.concatenate(part) for part in zip(*parts, strict=True))
+    pairs, which = np.unique(keys, return_inverse=True)
+    area = np.bincount(which, weights=areas)
+    return CellShares(
+        regions=found.regions, region=pairs // cells, cell=pairs % cells, area=area.astype(np.float32)
+    )
+
+
+def _pairs(
+    row: npt.NDArray[np.int32], rows: slice, bounds: CellBounds
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """In some rows of pixels, the pairs of a region and a cell that meet, as the region times the number of
+    cells plus the cell, and the areas that they share."""
+    height, width = row.shape
+    columns = len(bounds.columns) - 1
+    inside = row[rows].ravel() != NOWHERE
+    base = row[rows].astype(np.int64) * (columns * (len(bounds.rows) - 1))
     keys: list[npt.NDArray[np.int64]] = []
     areas: list[npt.NDArray[np.float64]] = []
     for cell_row, tall in _cells_of_pixels(height, bounds.rows):
         for cell_column, wide in _cells_of_pixels(width, bounds.columns):
-            key = base + (cell_row * columns)[:, None] + cell_column
-            area = tall[:, None] * wide
+            key = base + (cell_row[rows] * columns)[:, None] + cell_column
+            area = tall[rows, None] * wide
             kept = inside & (area.ravel() > _SLIVER)
             keys.append(key.ravel()[kept])
             areas.append(area.ravel()[kept])
     shared = np.concatenate(areas)
     if len(areas) == 1 and (shared == 1).all():  # each pixel lies in one cell: counting is enough
-        pairs, area = np.unique(keys[0], return_counts=True)
-    else:
-        pairs, which = np.unique(np.concatenate(keys), return_inverse=True)
-        area = np.bincount(which, weights=shared)
-    return CellShares(
-        regions=found.regions, region=pairs // cells, cell=pairs % cells, area=area.astype(np.float32)
-    )
+        pairs, counts = np.unique(keys[0], return_counts=True)
+        return pairs, counts.astype(np.float64)
+    pairs, which = np.unique(np.concatenate(keys), return_inverse=True)
+    return pairs, np.bincount(which, weights=shared, minlength=len(pairs))
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,7 @@ _COMPACTEST = 1000.0
 """From here on clusters are squares, whatever the image."""
 
 
-def superpixels(image: ImageArray, *, side: int, compactness: float) -> npt.NDArray[np.int64]:
+def superpixels(image: ImageArray, *, side: int, compactness: float) -> npt.NDArray[np.int32]:
     """Each pixel's superpixel, 0 to R − 1, by SLIC in CIELAB (Achanta et al. 2012), as in scikit-image.
 
     The clustering takes seconds on a large image, so that is shrunk first (see `FULL_DETAIL`): borders are
@@ -60,7 +60,7 @@ def superpixels(image: ImageArray, *, side: int, compactness: float) -> npt.NDAr
         found = _clustered(picture, target, compactness)
     rows = np.arange(height) * found.shape[0] // height
     columns = np.arange(width) * found.shape[1] // width
-    return found[rows[:, None], columns]
+    return found.astype(np.int32)[rows[:, None], columns]
 
 
 def _clustered(picture: npt.NDArray[np.uint8], target: int, compactness: float) -> npt.NDArray[np.int64]:

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.config import RegionConfig
 from pipeline.data import bands as row_bands
+from pipeline.data.images import read_image
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.large_images import LargeImages
+from pipeline.regions.shapes import CellBounds, cell_shares, map_regions
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.reduction import reduce_regions, region_grid
 from tests.pipeline.model.test_segmenter import tiny
@@ -126,3 +129,30 @@ def test_the_memory_of_a_prediction_grows_by_few_bytes_a_pixel(monkeypatch: pyte
         for image, size in zip([images[0], *images], [sizes[0], *sizes], strict=True)
     ][1:]
     assert (peaks[1] - peaks[0]) / (3 * 700 * 700) < 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_jpeg_is_read_with_no_second_copy_of_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow holds 4 bytes a pixel, the array 3; one more copy has 3."""
+    monkeypatch.setattr(row_bands, "BAND_VALUES", 400_000)
+    pixels = np.add.outer(np.arange(3000), np.arange(4000))[..., None] * [1, 2, 3] % 256
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.jpg")
+    del pixels
+    peak = peak_above(lambda: read_image(tmp_path / "a.jpg", channels=3, max_pixels=12_000_000))
+    assert peak / 12_000_000 < 8.5
+
+
+def test_shares_of_cells_do_not_depend_on_the_bands_that_they_are_counted_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(0).integers(0, 5, (90, 70))
+    bounds = CellBounds(tuple(range(0, 91, 3)), (0, 10, 45, 60))  # the network's image is 60 wide
+    whole = cell_shares(map_regions(values), bounds)
+    small_bands(monkeypatch)
+    found = cell_shares(map_regions(values), bounds)
+    assert whole.area.sum() == pytest.approx(90 * 70)
+    np.testing.assert_array_equal(found.cell, whole.cell)
+    np.testing.assert_array_equal(found.region, whole.region)
+    np.testing.assert_allclose(found.area, whole.area, rtol=1e-6)
