@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from db.engine import Database
+from db.queries import images as image_queries
 from db.queries import models
 from db.tables import Model
 from pipeline.calibration.calibrators import KINDS, Calibrator, Calibrators
@@ -86,11 +87,20 @@ def measure(project: Project, clip: tuple[Path, Path] | None, most: int) -> list
     with database.session(write=False) as session:
         model = models.list_models(session)[-1]
         seen = {label.image_id for label in models.model_labels(session, model.id)}
-        test, calibration, pool = (
-            held_out_images(session, project, split) for split in ("test", "calibration", "pool")
-        )
+        test, calibration = (held_out_images(session, project, split) for split in ("test", "calibration"))
+        trained = [
+            HeldOut(
+                ref=project.ref(row),
+                mask=project.path(row.mask_uri),
+                group=row.group_name,
+                position=row.position,
+            )
+            for row in image_queries.images_by_id(session, sorted(seen))
+            if row.mask_uri is not None
+        ]
     database.close()
-    trained = [item for item in pool if item.ref.id in seen]
+    if not trained:
+        raise SystemExit(f"{project.root}: the model has seen no image with a mask of `data.masks`.")
     sources: dict[str, Sequence[HeldOut]] = {
         "calibration split": calibration,
         "audit slice": _audit(project, calibration),
