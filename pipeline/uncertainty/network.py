@@ -216,7 +216,7 @@ class ScoringNetwork:
     def _trunk(self, image: Tensor, encoded: list[Tensor] | None) -> Trunk:
         """The trunk in float32, computed with autocast on CUDA."""
         with torch.autocast(self.device.type, dtype=half_precision(), enabled=self.device.type == "cuda"):
-            trunk = self.segmenter.trunk_of(self.segmenter.encode(image) if encoded is None else encoded)
+            trunk = self.segmenter.trunk(image) if encoded is None else self.segmenter.trunk_of(encoded)
         return Trunk(
             features=trunk.features.float(),
             context=tuple(part.float() for part in trunk.context),
