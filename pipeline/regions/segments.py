@@ -60,7 +60,10 @@ def _borders(component: npt.NDArray[np.int32], count: int) -> tuple[Ints, Ints, 
 
 
 def _summed(
-    first: Ints, second: Ints, length: npt.NDArray[np.float64], count: int
+    first: npt.NDArray[np.integer],
+    second: npt.NDArray[np.integer],
+    length: npt.NDArray[np.float64],
+    count: int,
 ) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
     """Each pair of different segments once, with the sum of its lengths."""
     apart = first != second

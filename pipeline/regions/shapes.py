@@ -197,7 +197,7 @@ def _pairs(
         pairs, counts = np.unique(keys[0], return_counts=True)
         return pairs, counts.astype(np.float64)
     pairs, which = np.unique(np.concatenate(keys), return_inverse=True)
-    return pairs, np.bincount(which, weights=shared, minlength=len(pairs))
+    return pairs, np.bincount(which, weights=shared, minlength=len(pairs)).astype(np.float64)
 
 
 @lru_cache(maxsize=256)
