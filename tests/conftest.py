@@ -61,7 +61,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
             "minimum_units": 1,
             "every_class": False,
         },
-        "model": {"architecture": "fpn", "encoder": "resnet18", "encoder_weights": "none"},
+        "model": QUICK["model"],
         "training": {
             "iterations": 12,
             "batch_size": 2,
