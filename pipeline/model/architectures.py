@@ -45,7 +45,7 @@ class DptSegmenter(Segmenter):
         decoded = self.part("decoder")(features, tokens)
         return Trunk(features=self.part("segmentation_head").head[:4](decoded))
 
-    def _pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
+    def pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
         return tuple(encoded[0])
 
 

@@ -38,7 +38,7 @@ def region_features(
         torch.from_numpy(np.concatenate([part[:, :2], part[:, :2] + part[:, 2:]], axis=1)).to(image.device)
         for part in boxes
     ]
-    maps = segmenter._pyramid(segmenter.part("encoder")(padded))[-DEEPEST:]
+    maps = segmenter.pyramid(segmenter.encode(padded))[-DEEPEST:]
     means = [
         roi_align(
             part.float(),

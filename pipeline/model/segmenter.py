@@ -207,7 +207,7 @@ class Segmenter(nn.Module):
     def trunk_of(self, encoded: Any) -> Trunk:
         """The trunk, from the encoder's output."""
         trunk = self._shared(encoded)
-        return trunk if self.heads is None else replace(trunk, pyramid=self._pyramid(encoded))
+        return trunk if self.heads is None else replace(trunk, pyramid=self.pyramid(encoded))
 
     def tail(self, trunk: Trunk, mask: Tensor | None = None, lattice: Lattice = ALL_CELLS) -> Tensor:
         """Everything after the first dropout, at the network's own stride.
@@ -301,14 +301,20 @@ class Segmenter(nn.Module):
         parameter = next(self.parameters())
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             blank = torch.zeros(1, self.channels, self.minimum, self.minimum, device=parameter.device)
-            maps = self._pyramid(self.encode(blank))
+            maps = self.pyramid(self.encode(blank))
             heads = SlimHeads([part.shape[1] for part in maps], count=count, num_classes=self.num_classes)
         self.heads = heads.to(parameter.device)
         self.train(training)
 
+    def pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
+        """The encoder's maps from stride 4 on, finest first."""
+        side = encoded[0].shape[-1]
+        maps = [part for part in encoded[1:] if part.shape[1] and part.shape[-1] * FINEST_STRIDE <= side]
+        return tuple(maps)
+
     def image_features(self, image: Tensor) -> Tensor:
         """Mean over all places of the encoder's deepest map: [B, F'] of padded images, to compare images."""
-        return self._pyramid(self.encode(image))[-1].float().mean(dim=(-2, -1))
+        return self.pyramid(self.encode(image))[-1].float().mean(dim=(-2, -1))
 
     def weights(self) -> dict[str, Tensor]:
         """All that is learnt, by SMP's names; the heads' begin with `heads.`."""
@@ -347,12 +353,6 @@ class Segmenter(nn.Module):
     def _shared(self, encoded: Any) -> Trunk:
         """The trunk, from the encoder's output."""
         return Trunk(features=self.part("decoder")(encoded))
-
-    def _pyramid(self, encoded: Any) -> tuple[Tensor, ...]:
-        """The encoder's maps from stride 4 on, finest first."""
-        side = encoded[0].shape[-1]
-        maps = [part for part in encoded[1:] if part.shape[1] and part.shape[-1] * FINEST_STRIDE <= side]
-        return tuple(maps)
 
     def _decode(self, trunk: Trunk, drop: ChannelDrop) -> Tensor:
         """The features under the final layer, dropped where the network drops."""
