@@ -26,7 +26,7 @@ from pipeline.data.image_limits import Damaged, NotAnImage, check_bytes, check_t
 from pipeline.data.metadata import without_damaged_metadata
 from pipeline.data.pillow import FORMATS, count_pictures, pillow_info, pillow_pixels
 from pipeline.data.remote import ImageFile, opened
-from pipeline.data.tiff import first_page, tiff_info, tiff_pixels
+from pipeline.data.tiff import first_page, tiff_info, tiff_pixels, tiff_window
 from pipeline.errors import DataError, UserError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp"})
@@ -130,6 +130,21 @@ class OpenImage:
         else:
             pixels = pillow_pixels(self._source, self.info, self._content, palette_indices=palette_indices)
         return _upright(pixels, self.info.orientation)
+
+    def window(self, rows: slice, columns: slice) -> ImageArray | None:
+        """A window of `pixels`; None where all of them would have to be decoded for it."""
+        if not isinstance(self._source, tifffile.TiffFile) or self.info.orientation != 1:
+            return None
+        return tiff_window(self._source, rows, columns)
+
+    def with_channels(self, pixels: ImageArray, channels: int) -> ImageArray:
+        """Pixels of this image with the wanted number of channels: a grey image is repeated, an alpha channel
+        dropped."""
+        if channels != pixels.shape[2]:
+            pixels = pixels[:, :, : self.info.channels - self.info.alpha]
+        if channels != pixels.shape[2]:
+            pixels = np.repeat(pixels, channels, axis=2)
+        return np.ascontiguousarray(pixels)
 
     def palette_size(self) -> int:
         """The number of colours of its palette; 0 where it has none."""
@@ -241,13 +256,22 @@ def read_image(
     """
     with open_image(path, max_pixels=max_pixels, size=size) as image:
         image.check_channels(channels)
-        pixels = image.pixels(floats=True)
-        colors = image.info.channels - image.info.alpha
-    if channels != pixels.shape[2]:
-        pixels = pixels[:, :, :colors]
-    if channels != pixels.shape[2]:
-        pixels = np.repeat(pixels, channels, axis=2)
-    return np.ascontiguousarray(pixels)
+        return image.with_channels(image.pixels(floats=True), channels)
+
+
+def read_window(
+    path: ImageFile, *, channels: int, size: tuple[int, int], rows: slice, columns: slice
+) -> ImageArray | None:
+    """A window of what `read_image` gives, of a file that keeps its pixels in tiles: only those that it meets
+    are decoded. None for any other file.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    with open_image(path, size=size) as image:
+        image.check_channels(channels)
+        pixels = image.window(rows, columns)
+        return None if pixels is None else image.with_channels(pixels, channels)
 
 
 def read_pixels(

@@ -91,12 +91,64 @@ def tiff_pixels(tiff: tifffile.TiffFile, *, palette_indices: bool) -> npt.NDArra
     return pixels
 
 
+def tiff_window(tiff: tifffile.TiffFile, rows: slice, columns: slice) -> npt.NDArray[Any] | None:
+    """A window [h, w, K] of the pixels that `tiff_pixels` gives, of a file that keeps them in tiles: only the
+    tiles that it meets are decoded. None for any other file.
+
+    Raises:
+        Damaged: a tile is truncated.
+    """
+    page = first_page(tiff)
+    if not _in_tiles(tiff, page):
+        return None
+    found = np.zeros((rows.stop - rows.start, columns.stop - columns.start, page.samplesperpixel), page.dtype)
+    high, wide = page.tilelength, page.tilewidth
+    across = -(-page.imagewidth // wide)
+    for row in range(rows.start // high, -(-rows.stop // high)):
+        for column in range(columns.start // wide, -(-columns.stop // wide)):
+            tile = _tile(tiff, page, row * across + column)
+            if tile is None:  # stored nowhere: zeros
+                continue
+            top, left = row * high, column * wide
+            inside = tile[
+                max(0, rows.start - top) : rows.stop - top, max(0, columns.start - left) : columns.stop - left
+            ]
+            y, x = max(0, top - rows.start), max(0, left - columns.start)
+            found[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return found
+
+
 def first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The page whose tags describe the picture."""
     page = tiff.pages.first
     if not isinstance(page, tifffile.TiffPage):
         raise Damaged("its first page has no tags")
     return page
+
+
+def _in_tiles(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
+    """Whether the pixels are one page of tiles, each with all channels, that need no more than decoding."""
+    return (
+        page.is_tiled
+        and page.tiledepth == 1
+        and len(tiff.series[0].pages) == 1
+        and (page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG)
+        and page.dtype in (np.uint8, np.uint16)
+        and page.photometric not in (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.MINISWHITE)
+    )
+
+
+def _tile(tiff: tifffile.TiffFile, page: tifffile.TiffPage, index: int) -> npt.NDArray[Any] | None:
+    """The pixels [h, w, K] of a tile, cut at the border of the image; None for one without bytes."""
+    offset, count = page.dataoffsets[index], page.databytecounts[index]
+    if not count:
+        return None
+    if offset + count > tiff.filehandle.size:
+        raise Damaged("the file is truncated")
+    tiff.filehandle.seek(offset)
+    data = tiff.filehandle.read(count)
+    tile = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]
+    return None if tile is None else tile[0]
 
 
 def _check_color_space(path: ImageFile, page: tifffile.TiffPage) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.config import IGNORE, TrainingConfig
-from pipeline.data.images import ImageArray, read_image, unit_float
+from pipeline.data.images import ImageArray, read_image, read_window, unit_float
 from pipeline.data.labels import compose_labels, compose_votes, majority, resize_mask
+from pipeline.data.large_images import LARGE
 from pipeline.data.loading import network_size, resize_image
 from pipeline.data.remote import ImageFile
 from pipeline.data.transforms import Transforms
@@ -102,7 +103,8 @@ class TrainingSet(Dataset[Crops]):
         self._max_pixels = max_pixels
         self._shape = (*config.crop, channels)
         self._transforms = {np.uint8: Transforms(config.transforms, shape=self._shape, dtype=np.uint8)}
-        self._cache: dict[int, tuple[npt.NDArray, npt.NDArray[np.uint8]]] = {}
+        self._kept_images: dict[int, npt.NDArray] = {}
+        self._kept_masks: dict[int, npt.NDArray[np.uint8]] = {}
         self._room = CACHE_BYTES // max(1, config.workers)
 
     def __getitem__(self, index: int) -> Crops:
@@ -136,9 +138,9 @@ class TrainingSet(Dataset[Crops]):
         Raises:
             DataError: it cannot be read.
         """
-        image, masks = self._read(which)
+        masks = self._masks_of(which)
         top, left = self._corner(masks, rng)
-        image = _cut(image, top, left, self._config.crop, fill=0)
+        image = self._crop(which, top, left)
         masks = np.stack([_cut(mask, top, left, self._config.crop, fill=IGNORE) for mask in masks])
         transforms = self._transforms_for(image.dtype)
         image, masks = transforms(image, masks, seed=int(rng.integers(2**31)))
@@ -176,18 +178,46 @@ class TrainingSet(Dataset[Crops]):
             self._transforms[dtype.type] = Transforms(self._config.transforms, shape=self._shape, dtype=dtype)
         return self._transforms[dtype.type]
 
-    def _read(self, which: int) -> tuple[npt.NDArray, npt.NDArray[np.uint8]]:
-        """Image [H, W, K], uint8 or (from 16 bits) float32 in 0 to 1, and masks [N, H, W]; only for soft
-        labels more than one."""
-        if which in self._cache:
-            return self._cache[which]
+    def _crop(self, which: int, top: int, left: int) -> npt.NDArray:
+        """A crop [h, w, K] of an image, uint8 or (from 16 bits) float32 in 0 to 1."""
+        image = self._kept_images.get(which)
+        if image is None:
+            image = self._window(self._images[which], top, left)
+            if image is not None:
+                return _cut(image, 0, 0, self._config.crop, fill=0)
+            image = self._keep(
+                self._kept_images, which, _scaled(self._decoded(self._images[which]), self._input_scale)
+            )
+        return _cut(image, top, left, self._config.crop, fill=0)
+
+    def _window(self, item: LabeledImage, top: int, left: int) -> npt.NDArray | None:
+        """A crop of a large image whose file can be read in parts; None for any other."""
+        if item.width * item.height < LARGE or self._input_scale != 1:
+            return None
+        pixels = read_window(
+            item.path,
+            channels=self._channels,
+            size=(item.width, item.height),
+            rows=slice(top, min(top + self._config.crop[0], item.height)),
+            columns=slice(left, min(left + self._config.crop[1], item.width)),
+        )
+        return None if pixels is None else _scaled(pixels, self._input_scale)
+
+    def _masks_of(self, which: int) -> npt.NDArray[np.uint8]:
+        """The masks [N, H, W] of an image at the network's size; only for soft labels more than one."""
+        if which in self._kept_masks:
+            return self._kept_masks[which]
         item = self._images[which]
-        pair = _scaled(self._decoded(item), self._input_scale), self._masks(item)
-        weight = sum(array.nbytes for array in pair)
-        if weight <= self._room:
-            self._room -= weight
-            self._cache[which] = pair
-        return pair
+        size = network_size(item.height, item.width, self._input_scale)
+        masks = [resize_mask(mask, size) for mask in read_masks(item, self._config.annotators)]
+        return self._keep(self._kept_masks, which, np.stack(masks))
+
+    def _keep(self, kept: dict[int, npt.NDArray], which: int, array: npt.NDArray) -> npt.NDArray:
+        """The array, which stays in memory where there is room."""
+        if array.nbytes <= self._room:
+            self._room -= array.nbytes
+            kept[which] = array
+        return array
 
     def _decoded(self, item: LabeledImage) -> ImageArray:
         """The pixels of an image at its own size."""
@@ -197,11 +227,6 @@ class TrainingSet(Dataset[Crops]):
             max_pixels=self._max_pixels,
             size=(item.width, item.height),
         )
-
-    def _masks(self, item: LabeledImage) -> npt.NDArray[np.uint8]:
-        """The masks [N, H, W] of an image at the network's size."""
-        size = network_size(item.height, item.width, self._input_scale)
-        return np.stack([resize_mask(mask, size) for mask in read_masks(item, self._config.annotators)])
 
 
 def read_masks(

@@ -83,7 +83,6 @@ class WindowSet(TrainingSet):
         self._encoder = cache
         self._flips = [float(item.model_dump().get("p", FLIP_P)) for item in self._config.transforms]
         self._names: dict[tuple[int, bool], str] = {}
-        self._kept: dict[int, npt.NDArray[np.uint8]] = {}
 
     def encoded(self, batch: Crops) -> list[Tensor]:
         return self._encoder.windows(batch.windows, self._image)
@@ -119,16 +118,6 @@ class WindowSet(TrainingSet):
         padded = self._encoder.segmenter.padded_size(*size)
         height, width = (max(sides) for sides in zip(padded, self._config.crop, strict=True))
         return height, width
-
-    def _masks_of(self, which: int) -> npt.NDArray[np.uint8]:
-        """The masks [N, H, W] of an image."""
-        if which in self._kept:
-            return self._kept[which]
-        masks = self._masks(self._images[which])
-        if masks.nbytes <= self._room:
-            self._room -= masks.nbytes
-            self._kept[which] = masks
-        return masks
 
     def _name(self, which: int, flipped: bool) -> str:
         """The entry of an image's maps; its pixels are read for that once."""

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from pipeline.data.images import ImageArray, probe_image, read_image, read_pixels, unit_float
+from pipeline.data.images import ImageArray, probe_image, read_image, read_pixels, read_window, unit_float
 from pipeline.errors import DataError
 from tests.pipeline.claiming_png import claiming_png
 
@@ -226,6 +226,56 @@ def test_the_ycbcr_of_a_jpeg_in_a_tiff_becomes_rgb(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **as_jpeg)
     assert tifffile.TiffFile(tmp_path / "a.tif").pages.first.photometric == tifffile.PHOTOMETRIC.YCBCR
     assert np.abs(read(tmp_path / "a.tif").astype(int) - pixels).max() < 6
+
+
+TILED: dict[str, tuple[tuple[int, ...], type, dict[str, Any]]] = {
+    "colour": ((70, 90, 3), np.uint8, {"compression": "deflate"}),
+    "grey, 16 bits": ((70, 90), np.uint16, {}),
+    "five channels": ((70, 90, 5), np.uint16, {"photometric": "minisblack", "planarconfig": "contig"}),
+    "JPEG": ((64, 96, 3), np.uint8, {"compression": "jpeg", "photometric": "rgb"}),
+}
+
+
+@pytest.mark.parametrize("kind", TILED)
+def test_a_window_of_a_file_in_tiles_is_that_of_the_whole_image(tmp_path: Path, kind: str) -> None:
+    shape, dtype, settings = TILED[kind]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(*shape, dtype=dtype), tile=(32, 48), **settings)
+    channels, size = shape[2] if len(shape) == 3 else 3, (shape[1], shape[0])
+    whole = read(path, channels)
+    for rows, columns in [
+        (slice(0, 1), slice(0, 1)),
+        (slice(30, 64), slice(40, 90)),
+        (slice(0, 64), slice(5, 9)),
+    ]:
+        window = read_window(path, channels=channels, size=size, rows=rows, columns=columns)
+        assert window is not None
+        assert np.array_equal(window, whole[rows, columns])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tile": (32, 32), "photometric": "miniswhite"},
+        {"tile": (32, 32), "extratags": [(274, 3, 1, 6, True)]},
+    ],
+    ids=["strips", "white is zero", "turned"],
+)
+def test_any_other_file_has_no_windows(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(64, 64), **settings)
+    assert read_window(path, channels=1, size=(64, 64), rows=slice(0, 8), columns=slice(0, 8)) is None
+
+
+def test_a_tile_that_is_cut_off_is_an_error_only_where_it_is_met(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(64, 64), tile=(32, 32))
+    path.write_bytes(path.read_bytes()[:-600])
+    first = read_window(path, channels=1, size=(64, 64), rows=slice(0, 32), columns=slice(0, 32))
+    assert first is not None
+    with pytest.raises(DataError, match="truncated"):
+        read_window(path, channels=1, size=(64, 64), rows=slice(40, 64), columns=slice(40, 64))
 
 
 def test_a_film_is_no_image(tmp_path: Path) -> None:

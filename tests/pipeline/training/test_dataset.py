@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -144,3 +146,19 @@ def test_one_annotator_s_votes_are_his_label(tmp_path: Path) -> None:
     for n in range(6):
         assert torch.equal(hard[n].image, soft[n].image)
         assert torch.equal(hard[n].label, soft[n].label[0].long())
+
+
+def test_crops_of_a_large_file_in_tiles_are_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = labeled(tmp_path, "whole", size=(80, 70))
+    parts = replace(whole, path=tmp_path / "parts.tif")
+    tifffile.imwrite(tmp_path / "parts.tif", np.asarray(Image.open(str(whole.path))), tile=(32, 32))
+    settings: dict[str, Any] = {"crop": (40, 100), "centre_on_labels": False}  # wider than the image
+    expected = [training_set([whole], **settings)[n] for n in range(6)]
+    monkeypatch.setattr("pipeline.training.dataset.LARGE", 1)
+    monkeypatch.delattr("pipeline.training.dataset.read_image")
+    found = [training_set([parts], **settings)[n] for n in range(6)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.image, theirs.image)
+        assert torch.equal(mine.label, theirs.label)
