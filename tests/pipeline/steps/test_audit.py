@@ -257,7 +257,7 @@ def test_calibrators_are_fitted_on_the_pixels_of_unseen_audit_regions(
     for row in calibrate(*pool).rows:
         assert row.calibrator == "identity"
         assert row.warning is not None
-        assert "no audit region that the model has not seen" in row.warning
+        assert "no region drawn at random that the model has not seen" in row.warning
 
     change(pool.database, Model, config={"held_out": "audit"})
     assert [row.parameters for row in calibrate(*pool).rows] == [row.parameters for row in rows]
