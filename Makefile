@@ -92,7 +92,7 @@ bench: bench-scoring bench-selection  ## every benchmark that needs no data of y
 bench-scoring: $(READY)  ## FRAMES=folder of images; without it, the demo's slices
 	$(BIN)/python -m benchmarks.bench_scoring $(if $(FRAMES),--frames $(FRAMES))
 
-bench-large: $(READY)  ## ARGS="--megapixels 24 200 --kinds jpeg tiled": memory and time of large photographs
+bench-large: $(READY)  ## ARGS="--megapixels 24 196 --kinds jpeg tiled": memory and time of large photographs
 	$(BIN)/python -m benchmarks.bench_large $(ARGS)
 
 bench-selection: $(READY)  ## a queue from a million regions

@@ -135,7 +135,9 @@ def _report(root: Path, step: str) -> None:
     database = open_database(project)
     idle, began = peak(), time.process_time()
     if step == "score":
-        score(project, database)
+        report = score(project, database)
+        if report.images == 0:
+            sys.exit("\n".join(report.lines()))
     else:
         select(project, database)
         idle, began = peak(), time.process_time()
