@@ -33,6 +33,10 @@ class DptSegmenter(Segmenter):
     def final_layer(self) -> nn.Conv2d:
         return self.part("segmentation_head").head[4]
 
+    @property
+    def interpolated(self) -> bool:
+        return True
+
     def upsample(self, logits: Tensor) -> Tensor:
         factor = self.part("segmentation_head").upsampling_factor
         return functional.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=True)

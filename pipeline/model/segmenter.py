@@ -253,6 +253,12 @@ class Segmenter(nn.Module):
         """The network's own upsampling: [B, C, h, w] to [B, C, H, W]."""
         return self.part("segmentation_head")[1](logits)
 
+    @property
+    def interpolated(self) -> bool:
+        """Whether the network's own upsampling is bilinear interpolation with aligned corners."""
+        layer = self.part("segmentation_head")[1]
+        return isinstance(layer, nn.Upsample) and layer.mode == "bilinear" and bool(layer.align_corners)
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The height and width that `pad` brings an image to."""
         rows, columns = (max(self.minimum, -(-side // self.stride) * self.stride) for side in (height, width))
@@ -278,14 +284,18 @@ class Segmenter(nn.Module):
         No gradient of the heads reaches the network."""
         return self.forward_encoded(self.encode(self.pad(image)), (image.shape[-2], image.shape[-1]))
 
-    def forward_encoded(self, encoded: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def forward_encoded(
+        self, encoded: Any, size: tuple[int, int], *, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """As `forward_heads`, of what `encode` gives for the padded images.
 
         Args:
             size: height and width of the images.
+            places: int64 [B, P], pixels of each image, row · width + column: the logits are float32
+                [B, C, 1, P], of these pixels only. The network must be `interpolated`.
         """
         trunk = self.trunk_of(encoded)
-        logits = self._logits(trunk, size)
+        logits = self._logits(trunk, size) if places is None else self._logits_at(trunk, size, places)
         return logits, None if self.heads is None else self.head_logits(trunk)
 
     def random_mask(self, features: Tensor) -> Tensor:
@@ -346,9 +356,19 @@ class Segmenter(nn.Module):
         return max(int(self.part("encoder").output_stride), 1)
 
     def _logits(self, trunk: Trunk, size: tuple[int, int]) -> Tensor:
-        mask = self.random_mask(trunk.features) if self.training else None
-        logits = self.upsample(self.tail(trunk, mask))
-        return logits[..., : size[0], : size[1]]
+        return self.upsample(self._cells(trunk))[..., : size[0], : size[1]]
+
+    def _logits_at(self, trunk: Trunk, size: tuple[int, int], places: Tensor) -> Tensor:
+        """What `_logits` gives at some pixels [B, P], as [B, C, 1, P], without the other pixels."""
+        cells = self._cells(trunk).float().contiguous()
+        last = [side * self.logits_stride - 1 for side in cells.shape[-2:]]
+        row, column = places // size[1], places % size[1]
+        grid = torch.stack([column * (2 / last[1]) - 1, row * (2 / last[0]) - 1], dim=-1)[:, None]
+        return functional.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+    def _cells(self, trunk: Trunk) -> Tensor:
+        """The logits [B, C, h, w] of one pass, with dropout in `train` mode."""
+        return self.tail(trunk, self.random_mask(trunk.features) if self.training else None)
 
     def _shared(self, encoded: Any) -> Trunk:
         """The trunk, from the encoder's output."""

@@ -30,6 +30,7 @@ from pipeline.model.heads import heads_loss
 from pipeline.model.segmenter import Segmenter
 from pipeline.progress import Progress, silent
 from pipeline.training.dataset import Crops, TrainingSet
+from pipeline.training.known_pixels import known_pixels
 from pipeline.training.losses import segmentation_loss, shares
 from pipeline.training.mixing import mix
 
@@ -157,11 +158,13 @@ def train_segmenter(
                 image, target, config, num_classes=segmenter.num_classes, iteration=run.iteration
             )
             encoded = training_set.encoded(batch)
+            known = known_pixels(target) if device.type == "cpu" and segmenter.interpolated else None
+            places, known_target = (None, target) if known is None else known
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
                 if encoded is None:
                     encoded = segmenter.encode(segmenter.pad(image))
-                logits, head_logits = segmenter.forward_encoded(encoded, config.crop)
-            loss = segmentation_loss(logits.float(), target, config.loss, weight)
+                logits, head_logits = segmenter.forward_encoded(encoded, config.crop, places=places)
+            loss = segmentation_loss(logits.float(), known_target, config.loss, weight)
             total = loss
             if head_logits is not None:  # adds nothing to the gradient of the network's own weights
                 total = loss + heads_loss(

@@ -54,7 +54,7 @@ def segmentation_loss(
     Raises:
         ValueError: Dice is asked for, but the target is soft.
     """
-    total = logits.sum() * 0
+    terms: list[Tensor] = []
     soft = target.is_floating_point()
     if config.cross_entropy:
         if soft:
@@ -65,12 +65,12 @@ def segmentation_loss(
             )
         else:
             entropy = hard_cross_entropy(logits, target, config.label_smoothing, class_weights)
-        total = total + config.cross_entropy * entropy
+        terms.append(config.cross_entropy * entropy)
     if config.dice:
         if soft:
             raise ValueError("Expected argument `target` to be hard for the Dice loss, but got a soft one.")
-        total = total + config.dice * dice_loss(logits, target)
-    return total
+        terms.append(config.dice * dice_loss(logits, target))
+    return torch.stack(terms).sum()
 
 
 def hard_cross_entropy(
