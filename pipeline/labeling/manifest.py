@@ -32,6 +32,7 @@ _LONGEST_LINE = 1 << 24
 _MOST_CONTAINERS = 200_000
 """Opening braces and brackets of a line: each takes many times more memory than text."""
 _LONGEST_STEM = 60
+_EXPORT_NAME = re.compile(r"([0-9]{4,9})_([0-9]{1,18})(?:_|$)")
 
 
 def _stays_inside(value: str) -> str:
@@ -123,6 +124,17 @@ def export_name(*, rank: int, image_id: int, uri: str) -> str:
     plain = unicodedata.normalize("NFKD", PurePosixPath(uri).stem).encode("ascii", "ignore").decode()
     stem = re.sub(r"[^A-Za-z0-9-]+", "_", plain).strip("_-")[:_LONGEST_STEM].rstrip("_-")
     return f"{rank:04d}_{image_id}" + (f"_{stem}" if stem else "")
+
+
+def rank_and_image(name: str) -> tuple[int, int] | None:
+    """The rank and the image's id in a name that looks like one of `export_name`; None for any other name.
+
+    >>> rank_and_image("0003_12_Ete_d_hier_1")
+    (3, 12)
+    >>> rank_and_image("frame_12")
+    """
+    match = _EXPORT_NAME.match(name)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 class ManifestWriter:

@@ -15,6 +15,10 @@ class UnknownName(DataError):
     """No known image has this name."""
 
 
+class OutsideQueue(DataError):
+    """It belongs to an image of the project, but to none of the queue."""
+
+
 @dataclass(frozen=True)
 class KnownImage:
     """An image that a mask may belong to. `name` is its name in the export; None for an image outside of the
@@ -48,7 +52,8 @@ class NameIndex:
 
         Raises:
             UnknownName: no image has this name.
-            DataError: more than one image has it, or one that is not in the queue.
+            OutsideQueue: an image has it that is not in the queue.
+            DataError: more than one image has it.
         """
         parts = _parts(relative)
         name = parts[-1]
@@ -64,7 +69,9 @@ class NameIndex:
             image = self._by_id[name]
             meant[image.image_id] = image
         if not meant:
-            raise UnknownName("It belongs to no image of this queue.", "Give it the name in the manifest.")
+            raise UnknownName(
+                "No image of the project has this name.", "Give it the name of its image, or remove it."
+            )
         if len(meant) > 1:
             images = " or ".join(f"{image.uri} (id {image.image_id})" for image in meant.values())
             raise DataError(
@@ -72,9 +79,7 @@ class NameIndex:
             )
         image = next(iter(meant.values()))
         if image.name is None:
-            raise DataError(
-                f"It is a mask of {image.uri}, which is not in this queue.", "Select the image first."
-            )
+            raise OutsideQueue(f"It is a mask of {image.uri}, which is not in this queue.")
         return image.image_id
 
 

@@ -36,6 +36,11 @@ class ImportedLabels:
         return sum(report.rejections for report in self.reports)
 
     @property
+    def outside(self) -> int:
+        """Masks of images that are in none of the queues."""
+        return sum(report.outside for report in self.reports)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Says that something was not taken."""
         if not self.rejected:
@@ -77,5 +82,12 @@ def take_labels(
         raise UserError(
             f"Nothing could be imported from {where}.",
             "Correct what the lines `rejected:` name, then import it again.",
+        )
+    if labels.outside and not (labels.imported or labels.unchanged):
+        names = ", ".join(report.queue for report in labels.reports)
+        raise UserError(
+            f"No mask is of an image of {names}.",
+            "Name the masks' queue with `--queue`. Masks of images that no queue has go into the folder of "
+            "`data.masks`; `segcurate ingest` takes them.",
         )
     return labels

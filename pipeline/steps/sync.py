@@ -21,6 +21,7 @@ from pipeline.progress import Progress, silent
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.import_labels.step import ImportReport
 from pipeline.steps.ready import server_access
+from pipeline.summaries.queues import queue_or_newest
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,9 @@ def _finished_queues(session: Session, newest: Queue, tool: str, url: str) -> di
 
 
 def _find_queue(session: Session, name: str | None) -> Queue:
-    queue = queues.current_queue(session) if name is None else queues.queue_by_name(session, name)
+    if name is not None:
+        return queue_or_newest(session, name)
+    queue = queues.current_queue(session)
     if queue is None:
-        raise UserError(
-            "No queue is active." if name is None else f"There is no queue {name!r}.",
-            "Run `segcurate status`.",
-        )
+        raise UserError("No queue is active.", "Run `segcurate status`.")
     return queue

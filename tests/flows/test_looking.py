@@ -136,6 +136,29 @@ def test_the_exit_code_of_an_import_tells_refused_masks_from_none_that_was_taken
     assert "warning: 1 mask could not be imported" in said
 
 
+def test_masks_of_other_images_of_the_project_are_no_failure_of_an_import(
+    console: Console, out: Path, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    with opened(out) as (project, database), database.session(write=False) as session:
+        queued = set(session.scalars(select(QueueItem.image_id)))
+        images = list(session.scalars(select(Image).order_by(Image.id)))
+        uris = [row.uri for row in images if row.id in queued][:1] + [
+            row.uri for row in images if row.id not in queued
+        ]
+        for uri in uris[1:]:
+            with PIL.Image.open(project.path(uri)) as picture:
+                PIL.Image.new("L", picture.size, 1).save(answers / f"{Path(uri).stem}.png")
+        said = " ".join(console.run("import", str(answers), code=1).split())
+        assert "error: No mask is of an image of round-01. to do: Name the masks' queue with" in said
+        with PIL.Image.open(project.path(uris[0])) as picture:
+            PIL.Image.new("L", picture.size, 1).save(answers / f"{Path(uris[0]).stem}.png")
+    said = " ".join(console.run("import", str(answers)).split())
+    assert "1 mask imported" in said
+    assert f"{len(uris) - 1} masks belong to no image of round-01 and are left out: " in said
+
+
 def test_status_says_who_is_at_work_and_who_died_there(console: Console, out: Path) -> None:
     gone = this_process().rpartition(":")[0] + ":1.00"
     now = utc_now()

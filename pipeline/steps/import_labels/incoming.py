@@ -8,7 +8,7 @@ means is decided from the rows of its queue.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -40,10 +40,12 @@ from pipeline.labeling.manifest import (
     ManifestImage,
     export_name,
     manifest_of,
+    rank_and_image,
     read_manifest,
 )
-from pipeline.labeling.names import KnownImage, NameIndex, UnknownName
+from pipeline.labeling.names import KnownImage, NameIndex, OutsideQueue, UnknownName
 from pipeline.steps.import_labels.report import MOST_LINES, ImportReport
+from pipeline.summaries.queues import queue_or_newest
 
 MOST_IN_MEMORY = 8
 """Masks of one image that are kept until another image comes, for the agreement of its annotators."""
@@ -80,10 +82,11 @@ class Incoming:
         self._origin: Origin = origin
         self._queues: dict[str, IncomingQueue] = {}
         self._default: IncomingQueue | None = None
+        self._known_queues: frozenset[str] | None = None
         self._report = ImportReport(queue="")
 
     def take(self, annotation: Annotation | Rejected) -> None:
-        """Match an annotation with its image and store its mask, or report what is wrong with it.
+        """Match an annotation with its image and store its mask, or report why it is not taken.
 
         Raises:
             DataError: the sources are of no queue of this project.
@@ -97,6 +100,8 @@ class Incoming:
         try:
             queue = queue or self._queue_named(str(annotation.queue))
             queue.take(annotation, annotator=self._annotator, all_labeled=self._origin == "simulation")
+        except OutsideQueue:
+            self._report.leave_out(annotation.subject)
         except DataError as error:
             self._report.reject(Rejected(subject=annotation.subject, reason=str(error)))
 
@@ -105,8 +110,7 @@ class Incoming:
         if not self._queues:
             self.default_queue()
         for queue in self._queues.values():
-            for rejected in queue.close():
-                self._report.reject(rejected)
+            queue.close()
         self._report.queue = ", ".join(self._queues)
         return list(self._queues.values()), self._report
 
@@ -114,10 +118,14 @@ class Incoming:
         """The queue that the manifest or the caller names, else the current round's.
 
         Raises:
-            DataError: there is no such queue, or the manifest is of another project, or of several queues.
+            UserError: there is no such queue.
+            DataError: the manifest is of another project, or of several queues.
             NotYourTurn: the queue has not been exported yet.
         """
         if self._default is None:
+            if self._queue is not None:
+                with self._database.session(write=False) as session:
+                    queue_or_newest(session, self._queue)
             self._default = (
                 self._open(self._queue) if self._manifest is None else self._read_manifest(self._manifest)
             )
@@ -151,16 +159,31 @@ class Incoming:
         return queue
 
     def _queue_named(self, name: str) -> IncomingQueue:
-        if self._queue not in (None, name):
-            raise DataError(f"It is of queue {shown(name)}.", "Leave the queue's name out.")
+        """The queue that an annotation names.
+
+        Raises:
+            OutsideQueue: the caller asks for another one.
+            DataError: the project has no such queue.
+        """
+        if self._queue not in (None, name) and name in self._names():
+            raise OutsideQueue(f"It is of queue {name}.")
         return self._queues.get(name) or self._open(name)
+
+    def _names(self) -> frozenset[str]:
+        """The names of all queues of the project."""
+        if self._known_queues is None:
+            with self._database.session(write=False) as session:
+                self._known_queues = frozenset(queue.name for queue in queues.list_queues(session))
+        return self._known_queues
 
     def _open(self, name: str | None) -> IncomingQueue:
         with self._database.session(write=False) as session:
             queue = _find_queue(session, name)
             if queue.name not in self._queues:
                 targets = _targets(queue_items.queued_boxes(session, queue_id=queue.id))
-                self._queues[queue.name] = IncomingQueue(self._project, self._database, queue, targets)
+                self._queues[queue.name] = IncomingQueue(
+                    self._project, self._database, queue, targets, self._report
+                )
         return self._queues[queue.name]
 
 
@@ -233,7 +256,12 @@ class IncomingQueue:
     """
 
     def __init__(
-        self, project: Project, database: Database, queue: Queue, targets: dict[int, Target]
+        self,
+        project: Project,
+        database: Database,
+        queue: Queue,
+        targets: dict[int, Target],
+        report: ImportReport,
     ) -> None:
         self.queue = queue
         self.targets = targets
@@ -242,6 +270,7 @@ class IncomingQueue:
         self.agreement: dict[int, Agreement | None] = {}
         self._project = project
         self._database = database
+        self._report = report
         self._index: NameIndex | None = None
         self._labels_of: dict[int, list[NewLabel]] = defaultdict(list)
         self._named: dict[int, list[tuple[str, str]]] = defaultdict(list)
@@ -262,23 +291,24 @@ class IncomingQueue:
     def take(self, annotation: Annotation, *, annotator: str | None, all_labeled: bool) -> None:
         """Decode an annotation and store its mask under its content.
 
-        An annotation whose name is unknown, or means an image that another name meant before, is kept for
-        `close`.
+        An annotation whose name no image of this queue has, or that means an image that another name meant
+        before, is reported later, at the latest by `close`.
 
         Args:
             annotator: of an annotation that names none.
             all_labeled: unlabeled pixels have no class, and their regions count as labeled.
 
         Raises:
-            DataError: it is of no image of this queue, is no mask of its image, or no pixel has a class.
+            OutsideQueue: it is of another image of the project.
+            DataError: it is of no image of the project, is no mask of its image, or no pixel has a class.
             UserError: the work folder cannot be written.
         """
         try:
             target = self._target_of(annotation)
         except UnknownName:
-            if len(self._unknown) == MOST_LINES:
-                raise
             self._unknown.append((annotation.subject, str(annotation.image)))
+            if len(self._unknown) == MOST_LINES:
+                self._report_unknown()
             return
         if isinstance(annotation.image, str):
             named = self._named[target.image.id]
@@ -318,17 +348,10 @@ class IncomingQueue:
         if len(self._masks) < MOST_IN_MEMORY:
             self._masks[label.mask_uri] = mask
 
-    def close(self) -> Iterator[Rejected]:
-        """Finish when every annotation has come; yields what its name kept from being taken."""
+    def close(self) -> None:
+        """Finish when every annotation has come, and report what its name kept from being taken."""
         self._measure_agreement()
-        if self._unknown:
-            with self._database.session(write=False) as session:
-                index = self._index_of(session, {PurePosixPath(name).stem for _, name in self._unknown})
-            for subject, name in self._unknown:
-                try:
-                    index.image_of(PurePosixPath(name))
-                except DataError as error:
-                    yield Rejected(subject, str(error))
+        self._report_unknown()
         several = {image_id: named for image_id, named in self._named.items() if len(named) > 1}
         self.labels = [label for label in self.labels if label.target.image.id not in several]
         for image_id, named in several.items():
@@ -339,17 +362,41 @@ class IncomingQueue:
             reason = f"One image has several masks: {files}. Leave the one that counts."
             for place, (subject, _) in enumerate(named):
                 if place or subject in taken:  # what is wrong with the first may be reported already
-                    yield Rejected(subject, reason)
+                    self._report.reject(Rejected(subject, reason))
+
+    def _report_unknown(self) -> None:
+        """Report the annotations whose names no image of this queue has: other images of the project may."""
+        if not self._unknown:
+            return
+        stems = {PurePosixPath(name).stem for _, name in self._unknown}
+        with self._database.session(write=False) as session:
+            index = self._index_of(session, stems)
+            exported = _names_of_exports(session, stems)
+        for subject, name in self._unknown:
+            if PurePosixPath(name).stem in exported:
+                self._report.leave_out(subject)
+                continue
+            try:
+                index.image_of(PurePosixPath(name))
+            except OutsideQueue:
+                self._report.leave_out(subject)
+            except DataError as error:
+                self._report.reject(Rejected(subject, str(error)))
+        self._unknown.clear()
 
     def _target_of(self, annotation: Annotation) -> Target:
         """The image that an annotation is of.
 
         Raises:
-            DataError: it is of none in this queue, its name could mean several, or its content is another's.
+            UnknownName: no image of this queue has its name.
+            OutsideQueue: it is of another image of the project.
+            DataError: it is of no image, its name could mean several, or its content is another's.
         """
         image = annotation.image
         target = self.targets.get(image if isinstance(image, int) else self._image_named(image))
         if target is None:
+            if isinstance(image, int) and self._has_image(image, annotation.sha256):
+                raise OutsideQueue(f"It is of image {image}, which is not in this queue.")
             raise DataError(
                 f"It is of no image of {self.queue.name}.",
                 "Import it into the project that it was exported from.",
@@ -361,11 +408,17 @@ class IncomingQueue:
             )
         return target
 
+    def _has_image(self, image_id: int, sha256: str | None) -> bool:
+        """Whether the project has an image of this id and content."""
+        with self._database.session(write=False) as session:
+            return any(image.sha256 == sha256 for image in images.images_by_id(session, [image_id]))
+
     def _image_named(self, name: str) -> int:
         """The id of the image that a name means.
 
         Raises:
             UnknownName: it means none of this queue.
+            OutsideQueue: it means another image of the project.
             DataError: it means several.
         """
         if self._index is None:
@@ -439,6 +492,17 @@ def _find_queue(session: Session, name: str | None) -> Queue:
     if current is not None and found.round_id == current.id:
         rounds.require(session, "import")
     return found
+
+
+def _names_of_exports(session: Session, names: Iterable[str]) -> set[str]:
+    """Those of these names that an export of any queue gives to the files of an image of the project."""
+    stated = {name: found for name in names if (found := rank_and_image(name)) is not None}
+    uris = images.image_uris(session, sorted({image_id for _, image_id in stated.values()}))
+    return {
+        name
+        for name, (rank, image_id) in stated.items()
+        if image_id in uris and name == export_name(rank=rank, image_id=image_id, uri=uris[image_id])
+    }
 
 
 def _targets(boxes: Iterable[tuple[QueuedBox, QueuedImage]]) -> dict[int, Target]:

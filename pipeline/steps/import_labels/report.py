@@ -10,6 +10,8 @@ from pipeline.labeling.exchange import Rejected
 MOST_LINES = 1000
 """Rejected parts that a report lists; it counts the rest."""
 
+_EXAMPLES = 3
+
 
 @dataclass
 class ImportReport:
@@ -26,6 +28,10 @@ class ImportReport:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """Files, tasks or lines that were not taken, each with its reason; the first thousand of them."""
     rejected_more: int = 0
+    outside: int = 0
+    """Masks of images of the project that are in none of these queues."""
+    outside_examples: list[str] = field(default_factory=list)
+    """The first three of them: files, or tasks or lines of a file."""
     overlapping: list[tuple[str, int]] = field(default_factory=list)
     """Masks in which shapes of different classes overlap, and by how many pixels: the later shape won."""
     missing: list[str] = field(default_factory=list)
@@ -59,12 +65,23 @@ class ImportReport:
         else:
             self.rejected_more += 1
 
+    def leave_out(self, subject: str) -> None:
+        """Note a mask of another image of the project: it is no mistake, and nothing is done with it."""
+        self.outside += 1
+        if len(self.outside_examples) < _EXAMPLES:
+            self.outside_examples.append(subject)
+
     def lines(self) -> list[str]:
         """The report as text; every file that was not taken has a line."""
         lines = [f"{self.queue}: {counted(self.imported, 'mask')} imported, {self.unchanged} unchanged."]
         lines += [f"rejected: {subject}: {reason}" for subject, reason in self.rejected]
         if self.rejected_more:
             lines.append(f"rejected: {self.rejected_more} more.")
+        if self.outside:
+            lines.append(
+                f"{counted(self.outside, 'mask')} {agree(self.outside, 'belongs', 'belong')} to no image of "
+                f"{self.queue} and {agree(self.outside, 'is', 'are')} left out: {_listed(self)}."
+            )
         lines += [
             f"overlapping: {subject}: {counted(pixels, 'pixel')} of several classes; "
             "the later shape has them."
@@ -98,3 +115,8 @@ class ImportReport:
                 f"the {'queue' if self.held_out else 'round'} with what is there."
             )
         return lines
+
+
+def _listed(report: ImportReport) -> str:
+    examples = ", ".join(report.outside_examples)
+    return examples if report.outside == len(report.outside_examples) else f"{examples}, …"

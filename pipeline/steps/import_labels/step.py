@@ -75,7 +75,7 @@ def import_labels(
         require_plain(path)
     readers = [(recognise(path) if tool is None else tool_named(tool), path) for path in sources]
     incoming = Incoming(project, database, sources, queue=queue, annotator=annotator, origin=origin)
-    if close or any(reader.name == "folder" for reader, _ in readers):
+    if close or queue is not None or any(reader.name == "folder" for reader, _ in readers):
         incoming.default_queue()
     done = 0
     subjects: set[str] = set()

@@ -19,6 +19,7 @@ from pipeline.labeling.tools import TOOLS
 from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
+from tests.factories import new_queue, put
 from tests.pipeline.labeling.annotators_tools import ANNOTATORS_TOOLS
 from tests.pipeline.labeling.exported_project import Exported
 from tests.pipeline.labeling.photographs import ABSENT, make_photo_project
@@ -176,6 +177,27 @@ def test_an_image_that_is_left_out_and_a_region_that_is_left_blank_stay_queued(
     assert [item.status for item in photos.items("cat.png")] == ["queued", *["labeled"] * len(others)]
     assert report.missing == ["images/thin.png"]
     assert not report.closed
+
+
+@pytest.mark.parametrize("tool", ALL)
+def test_masks_of_another_queue_are_left_out_without_a_rejection(
+    photos: Exported, out: Path, tool: str, tmp_path: Path
+) -> None:
+    stems = {Path(entry.image).stem: name for name, entry in entries_of(out).items()}
+    source = ANNOTATORS_TOOLS[tool].exports(
+        out, {stem: photos.truth[name] for stem, name in stems.items()}, tmp_path
+    )
+    if tool == "folder":
+        source = (source / "masks").rename(tmp_path / "loose")
+    with photos.database.session() as session:
+        other = put(session, new_queue("review-01"))
+        for item in photos.items("cat.png"):
+            item.queue_id = other.id
+            session.merge(item)
+    report = import_labels(photos.project, photos.database, source=source, tool=tool, queue="round-01")
+    assert (report.imported, report.outside, report.rejected) == (len(photos.truth) - 1, 1, [])
+    assert "cat.png" not in stored(photos)
+    assert "1 mask belongs to no image of round-01 and is left out: " in report.lines()[1]
 
 
 @pytest.mark.parametrize("tool", sorted(set(ALL) - {"folder"}))

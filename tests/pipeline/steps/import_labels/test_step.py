@@ -15,12 +15,12 @@ from db.queries import labels
 from db.tables import Label
 from pipeline.config import IGNORE
 from pipeline.data.masks import MaskCodec, read_mask
-from pipeline.errors import DataError, NotYourTurn
+from pipeline.errors import DataError, NotYourTurn, UserError
 from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
-from pipeline.steps.import_labels import import_labels
+from pipeline.steps.import_labels import import_labels, incoming
 from pipeline.steps.import_labels.step import ImportReport
-from tests.factories import ask
+from tests.factories import ask, new_image, put
 from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, entries_of, ids, write_png
 from tests.pipeline.steps.ingest.folder import count_opens
 
@@ -273,9 +273,41 @@ def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(sele
     write_png(loose / "right" / "frame 1.png", ids(selected.truth["right/frame 1.png"]))
     report = take(selected, loose)
     assert report.imported == 0
-    assert sorted(file for file, _ in report.rejected) == ["frame 1.png", "right/frame 1.png"]
-    assert "not in this queue" in dict(report.rejected)["right/frame 1.png"]
+    assert [file for file, _ in report.rejected] == ["frame 1.png"]
+    assert (report.outside, report.outside_examples) == (1, ["right/frame 1.png"])
     assert right not in {label.image_id for label in selected.labels()}
+
+
+def test_masks_of_thousands_of_other_images_are_one_line(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "MOST_LINES", 4)
+    loose = exported.project.root / "all masks"
+    write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
+    with exported.database.session() as session:
+        for number in range(11):
+            put(session, new_image(f"images/other {number:02d}.png"))
+    for number in range(11):
+        write_png(loose / f"other {number:02d}.png", ids(exported.truth["tiny.png"]))
+    report = take(exported, loose)
+    assert (report.imported, report.rejected) == (1, [])
+    line = "11 masks belong to no image of round-01 and are left out: "
+    assert f"{line}other 00.png, other 01.png, other 02.png, …." in report.lines()
+    write_png(loose / "stranger.png", ids(exported.truth["tiny.png"]))
+    again = take(exported, loose)
+    assert again.outside == 11
+    assert again.rejected == [
+        (
+            "stranger.png",
+            "No image of the project has this name. Give it the name of its image, or remove it.",
+        )
+    ]
+
+
+def test_a_queue_that_does_not_exist_is_named_with_those_that_do(exported: Exported, folder: Path) -> None:
+    deliver(exported, folder)
+    with pytest.raises(UserError, match=r"There is no queue 'round-09'; there are: round-01\."):
+        import_labels(*exported, source=folder / "masks", queue="round-09")
 
 
 def test_the_masks_folder_itself_may_be_named(exported: Exported, folder: Path) -> None:
