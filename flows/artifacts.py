@@ -37,7 +37,7 @@ from flows.markdown import code, harmless, plain
 from pipeline.data.project import Project
 from pipeline.format import out_of
 from pipeline.ownership import identity_of
-from pipeline.progress import Progress, silent
+from pipeline.progress import TILES, Progress, silent
 from pipeline.summaries.queues import queue_summary
 
 Arguments = ParamSpec("Arguments")
@@ -175,8 +175,9 @@ class _ShownProgress:
         self._shown = -1
 
     def report(self, title: str, done: int, total: int | None, note: str = "") -> None:
-        """A `Progress`. Only its largest figure counts."""
-        self._reported = max(self._reported, done)
+        """A `Progress`. Only its largest number of images counts."""
+        if title != TILES:
+            self._reported = max(self._reported, done)
 
     def keep_updating(self) -> None:
         """Update the artifact until the work has ended, and then once more."""

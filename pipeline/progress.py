@@ -9,6 +9,8 @@ from typing import Protocol
 
 from pipeline.format import count, duration
 
+TILES = "tiles of an image"
+"""The title under which the tiles of one large image are counted, within a step that counts images."""
 LINES = 20
 """Lines of a log for a long step: one each 5 %."""
 LONG_SECONDS = 20.0

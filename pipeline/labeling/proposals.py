@@ -20,6 +20,7 @@ from pipeline.data.image_info import ImageRef
 from pipeline.data.loading import Unreadable
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
+from pipeline.progress import Progress, silent
 from pipeline.uncertainty.measures import entropy, predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.served_model import ServedModel
@@ -44,12 +45,14 @@ def propose(
     *,
     model: ServedModel,
     label_of: Callable[[int], Mask] | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Proposal | Unreadable]:
     """Predict images one by one at their own size, as in scoring.
 
     Args:
         label_of: the current label of an image, by its id: it is proposed, with the model's doubt of it. An
             image for which it raises a DataError is yielded as `Unreadable`.
+        progress: counts the tiles of each large image.
 
     Raises:
         UserError: an image does not fit into the device's memory.
@@ -65,7 +68,7 @@ def propose(
         except DataError as error:
             yield Unreadable(id=image_id, path=paths[image_id], reason=str(error))
             continue
-        prediction = model.predictor.predict(batch.images)
+        prediction = model.predictor.predict(batch.images, progress)
         proposal = _proposal(image_id, prediction, batch.sizes[0], label)
         del batch, prediction, label  # a large image's take much memory, which the caller may need
         yield proposal

@@ -211,7 +211,7 @@ def _estimate(
     audited: list[Counts] = []
     regions: list[int] = []
     for batch in images.read(served, title=f"audit {plan.audit.queue}", progress=progress):
-        prediction = served.predictor.predict(batch.images)
+        prediction = served.predictor.predict(batch.images, batch.progress)
         for row, image_id in enumerate(batch.ids):
             image = kept[image_id]
             known = torch.from_numpy(image.pixels(image.certain))

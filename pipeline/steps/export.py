@@ -175,7 +175,7 @@ def export(
     total = len(work.images)
     with atomic_folder(target) as fresh:
         writer = tool.writer(fresh, _outgoing_queue(project, work, heatmaps))
-        for done, proposal in enumerate(_proposals(project, work)):
+        for done, proposal in enumerate(_proposals(project, work, progress)):
             progress("export", done, total)
             queued = work.images[proposal.image_id if isinstance(proposal, Proposal) else proposal.id]
             try:
@@ -203,7 +203,7 @@ def export(
     return ExportReport(target, written, failures, why_empty=work.why_empty, masks=masks)
 
 
-def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]:
+def _proposals(project: Project, work: _Work, progress: Progress) -> Iterator[Proposal | Unreadable]:
     images = [project.ref(queued.image) for queued in work.images.values()]
     if work.model is None or work.calibrators is None:
         return empty_proposals(images)
@@ -211,6 +211,7 @@ def _proposals(project: Project, work: _Work) -> Iterator[Proposal | Unreadable]
         images,
         model=open_model(project, work.model.checkpoint_uri, calibrators=work.calibrators),
         label_of=None if work.labels is None else work.label,
+        progress=progress,
     )
 
 

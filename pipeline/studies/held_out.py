@@ -6,7 +6,7 @@ Legend: B batch, K image channels, h w the network's image, H W the image and it
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import MOST_UNITS
 from pipeline.evaluation.measure_bins import SAMPLE_IMAGES, BinSample, MeasureBins
 from pipeline.evaluation.units import Runs, join
-from pipeline.progress import Progress
+from pipeline.progress import Progress, silent
 from pipeline.regions.outlines import paint_regions
 from pipeline.uncertainty.served_model import ServedModel
 
@@ -124,11 +124,13 @@ class LabeledBatch:
         ids: of the images.
         images: [B, K, h, w], normalised, or large ones.
         label: uint8 [B, H, W], class index or 255.
+        progress: counts the tiles of a large image while it is predicted.
     """
 
     ids: tuple[int, ...]
     images: Images
     label: Tensor
+    progress: Progress = silent
 
     @property
     def image_BKhw(self) -> Tensor:
@@ -184,7 +186,7 @@ class HeldOutImages:
         done = 0
         for count, batch in self._batches(model, self.by_id, self.failed):
             if batch is not None:
-                yield batch
+                yield replace(batch, progress=progress)
             done += count
             progress(title, done, len(self))
 

@@ -120,7 +120,7 @@ class LabelReview:
         """
         sample = [images[index] for index in spread(len(images), THRESHOLD_IMAGES)]
         sums = np.zeros((2, self.project.config.data.num_classes))
-        for done, item in enumerate(self._predict(sample), start=1):
+        for done, item in enumerate(self._predict(sample, progress), start=1):
             sums += self_confidence(item.probability, item.label)
             progress("self-confidence", done, len(sample))
         if not sums[1].any():
@@ -136,7 +136,7 @@ class LabelReview:
         """The `most` doubted regions, highest score first, and the number of all doubted regions."""
         best: list[DoubtedRegion] = []
         doubted = 0
-        for done, item in enumerate(self._predict(images), start=1):
+        for done, item in enumerate(self._predict(images, progress), start=1):
             try:
                 found = self._of_image(item, thresholds)
             except DataError as error:
@@ -183,7 +183,7 @@ class LabelReview:
             return map_regions(np.zeros((ref.height, ref.width), dtype=np.int64))
         return map_regions(grid_rows(regions, ref.width, ref.height))
 
-    def _predict(self, images: Sequence[LabeledImage]) -> Iterator[_Predicted]:
+    def _predict(self, images: Sequence[LabeledImage], progress: Progress) -> Iterator[_Predicted]:
         """Each image with its label, one after the other, at its own size; a file that cannot be used is
         listed in `failed`."""
         by_id = {image.ref.id: image for image in images}
@@ -197,7 +197,7 @@ class LabelReview:
             except DataError as error:
                 self._fail(image.ref.path, error)
                 continue
-            prediction = self.model.predictor.predict(batch.images)
+            prediction = self.model.predictor.predict(batch.images, progress)
             label = torch.from_numpy(mask).to(self.device)
             yield _Predicted(
                 image=image,

@@ -191,7 +191,7 @@ def _detected(
 def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Measured]:
     """Each image with each variant, band by band."""
     label = batch.label.to(model.device)
-    for sampler, *both in model.predict(batch.images):
+    for sampler, *both in model.predict(batch.images, batch.progress):
         for calibrated, prediction in zip((False, True), both, strict=True):
             measures = prediction.measures()
             detectors: list[Measure] = [name for name in DETECTORS if name in measures]

@@ -288,7 +288,7 @@ class _Band:
 def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Band]:
     """Each image with each sampler, band by band."""
     label = batch.label.to(model.device)
-    for sampler, prediction, _ in model.predict(batch.images):
+    for sampler, prediction, _ in model.predict(batch.images, batch.progress):
         maps = prediction.measures()
         stacked = torch.stack(list(maps.values()), dim=1)
         for row, image_id in enumerate(batch.ids):

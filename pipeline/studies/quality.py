@@ -172,7 +172,7 @@ class QualityStudy:
         values = 3 * self.config.data.num_classes + max(map(len, self.measures.values()))
         places = list(bands(height, width * values, multiple=PATCH))
         known: dict[tuple[int, int], LabeledPixels] = {}
-        for sampler, plain, calibrated in self.model.predict(batch.images):
+        for sampler, plain, calibrated in self.model.predict(batch.images, batch.progress):
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
             wanted = [stacked, calibrated.probability, plain.probability]
@@ -227,7 +227,7 @@ class QualityStudy:
         """The measures of the labeled pixels of each image with each sampler, of a large image of some, and
         which of the pixels are wrong."""
         labels, every = batch.label.to(self.model.device), thinned(batch.size)
-        for sampler, _, calibrated in self.model.predict(batch.images):
+        for sampler, _, calibrated in self.model.predict(batch.images, batch.progress):
             maps = calibrated.measures()
             stacked = torch.stack([maps[name] for name in self.measures[sampler]], dim=1)
             for row, label_HW in enumerate(labels):

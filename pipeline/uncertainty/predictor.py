@@ -21,6 +21,7 @@ from pipeline.data.large_images import Images, window
 from pipeline.errors import UserError
 from pipeline.model.encoder_cache import CachedEncoder
 from pipeline.model.segmenter import Segmenter
+from pipeline.progress import TILES, Progress, silent
 from pipeline.regions.shapes import CellBounds
 from pipeline.uncertainty.measures import measure_maps
 from pipeline.uncertainty.network import Pass, Places, ScoringNetwork, cell_bounds, cells_within
@@ -30,6 +31,8 @@ from pipeline.uncertainty.tiling import TiledSide, tiled_side
 
 CPU_BATCH = 2
 """Images in a batch on the CPU. Larger batches exceed its caches: 8 images at once take 50 % longer."""
+MANY_TILES = 16
+"""An image of fewer is counted as a whole in the progress."""
 CPU_PIXELS = 1_500_000
 """Pixels in a batch on the CPU: the activations of two tiles of 1024² take a gigabyte."""
 
@@ -184,22 +187,27 @@ class Predictor:
         """One deterministic pass over images [B, K, H, W] on any device, no larger than a tile."""
         return self.network.run(image, cache=self.cache)
 
-    def predict(self, image: Images) -> Prediction:
+    def predict(self, image: Images, progress: Progress = silent) -> Prediction:
         """Predict normalised images, float32 [B, K, H, W] on any device, or large ones; the maps lie on the
         predictor's device.
+
+        Args:
+            progress: counts the tiles of each image that has many.
 
         Raises:
             UserError: a single image, or tile, does not fit into the device's memory.
         """
-        return self.predict_each(image, [self.calibrators])[0]
+        return self.predict_each(image, [self.calibrators], progress)[0]
 
     @torch.inference_mode()
-    def predict_each(self, image: Images, calibrators: Sequence[Calibrators]) -> list[Prediction]:
+    def predict_each(
+        self, image: Images, calibrators: Sequence[Calibrators], progress: Progress = silent
+    ) -> list[Prediction]:
         """As `predict`, for each pair of calibrators, with one trunk and one set of samples for all."""
         tiled = max(image.shape[-2:]) > self.scoring.tile
         if tiled:
             singles = image.split(1) if isinstance(image, Tensor) else image.split()
-            sums = _concatenate([self._tiled(single, calibrators) for single in singles])
+            sums = _concatenate([self._tiled(single, calibrators, progress) for single in singles])
         else:
             sums = self._whole(window(image), calibrators)
         size = image.shape[-2], image.shape[-1]
@@ -302,7 +310,7 @@ class Predictor:
             )
         return _Sums(logits=forward.logits, sampled=sampled)
 
-    def _tiled(self, image: Images, calibrators: Sequence[Calibrators]) -> _Sums:
+    def _tiled(self, image: Images, calibrators: Sequence[Calibrators], progress: Progress) -> _Sums:
         """One image [1, K, H, W], tile by tile."""
         cell = self.cell
         rows, columns = self.tiles(image.shape[-2], image.shape[-1])
@@ -329,6 +337,8 @@ class Predictor:
                 total = _blank(sums, height=height // cell, width=width // cell)
             for index, (y, x, weight) in enumerate(some):
                 _paint(total, sums, index, y=y // cell, x=x // cell, weight=weight)
+            if len(places) >= MANY_TILES:
+                progress(TILES, start, len(places))
         if total is None:
             raise ValueError(f"Expected an image with pixels, but got {tuple(image.shape)}.")
         return total

@@ -102,7 +102,10 @@ def score_images(
                 waiting.append(writer.submit(sink, batch))
                 done += 1
             else:
-                reduce, maps = _score_batch(batch, model.predictor, regions, heatmaps, class_shares)
+                prediction = model.predictor.predict(batch.images, progress)
+                reduce, maps = _score_batch(
+                    batch, model.predictor, prediction, regions, heatmaps, class_shares
+                )
                 waiting.append(writer.submit(_hand_over, sink, batch, reduce, maps))
                 done += len(batch.ids)
             while len(waiting) > BATCHES_AHEAD or (waiting and waiting[0].done()):
@@ -124,6 +127,7 @@ def _shapes(regions: RegionSource, image: ImageRef, pixels: ImageArray, *, model
 def _score_batch(
     batch: Batch[CellShares],
     predictor: Predictor,
+    prediction: Prediction,
     regions: RegionConfig,
     heatmaps: HeatmapConfig | None,
     class_shares: Tensor | None,
@@ -132,7 +136,6 @@ def _score_batch(
 
     The writer's thread computes segments, on the host, after the device has finished.
     """
-    prediction = predictor.predict(batch.images)
     maps: dict[str, Tensor] = {}
     if heatmaps is not None:
         class_map = predictor.calibrators.class_map

@@ -20,6 +20,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.checkpoints import CARD_FILE, ModelCard, load_model
 from pipeline.model.device import pick_device
 from pipeline.model.encoder_cache import CachedEncoder, map_layouts
+from pipeline.progress import Progress, silent
 from pipeline.uncertainty.network import ScoringNetwork
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.samplers import Member, Normalisation
@@ -94,12 +95,16 @@ class SampledModel:
     def device(self) -> torch.device:
         return self.first.predictor.device
 
-    def predict(self, image: Images) -> Iterator[tuple[Sampler, Prediction, Prediction]]:
+    def predict(
+        self, image: Images, progress: Progress = silent
+    ) -> Iterator[tuple[Sampler, Prediction, Prediction]]:
         """Each sampler's prediction of normalised images [B, K, h, w], or large ones, before and after
         calibration."""
         for served in self.opened.values():
             predictor = served.predictor
-            plain, calibrated = predictor.predict_each(image, [Calibrators(), predictor.calibrators])
+            plain, calibrated = predictor.predict_each(
+                image, [Calibrators(), predictor.calibrators], progress
+            )
             sampler = predictor.scoring.sampler
             if served is self.first and sampler != "none" and "none" in self.samplers:
                 yield "none", plain.without_samples(), calibrated.without_samples()

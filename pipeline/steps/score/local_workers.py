@@ -31,7 +31,7 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.device import pick_device
 from pipeline.processes import end_with_parent, this_process
-from pipeline.progress import Progress, silent
+from pipeline.progress import TILES, Progress, silent
 from pipeline.steps.score.scorer import Scorer
 from pipeline.steps.score.worker import score_shards
 from pipeline.steps.score.writer import ScoringTotals
@@ -255,7 +255,7 @@ def _work(*, project: Project, url: str, run_id: int, threads: int, log_level: i
 
     def progress(title: str, done: int, total: int | None, note: str = "") -> None:
         nonlocal sent_at
-        if monotonic() - sent_at > REPORT_SECONDS:
+        if title != TILES and monotonic() - sent_at > REPORT_SECONDS:
             send(done)
             sent_at = monotonic()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -20,7 +21,7 @@ from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.leases import POLL_SECONDS, dead_owners, renewing
 from pipeline.processes import this_process
-from pipeline.progress import Progress, silent
+from pipeline.progress import TILES, Progress, silent
 from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.scorer import Scorer, open_scorer
 from pipeline.steps.score.writer import ScoringTotals, ShardWriter
@@ -84,9 +85,7 @@ def score_shards(
                     source=source,
                     heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
                     total=total,
-                    progress=lambda title, done, total, note="", /, before=before: progress(
-                        title, before + done, total
-                    ),
+                    progress=partial(_counted_on, progress, before),
                 )
                 database.transact(release)  # a claim may have been committed although the connection was lost
                 if database.transact(lambda session: _all_is_done(session, run_id=run_id), write=False):
@@ -102,6 +101,13 @@ def score_shards(
                 logger.warning("The begun shards could not be released: %s", failure.orig)
             raise
     return writer.totals
+
+
+def _counted_on(
+    progress: Progress, before: int, title: str, done: int, total: int | None, note: str = "", /
+) -> None:
+    """The progress of the images of one shard after those of the shards before it."""
+    progress(title, done + (0 if title == TILES else before), total, note)
 
 
 def _claimed_images(

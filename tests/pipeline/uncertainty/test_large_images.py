@@ -19,6 +19,7 @@ from pipeline.data import bands as row_bands
 from pipeline.data.images import read_image
 from pipeline.data.input_range import pixel_statistics
 from pipeline.data.large_images import LargeImages
+from pipeline.progress import TILES
 from pipeline.regions.shapes import CellBounds, cell_shares, map_regions
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.reduction import reduce_regions, region_grid
@@ -47,6 +48,21 @@ def test_an_image_as_decoded_is_predicted_as_its_normalised_pixels(kind: type) -
     found, expected = predictor.predict(image), predictor.predict(image.window())
     for name in ("logits", "probability", "expected_entropy", "votes"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
+
+
+def test_the_tiles_of_an_image_that_has_many_are_counted() -> None:
+    seen: list[tuple[str, int, int | None]] = []
+
+    def count(title: str, done: int, total: int | None, note: str = "") -> None:
+        seen.append((title, done, total))
+
+    tiled().predict(photograph(90, 121), count)
+    assert seen == []  # of six tiles: the image is counted as a whole
+    tiled().predict(photograph(200, 250), count)
+    assert {title for title, _, _ in seen} == {TILES}
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    rows, columns = tiled().tiles(200, 250)
+    assert seen[-1][1] == seen[-1][2] == len(rows.origins) * len(columns.origins)
 
 
 def test_statistics_of_an_image_as_decoded_are_those_of_its_normalised_pixels(

@@ -25,6 +25,7 @@ from db.tables import Image, ImageScore, Model, RegionScore, Round, ScoringRun, 
 from pipeline.config import HeatmapConfig, RegionConfig
 from pipeline.drawing.heatmaps import two_colour
 from pipeline.errors import ConfigError, NotYourTurn, UserError
+from pipeline.progress import TILES
 from pipeline.regions.shapes import region_boxes
 from pipeline.steps.score import score
 from pipeline.uncertainty.measures import MEASURES
@@ -374,3 +375,18 @@ def test_large_images_are_tiled_into_the_same_regions(tmp_path: Path) -> None:
     for name in COLUMNS[:7]:
         np.testing.assert_array_equal(found[name], expected[name])
     assert np.isfinite(found["entropy"]).all()
+
+
+def test_the_images_are_counted_beside_the_tiles_of_each(tmp_path: Path) -> None:
+    tile = {"tile": 64, "overlap": 16, "batch_size": 1, "shard_images": 1}
+    project, database = pool_of(tmp_path, [(250, 200)] * 2, **tile)
+    seen: dict[str, list[tuple[int, int | None]]] = {}
+
+    def count(title: str, done: int, total: int | None, note: str = "") -> None:
+        seen.setdefault(title, []).append((done, total))
+
+    score(project, database, progress=count)
+    (_, many), *_ = tiles = seen.pop(TILES)
+    assert many is not None
+    assert tiles == [(done, many) for done in range(1, many + 1)] * 2
+    assert seen == {"score": [(1, 2), (2, 2)]}
