@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 MISSING = "–"
@@ -74,10 +75,12 @@ def count(number: int) -> str:
 def counted(number: int, thing: str) -> str:
     """How many of a thing there are, in the singular or the plural.
 
-    >>> counted(1, "model"), counted(1200, "image"), counted(0, "queue")
-    ('1 model', '1 200 images', '0 queues')
+    >>> counted(1, "model"), counted(1200, "image"), counted(2, "strategy")
+    ('1 model', '1 200 images', '2 strategies')
     """
-    return f"{count(number)} {thing}{'' if number == 1 else 's'}"
+    if number != 1:
+        thing = re.sub("(?<=[^aeiou])y$", "ie", thing) + "s"
+    return f"{count(number)} {thing}"
 
 
 def out_of(part: int, total: int, thing: str) -> str:

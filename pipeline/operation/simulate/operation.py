@@ -244,7 +244,7 @@ class _Run:
         asked, config = self.asked, self.runner.project.config
         self.runner.log(
             f"{counted(len(asked.cells), 'cell')}, each a training: {counted(asked.seeds, 'seed')} × "
-            f"{len(asked.strategies)} strategies × {counted(len(asked.budgets) - 1, 'budget')}, and "
+            f"{counted(len(asked.strategies), 'strategy')} × {counted(len(asked.budgets) - 1, 'budget')}, and "
             f"{count(len(asked.first_arms) + asked.reference)} a seed beside them. "
             f"{count(len(finished))} are finished."
         )
