@@ -274,6 +274,19 @@ def set_clicks(session: Session, clicks: Mapping[int, float]) -> None:
         session.execute(update(QueueItem), [{"id": id_, "clicks": count} for id_, count in clicks.items()])
 
 
+def keep_first(session: Session, *, queue_id: int, items: int) -> None:
+    """Delete all but the first items of a queue by rank. The inclusion probability of the audit slice shrinks
+    with its number of items."""
+    ranked = queue_items(session, queue_id)
+    audit = [item for item in ranked if item.inclusion_probability is not None]
+    kept = [item for item in ranked[:items] if item.inclusion_probability is not None]
+    for item in kept:
+        item.inclusion_probability = (item.inclusion_probability or 0.0) * len(kept) / len(audit)
+    for item in ranked[items:]:
+        session.delete(item)
+    session.flush()
+
+
 def _shape(table: type[QueueItem] | type[LabelRegion]) -> tuple[InstrumentedAttribute[Any], ...]:
     """The columns of a region's box and outline."""
     return table.x, table.y, table.w, table.h, table.outline

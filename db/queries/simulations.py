@@ -14,10 +14,12 @@ INITIAL, FULL = "initial", "full"
 """The strategies of cells that no strategy has chosen: the shared first labels, and all labels."""
 OTHER_INITIAL = f"{INITIAL}:"
 """How the strategy of first labels begins that were chosen in another way than the shared ones."""
+CLICK = "click"
+"""The `budget_unit` in the settings of a simulation whose budgets are clicks; without it they are labels."""
 
 
 class CellKey(NamedTuple):
-    """Which cell of a simulation."""
+    """Which cell of a simulation; `budget` counts labels, or clicks where the settings say so."""
 
     strategy: str
     seed: int

@@ -25,7 +25,8 @@ class Simulation(Base):
 
 
 class SimulationCell(Base):
-    """One model of a simulation: what a strategy had reached with `budget` labels, and what these had cost.
+    """One model of a simulation: what a strategy had reached with `budget` labels, and what these had cost;
+    the budget counts clicks where `budget_unit` in the simulation's settings is `click`.
 
     `strategy` is also `initial` for the labels that all strategies of a seed start with, `initial:coverage`
     for first labels that were chosen in another way, and `full` for all labels of the pool, with budget 0. A

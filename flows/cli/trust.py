@@ -148,7 +148,11 @@ def simulate(
     ] = "stratified,random,class_random,strided",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with other first labels.")] = 10,
     budgets: Annotated[
-        str, typer.Option(help="Labels in all, as numbers or shares; the first ones are shared.")
+        str,
+        typer.Option(
+            help="Labels in all, as numbers or shares, or clicks as 200clicks,400clicks; the first ones are "
+            "shared."
+        ),
     ] = "1%,2%,4%,8%",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, or one a GPU.")

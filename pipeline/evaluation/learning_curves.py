@@ -23,8 +23,11 @@ Array = npt.NDArray[np.float64]
 
 CONTROLS = ("random", "class_random", "strided")
 """The strategies that ask no model what it is unsure of."""
-COSTS = ("labels", "pixels", "clicks")
-"""What labeling is counted in; a label is that of one region, or of one image."""
+COSTS = ("labels", "pixels", "clicks", "clicks_correcting")
+"""What labeling is counted in: labels of regions or images, their pixels, and the clicks to draw them, or to
+correct what a model proposes."""
+COMPARED_COSTS = tuple(cost for cost in COSTS if cost != "pixels")
+"""Those that curves are compared over."""
 RARE = 0.25
 """A class is rare where its share of the test pixels is below this part of an equal share."""
 
@@ -35,7 +38,7 @@ class Curves:
 
     Attributes:
         overlap: [s, k, r, 3, C], pixels of each class in both, in the mask, and in the prediction.
-        costs: [s, k] for each of `COSTS`: what had been labeled.
+        costs: [s, k] for each of `COSTS`: what had been labeled. One that a cell does not know is missing.
         ece: [s, k], NaN where it was not measured.
     """
 
@@ -54,10 +57,11 @@ class Trials:
 
     Attributes:
         unit: of a label, `region` or `image`.
-        budgets: labels, ascending; the first ones are shared.
+        budgets: ascending, in `budget_cost`; the first labels are shared.
         groups: [r] the group of each run of test images.
         least: runs in a unit at least.
         full: [s, r, 3, C] with all labels; None where that was not run.
+        budget_cost: `labels`, or `clicks`.
     """
 
     unit: str
@@ -67,6 +71,7 @@ class Trials:
     least: int
     curves: Mapping[str, Curves]
     full: Array | None = None
+    budget_cost: str = "labels"
 
     @property
     def rare(self) -> list[int]:
@@ -82,8 +87,8 @@ class Comparison:
 
     Attributes:
         at: the difference of mIoU at each budget after the first.
-        area: of the area under the curve of mIoU over the doublings of the budget: a mean difference.
-        area_by_clicks: the same over doublings of the clicks, as far as both went.
+        areas: of the area under the curve of mIoU over the doublings of a cost, a mean difference: for each
+            of `COMPARED_COSTS` that is known, that of the budgets first, the others as far as both went.
         rare: of the mean IoU of the rare classes at the last budget; None without a rare class.
         saved: the share of labels saved at the mIoU that both reach with the last budget, by cost, with an
             interval over seeds; below 0 where the strategy needs more.
@@ -92,10 +97,19 @@ class Comparison:
     strategy: str
     control: str
     at: dict[int, Crossed]
-    area: Crossed
-    area_by_clicks: Crossed
+    areas: dict[str, Crossed]
     rare: Crossed | None
     saved: dict[str, Estimate]
+
+    @property
+    def area(self) -> Crossed:
+        """Over the doublings of the budget."""
+        return next(iter(self.areas.values()))
+
+    @property
+    def compared(self) -> list[str]:
+        """The costs of `areas`, in the order of `COMPARED_COSTS`."""
+        return [cost for cost in COMPARED_COSTS if cost in self.areas]
 
 
 def mean_iou(overlap: Array) -> Array:
@@ -180,12 +194,20 @@ def compare(trials: Trials, strategy: str, control: str, *, confidence: float) -
             confidence=confidence,
         )
 
-    def by_clicks(sums: Array) -> Array:
-        clicks = [one.costs["clicks"] for one in (mine, other)]
-        last = np.minimum(clicks[0][:, -1], clicks[1][:, -1])
-        ours, theirs = (area_up_to(mean_iou(sums[:, turn]), clicks[turn], last) for turn in (0, 1))
-        return ours - theirs
+    def over(cost: str) -> Crossed:
+        """The difference along a cost that is no budget."""
+        costs = [one.costs[cost] for one in (mine, other)]
+        last = np.minimum(costs[0][:, -1], costs[1][:, -1])
 
+        def along(sums: Array) -> Array:
+            ours, theirs = (area_up_to(mean_iou(sums[:, turn]), costs[turn], last) for turn in (0, 1))
+            return ours - theirs
+
+        return crossed(along, both, confidence=confidence)
+
+    known = [cost for cost in COMPARED_COSTS if cost in mine.costs and cost in other.costs]
+    areas = {trials.budget_cost: difference(lambda values: area(values, budgets))}
+    areas |= {cost: over(cost) for cost in known if cost != trials.budget_cost}
     rare = trials.rare
     return Comparison(
         strategy=strategy,
@@ -195,8 +217,7 @@ def compare(trials: Trials, strategy: str, control: str, *, confidence: float) -
             for at, budget in enumerate(trials.budgets)
             if at
         },
-        area=difference(lambda values: area(values, budgets)),
-        area_by_clicks=crossed(by_clicks, both, confidence=confidence),
+        areas=areas,
         rare=crossed(
             lambda sums: mean_iou(sums[:, 0, -1][..., rare]) - mean_iou(sums[:, 1, -1][..., rare]),
             both,
@@ -204,7 +225,11 @@ def compare(trials: Trials, strategy: str, control: str, *, confidence: float) -
         )
         if rare
         else None,
-        saved={name: _saved(mine, other, name, confidence=confidence) for name in COSTS},
+        saved={
+            name: _saved(mine, other, name, confidence=confidence)
+            for name in COSTS
+            if name in mine.costs and name in other.costs
+        },
     )
 
 

@@ -19,7 +19,7 @@ class Verdict:
     """The answer for one strategy: `yes` where it beats every control, `no` where a control beats it.
 
     Attributes:
-        per: what the labels were counted in: `region`, `image` or `click`.
+        per: what the labels were counted in, as a person reads it; see `per`.
         seeds_needed: about how many would show an advantage of the measured size; None where it is shown, or
             where no number of seeds is enough.
     """
@@ -31,21 +31,35 @@ class Verdict:
     seeds_needed: int | None = None
 
 
-def verdict(comparisons: Sequence[Comparison], *, per: str) -> Verdict:
+def per(cost: str, *, unit: str) -> str:
+    """What stands behind "per" for a cost.
+
+    Args:
+        unit: of a label, `region` or `image`.
+
+    >>> [per(cost, unit="region") for cost in ("labels", "clicks", "clicks_correcting")]
+    ['region', 'click (drawing)', 'click (correcting)']
+    """
+    return {"labels": unit, "clicks": "click (drawing)", "clicks_correcting": "click (correcting)"}[cost]
+
+
+def verdict(comparisons: Sequence[Comparison], *, cost: str, unit: str) -> Verdict:
     """The verdict on a strategy from its comparisons with all controls, by the area under the curve.
 
     Every comparison must exclude 0 with its interval over seeds and test images: an intersection-union test,
     which needs no correction for their number (Berger 1982).
 
     Args:
-        per: `region`, `image` or `click`.
+        cost: along which the curves are compared, one that every comparison knows.
+        unit: of a label, `region` or `image`.
 
     Raises:
         ValueError: there is no comparison.
     """
     if not comparisons:
         raise ValueError("Expected at least one comparison.")
-    found = {one.control: one.area_by_clicks if per == "click" else one.area for one in comparisons}
+    counted_in = per(cost, unit=unit)
+    found = {one.control: one.areas[cost] for one in comparisons}
     strategy = comparisons[0].strategy
     behind = {name: one for name, one in found.items() if one.over_both.high < 0}
     open_ = {name: one for name, one in found.items() if not one.over_both.low > 0}
@@ -54,23 +68,23 @@ def verdict(comparisons: Sequence[Comparison], *, per: str) -> Verdict:
         beaten = f"{strategy} is behind {_names(behind)}" + (
             f", most behind {worst}" if len(behind) > 1 else ""
         )
-        sentence = f"No, per {per}: {beaten}: {_difference(behind[worst])}."
-        return Verdict(strategy, per, "no", sentence)
+        sentence = f"No, per {counted_in}: {beaten}: {_difference(behind[worst])}."
+        return Verdict(strategy, counted_in, "no", sentence)
     if not open_:
         nearest = _lowest(found)
         sentence = (
-            f"Yes, per {per}: {strategy} beats {_names(found)}; the best of them is {nearest}: "
+            f"Yes, per {counted_in}: {strategy} beats {_names(found)}; the best of them is {nearest}: "
             f"{_difference(found[nearest])}."
         )
-        return Verdict(strategy, per, "yes", sentence)
+        return Verdict(strategy, counted_in, "yes", sentence)
     nearest = _lowest(open_)
     one = open_[nearest]
     needed = one.seeds_needed() if one.value > 0 else None
     sentence = (
-        f"Not shown, per {per}, with {counted(one.seeds, 'seed')}: {strategy} against {nearest}: "
+        f"Not shown, per {counted_in}, with {counted(one.seeds, 'seed')}: {strategy} against {nearest}: "
         f"{_difference(one)}. {_what_to_do(one, needed)}"
     )
-    return Verdict(strategy, per, "not shown", sentence, needed)
+    return Verdict(strategy, counted_in, "not shown", sentence, needed)
 
 
 def _what_to_do(one: Crossed, needed: int | None) -> str:

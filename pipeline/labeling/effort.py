@@ -1,4 +1,4 @@
-"""What a region costs to label, before it is labeled: clicks, estimated from the predicted mask.
+"""What a region costs to label: clicks, estimated from a mask, to draw it or to correct a proposal of it.
 
 Legend: H W the image's height and width; h w those of a region's box; R regions; E edges.
 
@@ -23,10 +23,13 @@ from pipeline.regions.outlines import decode_outline
 
 TOLERANCE = 1.5
 """Pixels by which a drawn polygon may miss the border."""
+_RIGHT = -1
+"""In place of the class where a proposal is right."""
 _STRAIGHT = 3
 """Up to so many edges, a border between two fixed ends stays within the tolerance of a straight line."""
 
 Indices = npt.NDArray[np.int64]
+Classes = npt.NDArray[np.uint8] | npt.NDArray[np.int16]
 
 
 def estimated_clicks(
@@ -64,6 +67,44 @@ def estimated_clicks(
     )
 
 
+def correcting_clicks(
+    mask: Mask, proposal: Mask, boxes: npt.NDArray[np.int32], outlines: Sequence[str | None]
+) -> npt.NDArray[np.float64]:
+    """Clicks that an annotator needs to correct the proposed content of each region.
+
+    One click confirms the region. The parts where the proposal is wrong are drawn as `estimated_clicks` draws
+    the parts of a region: a click on every vertex of their borders with what is right, and with wrong parts
+    of another class. A wrong part without such a border, which fills what is known, is one click. A proposal
+    that misses every border by a little costs more than drawing from nothing.
+
+    Args:
+        mask: uint8 [H, W], the true class index; 255 counts as outside of the region, and is not corrected.
+        proposal: uint8 [H, W].
+        boxes: [R, 4] as x, y, w, h.
+        outlines: R of them; None where a region fills its box.
+
+    Returns:
+        float64 [R], at least 1 each.
+
+    >>> mask = np.zeros((20, 20), np.uint8)
+    >>> mask[5:15, 5:15] = 1
+    >>> whole = np.array([[0, 0, 20, 20]], np.int32)
+    >>> [correcting_clicks(mask, other, whole, [None]).item() for other in (mask, mask * 0, mask * 0 + 2)]
+    [1.0, 5.0, 6.0]
+    """
+    found = np.empty(len(boxes))
+    for row, ((x, y, w, h), outline) in enumerate(zip(boxes.tolist(), outlines, strict=True)):
+        truth = mask[y : y + h, x : x + w]
+        right = proposal[y : y + h, x : x + w] == truth
+        inside = decode_outline(outline, width=w, height=h)[: truth.shape[0], : truth.shape[1]]
+        inside = inside & (truth != IGNORE)
+        _, island = cv2.connectedComponents(inside.astype(np.uint8), connectivity=4)
+        all_wrong = len(np.setdiff1d(island[inside], island[inside & right]))
+        window = np.where(right, _RIGHT, truth.astype(np.int16))
+        found[row] = 1 + all_wrong + _vertices(window, inside)
+    return found
+
+
 class _Edges(NamedTuple):
     """Every edge as two half-edges, forward (even) and backward (odd): 2 E of them.
 
@@ -85,7 +126,7 @@ class _Border(NamedTuple):
     free: bool
 
 
-def _vertices(window: Mask, inside: npt.NDArray[np.bool_]) -> int:
+def _vertices(window: Classes, inside: npt.NDArray[np.bool_]) -> int:
     """Vertices of the simplified borders in a window [h, w]."""
     edges = _edges(window, inside[: window.shape[0], : window.shape[1]] & (window != IGNORE))
     count = edges.ends
@@ -103,7 +144,7 @@ def _corners(border: _Border, columns: int) -> int:
     return kept if border.free else kept - 1 if closed else kept - 2
 
 
-def _edges(window: Mask, known: npt.NDArray[np.bool_]) -> _Edges:
+def _edges(window: Classes, known: npt.NDArray[np.bool_]) -> _Edges:
     """The edges between known pixels of different classes [h, w], and how they continue.
 
     A border ends where three parts meet, and where it reaches unknown pixels. Where two pixels of a class

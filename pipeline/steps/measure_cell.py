@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from db.engine import Database
-from db.queries import labels as label_queries
-from db.queries import models
-from db.queries.labels import LabeledRegion
 from db.tables import Model
 from pipeline import rounds
-from pipeline.data.labels import compose_labels
 from pipeline.data.project import Project
 from pipeline.evaluation.overlap import Overlap
-from pipeline.labeling.effort import estimated_clicks
 from pipeline.progress import Progress, silent
 from pipeline.steps.held_out import held_out_images, none_usable
+from pipeline.steps.label_costs import label_costs
 from pipeline.steps.promotion import deciding
 from pipeline.steps.ready import model_of_round
 from pipeline.steps.served_model import sampler_calibrators
@@ -32,8 +27,7 @@ def measure_cell(project: Project, database: Database, *, progress: Progress = s
     """What the round's model has reached and what its labels cost, as JSON; writes nothing.
 
     The document holds the overlap with the test masks of each run of images, mIoU and ECE of the calibrated
-    softmax without samples, `ece_before` calibration, and `labels`, `pixels`, `clicks` of all labels so far:
-    clicks are those on the labels' own borders (see `labeling.effort`).
+    softmax without samples, `ece_before` calibration, and the `LabelCosts` of all labels so far.
 
     Raises:
         NotYourTurn: another step comes next.
@@ -57,7 +51,7 @@ def measure_cell(project: Project, database: Database, *, progress: Progress = s
         "ece_before": before.metrics[("ece", -1)].value,
         "images": row.images,
         "model": model.checkpoint_sha256,
-        **_costs(project, database),
+        **asdict(label_costs(project, database)),
     }
 
 
@@ -68,27 +62,3 @@ def use_model(database: Database) -> None:
         model = session.get_one(Model, model_of_round(session, current).id)
         model.status, model.decision = "promoted", DECISION
         rounds.advance(session, current, "evaluate")
-
-
-def _costs(project: Project, database: Database) -> dict[str, Any]:
-    """Labeled regions or images, their pixels with a class, and the clicks that drawing them takes."""
-    with database.session(write=False) as session:
-        sizes = {image.id: (image.width, image.height) for image in models.training_labels(session)}
-        labels = [
-            (label, label_queries.regions_in_force(session, queue_id=label.queue_id, image_id=label.image_id))
-            for label in label_queries.labels_in_force(session)
-        ]
-    pixels = regions = 0
-    clicks = 0.0
-    for label, covered in labels:
-        mask = compose_labels([project.path(label.mask_uri)], sizes[label.image_id])
-        ordered = sorted(covered, key=_place)
-        boxes = np.array([region[:4] for region in ordered], dtype=np.int32).reshape(-1, 4)
-        clicks += float(estimated_clicks(mask, boxes, [region.outline for region in ordered]).sum())
-        pixels += label.labeled_pixels
-        regions += len(ordered)
-    return {"labels": regions, "pixels": pixels, "clicks": clicks}
-
-
-def _place(region: LabeledRegion) -> tuple[int, ...]:
-    return region[:5]

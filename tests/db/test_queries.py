@@ -169,6 +169,26 @@ def test_a_queue_has_places_in_folders_and_on_servers(session: Session) -> None:
     assert [row.place for row in queues.places_on(session, tool="cvat", url="https://s")] == ["1"]
 
 
+def test_a_queue_keeps_its_first_items_and_the_probability_of_its_shorter_audit(session: Session) -> None:
+    queue, other = put(session, new_queue()), put(session, new_queue(name="other"))
+    for rank in range(1, 7):
+        audit = {"slice": "audit", "inclusion_probability": 0.5} if rank % 3 == 2 else {}
+        session.add(new_item(queue.id, rank, rank % 2 + 1, (8 * rank, 0, 8, 8), **audit))
+    session.add(new_item(other.id, 1, 1, (0, 0, 8, 8)))
+    session.flush()
+    for _ in range(2):
+        queue_items.keep_first(session, queue_id=queue.id, items=4)
+        session.expire_all()
+        found = queue_items.queue_items(session, queue.id)
+        assert [(item.rank, item.inclusion_probability) for item in found] == [
+            (1, None),
+            (2, 0.25),
+            (3, None),
+            (4, None),
+        ]
+    assert len(queue_items.queue_items(session, other.id)) == 1
+
+
 def test_the_items_of_a_queue_are_read_counted_and_moved(session: Session) -> None:
     images.update_images(session, [{"id": 1, "mask_uri": "a"}, {"id": 3, "mask_uri": "c"}])
     queue = put(session, new_queue())

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,7 @@ from pipeline.ownership import open_database
 from pipeline.progress import Progress, silent
 from pipeline.rounds import WITHOUT_MODEL, open_without_labels
 from pipeline.steps.ingest.initial_labels import label_initial
+from pipeline.steps.label_costs import cut_queue, label_costs
 from pipeline.steps.measure_cell import measure_cell, use_model
 
 STORE = "store.db"
@@ -100,7 +102,7 @@ class Arm:
         """The user's project as this arm plays it: same images, network and settings, other labels."""
         config = self.project.config
         first = InitialSplit()
-        if self.strategy != FULL:
+        if self.strategy != FULL and not self.asked.in_clicks:
             first = InitialSplit(unit=config.selection.unit, count=self.asked.budgets[0])
         own = config.selection if self.is_begun_anew else selection_of(self.strategy, config.selection)
         changes: dict[str, Any] = {
@@ -141,12 +143,10 @@ class Arm:
         with closing(open_database(project)) as database:
             runner = Runner(project, database, progress=progress)
             if self.is_begun_anew:
-                _label_first(
-                    project,
-                    database,
-                    self.asked.budgets[0] if self.is_first else None,
-                    cold_start=self.asked.cold_start(self.strategy),
-                )
+                wanted = self.asked.budgets[0] if self.is_first else None
+                cold_start = self.asked.cold_start(self.strategy)
+                by_queue = cold_start not in (None, "random") or (self.is_first and self.asked.in_clicks)
+                _label_first(project, database, wanted, by_queue=by_queue)
             self._play(runner, record)
 
     def forget(self) -> None:
@@ -155,7 +155,7 @@ class Arm:
 
     def _play(self, runner: Runner, record: Record) -> None:
         """The steps until the last cell is recorded; of the first labels, until their model has scored."""
-        cells, budgets = self.cells, self.asked.budgets
+        cells = self.cells
         begun = 1 if self.is_begun_anew else 2
         while True:
             current = current_round(runner)
@@ -170,8 +170,10 @@ class Arm:
             else:
                 chosen: dict[str, Any] = {}
                 if current.state == "select":
-                    step = budgets[current.number] - (budgets[current.number - 1] if current.number else 0)
-                    chosen = {"budget": step}
+                    chosen = {"budget": self._queue_size(runner, current.number)}
+                if current.state == "export" and self.asked.in_clicks:
+                    budget = self.asked.budgets[current.number]
+                    cut_queue(runner.project, runner.database, clicks=budget)
                 if current.number == WITHOUT_MODEL:
                     chosen["strategy"] = self.asked.cold_start(self.strategy)
                 take_step(
@@ -180,6 +182,15 @@ class Arm:
                     calibrate={"only": [self.calibrator]},
                     select={"overrides": chosen, "force": True},
                 )
+
+    def _queue_size(self, runner: Runner, number: int) -> int:
+        """The labels of the queue of a round. With a budget of clicks, as many as it can pay for, as each
+        costs one at least: where the annotator stops is found in the queue, after it has been selected."""
+        budgets = self.asked.budgets
+        if self.asked.in_clicks:
+            spent = label_costs(runner.project, runner.database).clicks
+            return max(1, ceil(budgets[number] - spent))
+        return budgets[number] - (budgets[number - 1] if number else 0)
 
     def _open_store(self, source: Database) -> None:
         """Make the arm's store where it is missing: whole or not at all."""
@@ -219,13 +230,13 @@ def _fill(path: Path, source: Database) -> None:
         simulations.copy_rows(session, rows)
 
 
-def _label_first(project: Project, database: Database, wanted: int | None, *, cold_start: str | None) -> None:
-    """The first labels, unless they are recorded: a random draw, or with None every mask of the pool. Those
-    of another cold start are left to the queue of round 0."""
+def _label_first(project: Project, database: Database, wanted: int | None, *, by_queue: bool) -> None:
+    """The first labels, unless they are recorded: a random draw, or with None every mask of the pool;
+    `by_queue` leaves them to the queue of round 0."""
     with database.session() as session:
         if round_queries.current_round(session) is not None:
             return
-        if cold_start not in (None, "random"):
+        if by_queue:
             open_without_labels(session)
             return
     label_initial(project, database, named=[], workers=1, progress=silent)

@@ -27,6 +27,7 @@ from pipeline.operation.runner import Runner
 from pipeline.operation.simulate.arms import Arm
 from pipeline.operation.simulate.settings import (
     Simulated,
+    counts_clicks,
     parse_budgets,
     parse_cold_starts,
     parse_strategies,
@@ -67,7 +68,8 @@ def run_simulate(
         strategies: names, separated by commas, each with settings of its own where it has some
             (`entropy:noise_beta=4`).
         seeds: from 0 on.
-        budgets: labels in all, such as `1%,2%,4%,8%`; the first ones are shared.
+        budgets: labels in all, such as `1%,2%,4%,8%`, or clicks in all, such as `200clicks,400clicks`; the
+            first ones are shared.
         workers: processes; None for one a core, or one a GPU where there are some.
         reference: also train on all labels, once a seed.
         cold_start: how the first labels are chosen, separated by commas: strategies start from those of the
@@ -94,7 +96,13 @@ def run_simulate(
     available = count_labels(project, images, progress=runner.progress)
     cold_starts = parse_cold_starts(cold_start)
     asked = Simulated(
-        names, seeds, parse_budgets(budgets, available, unit=unit), reference, cold_starts, audit
+        names,
+        seeds,
+        parse_budgets(budgets, available, unit=unit),
+        reference,
+        cold_starts,
+        audit,
+        in_clicks=counts_clicks(budgets),
     )
     for one in asked.selections(project.config.selection):
         features_for(project, database, one, silent)  # refuses random weights
@@ -248,10 +256,8 @@ class _Run:
             f"{count(len(asked.first_arms) + asked.reference)} a seed beside them. "
             f"{count(len(finished))} are finished."
         )
-        self.runner.log(
-            f"Budgets: {', '.join(map(count, asked.budgets))} of {count(self.available)} "
-            f"{config.selection.unit}s. Processes: {workers}."
-        )
+        of = "clicks" if asked.in_clicks else f"of {count(self.available)} {config.selection.unit}s"
+        self.runner.log(f"Budgets: {', '.join(map(count, asked.budgets))} {of}. Processes: {workers}.")
         at_once = min(len(arms), workers + len({arm.seed for arm in arms[: workers + 1]}))
         weights = weights_size(self.runner.project)
         arm_size = (CHECKPOINT_SHARE + len(asked.budgets)) * weights

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from db.queries.simulations import FULL, INITIAL, OTHER_INITIAL, CellKey
+from db.queries.simulations import CLICK, FULL, INITIAL, OTHER_INITIAL, CellKey
 from db.tables import Image
 from pipeline.acquisition.strategies import STRATEGIES
 from pipeline.config import ProjectConfig, SelectionConfig, content_hash
@@ -24,6 +24,8 @@ from pipeline.steps.train import RESULT_NEUTRAL
 
 FORMAT = 1
 """Raised where the code computes other numbers from the same settings."""
+CLICKS = "clicks"
+"""How a budget ends that counts clicks."""
 OWN_KEYS = ("noise_beta", "max_similarity", "class_power", "per_image_cap", "no_touching", "min_gap")
 """The settings of `selection` that a strategy of a simulation may have for itself."""
 LONGEST_NAME = 48
@@ -36,7 +38,7 @@ class Simulated:
 
     Attributes:
         strategies: in the order of the table.
-        budgets: labels, ascending.
+        budgets: labels, ascending; or the clicks that drawing them takes, with `in_clicks`.
         reference: whether a model is trained on all labels for each seed.
         cold_starts: how the first labels are chosen: all strategies start from those of the first one, and
             the others are only measured.
@@ -49,6 +51,7 @@ class Simulated:
     reference: bool = False
     cold_starts: tuple[str, ...] = ("random",)
     audit: bool = False
+    in_clicks: bool = False
 
     @property
     def first_arms(self) -> tuple[str, ...]:
@@ -146,8 +149,25 @@ def parse_cold_starts(text: str) -> tuple[str, ...]:
     return names
 
 
+def counts_clicks(text: str) -> bool:
+    """Whether budgets are clicks, as `200clicks,400clicks`.
+
+    Raises:
+        ConfigError: some are, and others are not.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    with_clicks = [part.endswith(CLICKS) for part in parts]
+    if any(with_clicks) and not all(with_clicks):
+        raise ConfigError(
+            f"`--budgets {text}` mixes clicks with other budgets.",
+            f"Write each of them with `{CLICKS}`, such as `--budgets 200{CLICKS},400{CLICKS}`.",
+        )
+    return with_clicks[0]
+
+
 def parse_budgets(text: str, available: int, *, unit: str) -> tuple[int, ...]:
-    """Budgets in labels, ascending, from numbers and shares such as `1%,2%,300`.
+    """Budgets, ascending: labels, from numbers and shares such as `1%,2%,300`, or clicks, such as
+    `200clicks,400clicks`.
 
     Args:
         available: regions, or images, that have a mask.
@@ -158,6 +178,8 @@ def parse_budgets(text: str, available: int, *, unit: str) -> tuple[int, ...]:
     Raises:
         ConfigError: a budget is no number, they do not ascend, or there are not so many labels.
     """
+    if counts_clicks(text):
+        return _parse_clicks(text)
     found: list[int] = []
     for part in (part.strip() for part in text.split(",")):
         share = part.endswith("%")
@@ -183,6 +205,23 @@ def parse_budgets(text: str, available: int, *, unit: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _parse_clicks(text: str) -> tuple[int, ...]:
+    """Budgets of clicks; how many the pool takes is known only to its masks."""
+    numbers = [part.strip().removesuffix(CLICKS).strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise ConfigError(
+            f"`--budgets {text}` are no budgets in clicks.",
+            f"Write whole numbers, such as `--budgets 200{CLICKS},400{CLICKS}`.",
+        )
+    found = tuple(map(int, numbers))
+    if len(found) < 2 or found[0] < 1 or any(now <= before for before, now in pairwise(found)):
+        raise ConfigError(
+            f"`--budgets {text}` has no two or more clicks that ascend.",
+            f"Make each larger than the one before, such as `--budgets 200{CLICKS},400{CLICKS}`.",
+        )
+    return found
+
+
 def settings_document(project: Project, asked: Simulated, images: Sequence[Image]) -> dict[str, Any]:
     """Everything that decides the numbers of a cell besides its strategy and its seed, as JSON.
 
@@ -192,6 +231,7 @@ def settings_document(project: Project, asked: Simulated, images: Sequence[Image
     later = {
         "cold_start": asked.cold_starts[0] if asked.cold_starts[0] != "random" else None,
         "audit_fraction": selection.audit_fraction if asked.audit else None,
+        "budget_unit": CLICK if asked.in_clicks else None,
         "max_similarity": selection.max_similarity,
         "class_power": selection.class_power or None,
     }

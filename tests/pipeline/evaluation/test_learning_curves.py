@@ -110,13 +110,13 @@ def test_a_difference_that_rests_on_one_image_is_not_shown() -> None:
     found = compare(trials(a=selected, b=drawn), "a", "b", confidence=0.95)
     assert found.area.over_seeds.low > 0
     assert found.area.over_both.low < 0
-    assert verdict([found], per="region").answer == "not shown"
+    assert verdict([found], cost="labels", unit="region").answer == "not shown"
 
 
 def test_the_same_curve_costs_more_where_its_regions_take_more_clicks() -> None:
     dear = curves(SELECTED, clicks=(10.0, 40.0, 160.0))
     found = compare(trials(a=dear, b=curves(DRAWN)), "a", "b", confidence=0.95)
-    assert found.area_by_clicks.value < found.area.value
+    assert found.areas["clicks"].value < found.area.value
     assert found.saved["clicks"].value < found.saved["labels"].value == found.saved["pixels"].value
 
 
@@ -124,18 +124,18 @@ def test_a_verdict_needs_every_control() -> None:
     level = curves(SELECTED)
     both = trials(a=level, random=curves(DRAWN), class_random=level)
     comparisons = [compare(both, "a", name, confidence=0.95) for name in ("random", "class_random")]
-    assert verdict(comparisons[:1], per="region").answer == "yes"
-    found = verdict(comparisons, per="region")
+    assert verdict(comparisons[:1], cost="labels", unit="region").answer == "yes"
+    found = verdict(comparisons, cost="labels", unit="region")
     assert found.answer == "not shown"
     assert "against class_random: +0.000" in found.sentence
     backwards = compare(both, "random", "a", confidence=0.95)
-    assert verdict([backwards], per="region").answer == "no"
+    assert verdict([backwards], cost="labels", unit="region").answer == "no"
 
 
 def test_a_verdict_that_is_not_shown_says_how_many_seeds_would_be_needed() -> None:
     uncertain = [[0.30, 0.36, 0.41], [0.32, 0.40, 0.46], [0.28, 0.33, 0.40]]
     found = compare(trials(a=curves(uncertain), b=curves(DRAWN)), "a", "b", confidence=0.95)
-    answer = verdict([found], per="region")
+    answer = verdict([found], cost="labels", unit="region")
     assert answer.answer == "not shown"
     assert answer.seeds_needed is not None
     assert 4 <= answer.seeds_needed <= 40
@@ -144,7 +144,7 @@ def test_a_verdict_that_is_not_shown_says_how_many_seeds_would_be_needed() -> No
 
 def test_one_seed_shows_nothing() -> None:
     found = compare(trials(a=curves(SELECTED[:1]), b=curves(DRAWN[:1])), "a", "b", confidence=0.95)
-    assert "Two seeds are the least" in verdict([found], per="region").sentence
+    assert "Two seeds are the least" in verdict([found], cost="labels", unit="region").sentence
 
 
 def test_a_share_of_full_supervision_is_a_ratio_of_means() -> None:

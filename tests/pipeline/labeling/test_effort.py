@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.config import IGNORE
-from pipeline.labeling.effort import TOLERANCE, estimated_clicks
+from pipeline.labeling.effort import TOLERANCE, correcting_clicks, estimated_clicks
 from pipeline.regions.outlines import encode_outline
 from tests.pipeline.labeling.small_queue import shapes
 
@@ -22,6 +22,12 @@ def clicks(mask: Mask, outline: str | None = None) -> float:
     height, width = mask.shape
     (found,) = estimated_clicks(mask, np.array([[0, 0, width, height]], np.int32), [outline])
     return float(found)
+
+
+def corrected(mask: Mask, proposal: Mask, outline: str | None = None) -> float:
+    height, width = mask.shape
+    whole = np.array([[0, 0, width, height]], np.int32)
+    return float(correcting_clicks(mask, proposal, whole, [outline])[0])
 
 
 def plain(size: int = 20) -> Mask:
@@ -179,6 +185,56 @@ def test_a_shape_is_worth_more_clicks_the_rougher_it_is() -> None:
     ]
     assert counted == sorted(counted, reverse=True)
     assert counted[0] > 4 * counted[-1]
+
+
+def test_a_right_proposal_is_confirmed_with_one_click() -> None:
+    mask = (disc(30) + 2 * disc(10)).astype(np.uint8)
+    assert clicks(mask) > 10
+    assert corrected(mask, mask) == 1
+    assert corrected(np.full((20, 20), IGNORE, np.uint8), plain()) == 1
+
+
+def test_only_the_wrong_parts_are_drawn() -> None:
+    mask = plain(60)
+    mask[5:15, 5:15] = 1
+    mask[30:50, 30:50] = 2
+    half = mask.copy()
+    half[5:15, 5:15] = 0
+    assert corrected(mask, half) == 1 + 4
+    half[30:50, 30:40] = 1
+    assert corrected(mask, half) == 1 + 4 + 4
+
+
+def test_neighbouring_wrong_parts_share_the_border_between_them() -> None:
+    mask = plain()
+    mask[:, 10:] = 1
+    assert corrected(mask, plain() + np.uint8(2)) == 1 + 1 + 2
+    assert corrected(mask, mask[:, ::-1].copy()) == 1 + 1 + 2
+    assert corrected(mask, plain()) == 1 + 2
+
+
+def test_each_wrong_part_is_a_click_at_least() -> None:
+    mask = plain()
+    mask[:, 9:11] = IGNORE
+    assert corrected(mask, mask) == 1
+    assert corrected(mask, np.full((20, 20), 3, np.uint8)) == 1 + 2
+    left = mask.copy()
+    left[:, :9] = 3
+    assert corrected(mask, left) == 1 + 1
+
+
+def test_a_proposal_that_misses_every_border_costs_more_than_drawing() -> None:
+    mask, late = plain(), plain()
+    mask[:, 10:], late[:, 13:] = 1, 1
+    assert clicks(mask) == 1 + 2
+    assert corrected(mask, late) == 1 + 4
+
+
+def test_what_is_wrong_outside_of_the_outline_is_not_corrected() -> None:
+    mask = plain(120)
+    elsewhere = (~disc(50)).astype(np.uint8)
+    assert corrected(mask, elsewhere) > 1
+    assert corrected(mask, elsewhere, encode_outline(disc(40))) == 1
 
 
 def test_regions_without_a_row_are_none() -> None:

@@ -21,6 +21,7 @@ from pipeline.operation.runner import Runner
 from pipeline.operation.simulate import Simulated, parse_budgets, run_simulate
 from pipeline.operation.simulate.arms import Arm
 from pipeline.operation.simulate.workers import one_thread
+from pipeline.steps.label_costs import cut_queue, label_costs
 from pipeline.steps.select import select
 from pipeline.summaries.simulations import SimulationSummary
 from tests.conftest import CLASSES, opened
@@ -77,7 +78,11 @@ def test_a_simulation_says_what_each_strategy_reached(simulated: Path) -> None:
     assert max(map(len, (line for line in text.splitlines() if line.startswith("  ")))) <= 80
     assert summary.csv().count("\n") == 5
     assert summary.strategies[0].full_share is not None
-    assert [one["per"] for one in summary.document()["verdicts"]] == ["region", "click"]
+    assert [one["per"] for one in summary.document()["verdicts"]] == [
+        "region",
+        "click (drawing)",
+        "click (correcting)",
+    ]
 
 
 def test_the_users_rounds_queues_and_labels_stay(simulated: Path, trained_once: Path) -> None:
@@ -158,6 +163,49 @@ def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) 
     assert [len(items) for items in found[0][1]] == 5 * [6]
 
 
+def test_no_mask_behind_the_last_region_of_a_budget_of_clicks_is_seen(trained: Path) -> None:
+    """The queue is cut where its clicks are spent; what is painted behind that, and elsewhere, changes
+    nothing: neither what was selected, nor where it was cut."""
+    asked = Simulated(("entropy",), 1, (30, 70), in_clicks=True)
+    with opened(trained) as (project, database), one_thread():
+        arm = Arm(project, asked, trained / "simulation", "entropy", 0, "cpu")
+        arm.initial.run(database, lambda key, cell: None)
+        with opened_arm(arm.initial) as (played, store):
+            spent = label_costs(played, store).clicks
+            found: list[tuple[Any, ...]] = []
+            for turn in range(3):
+                whole = select(played, store, overrides={"strategy": "entropy", "budget": 40}).items
+                left = cut_queue(played, store, clicks=70)
+                with store.session(write=False) as session:
+                    kept = [(i.image_id, i.x, i.y) for i in session.query(QueueItem).order_by("rank")]
+                found.append((left, [(i.image_id, i.x, i.y) for i in whole], kept[-left:]))
+                assert cut_queue(played, store, clicks=70) == left
+                if turn == 0:
+                    paint_over(trained, store, queued=True)
+                elif turn == 1:
+                    paint_over(trained, store)
+    assert 30 <= spent < 70
+    assert found[0] == found[1]
+    assert 1 <= found[0][0] < len(found[0][1])
+    assert found[2][1] == found[0][1]
+
+
+def test_budgets_of_clicks_end_where_the_labels_have_cost_as_much(trained: Path) -> None:
+    summary = simulate(trained, budgets="30clicks,70clicks", strategies="entropy,random", reference=False)
+    cells = table(trained)
+    assert list(cells) == [("entropy", 0, 70), ("initial", 0, 30), ("random", 0, 70)]
+    for (_, _, budget), cell in cells.items():
+        assert budget <= cell["clicks"] < budget + 30
+        assert cell["labels"] < cell["clicks"]
+    first = cells[("initial", 0, 30)]
+    assert first["clicks_correcting"] == first["clicks"]
+    assert cells[("random", 0, 70)]["clicks_correcting"] > first["clicks"]
+    assert cells[("random", 0, 70)]["clicks_correcting"] != cells[("random", 0, 70)]["clicks"]
+    assert summary.budget_unit == "click"
+    again = simulate(trained, budgets="30clicks,70clicks", strategies="entropy,random", reference=False)
+    assert again.cells == summary.cells
+
+
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
@@ -167,6 +215,10 @@ def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) 
         ({"budgets": "a lot"}, "'a lot' is no budget"),
         ({"budgets": "12,6"}, "must be larger than the one before"),
         ({"budgets": "6,100000"}, "have a mask"),
+        ({"budgets": "20clicks,40"}, "mixes clicks with other budgets"),
+        ({"budgets": "40clicks,20clicks"}, "clicks that ascend"),
+        ({"budgets": "1%clicks,2%clicks"}, "no budgets in clicks"),
+        ({"budgets": "20clicks,90000clicks", "strategies": "random", "reference": False}, "smaller budgets"),
         ({"seeds": 0}, "at least 1"),
         ({"strategies": "random:noise_beta=-1"}, "greater than 0"),
         ({"strategies": "random:budget=7"}, "no setting of a strategy"),
@@ -213,10 +265,13 @@ def opened_arm(arm: Arm) -> Generator[tuple[Project, Database]]:
         yield project, database
 
 
-def paint_over(folder: Path, store: Database) -> None:
-    """Give every pixel of the pool's masks another class, but those of labeled regions."""
+def paint_over(folder: Path, store: Database, *, queued: bool = False) -> None:
+    """Give every pixel of the pool's masks another class, but those of labeled regions, and with `queued` of
+    queued ones."""
     with store.session(write=False) as session:
-        regions = session.query(Label.image_id, LabelRegion).join(LabelRegion).all()
+        regions: list[Any] = session.query(Label.image_id, LabelRegion).join(LabelRegion).all()
+        if queued:
+            regions += session.query(QueueItem.image_id, QueueItem).all()
         for image in session.query(Image).where(Image.split == "pool"):
             path = folder / str(image.mask_uri)
             mask = np.array(PillowImage.open(path))

@@ -10,7 +10,7 @@ from db.queries import simulations
 from db.queries.simulations import FULL, INITIAL, CellKey
 from pipeline.config import ProjectConfig
 from pipeline.evaluation.overlap import Overlap
-from pipeline.report.sections.simulation import _by_clicks, _by_labels, _differences, _first_labels, _reached
+from pipeline.report.sections.simulation import _curves, _differences, _first_labels, _reached
 from pipeline.summaries.simulations import SimulationSummary, newest_summary
 
 CONFIG = ProjectConfig(name="a", data={"images": "images", "classes": ["ground", "car"]})  # pyright: ignore
@@ -18,7 +18,9 @@ BUDGETS = [10, 20, 40]
 LEVELS = {"stratified": (0.30, 0.44, 0.52), "class_random": (0.30, 0.38, 0.45), "random": (0.30, 0.33, 0.40)}
 
 
-def cell(iou: float, *, labels: int, clicks: float, images: int = 12) -> dict[str, object]:
+def cell(
+    iou: float, *, labels: int, clicks: float, corrected: bool = True, images: int = 12
+) -> dict[str, object]:
     """A cell whose IoU of both classes is `iou` in every test image."""
     right = np.round(np.full((images, 2), 1000 * iou))
     confusion = np.zeros((images, 2, 2))
@@ -40,16 +42,23 @@ def cell(iou: float, *, labels: int, clicks: float, images: int = 12) -> dict[st
         "pixels": 100 * labels,
         "labels": labels,
         "clicks": clicks,
+        **({"clicks_correcting": labels + clicks / 10} if corrected else {}),
     }
 
 
 def summarised(
-    *, seeds: int = 3, without: CellKey | None = None, other_first: float | None = None
+    *,
+    seeds: int = 3,
+    without: CellKey | None = None,
+    other_first: float | None = None,
+    corrected: bool = True,
+    budget_unit: str | None = None,
 ) -> SimulationSummary:
     database = Database("sqlite:///:memory:")
+    unit = {} if budget_unit is None else {"budget_unit": budget_unit}
     with database.session() as session:
         row = simulations.open_simulation(
-            session, hash="f" * 64, settings={"budgets": BUDGETS, "unit": "region"}
+            session, hash="f" * 64, settings={"budgets": BUDGETS, "unit": "region", **unit}
         )
         for seed in range(seeds):
             shift = 0.01 * seed
@@ -65,7 +74,10 @@ def summarised(
                 if key != without:
                     labels = key.budget or 100
                     simulations.put_cell(
-                        session, row.id, key, cell(level + shift, labels=labels, clicks=clicks)
+                        session,
+                        row.id,
+                        key,
+                        cell(level + shift, labels=labels, clicks=clicks, corrected=corrected),
                     )
         found = newest_summary(session, CONFIG)
     assert found is not None
@@ -92,11 +104,36 @@ def test_the_table_fits_a_terminal_and_ends_with_a_verdict_for_regions_and_for_c
     lines = list(found.lines())
     assert max(len(line) for line in lines if line.startswith("  ")) <= 80
     assert [one.name for one in found.strategies] == ["stratified", "class_random", "random"]
-    per_region, per_click = found.verdicts
+    per_region, drawing, correcting = found.verdicts
     assert per_region.answer == "yes"
-    assert lines[-2].startswith("Yes, per region: stratified beats class_random and random")
-    assert per_click.answer != "yes"
+    assert lines[-3].startswith("Yes, per region: stratified beats class_random and random")
+    assert lines[-2].startswith("No, per click (drawing): stratified is behind class_random")
+    assert (drawing.per, correcting.per) == ("click (drawing)", "click (correcting)")
+    assert drawing.answer != "yes"
+    areas = found.comparisons[0].areas
+    assert areas["clicks"].value < areas["clicks_correcting"].value < areas["labels"].value
     assert 0.40 < found.comparisons[0].saved["labels"].value < 0.50
+
+
+def test_cells_that_do_not_know_the_clicks_of_correcting_are_compared_without() -> None:
+    found = summarised(corrected=False)
+    assert [one.per for one in found.verdicts] == ["region", "click (drawing)"]
+    assert "to correct" not in "\n".join(found.lines()).replace("and to correct proposals instead", "")
+    assert "area_by_clicks_correcting" not in found.document()["comparisons"][0]
+
+
+def test_budgets_of_clicks_are_said_to_be_clicks() -> None:
+    found = summarised(budget_unit="click", other_first=0.35)
+    lines = list(found.lines())
+    assert max(len(line) for line in lines if line.startswith("  ")) <= 80
+    assert any(line.startswith("mIoU by clicks to draw the labels") for line in lines)
+    assert "The first 10 clicks, chosen in several ways:" in lines
+    assert found.comparisons[0].area is found.comparisons[0].areas["clicks"]
+    assert found.document()["budget_unit"] == "click"
+    head, row, *_ = found.csv().splitlines()
+    assert dict(zip(head.split(","), row.split(","), strict=True))["budget_unit"] == "click"
+    assert [one.per for one in found.verdicts] == ["region", "click (drawing)", "click (correcting)"]
+    assert _reached(found).caption == "With 40 clicks"
 
 
 def test_a_seed_that_lacks_a_cell_is_left_out_and_said() -> None:
@@ -119,7 +156,9 @@ def test_json_has_the_intervals_and_csv_a_line_a_cell() -> None:
 
 def test_the_report_draws_both_curves_and_both_tables() -> None:
     found = summarised()
-    assert "stratified: 0.5" in _by_labels(found).svg
-    assert "clicks" in _by_clicks(found).svg
+    over_labels, *over_clicks = _curves(found)
+    assert "stratified: 0.5" in over_labels.svg
+    assert ["clicks to draw" in over_clicks[0].svg, "clicks to correct" in over_clicks[1].svg] == [True, True]
     assert len(_reached(found).rows) == 3
     assert len(_differences(found).rows) == 2
+    assert len(_curves(summarised(corrected=False))) == 2
