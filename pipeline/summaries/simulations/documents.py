@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +11,10 @@ from pipeline.evaluation.crossed import Crossed
 from pipeline.evaluation.learning_curves import COSTS, Comparison
 from pipeline.evaluation.overlap import Overlap, intersection_over_union
 from pipeline.format import csv_line
-
-if TYPE_CHECKING:
-    from pipeline.summaries.simulations.summary import SimulationSummary, StrategySummary
+from pipeline.summaries.simulations.figures import SimulationFigures, StrategySummary
 
 
-def document(found: SimulationSummary) -> dict[str, Any]:
+def document(found: SimulationFigures) -> dict[str, Any]:
     """The summary as JSON."""
     return {
         "hash": found.hash,
@@ -51,7 +49,7 @@ def document(found: SimulationSummary) -> dict[str, Any]:
     }
 
 
-def csv(found: SimulationSummary) -> str:
+def csv(found: SimulationFigures) -> str:
     """A line a cell."""
     head = ["strategy", "seed", "budget", "budget_unit", *COSTS, "miou", "ece", "ece_before"]
     lines = [csv_line([*head, *(f"iou {name}" for name in found.class_names)])]

@@ -27,7 +27,8 @@ from pipeline.evaluation.learning_curves import (
 )
 from pipeline.evaluation.overlap import Overlap
 from pipeline.evaluation.simulation_verdict import verdict
-from pipeline.summaries.simulations.summary import ColdStart, SimulationSummary, StrategySummary
+from pipeline.summaries.simulations.figures import ColdStart, StrategySummary
+from pipeline.summaries.simulations.summary import SimulationSummary
 
 
 def simulation_summary(

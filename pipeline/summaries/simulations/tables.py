@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,12 +10,10 @@ from pipeline.evaluation.crossed import Crossed
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.simulation_verdict import per
 from pipeline.format import count, counted, number, percent, table
-
-if TYPE_CHECKING:
-    from pipeline.summaries.simulations.summary import SimulationSummary
+from pipeline.summaries.simulations.figures import SimulationFigures
 
 
-def lines(found: SimulationSummary) -> Iterator[str]:
+def lines(found: SimulationFigures) -> Iterator[str]:
     """The tables and the verdicts as text, at most 80 columns wide."""
     yield (
         f"Simulation {found.hash[:8]}: {counted(len(found.seeds), 'seed')}, measured on "
@@ -38,7 +35,7 @@ def lines(found: SimulationSummary) -> Iterator[str]:
     yield from (one.sentence for one in found.verdicts)
 
 
-def _last(found: SimulationSummary) -> Iterator[str]:
+def _last(found: SimulationFigures) -> Iterator[str]:
     """What the last budget has reached and cost."""
     head = ["strategy", "ECE", "rare classes", "of all labels", f"{found.unit}s", "to draw", "to correct"]
     rows = [
@@ -63,7 +60,7 @@ def _last(found: SimulationSummary) -> Iterator[str]:
         yield f"  rare classes: {', '.join(found.rare)}"
 
 
-def _differences(found: SimulationSummary) -> Iterator[str]:
+def _differences(found: SimulationFigures) -> Iterator[str]:
     """Each strategy against each control."""
     for name in dict.fromkeys(one.strategy for one in found.comparisons):
         yield f"{name} − control: mIoU along the curve; labels or clicks saved at equal mIoU:"
@@ -83,7 +80,7 @@ def _differences(found: SimulationSummary) -> Iterator[str]:
         )
 
 
-def _first(found: SimulationSummary) -> Iterator[str]:
+def _first(found: SimulationFigures) -> Iterator[str]:
     """The ways to choose the first labels."""
     if not found.cold_starts:
         return
