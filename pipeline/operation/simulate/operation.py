@@ -252,8 +252,8 @@ class _Run:
         asked, config = self.asked, self.runner.project.config
         self.runner.log(
             f"{counted(len(asked.cells), 'cell')}, each a training: {counted(asked.seeds, 'seed')} × "
-            f"{counted(len(asked.strategies), 'strategy')} × {counted(len(asked.budgets) - 1, 'budget')}, and "
-            f"{count(len(asked.first_arms) + asked.reference)} a seed beside them. "
+            f"{counted(len(asked.strategies), 'strategy')} × {counted(len(asked.budgets) - 1, 'budget')}, "
+            f"and {count(len(asked.first_arms) + asked.reference)} a seed beside them. "
             f"{count(len(finished))} are finished."
         )
         of = "clicks" if asked.in_clicks else f"of {count(self.available)} {config.selection.unit}s"
