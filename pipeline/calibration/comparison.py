@@ -255,7 +255,7 @@ class _Evaluated:
 
     @classmethod
     def of(cls, pixels: Pixels, unit_N: Tensor) -> _Evaluated:
-        parts = [log_probability(Identity(), part).argmax(dim=0) for part in pixels.parts()]
+        parts = [log_probability(Identity(), part).max(dim=0).indices for part in pixels.parts()]
         return cls(pixels, unit_N, torch.cat(parts))
 
     def where(self, keep: Tensor) -> _Evaluated:
@@ -336,5 +336,5 @@ def _summed(index_N: Tensor, rows: int, columns: Sequence[Tensor]) -> Array:
 def _changes_winners(calibrator: Calibrator, logits_SCN: Tensor) -> bool:
     """Whether any sample's winner changes; a tie that is due to rounding does not count."""
     after = calibrator(logits_SCN[..., None])[..., 0]
-    winner = logits_SCN.argmax(dim=1, keepdim=True)
+    winner = logits_SCN.max(dim=1, keepdim=True).indices
     return bool((after.gather(1, winner)[:, 0] < after.amax(dim=1)).any())

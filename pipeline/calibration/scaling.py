@@ -86,7 +86,7 @@ class ClasswiseTemperature(Calibrator):
 
     def __call__(self, logits: Tensor) -> Tensor:
         temperatures_C = planes(self.temperatures, logits.device).flatten()
-        return logits / temperatures_C[logits.argmax(dim=-3, keepdim=True)]
+        return logits / temperatures_C[logits.max(dim=-3, keepdim=True).indices]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def fit_classwise(pixels: Pixels) -> ClasswiseTemperature:
     keeps τ.
     """
     overall = math.log(fit_temperature(pixels))
-    predicted_SN = pixels.logits.argmax(dim=1)
+    predicted_SN = pixels.logits.max(dim=1).indices
 
     def scaled(logits: Tensor, parameters: Tensor) -> Tensor:
         return logits / parameters.exp()[predicted_SN][:, None, :, None]

@@ -59,7 +59,7 @@ class SelectiveScaling(Calibrator):
 def fit_selective(pixels: Pixels) -> SelectiveScaling:
     """Fit the classifier by logistic regression on each term's errors, then τ₁ and τ₂ by NLL. As many
     pixels are suspected as there are errors: if errors are rare, none reaches a probability of one half."""
-    wrong_SN = pixels.logits.argmax(dim=1) != pixels.labels
+    wrong_SN = pixels.logits.max(dim=1).indices != pixels.labels
     count = min(LARGEST, pixels.classes)
     largest_SNk = pixels.logits.softmax(dim=1).topk(count, dim=1).values.transpose(1, 2)
     features, wrong = largest_SNk.flatten(0, 1).double(), wrong_SN.flatten()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -36,6 +37,13 @@ SAMPLE_IMAGES = 6
 """Images of a sample."""
 SAMPLE_PIXELS = 2000
 """Pixels of each side that an image adds to a sample."""
+
+LOOKED_UP = 2**15
+"""Values from which on a table of buckets costs less than a search among the edges for each value."""
+BUCKET_BITS = 12
+"""Last bits of float32 that a bucket of the table leaves out: it spans 1/2048 of its values at most."""
+BUCKETS = 2 ** (32 - BUCKET_BITS)
+UNCLEAR = -1
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,7 +87,36 @@ class MeasureBins:
 
     def index(self, value: Tensor) -> Tensor:
         """int64, the bin of each value, monotone in it."""
-        return torch.searchsorted(self.edges.to(value.device), value.float().contiguous(), right=True)
+        value = value.float().contiguous()
+        if value.device.type != "cpu" or value.numel() < LOOKED_UP:
+            return self._searched(value)
+        found = self._table.index_select(0, _bucket(value.flatten()))
+        unclear = (found == UNCLEAR).nonzero()[:, 0]
+        index = found.long()
+        index[unclear] = self._searched(value.flatten().index_select(0, unclear))
+        return index.view(value.shape)
+
+    def _searched(self, value: Tensor) -> Tensor:
+        return torch.searchsorted(self.edges.to(value.device), value, right=True)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """int16, the bin of every bucket of float32 numbers; `UNCLEAR` where an edge parts a bucket."""
+        key = _ordered(self.edges)
+        bucket = _bucket(self.edges)
+        table = torch.bincount(bucket, minlength=BUCKETS).cumsum(dim=0).short()
+        table[bucket[key & (2**BUCKET_BITS - 1) != 0]] = UNCLEAR
+        return table
+
+
+def _ordered(value: Tensor) -> Tensor:
+    """int32 numbers in the order of float32 ones: their bits, those of negative numbers inverted."""
+    bits = (value + 0.0).view(torch.int32)  # −0 becomes 0
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _bucket(value: Tensor) -> Tensor:
+    return (_ordered(value) >> BUCKET_BITS) + BUCKETS // 2
 
 
 class BinSample:

@@ -154,7 +154,7 @@ class Quality:
         p_CN = pixels.of_maps(probability_CHW)
         wrong = wrong_by_measure(
             self.measures,
-            p_CN.argmax(dim=0) != pixels.label,
+            p_CN.max(dim=0).indices != pixels.label,
             pixels.of_maps(deterministic_HW) != pixels.label,
         )
         values = {name: pixels.of_maps(measures[name]) for name in self.measures}

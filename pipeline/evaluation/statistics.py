@@ -96,9 +96,13 @@ def image_statistics(
     """
     num_classes = probability_CHW.shape[0]
     _validate(probability_CHW, label_HW, measures)
-    valid_HW = label_HW != IGNORE
-    label_N = label_HW[valid_HW].long()
-    p_CN = probability_CHW[:, valid_HW]
+    known_N = (label_HW != IGNORE).flatten().nonzero()[:, 0]
+
+    def known(map_HW: Tensor) -> Tensor:  # several times as fast as a mask, or as one call for all classes
+        return map_HW.flatten().index_select(0, known_N)
+
+    label_N = known(label_HW).long()
+    p_CN = torch.stack([known(plane_HW) for plane_HW in probability_CHW])
     confidence_N, predicted_N = p_CN.max(dim=0)
     confidence_N = confidence_N.double().clamp(0.0, 1.0)
     correct_N = (predicted_N == label_N).double()
@@ -106,10 +110,10 @@ def image_statistics(
     tiny = torch.finfo(torch.float32).tiny
     wrong_N = deterministic_wrong_N = predicted_N != label_N
     if deterministic_HW is not None:
-        deterministic_wrong_N = deterministic_HW[valid_HW] != label_N
+        deterministic_wrong_N = known(deterministic_HW) != label_N
     wrong = wrong_by_measure(measures, wrong_N, deterministic_wrong_N)
     errors = [
-        _count(bins[name].index(values_HW[valid_HW]) * 2 + wrong[name].long(), 2 * MEASURE_BINS)
+        _count(bins[name].index(known(values_HW)) * 2 + wrong[name].long(), 2 * MEASURE_BINS)
         .reshape(MEASURE_BINS, 2)
         .T
         for name, values_HW in measures.items()
@@ -200,10 +204,12 @@ def _validate(probability_CHW: Tensor, label_HW: Tensor, measures: Mapping[str, 
 def _class_reliability(p_CN: Tensor, label_N: Tensor, *, class_bins: int) -> Array:
     """Sums [C, K, 3]. Most probabilities are near 0, so bin 0 is the total less the other bins."""
     num_classes, pixels = p_CN.shape
-    classes, columns = (p_CN >= 1.0 / class_bins).nonzero(as_tuple=True)
-    values = p_CN[classes, columns].double()
+    flat = p_CN.flatten()
+    index = (flat >= 1.0 / class_bins).nonzero()[:, 0]
+    classes = index // max(1, pixels)
+    values = flat.index_select(0, index).double()
     bins = (values * class_bins).long().clamp_(max=class_bins - 1)
-    hits = (label_N[columns] == classes).double()
+    hits = (label_N.index_select(0, index - classes * pixels) == classes).double()
     table = _binned(classes * class_bins + bins, num_classes * class_bins, values, hits)
     table = table.reshape(num_classes, class_bins, 3)
     totals = np.stack(

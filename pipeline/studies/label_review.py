@@ -38,6 +38,7 @@ from pipeline.regions.shapes import RegionMap, map_regions
 from pipeline.regions.sources import RegionSource, region_source
 from pipeline.studies.held_out import spread
 from pipeline.studies.image_regions import grid_rows
+from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.served_model import ServedModel
 
 LABEL_EDGE = 2
@@ -177,7 +178,7 @@ class LabelReview:
         if self.source is not None:
             return self.source(ref, read_image(ref.path, channels=data.channels, max_pixels=data.max_pixels))
         if regions.kind == "segment":
-            predicted = item.probability.argmax(dim=0).cpu().numpy()
+            predicted = predicted_class(item.probability).cpu().numpy()
             return map_regions(segments(predicted, smallest=regions.smallest * regions.cell**2))
         if regions.kind == "image":
             return map_regions(np.zeros((ref.height, ref.width), dtype=np.int64))

@@ -25,6 +25,7 @@ from pipeline.evaluation.overlap import Overlap
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
 from pipeline.progress import Progress
 from pipeline.studies.held_out import HeldOutImages, LabeledBatch, choose_bins, concatenated, thinned
+from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.served_model import SampledModel
 
 DETECTORS: tuple[Measure, ...] = (
@@ -139,7 +140,7 @@ class _Measured:
         row: of the batch.
         label: [h, W].
         probability: [C, h, W], the mean over samples.
-        deterministic: [h, W], the class that is predicted without samples.
+        deterministic: [h, W], the class that is predicted without samples; None with sampler `none`.
         measures: [h, W] by name.
     """
 
@@ -147,7 +148,7 @@ class _Measured:
     variant: Variant
     label: Tensor
     probability: Tensor
-    deterministic: Tensor
+    deterministic: Tensor | None
     measures: dict[str, Tensor]
 
 
@@ -180,7 +181,7 @@ def _detected(
 
     def of_band(item: _Measured) -> tuple[dict[str, Tensor], Tensor]:
         index = (item.label != IGNORE).flatten().nonzero()[::every, 0]
-        wrong_HW = item.probability.argmax(dim=0) != item.label
+        wrong_HW = predicted_class(item.probability) != item.label
         measures = {name: values_HW.flatten()[index] for name, values_HW in item.measures.items()}
         return measures, wrong_HW.flatten()[index]
 
@@ -203,12 +204,11 @@ def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Measured]:
                 for rows, (probability_ChW, measured_MhW, *others) in prediction.bands_of(
                     maps, batch.size, row=row
                 ):
-                    deterministic_ChW = others[0] if others else probability_ChW
                     yield _Measured(
                         row=row,
                         variant=(sampler, calibrated),
                         label=label[row, rows],
                         probability=probability_ChW,
-                        deterministic=deterministic_ChW.argmax(dim=0),
+                        deterministic=predicted_class(others[0]) if others else None,
                         measures=dict(zip(detectors, measured_MhW, strict=True)),
                     )

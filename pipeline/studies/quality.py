@@ -43,6 +43,7 @@ from pipeline.studies.held_out import (
     thinned,
 )
 from pipeline.studies.image_regions import ImageRegions
+from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.served_model import SampledModel
 
@@ -193,8 +194,8 @@ class QualityStudy:
                     )
                     if height * width < LARGE:  # the same for each sampler
                         known[index, part.start] = pixels
-                    predicted = probability.argmax(dim=0)
-                    deterministic = others[0].argmax(dim=0) if others else predicted
+                    predicted = predicted_class(probability)
+                    deterministic = predicted_class(others[0]) if others else predicted
                     measures: dict[str, Tensor] = dict(zip(self.measures[sampler], values_MhW, strict=True))
                     self.qualities[sampler].add(
                         run,
@@ -220,7 +221,7 @@ class QualityStudy:
     def _segments(self, prediction: Prediction, size: tuple[int, int], row: int) -> Tensor:
         """The row of each pixel's segment [H, W], of the predicted mask of image `row` of the batch."""
         parts = prediction.bands_of([prediction.probability], size, row=row)
-        predicted = [probability.argmax(dim=0).short().cpu().numpy() for _, (probability,) in parts]
+        predicted = [predicted_class(probability).short().cpu().numpy() for _, (probability,) in parts]
         return torch.from_numpy(self.regions.of_prediction(np.concatenate(predicted)))
 
     def _measured(self, batch: LabeledBatch) -> Iterator[tuple[Sampler, dict[str, Tensor], Tensor]]:
@@ -238,7 +239,7 @@ class QualityStudy:
                     label_hW = label_HW[part]
                     index = (label_hW != IGNORE).flatten().nonzero()[::every, 0]
                     values_MN = values_MhW.flatten(1)[:, index]
-                    wrong_hW = probability.argmax(dim=0) != label_hW
+                    wrong_hW = predicted_class(probability) != label_hW
                     found.append(
                         (dict(zip(self.measures[sampler], values_MN, strict=True)), wrong_hW.flatten()[index])
                     )

@@ -153,7 +153,8 @@ class ScoringNetwork:
     ) -> Iterator[tuple[slice, Tensor]]:
         """As `enlarge`, but in bands of rows [B, C, rows, W], each with its place: those of `among`, or as
         high as `bands` makes them."""
-        if places is None:  # no larger than a tile
+        upsampled = places is None  # no larger than a tile
+        if places is None:
             maps, places = self._upsampled(maps, network_size), _pixels(network_size)
         batch, channels = maps.shape[:2]
         columns = _scaled(size[1], network_size[1])
@@ -170,7 +171,12 @@ class ScoringNetwork:
             pixels = torch.arange(int(target[0]), int(target[-1]) + 2, dtype=torch.float64)
             pixels = pixels[pixels < network_size[0]]
             between = (pixels, _pixels(network_size)[1])
-            yield rows, resample(resample(maps, places, between), between, (target, columns))
+            near = (
+                maps[..., int(pixels[0]) : int(pixels[-1]) + 1, :]
+                if upsampled
+                else resample(maps, places, between)
+            )
+            yield rows, resample(near, between, (target, columns))
 
     def taps(self, axis: int, places: Tensor, *, blended: bool, network_length: int, length: int) -> Taps:
         """How `enlarge` makes the pixels of one side from the cells, which it interpolates linearly.
@@ -265,9 +271,16 @@ def resample(maps: Tensor, source: Places, target: Places) -> Tensor:
         right = torch.searchsorted(old, new).clamp(min(1, len(old) - 1), len(old) - 1)
         left = (right - 1).clamp(min=0)
         share = ((new - old[left]) / (old[right] - old[left]).clamp(min=1e-9)).clamp(0, 1)
-        before, after = (maps.index_select(axis - 2, side.to(maps.device)) for side in (left, right))
+        before, after = (_taken(maps, axis - 2, side.to(maps.device)) for side in (left, right))
         maps = torch.lerp(before, after, share.to(maps)[:, None] if axis == 0 else share.to(maps))
     return maps
+
+
+def _taken(maps: Tensor, axis: int, cells: Tensor) -> Tensor:
+    """`maps.index_select(axis, cells)` of rows or columns, at a quarter of the time for columns."""
+    if axis == -1:
+        return maps.gather(-1, cells.expand(*maps.shape[:-1], -1))
+    return maps.index_select(axis, cells)
 
 
 def _pixels(size: tuple[int, int]) -> Places:

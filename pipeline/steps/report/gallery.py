@@ -29,6 +29,7 @@ from pipeline.regions.outlines import decode_outline
 from pipeline.report.gallery import GalleryRow
 from pipeline.steps.disagreements import DisagreementReport
 from pipeline.steps.served_model import stored_calibrators
+from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.served_model import open_model
 
 Failures = list[tuple[str, str]]
@@ -164,7 +165,7 @@ def _predict(
         prediction = served.predictor.predict(batch.images)
         maps = prediction.measures()
         size = batch.sizes[0]
-        classes = prediction.at(prediction.probability, size)[0].argmax(dim=0)
+        classes = predicted_class(prediction.at(prediction.probability, size)[0])
         shown = {
             name: prediction.at(maps[name][:, None], size)[0, 0]
             for name in ("entropy", "mutual_information")

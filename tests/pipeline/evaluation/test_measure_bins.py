@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from pipeline.evaluation.detection import coarse, error_metrics
-from pipeline.evaluation.measure_bins import MEASURE_BINS, BinSample, MeasureBins
+from pipeline.evaluation.measure_bins import LOOKED_UP, MEASURE_BINS, BinSample, MeasureBins
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -140,3 +140,20 @@ def test_bins_are_as_many_for_every_sample() -> None:
         values = torch.linspace(0, 1, 4001)
         assert (bins.index(values).diff() >= 0).all()
         assert bins.index(torch.tensor([-1.0, float("inf")])).tolist() == [0, MEASURE_BINS - 1]
+
+
+@pytest.mark.parametrize("name", ["entropy", "energy", "max_logit_norm"])
+def test_a_bin_that_is_looked_up_is_the_one_that_is_searched(name: str) -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0.2, 0.1, 50_000).astype(np.float32)
+    bins = MeasureBins.of(name, drawn[:5000], np.full(100, 0.25, dtype=np.float32))
+    edges = bins.edges.numpy()
+    patterns = rng.integers(0, 2**32, 50_000, dtype=np.uint32).view(np.float32)
+    below, above = (np.nextafter(edges, np.float32(side)) for side in (-np.inf, np.inf))
+    special = np.array([0, -0.0, 1, -1, np.inf, -np.inf], dtype=np.float32)
+    values = np.concatenate([drawn, patterns[~np.isnan(patterns)], edges, below, above, special])
+    assert len(values) >= LOOKED_UP
+    expected = np.searchsorted(edges, values, side="right")
+    assert len(np.unique(expected)) > MEASURE_BINS // 2
+    assert np.array_equal(bins.index(torch.from_numpy(values)).numpy(), expected)
+    assert np.array_equal(bins.index(torch.from_numpy(values[:100])).numpy(), expected[:100])
