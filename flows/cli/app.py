@@ -218,13 +218,14 @@ def print_line(line: str) -> None:
     console.print(f"[yellow]{text}[/]" if line.startswith("warning:") else text)
 
 
-def print_next(database: Database) -> None:
-    """Print the command that comes next."""
-    from pipeline.summaries.project import project_status
+def print_next(database: Database, *, queue: str | None = None) -> None:
+    """Print the command that comes next: of an exported queue its import, if its name is given."""
+    from pipeline.summaries.project import import_command, project_status
 
     with database.session(write=False) as session:
-        now = project_status(session)
-    console.print(f"Next: [bold]{literal(now.next_command)}[/]")
+        command = None if queue is None else import_command(session, queue)
+        command = command or project_status(session).next_command
+    console.print(f"Next: [bold]{literal(command)}[/]")
 
 
 def exit_with_warnings(warnings: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def export(
         report = runner.run(step, queue=queue, folder=folder, to=to, heatmaps=heatmaps)
         if sends:
             runner.run(push, folder=report.folder, tool=tool, url=url, queue=queue)
-        print_next(runner.database)
+        print_next(runner.database, queue=queue)
 
 
 @commands.command(name="import", rich_help_panel=ROUND)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.gate import GATED
-from pipeline.format import agree, evidence, number, table
+from pipeline.format import agree, evidence, number, percent, table
 
 Row = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ def report_lines(model: str, document: Mapping[str, Any]) -> Iterator[str]:
     """The results of an assessment, the most important ones first."""
     yield (
         f"{model} on {evidence(document['images'], document['blocks'])} of the {document['split']} split; "
-        f"{document['confidence']:.0%} intervals over units."
+        f"{percent(document['confidence'])} intervals over units."
     )
     yield from _detection(document)
     yield from _classes(document)
@@ -192,7 +192,7 @@ def _reliability(document: Mapping[str, Any]) -> Iterator[str]:
         share, groups = row["covered"]["value"], len(row["groups"])
         if share is not None:
             yield (
-                f"Predicted class shares ({row['sampler']}): {share:.0%} of those in {groups} groups of "
+                f"Predicted class shares ({row['sampler']}): {percent(share)} of those in {groups} groups of "
                 "pixels agree with the labels."
             )
 

@@ -17,7 +17,7 @@ from pipeline import rounds
 from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.evaluation.confidence import confidence_of, contradiction
-from pipeline.format import evidence, few_units, split_name, table
+from pipeline.format import evidence, few_units, percent, split_name, table
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.estimate_pool import update_pool_estimate
@@ -31,6 +31,14 @@ from pipeline.summaries.classes import class_figures
 from pipeline.uncertainty.served_model import open_samplers
 
 SPLITS = ("test", "calibration")
+_SHOWN = (
+    ("mIoU", "miou"),
+    ("ECE", "ece"),
+    ("ECE of a perfect model", "ece_noise"),
+    ("NLL", "nll"),
+    ("AUROC of entropy for errors", "auroc_entropy"),
+)
+"""Metrics of a report, and their names."""
 FEWEST_UNITS = 10
 """Below this number of independent units, the intervals come with a warning."""
 
@@ -49,36 +57,47 @@ class EvaluationReport:
     failed: list[tuple[str, str]]
     warnings: list[str]
     class_names: tuple[str, ...]
+    confidence: float
+    """Of the intervals."""
     pool: tuple[str, ...] = ()
     """How good the model of the newest audit is on what is not labeled yet, as text."""
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
-        for row in self.rows:
-            what = "calibrated" if row.calibrated else "uncalibrated"
-            figures = ", ".join(
-                f"{label} {row.metrics[(name, -1)].text()}"
-                for label, name in (
-                    ("mIoU", "miou"),
-                    ("ECE", "ece"),
-                    ("ECE of a perfect model", "ece_noise"),
-                    ("NLL", "nll"),
-                    ("error AUROC of entropy", "auroc_entropy"),
-                )
-            )
-            split = split_name(row.split, self.versions[row.split])
-            yield f"{split}, {row.sampler}, {what} ({evidence(row.images, row.blocks)}): {figures}"
+        if self.rows:
+            yield f"{self.model}: values with {percent(self.confidence)} intervals over independent units."
+        for split in dict.fromkeys(row.split for row in self.rows):
+            yield from self._split([row for row in self.rows if row.split == split])
         yield from self._classes()
         yield from self.pool
         yield from notes(self.failed, self.warnings)
         yield self.decision
+
+    def _split(self, rows: Sequence[EvaluationRow]) -> Iterator[str]:
+        """A table for each sampler on one split."""
+        first = rows[0]
+        name = split_name(first.split, self.versions[first.split])
+        yield f"On the {name} split ({evidence(first.images, first.blocks)}):"
+        for sampler in dict.fromkeys(row.sampler for row in rows):
+            of_sampler = [row for row in rows if row.sampler == sampler]
+            yield from table(
+                (
+                    f"sampler {sampler}",
+                    *("calibrated" if row.calibrated else "uncalibrated" for row in of_sampler),
+                ),
+                [
+                    (label, *(row.metrics[(metric, -1)].text() for row in of_sampler))
+                    for label, metric in _SHOWN
+                ],
+            )
 
     def _classes(self) -> Iterator[str]:
         """A table of the classes, by the evaluation that decides."""
         row = deciding(self.rows)
         if row is None:
             return
-        yield f"{row.split}, {row.sampler}, calibrated, by class:"
+        name = split_name(row.split, self.versions[row.split])
+        yield f"By class, on the {name} split (sampler {row.sampler}, calibrated):"
         classes = class_figures(row.metrics, self.class_names)
         yield from table(
             ("class", "IoU", "recall"), [(one.name, one.iou.text(), one.recall.text()) for one in classes]
@@ -140,6 +159,7 @@ def evaluate(project: Project, database: Database, *, progress: Progress = silen
         failed=failed,
         warnings=warnings + withdrawn,
         class_names=tuple(project.config.data.class_names),
+        confidence=project.config.evaluation.confidence,
         pool=tuple(pool.lines()),
     )
 

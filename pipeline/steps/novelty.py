@@ -18,7 +18,7 @@ from pipeline.calibration.calibrators import Calibrators
 from pipeline.config import Sampler
 from pipeline.data.project import Project
 from pipeline.errors import UserError
-from pipeline.format import evidence
+from pipeline.format import evidence, number, table
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images
@@ -50,28 +50,46 @@ class NoveltyReport:
         if self.pool is None:
             yield "The pool is compared with nothing: it has no unlabeled image, or nothing is held out."
         else:
-            for name, found in (
-                ("confidence", self.pool.confidence),
-                ("distance to the nearest labeled image", self.pool.neighbours),
-            ):
-                yield (
-                    f"{name}: held-out {found.means[0]:.3f}, pool {found.means[1]:.3f}, "
-                    f"difference {found.difference.text()} ({found.evidence})"
-                )
-            for image in self.pool.farthest[:3]:
-                yield (
-                    f"unlike anything labeled: {image.uri} (distance {image.distance:.3f}, more than "
-                    f"{image.percentile:.0f} % of the held-out images)"
+            compared = {
+                "confidence": self.pool.confidence,
+                "distance to the nearest labeled image": self.pool.neighbours,
+            }
+            yield "Held-out and pool images, means over images:"
+            yield from table(
+                ("", "held-out", "pool", "difference"),
+                [
+                    (name, *(number(mean) for mean in found.means), found.difference.text())
+                    for name, found in compared.items()
+                ],
+            )
+            yield f"Measured on {self.pool.confidence.evidence}."
+            if self.pool.farthest:
+                yield "Pool images that are least like the labeled ones:"
+                yield from table(
+                    ("image", "distance", "more than"),
+                    [
+                        (
+                            image.uri,
+                            number(image.distance),
+                            f"{image.percentile:.0f} % of the held-out images",
+                        )
+                        for image in self.pool.farthest[:3]
+                    ],
                 )
         if self.held_out_classes is not None:
             detection = self.held_out_classes
             yield (
-                f"held-out classes {', '.join(detection.classes)} ({detection.model}; "
-                f"{evidence(detection.images, detection.blocks)}):"
+                f"Detection of pixels of {', '.join(detection.classes)}, which a second model did not learn, "
+                f"on {evidence(detection.images, detection.blocks)}:"
             )
-            for row in detection.rows:
-                if row.metric == "auroc":
-                    yield f"  {row.sampler:<14}{row.measure:<20}AUROC {row.estimate.text()}"
+            yield from table(
+                ("sampler", "measure", "AUROC"),
+                [
+                    (row.sampler, row.measure, row.estimate.text())
+                    for row in detection.rows
+                    if row.metric == "auroc"
+                ],
+            )
         yield from notes(self.failed)
 
 

@@ -174,6 +174,14 @@ def _held_out(session: Session) -> Iterator[HeldOutQueue]:
             yield HeldOutQueue(queue.name, waiting, _import_command(session, queue)[0])
 
 
+def import_command(session: Session, name: str) -> str | None:
+    """The command that imports the labels of a queue from its last delivery; None where it waits for none."""
+    queue = queues.queue_by_name(session, name)
+    if queue is None or not item_queries.count_items(session, queue.id).get("queued"):
+        return None
+    return _import_command(session, queue)[0]
+
+
 def _images_by_split(session: Session) -> dict[str, int]:
     kept = select(Image.split, func.count()).where(Image.duplicate_of.is_(None)).group_by(Image.split)
     counts = dict(session.execute(kept).tuples().all())
@@ -186,21 +194,24 @@ def _images_by_split(session: Session) -> dict[str, int]:
 
 
 def _import_command(session: Session, queue: Queue | None) -> tuple[str, str]:
-    """The command that imports the active queue's labels from its last delivery, and what to do first."""
+    """The command that imports a queue's labels from its last delivery, and what to do first."""
     places = [] if queue is None else places_of(session, queue.id)
-    newest = places[-1] if places else None
-    if newest is not None and newest.url:
+    newest = max(places, key=lambda place: (place.pushed_at, place.id), default=None)
+    if queue is None or newest is None or newest.tool == "folder":
+        folder = "FOLDER" if queue is None else queue.export_uri if newest is None else newest.place
+        return f"segcurate import {folder or 'FOLDER'}", "First put the masks into its `masks` folder."
+    current = rounds.current_round(session)
+    of_round = current is not None and queue.round_id == current.id
+    named = "" if of_round else f" --queue {queue.name}"  # not every tool's files name their queue
+    if newest.url:
         return (
-            f"segcurate import --from {newest.tool} --url {newest.url}",
+            f"segcurate import --from {newest.tool} --url {newest.url}{named}",
             f"They are labeled at {newest.url}.",
         )
-    if newest is not None and newest.tool != "folder":
-        return (
-            f"segcurate import --from {newest.tool} FILE",
-            f"First export them from the tool that {newest.place} was written for.",
-        )
-    folder = queue.export_uri if queue and queue.export_uri else "FOLDER"
-    return f"segcurate import {folder}", "First put the masks into its `masks` folder."
+    return (
+        f"segcurate import --from {newest.tool} FILE{named}",
+        f"First export them from the tool that {newest.place} was written for.",
+    )
 
 
 def _next(

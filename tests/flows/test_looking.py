@@ -14,6 +14,7 @@ from db.tables import Failure, Image, ImageScore, Lease, QueueItem, RegionScore,
 from pipeline.format import counted
 from pipeline.leases import this_process
 from tests.conftest import opened
+from tests.factories import new_item, new_queue, put
 from tests.flows.console import Console
 
 
@@ -157,6 +158,19 @@ def test_masks_of_other_images_of_the_project_are_no_failure_of_an_import(
     said = " ".join(console.run("import", str(answers)).split())
     assert "1 mask imported" in said
     assert f"{len(uris) - 1} masks belong to no image of round-01 and are left out: " in said
+
+
+def test_after_the_export_of_a_held_out_queue_its_import_comes_next(console: Console, out: Path) -> None:
+    with opened(out) as (_, database), database.session() as session:
+        image = session.scalars(select(Image).where(Image.split == "pool")).first()
+        assert image is not None
+        image.split = "test"
+        queue = put(session, new_queue("test-01", kind="held_out", unit="image"))
+        put(session, new_item(queue.id, 1, image.id, (0, 0, image.width, image.height)))
+    said = console.run("export", "--queue", "test-01", "--to", "cvat")
+    assert "Next: segcurate import --from cvat FILE --queue test-01" in said
+    said = console.run("export", "--queue", "test-01")
+    assert "Next: segcurate import queues/test-01" in said
 
 
 def test_status_says_who_is_at_work_and_who_died_there(console: Console, out: Path) -> None:

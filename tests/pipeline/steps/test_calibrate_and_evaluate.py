@@ -199,7 +199,13 @@ def test_images_larger_than_a_tile_and_resized_images_are_measured_too(tmp_path:
     test = next(row for row in report.rows if row.split == "test")
     assert 0 < test.metrics[("miou", -1)].value < 1
     assert any("2 images in 1 independent unit: there are no intervals" in it for it in report.warnings)
-    assert "test, none, calibrated (2 images in 1 independent unit): mIoU" in "\n".join(report.lines())
+    lines = list(report.lines())
+    at = lines.index("On the test split (2 images in 1 independent unit):")
+    assert lines[0] == "r01: values with 95 % intervals over independent units."
+    assert lines[at + 1].split() == ["sampler", "none", "uncalibrated", "calibrated"]
+    assert lines[at + 2].split()[:2] == ["mIoU", f"{test.metrics['miou', -1].value:.3f}"]
+    tables = [line for line in lines if line.startswith("  ")]
+    assert max(map(len, tables)) <= 80
 
 
 @pytest.mark.parametrize("sampler", ["mc_dropout", "tta", "none"])

@@ -116,7 +116,10 @@ def test_the_pool_is_compared_and_classes_are_held_out_in_one_call(tmp_path: Pat
     assert {item["image_id"] for item in document["farthest"]} <= {3, 4, 5}
     assert document["held_out_classes"]["classes"] == ["water"]
     assert {row["metric"] for row in document["held_out_classes"]["rows"]} == {"auroc", "aupr", "fpr95"}
-    assert any("AUROC" in line for line in report.lines())
+    lines = list(report.lines())
+    assert ["sampler", "measure", "AUROC"] in [line.split() for line in lines]
+    assert ["held-out", "pool", "difference"] in [line.split() for line in lines]
+    assert max(len(line) for line in lines if line.startswith("  ")) <= 80
 
     before = (folder / "model.safetensors").stat().st_mtime_ns
     again = novelty(project, database, classes=["water"], pool_images=2)

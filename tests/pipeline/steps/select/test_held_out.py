@@ -27,7 +27,7 @@ from pipeline.steps.import_labels import step as import_step
 from pipeline.steps.ingest import ingest
 from pipeline.steps.select import select as choose
 from pipeline.steps.select.held_out import HeldOutReport, select_held_out
-from pipeline.summaries.project import project_status
+from pipeline.summaries.project import import_command, project_status
 from tests.factories import ask, change, configured, count_rows, fetch, fetch_one
 from tests.pipeline.steps.ingest.folder import Folder
 from tests.pipeline.steps.select.test_first_queue import paint
@@ -138,6 +138,20 @@ class TestTheDraw:
 
 
 class TestTheirLabels:
+    @pytest.mark.parametrize("tool", ["folder", "cvat", "coco", "label-studio"])
+    def test_the_import_of_the_last_delivery_comes_next(self, folder: Folder, tool: str) -> None:
+        project, database = project_of(folder), folder.database
+        draw(folder)
+        assert ask(database, import_command, "test-09") is None
+        for other in ("folder", "cvat", "coco", "label-studio"):
+            export(project, database, queue="test-01", to=other)
+        export(project, database, queue="test-01", to=tool)
+        asked = f"segcurate import --from {tool} FILE --queue test-01"
+        if tool == "folder":
+            asked = "segcurate import queues/test-01"
+        assert ask(database, import_command, "test-01") == asked
+        assert [one.command for one in ask(database, project_status).held_out] == [asked]
+
     def test_they_become_the_split_and_are_never_trained_on(self, folder: Folder) -> None:
         project, database = project_of(folder), folder.database
         draw(folder)
