@@ -77,6 +77,11 @@ class Calibrators:
     confidence: Confidence = field(default_factory=lambda: confidence_of(False, None))
 
     @property
+    def change_nothing(self) -> bool:
+        """Whether both are identities."""
+        return isinstance(self.deterministic, Identity) and isinstance(self.sampled, Identity)
+
+    @property
     def class_map(self) -> str:
         """How the name of a map of one class begins: `probability` or `softmax`."""
         return self.confidence.name.partition(" ")[0]

@@ -134,10 +134,11 @@ def joined(records: Sequence[Statistics], unit: npt.NDArray[np.int64]) -> Statis
 
 @dataclass(frozen=True)
 class _Measured:
-    """A band of rows of the prediction of one image with one variant, at the image's own size: h rows.
+    """A band of rows of the prediction of one image, at the image's own size: h rows.
 
     Attributes:
         row: of the batch.
+        variants: that this is the prediction of: two where calibration changes nothing.
         label: [h, W].
         probability: [C, h, W], the mean over samples.
         deterministic: [h, W], the class that is predicted without samples; None with sampler `none`.
@@ -145,7 +146,7 @@ class _Measured:
     """
 
     row: int
-    variant: Variant
+    variants: tuple[Variant, ...]
     label: Tensor
     probability: Tensor
     deterministic: Tensor | None
@@ -165,11 +166,12 @@ def _records(
             item.probability,
             item.label,
             item.measures,
-            bins=measure_bins[item.variant],
+            bins=measure_bins[item.variants[0]],
             class_bins=bins,
             deterministic_HW=item.deterministic,
         )
-        yield batch.ids[item.row], item.variant, record
+        for variant in item.variants:
+            yield batch.ids[item.row], variant, record
 
 
 def _detected(
@@ -185,15 +187,21 @@ def _detected(
         measures = {name: values_HW.flatten()[index] for name, values_HW in item.measures.items()}
         return measures, wrong_HW.flatten()[index]
 
-    for (_, variant), items in groupby(_measured(model, batch), key=lambda item: (item.row, item.variant)):
-        yield variant, *concatenated(map(of_band, items))
+    for (_, variants), items in groupby(_measured(model, batch), key=lambda item: (item.row, item.variants)):
+        found = concatenated(map(of_band, items))
+        for variant in variants:
+            yield variant, *found
 
 
 def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Measured]:
-    """Each image with each variant, band by band."""
+    """Each image with each sampler, before and after calibration, band by band."""
     label = batch.label.to(model.device)
-    for sampler, *both in model.predict(batch.images, batch.progress):
-        for calibrated, prediction in zip((False, True), both, strict=True):
+    for sampler, plain, calibrated in model.predict(batch.images, batch.progress):
+        before, after = (sampler, False), (sampler, True)
+        each = [((before,), plain), ((after,), calibrated)]
+        if calibrated is plain:
+            each = [((before, after), plain)]
+        for variants, prediction in each:
             measures = prediction.measures()
             detectors: list[Measure] = [name for name in DETECTORS if name in measures]
             maps_BMHW = torch.stack([measures[name] for name in detectors], dim=1)
@@ -206,7 +214,7 @@ def _measured(model: SampledModel, batch: LabeledBatch) -> Iterator[_Measured]:
                 ):
                     yield _Measured(
                         row=row,
-                        variant=(sampler, calibrated),
+                        variants=variants,
                         label=label[row, rows],
                         probability=probability_ChW,
                         deterministic=predicted_class(others[0]) if others else None,

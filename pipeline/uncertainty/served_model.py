@@ -99,15 +99,17 @@ class SampledModel:
         self, image: Images, progress: Progress = silent
     ) -> Iterator[tuple[Sampler, Prediction, Prediction]]:
         """Each sampler's prediction of normalised images [B, K, h, w], or large ones, before and after
-        calibration."""
+        calibration: the same object where calibrators are identities."""
         for served in self.opened.values():
             predictor = served.predictor
-            plain, calibrated = predictor.predict_each(
-                image, [Calibrators(), predictor.calibrators], progress
-            )
+            calibrators = predictor.calibrators
+            pairs = [Calibrators()] if calibrators.change_nothing else [Calibrators(), calibrators]
+            predictions = predictor.predict_each(image, pairs, progress)
+            plain, calibrated = predictions[0], predictions[-1]
             sampler = predictor.scoring.sampler
             if served is self.first and sampler != "none" and "none" in self.samplers:
-                yield "none", plain.without_samples(), calibrated.without_samples()
+                bare = [one.without_samples() for one in predictions]
+                yield "none", bare[0], bare[-1]
             yield sampler, plain, calibrated
 
 
