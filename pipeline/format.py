@@ -27,16 +27,24 @@ def interval(
     """
     if undefined(value):
         return "not defined"
-    return f"{value:{sign}.{digits}f} {bounds(low, high, digits, sign) or '(no interval)'}"
+    return f"{_rounded(value, digits):{sign}.{digits}f} {bounds(low, high, digits, sign) or '(no interval)'}"
 
 
 def bounds(low: float | None, high: float | None, digits: int = 3, sign: str = "") -> str:
     """The two ends of an interval; empty where there is none.
 
-    >>> bounds(0.41, 0.592), bounds(None, None)
-    ('[0.410, 0.592]', '')
+    >>> bounds(0.41, 0.592), bounds(-0.0001, 0.0), bounds(None, None)
+    ('[0.410, 0.592]', '[0.000, 0.000]', '')
     """
-    return "" if undefined(low) or undefined(high) else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    if undefined(low) or undefined(high):
+        return ""
+    ends = (f"{_rounded(end, digits):{sign}.{digits}f}" for end in (low, high))
+    return f"[{', '.join(ends)}]"
+
+
+def _rounded(value: float | None, digits: int) -> float:
+    """A value with so many digits; zero has no sign."""
+    return round(value or 0.0, digits) + 0.0
 
 
 def number(value: float | None, digits: int = 3) -> str:

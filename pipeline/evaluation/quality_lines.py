@@ -16,6 +16,7 @@ SHOWN = (("aupr", "AUPR"), ("fpr95", "FPR95"), ("aurc", "AURC"), ("e_aurc", "E-A
 WORST_CLASSES = 3
 MOST_VALUES = 2
 """Values that a sentence gives one by one; of more it gives the range."""
+NO_ERRORS = "No pixel of these images is wrong, or none is right."
 CHANCE = 0.5
 """AUROC of a measure that knows nothing of the errors."""
 SOURCE_NAMES = {
@@ -112,6 +113,9 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
     regions = {(row["sampler"], row["measure"], row["kind"]): row for row in document["regions"]}
     kinds = list(dict.fromkeys(row["kind"] for row in document["regions"]))
     subjects = list(dict.fromkeys(key[:2] for key in found))
+    if not any(key[2:] == ("all", "auroc") and row["value"] is not None for key, row in found.items()):
+        yield f"Detection of errors: not measured. {NO_ERRORS}"
+        return
     width = document["boundary_pixels"]
     yield f"Detection of errors: AUROC, also within {width} px of a label edge and beyond."
     yield from table(
@@ -145,6 +149,8 @@ def _detection(document: Mapping[str, Any]) -> Iterator[str]:
 def _classes(document: Mapping[str, Any]) -> Iterator[str]:
     """The classes whose errors entropy detects worst."""
     for sampler in _samplers(document):
+        if not _by_class(document, sampler):
+            continue
         worst = sorted(_by_class(document, sampler), key=lambda row: row["value"])[:WORST_CLASSES]
         text = ", ".join(
             f"{row['part'].removeprefix('class:')} {Estimate.from_document(row).text(digits=2)}"

@@ -35,6 +35,8 @@ FEWEST_IMAGES = 10
 """Below this number of images, of the newest audit where audits calibrate, a fit comes with a warning."""
 MOST_VALUES = 40_000_000
 """Logits kept for the fit, 160 MB: with many images or samples, fewer pixels are drawn from each image."""
+NO_ERRORS_NLL = 0.01
+"""Below this mean NLL in nats, at most one pixel in 70 is wrong: a wrong pixel has at least ln 2."""
 SEED = 0
 """Of every bootstrap."""
 
@@ -235,7 +237,13 @@ def _warnings(comparison: Comparison, chosen: str, images: Sequence[HeldOut]) ->
     warnings: list[str] = []
     fitted = comparison.fitted[chosen]
     ends = [value for value in _temperatures(fitted.calibrator) if at_bound(value)]
-    if ends:
+    if ends and fitted.nll.value < NO_ERRORS_NLL:
+        warnings.append(
+            f"The temperature is at the bound of its search, {ends[0]:.2f}: nearly every pixel that "
+            "calibrates it is predicted right. What confidence means on harder images is not known from "
+            "these."
+        )
+    elif ends:
         warnings.append(
             f"The temperature is at the bound of its search, {ends[0]:.2f}: the network, not its "
             "calibration, is at fault. Train longer, or look at the labels that calibrate it."

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.quality_lines import chance_lines, gate_finding
+from pipeline.evaluation.quality_lines import NO_ERRORS, chance_lines, gate_finding
 from pipeline.format import evidence
 from pipeline.report.blocks import Block, Cell, Charts, Heading, Missing, Section, Table, Text, cells, figure
 from pipeline.report.charts import (
@@ -43,7 +43,7 @@ def quality(contents: Contents) -> Section:
     blocks: list[Block] = []
     if document is None:
         blocks.append(Missing("The samplers and measures have not been compared yet.", "segcurate assess"))
-        if contents.risks is not None:
+        if contents.risks is not None and any(curve.risk[-1] > 0 for curve in contents.risks.curves.values()):
             blocks.append(Charts([_risk_chart(contents.risks)]))
     else:
         blocks += _gate(document)
@@ -93,7 +93,7 @@ def _detection(document: Document, contents: Contents) -> list[Block]:
     if not any(metrics["auroc"].defined for metrics in table.values() if "auroc" in metrics):
         return [
             *blocks,
-            Text("Not measured: no pixel of these images is wrong, or none is right.", tone="note"),
+            Text(f"Not measured. {NO_ERRORS}", tone="note"),
         ]
     charts = [_auroc_chart(table)]
     if contents.risks is not None:
@@ -180,6 +180,11 @@ def _regions(document: Document) -> list[Block]:
         return [*blocks, Missing("Region scores have not been compared with errors.", "segcurate assess")]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     values = [Estimate.from_document(row) for row in rows]
+    if not any(value.defined for value in values):
+        return [
+            *blocks,
+            Text("Not measured: the regions of these images do not differ in error.", tone="note"),
+        ]
     lowest = min([v.lowest for v in values if v.defined] + [0.0])
     charts = [
         dot_chart(

@@ -63,3 +63,16 @@ def test_the_tables_fit_80_columns() -> None:
     tables = [line for line in report_lines("r01", document(0.39)) if line.startswith("  ")]
     assert len(tables) > 30
     assert max(map(len, tables)) <= 80
+
+
+def test_a_model_without_errors_gets_one_sentence_and_no_ranking_of_errors() -> None:
+    found = quality_document(NAMES)
+    for row in found["detection"]:
+        row |= {"value": None, "low": None, "high": None}
+    lines = list(report_lines("r01", found))
+    assert "Detection of errors: not measured. No pixel of these images is wrong, or none is right." in lines
+    text = "\n".join(lines)
+    assert "Classes whose errors" not in text
+    assert "Rank correlation" not in text
+    assert "AUPR" not in text
+    assert any(line.startswith("Reliability: ") for line in lines)

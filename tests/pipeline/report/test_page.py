@@ -211,8 +211,12 @@ def test_what_the_labels_cost_is_shown_once_it_is_known() -> None:
 def test_a_perfect_model_has_no_error_to_find() -> None:
     document = quality_document()
     document["detection"] = [row for row in document["detection"] if row["metric"] != "auroc"]
+    for row in document["regions"]:
+        row |= {"value": None, "low": None, "high": None}
     page = Outline(render_page(replace(full_contents(), quality=document)))
-    assert "no pixel of these images is wrong" in page.text
+    assert "No pixel of these images is wrong" in page.text
+    assert "the regions of these images do not differ in error" in page.text
+    assert "score of a region and its error" not in page.text
 
 
 def test_each_question_has_a_number_of_its_own(full: str) -> None:
