@@ -21,7 +21,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from db.queries.paging import in_parts
 from db.tables import Image, ImageScore, RegionScore
 
-NUMBERS = 14
+NUMBERS = 15
 """Columns of a candidate, without those of its shape."""
 
 UNKNOWN = math.inf
@@ -70,9 +70,9 @@ CandidateColumns = dict[str, npt.NDArray[Any]]
 
 `image_id` int64, `region_index` int32, `box` int32 [N, 4] as x, y, w, h in image pixels, `predicted_class`
 and `stratum` int16, and float32 `class_share`, `stratum_share`, `impurity`, `expected_entropy` and
-`mutual_information`, NaN without samples; `score`, the requested measure, NaN where the run has none; where
-outlines are requested, `pixels` int64 and `outline`, a text or None for a full box. Where the run does not
-know the strata, they are the predicted classes.
+`mutual_information`, NaN without samples, and `border`, NaN where the run did not measure it; `score`, the
+requested measure, NaN where the run has none; where outlines are requested, `pixels` int64 and `outline`, a
+text or None for a full box. Where the run does not know the strata, they are the predicted classes.
 """
 
 
@@ -225,6 +225,7 @@ def _scores(table: type[RegionScore] | type[ImageScore], measure: str | None) ->
         *(_known(table.expected_entropy), _known(table.mutual_information)),
         func.coalesce(table.stratum, table.predicted_class),
         func.coalesce(table.stratum_share, table.class_share),
+        _known(table.border),
     )
 
 
@@ -261,10 +262,11 @@ def _candidates(
         "impurity": numbers[:, 8].astype(np.float32),
         "expected_entropy": measures[:, 1].copy(),
         "mutual_information": measures[:, 2].copy(),
+        "border": np.where(np.isinf(numbers[:, 14]), np.nan, numbers[:, 14]).astype(np.float32),
     }
     if scored:
         columns["score"] = measures[:, 0].copy()
     if outlines:
-        columns["pixels"] = numbers[:, 14].astype(np.int64)
+        columns["pixels"] = numbers[:, NUMBERS].astype(np.int64)
         columns["outline"] = np.array([row[width] for row in rows], dtype=np.object_)[eligible]
     return columns

@@ -82,7 +82,8 @@ class Scores:
     """The common columns of regions and images; `sort_order` keeps the order of the key.
 
     `stratum` is the class that stratified strategies count a row for, with its share; NULL, which means the
-    predicted class, for a model that does not know how frequent its classes are.
+    predicted class, for a model that does not know how frequent its classes are. `border` is the length of
+    the borders between predicted classes, in image pixels; NULL where a former version scored.
     """
 
     run_id: Mapped[int] = mapped_column(primary_key=True, sort_order=-2)
@@ -92,6 +93,7 @@ class Scores:
     class_share: Mapped[float] = mapped_column(REAL)
     stratum: Mapped[int | None] = mapped_column(SmallInteger, sort_order=1)
     stratum_share: Mapped[float | None] = mapped_column(REAL, sort_order=1)
+    border: Mapped[float | None] = mapped_column(REAL, sort_order=1)
     impurity: Mapped[float] = mapped_column(REAL)
     least_confidence: Mapped[float] = mapped_column(REAL)
     margin: Mapped[float] = mapped_column(REAL)

@@ -53,6 +53,9 @@ class Candidates:
     expected_entropy: npt.NDArray[np.float32] | None = None
     """[N]; None, as `mutual_information`, for scores without samples."""
     mutual_information: npt.NDArray[np.float32] | None = None
+    border: npt.NDArray[np.float32] | None = None
+    """[N]: length of the predicted borders, in image pixels; NaN where it was not measured, None without
+    scores."""
     pixels: npt.NDArray[np.int64] | None = None
     """[N]; None, as `outline`, where every candidate fills its box."""
     outline: npt.NDArray[np.object_] | None = None

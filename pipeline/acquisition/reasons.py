@@ -9,7 +9,7 @@ from pipeline.acquisition.candidates import NOT_PREDICTED, Candidates
 from pipeline.acquisition.ranking import Ranks
 from pipeline.acquisition.routing import ROUTE_TEXT, routes
 from pipeline.acquisition.selection import NO_STRATUM, Selection
-from pipeline.acquisition.strategies import STRATEGIES
+from pipeline.acquisition.strategies import STRATEGIES, estimated_cost
 from pipeline.config import SelectionConfig
 from pipeline.format import count, percent
 
@@ -78,7 +78,11 @@ def _origin(
     figure = f"{measure.replace('_', ' ')} {items.score[item]:.2f} of 1"
     how = f", times the share of {class_names[stratum]}" if by_share else ""
     noise = "" if config.noise_beta is None else f", with power noise β = {config.noise_beta:g}"
-    return f"{place} ({figure}{how}{noise})."
+    cost = ""
+    if config.cost_power:
+        clicks = estimated_cost(items)[item]
+        cost = f", divided by about {clicks:.0f} clicks to the power of {config.cost_power:g}"
+    return f"{place} ({figure}{how}{cost}{noise})."
 
 
 def _content(candidates: Candidates, index: int, class_names: Sequence[str], *, unit: str) -> str:

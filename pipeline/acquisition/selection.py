@@ -17,7 +17,7 @@ from pipeline.acquisition.coverage import NEAR_DUPLICATE, Cover, Embed, cover
 from pipeline.acquisition.draws import Draws
 from pipeline.acquisition.redundancy import Occupancy, Similarity
 from pipeline.acquisition.shortlist import AUDIT, OVERALL, KeepLimits, Shortlist
-from pipeline.acquisition.strategies import STRATEGIES, Plan, Stride, with_power_noise
+from pipeline.acquisition.strategies import STRATEGIES, Plan, Stride, per_cost, with_power_noise
 from pipeline.config import SelectionConfig
 
 NO_STRATUM = -1
@@ -138,6 +138,8 @@ def _shortlist(
     shortlist = None
     for block in blocks:
         priority = strategy.rank(block, draws, plan)
+        if config.cost_power and strategy.measure is not None:
+            priority = per_cost(priority, block, power=config.cost_power)
         if config.noise_beta is not None and strategy.takes_noise:
             priority = with_power_noise(priority, block, draws, beta=config.noise_beta)
         if shortlist is None:

@@ -137,6 +137,28 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+PIXELS_A_CLICK = 8.0
+"""Length of predicted border for which an annotator clicks once: 5 to 10 pixels on three sets of images."""
+
+
+def estimated_cost(candidates: Candidates) -> npt.NDArray[np.float64]:
+    """Clicks to draw each candidate [N], from the length of its predicted borders; at least 1.
+
+    Raises:
+        ValueError: the lengths are not known.
+    """
+    if candidates.border is None:
+        raise ValueError("Expected candidates with the length of their borders, but got `border` None.")
+    return 1 + candidates.border.astype(np.float64) / PIXELS_A_CLICK
+
+
+def per_cost(priority: Priority, candidates: Candidates, *, power: float) -> Priority:
+    """Priorities divided by the estimated clicks of their candidates to this power."""
+    cost = estimated_cost(candidates) ** power
+    within = None if priority.within_class is None else priority.within_class / cost
+    return Priority(priority.overall / cost, within)
+
+
 def with_power_noise(priority: Priority, candidates: Candidates, draws: Draws, *, beta: float) -> Priority:
     """log priority + Gumbel(0, 1/β): the first one is candidate i with probability ∝ priority_i^β.
 

@@ -50,6 +50,10 @@ class SelectionConfig(Section):
     """For strategies that split their budget over classes: the part of each class is in proportion to its
     share of the labeled pixels to the power of minus this. 0: all parts are equal; 1: a class with half the
     pixels of another gets twice its part."""
+    cost_power: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """For strategies that rank by a measure: scores are divided by the estimated clicks of a region to this
+    power. The clicks are those of its predicted borders, one for 8 pixels and one for the region. 0: regions
+    of any cost compete by their scores; 1: score for each click."""
     first_queue: Literal["auto", "random", "strided", "coverage"] = "auto"
     """How the first queue is chosen, before there is a model, where `strategy` needs one. `auto`: `strided`,
     or `random` where `data.independent` says that neighbours do not look alike."""

@@ -61,6 +61,8 @@ class RegionColumns:
     stratum_share: Floats | None = None
     outlines: tuple[str | None, ...] | None = None
     """R of them, as in `outlines`; None where every region fills its box."""
+    border: Floats | None = None
+    """[R]: length of the borders between predicted classes, in pixels of the image."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class RegionGrid:
 class Reduction:
     """Regions [B, R, N] and images [B, N], float32, still on the device.
 
-    Columns: predicted class, its share, stratum, its share, impurity, each of `measures`, `entropy_top10`.
+    Columns: predicted class, its share, stratum, its share, impurity, each of `measures`, `entropy_top10`,
+    length of the predicted borders.
 
     Attributes:
         shapes: the regions of each image; one that has fewer than R fills the first rows of its table.
@@ -124,8 +127,9 @@ class Reduction:
             stratum_share=table[:, 3] if self.stratified else None,
             impurity=table[:, 4],
             measures={name: table[:, 5 + index] for index, name in enumerate(self.measures)},
-            entropy_top10=table[:, -1],
+            entropy_top10=table[:, -2],
             outlines=shapes.outlines,
+            border=table[:, -1],
         )
 
 
@@ -146,17 +150,22 @@ def reduce_regions(
     sums = prediction.logits.new_zeros(())
     entropies: list[Tensor] = []
     names: tuple[Measure, ...] = ()
+    sides = _cell_sides(prediction.bounds, grid.regions, device=prediction.logits.device)
+    above = None
     for rows in bands(height, batch * classes * width):
         maps = prediction.measures_of(rows)
         names = tuple(maps)
-        votes = predicted_class(prediction.probability[..., rows, :])[:, None] == index
-        stacked = torch.cat([torch.stack(list(maps.values()), dim=1), votes.float()], dim=1)
+        predicted = predicted_class(prediction.probability[..., rows, :])
+        votes = predicted[:, None] == index
+        borders = _border_density(predicted, above, heights=sides[0][rows], widths=sides[1])
+        above = predicted[:, -1:]
+        stacked = torch.cat([torch.stack(list(maps.values()), dim=1), votes.float(), borders[:, None]], dim=1)
         sums = sums + grid.rows[:, rows] @ stacked @ grid.columns.T
         entropies.append(maps["entropy"])
     areas = (grid.rows.sum(dim=1)[:, None] * grid.columns.sum(dim=1)).flatten()
     sums = sums.flatten(2).transpose(1, 2)
     means = sums[..., : len(names)] / areas[:, None]
-    histogram = sums[..., len(names) :]
+    histogram, border = sums[..., len(names) : -1], sums[..., -1:]
     shares = histogram / areas[:, None]
     impurity = torch.special.entr(shares).sum(dim=-1).clamp_(min=0) / log(classes)
     top = _top_mean(torch.cat(entropies, dim=-2), grid)
@@ -166,8 +175,8 @@ def reduce_regions(
     return Reduction(
         shapes=[grid.regions] * batch,
         measures=names,
-        regions=torch.cat([_classes(shares, class_shares), ranked], dim=-1),
-        images=torch.cat([_classes(image_shares, class_shares), best], dim=-1),
+        regions=torch.cat([_classes(shares, class_shares), ranked, border], dim=-1),
+        images=torch.cat([_classes(image_shares, class_shares), best, border.sum(dim=1)], dim=-1),
         stratified=class_shares is not None,
     )
 
@@ -196,13 +205,18 @@ def reduce_shapes(
     divisor = areas.clamp(min=torch.finfo(torch.float64).tiny)
     sums = [_scattered(plane.flatten()[cell].double() * area, region, total) for plane in maps.values()]
     means = torch.stack(sums, dim=-1) / divisor[:, None]
-    predicted = predicted_class(prediction.probability).flatten()[cell]
+    classes_of_cells = predicted_class(prediction.probability)
+    heights, widths = _cell_sides(prediction.bounds, shapes[0].regions, device=device)
+    density = _border_density(classes_of_cells, None, heights=heights, widths=widths)
+    border = _scattered(density.flatten()[cell].double() * area, region, total)
+    predicted = classes_of_cells.flatten()[cell]
     histogram = _scattered(area, region * classes + predicted, total * classes).view(total, classes)
     shares = histogram / divisor[:, None]
     impurity = torch.special.entr(shares).sum(dim=-1).clamp_(min=0) / log(classes)
     top = _scattered_top(maps["entropy"].flatten()[cell].double(), region, area, areas, divisor)
     ranked = torch.cat([impurity[:, None], means, top[:, None]], dim=-1).view(len(shapes), rows, -1)
-    table = torch.cat([_classes(shares, class_shares), ranked.flatten(0, 1)], dim=-1)
+    table = torch.cat([_classes(shares, class_shares), ranked.flatten(0, 1), border[:, None]], dim=-1)
+    whole = border.view(len(shapes), rows).sum(dim=1, keepdim=True)
     of_images = histogram.view(len(shapes), rows, classes).sum(dim=1)
     image_shares = of_images / of_images.sum(dim=-1, keepdim=True)
     index = torch.arange(rows, device=device)[:, None]
@@ -213,9 +227,33 @@ def reduce_shapes(
         shapes=[of_image.regions for of_image in shapes],
         measures=tuple(maps),
         regions=table.view(len(shapes), rows, -1).float(),
-        images=torch.cat([_classes(image_shares, class_shares), best], dim=-1).float(),
+        images=torch.cat([_classes(image_shares, class_shares), best, whole], dim=-1).float(),
         stratified=class_shares is not None,
     )
+
+
+def _cell_sides(bounds: CellBounds, regions: Regions, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The heights [h] and widths [w] of the maps' cells, in image pixels."""
+    sides = (
+        torch.tensor(edges, dtype=torch.float32, device=device).diff() * (length / edges[-1])
+        for edges, length in ((bounds.rows, regions.height), (bounds.columns, regions.width))
+    )
+    heights, widths = sides
+    return heights, widths
+
+
+def _border_density(predicted: Tensor, above: Tensor | None, *, heights: Tensor, widths: Tensor) -> Tensor:
+    """Length of the borders of each cell with its left and upper neighbour, divided by the cell's area.
+
+    Args:
+        predicted: [B, h, w], classes.
+        above: [B, 1, w], the row before the first one; None at the upper edge of the image.
+        heights: [h] of the cells; `widths` [w] likewise.
+    """
+    first = predicted[:, :1] if above is None else above
+    level = predicted != torch.cat([first, predicted[:, :-1]], dim=1)
+    upright = predicted != torch.cat([predicted[..., :1], predicted[..., :-1]], dim=2)
+    return level / heights[:, None] + upright / widths
 
 
 def salient_class(shares: Tensor, class_shares: Tensor) -> Tensor:
@@ -267,6 +305,7 @@ def keep_regions(regions: RegionColumns, keep: int | str) -> RegionColumns:
         stratum=None if regions.stratum is None else regions.stratum[kept],
         stratum_share=None if regions.stratum_share is None else regions.stratum_share[kept],
         outlines=None if regions.outlines is None else tuple(regions.outlines[row] for row in kept),
+        border=None if regions.border is None else regions.border[kept],
     )
 
 

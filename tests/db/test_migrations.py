@@ -9,7 +9,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from db import migrations
@@ -232,6 +232,22 @@ def test_a_queue_of_held_out_images_is_a_review_before(old: Engine) -> None:
     with old.connect() as connection:
         kinds = connection.execute(text("SELECT kind FROM queue UNION SELECT slice FROM queue_item")).all()
     assert kinds == [("review",)]
+
+
+def test_scores_of_before_do_not_know_the_length_of_borders(old: Engine) -> None:
+    command.upgrade(migrations.alembic_config(old), "0013")
+    before = counts(old)
+    migrations.upgrade(old)
+    with old.connect() as connection:
+        assert connection.execute(text("SELECT border, entropy_top10 IS NULL FROM region_score")).all() == [
+            (None, False)
+        ]
+    run(old, "UPDATE region_score SET border = 12.5")
+    command.downgrade(migrations.alembic_config(old), "0013")
+    with old.connect() as connection:
+        for table in ("region_score", "image_score"):
+            assert "border" not in [column["name"] for column in inspect(connection).get_columns(table)]
+    assert counts(old) == before
 
 
 def test_a_downgrade_leaves_what_the_old_version_knew(old: Engine) -> None:

@@ -26,7 +26,10 @@ FORMAT = 1
 """Raised where the code computes other numbers from the same settings."""
 CLICKS = "clicks"
 """How a budget ends that counts clicks."""
-OWN_KEYS = ("noise_beta", "max_similarity", "class_power", "per_image_cap", "no_touching", "min_gap")
+OWN_KEYS = (
+    *("noise_beta", "max_similarity", "class_power", "cost_power"),
+    *("per_image_cap", "no_touching", "min_gap"),
+)
 """The settings of `selection` that a strategy of a simulation may have for itself."""
 LONGEST_NAME = 48
 """Characters of a strategy with its settings, as a cell is stored."""
@@ -234,6 +237,7 @@ def settings_document(project: Project, asked: Simulated, images: Sequence[Image
         "budget_unit": CLICK if asked.in_clicks else None,
         "max_similarity": selection.max_similarity,
         "class_power": selection.class_power or None,
+        "cost_power": selection.cost_power or None,
     }
     weights = project.path(config.model.encoder_weights)
     scoring = config.scoring.provenance()

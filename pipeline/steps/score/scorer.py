@@ -57,6 +57,8 @@ def open_scorer(project: Project, database: Database) -> Scorer:
         members=served.predictor.members,
         cached=served.predictor.cache is not None,
     )
+    if project.config.selection.cost_power:
+        document["borders"] = "length"  # earlier versions did not measure them
     return Scorer(model_id=model.id, model_name=model.name, model=served, document=document)
 
 

@@ -250,7 +250,8 @@ def _columns(parts: list[tuple[int, RegionColumns]]) -> dict[str, npt.NDArray[An
     }
     for name in ("pixels", "predicted_class", "class_share", "impurity", "entropy_top10"):
         columns[name] = np.concatenate([getattr(rows, name) for _, rows in parts])
-    for name in ("stratum", "stratum_share"):  # of one model, which knows the shares of its classes or not
+    # Strata: of one model, which knows the shares of its classes or not
+    for name in ("stratum", "stratum_share", "border"):
         if getattr(parts[0][1], name) is not None:
             columns[name] = np.concatenate([getattr(rows, name) for _, rows in parts])
     columns["outline"] = list(

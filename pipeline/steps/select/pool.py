@@ -144,7 +144,18 @@ class ScoredPool(Pool):
         )
 
     def _check(self, left: Candidates) -> None:
-        """Raises a UserError where the run lacks the measure that the strategy ranks by."""
+        """Raises a UserError where the run lacks the measure that the strategy ranks by, or its cost."""
+        if (
+            self._config.cost_power
+            and self._measure is not None
+            and left.border is not None
+            and np.isnan(left.border).any()
+        ):
+            raise UserError(
+                "The newest scores were computed by an earlier version, without the length of predicted "
+                "borders, which `selection.cost_power` divides by.",
+                "Run `segcurate score`, or set `selection.cost_power: 0`.",
+            )
         if left.score is not None and not np.isfinite(left.score).all():
             raise UserError(
                 f"The newest scoring run has no `{self._measure}`, which "

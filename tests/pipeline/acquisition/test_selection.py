@@ -298,6 +298,33 @@ class TestClassPower:
         assert parts[1.0] == {NO_STRATUM: 30, 0: 2, 1: 10, 2: 10, 3: 38}
 
 
+class TestCostPower:
+    def test_scores_are_divided_by_the_clicks_of_the_predicted_borders(self):
+        candidates = make_candidates(images=100, rng=np.random.default_rng(3))
+        border = np.random.default_rng(4).uniform(0, 800, size=len(candidates)).astype(np.float32)
+        candidates = replace(candidates, border=border)
+        cost = 1 + border / 8
+        for power in (0.5, 1.0):
+            config = SelectionConfig(strategy="entropy", budget=30, cost_power=power, **FREE)
+            chosen = choose(whole(candidates), config, round_number=1)
+            best = np.argsort(-np.asarray(candidates.score) / cost**power)[:30]
+            assert sorted(chosen.index.tolist()) == sorted(best.tolist())
+
+    def test_the_chosen_cost_less_the_higher_the_power_and_chance_ignores_it(self):
+        candidates = make_candidates(images=100, rng=np.random.default_rng(3))
+        border = np.random.default_rng(4).uniform(0, 800, size=len(candidates)).astype(np.float32)
+        candidates = replace(candidates, border=border)
+
+        def queue(strategy: str, power: float) -> Selection:
+            config = SelectionConfig(strategy=strategy, budget=30, cost_power=power, **FREE)
+            return choose(whole(candidates), config, round_number=1)
+
+        lengths = [border[queue("stratified", power).index].sum() for power in (0.0, 0.5, 2.0)]
+        assert lengths == sorted(lengths, reverse=True)
+        assert lengths[2] < lengths[0] / 2
+        assert queue("random", 1.0).index.tolist() == queue("random", 0.0).index.tolist()
+
+
 class TestSeeds:
     @pytest.mark.parametrize("strategy", EVERY_STRATEGY)
     def test_the_same_seed_gives_the_same_queue_and_another_one_does_not(self, strategy):

@@ -236,12 +236,12 @@ def test_what_cannot_be_simulated_is_refused_with_a_reason(
 
 def test_a_strategy_may_have_settings_of_its_own_and_an_audit_slice(trained: Path) -> None:
     with opened(trained) as (project, _):
-        asked = Simulated(("entropy:noise_beta=4:min_gap=2", "entropy"), 1, BUDGETS, audit=True)
+        asked = Simulated(("entropy:noise_beta=4:min_gap=2:cost_power=1", "entropy"), 1, BUDGETS, audit=True)
         own, plain = (
             Arm(project, asked, trained / "simulation", name, 0, "cpu").simulated_project().config.selection
             for name in asked.strategies
         )
-    assert (own.strategy, own.noise_beta, own.min_gap) == ("entropy", 4.0, 2)
+    assert (own.strategy, own.noise_beta, own.min_gap, own.cost_power) == ("entropy", 4.0, 2, 1.0)
     assert (plain.strategy, plain.noise_beta, plain.min_gap) == ("entropy", None, 0)
     assert own.audit_fraction == plain.audit_fraction == project.config.selection.audit_fraction > 0
     assert (

@@ -94,6 +94,31 @@ def test_every_column_equals_a_sum_over_pixels(height: int, width: int, cell: in
             )
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "cell", "side"), [(64, 96, 4, 32), (61, 83, 4, 16), (9, 7, 1, 8)]
+)
+def test_the_length_of_borders_is_the_number_of_sides_between_pixels_of_two_classes(
+    height: int, width: int, cell: int, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction = prediction_of(height, width, cell)
+    grid = region_grid(
+        RegionConfig(cell=side), image_size=(height, width), bounds=prediction.bounds, device=CPU
+    )
+    classes = pixels_of(predicted_class(prediction.probability), cell, height, width)
+    whole = reduce_regions(prediction, grid)
+    monkeypatch.setattr("pipeline.data.bands.BAND_VALUES", 1)
+    for reduction in (whole, reduce_regions(prediction, grid)):
+        for item, (regions, image) in enumerate(reduction.columns()):
+            sides = np.zeros((height, width))
+            sides[:, 1:] += classes[item][:, 1:] != classes[item][:, :-1]
+            sides[1:] += classes[item][1:] != classes[item][:-1]
+            expected = [sides[y : y + h, x : x + w].sum() for x, y, w, h in regions.boxes.tolist()]
+            assert regions.border is not None
+            assert image.border is not None
+            np.testing.assert_allclose(regions.border, expected, rtol=1e-4)
+            assert image.border == pytest.approx([sides.sum()], rel=1e-4)
+
+
 def test_a_thin_class_is_salient_where_a_region_has_more_of_it_than_the_labels() -> None:
     shares = torch.tensor([[0.94, 0.06], [0.982, 0.018], [0.99, 0.01], [0.995, 0.005], [1.0, 0.0]])
     thin = torch.tensor([0.983, 0.017])
@@ -155,7 +180,8 @@ def test_regions_of_a_resized_image_are_in_pixels_of_the_file() -> None:
     same = region_grid(RegionConfig(cell=8), image_size=(32, 48), bounds=prediction.bounds, device=CPU)
     assert half.regions.boxes.tolist() == (2 * same.regions.boxes).tolist()
     found, expected = reduce_regions(prediction, half), reduce_regions(prediction, same)
-    torch.testing.assert_close(found.regions, expected.regions)
+    torch.testing.assert_close(found.regions[..., :-1], expected.regions[..., :-1])
+    torch.testing.assert_close(found.regions[..., -1], 2 * expected.regions[..., -1])  # a length of borders
 
 
 def test_the_whole_image_as_one_region_scores_its_plain_mean() -> None:

@@ -76,6 +76,17 @@ class TestWhatMayBeQueued:
         change(store.database, ScoringRun, scorer={"sampler": "mc_dropout", "confidence": "mean"})
         assert step.select(project, store.database).items
 
+    def test_scores_that_do_not_know_the_cost_cannot_be_divided_by_it(self, store: Store):
+        project = store.configured(**EVERYTHING, strategy="entropy", cost_power=1.0)
+        change(store.database, RegionScore, border=None)
+        with pytest.raises(UserError, match="without the length of predicted borders") as caught:
+            step.select(project, store.database)
+        assert "segcurate score" in str(caught.value)
+        assert step.select(store.configured(**EVERYTHING, strategy="entropy"), store.database).items
+        change(store.database, RegionScore, border=80.0)
+        items = step.select(project, store.database).items
+        assert "divided by about 11 clicks to the power of 1" in items[0].reason
+
     def test_queued_and_labeled_regions_never_again_but_released_ones(self, store: Store):
         first, second = store.image_ids[:2]
         boxes = [tuple(box) for box in CELLS.tolist()]
