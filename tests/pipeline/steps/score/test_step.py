@@ -107,6 +107,7 @@ def test_a_region_counts_for_the_class_of_which_it_has_most_in_proportion(tmp_pa
     found = {row.stratum for row in rows}
     assert found - predicted
     assert all(row.stratum_share >= 0.01 for row in rows)
+    assert any(row.border > 0 for row in rows)
     other = [row for row in rows if row.stratum != row.predicted_class]
     assert all(row.stratum_share <= row.class_share for row in other)
     assert None not in [row.stratum for row in fetch(database, ImageScore)]
