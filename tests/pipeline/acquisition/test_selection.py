@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -315,7 +315,7 @@ class TestCostPower:
         border = np.random.default_rng(4).uniform(0, 800, size=len(candidates)).astype(np.float32)
         candidates = replace(candidates, border=border)
 
-        def queue(strategy: str, power: float) -> Selection:
+        def queue(strategy: Literal["stratified", "random"], power: float) -> Selection:
             config = SelectionConfig(strategy=strategy, budget=30, cost_power=power, **FREE)
             return choose(whole(candidates), config, round_number=1)
 
