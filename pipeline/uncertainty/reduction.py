@@ -253,7 +253,12 @@ def _border_density(predicted: Tensor, above: Tensor | None, *, heights: Tensor,
     first = predicted[:, :1] if above is None else above
     level = predicted != torch.cat([first, predicted[:, :-1]], dim=1)
     upright = predicted != torch.cat([predicted[..., :1], predicted[..., :-1]], dim=2)
-    return level / heights[:, None] + upright / widths
+    return level * _inverse(heights)[:, None] + upright * _inverse(widths)
+
+
+def _inverse(sides: Tensor) -> Tensor:
+    """1 / sides; 0 for a cell without an area, as one at the edge of a blended image may be."""
+    return torch.where(sides > 0, 1 / sides, 0.0)
 
 
 def salient_class(shares: Tensor, class_shares: Tensor) -> Tensor:
