@@ -248,7 +248,7 @@ def show_queue(row: QueueSummary) -> None:
     chosen = counted(items, row.unit) if items == row.items else out_of(row.items, items, row.unit)
     console.print(f"[bold]{literal(row.name)}[/]  {chosen} by {literal(row.strategy)}")
     if row.clicks is not None:
-        console.print(f"effort    about {row.clicks:.0f} clicks")
+        console.print(f"effort    about {counted(round(row.clicks), 'click')}")
     for title, parts in (
         ("chosen", named_slices(row.by_slice)),
         ("mostly", row.by_class),
@@ -267,7 +267,7 @@ def show_queue(row: QueueSummary) -> None:
         if item.score is not None:
             parts.insert(1, f"{(row.measure or 'score').replace('_', ' ')} {item.score:.2f}")
         if item.clicks is not None:
-            parts.append(f"about {item.clicks:.0f} clicks")
+            parts.append(f"about {counted(round(item.clicks), 'click')}")
         console.print(f"{item.rank:4d}  {literal(item.image)}", soft_wrap=True)
         console.print(Padding(f"at {x}, {y}, {w} × {h}: {literal(', '.join(parts))}", INDENT, expand=False))
         if item.reason:

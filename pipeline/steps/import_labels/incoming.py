@@ -326,6 +326,10 @@ class IncomingQueue:
             raise DataError("Nothing in it is painted.")
         path, sha256 = store_mask(self._project.workdir / LABELS_FOLDER, mask)
         shares = painted_shares(mask, target.boxes, target.outlines)
+        covered = (shares >= COVERED) | all_labeled
+        if not all_labeled:
+            self._report.classes.update(np.unique(mask[mask != IGNORE]).tolist())
+            self._report.gaps += bool((shares[covered] < 1).any())
         label = NewLabel(
             target=target,
             subject=annotation.subject,
@@ -333,7 +337,7 @@ class IncomingQueue:
             mask_sha256=sha256,
             labeled_pixels=labeled_pixels,
             labeled_at=_believable(annotation.labeled_at, self.queue),
-            covered=(shares >= COVERED) | all_labeled,
+            covered=covered,
             whole_image=is_whole_image(mask, target.boxes, target.outlines),
             annotator=shown(annotation.annotator) if annotation.annotator else annotator,
             seconds=annotation.seconds,

@@ -36,6 +36,12 @@ class ImportReport:
     """Masks in which shapes of different classes overlap, and by how many pixels: the later shape won."""
     missing: list[str] = field(default_factory=list)
     """Images of the queue that have no label."""
+    classes: set[int] = field(default_factory=set)
+    """The indices of the classes that the masks show."""
+    gaps: int = 0
+    """Masks that leave pixels of a labeled region without a class."""
+    unclear: str = ""
+    """Why the masks may mean something else; empty where nothing points to it."""
     unpainted: list[str] = field(default_factory=list)
     """Queued regions that their image's mask leaves more than half unpainted: they stay queued."""
     open_items: int = 0
@@ -77,6 +83,8 @@ class ImportReport:
         lines += [f"rejected: {subject}: {reason}" for subject, reason in self.rejected]
         if self.rejected_more:
             lines.append(f"rejected: {self.rejected_more} more.")
+        if self.unclear:
+            lines.append(f"warning: {self.unclear}")
         if self.outside:
             lines.append(
                 f"{counted(self.outside, 'mask')} {agree(self.outside, 'belongs', 'belong')} to no image of "

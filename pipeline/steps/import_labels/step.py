@@ -15,6 +15,7 @@ from db.queries import labels as label_queries
 from db.queries import rounds as round_queries
 from db.tables import Queue
 from pipeline import rounds
+from pipeline.config import IGNORE, DataConfig
 from pipeline.data.project import Project
 from pipeline.errors import DataError
 from pipeline.files import require_plain
@@ -89,6 +90,7 @@ def import_labels(
             "Save the masks there, then import it again.",
         )
     opened, report = incoming.close()
+    report.unclear = _unclear(project.config.data, report)
     with database.session() as session:
         for incoming_queue in opened:
             _record(session, incoming_queue, origin=origin, report=report)
@@ -103,6 +105,21 @@ def import_labels(
         with database.session() as session:
             note_open_splits(session, project)
     return report
+
+
+def _unclear(config: DataConfig, report: ImportReport) -> str:
+    """That 255 may be a class, where it is ignored and the masks show only the first class beside it."""
+    background, last = config.classes[0], config.classes[-1]
+    if report.classes != {0} or not report.gaps or background is last:
+        return ""
+    if background.id not in (None, 0) or IGNORE not in config.ignore_index:
+        return ""
+    ignored = [value for value in config.ignore_index if value != IGNORE]
+    return (
+        f"The masks show only {background.name} and pixels that are not labeled, and 255 means not labeled. "
+        f"If 255 is a class, write `{{name: {last.name}, id: 255}}` into `data.classes` and `ignore_index: "
+        f"{ignored}`, run `segcurate ingest`, and import the masks again."
+    )
 
 
 def _annotations(readers: Sequence[tuple[Tool, Path]], labels: LabelMap) -> Iterator[Annotation | Rejected]:

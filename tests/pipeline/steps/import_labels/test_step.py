@@ -184,6 +184,21 @@ def test_closing_without_any_mask_releases_the_whole_queue(exported: Exported, f
     assert exported.state() == (2, "train")
 
 
+def test_masks_of_the_first_class_and_255_alone_are_taken_with_a_warning(
+    exported: Exported, folder: Path
+) -> None:
+    for name in NAMES:
+        write_png(mask_file(folder, name), np.where(exported.truth[name] == 0, 0, 255).astype(np.uint8))
+    report = take(exported, folder)
+    assert report.imported == len(NAMES)
+    (line,) = [line for line in report.lines() if line.startswith("warning: ")]
+    names = exported.project.config.data.class_names
+    assert f"The masks show only {names[0]} and pixels that are not labeled" in line
+    assert f"`{{name: {names[-1]}, id: 255}}`" in line
+    deliver(exported, folder)
+    assert "warning: " not in "\n".join(take(exported, folder).lines())
+
+
 @pytest.mark.parametrize("kind", ["rgb", "palette", "grey rgb", "sixteen bits", "bmp"])
 def test_masks_of_every_encoding_mean_the_same(exported: Exported, folder: Path, kind: str) -> None:
     name = "left/frame 1.png"
