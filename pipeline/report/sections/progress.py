@@ -122,7 +122,7 @@ def learning(contents: Contents) -> Section:
         [Line("mIoU", "s0", share, mean, hollow=[not point.promoted for point in points])],
         title="mIoU on held-out images, with its interval",
         x=axis,
-        y=number_axis(ends, "mean IoU"),
+        y=number_axis(ends, "mean IoU", low=0 if max(ends) == min(ends) else None),
         note=" ".join(notes),
         legend=False,
     )
