@@ -329,7 +329,7 @@ class IncomingQueue:
         covered = (shares >= COVERED) | all_labeled
         if not all_labeled:
             self._report.classes.update(np.unique(mask[mask != IGNORE]).tolist())
-            self._report.gaps += bool((shares[covered] < 1).any())
+            self._report.gaps += bool((shares < 1).any())
         label = NewLabel(
             target=target,
             subject=annotation.subject,

@@ -39,7 +39,7 @@ class ImportReport:
     classes: set[int] = field(default_factory=set)
     """The indices of the classes that the masks show."""
     gaps: int = 0
-    """Masks that leave pixels of a labeled region without a class."""
+    """Masks that leave pixels of a queued region without a class."""
     unclear: str = ""
     """Why the masks may mean something else; empty where nothing points to it."""
     unpainted: list[str] = field(default_factory=list)
