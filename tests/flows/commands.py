@@ -6,6 +6,7 @@ The import of torch costs a process several seconds, a fork some milliseconds.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from multiprocessing import forkserver, get_context
 from pathlib import Path
@@ -62,5 +63,6 @@ def _run(folder: Path, output: Path, errors: Path, arguments: tuple[str, ...]) -
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     console.width = error_console.width = 200
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     sys.argv = ["segcurate", *arguments]
     cli.main()
