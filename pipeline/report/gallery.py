@@ -32,6 +32,7 @@ CONTEXT = 0.6
 """How far a picture reaches beyond its region on each side, as a share of the region's longer side."""
 ROW_INCHES = 2.3
 HEADING_LETTERS = 24
+REASON_LETTERS = 150
 COLUMNS = ("where", "image", "prediction", "entropy", "mutual information", "label")
 
 
@@ -74,7 +75,7 @@ def draw_gallery(
     """
     if not rows:
         raise ValueError("Expected at least one region to draw.")
-    figure = Figure(figsize=(13, ROW_INCHES * len(rows) + 1.5))
+    figure = Figure(figsize=(13, ROW_INCHES * len(rows) + 1.65))
     total = figure.get_figheight()
     figure.text(0.012, 1 - 0.18 / total, title, fontsize=14, fontweight="bold", va="top")
     grid = figure.add_gridspec(
@@ -82,9 +83,9 @@ def draw_gallery(
         len(COLUMNS),
         left=0.012,
         right=0.988,
-        top=1 - 0.95 / total,
+        top=1 - 1.1 / total,
         bottom=0.82 / total,
-        hspace=0.22,
+        hspace=0.26,
         wspace=0.05,
     )
     scales = (
@@ -96,7 +97,7 @@ def draw_gallery(
         _draw_row(axes, row, colors=colors, scales=scales)
         if index == 0:
             for name, one in zip(COLUMNS, axes, strict=True):
-                _write_above(one, name, at=0.5, points=22, ha="center", fontweight="bold", color=INK)
+                _write_above(one, name, at=0.5, points=32, ha="center", fontweight="bold", color=INK)
     _draw_legends(figure, class_names=class_names, colors=colors, scales=scales)
     return figure
 
@@ -175,9 +176,9 @@ def _draw_row(
     for one in axes:
         if one.images:
             _outline(one, row.box)
-    reason = textwrap.shorten(row.reason, width=156, placeholder=" …")
+    reason = textwrap.fill(row.reason, width=REASON_LETTERS)
     _write_above(where, _shorten(row.heading), at=0, points=5, fontsize=9.5, fontweight="bold")
-    _write_above(image, reason, at=0, points=5, fontsize=9, color=MUTED)
+    _write_above(image, reason, at=0, points=5, fontsize=9, color=MUTED, va="bottom")
 
 
 def _write_above(axes: Axes, text: str, *, at: float, points: float, **style: Any) -> None:
