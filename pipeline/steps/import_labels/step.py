@@ -24,7 +24,8 @@ from pipeline.labeling.exchange import Annotation, Rejected, Tool
 from pipeline.labeling.tools import recognise, tool_named
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
-from pipeline.steps.import_labels.incoming import Incoming, IncomingQueue, Origin
+from pipeline.steps.import_labels.incoming import Incoming, Origin
+from pipeline.steps.import_labels.incoming_queue import IncomingQueue
 from pipeline.steps.import_labels.report import ImportReport
 from pipeline.steps.ingest.held_out_labels import take_held_out_labels
 from pipeline.steps.ingest.splits import note_open_splits

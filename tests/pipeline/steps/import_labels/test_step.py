@@ -18,7 +18,7 @@ from pipeline.data.masks import MaskCodec, read_mask
 from pipeline.errors import DataError, NotYourTurn, UserError
 from pipeline.steps.annotate import annotate
 from pipeline.steps.export import export
-from pipeline.steps.import_labels import import_labels, incoming
+from pipeline.steps.import_labels import import_labels, incoming_queue
 from pipeline.steps.import_labels.step import ImportReport
 from tests.factories import ask, new_image, put
 from tests.pipeline.labeling.exported_project import NAMES, ROTATED, Exported, entries_of, ids, write_png
@@ -296,7 +296,7 @@ def test_a_mask_of_an_image_outside_the_queue_is_not_taken_for_its_namesake(sele
 def test_masks_of_thousands_of_other_images_are_one_line(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming, "MOST_LINES", 4)
+    monkeypatch.setattr(incoming_queue, "MOST_LINES", 4)
     loose = exported.project.root / "all masks"
     write_png(loose / "tiny.png", ids(exported.truth["tiny.png"]))
     with exported.database.session() as session:
