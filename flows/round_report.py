@@ -129,7 +129,7 @@ def _because(row: RoundSummary) -> str:
 
 def _cost(row: RoundSummary) -> str:
     """The estimated clicks and the measured hours of the labels, where they are known."""
-    clicks = "" if row.clicks is None else f"; their regions take about {row.clicks:.0f} clicks"
+    clicks = "" if row.clicks is None else f"; their regions take about {counted(round(row.clicks), 'click')}"
     hours = "" if row.hours is None else f"; the annotators took {row.hours:.1f} hours"
     return clicks + hours
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.estimate import Estimate
-from pipeline.format import percent
+from pipeline.format import counted, percent
 from pipeline.report.svg import LETTER, WIDTH, Axis, Chart, Plot, named_axis, number_axis
 
 MEASURE_COLORS = {
@@ -146,11 +146,11 @@ def bar_chart(
     counts: Mapping[str, int],
     *,
     title: str,
-    unit: str = "regions",
+    unit: str = "region",
     colors: Mapping[str, str] | None = None,
     width: float = WIDTH,
 ) -> Chart:
-    """Counts as bars, the number beside each."""
+    """Counts as bars, the number beside each; `unit` is one of what is counted."""
     label_width = min(170.0, 14 + max((len(name) for name in counts), default=0) * LETTER)
     height = 12 + ROW * len(counts)
     x = Axis(0, max(counts.values(), default=1) or 1, ())
@@ -161,7 +161,7 @@ def bar_chart(
         at = len(counts) - 1 - index
         color = (colors or {}).get(name, "s0")
         plot.text(0, at, _cut(name, label_width), anchor="end", dx=-8)
-        tooltip = f"{name}: {count} {unit}, {percent(count / total)}"
+        tooltip = f"{name}: {counted(count, unit)}, {percent(count / total)}"
         plot.bar((0, count), (at - 0.34, at + 0.34), color, title=tooltip)
         plot.text(count, at, str(count), dx=6, color="muted")
     return Chart(title, plot.svg(title))

@@ -1,4 +1,4 @@
-"""What labels cost an annotator, and a queue that ends where his hours end: for simulations."""
+"""What labels cost an annotator, and a queue that ends where the clicks are spent: for simulations."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def label_costs(project: Project, database: Database) -> LabelCosts:
 
 def cut_queue(project: Project, database: Database, *, clicks: float) -> int:
     """Shorten the round's draft of a queue to what an annotator with existing masks draws until all labels
-    have cost `clicks`; the region with which he reaches them is the last. One region stays in any case.
+    have cost `clicks`; the region that reaches them is the last. One region stays in any case.
     Cutting again changes nothing.
 
     Masks are read by rank, and none behind the last region. The probability of the audit slice becomes that

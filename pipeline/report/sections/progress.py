@@ -191,14 +191,13 @@ def queue(contents: Contents) -> Section:
     if facts is None:
         return Section("queue", title, "", [Missing("No queue has been selected yet.", "segcurate select")])
     colors = {name: f"c{index}" for index, name in enumerate(contents.class_names)}
-    unit = f"{facts.unit}s"
     divided = (
         ("Predicted class", facts.by_class, colors),
         ("Sequence or group", largest(contents.queue_groups, MOST_GROUPS), None),
         ("How chosen", named_slices(facts.by_slice), {SLICE_WORDS["audit"]: "s2"}),
     )
     charts = [
-        bar_chart(counts_of, title=name, unit=unit, colors=colors_of, width=320)
+        bar_chart(counts_of, title=name, unit=facts.unit, colors=colors_of, width=320)
         for name, counts_of, colors_of in divided
         if len(counts_of) > 1  # a single bar shows nothing
     ]
