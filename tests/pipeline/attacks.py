@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import resource
 import signal
 import struct
@@ -35,6 +34,7 @@ from pipeline.model.build import read_tensors
 from pipeline.model.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model
 from pipeline.regions.superpixels import _load as load_superpixels
 from tests.conftest import write_config
+from tests.memory import status
 from tests.pipeline.claiming_png import claiming_png
 
 MIB = 1 << 20
@@ -71,8 +71,8 @@ def measure(name: str, path: Path, answer: Connection) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(SECONDS)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    before = _status("VmRSS")
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + (6 << 30), resource.RLIM_INFINITY))
+    before = status("VmRSS")
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (6 << 30), resource.RLIM_INFINITY))
     begun = time.monotonic()
     try:
         outcome = f"read: {ATTACKS[name].door(path)}"
@@ -81,13 +81,7 @@ def measure(name: str, path: Path, answer: Connection) -> None:
     except BaseException as error:
         outcome = f"TRACEBACK {error!r}"
     seconds = time.monotonic() - begun
-    answer.send(Measured(outcome[:300], (_status("VmHWM") - before) / MIB, seconds))
-
-
-def _status(key: str) -> int:
-    """Bytes of a line of this process's status."""
-    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) * 1024 if match else 0
+    answer.send(Measured(outcome[:300], (status("VmHWM") - before) / MIB, seconds))
 
 
 def write(folder: Path, name: str, content: bytes | Iterable[bytes]) -> Path:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from pipeline.progress import TILES
 from pipeline.regions.shapes import CellBounds, cell_shares, map_regions
 from pipeline.uncertainty.predictor import Prediction, Predictor
 from pipeline.uncertainty.reduction import reduce_regions, region_grid
+from tests.memory import in_own_process, peak_above
 from tests.pipeline.model.test_segmenter import tiny
 from tests.pipeline.uncertainty.test_fast_path import CPU, predictor_of
 
@@ -114,50 +112,47 @@ def test_regions_that_are_summed_in_bands_have_the_same_columns(
     torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
 
 
-def peak_above(work: Callable[[], object]) -> int:
-    """Bytes of the highest memory of this process while it works, above those that it has before."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    Path("/proc/self/clear_refs").write_text("5")
-    work()
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1]) - before
-
-
 def draw(prediction: Prediction, size: tuple[int, int]) -> int:
     """What an export does with a prediction: each pixel's class."""
     classes = [part.argmax(dim=1).byte() for _, part in prediction.bands(prediction.probability, size)]
     return int(torch.cat(classes, dim=-2).max())
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_memory_of_a_prediction_grows_by_few_bytes_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 4 classes a cell of 4 × 4 pixels has 13 floats, so 3.3 bytes a pixel, and each class drawn 1 byte.
-    Whole maps at the image's size would be 16 bytes a pixel, and twice that while they are made."""
-    monkeypatch.setattr(row_bands, "BAND_VALUES", 100_000)
+def peaks_of_predictions() -> list[int]:
+    """Peaks of two images of which the second has four times the pixels; each is predicted twice."""
+    row_bands.BAND_VALUES = 100_000
     predictor = predictor_of(tiny("fpn").eval(), resolution="logits", tile=256, overlap=32, samples=2)
     sizes = [(700, 700), (1400, 1400)]
     images = [photograph(*size) for size in sizes]
-    peaks = [
+    for image, size in zip(images, sizes, strict=True):  # libraries are loaded, and buffers made
+        draw(predictor.predict(image), size)
+    return [
         peak_above(lambda image=image, size=size: draw(predictor.predict(image), size))
-        for image, size in zip([images[0], *images], [sizes[0], *sizes], strict=True)
-    ][1:]
+        for image, size in zip(images, sizes, strict=True)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_prediction_grows_by_few_bytes_a_pixel() -> None:
+    """Of 4 classes a cell of 4 × 4 pixels has 13 floats, so 3.3 bytes a pixel, and each class drawn 1 byte.
+    Whole maps at the image's size would be 16 bytes a pixel, and twice that while they are made."""
+    peaks = in_own_process(peaks_of_predictions)
     assert (peaks[1] - peaks[0]) / (3 * 700 * 700) < 12
 
 
+def peak_of_a_jpeg(path: Path) -> int:
+    row_bands.BAND_VALUES = 400_000
+    return peak_above(lambda: read_image(path, channels=3, max_pixels=12_000_000))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_jpeg_is_read_with_no_second_copy_of_its_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jpeg_is_read_with_no_second_copy_of_its_pixels(tmp_path: Path) -> None:
     """Pillow holds 4 bytes a pixel, the array 3; one more copy has 3."""
-    monkeypatch.setattr(row_bands, "BAND_VALUES", 400_000)
     pixels = np.add.outer(np.arange(3000), np.arange(4000))[..., None] * [1, 2, 3] % 256
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.jpg")
-    del pixels
-    peak = peak_above(lambda: read_image(tmp_path / "a.jpg", channels=3, max_pixels=12_000_000))
-    assert peak / 12_000_000 < 8.5
+    assert in_own_process(peak_of_a_jpeg, tmp_path / "a.jpg") / 12_000_000 < 8.5
 
 
 def test_shares_of_cells_do_not_depend_on_the_bands_that_they_are_counted_in(

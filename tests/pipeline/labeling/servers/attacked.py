@@ -17,16 +17,14 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.labeling.servers import cvat, cvat_client, cvat_http, label_studio, label_studio_http, limits
 from pipeline.labeling.servers.base import LabelingServer
+from tests.memory import status
 
 TOKEN = "abc123.secret"
 
 
 def peak() -> float:
     """MiB that this process has needed so far; unlike `ru_maxrss`, without those of its parent."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("the kernel tells no peak")
+    return status("VmHWM") / 1024**2
 
 
 def attacked(tool: str, url: str, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
