@@ -23,6 +23,7 @@ from pipeline.data.masks import (
     write_mask,
 )
 from pipeline.errors import DataError, UserError
+from tests.colour_vision import DEFICIENCIES, distances
 
 PLAIN: list[Any] = ["sky", "road", "car"]
 COLORED: list[Any] = [
@@ -175,6 +176,15 @@ def test_palettes_keep_given_colours_and_never_repeat_one() -> None:
     assert colors.shape == (255, 3)
     assert colors[0].tolist() == [230, 25, 75]
     assert len({tuple(color) for color in colors.tolist()}) == 255
+
+
+@pytest.mark.parametrize("deficiency", [None, *DEFICIENCIES])
+def test_colour_blind_people_tell_the_default_colours_of_eight_classes_apart(deficiency: str | None) -> None:
+    classes = [f"class {n}" for n in range(8)]
+    colors = palette(DataConfig.model_validate({"images": ["images"], "classes": classes}))
+    apart = distances(colors, seen_with=deficiency)
+    assert apart[np.triu_indices(8, 1)].min() > 15  # 2.3 is a just noticeable difference
+    assert len(set(colors[0].tolist())) == 1  # the first class is grey
 
 
 def test_a_mask_of_many_channels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from skimage.color import rgb2lab
 
 from pipeline.drawing.heatmaps import (
     SMALLEST_INFORMATION_SPAN,
@@ -17,36 +16,13 @@ from pipeline.drawing.heatmaps import (
     two_colour,
     write_two_colour,
 )
-
-DEFICIENCIES = {
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779],
-        [-0.078411, 0.930809, 0.147602],
-        [0.004733, 0.691367, 0.303900],
-    ],
-}
-"""How linear RGB looks at severity 1 (Machado, Oliveira and Fernandes 2009)."""
+from tests.colour_vision import DEFICIENCIES, distances, lab
 
 
 def shown(aleatoric: float, epistemic: float) -> npt.NDArray[np.int64]:
     """The colour of one pixel where both spans are 1."""
     maps = (np.full((1, 1), value, dtype=np.float32) for value in (aleatoric, epistemic))
     return two_colour(*maps, mutual_information_span=1, expected_entropy_span=1)[0, 0].astype(np.int64)
-
-
-def lab(colors: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """CIE L*a*b* of sRGB colours [N, 3] in 0 to 1, without the product's code."""
-    return rgb2lab(colors[None])[0]
 
 
 def test_the_corners_have_their_colours_and_the_middle_is_grey() -> None:
@@ -71,12 +47,8 @@ def test_more_of_either_uncertainty_is_lighter_and_no_two_equal_steps_differ_muc
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 def test_colour_blind_people_tell_the_corners_apart(deficiency: str) -> None:
-    encoded = TWO_COLOUR_CORNERS.reshape(4, 3) / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    seen = (linear @ np.array(DEFICIENCIES[deficiency]).T).clip(0, 1)
-    seen = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
-    apart = np.linalg.norm(lab(seen)[:, None] - lab(seen)[None], axis=-1)
-    assert apart[~np.eye(4, dtype=bool)].min() > 25  # 2.3 is a just noticeable difference
+    apart = distances(TWO_COLOUR_CORNERS.reshape(4, 3), seen_with=deficiency)
+    assert apart[np.triu_indices(4, 1)].min() > 25  # 2.3 is a just noticeable difference
 
 
 def test_spans_scale_each_half_alone_and_what_is_beyond_is_full() -> None:
