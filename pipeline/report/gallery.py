@@ -33,6 +33,10 @@ CONTEXT = 0.6
 ROW_INCHES = 2.3
 HEADING_LETTERS = 24
 REASON_LETTERS = 150
+MISSING_RANKS = (
+    "A missing rank is that of a region that was picked at random, or of a further region of an image: they "
+    "are not shown."
+)
 COLUMNS = ("where", "image", "prediction", "entropy", "mutual information", "label")
 
 
@@ -63,27 +67,35 @@ class GalleryRow:
 
 @in_style
 def draw_gallery(
-    rows: Sequence[GalleryRow], *, class_names: Sequence[str], colors: RgbImage, title: str
+    rows: Sequence[GalleryRow],
+    *,
+    class_names: Sequence[str],
+    colors: RgbImage,
+    title: str,
+    note: str = "",
 ) -> Figure:
     """A row a region: the image, a crop, the prediction, its uncertainty, and the label.
 
     Args:
         colors: of the classes [C, 3].
+        note: a sentence below the title.
 
     Raises:
         ValueError: there is no region to draw.
     """
     if not rows:
         raise ValueError("Expected at least one region to draw.")
-    figure = Figure(figsize=(13, ROW_INCHES * len(rows) + 1.65))
+    head = 1.27 if note else 1.1
+    figure = Figure(figsize=(13, ROW_INCHES * len(rows) + head + 0.55))
     total = figure.get_figheight()
     figure.text(0.012, 1 - 0.18 / total, title, fontsize=14, fontweight="bold", va="top")
+    figure.text(0.012, 1 - 0.47 / total, note, fontsize=9, color=MUTED, va="top")
     grid = figure.add_gridspec(
         len(rows),
         len(COLUMNS),
         left=0.012,
         right=0.988,
-        top=1 - 1.1 / total,
+        top=1 - head / total,
         bottom=0.82 / total,
         hspace=0.26,
         wspace=0.05,

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from pipeline.report.blocks import Block, Heading, Missing, Section, Text
 from pipeline.report.contents import Contents
 from pipeline.report.figures import line_color
+from pipeline.report.gallery import MISSING_RANKS
 from pipeline.report.sections.annotators import annotators
 from pipeline.report.sections.calibration import calibration
 from pipeline.report.sections.progress import learning, lineage, queue, status, unlabeled
@@ -119,8 +120,7 @@ def _gallery(contents: Contents) -> Section:
         "gallery",
         "Regions to label",
         "The handle moves the edge of the chosen layer over the image. The frame is the region to label, and "
-        "the number is its rank in the queue. Some ranks are missing: regions that were picked at random and "
-        "further regions of an image are not shown.",
+        f"the number is its rank in the queue. {MISSING_RANKS}",
         blocks,
         fresh=True,
     )

@@ -38,9 +38,11 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ShownRegion:
-    """A region of a gallery. `mask_uri` is the file of its imported label; `tags` are short labels."""
+    """A region of a gallery. `rank` is its place in the queue or the list, from 1; `mask_uri` is the file of
+    its imported label; `tags` are short labels."""
 
     image: Image
+    rank: int
     box: Box
     outline: str | None
     heading: str
@@ -85,6 +87,7 @@ def queue_regions(session: Session, project: Project, number: int) -> QueueRegio
         class_name = () if item.predicted_class is None else (f"mostly {names[item.predicted_class]}",)
         best[image.id] = ShownRegion(
             image=image,
+            rank=item.rank,
             box=(item.x, item.y, item.w, item.h),
             outline=item.outline,
             heading=f"{item.rank}. {Path(image.uri).name}",
@@ -110,6 +113,7 @@ def disagreeing_regions(session: Session, report: DisagreementReport) -> list[Sh
             continue
         best[image.id] = ShownRegion(
             image=image,
+            rank=rank,
             box=(row.x, row.y, row.w, row.h),
             outline=row.outline,
             heading=f"{rank}. {Path(row.uri).name}",

@@ -17,7 +17,7 @@ from pipeline.progress import Progress, silent
 from pipeline.report.blocks import Gallery
 from pipeline.report.curves import draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import write_figure
-from pipeline.report.gallery import GalleryRow, draw_gallery
+from pipeline.report.gallery import MISSING_RANKS, GalleryRow, draw_gallery
 from pipeline.report.page import render_page
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import draw_reliability
@@ -153,11 +153,13 @@ def _draw_galleries(
         rows = _rows(project, shown.model, shown.calibrators, shown.regions[:most], drawn.failures)
         if not rows:
             continue
+        pictured = rows[:GALLERY_ROWS]
         picture = draw_gallery(
-            [row for _, row in rows][:GALLERY_ROWS],
+            [row for _, row in pictured],
             class_names=project.config.data.class_names,
             colors=palette(project.config.data),
             title=f"Round {number}: the regions that the model ranks highest",
+            note=MISSING_RANKS if pictured[-1][0].rank > len(pictured) else "",
         )
         write_figure(target / f"gallery_{shown.queue.name}.png", picture)
         if on_page:

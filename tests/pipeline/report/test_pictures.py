@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.estimate import Estimate
 from pipeline.report.curves import RiskCurve, draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import line_color, write_figure
-from pipeline.report.gallery import GalleryRow, crop_around, draw_gallery, painted
+from pipeline.report.gallery import MISSING_RANKS, GalleryRow, crop_around, draw_gallery, painted
 from pipeline.report.reliability import Reliability, draw_reliability
 from pipeline.summaries.classes import ClassFigures
 from pipeline.summaries.rounds import RoundSummary
@@ -162,6 +162,18 @@ def test_the_gallery_shows_the_region_in_its_context() -> None:
     shown = label.images[0].get_array()
     assert shown is not None
     assert shown[17, 17].tolist() != shown[0, 0].tolist()
+
+
+def test_the_note_of_a_gallery_fits_below_its_title() -> None:
+    figure = draw_gallery(
+        [gallery_row()], class_names=NAMES, colors=COLORS, title="Round 1", note=MISSING_RANKS
+    )
+    title, note = (text.get_window_extent() for text in figure.texts)
+    names = [text for text in figure.axes[0].texts if text.get_text() == "where"]
+    assert figure.texts[1].get_text() == MISSING_RANKS
+    assert note.y1 < title.y0
+    assert note.y0 > names[0].get_window_extent().y1
+    assert note.x1 < figure.bbox.x1
 
 
 def test_a_long_name_does_not_run_into_the_next_column() -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from db.queries import evaluations
 from db.queries.evaluations import put_assessment
 from db.queries.failures import list_failures
 from db.tables import Assessment, Model, QueueItem, ScoringRun
 from pipeline.errors import UserError
+from pipeline.report.gallery import MISSING_RANKS, GalleryRow, draw_gallery
 from pipeline.steps.calibrate import calibrate
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.report import report
@@ -158,3 +162,31 @@ def test_a_queue_of_nothing_but_audit_draws_has_no_gallery(scored: Workspace, tm
     finally:
         for item in before:
             change(scored.database, QueueItem, QueueItem.id == item.id, slice=item.slice)
+
+
+def test_a_picture_says_why_ranks_are_missing_where_some_are(
+    scored: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    pictured: list[list[str]] = []
+
+    def drawn(rows: Sequence[GalleryRow], *, note: str = "", **options: Any) -> Figure:
+        said.append(note)
+        pictured.append([row.heading.partition(".")[0] for row in rows])
+        return draw_gallery(rows, note=note, **options)
+
+    monkeypatch.setattr("pipeline.steps.report.step.draw_gallery", drawn)
+    before = fetch(scored.database, QueueItem)
+    first_of_image = {item.image_id: item for item in sorted(before, key=lambda item: -item.rank)}
+    try:
+        for item in before:
+            rank = item.rank if item is first_of_image[item.image_id] else 100 + item.rank
+            change(scored.database, QueueItem, QueueItem.id == item.id, slice="selected", rank=rank)
+        report(*scored, folder=tmp_path / "out")
+        change(scored.database, QueueItem, QueueItem.rank == 1, slice="audit")
+        report(*scored, folder=tmp_path / "out")
+    finally:
+        for item in before:
+            change(scored.database, QueueItem, QueueItem.id == item.id, slice=item.slice, rank=item.rank)
+    assert pictured[1][0] != "1"
+    assert said == ["", MISSING_RANKS], pictured
