@@ -39,14 +39,15 @@ def class_figures(
 
 
 def worst_class(classes: Sequence[ClassFigures]) -> str | None:
-    """The class of the lowest IoU, with its IoU; None where no IoU is defined.
+    """The class of the lowest IoU, with its IoU; None where all classes with an IoU have the same one, in two
+    digits, or only one class has one.
 
     >>> worst_class([ClassFigures("road", Estimate(0.98), Estimate(0.99)),
     ...              ClassFigures("crack", Estimate(0.371), Estimate(0.5))])
     'crack 0.37'
     """
     defined = [one for one in classes if one.iou.defined]
-    if not defined:
+    if len({f"{one.iou.value:.2f}" for one in defined}) < 2:
         return None
     worst = min(defined, key=lambda one: one.iou.value)
     return f"{worst.name} {worst.iou.value:.2f}"
