@@ -33,13 +33,26 @@ def test_without_a_failed_test_no_doubt_names_one_and_without_a_model_there_is_n
     assert verdict(empty_contents()) == []
 
 
-@pytest.mark.parametrize("values", [(1.0, 1.0), (0.996, 1.0), (0.98, math.nan), (math.nan, math.nan)])
-def test_where_no_class_is_worse_than_another_none_is_called_the_worst(values: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("values", "worst"),
+    [
+        ((0.4, 0.8), True),
+        ((1.0, 1.0), False),
+        ((0.996, 1.0), False),
+        ((0.98, math.nan), False),
+        ((math.nan, math.nan), False),
+    ],
+)
+def test_a_class_is_called_the_worst_only_where_one_is_worse_than_another(
+    values: tuple[float, float], worst: bool
+) -> None:
     contents = full_contents()
     last = contents.rounds[-1]
-    flat = [*(Estimate(value) for value in values), *[Estimate(math.nan)] * len(last.classes)]
-    made = [replace(one, iou=iou) for one, iou in zip(last.classes, flat, strict=False)]
-    for classes, expected in ((last.classes, True), (tuple(made), False)):
-        shown = replace(contents, rounds=[*contents.rounds[:-1], replace(last, classes=classes)])
-        assert ("its worst class is" in verdict(shown)[0].words) is expected
-        assert ("worst class: " in str(status(shown))) is expected
+    classes = tuple(
+        replace(one, iou=Estimate(value)) for one, value in zip(last.classes[:2], values, strict=True)
+    )
+    shown = replace(
+        contents, rounds=[*contents.rounds[:-1], replace(last, classes=classes, model_status="promoted")]
+    )
+    assert ("its worst class is" in verdict(shown)[0].words) is worst
+    assert ("worst class: " in str(status(shown))) is worst
