@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from db.engine import Database
+from db.engine import Database, connect
+from db.migrations import current, head
 from db.queries import images as image_queries
 from db.queries import rounds as round_queries
 from db.queries import simulations
@@ -193,10 +194,13 @@ class Arm:
         return budgets[number] - (budgets[number - 1] if number else 0)
 
     def _open_store(self, source: Database) -> None:
-        """Make the arm's store where it is missing: whole or not at all."""
+        """Make the arm's store where it is missing, whole or not at all. One that another version of segcurate
+        began is made anew: all that it held is computed again."""
         path = self.home / STORE
         if path.is_file():
-            return
+            if _is_current(path):
+                return
+            self.forget()
         writable_folder(self.home)
         fresh = path.with_name(STORE + PARTIAL)
         for rest in self.home.glob(f"{STORE}*"):
@@ -214,6 +218,15 @@ class Arm:
 
 def _url(path: Path) -> str:
     return SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def _is_current(path: Path) -> bool:
+    """Whether a store is of this version of segcurate."""
+    engine = connect(_url(path))
+    try:
+        return current(engine) == head()
+    finally:
+        engine.dispose()
 
 
 def _with(section: Any, **changes: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.operation.runner import Runner
 from pipeline.operation.simulate import Simulated, parse_budgets, run_simulate
-from pipeline.operation.simulate.arms import Arm
+from pipeline.operation.simulate.arms import STORE, Arm
 from pipeline.operation.simulate.workers import one_thread
 from pipeline.steps.label_costs import cut_queue, label_costs
 from pipeline.steps.select import select
@@ -135,6 +136,19 @@ def test_strategies_of_a_seed_start_from_the_same_model_and_seeds_from_others(si
         cells[("stratified", 0, 12)]["overlap"]["fingerprint"]
         == (cells[("initial", 0, 6)]["overlap"]["fingerprint"])
     )
+
+
+def test_an_arm_that_another_version_began_is_computed_again(trained: Path) -> None:
+    found: list[dict[Any, dict[str, Any]]] = []
+    with opened(trained) as (project, database), one_thread():
+        arm = Arm(project, Simulated(("random",), 1, BUDGETS), trained / "arms", "random", 0, "cpu").initial
+        for _ in range(2):
+            found.append({})
+            arm.run(database, found[-1].__setitem__)
+            with closing(sqlite3.connect(arm.home / STORE)) as store, store:
+                store.execute("UPDATE alembic_version SET version_num = '0013'")
+    assert list(found[0]) == arm.cells
+    assert found[0] == found[1]
 
 
 def test_no_strategy_sees_a_mask_of_a_region_that_is_not_labeled(trained: Path) -> None:
