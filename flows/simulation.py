@@ -15,6 +15,7 @@ from flows.tasks import log_line
 from pipeline.format import counted
 from pipeline.operation.simulate import run_simulate
 from pipeline.progress import LoggedProgress
+from pipeline.steps.report.simulation import write_simulation
 
 
 @flow(name="simulate", flow_run_name=lambda: f"simulate {today()}", persist_result=False)
@@ -57,6 +58,9 @@ def simulate_flow(
         )
         for line in summary.lines():
             log_line(line)
+        page = write_simulation(runner.project, summary)
+        if page is not None:
+            log_line(f"Open {page}.")
         runner.name_run(counted(len(summary.seeds), "seed"))
         return Done(" ".join(one.sentence for one in summary.verdicts) or "The simulation is finished.")
 

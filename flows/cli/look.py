@@ -132,9 +132,9 @@ def report(
     folder: Annotated[Path | None, typer.Option(help="Instead of the `report` folder of `workdir`.")] = None,
 ) -> None:
     """Write the report: one HTML page on labels, models and uncertainty that needs no other file."""
-    from pipeline.steps.ready import require_evaluated
+    from pipeline.steps.ready import require_drawable
 
-    run_step("report", ready=lambda _, session: require_evaluated(session), folder=folder)
+    run_step("report", ready=lambda _, session: require_drawable(session), folder=folder)
 
 
 def _show(

@@ -179,6 +179,7 @@ def simulate(
     """
     from pipeline.operation.runner import Runner
     from pipeline.operation.simulate import run_simulate
+    from pipeline.steps.report.simulation import write_simulation
 
     if as_json and as_csv:
         raise UserError("Expected one of `--json` and `--csv`.")
@@ -195,6 +196,7 @@ def simulate(
             audit=audit,
             iterations=iterations,
         )
+        page = write_simulation(project, summary)
     if as_json:
         print_json(summary.document())
     elif as_csv:
@@ -202,3 +204,5 @@ def simulate(
     else:
         for line in summary.lines():
             print_line(line)
+        if page is not None:
+            print_line(f"Open {page}.")

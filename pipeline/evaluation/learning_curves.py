@@ -167,9 +167,13 @@ def saved_share(mine: Array, my_costs: Array, others: Array, other_costs: Array)
 
 
 def curve_at(trials: Trials, strategy: str, *, confidence: float) -> list[Crossed]:
-    """The mIoU of a strategy at each budget, with its intervals."""
-    overlap = trials.curves[strategy].overlap
-    joined = _joined(overlap, _units(trials, _added(overlap)))
+    """The mIoU of a strategy at each budget, with its intervals.
+
+    The independent units are estimated from what each run of test images adds in the mean of all strategies,
+    so that those that share a cell have the same interval there.
+    """
+    added = np.mean([_added(one.overlap) for one in trials.curves.values()], axis=0)
+    joined = _joined(trials.curves[strategy].overlap, _units(trials, added))
     return [
         crossed(lambda sums, at=at: mean_iou(sums[:, at]), joined, confidence=confidence)
         for at in range(len(trials.budgets))

@@ -26,6 +26,11 @@ from pipeline.files import atomic_write_bytes
 INK, MUTED, RULE = "#1f2937", "#6b7280", "#e5e7eb"
 BEFORE, AFTER = "#d97706", "#2563eb"
 """Before and after calibration, in every picture; also told apart by colour-blind eyes."""
+SERIES = (
+    *("#2563eb", "#c61a76", "#0b8f63", "#cf6a0c", "#7c3aed"),
+    *("#64748b", "#b08900", "#0e8fa8", "#9f4a2f", "#4d7c0f"),
+)
+"""The series of a chart, as on the page."""
 DPI = 130
 
 _STYLE: dict[Any, Any] = {

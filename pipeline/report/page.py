@@ -1,9 +1,12 @@
-"""The page: one HTML file with its style, script and pictures inside, which loads nothing else."""
+"""The pages: each one HTML file with its style, script and pictures inside, which loads nothing else."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pipeline.format import counted
 from pipeline.report.blocks import Block, Heading, Missing, Section, Text
 from pipeline.report.contents import Contents
 from pipeline.report.figures import line_color
@@ -21,10 +25,43 @@ from pipeline.report.sections.progress import learning, lineage, queue, status, 
 from pipeline.report.sections.quality import quality
 from pipeline.report.sections.shift import drift, stress
 from pipeline.report.sections.simulation import simulation
+from pipeline.summaries.simulations import SimulationSummary
+
+EVERY_INTERVAL = "Every interval is a bootstrap over independent units of images, never over pixels."
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: of what it is, and its sections. `kind` is written beside the brand."""
+
+    project: str
+    kind: str
+    byline: str
+    sections: Sequence[Section]
+    footer: str = EVERY_INTERVAL
 
 
 def render_page(contents: Contents) -> str:
-    """The whole page as HTML. Text from users is escaped; only the page's own script may run, by its hash."""
+    """The report as HTML."""
+    promoted = "promoted" if contents.status.promoted_model else "not promoted"
+    byline = f"Model {contents.model} · {promoted} · {_written(contents.written_at)}"
+    page = Page(contents.project, "report", byline, sections(contents))
+    return render(page, class_colors(contents.class_colors))
+
+
+def render_simulation(project: str, found: SimulationSummary, *, written_at: datetime) -> str:
+    """The page of a simulation as HTML; empty of sections where no seed is finished."""
+    byline = f"Simulation {found.hash[:8]} · {counted(len(found.seeds), 'seed')} · {_written(written_at)}"
+    footer = "Every interval is over seeds and independent units of test images, never over pixels."
+    return render(Page(project, "simulation", byline, simulation(found), footer))
+
+
+def render(page: Page, colors: str = "") -> str:
+    """A whole page as HTML. Text from users is escaped; only the page's own script may run, by its hash.
+
+    Args:
+        colors: the CSS of the classes.
+    """
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
@@ -37,13 +74,15 @@ def render_page(contents: Contents) -> str:
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("page.html.j2").render(
-        contents=contents,
-        sections=sections(contents),
-        written=contents.written_at.strftime("%d %B %Y, %H:%M UTC"),
-        style=Markup(_asset("page.css") + class_colors(contents.class_colors)),
+        page=page,
+        style=Markup(_asset("page.css") + colors),
         script=Markup(script),
         script_digest=digest,
     )
+
+
+def _written(at: datetime) -> str:
+    return at.strftime("%d %B %Y, %H:%M UTC")
 
 
 def sections(contents: Contents) -> list[Section]:
@@ -54,7 +93,7 @@ def sections(contents: Contents) -> list[Section]:
         _gallery(contents),
         learning(contents),
         unlabeled(contents),
-        *simulation(contents),
+        *simulation(contents.simulation),
         calibration(contents),
         quality(contents),
         stress(contents),

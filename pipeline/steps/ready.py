@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from db.queries import evaluations, models, queues
+from db.queries import evaluations, models, queues, simulations
 from db.queries import rounds as round_queries
 from db.queries.models import TrainingImage
 from db.queries.runs import newest_run
@@ -98,14 +98,22 @@ def reviewed_labels(session: Session) -> list[TrainingImage]:
     return images
 
 
-def require_evaluated(session: Session) -> None:
-    """Refuse to draw a report before a model has been evaluated.
+def is_evaluated(session: Session) -> bool:
+    """Whether a model has been evaluated."""
+    return any(evaluations.model_evaluations(session, model.id) for model in models.list_models(session))
+
+
+def require_drawable(session: Session) -> None:
+    """Refuse to draw a report before a model has been evaluated or a simulation has begun.
 
     Raises:
-        UserError: none has.
+        UserError: there is neither.
     """
-    if not any(evaluations.model_evaluations(session, model.id) for model in models.list_models(session)):
-        raise UserError("There is nothing to draw: no model has been evaluated.", "Run `segcurate status`.")
+    if not is_evaluated(session) and simulations.newest_simulation(session) is None:
+        raise UserError(
+            "There is nothing to draw: no model has been evaluated, and nothing simulated.",
+            "Run `segcurate status`.",
+        )
 
 
 def require_classes(names: Sequence[str], known: Sequence[str]) -> None:

@@ -194,8 +194,8 @@ class Arm:
         return budgets[number] - (budgets[number - 1] if number else 0)
 
     def _open_store(self, source: Database) -> None:
-        """Make the arm's store where it is missing, whole or not at all. One that another version of segcurate
-        began is made anew: all that it held is computed again."""
+        """Make the arm's store where it is missing, whole or not at all. One that another version of the
+        program began is made anew: all that it held is computed again."""
         path = self.home / STORE
         if path.is_file():
             if _is_current(path):

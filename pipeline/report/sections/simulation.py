@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
+from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.simulation_verdict import per
 from pipeline.format import count, counted, number, percent
-from pipeline.report.blocks import Block, Cell, Charts, Section, Table, Text, cells
+from pipeline.report.blocks import Block, Charts, Section, Table, Text, cells
 from pipeline.report.charts import Line, line_chart
-from pipeline.report.contents import Contents
+from pipeline.report.figures import SERIES
 from pipeline.report.svg import Axis, Chart, number_axis
 from pipeline.summaries.simulations import SimulationSummary, StrategySummary
 
@@ -18,9 +19,8 @@ CLICKS = {"clicks": "clicks to draw", "clicks_correcting": "clicks to correct"}
 TONES: dict[str, Any] = {"yes": "good", "no": "bad", "not shown": "warn"}
 
 
-def simulation(contents: Contents) -> list[Section]:
-    """The section of the newest simulation; none where no seed of one is finished."""
-    found = contents.simulation
+def simulation(found: SimulationSummary | None) -> list[Section]:
+    """The section of a simulation; none where there is none, or no seed of it is finished."""
     if found is None or not found.seeds:
         return []
     blocks: list[Block] = [Text(one.sentence, tone=TONES[one.answer]) for one in found.verdicts]
@@ -46,7 +46,33 @@ def _curves(found: SimulationSummary) -> list[Chart]:
     charts = [_over(found, "labels", f"{found.unit}s labeled"), _over(found, "clicks", "clicks to draw")]
     if all("clicks_correcting" in one.costs for one in found.strategies):
         charts.append(_over(found, "clicks_correcting", "clicks to correct proposals"))
+    if found.comparisons:
+        charts.append(_gained(found))
     return charts
+
+
+def _gained(found: SimulationSummary) -> Chart:
+    """What each strategy is ahead of each control at each budget, paired by seed and by test image."""
+    name = f"{found.budget_unit}s, by doublings"
+    marks = [math.log2(budget) for budget in list(found.comparisons[0].at)]
+    ticks = tuple((place, count(round(2**place))) for place in marks)
+    colors = _colors(found)
+    lines = [
+        Line(
+            f"{one.strategy} − {one.control}",
+            colors[one.control],
+            marks,
+            [point.over_both for point in one.at.values()],
+        )
+        for one in found.comparisons
+    ]
+    ends = [0.0, *(v for line in lines for one in line.y for v in (one.low, one.high, one.value))]
+    return line_chart(
+        lines,
+        title="Ahead of the controls, paired",
+        x=Axis(marks[0] - 0.1, marks[-1] + 0.1, ticks, name),
+        y=number_axis(ends, "difference in mean IoU"),
+    )
 
 
 def _over(found: SimulationSummary, cost: str, name: str) -> Chart:
@@ -62,35 +88,39 @@ def _over(found: SimulationSummary, cost: str, name: str) -> Chart:
     return _chart(found, places, axis, f"mIoU over {name}")
 
 
+def _colors(found: SimulationSummary) -> dict[str, str]:
+    """The CSS class of each strategy's line; a difference has that of its control."""
+    return {one.name: f"s{turn % len(SERIES)}" for turn, one in enumerate(found.strategies)}
+
+
 def _chart(found: SimulationSummary, places: dict[str, list[float]], axis: Axis, title: str) -> Chart:
+    colors = _colors(found)
     lines = [
-        Line(one.name, f"s{turn}", places[one.name], [point.over_both for point in one.curve])
-        for turn, one in enumerate(found.strategies)
+        Line(one.name, colors[one.name], places[one.name], [point.over_both for point in one.curve])
+        for one in found.strategies
     ]
     ends = [v for line in lines for one in line.y for v in (one.low, one.high, one.value)]
     return line_chart(lines, title=title, x=axis, y=number_axis(ends, "mean IoU"))
 
 
 def _reached(found: SimulationSummary) -> Table:
-    rare = f"mean IoU of {', '.join(found.rare)}" if found.rare else ""
-    costs = {"labels": f"{found.unit}s", "pixels": "pixels", **CLICKS}
-    head = ["strategy", "mIoU", "ECE", *([rare] if rare else []), "of all labels", *costs.values()]
-    return Table(
-        head,
-        [_row(one, costs, rare=bool(rare)) for one in found.strategies],
-        f"With {counted(found.budgets[-1], found.budget_unit)}",
-    )
-
-
-def _row(one: StrategySummary, costs: Iterable[str], *, rare: bool) -> list[Cell]:
-    return cells(
-        one.name,
-        one.curve[-1].over_both,
-        one.ece,
-        *([one.rare] if rare and one.rare is not None else []),
-        number(None) if one.full_share is None else percent(one.full_share.value),
-        *(count(round(one.costs[cost][-1])) if cost in one.costs else number(None) for cost in costs),
-    )
+    """What the last budget has reached and cost; without columns that no strategy has a number for."""
+    some = found.strategies
+    columns: dict[str, Callable[[StrategySummary], Estimate | str]] = {
+        "mIoU": lambda one: one.curve[-1].over_both,
+        "ECE": lambda one: one.ece,
+    }
+    if found.rare:
+        columns[f"mean IoU of {', '.join(found.rare)}"] = lambda one: one.rare or number(None)
+    if any(one.full_share is not None for one in some):
+        columns["of the mIoU with all labels"] = lambda one: one.full_share or number(None)
+    for cost, name in {"labels": f"{found.unit}s", "pixels": "pixels", **CLICKS}.items():
+        if any(cost in one.costs for one in some):
+            columns[name] = lambda one, cost=cost: (
+                count(round(one.costs[cost][-1])) if cost in one.costs else number(None)
+            )
+    rows = [cells(one.name, *(value(one) for value in columns.values())) for one in some]
+    return Table(["strategy", *columns], rows, f"With {counted(found.budgets[-1], found.budget_unit)}")
 
 
 def _first_labels(found: SimulationSummary) -> Table:
@@ -110,18 +140,15 @@ def _first_labels(found: SimulationSummary) -> Table:
 
 
 def _differences(found: SimulationSummary) -> Table:
-    compared = found.comparisons[0].compared
     rows = [
         cells(
-            f"{one.strategy} − {one.control}",
-            *(one.areas[cost].over_both for cost in compared),
-            *(percent(one.saved[cost].value) for cost in compared),
+            f"{one.strategy} − {one.control}" if cost == one.compared[0] else "",
+            f"per {per(cost, unit=found.unit)}",
+            one.areas[cost].over_both,
+            percent(one.saved[cost].value),
         )
         for one in found.comparisons
+        for cost in one.compared
     ]
-    head = [
-        "difference",
-        *(f"mIoU, per {per(cost, unit=found.unit)}" for cost in compared),
-        *(f"saved, per {per(cost, unit=found.unit)}" for cost in compared),
-    ]
+    head = ["difference", "", "mIoU", "saved at equal mIoU"]
     return Table(head, rows, "Along the curve, with intervals over seeds and test images")

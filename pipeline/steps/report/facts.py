@@ -30,7 +30,7 @@ from pipeline.summaries.models import estimates, model_history
 from pipeline.summaries.project import project_status
 from pipeline.summaries.queues import queue_summary
 from pipeline.summaries.rounds import RoundSummary
-from pipeline.summaries.simulations import newest_summary
+from pipeline.summaries.simulations import SimulationSummary
 
 FIRST_ITEMS = 15
 
@@ -48,7 +48,12 @@ class EvaluatedModel:
     risks: Risks | None
 
 
-def read_contents(session: Session, project: Project, history: Sequence[RoundSummary]) -> Contents:
+def read_contents(
+    session: Session,
+    project: Project,
+    history: Sequence[RoundSummary],
+    simulation: SimulationSummary | None,
+) -> Contents:
     """Everything on the page but its galleries.
 
     Raises:
@@ -87,7 +92,7 @@ def read_contents(session: Session, project: Project, history: Sequence[RoundSum
         queue=None if queue is None else queue_summary(session, queue, class_names=names, head=FIRST_ITEMS),
         queue_groups=Counter(image.group_name for _, image in items),
         annotators=annotator_report(session, project),
-        simulation=newest_summary(session, config),
+        simulation=simulation,
         models=model_history(session, class_names=names, sampler=project.config.scoring.sampler),
         training=_training_curve(project, model),
     )

@@ -22,7 +22,7 @@ from pipeline.report.page import render_page
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import draw_reliability
 from pipeline.steps.disagreements import disagreements
-from pipeline.steps.ready import require_evaluated
+from pipeline.steps.ready import is_evaluated, require_drawable
 from pipeline.steps.report.facts import EvaluatedModel, evaluated_models, metrics_table, read_contents
 from pipeline.steps.report.gallery import (
     Failures,
@@ -32,8 +32,10 @@ from pipeline.steps.report.gallery import (
     queue_regions,
     record_failures,
 )
+from pipeline.steps.report.simulation import write_simulation
 from pipeline.steps.served_model import stored_calibrators
 from pipeline.summaries.rounds import RoundSummary, round_history
+from pipeline.summaries.simulations import newest_summary
 
 PAGE = "report.html"
 GALLERY_ROWS = 5
@@ -53,16 +55,19 @@ class _Galleries:
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """The folder of the report, and the images and checkpoints that could not be drawn, with the reason."""
+    """The folder of the report and its pages, and the images and checkpoints that could not be drawn, with
+    the reason."""
 
     folder: Path
-    failed: Failures
+    pages: Sequence[Path]
+    failed: Failures = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """The images and checkpoints that are left out, then the page to open."""
+        """The images and checkpoints that are left out, then the pages to open."""
         for subject, reason in self.failed:
             yield f"not drawn: {subject}: {reason}"
-        yield f"Open {self.folder / PAGE}."
+        for page in self.pages:
+            yield f"Open {page}."
 
 
 def report(
@@ -72,22 +77,27 @@ def report(
 
     Writes `report.html`, which needs no other file, and beside it `learning_curve.png`, for each model
     `reliability_<model>.png` and `risk_coverage_<model>.png`, for each queue `gallery_<queue>.png`, and
-    `metrics.csv` with every metric and its interval. The report leaves out an image or
-    checkpoint that can no longer be read, and records it as a failure.
+    `metrics.csv` with every metric and its interval. The newest simulation has a page of its own, see
+    `write_simulation`; where no model has been evaluated yet, it is the only one. The report leaves out an
+    image or checkpoint that can no longer be read, and records it as a failure.
 
     Args:
         folder: `<workdir>/report` by default.
 
     Raises:
-        UserError: no model has been evaluated yet, or the folder cannot be written.
+        UserError: no model has been evaluated and nothing simulated yet, or the folder cannot be written.
     """
     target = folder if folder is not None else project.workdir / "report"
+    config = project.config
     with database.session(write=False) as session:
-        require_evaluated(session)
-        config = project.config
+        require_drawable(session)
+        simulated = newest_summary(session, config)
+        page = None if simulated is None else write_simulation(project, simulated, folder=target)
+        if not is_evaluated(session):
+            return WrittenReport(target, [_finished(page)])
         history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         evaluated = evaluated_models(session, project, history)
-        contents = read_contents(session, project, history)
+        contents = read_contents(session, project, history, simulated)
         table = metrics_table(session, project, history)
     writable_folder(target)
     atomic_write_bytes(target / "metrics.csv", table.encode())
@@ -98,7 +108,22 @@ def report(
     atomic_write_bytes(target / PAGE, render_page(contents).encode())
     with database.session() as session:
         record_failures(session, galleries.failures)
-    return WrittenReport(target, galleries.failures)
+    pages = [target / PAGE, *([page] if page is not None else [])]
+    return WrittenReport(target, pages, galleries.failures)
+
+
+def _finished(page: Path | None) -> Path:
+    """The page of the simulation, where it is all there is.
+
+    Raises:
+        UserError: no seed of it is finished.
+    """
+    if page is None:
+        raise UserError(
+            "There is nothing to draw: no model has been evaluated, and no seed simulated to its end.",
+            "Run the same `segcurate simulate` again: it continues.",
+        )
+    return page
 
 
 def _draw_curves(

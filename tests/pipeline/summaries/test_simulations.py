@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from importlib import resources
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,10 @@ from db.queries import simulations
 from db.queries.simulations import FULL, INITIAL, CellKey
 from pipeline.config import ProjectConfig
 from pipeline.evaluation.overlap import Overlap
+from pipeline.report.figures import SERIES
+from pipeline.report.page import render_simulation
 from pipeline.report.sections.simulation import _curves, _differences, _first_labels, _reached
+from pipeline.report.simulation_figure import draw_simulation
 from pipeline.summaries.simulations import SimulationSummary, newest_summary
 
 CONFIG = ProjectConfig(name="a", data={"images": "images", "classes": ["ground", "car"]})  # pyright: ignore
@@ -156,9 +162,43 @@ def test_json_has_the_intervals_and_csv_a_line_a_cell() -> None:
 
 def test_the_report_draws_both_curves_and_both_tables() -> None:
     found = summarised()
-    over_labels, *over_clicks = _curves(found)
+    over_labels, *over_clicks, gained = _curves(found)
     assert "stratified: 0.5" in over_labels.svg
     assert ["clicks to draw" in over_clicks[0].svg, "clicks to correct" in over_clicks[1].svg] == [True, True]
+    assert [name for _, name in gained.legend] == ["stratified − class_random", "stratified − random"]
     assert len(_reached(found).rows) == 3
-    assert len(_differences(found).rows) == 2
-    assert len(_curves(summarised(corrected=False))) == 2
+    assert _reached(found).head[-2:] == ["clicks to draw", "clicks to correct"]
+    assert len(_differences(found).rows) == 6
+    without = summarised(corrected=False)
+    assert len(_curves(without)) == 3
+    assert _reached(without).head[-1] == "clicks to draw"
+
+
+def test_strategies_that_share_a_cell_have_the_same_interval_there() -> None:
+    first = [one.curve[0].over_both for one in summarised().strategies]
+    assert first[0].low < first[0].value
+    assert first == 3 * [first[0]]
+
+
+def test_the_picture_has_a_panel_for_labels_for_clicks_and_for_differences() -> None:
+    figure = draw_simulation(summarised(), title="streets")
+    labels, clicks, gained = figure.axes
+    assert len(labels.lines) == len(clicks.lines) == 3
+    legend = gained.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "stratified − class_random",
+        "stratified − random",
+    ]
+    with pytest.raises(ValueError, match="finished seed"):
+        draw_simulation(summarised(without=CellKey(INITIAL, 0, 10), seeds=1), title="streets")
+
+
+def test_the_page_of_a_simulation_stands_alone() -> None:
+    page = render_simulation("<b>streets", summarised(), written_at=datetime(2026, 1, 2, tzinfo=UTC))
+    assert "&lt;b&gt;streets" in page
+    assert "3 seeds · 02 January 2026" in page
+    assert "Yes, per region: stratified beats class_random and random" in page
+    assert "http" not in page.replace("http-equiv", "")
+    style = (resources.files("pipeline.report") / "templates" / "page.css").read_text(encoding="utf-8")
+    assert all(f"--s{turn}: {color}" in style for turn, color in enumerate(SERIES))

@@ -14,14 +14,14 @@ from tests.pipeline.shared_queue import SIDE, disputing, filled, make_shared_que
 
 def test_the_page_knows_who_differs_where_and_what_the_model_expected(tmp_path: Path) -> None:
     shared = make_shared_queue(tmp_path, images=1, expected_entropy=np.array([[0.4, 0.3, 0.2, 0.1]]))
-    found = ask(shared.database, read_contents, shared.project, []).annotators
+    found = ask(shared.database, read_contents, shared.project, [], None).annotators
     assert found is not None
     assert not found.rows
     masks = [filled(0), disputing(np.array([0.5, 0.25, 0, 0]))]
     for name, mask in zip(("ann", "bo"), masks, strict=True):
         shared.label(1, mask, by=name)
     shared.settle(1, masks)
-    facts = ask(shared.database, read_contents, shared.project, []).annotators
+    facts = ask(shared.database, read_contents, shared.project, [], None).annotators
     assert facts is not None
     assert facts.images == 1
     pixels = SIDE * SIDE

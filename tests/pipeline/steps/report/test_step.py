@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from db.queries import evaluations
+from db.queries import evaluations, simulations
 from db.queries.evaluations import put_assessment
 from db.queries.failures import list_failures
+from db.queries.simulations import CellKey
 from db.tables import Assessment, Model, QueueItem, ScoringRun
 from pipeline.errors import UserError
 from pipeline.report.gallery import MISSING_RANKS, GalleryRow, draw_gallery
@@ -26,6 +27,7 @@ from pipeline.steps.score import score
 from pipeline.steps.select import select
 from tests.factories import CLASSES, Workspace, ask, change, fetch
 from tests.pipeline.report.stored import novelty_document, quality_document, scoring_document, stress_document
+from tests.pipeline.summaries.test_simulations import cell
 from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 
@@ -50,6 +52,30 @@ def test_before_the_first_evaluation_there_is_nothing_to_draw(tmp_path: Path) ->
     with pytest.raises(UserError, match="no model has been evaluated"):
         report(project, database)
     assert not (project.workdir / "report").exists()
+
+
+def test_a_simulation_has_a_page_where_no_model_has_been_evaluated(tmp_path: Path) -> None:
+    project, database = textured_project(tmp_path)
+
+    def finish(name: str, seed: int, budget: int, iou: float) -> None:
+        with database.session() as session:
+            row = simulations.open_simulation(
+                session, hash="a", settings={"budgets": [6, 12], "unit": "region"}
+            )
+            document = cell(iou, labels=budget, clicks=2.0 * budget)
+            simulations.put_cell(session, row.id, CellKey(name, seed, budget), document)
+
+    finish("initial", 0, 6, 0.3)
+    finish("entropy", 0, 12, 0.5)
+    finish("random", 1, 12, 0.4)
+    with pytest.raises(UserError, match="no seed simulated to its end"):
+        report(project, database)
+    finish("random", 0, 12, 0.4)
+    written = report(project, database)
+    assert [path.name for path in written.pages] == ["simulation.html"]
+    assert names(written.folder) == {f"simulation.{ending}" for ending in ("html", "png", "csv", "json")}
+    assert "Two seeds are the least" in (written.folder / "simulation.html").read_text(encoding="utf-8")
+    assert len((written.folder / "simulation.csv").read_text().splitlines()) == 5
 
 
 def test_a_round_becomes_pictures_and_a_table(scored: Workspace) -> None:
