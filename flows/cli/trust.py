@@ -59,12 +59,12 @@ def novelty(
     pool_images: Annotated[int, typer.Option(help="Pool images to compare with.")] = 200,
 ) -> None:
     """Does the pool differ from the labeled images, and does the model detect unknown classes?"""
-    from pipeline.steps.ready import require_classes
+    from pipeline.steps.ready import require_held_out_classes
 
     names = [name.strip() for name in classes.split(",") if name.strip()]
 
     def ready(project: Project, session: Session) -> None:
-        require_classes(names, project.config.data.class_names)
+        require_held_out_classes(names, project.config.data.class_names)
         _chosen(model)(project, session)
 
     run_step(

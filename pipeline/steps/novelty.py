@@ -22,7 +22,7 @@ from pipeline.format import evidence, number, table
 from pipeline.model.checkpoints import read_card
 from pipeline.progress import Progress, notes, silent
 from pipeline.steps.held_out import assessed_images
-from pipeline.steps.ready import chosen_model, require_classes
+from pipeline.steps.ready import chosen_model, require_held_out_classes
 from pipeline.steps.served_model import offered_samplers, stored_calibrators
 from pipeline.steps.train_without import train_without
 from pipeline.studies.held_out import HeldOutImages, PlacedImage, spread
@@ -118,10 +118,11 @@ def novelty(
         pool_images: how many unlabeled pool images, drawn at random with a fixed seed.
 
     Raises:
-        UserError: there is no such model or class, or a model cannot be trained or used.
+        UserError: there is no such model or class, fewer than two classes are left, or a model cannot be
+            trained or used.
     """
     names = project.config.data.class_names
-    require_classes(classes, names)
+    require_held_out_classes(classes, names)
     if checkpoint is not None and not classes:
         raise UserError(
             "A checkpoint was named, but no class.", "Name the classes that it was trained without."

@@ -116,15 +116,24 @@ def require_drawable(session: Session) -> None:
         )
 
 
-def require_classes(names: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a class that the project does not have.
+def require_held_out_classes(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse to hold out a class that the project does not have, or so many that fewer than two are left.
 
     Raises:
-        UserError: there is one.
+        UserError: a class is unknown, or too many are named.
     """
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"There is no class `{unknown[0]}`.", f"The classes are {', '.join(known)}.")
+    left = [name for name in known if name not in names]
+    if names and len(left) < 2:
+        raise UserError(
+            f"Without {', '.join(names)} the second model has "
+            f"{f'only the class {left[0]}' if left else 'no class'} to learn: it has nothing to tell apart.",
+            f"Name fewer classes, so that two of {', '.join(known)} are left."
+            if len(known) > 2
+            else "Run `segcurate novelty` without `--classes`: holding one out needs three.",
+        )
 
 
 def require_positive(option: str, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.evaluation.populations import mean_difference, nearest_distances, 
 from pipeline.model.checkpoints import read_card
 from pipeline.steps.novelty import novelty
 from pipeline.steps.train_without import train_without
-from tests.factories import HEIGHT, WIDTH, add_label, ask, new_queue, put
+from tests.factories import CLASSES, HEIGHT, WIDTH, add_label, ask, new_queue, put
 from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 
@@ -153,3 +154,20 @@ def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
         novelty(project, database, classes=["dragon"])
     with pytest.raises(UserError, match="but no class"):
         novelty(project, database, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("names", [CLASSES[:2], CLASSES])
+def test_holding_out_so_many_classes_that_nothing_is_left_to_tell_apart_is_refused(
+    tmp_path: Path, names: list[str]
+) -> None:
+    project, database = textured_project(tmp_path)
+    with pytest.raises(UserError, match="nothing to tell apart") as refused:
+        novelty(project, database, classes=names)
+    assert refused.value.remedy == "Name fewer classes, so that two of ground, water, tree are left."
+    two = project.config.data.model_copy(update={"classes": project.config.data.classes[:2]})
+    of_two = replace(project, config=project.config.model_copy(update={"data": two}))
+    with pytest.raises(UserError, match="has only the class water to learn") as refused:
+        novelty(of_two, database, classes=["ground"])
+    assert refused.value.remedy == (
+        "Run `segcurate novelty` without `--classes`: holding one out needs three."
+    )
