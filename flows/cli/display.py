@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -24,14 +25,51 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.evaluation.estimate import Estimate
 from pipeline.format import MISSING, count, number
 from pipeline.progress import LoggedProgress, Pace, Paces, speed
 from pipeline.progress import Progress as StepProgress
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+_INDENT = re.compile(r"\s*(?:\S.{0,14}?\s{2,})?")
+"""What stands before the text of a line: spaces, and a short name or number that two spaces end."""
+_LEAST_WIDTH = 20
+"""Columns that an indented text has; a console with fewer does not indent."""
+
+
+class IndentingConsole(Console):
+    """A console whose lines that do not fit go on below the beginning of their text."""
+
+    def print(
+        self, *objects: Any, markup: bool | None = None, soft_wrap: bool = False, **options: Any
+    ) -> None:
+        """As of rich. A single text is indented where it is wrapped."""
+        if len(objects) == 1 and isinstance(objects[0], str) and not soft_wrap:
+            objects = (_Indented(self.render_str(objects[0], markup=markup)),)
+        super().print(*objects, markup=markup, soft_wrap=soft_wrap, **options)
+
+
+@dataclass(frozen=True)
+class _Indented:
+    """A text of one or more lines, each wrapped and indented by itself."""
+
+    text: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.text.split(allow_blank=True):
+            match = _INDENT.match(line.plain)
+            before, text = line.divide([0 if match is None else match.end()])
+            if options.max_width - before.cell_len < _LEAST_WIDTH:
+                before, text = Text(), line
+            for part in text.wrap(console, options.max_width - before.cell_len) or [Text()]:
+                part.rstrip()
+                yield before + part
+                before = Text(" " * before.cell_len)
+
+
+console = IndentingConsole(highlight=False, emoji=False)
+errors = IndentingConsole(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager

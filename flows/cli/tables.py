@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from rich.padding import Padding
-
 from flows.cli.display import console, errors, literal, table
 from pipeline.evaluation.confidence import Confidence
 from pipeline.evaluation.estimate import Estimate
@@ -32,8 +30,8 @@ from pipeline.summaries.classes import worst_class
 SINGLE_PASS = "none"
 """The sampler whose predictions decide whether a model is promoted."""
 
-INDENT = (0, 0, 0, 6)
-"""Space around the lines below an entry: top, right, bottom, left."""
+INDENT = " " * 6
+"""Space before the lines below an entry."""
 
 if TYPE_CHECKING:
     from pipeline.summaries.annotators import AnnotatorReport
@@ -269,9 +267,9 @@ def show_queue(row: QueueSummary) -> None:
         if item.clicks is not None:
             parts.append(f"about {counted(round(item.clicks), 'click')}")
         console.print(f"{item.rank:4d}  {literal(item.image)}", soft_wrap=True)
-        console.print(Padding(f"at {x}, {y}, {w} × {h}: {literal(', '.join(parts))}", INDENT, expand=False))
+        console.print(f"{INDENT}at {x}, {y}, {w} × {h}: {literal(', '.join(parts))}")
         if item.reason:
-            console.print(Padding(literal(item.reason), INDENT, expand=False))
+            console.print(f"{INDENT}{literal(item.reason)}")
 
 
 def show_failures(rows: Sequence[FailureGroup], total: int) -> None:
@@ -280,11 +278,11 @@ def show_failures(rows: Sequence[FailureGroup], total: int) -> None:
     for row in rows:
         files = counted(row.files, "file")
         console.print(f"[bold]{literal(row.step)}, {files}[/]")
-        console.print(Padding(literal(row.reason), INDENT, expand=False))
+        console.print(f"{INDENT}{literal(row.reason)}")
         for subject in row.examples:
-            console.print(Padding(literal(subject), INDENT, expand=False))
+            console.print(f"{INDENT}{literal(subject)}")
         if row.files > len(row.examples):
-            console.print(Padding(f"… {count(row.files - len(row.examples))} more", INDENT, expand=False))
+            console.print(f"{INDENT}… {count(row.files - len(row.examples))} more")
     if any(row.files > len(row.examples) for row in rows):
         console.print("`segcurate failures --all` lists each file.")
 
