@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.config import IGNORE, ClassConfig, DataConfig, ProjectConfig
 from pipeline.data.images import open_image
+from pipeline.data.mask_names import infer_names
 from pipeline.data.masks import check_mask, mask_colors, mask_values, unpack
 from pipeline.data.project import Project
 from pipeline.data.sources import Found, find_images, mask_path
@@ -66,9 +67,10 @@ class MaskSurvey:
         """What was found, as text."""
         if not self.masks:
             return [f"No mask is called after its image ({counted(self.images, 'image')} looked at)."]
+        stem = f", where the stem is the image's name without `{self.suffix}`" if self.suffix else ""
         lines = [
             f"{out_of(self.masks, self.images, 'image')} {agree(self.masks, 'has', 'have')} a mask "
-            f"`{self.template}`."
+            f"`{self.template}`{stem}."
         ]
         for what, found in (("values", self.values), ("colours", self.colors)):
             total = sum(found.values())
@@ -92,7 +94,8 @@ class Proposal:
 
 
 def survey_masks(root: Path, *, images: str, masks: str) -> MaskSurvey:
-    """Look for the masks of images, and read up to `MOST_READ` of them.
+    """Look for the masks of images, and read up to `MOST_READ` of them. Where the usual names do not give
+    each image its mask, other names are inferred from the files.
 
     Args:
         root: the folder that the paths are relative to.
@@ -100,13 +103,21 @@ def survey_masks(root: Path, *, images: str, masks: str) -> MaskSurvey:
     Raises:
         DataError: the images or the folder of the masks do not exist.
     """
-    found = list(islice(find_images(_project(root, images, masks, *_TEMPLATES[0])), _MOST_NAMES))
+    project = _project(root, images, masks, *_TEMPLATES[0])
+    found = list(islice(find_images(project), _MOST_NAMES))
     best: tuple[str, str] = _TEMPLATES[0]
     paths: list[Path] = []
     for template in _TEMPLATES:
         beside = _masks(_project(root, images, masks, *template), found)
         if len(beside) > len(paths):
             best, paths = template, beside
+    folder = project.path(project.config.data.masks or masks)
+    if len(paths) < len(found) and (inferred := infer_names(folder, found)) is not None:
+        beside = _masks(_project(root, images, masks, *inferred), found)
+        if len(beside) > len(paths):
+            best, paths = inferred, beside
+    if best != _TEMPLATES[0]:  # masks that lie among the images are no longer counted as images
+        found = list(islice(find_images(_project(root, images, masks, *best)), _MOST_NAMES))
     survey = MaskSurvey(template=best[0], suffix=best[1], images=len(found), masks=len(paths))
     problem = ""
     palettes: list[dict[int, int]] = []

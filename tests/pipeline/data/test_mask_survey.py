@@ -22,6 +22,11 @@ def surveyed(root: Path, masks: dict[str, np.ndarray], *, mask_name: str = "{}.p
     return survey_masks(root, images="images", masks="masks")
 
 
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def grey(*values: int) -> np.ndarray:
     return np.array([values], dtype=np.uint8)
 
@@ -97,3 +102,52 @@ def test_names_of_masks_are_found(
 ) -> None:
     survey = surveyed(tmp_path, {stem: grey(0, 1)}, mask_name=mask_name)
     assert (survey.template, survey.suffix, survey.masks) == (template, suffix, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "template", "suffix"),
+    [
+        ("images/{}_img.png", "masks/{}_mask.png", "{parent}/{stem}_mask.png", "_img"),
+        ("all/{}_img.png", "all/{}_mask.png", "{parent}/{stem}_mask.png", "_img"),
+        ("images/{}_rgb.png", "masks/{}.png", "{parent}/{stem}.png", "_rgb"),
+        ("images/{}.png", "masks/{}-annotation.tif", "{parent}/{stem}-annotation.tif", ""),
+        ("all/{}.image.png", "all/{}.labels.png", "{parent}/{stem}.labels.png", ".image"),
+        (
+            "images/city/{}_leftImg8bit.png",
+            "masks/city/{}_gtCoarse_labelIds.png",
+            "{parent}/{stem}_gtCoarse_labelIds.png",
+            "_leftImg8bit",
+        ),
+        ("images/city/{}_0001_img.png", "masks/{}_0001_mask.png", "{stem}_mask.png", "_img"),
+    ],
+)
+def test_names_of_masks_and_suffixes_of_images_are_inferred(
+    tmp_path: Path, images: str, masks: str, template: str, suffix: str
+) -> None:
+    for stem in ("a", "ab", "a_1", "b"):
+        write(tmp_path / images.format(stem), np.zeros((1, 2, 3), np.uint8))
+        if stem != "b":
+            write(tmp_path / masks.format(stem), grey(0, 1))
+            write(tmp_path / masks.format(stem).replace("_mask", "_depth"), grey(0, 1))
+    write(tmp_path / masks.partition("/")[0] / "unrelated_0001.png", grey(0, 1))
+    pattern = images.replace("{}", "*") if images.startswith("all") else "images"
+    survey = survey_masks(tmp_path, images=pattern, masks=masks.partition("/")[0])
+    assert (survey.template, survey.suffix, survey.masks, survey.images) == (template, suffix, 3, 4)
+
+
+def test_of_images_and_masks_in_one_folder_the_masks_are_those_that_are_called_so(tmp_path: Path) -> None:
+    for stem in ("a", "b", "c"):
+        write(tmp_path / "all" / f"{stem}_img.png", np.zeros((1, 2, 3), np.uint8))
+        write(tmp_path / "all" / f"{stem}_mask.png", grey(0, 1))
+    survey = survey_masks(tmp_path, images="all", masks="all")
+    assert survey.lines()[0].startswith("3 of 3 images have a mask `{parent}/{stem}_mask.png`")
+    assert survey.lines()[0].endswith(", where the stem is the image's name without `_img`.")
+
+
+def test_numbers_of_frames_are_no_suffix(tmp_path: Path) -> None:
+    for stem in ("a_0001", "b_0001", "a_0002", "b_0002"):
+        write(tmp_path / "images" / f"{stem}.png", np.zeros((1, 2, 3), np.uint8))
+    for stem in ("a", "b"):
+        write(tmp_path / "masks" / f"{stem}_mask.png", grey(0, 1))
+    survey = survey_masks(tmp_path, images="images", masks="masks")
+    assert (survey.suffix, survey.masks) == ("", 0)
