@@ -1,17 +1,18 @@
-"""Score a run on a Ray cluster, with one task for each GPU, through Prefect's Ray task runner.
+"""A run that is scored, or a simulation that is computed, on a Ray cluster through Prefect's Ray task runner.
 
-A task gets the path of the configuration and the run's id. Its machine reads everything else, so that no
-secret is sent. When a worker dies, Ray starts its task again, and another worker scores its shard.
+A run has a task for each GPU, a simulation one for each seed. A task gets the path of the configuration, and
+what it is to do. Its machine reads everything else, so that no secret is sent. When a worker dies, Ray starts
+its task again: another worker scores its shard, or goes on with its seed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from db.engine import Database
 from db.queries import shards
@@ -21,11 +22,15 @@ from pipeline.config import ScaleConfig
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.format import agree, counted
+from pipeline.operation.simulate.workers import Engine, SeedWork, Work
+from pipeline.progress import Progress, silent
 from pipeline.steps.score.local_workers import score_on_devices
 from pipeline.steps.score.writer import ScoringTotals
 
 if TYPE_CHECKING:
     from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
+
+Result = TypeVar("Result")
 
 RESTARTS = 3
 """How often Ray restarts the task of a worker that has died."""
@@ -38,7 +43,14 @@ def _score(config: Path, run_id: int) -> ScoringTotals:
         return score_on_devices(project, database, run_id=run_id)
 
 
+def _simulate(config: Path, work: SeedWork) -> None:
+    """Compute a seed of a simulation."""
+    with opened(config) as (project, _):
+        work.compute(project)
+
+
 score_task = of_step(_score, "drain")
+simulate_task = of_step(_simulate, "simulate-seed")
 
 
 def score_on_cluster(
@@ -70,6 +82,40 @@ def score_on_cluster(
             ]
         totals = _gather(futures)
     return _add_dead_workers(database, totals, run_id=run_id, began_at=began_at)
+
+
+def simulation_engine(project: Project) -> Engine:
+    """The engine that computes a simulation on the cluster at `scale.ray_address`, with one task a seed."""
+    scale, file = project.config.scale, project.file
+    if file is None:
+        raise ConfigError("With `scale.engine: ray`, the project must have been read from a file.")
+
+    def compute_on_cluster(
+        works: Sequence[Work], *, workers: int, tick: Callable[[], None], progress: Progress = silent
+    ) -> Iterator[Work]:
+        parts = SeedWork.of(works)
+        with _cluster(scale) as runner:
+            import ray
+            from prefect_ray.context import remote_options
+
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            _, options = tasks_for(scale, nodes)
+            options |= {"num_cpus": 1}  # each computes with one thread
+            log_line(f"{counted(len(parts), 'task')} on the Ray cluster, each with {_resources(options)}.")
+            with remote_options(**options):
+                futures = {
+                    runner.submit(simulate_task, {"config": file, "work": part}): part for part in parts
+                }
+            for done in _as_completed(list(futures), tick=tick):
+                if done.state.is_crashed():
+                    raise UserError(
+                        f"A worker on the Ray cluster has died repeatedly: {done.state.message}",
+                        "Read Ray's logs, then run the same command again; what is finished is kept.",
+                    )
+                done.result()
+                yield from (work for work in works if work.arm.seed == futures[done].seed)
+
+    return compute_on_cluster
 
 
 def tasks_for(scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
@@ -139,26 +185,38 @@ def _resources(options: dict[str, Any]) -> str:
 
 def _gather(futures: list[PrefectRayFuture[ScoringTotals]]) -> ScoringTotals:
     """The totals of all tasks. A task that fails ends the others; a task whose worker died does not."""
+    totals = ScoringTotals()
+    for future in _as_completed(futures):
+        if future.state.is_crashed():
+            message = f"warning: a worker on the cluster: {future.state.message}"
+            totals += ScoringTotals(remarks=(message,))
+        else:
+            totals += future.result()
+    return totals
+
+
+def _as_completed(
+    futures: list[PrefectRayFuture[Result]], *, tick: Callable[[], None] = lambda: None
+) -> Iterator[PrefectRayFuture[Result]]:
+    """Futures as they are done; those that are not when the caller leaves are cancelled.
+
+    Args:
+        tick: called about once a second.
+    """
     import ray
 
-    totals = ScoringTotals()
     waiting = {future.wrapped_future: future for future in futures}
     try:
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=WAIT_SECONDS)
+            tick()
             for reference in ready:
                 future = waiting.pop(reference)
                 future.wait()
-                if future.state.is_crashed():
-                    totals += ScoringTotals(
-                        remarks=(f"warning: a worker on the cluster: {future.state.message}",)
-                    )
-                else:
-                    totals += future.result()
+                yield future
     finally:
         for reference in waiting:
             ray.cancel(reference)
-    return totals
 
 
 def _add_dead_workers(

@@ -14,6 +14,7 @@ from flows.runner import Done, FlowRunner, run_flow, today
 from flows.tasks import log_line
 from pipeline.format import counted
 from pipeline.operation.simulate import run_simulate
+from pipeline.operation.simulate.workers import Engine, compute_all
 from pipeline.progress import LoggedProgress
 from pipeline.steps.report.simulation import write_simulation
 
@@ -32,6 +33,8 @@ def simulate_flow(
 ) -> State[Any]:
     """Compare strategies on the images that have masks; the project's rounds, queues and labels stay.
 
+    With `scale.engine: ray`, tasks on the cluster compute the seeds.
+
     Args:
         config: The project's segcurate.yaml, by its absolute path.
         strategies: Names, separated by commas, such as entropy or entropy:noise_beta=4.
@@ -45,6 +48,11 @@ def simulate_flow(
     """
 
     def work(runner: FlowRunner) -> Done:
+        engine: Engine = compute_all
+        if runner.project.config.scale.engine == "ray":
+            from flows.ray_cluster import simulation_engine
+
+            engine = simulation_engine(runner.project)
         summary = run_simulate(
             replace(runner, progress=LoggedProgress(log_line)),
             strategies=strategies,
@@ -55,6 +63,7 @@ def simulate_flow(
             cold_start=cold_start,
             audit=audit,
             iterations=iterations,
+            engine=engine,
         )
         for line in summary.lines():
             log_line(line)

@@ -185,6 +185,10 @@ def simulate(
         raise UserError("Expected one of `--json` and `--csv`.")
     with opened_project() as (project, database), progress_bar() as progress:
         runner = Runner(project, database, log=lambda line: errors.print(literal(line)), progress=progress)
+        if project.config.scale.engine == "ray":
+            runner.log(
+                "`scale.engine: ray` is for the flow `simulate`: this command computes on this machine only."
+            )
         summary = run_simulate(
             runner,
             strategies=strategies,

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,21 @@ from ray.cluster_utils import Cluster
 from sqlalchemy import URL, make_url, select
 
 from db.engine import Database
-from db.queries import shards
+from db.queries import shards, simulations
 from db.tables import Shard
 from flows.ray_cluster import score_on_cluster
 from flows.scoring import score_pool
+from flows.simulation import simulate_flow
 from flows.tasks import opened
 from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
+from pipeline.operation.runner import Runner
+from pipeline.operation.simulate import run_simulate
+from pipeline.steps.ingest import ingest
 from pipeline.steps.score import score
 from pipeline.steps.score.step import ScoreReport, plan_scoring
+from tests.conftest import QUICK, draw, write_config
+from tests.conftest import opened as opened_project
 from tests.db.conftest import postgresql as server  # noqa: F401  (a fixture)
 from tests.db.private_server import empty_database
 from tests.factories import add_files, ask, configured, fetch, make_project, serve_random_model
@@ -166,6 +172,74 @@ def test_two_nodes_score_as_one_machine_does_and_a_killed_worker_costs_its_shard
     logs = Path(cluster.list_all_nodes()[0].get_logs_dir_path())
     told += [path.read_text(errors="replace") for path in logs.rglob("*") if path.is_file()]
     assert not [text for text in told if PASSWORD in text]
+
+
+@pytest.mark.timeout(900)
+def test_a_cluster_simulates_what_one_machine_does_and_a_killed_worker_costs_nothing(
+    tmp_path: Path, cluster: Cluster, store: str
+) -> None:
+    asked: dict[str, Any] = {"strategies": "entropy,random", "seeds": 2, "budgets": "6,12", "iterations": 2}
+    cells: list[dict[Any, Any]] = []
+    killed: list[int] = []
+    for name, settings in (
+        ("calm", {}),
+        (
+            "ray",
+            {
+                "database": {"url": store},
+                "scale": {"engine": "ray", "gpus_per_worker": 0, "ray_address": cluster.address},
+            },
+        ),
+    ):
+        for index in range(16):
+            draw(
+                tmp_path / name / "images",
+                tmp_path / name / "masks",
+                name=f"frame_{index:03d}.png",
+                seed=index,
+            )
+        write_config(tmp_path / name, **QUICK, **settings)
+        with opened_project(tmp_path / name) as (project, database):
+            ingest(project, database)
+            assert project.file is not None
+            if name == "calm":
+                run_simulate(Runner(project, database), workers=1, **asked)
+            else:
+                with killing_a_worker_amid(project.workdir / "simulations", killed):
+                    simulate_flow(project.file, **asked)
+            with database.session(write=False) as session:
+                found = simulations.newest_simulation(session)
+                assert found is not None
+                cells.append(simulations.cells(session, found.id))
+    assert len(killed) == 1
+    assert len(cells[0]) == 6
+    assert cells[0] == cells[1]
+    assert (tmp_path / "ray" / ".segcurate" / "report" / "simulation.html").is_file()
+
+
+@contextmanager
+def killing_a_worker_amid(folder: Path, killed: list[int]) -> Iterator[None]:
+    """Kill the process of one task while it computes."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            if len(list(folder.glob("*/seed-*/initial/store.db"))) < 2:
+                continue
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if any(str(folder) in file.path for file in process.open_files()):
+                        killed.append(process.pid)
+                        process.kill()
+                        return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.timeout(600)

@@ -33,7 +33,7 @@ from pipeline.operation.simulate.settings import (
     parse_strategies,
     settings_document,
 )
-from pipeline.operation.simulate.workers import Work, compute_all
+from pipeline.operation.simulate.workers import Engine, Work, compute_all
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.initial_regions import InitialRegions
 from pipeline.steps.ready import require_positive
@@ -57,6 +57,7 @@ def run_simulate(
     cold_start: str = "random",
     audit: bool = False,
     iterations: int | None = None,
+    engine: Engine = compute_all,
 ) -> SimulationSummary:
     """Compute the cells that are missing, then summarise all that were asked for.
 
@@ -76,6 +77,7 @@ def run_simulate(
             first one, and the others are compared with it.
         audit: give every queue the audit slice of the project's settings.
         iterations: of each training, instead of `training.iterations`: a quick look with worse models.
+        engine: what computes the arms; by default processes of this machine.
 
     Raises:
         Busy: another process runs a simulation of this project.
@@ -114,7 +116,7 @@ def run_simulate(
             )
         folder = project.workdir / "simulations" / row.hash[:16]
         devices = visible_devices(project.config)
-        run = _Run(runner, asked, row.id, folder, devices=devices, available=available)
+        run = _Run(runner, asked, row.id, folder, devices=devices, available=available, engine=engine)
         run.compute(workers or run.default_workers())
     with database.session(write=False) as session:
         return simulation_summary(session, row.id, project.config, strategies=names, seeds=range(seeds))
@@ -177,6 +179,7 @@ class _Run:
     folder: Path
     devices: Sequence[str]
     available: int
+    engine: Engine
     began: float = field(default_factory=time.monotonic)
 
     def default_workers(self) -> int:
@@ -201,7 +204,7 @@ class _Run:
         works = [Work(arm, url, self.simulation_id) for arm in arms]
         shown = _Shown(self, len(self.asked.cells), len(finished))
         left = list(works)
-        for work in compute_all(works, workers=workers, tick=shown.tick, progress=self.runner.progress):
+        for work in self.engine(works, workers=workers, tick=shown.tick, progress=self.runner.progress):
             left.remove(work)
             if work.arm.strategy != INITIAL:
                 work.arm.forget()

@@ -12,9 +12,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
 
 import cv2
 import torch
@@ -22,11 +25,14 @@ import torch
 from db.engine import Database
 from db.queries import simulations
 from db.queries.simulations import CellKey
+from pipeline.data.project import Project
 from pipeline.errors import Busy, UserError
 from pipeline.leases import LEASE_SECONDS
 from pipeline.operation.simulate.arms import Arm
+from pipeline.operation.simulate.settings import Simulated
 from pipeline.processes import end_with_parent
 from pipeline.progress import Progress, silent
+from pipeline.steps.score.local_workers import visible_devices
 
 POLL_SECONDS = 1.0
 
@@ -38,6 +44,68 @@ class Work:
     arm: Arm
     url: str
     simulation_id: int
+
+
+class Engine(Protocol):
+    """Computes arms in this order, each after the `initial` one of its seed; yields each when it is done.
+
+    Args:
+        workers: how many at once.
+        tick: called about once a second.
+        progress: of the steps, where a single worker is this process.
+
+    Raises:
+        UserError: a step cannot be done, or a process has died.
+    """
+
+    def __call__(
+        self,
+        works: Sequence[Work],
+        *,
+        workers: int,
+        tick: Callable[[], None],
+        progress: Progress = silent,
+    ) -> Iterator[Work]: ...
+
+
+@dataclass(frozen=True)
+class SeedWork:
+    """The arms of a seed as another machine is told of them: it reads the project from its file, so that no
+    secret is sent.
+
+    Attributes:
+        strategies: of the arms, in their order.
+        folder: of the simulation, which that machine may share or have for itself.
+        iterations: of each training.
+    """
+
+    asked: Simulated
+    seed: int
+    strategies: tuple[str, ...]
+    folder: Path
+    iterations: int
+    simulation_id: int
+
+    @classmethod
+    def of(cls, works: Sequence[Work]) -> list[SeedWork]:
+        """The works, seed by seed."""
+        found: list[SeedWork] = []
+        for seed, group in groupby(works, key=lambda work: work.arm.seed):
+            mine = list(group)
+            arm = mine[0].arm
+            names = tuple(work.arm.strategy for work in mine)
+            iterations = arm.project.config.training.iterations
+            found.append(cls(arm.asked, seed, names, arm.folder, iterations, mine[0].simulation_id))
+        return found
+
+    def compute(self, project: Project) -> None:
+        """Compute the arms one after the other, on the first device of this machine."""
+        training = project.config.training.model_copy(update={"iterations": self.iterations})
+        project = replace(project, config=project.config.model_copy(update={"training": training}))
+        device = visible_devices(project.config)[0]
+        for name in self.strategies:
+            arm = Arm(project, self.asked, self.folder, name, self.seed, device)
+            compute(Work(arm, project.database_url, self.simulation_id))
 
 
 def compute(work: Work, *, progress: Progress = silent) -> None:
@@ -62,17 +130,8 @@ def compute(work: Work, *, progress: Progress = silent) -> None:
 def compute_all(
     works: Sequence[Work], *, workers: int, tick: Callable[[], None], progress: Progress = silent
 ) -> Iterator[Work]:
-    """Compute arms in this order, each after the `initial` one of its seed; yields each when it is done.
-
-    A single worker is this process. The processes end when this one ends, however it does.
-
-    Args:
-        tick: called about once a second.
-        progress: of the steps, with a single worker.
-
-    Raises:
-        UserError: a step cannot be done, or a process has died.
-    """
+    """The engine of this machine: processes, or this one where a single worker is asked for. The processes
+    end when this one ends, however it does."""
     if workers == 1:
         for work in works:
             compute(work, progress=progress)
