@@ -113,13 +113,15 @@ def queued_images(session: Session) -> set[int]:
     return set(session.scalars(select(QueueItem.image_id).where(QueueItem.status == "queued").distinct()))
 
 
-def masked_since(session: Session, at: datetime) -> dict[str, int]:
-    """How many images that wait for a label have a mask that was read since, by their queue's name."""
+def masked_since(session: Session, at: datetime | None) -> dict[str, int]:
+    """How many images that wait for a label have a mask that was read since then, or since their queue was
+    drawn, by their queue's name."""
     statement = (
         select(Queue.name, func.count(func.distinct(Image.id)))
         .join(QueueItem, QueueItem.queue_id == Queue.id)
         .join(Image, Image.id == QueueItem.image_id)
-        .where(QueueItem.status == "queued", Image.mask_uri.is_not(None), Image.ingested_at >= at)
+        .where(QueueItem.status == "queued", Queue.kind != "initial", Image.mask_uri.is_not(None))
+        .where(Image.ingested_at >= (Queue.created_at if at is None else at))
         .group_by(Queue.name)
     )
     return dict(session.execute(statement).tuples().all())

@@ -34,15 +34,21 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
     """The project's state, the running processes, and the command that comes next."""
-    from pipeline.summaries.project import project_status, running_processes, scoring_status
+    from pipeline.summaries.project import (
+        masks_to_take,
+        project_status,
+        running_processes,
+        scoring_status,
+    )
 
     with opened_session() as (project, session):
         now, scoring = project_status(session), scoring_status(session)
-        running = running_processes(session)
+        running, masks = running_processes(session), masks_to_take(session, project)
     if as_json:
-        print_json({"project": project.config.name, **vars(now), "at_work": running, "scoring": scoring})
+        found = {"at_work": running, "scoring": scoring, "masks_to_take": masks}
+        print_json({"project": project.config.name, **vars(now), **found})
     else:
-        show_status(project.config.name, now, running, scoring)
+        show_status(project.config.name, now, running, scoring, masks)
 
 
 @commands.command(rich_help_panel=LOOK)

@@ -38,13 +38,19 @@ if TYPE_CHECKING:
     from pipeline.summaries.failures import FailureGroup
     from pipeline.summaries.models import ModelSummary
     from pipeline.summaries.pool import PoolSummary
-    from pipeline.summaries.project import RunningProcess, Scoring, Status
+    from pipeline.summaries.project import MasksToTake, RunningProcess, Scoring, Status
     from pipeline.summaries.queues import QueueSummary
     from pipeline.summaries.rounds import RoundSummary
     from pipeline.summaries.runs import RunSummary
 
 
-def show_status(name: str, now: Status, running: Sequence[RunningProcess], scoring: Scoring | None) -> None:
+def show_status(
+    name: str,
+    now: Status,
+    running: Sequence[RunningProcess],
+    scoring: Scoring | None,
+    masks: Sequence[MasksToTake],
+) -> None:
     """Print a project's status, and the next command at the end."""
     console.print(f"[bold]{literal(name)}[/]")
     console.print(f"images    {split_counts(now.images)}; {now.labeled_images} with labels")
@@ -74,6 +80,8 @@ def show_status(name: str, now: Status, running: Sequence[RunningProcess], scori
         console.print(f"running   {literal(process.work)} by {literal(process.owner)}{state}")
     if now.queue_items:
         console.print(f"queue     {counts(now.queue_items)}")
+    for of_queue in masks:
+        console.print(f"masks     [yellow]{literal(str(of_queue))}[/]")
     for queue in now.held_out:
         waiting = f"{counted(queue.images, 'image')} of {queue.name} to label"
         console.print(f"held out  {literal(waiting)}: [bold]{literal(queue.command)}[/]")

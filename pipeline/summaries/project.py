@@ -19,6 +19,7 @@ from db.queries.queues import places_of
 from db.queries.runs import newest_run
 from db.queries.shards import count_to_score, open_shards
 from db.tables import Image, Label, Model, Queue
+from pipeline.data.project import Project
 from pipeline.format import agree, counted
 from pipeline.leases import dead_owners
 from pipeline.rounds import WITHOUT_MODEL
@@ -83,6 +84,28 @@ class RunningProcess:
 
 
 @dataclass(frozen=True)
+class MasksToTake:
+    """Masks in `data.masks` of images that wait for labels, which are not read as labels by themselves.
+
+    Attributes:
+        queue: that asks for the images.
+        images: those that have a mask.
+        command: that imports them.
+    """
+
+    queue: str
+    images: int
+    command: str
+
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.images, 'image')} that {self.queue} asks for {agree(self.images, 'has', 'have')} "
+            f"a mask in `data.masks` now. Take {agree(self.images, 'it as its label', 'them as its labels')}"
+            f": `{self.command}`."
+        )
+
+
+@dataclass(frozen=True)
 class Scoring:
     """The newest scoring run of the promoted model.
 
@@ -109,6 +132,15 @@ def running_processes(session: Session) -> list[RunningProcess]:
     return found + [
         RunningProcess(f"scoring run {run_id}", owner, None, owner not in dead and until > now)
         for run_id, owner, until in shards
+    ]
+
+
+def masks_to_take(session: Session, project: Project, *, since: datetime | None = None) -> list[MasksToTake]:
+    """The masks that `data.masks` has got of images that wait for labels, since then, or since their queue
+    was drawn; each queue with such masks once."""
+    return [
+        MasksToTake(name, images, f"segcurate import {project.config.data.masks} --queue {name}")
+        for name, images in item_queries.masked_since(session, since).items()
     ]
 
 

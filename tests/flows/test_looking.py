@@ -81,6 +81,23 @@ def test_a_run_whose_scores_are_gone_says_since_when(console: Console, out: Path
     assert console.json("status")["scoring"]["run_id"] is None
 
 
+def test_status_says_that_masks_of_queued_images_have_appeared(console: Console, out: Path) -> None:
+    assert "masks     " not in console.run("status")
+    with opened(out) as (_, database), database.session() as session:
+        queued = session.scalars(select(QueueItem).where(QueueItem.queue_id == 2)).first()
+        assert queued is not None
+        masked = session.get_one(Image, queued.image_id)
+        masked.mask_uri, masked.ingested_at = "masks/new.png", utc_now()
+    line = next(line for line in console.run("status").splitlines() if line.startswith("masks     "))
+    assert line == (
+        "masks     1 image that round-01 asks for has a mask in `data.masks` now. Take it as its label: "
+        "`segcurate import masks --queue round-01`."
+    )
+    assert console.json("status")["masks_to_take"] == [
+        {"queue": "round-01", "images": 1, "command": "segcurate import masks --queue round-01"}
+    ]
+
+
 def test_the_queue_is_counted_whole_and_shown_from_its_head(console: Console, out: Path) -> None:
     with opened(out) as (_, database), database.session() as session:
         items = session.scalars(
@@ -219,6 +236,7 @@ def test_status_says_how_much_is_still_to_be_scored(console: Console, out: Path)
         "held_out",
         "at_work",
         "scoring",
+        "masks_to_take",
     ]
     assert status["at_work"] == []
     assert status["scoring"]["images_to_score"] == 0

@@ -28,7 +28,7 @@ from pipeline.data.project import LABELS_FOLDER, Project
 from pipeline.data.sources import Found, Skipped, as_text, find_images, is_text
 from pipeline.data.splits import ORDER
 from pipeline.errors import ConfigError, DataError
-from pipeline.format import agree, counted, none_can
+from pipeline.format import none_can
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.examine import Examined, examine
@@ -39,6 +39,7 @@ from pipeline.steps.ingest.positions import Assigned, Assignments
 from pipeline.steps.ingest.report import IngestReport
 from pipeline.steps.ingest.splits import grow_splits, lock_project, note_open_splits
 from pipeline.steps.mask_values import changed_meaning, meaning_of_values
+from pipeline.summaries.project import masks_to_take
 
 BATCH = 256
 """Files in a transaction."""
@@ -120,13 +121,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     grown += take_held_out_labels(project, database)
     with database.session() as session:
         missing = note_open_splits(session, project)
-        for name, number in queue_items.masked_since(session, started).items():
-            taken = agree(number, "it as its label", "them as its labels")
-            warnings.append(
-                f"{counted(number, 'image')} that {name} asks for {agree(number, 'has', 'have')} a mask in "
-                f"`data.masks` now. Take {taken}: "
-                f"`segcurate import {project.config.data.masks} --queue {name}`."
-            )
+        warnings += map(str, masks_to_take(session, project, since=started))
         _note_meaning(session, project)
         if images.pool_images(session, limit=1):
             rounds.open_without_labels(session)

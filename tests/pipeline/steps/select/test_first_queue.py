@@ -25,7 +25,7 @@ from pipeline.steps.export import export
 from pipeline.steps.import_labels import import_labels
 from pipeline.steps.ingest import ingest
 from pipeline.steps.select import select as choose
-from pipeline.summaries.project import project_status
+from pipeline.summaries.project import masks_to_take, project_status
 from pipeline.summaries.rounds import round_history
 from tests.factories import ask, configured, count_rows, fetch, fetch_one, round_state
 from tests.pipeline.steps.ingest.folder import Folder
@@ -248,7 +248,12 @@ def test_masks_that_appear_for_queued_images_are_said_to_be_there_and_taken_by_a
     (warning,) = [line for line in ingest(project, database).warnings if "asks for" in line]
     assert warning.endswith("`segcurate import masks --queue round-00`.")
     assert not [line for line in ingest(project, database).warnings if "asks for" in line]
+    with database.session(write=False) as session:
+        (found,) = masks_to_take(session, project)  # `status` says it until it is done
+    assert str(found) == warning
     import_labels(project, database, source=folder.root / "masks", queue="round-00")
+    with database.session(write=False) as session:
+        assert masks_to_take(session, project) == []
     assert count_rows(database, QueueItem, QueueItem.status == "labeled", QueueItem.queue_id == 1) == 1
 
 
