@@ -38,6 +38,24 @@ def silent(title: str, done: int, total: int | None, note: str = "") -> None:
     """A progress that does nothing."""
 
 
+class CountedParts:
+    """The parts of a computation, which are reported one by one.
+
+    Args:
+        total: how many there are.
+    """
+
+    def __init__(self, progress: Progress, title: str, total: int) -> None:
+        self._progress, self._title, self._total = progress, title, total
+        self._done = 0
+        progress(title, 0, total)
+
+    def done(self, parts: int = 1) -> None:
+        """Report the end of one part, or of several."""
+        self._done += parts
+        self._progress(self._title, self._done, self._total)
+
+
 @dataclass
 class Pace:
     """How fast a step is, from its first call on; a step that goes on where it was killed begins late.

@@ -31,6 +31,7 @@ from pipeline.evaluation.confidence import refusal
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
 from pipeline.evaluation.units import Runs, ratio_residuals
+from pipeline.progress import CountedParts, Progress, silent
 
 FIT_VALUES = {"temperature": 4_000_000, "histogram": 2_000_000}
 """Logits that a calibrator is fitted on: more would hardly change these few parameters."""
@@ -168,6 +169,7 @@ def cross_fit(
     *,
     seed: int,
     names: Sequence[str] = tuple(KINDS),
+    progress: Progress = silent,
 ) -> Comparison:
     """Fit every calibrator on each half of the images, and evaluate it on the other.
 
@@ -182,7 +184,9 @@ def cross_fit(
     halves = [evaluated.where(half_N == half) for half in (0, 1)] if cross_fitted else []
     fitted: dict[str, FittedCalibrator] = {}
     uncalibrated: _Sums | None = None
-    for name in (kind for kind in KINDS if kind == "identity" or kind in names):
+    kinds = [kind for kind in KINDS if kind == "identity" or kind in names]
+    compared = CountedParts(progress, "fit calibrators", len(kinds))
+    for name in kinds:
         whole = fit_calibrator(name, pixels)
         sums = _Sums(units=count, bins=config.bins)
         for half, held_out in zip(halves, halves[::-1], strict=True):
@@ -191,6 +195,7 @@ def cross_fit(
             sums.add(whole, evaluated)
         uncalibrated = uncalibrated or sums
         fitted[name] = sums.result(whole, uncalibrated, config, seed=seed)
+        compared.done()
     return Comparison(fitted=fitted, cross_fitted=cross_fitted, units=count)
 
 

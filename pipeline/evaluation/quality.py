@@ -9,7 +9,7 @@ need them, and at most `MOST_REGIONS` of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,35 +199,35 @@ class Quality:
         for regions in self.regions.values():
             regions[:] = [(unit_of[run], table) for run, table in regions]
 
-    def detection(self, bootstrap: BlockBootstrap) -> dict[str, dict[str, list[Estimate]]]:
-        """By measure and metric, an estimate a part (the whole first)."""
-        return {
-            name: detection_estimates(
-                self.errors[index],
-                self.patches[index],
-                tied=self.measure_bins[name].tied,
-                lowest=self.lowest[index],
-                highest=self.highest[index],
-                bootstrap=bootstrap,
+    def detection(self, bootstrap: BlockBootstrap) -> Iterator[tuple[str, dict[str, list[Estimate]]]]:
+        """Each measure with its metrics, an estimate a part (the whole first)."""
+        for index, name in enumerate(self.measures):
+            yield (
+                name,
+                detection_estimates(
+                    self.errors[index],
+                    self.patches[index],
+                    tied=self.measure_bins[name].tied,
+                    lowest=self.lowest[index],
+                    highest=self.highest[index],
+                    bootstrap=bootstrap,
+                ),
             )
-            for index, name in enumerate(self.measures)
-        }
 
-    def rank_correlations(self, bootstrap: BlockBootstrap) -> dict[str, tuple[int, dict[str, Estimate]]]:
-        """By kind of region: how many there were, and Spearman's correlation with their error by measure."""
-        found: dict[str, tuple[int, dict[str, Estimate]]] = {}
+    def rank_correlations(
+        self, bootstrap: BlockBootstrap
+    ) -> Iterator[tuple[str, tuple[int, dict[str, Estimate]]]]:
+        """Each kind of region: how many there were, and Spearman's correlation with their error by
+        measure."""
         for kind, regions in self.regions.items():
             errors = np.concatenate([table.errors for _, table in regions])
             scores = np.concatenate([table.scores for _, table in regions])
             block = np.concatenate([np.full(len(table.errors), of_image) for of_image, table in regions])
-            found[kind] = (
-                len(errors),
-                {
-                    name: rank_correlation(scores[:, index], errors[:, index], block, bootstrap=bootstrap)
-                    for index, name in enumerate(self.measures)
-                },
-            )
-        return found
+            by_measure = {
+                name: rank_correlation(scores[:, index], errors[:, index], block, bootstrap=bootstrap)
+                for index, name in enumerate(self.measures)
+            }
+            yield kind, (len(errors), by_measure)
 
 
 def most_runs(*, measures: int, num_classes: int) -> int:

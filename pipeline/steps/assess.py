@@ -90,8 +90,7 @@ def assess(
     )
     if not study.run(progress):
         raise none_usable(study.images, split)
-    progress("Resampling", 0, None)
-    document = study.document(split, None if novelty is None else novelty.document)
+    document = study.document(split, None if novelty is None else novelty.document, progress)
     with database.session() as session:
         put_assessment(session, model_id=row.id, kind="quality", document=document)
     return AssessReport(

@@ -107,8 +107,8 @@ def calibrate(
             break
         parts = [drawn[item.ref.id] for item in usable]
         if "none" not in fits:
-            fits["none"] = _fit(project, usable, pixels_of(parts, sampled=False), source, only)
-        fits[sampler] = _fit(project, usable, pixels_of(parts, sampled=True), source, only)
+            fits["none"] = _fit(project, usable, pixels_of(parts, sampled=False), source, only, progress)
+        fits[sampler] = _fit(project, usable, pixels_of(parts, sampled=True), source, only, progress)
     with database.session() as session:
         current = rounds.require(session, "calibrate")
         rows = [
@@ -200,12 +200,14 @@ def _fit(
     pixels: Pixels,
     source: Source,
     only: Sequence[str] | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """The columns of a calibration: all calibrators are fitted and compared on these pixels, and
     the configured one is taken."""
     config = project.config
     names = tuple(KINDS) if only is None else only
-    comparison = cross_fit(pixels, runs_of(project, images), config.evaluation, seed=SEED, names=names)
+    runs = runs_of(project, images)
+    comparison = cross_fit(pixels, runs, config.evaluation, seed=SEED, names=names, progress=progress)
     name = config.calibration.calibrator
     chosen = comparison.auto if name == "auto" else name
     fitted, reason = comparison.fitted[chosen], comparison.refusal(chosen)

@@ -263,6 +263,7 @@ def choose_bins(
     images: HeldOutImages,
     model: ServedModel,
     measured: Callable[[LabeledBatch], Iterable[tuple[Key, Mapping[str, Tensor], Tensor]]],
+    progress: Progress,
 ) -> dict[Key, dict[str, MeasureBins]]:
     """Histogram bins for each measure, chosen on a few images that are read for this beforehand.
 
@@ -275,9 +276,13 @@ def choose_bins(
         For every key the bins by name; empty where no image can be used.
     """
     samples: dict[Key, BinSample] = {}
+    done, total = 0, min(len(images), SAMPLE_IMAGES)
+    progress("choose bins", done, total)
     for batch in images.sample(model, SAMPLE_IMAGES):
-        for key, measures, positive_N in measured(batch):
+        for key, measures, positive_N in measured(replace(batch, progress=progress)):
             samples.setdefault(key, BinSample()).add(measures, positive_N)
+        done += len(batch.ids)
+        progress("choose bins", done, total)
     return {key: sample.bins() for key, sample in samples.items()}
 
 

@@ -23,7 +23,7 @@ from pipeline.evaluation.measure_bins import MeasureBins
 from pipeline.evaluation.metrics import Key, calibration_error, curves, linear_bins, residuals, summarise
 from pipeline.evaluation.overlap import Overlap
 from pipeline.evaluation.statistics import Statistics, image_statistics, merge, stack
-from pipeline.progress import Progress
+from pipeline.progress import CountedParts, Progress
 from pipeline.studies.held_out import HeldOutImages, LabeledBatch, choose_bins, concatenated, thinned
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.served_model import SampledModel
@@ -74,7 +74,7 @@ def measure(
     Every image passes through the network once for each sampler; a few do before that, to choose the bins of
     the measures.
     """
-    measure_bins = choose_bins(images, model.first, partial(_detected, model))
+    measure_bins = choose_bins(images, model.first, partial(_detected, model), progress)
     sums: dict[Variant, dict[int, Statistics]] = {}
     run_of: dict[int, int] = {}
     for batch in images.read(model.first, title=f"evaluate {split}", progress=progress):
@@ -88,6 +88,7 @@ def measure(
     deciding = stack([sums[DECIDING][run] for run in used])
     unit = images.runs.units(residuals(deciding), used)
     rows: list[EvaluationRow] = []
+    resampled = CountedParts(progress, "Resampling", len(sums))
     for variant, by_run in sums.items():
         statistics = joined([by_run[run] for run in used], unit)
         bootstrap = BlockBootstrap.draw(len(statistics.pixels), config, seed=SEED)
@@ -106,6 +107,7 @@ def measure(
                 least=images.runs.least,
             ).document()
         rows.append(EvaluationRow(split, *variant, len(run_of), len(statistics.pixels), metrics, shown))
+        resampled.done()
     return rows
 
 

@@ -252,7 +252,7 @@ def detect_classes(
         for (sampler, _), found in groupby(_measured(model, batch), key=lambda band: (band.sampler, band.id)):
             yield sampler, *concatenated(map(of_band, found))
 
-    bins = choose_bins(images, model.first, measured)
+    bins = choose_bins(images, model.first, measured, progress)
     histograms = HeldOutClasses(indices, runs=len(images.runs), bins=bins)
     count = 0
     for batch in images.read(model.first, title="detect the classes", progress=progress):
@@ -312,7 +312,7 @@ def _predict(
         if isinstance(batch, Unreadable):
             failed.append((project.uri(batch.path), batch.reason))
             continue
-        rows = _rows(model.predictor, batch, with_confidence=with_confidence)
+        rows = _rows(model.predictor, batch, progress, with_confidence=with_confidence)
         found.update(zip(batch.ids, rows, strict=True))
         progress("compare images", len(found), len(images))
     kept = [by_id[image_id] for image_id in sorted(found)]
@@ -324,7 +324,7 @@ def _predict(
 
 @torch.inference_mode()
 def _rows(
-    predictor: Predictor, batch: Batch[Any], *, with_confidence: bool
+    predictor: Predictor, batch: Batch[Any], progress: Progress, *, with_confidence: bool
 ) -> Iterator[tuple[Array, float, Array]]:
     """For each image: shares of its pixels by confidence [150], mean confidence, features [F]."""
     padded = predictor.segmenter.pad(batch.image_BKHW.to(predictor.device))
@@ -332,7 +332,7 @@ def _rows(
     if not with_confidence:
         yield from ((np.zeros(CONFIDENCE_BINS), float("nan"), row) for row in features)
         return
-    confidence = predictor.predict(batch.images).probability.amax(dim=1).flatten(1).clamp(0, 1)
+    confidence = predictor.predict(batch.images, progress).probability.amax(dim=1).flatten(1).clamp(0, 1)
     for values, row in zip(confidence, features, strict=True):
         bins = (values * CONFIDENCE_BINS).long().clamp_(max=CONFIDENCE_BINS - 1)
         histogram = torch.bincount(bins, minlength=CONFIDENCE_BINS).double().cpu().numpy()

@@ -6,8 +6,8 @@ Legend: C classes, M measures, H W image size, h w size of the maps.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from pipeline.evaluation.quality import MOST_REGIONS, LabeledPixels, Quality, Re
 from pipeline.evaluation.quality_rows import detection_rows, frequency_row, region_rows, reliability_rows
 from pipeline.evaluation.reliability import reliability_estimates
 from pipeline.evaluation.statistics import wrong_by_measure
-from pipeline.progress import Progress
+from pipeline.progress import CountedParts, Progress, silent
 from pipeline.studies.constructed import ConstructedInputs, measures_of
 from pipeline.studies.held_out import (
     HeldOut,
@@ -46,6 +46,8 @@ from pipeline.studies.image_regions import ImageRegions
 from pipeline.uncertainty.measures import predicted_class
 from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.served_model import SampledModel
+
+T = TypeVar("T")
 
 SEED = 0
 """Seed of the bootstrap, the shuffles and the noise, so that all models get the same inputs."""
@@ -94,9 +96,8 @@ class QualityStudy:
 
     def run(self, progress: Progress) -> int:
         """Read every image (a few of them twice, to choose the bins), and return how many could be used."""
-        self.bins |= choose_bins(self.images, self.model.first, self._measured)
-        progress("Grouping predictions", 0, None)
-        centroids = self._centroids()
+        self.bins |= choose_bins(self.images, self.model.first, self._measured, progress)
+        centroids = self._centroids(CountedParts(progress, "Grouping predictions", len(self.others)))
         for sampler, measure_bins in self.bins.items():
             self.qualities[sampler] = Quality(
                 measure_bins=measure_bins,
@@ -109,7 +110,9 @@ class QualityStudy:
             self._add(batch)
         return self.used.total()
 
-    def document(self, split: str, novelty: Mapping[str, Any] | None) -> dict[str, Any]:
+    def document(
+        self, split: str, novelty: Mapping[str, Any] | None, progress: Progress = silent
+    ) -> dict[str, Any]:
         """All numbers with their intervals, as stored JSON.
 
         Args:
@@ -127,13 +130,23 @@ class QualityStudy:
         regions: list[dict[str, Any]] = []
         reliability: list[dict[str, Any]] = []
         frequency: list[dict[str, Any]] = []
+        resampled = CountedParts(progress, "Resampling", sum(map(_parts_of, self.qualities.values())))
+
+        def each(found: Iterable[tuple[str, T]]) -> dict[str, T]:
+            by_name: dict[str, T] = {}
+            for name, values in found:
+                by_name[name] = values
+                resampled.done()
+            return by_name
+
         for sampler, quality in self.qualities.items():
             quality.join(unit_of)
-            detection += detection_rows(sampler, quality.detection(bootstrap), parts)
-            regions += region_rows(sampler, quality.rank_correlations(bootstrap))
+            detection += detection_rows(sampler, each(quality.detection(bootstrap)), parts)
+            regions += region_rows(sampler, each(quality.rank_correlations(bootstrap)))
             for calibrated, tables in zip((False, True), quality.reliability, strict=True):
                 found = reliability_estimates(tables, bootstrap=bootstrap)
                 reliability += reliability_rows(sampler, found, parts, calibrated=calibrated)
+                resampled.done()
             if quality.centroids is not None:
                 groups = frequency_test(quality.frequency, bootstrap=bootstrap)
                 frequency.append(frequency_row(sampler, groups))
@@ -245,7 +258,7 @@ class QualityStudy:
                     )
                 yield sampler, *concatenated(found)
 
-    def _centroids(self) -> dict[Sampler, Tensor]:
+    def _centroids(self, grouped: CountedParts) -> dict[Sampler, Tensor]:
         """The groups' centroids by sampler, from predictions on the other images; empty without these."""
         drawn: dict[Sampler, list[npt.NDArray[np.float64]]] = {}
         for batch in self.model.first.batches(self.others):
@@ -257,6 +270,7 @@ class QualityStudy:
                     generator = np.random.default_rng([SEED, image_id])
                     rows = generator.permutation(len(vectors))[:GROUPING_PIXELS]
                     drawn.setdefault(sampler, []).append(vectors[rows])
+            grouped.done(len(batch.ids))
         return {
             sampler: torch.from_numpy(fit_groups(np.concatenate(vectors), seed=SEED))
             .float()
@@ -272,6 +286,11 @@ class QualityStudy:
         sampled: list[Sampler] = [sampler for sampler in self.measures if sampler != "none"]
         scoring = self.config.scoring.sampler
         return scoring if scoring in sampled or not sampled else sampled[0]
+
+
+def _parts_of(quality: Quality) -> int:
+    """What is resampled one by one: each measure, each kind of region, and both reliabilities."""
+    return len(quality.measures) + len(quality.regions) + 2
 
 
 def _spread_out(run_of: Mapping[int, int], most: int) -> set[int]:

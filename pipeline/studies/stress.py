@@ -48,7 +48,7 @@ def measure_stress(
     input_range = model.card.input_range
     for batch in images.read(model, title="stress", progress=silent):
         for condition, image in _conditions(batch, model):
-            rows = _metrics(model.predictor, image, batch, condition)
+            rows = _metrics(model.predictor, image, batch, condition, progress)
             for image_id, values in zip(batch.ids, rows, strict=True):
                 measured.setdefault(image_id, {})[condition] = values
             if input_range is not None and (condition.kind, condition.strength) == ("magnify", 16):
@@ -138,11 +138,11 @@ def _destroyed(unit: Tensor, condition: Condition, image_id: int) -> Tensor:
 
 @torch.inference_mode()
 def _metrics(
-    predictor: Predictor, image: Tensor, batch: LabeledBatch, condition: Condition
+    predictor: Predictor, image: Tensor, batch: LabeledBatch, condition: Condition, progress: Progress
 ) -> list[dict[str, float]]:
     """Each metric of each image: accuracy and confidence are balanced over the classes of its mask, the
     others are means over all its cells."""
-    prediction = predictor.predict(image)
+    prediction = predictor.predict(image, progress)
     maps = prediction.measures()
     means: dict[str, list[float]] = {
         metric: maps[metric].mean(dim=(-2, -1)).tolist()

@@ -20,6 +20,7 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation.confidence import confidence_of
 from pipeline.format import csv_line
 from pipeline.model.checkpoints import read_card
+from pipeline.progress import Progress
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
@@ -53,6 +54,7 @@ def read_contents(
     project: Project,
     history: Sequence[RoundSummary],
     simulation: SimulationSummary | None,
+    progress: Progress,
 ) -> Contents:
     """Everything on the page but its galleries.
 
@@ -91,7 +93,7 @@ def read_contents(
         scoring=None if run is None else run.summary,
         queue=None if queue is None else queue_summary(session, queue, class_names=names, head=FIRST_ITEMS),
         queue_groups=Counter(image.group_name for _, image in items),
-        annotators=annotator_report(session, project),
+        annotators=annotator_report(session, project, progress=progress),
         simulation=simulation,
         models=model_history(session, class_names=names, sampler=project.config.scoring.sampler),
         training=_training_curve(project, model),

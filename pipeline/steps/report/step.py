@@ -13,7 +13,7 @@ from pipeline.data.masks import palette
 from pipeline.data.project import Project
 from pipeline.errors import CheckpointError, UserError
 from pipeline.files import atomic_write_bytes, writable_folder
-from pipeline.progress import Progress, silent
+from pipeline.progress import CountedParts, Progress, silent
 from pipeline.report.blocks import Gallery
 from pipeline.report.curves import draw_learning_curve, draw_risk_coverage
 from pipeline.report.figures import write_figure
@@ -97,11 +97,11 @@ def report(
             return WrittenReport(target, [_finished(page)])
         history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         evaluated = evaluated_models(session, project, history)
-        contents = read_contents(session, project, history, simulated)
+        contents = read_contents(session, project, history, simulated, progress)
         table = metrics_table(session, project, history)
     writable_folder(target)
     atomic_write_bytes(target / "metrics.csv", table.encode())
-    _draw_curves(project, contents.rounds, evaluated, target)
+    _draw_curves(project, contents.rounds, evaluated, target, progress)
     numbers = [row.number for row in history if row.model is not None]
     galleries = _draw_galleries(project, database, numbers, target, progress)
     contents = replace(contents, galleries=galleries.queues, disagreeing=galleries.disagreeing)
@@ -127,9 +127,14 @@ def _finished(page: Path | None) -> Path:
 
 
 def _draw_curves(
-    project: Project, points: Sequence[RoundSummary], evaluated: Sequence[EvaluatedModel], target: Path
+    project: Project,
+    points: Sequence[RoundSummary],
+    evaluated: Sequence[EvaluatedModel],
+    target: Path,
+    progress: Progress,
 ) -> None:
     """The pictures of all rounds, and of each round's model."""
+    drawn = CountedParts(progress, "draw models", len(evaluated))
     write_figure(
         target / "learning_curve.png",
         draw_learning_curve(
@@ -158,6 +163,7 @@ def _draw_curves(
                     title=f"{what}: are the uncertain pixels the wrong ones?",
                 ),
             )
+        drawn.done()
 
 
 def _draw_galleries(
@@ -168,7 +174,7 @@ def _draw_galleries(
     drawn = _Galleries()
     labels_shown = False
     for done, number in enumerate(sorted(numbers, reverse=True)):
-        progress("draw queues", done, len(numbers))
+        progress("draw queues", done, len(numbers) + 1)
         with database.session(write=False) as session:
             shown = queue_regions(session, project, number)
         if shown is None:
@@ -191,7 +197,9 @@ def _draw_galleries(
             words = f"Round {number}: {'labels imported' if shown.labeled else 'waiting for labels'}"
             drawn.queues.append((words, _gallery(project, shown.queue.name, rows)))
             labels_shown = labels_shown or shown.labeled
+    progress("draw queues", len(numbers), len(numbers) + 1)
     drawn.disagreeing = _draw_disagreeing(project, database, drawn.failures)
+    progress("draw queues", len(numbers) + 1, len(numbers) + 1)
     return drawn
 
 

@@ -23,6 +23,7 @@ from pipeline.steps.held_out import held_out_images
 from pipeline.studies.held_out import HeldOutImages
 from pipeline.uncertainty.served_model import open_model
 from tests.factories import Workspace, ask, count_rows, fetch_one
+from tests.recorded_progress import RecordedProgress
 from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
 
 IMAGES = 8
@@ -105,6 +106,17 @@ def test_the_document_is_stored_whole(judged: Judged) -> None:
     }
     assert [row["sampler"] for row in document["frequency"]] == ["none", "mc_dropout"]
     assert {row["source"] for row in document["novelty"]} == {"shuffled_patches", "noise"}
+
+
+def test_each_part_of_an_assessment_is_counted_to_its_end(tmp_path: Path) -> None:
+    progress = RecordedProgress()
+    report = assess(*make(tmp_path), samplers=["none", "mc_dropout"], progress=progress)
+    assert list(progress.calls) == ["choose bins", "Grouping predictions", "Assessing images", "Resampling"]
+    assert progress.unfinished() == []
+    detected = {(row["sampler"], row["measure"]) for row in report.document["detection"]}
+    kinds = {(row["sampler"], row["kind"]) for row in report.document["regions"]}
+    parts = len(detected) + len(kinds) + 2 * 2  # the reliability before and after calibration
+    assert progress.calls["Resampling"] == [(done, parts) for done in range(parts + 1)]
 
 
 def test_only_samples_give_mutual_information_and_the_gate_asks_it(

@@ -33,6 +33,7 @@ from pipeline.uncertainty.drawn_pixels import draw_pixels, pixels_of
 from pipeline.uncertainty.predictor import Predictor
 from pipeline.uncertainty.samplers import Normalisation
 from tests.factories import Workspace, ask, change, configured, count_rows, round_state
+from tests.recorded_progress import RecordedProgress
 from tests.textures import add_images, add_trained_model, make_segmenter, read_pair, textured_project
 
 
@@ -122,6 +123,18 @@ def test_a_round_is_calibrated_evaluated_and_its_model_promoted(small: Workspace
         assert ece is not None
         eces.append(ece)
     assert eces[1] < eces[0] / 2
+
+
+def test_the_fits_and_the_resampling_are_counted_to_their_end(small: Workspace) -> None:
+    add_images(*small, "calibration", 8)
+    add_images(*small, "test", 9)
+    add_trained_model(*small, make_segmenter(small.project, overconfident=5))
+    fitting, measuring = RecordedProgress(), RecordedProgress()
+    calibrate(*small, progress=fitting)
+    evaluate(*small, progress=measuring)
+    assert {total for _, total in fitting.calls["fit calibrators"]} == {len(KINDS)}
+    assert {total for _, total in measuring.calls["Resampling"]} == {4}  # two samplers, before and after
+    assert fitting.unfinished() == measuring.unfinished() == []
 
 
 def test_mutual_information_is_evaluated_only_where_there_are_samples(small: Workspace) -> None:

@@ -28,6 +28,7 @@ from pipeline.steps.select import select
 from tests.factories import CLASSES, Workspace, ask, change, fetch
 from tests.pipeline.report.stored import novelty_document, quality_document, scoring_document, stress_document
 from tests.pipeline.summaries.test_simulations import cell
+from tests.recorded_progress import RecordedProgress
 from tests.textures import add_images, add_trained_model, make_segmenter, textured_project
 
 
@@ -101,6 +102,15 @@ def test_a_round_becomes_pictures_and_a_table(scored: Workspace) -> None:
     assert len(found) == 1
     assert float(found[0]["low"]) <= float(found[0]["value"]) <= float(found[0]["high"])
     assert {row["class"] for row in rows if row["metric"] == "iou"} == {"ground", "water", "tree"}
+
+
+def test_each_model_and_each_queue_that_is_drawn_is_counted(scored: Workspace, tmp_path: Path) -> None:
+    progress = RecordedProgress()
+    report(*scored, folder=tmp_path / "out", progress=progress)
+    assert progress.calls == {
+        "draw models": [(0, 1), (1, 1)],
+        "draw queues": [(0, 2), (1, 2), (2, 2)],
+    }
 
 
 def test_the_page_says_what_the_store_knows(scored: Workspace) -> None:
