@@ -90,6 +90,16 @@ def pool_images(session: Session, *, after_id: int = 0, limit: int) -> Sequence[
     return session.scalars(statement).all()
 
 
+def spread_pool(session: Session, *, most: int) -> tuple[int, Sequence[ImageRow]]:
+    """How many images the pool has, and some of them in even steps of their ids: at most about `most`."""
+    in_pool = (Image.split == "pool", Image.duplicate_of.is_(None))
+    total = session.scalar(select(func.count()).select_from(Image).where(*in_pool)) or 0
+    columns = select(Image.id, Image.uri, Image.width, Image.height).where(*in_pool).order_by(Image.id)
+    step = max(1, total // most)
+    spread = [ImageRow(*row) for row in session.execute(columns.where(Image.id % step == 0)).tuples()]
+    return total, spread or [ImageRow(*row) for row in session.execute(columns.limit(most)).tuples()]
+
+
 def split_images(session: Session, split: str) -> Sequence[Image]:
     """Every image of a split by group and position, without duplicates."""
     statement = (

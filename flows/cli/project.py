@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import PROJECT, Json, config_app, configured_project, db_app, explained, run_step, state
+from flows.cli.app import (
+    PROJECT,
+    Json,
+    config_app,
+    configured_project,
+    db_app,
+    explained,
+    print_line,
+    run_step,
+    state,
+)
 from flows.cli.automatic import loop
-from flows.cli.display import console, literal, print_json
+from flows.cli.display import console, literal, print_json, progress_bar
 from flows.cli.look import report
 from flows.cli.trust import assess, novelty, simulate, stress
 from pipeline.errors import ConfigError, DataError
@@ -178,6 +188,26 @@ def db_rename(
 def ingest() -> None:
     """Register images, masks and splits. Run it again for new files."""
     run_step("ingest", then_next=True)
+
+
+@commands.command(rich_help_panel=PROJECT)
+def doctor(
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Of the measurement of images/s; 0 to leave it out.")
+    ] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """What this machine and this project offer, what is missing, and how long scoring the pool takes here."""
+    from pipeline.steps.doctor import doctor as examine
+
+    project = configured_project() if state.config_file.exists() else None
+    with progress_bar() as progress:
+        found = examine(project, seconds=seconds, progress=progress)
+    if as_json:
+        print_json(found.document())
+        return
+    for line in found.lines():
+        print_line(line)
 
 
 @commands.command(rich_help_panel=PROJECT)
