@@ -37,7 +37,7 @@ from flows.markdown import code, harmless, plain
 from pipeline.data.project import Project
 from pipeline.format import out_of
 from pipeline.ownership import identity_of
-from pipeline.progress import TILES, Progress, silent
+from pipeline.progress import Progress, apart_from_tiles, silent
 from pipeline.summaries.queues import queue_summary
 
 Arguments = ParamSpec("Arguments")
@@ -89,7 +89,7 @@ def scoring_progress(project: Project, database: Database, *, run_id: int, total
     thread = threading.Thread(target=copy_context().run, args=(shown.keep_updating,), daemon=True)
     thread.start()
     try:
-        yield shown.report
+        yield apart_from_tiles(shown.report)
     finally:
         shown.ended.set()
         thread.join(PATIENCE)
@@ -176,8 +176,7 @@ class _ShownProgress:
 
     def report(self, title: str, done: int, total: int | None, note: str = "") -> None:
         """A `Progress`. Only its largest number of images counts."""
-        if title != TILES:
-            self._reported = max(self._reported, done)
+        self._reported = max(self._reported, done)
 
     def keep_updating(self) -> None:
         """Update the artifact until the work has ended, and then once more."""

@@ -38,6 +38,15 @@ def silent(title: str, done: int, total: int | None, note: str = "") -> None:
     """A progress that does nothing."""
 
 
+def apart_from_tiles(images: Progress, *, tiles: Progress = silent) -> Progress:
+    """A progress that counts images with one progress, and the tiles of a large image with another."""
+
+    def called(title: str, done: int, total: int | None, note: str = "", /) -> None:
+        (tiles if title == TILES else images)(title, done, total, note)
+
+    return called
+
+
 class CountedParts:
     """The parts of a computation, which are reported one by one.
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from pipeline.progress import LoggedProgress
+from pipeline.progress import TILES, LoggedProgress, apart_from_tiles
+from tests.recorded_progress import RecordedProgress
 
 
 def lines_of(calls: Iterable[tuple[float, int, int | None, str]]) -> list[str]:
@@ -18,6 +19,16 @@ def lines_of(calls: Iterable[tuple[float, int, int | None, str]]) -> list[str]:
         now = at
         progress("train r01", done, total, note)
     return lines
+
+
+def test_tiles_of_a_large_image_are_not_counted_as_images() -> None:
+    images, tiles, alone = RecordedProgress(), RecordedProgress(), RecordedProgress()
+    for progress in (apart_from_tiles(images, tiles=tiles), apart_from_tiles(alone)):
+        progress("score", 1, 3)
+        progress(TILES, 40, 96)
+        progress("score", 2, 3, "note")
+    assert images.calls == alone.calls == {"score": [(1, 3), (2, 3)]}
+    assert tiles.calls == {TILES: [(40, 96)]}
 
 
 def test_a_long_step_says_first_how_long_it_takes_and_then_each_five_percent() -> None:

@@ -31,7 +31,7 @@ from pipeline.data.project import Project
 from pipeline.errors import UserError
 from pipeline.model.device import pick_device
 from pipeline.processes import end_with_parent, this_process
-from pipeline.progress import TILES, Progress, silent
+from pipeline.progress import Progress, apart_from_tiles, silent
 from pipeline.steps.score.scorer import Scorer
 from pipeline.steps.score.worker import score_shards
 from pipeline.steps.score.writer import ScoringTotals
@@ -255,13 +255,13 @@ def _work(*, project: Project, url: str, run_id: int, threads: int, log_level: i
 
     def progress(title: str, done: int, total: int | None, note: str = "") -> None:
         nonlocal sent_at
-        if title != TILES and monotonic() - sent_at > REPORT_SECONDS:
+        if monotonic() - sent_at > REPORT_SECONDS:
             send(done)
             sent_at = monotonic()
 
     send(this_process())
     try:
-        send(score_shards(project, Database(url), run_id=run_id, progress=progress))
+        send(score_shards(project, Database(url), run_id=run_id, progress=apart_from_tiles(progress)))
     except Exception as error:
         send(_portable(error))
 

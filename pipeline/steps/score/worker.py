@@ -21,7 +21,7 @@ from pipeline.data.project import Project
 from pipeline.errors import ConfigError, UserError
 from pipeline.leases import POLL_SECONDS, dead_owners, renewing
 from pipeline.processes import this_process
-from pipeline.progress import TILES, Progress, silent
+from pipeline.progress import Progress, apart_from_tiles, silent
 from pipeline.regions.sources import RegionFiles, region_source
 from pipeline.steps.score.scorer import Scorer, open_scorer
 from pipeline.steps.score.writer import ScoringTotals, ShardWriter
@@ -85,7 +85,7 @@ def score_shards(
                     source=source,
                     heatmaps=scoring.heatmaps if scoring.heatmaps.images == "all" else None,
                     total=total,
-                    progress=partial(_counted_on, progress, before),
+                    progress=apart_from_tiles(partial(_counted_on, progress, before), tiles=progress),
                 )
                 database.transact(release)  # a claim may have been committed although the connection was lost
                 if database.transact(lambda session: _all_is_done(session, run_id=run_id), write=False):
@@ -107,7 +107,7 @@ def _counted_on(
     progress: Progress, before: int, title: str, done: int, total: int | None, note: str = "", /
 ) -> None:
     """The progress of the images of one shard after those of the shards before it."""
-    progress(title, done + (0 if title == TILES else before), total, note)
+    progress(title, before + done, total, note)
 
 
 def _claimed_images(
