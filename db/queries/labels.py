@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, case, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from db.queries.paging import in_parts
-from db.tables import Image, Label, LabelRegion, QueueItem
+from db.tables import Image, Label, LabelRegion, Model, Queue, QueueItem
 
 
 class LabeledRegion(NamedTuple):
@@ -129,9 +129,26 @@ def record_label(
     return row
 
 
-def all_labeled_images(session: Session) -> set[int]:
-    """The ids of the images with a label in any queue."""
-    return set(session.scalars(select(Label.image_id).distinct()))
+def all_labeled_images(session: Session, *, except_queue_id: int | None = None) -> set[int]:
+    """The ids of the images with a label in any queue, other than the one that is given."""
+    statement = select(Label.image_id).distinct()
+    if except_queue_id is not None:
+        statement = statement.where(Label.queue_id != except_queue_id)
+    return set(session.scalars(statement))
+
+
+def unlearned_initial(session: Session) -> int | None:
+    """The id of the queue `initial`, where no training has begun yet and no label of it was imported."""
+    learned = select(Model.id).exists()
+    imported = select(Label.id).where(Label.queue_id == Queue.id, Label.source != "initial").exists()
+    return session.scalar(select(Queue.id).where(Queue.kind == "initial", ~learned, ~imported))
+
+
+def delete_labels(session: Session, *, queue_id: int) -> None:
+    """Delete the labels of a queue that no model was trained on."""
+    of_queue = select(Label.id).where(Label.queue_id == queue_id)
+    session.execute(delete(LabelRegion).where(LabelRegion.label_id.in_(of_queue)))
+    session.execute(delete(Label).where(Label.queue_id == queue_id))
 
 
 def latest_label(session: Session, *, image_id: int, queue_id: int) -> Label | None:

@@ -108,9 +108,13 @@ def queued_boxes(session: Session, *, queue_id: int) -> Iterator[tuple[QueuedBox
         yield QueuedBox(*row[:8]), QueuedImage(*row[8:])
 
 
-def queued_images(session: Session) -> set[int]:
-    """The ids of the images with a region that waits for a label in any queue."""
-    return set(session.scalars(select(QueueItem.image_id).where(QueueItem.status == "queued").distinct()))
+def queued_images(session: Session, *, except_queue_id: int | None = None) -> set[int]:
+    """The ids of the images with a region that waits for a label in any queue, other than the one that is
+    given."""
+    statement = select(QueueItem.image_id).where(QueueItem.status == "queued").distinct()
+    if except_queue_id is not None:
+        statement = statement.where(QueueItem.queue_id != except_queue_id)
+    return set(session.scalars(statement))
 
 
 def masked_since(session: Session, at: datetime | None) -> dict[str, int]:

@@ -263,6 +263,14 @@ def unscored_images(session: Session, *, run_id: int, shard: PlannedShard) -> li
     return [ImageRow(*row) for row in session.execute(statement)]
 
 
+def is_pool_labeled(session: Session) -> bool:
+    """Whether a label covers the whole of every image of the pool, so that nothing is left to score or to
+    choose. False where there is no image."""
+    pool = select(Image.id).where(Image.split == "pool", Image.duplicate_of.is_(None)).limit(1)
+    left = select(Image.id).where(_to_score(run_id=0)).limit(1)
+    return session.scalar(pool) is not None and session.scalar(left) is None
+
+
 def _is_free(now: datetime, dead: Collection[str]) -> ColumnElement[bool]:
     """Whether a shard is pending, or its owner is dead or silent."""
     silent = and_(Shard.status == "running", or_(Shard.lease_until < now, Shard.owner.in_(list(dead))))

@@ -125,6 +125,7 @@ def init(
         neighbours_alike=neighbours_alike,
         ignore_index=ignore_index,
         ignore_color=ignore_color,
+        mask_encoding="rgb" if survey is not None and survey.is_rgb else "auto",
         **({} if survey is None else {"mask_template": survey.template, "image_suffix": survey.suffix}),
     )
     atomic_write_bytes(state.config_file, text.encode())

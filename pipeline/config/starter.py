@@ -88,13 +88,14 @@ def starter_config(
     image_suffix: str = "",
     ignore_index: Sequence[int] = (IGNORE,),
     ignore_color: Sequence[tuple[int, int, int]] = (),
+    mask_encoding: str = "auto",
 ) -> str:
     """The text of a commented configuration. It is valid.
 
     Args:
         mask_template, image_suffix: of `data`.
         ignore_index: of `data`; a value that is the id of a class is left out.
-        ignore_color: of `data`.
+        ignore_color, mask_encoding: of `data`.
         neighbours_alike: whether images beside each other look alike. Then splits and intervals go by blocks
             of neighbours, otherwise by single images.
 
@@ -131,7 +132,7 @@ data:
   images: {_inline(list(images))}  # folders, globs or files
   {masks_line}
   mask_template: {_inline(mask_template)}
-{suffix_line}  mask_encoding: auto  # index, palette or rgb
+{suffix_line}  mask_encoding: {mask_encoding}  # auto, index, palette or rgb
   classes:
 {class_lines}
   ignore_index: {ignored}  # the value in an index mask that means "not labeled"

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import IGNORE, ClassConfig, DataConfig, ProjectConfig
 from pipeline.data.images import open_image
 from pipeline.data.mask_names import infer_names
-from pipeline.data.masks import check_mask, mask_colors, mask_values, unpack
+from pipeline.data.masks import check_mask, mask_colors, mask_values, pack, unpack
 from pipeline.data.project import Project
 from pipeline.data.sources import Found, find_images, mask_path
 from pipeline.errors import ConfigError, DataError
@@ -49,7 +49,8 @@ class MaskSurvey:
         template, suffix: `data.mask_template` and `data.image_suffix` by which most images have a mask.
         images, masks: files that were found.
         values: pixels of each value of the index masks that were read.
-        colors: pixels of each packed colour of the coloured masks.
+        colors: pixels of each packed colour of the coloured masks. Where there are any, a mask saved as RGB
+            that is grey throughout, such as a tile of background, is one of them.
         palette: the packed colour of each value of palette masks, where all masks agree on it.
         problem: why a mask could not be read; empty where all could.
     """
@@ -62,6 +63,11 @@ class MaskSurvey:
     colors: Counter[int] = field(default_factory=Counter)
     palette: dict[int, int] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether all masks that were read have colours."""
+        return bool(self.colors) and not self.values
 
     def lines(self) -> list[str]:
         """What was found, as text."""
@@ -120,18 +126,22 @@ def survey_masks(root: Path, *, images: str, masks: str) -> MaskSurvey:
         found = list(islice(find_images(_project(root, images, masks, *best)), _MOST_NAMES))
     survey = MaskSurvey(template=best[0], suffix=best[1], images=len(found), masks=len(paths))
     problem = ""
+    grey: Counter[int] = Counter()  # of masks saved as RGB; a grey is a colour where others are coloured
     palettes: list[dict[int, int]] = []
     for path in paths[:: max(1, len(paths) // MOST_READ)][:MOST_READ]:
         try:
             with open_image(path, max_pixels=DataConfig.model_fields["max_pixels"].default) as image:
                 check_mask(path, image, size=None)
                 values = mask_values(image)
+                in_color = image.info.channels - image.info.alpha >= 3 and not image.is_palette
                 colors = mask_colors(path, image) if values is None or image.is_palette else None
         except DataError as error:
             problem = problem or str(error)
             continue
         if values is None and colors is not None:
             _count(survey.colors, colors)
+        elif values is not None and in_color and values.dtype == np.uint8:
+            _count(grey, values)
         elif values is not None:
             _count(survey.values, values)
             if colors is not None:
@@ -139,6 +149,10 @@ def survey_masks(root: Path, *, images: str, masks: str) -> MaskSurvey:
                 palettes.append(
                     dict(zip(values.flat[first].tolist(), colors.flat[first].tolist(), strict=True))
                 )
+    if survey.colors:
+        survey.colors.update({pack((value, value, value)): pixels for value, pixels in grey.items()})
+    else:
+        survey.values.update(grey)
     merged = {value: color for palette in palettes for value, color in palette.items()}
     same = all(merged[value] == color for palette in palettes for value, color in palette.items())
     distinct = len(set(merged.values())) == len(merged)

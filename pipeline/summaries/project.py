@@ -267,6 +267,11 @@ def _next(
         "select": "The pool is scored.",
         "export": "The queue is ready.",
     }
+    if state in ("score", "select") and shard_queries.is_pool_labeled(session):
+        return (
+            "segcurate ingest",
+            "Every image of the pool is labeled. Put new images into `data.images` first.",
+        )
     if number == WITHOUT_MODEL:
         reasons["select"] = "No image has a label yet: it chooses the first ones to label, without a model."
     if state == "train":

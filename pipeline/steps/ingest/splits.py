@@ -1,7 +1,8 @@
 """The held-out splits grow by versions: which images join now, and what a split without a version needs.
 
 A held-out image without a version waits: it is neither trained on nor measured on. All waiting images with a
-mask join the next version together. An image that a model may have learned from is never held out.
+mask join the next version together. An image that a model may have learned from is never held out. Until a
+model is trained, the labels of the queue `initial` may be withdrawn for a split, and are then planned anew.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.units import Runs
 from pipeline.format import UNIT, count, counted
 
+NEIGHBOURS_ARE_ONE = (
+    "neighbours in a sequence are one unit, unless `data.independent: true` says that they do not resemble "
+    "each other"
+)
+
 
 def lock_project(session: Session, project: Project) -> None:
     """Lock what must not change any more once there are masks or a queue: classes, channels, groups and
@@ -35,11 +41,15 @@ def lock_project(session: Session, project: Project) -> None:
         row.class_names, row.channels = config.data.class_names, config.data.channels
 
 
-def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
+def grow_splits(session: Session, project: Project, *, unlearned: int | None = None) -> tuple[str, ...]:
     """Make the next version of each held-out split that can have one, in the caller's transaction.
 
     The first version needs `splits.minimum_units` independent units with masks; with `splits.every_class`,
     each class is in one of the masks.
+
+    Args:
+        unlearned: the id of the queue `initial`, where no model was trained on its labels: they keep no image
+            from being held out, and are deleted where a split changes. The caller plans them anew.
 
     Returns:
         A sentence for each new version.
@@ -49,13 +59,15 @@ def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
             are enough masks.
     """
     versions = _versions(session)
-    evidence = _Evidence(session, project.config)
-    first = not evidence.images.labeled.any()
+    evidence = _Evidence(session, project.config, unlearned=unlearned)
+    first = not labels.all_labeled_images(session)
     before = evidence.images.splits
     splits = plan_splits(project.config.splits, evidence.images, versions=versions, enough=evidence.is_enough)
     changed = splits != before
     if changed.any():
         image_queries.set_splits(session, evidence.columns.ids[changed], splits[changed])
+        if unlearned is not None:
+            withdraw_initial(session, unlearned)
     image_queries.link_duplicates(session)
     evidence = _Evidence(session, project.config)
     grown: list[str] = []
@@ -76,6 +88,12 @@ def grow_splits(session: Session, project: Project) -> tuple[str, ...]:
     return tuple(grown)
 
 
+def withdraw_initial(session: Session, queue_id: int) -> None:
+    """Delete the queue `initial` with its labels, so that `label_initial` plans them anew."""
+    labels.delete_labels(session, queue_id=queue_id)
+    queues.delete_queue(session, queue_id)
+
+
 @dataclass(frozen=True)
 class HeldOutDraw:
     """Images that were held out to be labeled.
@@ -84,12 +102,14 @@ class HeldOutDraw:
         to_label: the ids of those that are to be labeled, in order.
         held, guards: the ids of the images that were put into the split for it, and beside them.
         units: groups or blocks that were drawn.
+        evidence: the most independent units that the split has once they are labeled.
     """
 
     to_label: list[int]
     held: list[int]
     guards: list[int]
     units: int
+    evidence: int
 
 
 def draw_to_label(
@@ -121,6 +141,7 @@ def draw_to_label(
         held=ids[held].tolist(),
         guards=ids[changed & ~held].tolist(),
         units=drawn.units,
+        evidence=evidence.units(evidence.usable(code) | np.isin(np.arange(len(ids)), drawn.rows)),
     )
 
 
@@ -146,7 +167,7 @@ def open_splits(session: Session, project: Project) -> dict[str, str]:
     versions = _versions(session)
     if all(versions.values()):
         return {}
-    evidence = _Evidence(session, project.config)
+    evidence = _Evidence(session, project.config, unlearned=labels.unlearned_initial(session))
     return {name: _needs(project.config, name, code, evidence) for name, code in ORDER if not versions[name]}
 
 
@@ -156,14 +177,21 @@ def _versions(session: Session) -> dict[HeldOut, int]:
 
 
 class _Evidence:
-    """The images as columns; counts the independent units and the classes of those with masks."""
+    """The images as columns; counts the independent units and the classes of those with masks.
 
-    def __init__(self, session: Session, config: ProjectConfig) -> None:
+    Args:
+        unlearned: the id of a queue whose labels and items do not keep an image from being held out.
+    """
+
+    def __init__(self, session: Session, config: ProjectConfig, *, unlearned: int | None = None) -> None:
         self._session, self._config = session, config
         self.columns = columns = image_queries.split_columns(session)
         labeled, queued = (
             np.isin(columns.originals, np.fromiter(ids, dtype=np.int64, count=len(ids)))
-            for ids in (labels.all_labeled_images(session), queue_items.queued_images(session))
+            for ids in (
+                labels.all_labeled_images(session, except_queue_id=unlearned),
+                queue_items.queued_images(session, except_queue_id=unlearned),
+            )
         )
         self.images = Images(
             groups=columns.groups,
@@ -286,10 +314,15 @@ def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence)
     if more > 0:
         first = "for the test split and " if evidence.is_after_test(code) else ""
         training = f", and as many others {first}for training" if drawn else ""
+        images = int(candidates.sum())
+        joined = ""
+        if units < images and not config.data.independent:
+            joined = f", in {counted(images, 'image')}: {NEIGHBOURS_ARE_ONE}"
         return (
             f"{head} it needs {count(least)} independent units with masks that no model has learned from"
-            f"{training}; there are {count(units)}. {masks.format(counted(more, 'more unit'))}; or lower "
-            "`splits.minimum_units`, and have wide intervals."
+            f"{training}; there are {count(units)}{joined}. "
+            f"{masks.format(counted(more, 'more unit'))}; "
+            "or lower `splits.minimum_units`, and have wide intervals."
         )
     absent = ", ".join(evidence.absent(candidates)) if config.splits.every_class else ""
     if absent:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from db.engine import Database
 from db.queries import failures as failure_queries
 from db.queries import images, labels, queue_items, queues
+from db.queries.shards import is_pool_labeled
 from db.tables import Project as ProjectRow
 from db.tables import utc_now
 from pipeline import rounds
@@ -37,7 +38,7 @@ from pipeline.steps.ingest.initial_labels import label_initial
 from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
 from pipeline.steps.ingest.positions import Assigned, Assignments
 from pipeline.steps.ingest.report import IngestReport
-from pipeline.steps.ingest.splits import grow_splits, lock_project, note_open_splits
+from pipeline.steps.ingest.splits import grow_splits, lock_project, note_open_splits, withdraw_initial
 from pipeline.steps.mask_values import changed_meaning, meaning_of_values
 from pipeline.summaries.project import masks_to_take
 
@@ -122,6 +123,12 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with database.session() as session:
         missing = note_open_splits(session, project)
         warnings += map(str, masks_to_take(session, project, since=started))
+        if report.labeled_images and is_pool_labeled(session):
+            warnings.append(
+                "Every image of the pool has a mask, and is labeled: `select` will have nothing to choose. "
+                "Put images without masks into `data.images`; or keep masks back with `splits.initial`, such "
+                "as `{count: 8}`, and ingest again: `segcurate loop` then plays the annotator with them."
+            )
         _note_meaning(session, project)
         if images.pool_images(session, limit=1):
             rounds.open_without_labels(session)
@@ -182,11 +189,12 @@ def _open_project(session: Session, project: Project) -> bool:
         return False
     versions = images.split_versions(session)
     drawn = [name for name, _ in ORDER if versions[name]]
+    locked = drawn if labels.unlearned_initial(session) is not None else ["initial", *drawn]
     splits_before, splits_now = row.splits_config or {}, config.splits.model_dump(mode="json")
     for key, before, now in (
         ("data.classes", row.class_names, config.data.class_names),
         ("data.channels", row.channels, config.data.channels),
-        *((f"splits.{name}", splits_before.get(name), splits_now[name]) for name in ("initial", *drawn)),
+        *((f"splits.{name}", splits_before.get(name), splits_now[name]) for name in locked),
         *([("splits.seed", splits_before.get("seed"), splits_now["seed"])] if drawn else []),
     ):
         if before != now:
@@ -318,7 +326,7 @@ def _hold_named(session: Session, examined: Sequence[Examined], assignments: Ass
 
 def _lock_and_grow(session: Session, project: Project, held_out: dict[str, Named]) -> tuple[str, ...]:
     """Lock what must not change any more, and make the next versions of the held-out splits, in the caller's
-    transaction."""
+    transaction. Initial labels that no model was trained on follow a change of `splits.initial`."""
     row, settings = images.project_row(session), project.config.splits.model_dump(mode="json")
     if row is not None and row.splits_locked_at is None:
         for name, listed in held_out.items():
@@ -328,9 +336,13 @@ def _lock_and_grow(session: Session, project: Project, held_out: dict[str, Named
                     f"`splits.{name}.list`: {unmatched}.", "Correct these lines, or remove them."
                 )
     lock_project(session, project)
+    unlearned = labels.unlearned_initial(session)
     if row is not None and row.splits_config != settings:
+        if unlearned is not None and (row.splits_config or {}).get("initial") != settings["initial"]:
+            withdraw_initial(session, unlearned)
+            unlearned = None
         row.splits_config = settings
-    return grow_splits(session, project)
+    return grow_splits(session, project, unlearned=unlearned)
 
 
 def _note_meaning(session: Session, project: Project) -> None:

@@ -18,7 +18,13 @@ from pipeline.errors import NothingLeft, NotYourTurn
 from pipeline.format import count, counted
 from pipeline.leases import one_at_a_time
 from pipeline.progress import Progress, silent
-from pipeline.steps.ingest.splits import draw_to_label, lock_project, note_open_splits, release_held_out
+from pipeline.steps.ingest.splits import (
+    NEIGHBOURS_ARE_ONE,
+    draw_to_label,
+    lock_project,
+    note_open_splits,
+    release_held_out,
+)
 
 SHOWN_IMAGES = 10
 
@@ -32,6 +38,8 @@ class HeldOutReport:
         by: what was drawn for it: `group`, `block`, or `image` where a block is one.
         units: so many of them.
         held, guards: images that left the pool for it, those to label included.
+        evidence: the most independent units that the split has once they are labeled, of the `needed` ones.
+        neighbours: whether neighbours in a sequence are one unit.
     """
 
     name: str
@@ -42,6 +50,9 @@ class HeldOutReport:
     held: int
     guards: int
     wanted: int | None
+    evidence: int
+    needed: int
+    neighbours: bool
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -58,6 +69,13 @@ class HeldOutReport:
             lines.append(
                 f"warning: Only {counted(len(self.uris), 'image')} could be drawn: at most half of all "
                 f"{self.by}s are held out, and none with an image that is labeled or queued."
+            )
+        if self.evidence < self.needed:
+            why = f": {NEIGHBOURS_ARE_ONE}" if self.neighbours and self.evidence < len(self.uris) else ""
+            lines.append(
+                f"warning: Once they are labeled, the {self.split} split has at most {count(self.evidence)} "
+                f"of the {count(self.needed)} independent units that it needs{why}. Ask for more images with "
+                "`--budget`, or lower `splits.minimum_units`, before anybody draws masks."
             )
         return lines
 
@@ -81,7 +99,7 @@ def select_held_out(
     They leave the pool at once. Run again before the export, it draws again in place of the former draw.
 
     Args:
-        budget: images to label; by default as many as make `splits.minimum_units`.
+        budget: images to label; by default one for each unit that `splits.minimum_units` still lacks.
         dry_run: store nothing.
 
     Raises:
@@ -129,6 +147,9 @@ def select_held_out(
             held=len(drawn.held),
             guards=len(drawn.guards),
             wanted=budget,
+            evidence=drawn.evidence,
+            needed=project.config.splits.minimum_units,
+            neighbours=not project.config.data.independent,
         )
         if dry_run:
             session.rollback()

@@ -14,6 +14,7 @@ from db.queries import candidates as candidate_queries
 from db.queries import images as image_queries
 from db.queries import queue_items, queues
 from db.queries import scores as score_queries
+from db.queries import shards as shard_queries
 from db.queries.queue_items import TakenRegions
 from db.tables import Model, Queue, QueueItem, ScoringRun
 from pipeline import rounds
@@ -155,6 +156,11 @@ def select(
     except EmptyPool:
         selection = None
     if selection is None or pool.found == 0:
+        with database.session(write=False) as session:
+            if shard_queries.is_pool_labeled(session):
+                raise NothingLeft(
+                    "Nothing is left to choose from: every image of the pool is labeled.", source.more
+                )
         raise UserError(f"{source.name} holds no {config.unit} of the pool.", source.more)
     if len(selection.items) == 0:
         raise NothingLeft(

@@ -259,6 +259,13 @@ def test_colours_without_a_class_are_ignored(tmp_path: Path) -> None:
     assert load_project(path).config.data.ignore_color == [(224, 224, 192)]
 
 
+def test_the_encoding_of_masks_is_the_one_that_was_found(tmp_path: Path) -> None:
+    path = tmp_path / "segcurate.yaml"
+    for options, encoding in (({}, "auto"), ({"mask_encoding": "rgb"}, "rgb")):
+        path.write_text(starter(["background", "crack"], **options), encoding="utf-8")
+        assert load_project(path).config.data.mask_encoding == encoding
+
+
 def test_classes_that_cannot_be_make_no_configuration() -> None:
     with pytest.raises(ConfigError, match="Two classes have the same id"):
         starter(["background", {"name": "crack", "id": 0}])

@@ -85,6 +85,17 @@ def test_coloured_masks_propose_colours_and_palettes_give_theirs(tmp_path: Path)
     assert [(item.id, item.color) for item in proposal.classes] == [(0, (9, 9, 9)), (1, (200, 0, 0))]
 
 
+def test_a_grey_rgb_mask_is_one_of_the_coloured_ones(tmp_path: Path) -> None:
+    colored = np.array([[[0, 0, 0], [128, 64, 0]]], dtype=np.uint8)
+    background = np.zeros((1, 2, 3), dtype=np.uint8)
+    survey = surveyed(tmp_path, {"a": colored, "b": background})
+    assert (survey.is_rgb, survey.values) == (True, {})
+    assert survey.colors == {0: 3, pack((128, 64, 0)): 1}
+    assert [item.color for item in propose(survey, []).classes] == [(0, 0, 0), (128, 64, 0)]
+    survey = surveyed(tmp_path, {"a": background + np.uint8(1), "b": background})
+    assert (survey.is_rgb, survey.values, survey.colors) == (False, {0: 2, 1: 2}, {})
+
+
 @pytest.mark.parametrize(
     ("stem", "mask_name", "template", "suffix"),
     [

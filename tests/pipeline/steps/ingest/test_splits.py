@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import select
 
 from db.queries import images as image_queries
-from db.tables import Image, Label
+from db.queries import models
+from db.tables import Image, Label, Queue, Round
 from db.tables import Project as ProjectRow
 from pipeline.errors import ConfigError
 from tests.factories import ask, fetch, fetch_one
@@ -43,10 +44,11 @@ def test_three_masks_lock_no_split_and_thirty_make_a_test_split_of_ten(folder: F
     assert len(fetch(folder.database, Label.image_id)) == 3
     [test] = [line for line in lines if "the test split yet" in line]
     assert "needs 10 independent units with masks that no model has learned from" in test
-    assert "there are 0. Draw images to label with `segcurate select --for test`" in test
+    assert "there are 3. Draw images to label with `segcurate select --for test`" in test
     assert "or put masks of 17 more units into `data.masks`" in test
     assert "`splits.minimum_units`" in test
     assert fetch_one(folder.database, ProjectRow.open_splits)["test"] in test
+    _begin_training(folder)
     for number in range(3, 30):
         folder.mask(f"s/f{number}.png")
     lines = ingest(folder)
@@ -64,12 +66,73 @@ def test_the_calibration_split_counts_the_masks_that_the_test_split_takes_first(
     for number in range(3):
         folder.mask(f"s/f{number}.png")
     [calibration] = [line for line in ingest(folder) if "the calibration split yet" in line]
-    assert "and as many others for the test split and for training; there are 0" in calibration
+    assert "and as many others for the test split and for training; there are 3" in calibration
     assert "put masks of 37 more units into `data.masks`" in calibration
     for number in range(3, 40):
         folder.mask(f"s/f{number}.png")
     ingest(folder)
     assert len(held(folder, "test")) == len(held(folder, "calibration")) == 10
+
+
+def test_initial_labels_that_no_model_has_learned_from_do_not_keep_an_image_from_a_split(
+    folder: Folder,
+) -> None:
+    folder.sequence("s", 40)
+    report = folder.ingest(splits=TEN, independent=False)
+    [test] = [line for line in report.warnings if "the test split yet" in line]
+    assert "there are 4, in 40 images: neighbours in a sequence are one unit, unless `data.indep" in test
+    assert len(fetch(folder.database, Label.image_id)) == 40
+    report = folder.ingest(splits=TEN, independent=True)
+    assert [len(held(folder, split)) for split in ("test", "calibration")] == [10, 10]
+    learned = fetch(folder.database, select(Image.split).join(Label, Label.image_id == Image.id))
+    assert (report.labeled_images, learned) == (20, ["pool"] * 20)
+    assert len(fetch(folder.database, Queue.id)) == 1
+    again = folder.ingest(splits=TEN, independent=True)
+    assert (again.labeled_images, again.grown) == (0, ())
+
+
+def test_the_initial_labels_may_be_chosen_anew_until_a_training_has_begun(folder: Folder) -> None:
+    folder.sequence("s", 40)
+    ingest(folder)
+    assert len(fetch(folder.database, Label.image_id)) == 20
+    for count in (5, 8):
+        ingest(folder, initial={"count": count})
+        assert len(fetch(folder.database, Label.image_id)) == count
+    assert len(fetch(folder.database, Queue.id)) == 1
+    _begin_training(folder)
+    with pytest.raises(ConfigError, match=r"`splits\.initial` has changed since splits were locked"):
+        ingest(folder, initial={"count": 6})
+    assert len(fetch(folder.database, Label.image_id)) == 8
+
+
+def test_labels_that_a_training_has_begun_with_keep_their_images_out_of_the_splits(folder: Folder) -> None:
+    folder.sequence("s", 40)
+    folder.ingest(splits=TEN, independent=False)
+    _begin_training(folder)
+    report = folder.ingest(splits=TEN, independent=True)
+    assert (report.grown, set(folder.splits().values())) == ((), {"pool"})
+    assert [line for line in report.warnings if "the test split yet" in line and "there are 0. " in line]
+    assert len(fetch(folder.database, Label.image_id)) == 40
+
+
+def _begin_training(folder: Folder) -> None:
+    with folder.database.session() as session:
+        [round_id], label_ids = (
+            session.scalars(select(Round.id)).all(),
+            session.scalars(select(Label.id)).all(),
+        )
+        models.start_model(
+            session,
+            round_id=round_id,
+            name="r01",
+            label_ids=label_ids,
+            checkpoint_uri="r01",
+            config={},
+            config_hash="",
+            labels_hash="",
+            seed=0,
+            iterations=1,
+        )
 
 
 def test_too_few_masks_of_a_class_lock_nothing_until_it_is_shown_or_waived(folder: Folder) -> None:

@@ -88,6 +88,30 @@ class TestTheDraw:
         queue = fetch_one(folder.database, Queue)
         assert (queue.kind, queue.round_id, queue.unit) == ("held_out", None, "image")
 
+    def test_a_draw_says_before_anybody_paints_that_its_images_are_too_few_independent_units(
+        self, folder: Folder
+    ) -> None:
+        assert (draw(folder).evidence, draw(folder).needed) == (2, 2)
+        assert not [line for line in draw(folder).lines() if line.startswith("warning")]
+        project = configured(project_of(folder), evaluation={"block": 10})
+        [warning] = [
+            line
+            for line in select_held_out(project, folder.database, split="test").lines()
+            if line.startswith("warning")
+        ]
+        assert (
+            "the test split has at most 1 of the 2 independent units that it needs: neighbours in" in warning
+        )
+        assert "`data.independent: true`" in warning
+        project = configured(project, data={"independent": True})
+        assert select_held_out(project, folder.database, split="test").evidence == 2
+        [warning] = [
+            line
+            for line in select_held_out(project, folder.database, split="test", budget=1).lines()
+            if line.startswith("warning")
+        ]
+        assert "at most 1 of the 2 independent units that it needs. Ask for more images" in warning
+
     def test_a_second_draw_before_the_export_replaces_the_first_and_gives_its_images_back(
         self, folder: Folder
     ) -> None:

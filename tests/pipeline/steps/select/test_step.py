@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from db.queries import queue_items, queues
 from db.tables import ImageScore, Queue, QueueItem, RegionScore, Round, ScoringRun
 from pipeline import rounds
 from pipeline.acquisition.strategies import STRATEGIES, Priority, Strategy
-from pipeline.errors import ConfigError, NotYourTurn, UserError
+from pipeline.errors import ConfigError, NothingLeft, NotYourTurn, UserError
 from pipeline.steps.select import step
+from pipeline.summaries.project import project_status
 from tests.factories import add_model, add_rows, ask, change, count_rows, fetch, fetch_one, new_run
 from tests.pipeline.acquisition.synthetic import CELLS, SIDE, Store, make_store
 
@@ -98,6 +99,23 @@ class TestWhatMayBeQueued:
         assert (first, boxes[1]) not in chosen(preview)
         assert (second, boxes[2]) in chosen(preview)
         assert len(preview.items) == 20 * 9 - 2
+
+    def test_where_every_image_is_labeled_whole_nothing_is_left_and_new_images_come_next(self, store: Store):
+        change(store.database, Round, state="select")
+        queue_id = store.queue_earlier([])
+        *others, last = store.image_ids
+        for image_id in others:
+            store.label(queue_id, image_id, version=1, boxes=[(0, 0, SIDE, SIDE)])
+        assert ask(store.database, project_status).next_command == "segcurate select"
+        store.label(queue_id, last, version=1, boxes=[(0, 0, SIDE, SIDE)])
+        status = ask(store.database, project_status)
+        assert status.next_command == "segcurate ingest"
+        assert status.reason.startswith("Every image of the pool is labeled.")
+        with store.database.session() as session:
+            session.execute(delete(RegionScore))
+            session.execute(delete(ImageScore))
+        with pytest.raises(NothingLeft, match="every image of the pool is labeled"):
+            step.select(store.configured(**EVERYTHING), store.database)
 
     def test_the_boxes_of_the_latest_label_count_and_those_of_an_older_one_do_not(self, store: Store):
         image = store.image_ids[0]
