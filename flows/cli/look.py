@@ -1,4 +1,4 @@
-"""Commands that only read."""
+"""Commands that show something, and change nothing of the project."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from flows.cli.app import LOOK, Json, opened_session, run_step
+from flows.cli.app import (
+    LOOK,
+    Json,
+    exit_with_warnings,
+    opened_runner,
+    opened_session,
+    require,
+    run_step,
+)
 from flows.cli.display import print_json, table
 from flows.cli.tables import (
     show_failures,
@@ -141,6 +149,33 @@ def report(
     from pipeline.steps.ready import require_drawable
 
     run_step("report", ready=lambda _, session: require_drawable(session), folder=folder)
+
+
+@commands.command(rich_help_panel=LOOK)
+def predict(
+    images: Annotated[str, typer.Argument(help="Folder, glob or file; they need not belong to the project.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("predictions"),
+    maps: Annotated[
+        str, typer.Option(help="Measures to map, separated by commas: entropy,mutual_information.")
+    ] = "",
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also a map of each class.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Its name; by default the promoted one, else the newest.")
+    ] = None,
+) -> None:
+    """Write masks, and maps of uncertainty or of each class, for any images.
+
+    The exit code is 3 where some images could not be read.
+    """
+    from pipeline.steps.ready import chosen_model, measures_named
+
+    with opened_runner() as runner:
+        require(runner, lambda _, session: chosen_model(session, model))
+        options = {"source": images, "folder": out, "measures": measures_named(maps), "per_class": per_class}
+        from pipeline.steps.predict import predict as predict_images
+
+        found = runner.run(predict_images, **options, model=model)
+    exit_with_warnings(found.warnings)
 
 
 def _show(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -19,7 +19,7 @@ from db.queries.models import TrainingImage
 from db.queries.runs import newest_run
 from db.tables import Model, Queue, Round, ScoringRun
 from pipeline import rounds
-from pipeline.config import LabelingConfig, ProjectConfig, Sampler, SelectionConfig
+from pipeline.config import LabelingConfig, Measure, ProjectConfig, Sampler, SelectionConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.summaries.queues import queue_or_newest
 
@@ -226,3 +226,20 @@ def queue_to_export(session: Session, name: str | None) -> tuple[Round | None, Q
     if queue is None:
         raise UserError(f"Round {current.number} has no queue.", "Run `segcurate status`.")
     return current, queue
+
+
+def measures_named(text: str) -> list[Measure]:
+    """The measures of a list with commas.
+
+    >>> measures_named(" entropy, margin")
+    ['margin', 'entropy']
+
+    Raises:
+        ConfigError: there is no such measure.
+    """
+    names = {part.strip() for part in text.split(",") if part.strip()}
+    known: tuple[Measure, ...] = get_args(Measure)
+    unknown = sorted(names - set(known))
+    if unknown:
+        raise ConfigError(f"There is no measure {unknown[0]!r}.", f"Choose of {', '.join(known)}.")
+    return [name for name in known if name in names]

@@ -213,13 +213,9 @@ def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str
     Returns:
         Their URIs by name.
     """
-    uris: dict[str, str] = {}
     folder = heatmap_folder(project, run_id)
-    for name, values in item.heatmaps.items():
-        path = folder / f"{item.id}_{name}.png"
-        low, high = _span(name, values)
-        write_heatmap(path, values, measure=name, low=low, high=high)
-        uris[name] = project.uri(path)
+    written = write_maps(folder, str(item.id), item.heatmaps)
+    uris = {name: project.uri(path) for name, path in written.items()}
     if item.heatmaps and project.config.scoring.heatmaps.two_colour:
         entropy, information = (item.heatmaps[name] for name in ("expected_entropy", "mutual_information"))
         path = folder / f"{item.id}_{TWO_COLOUR}.png"
@@ -229,7 +225,21 @@ def write_heatmaps(project: Project, run_id: int, item: ScoredImage) -> dict[str
     return uris
 
 
-def _span(name: str, values: npt.NDArray[np.float32]) -> tuple[float, float]:
+def write_maps(folder: Path, stem: str, maps: Mapping[str, npt.NDArray[np.floating]]) -> dict[str, Path]:
+    """Write maps [h, w] of one image as `<stem>_<name>.png`.
+
+    Returns:
+        Their paths by name.
+    """
+    written: dict[str, Path] = {}
+    for name, values in maps.items():
+        written[name] = folder / f"{stem}_{name}.png"
+        low, high = _span(name, values)
+        write_heatmap(written[name], values, measure=name, low=low, high=high)
+    return written
+
+
+def _span(name: str, values: npt.NDArray[np.floating]) -> tuple[float, float]:
     """The ends of a heat map's scale: 0 to 1, so that maps compare, but for what would then be lost."""
     if name in LOGIT_MEASURES:  # no common bounds: the image's own values
         return float(values.min()), float(values.max())
