@@ -7,6 +7,7 @@ because Pillow would cut it to 8 bits. A truncated file raises; none of the thre
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -203,6 +204,8 @@ def open_image(
         stream = opened_files.enter_context(_decoding(path))
         length = os.fstat(stream.fileno()).st_size
         check_bytes(path, length, max_pixels=max_pixels, what="the file has")
+        if not length:
+            raise DataError(f"{path} is empty: the file has no content.", _REPLACE)
         if path.suffix.lower() in TIFF_ENDINGS:
             check_tiff(path, stream)
             content = stream
@@ -367,6 +370,8 @@ def _upright(pixels: ImageArray, orientation: int) -> ImageArray:
 
 def _reason(error: Exception) -> str:
     """The kind of problem. A decoder's own message may quote the file."""
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "it is a link that leads back to itself"
     if isinstance(error, UnidentifiedImageError | tifffile.TiffFileError | NotAnImage):
         return "its content is not what its ending says"
     if isinstance(error, Damaged):

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -167,14 +168,19 @@ def find_images(project: Project, skipped: Skipped | None = None) -> Iterator[Fo
 
 
 def mask_path(project: Project, found: Found) -> Path | None:
-    """The existing mask of an image, by `data.masks`, `mask_template` and `image_suffix`, or None."""
+    """The existing mask of an image, by `data.masks`, `mask_template` and `image_suffix`, or None. Accents
+    may be composed in one of the names and decomposed, as macOS writes them, in the other."""
     config = project.config.data
     if config.masks is None:
         return None
     stem = found.stem.removesuffix(config.image_suffix)
     relative = config.mask_template.format(parent=found.parent, stem=stem, name=found.name)
-    path = Path(os.path.normpath(project.path(config.masks) / relative.lstrip("/")))
-    return path if path != found.path and path.exists() and not path.is_dir() else None
+    forms = {relative: None} | {unicodedata.normalize(form, relative): None for form in ("NFC", "NFD")}
+    for name in forms:
+        path = Path(os.path.normpath(project.path(config.masks) / name.lstrip("/")))
+        if path != found.path and path.exists() and not path.is_dir():
+            return path
+    return None
 
 
 def is_text(name: str) -> bool:

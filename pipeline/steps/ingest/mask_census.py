@@ -6,6 +6,7 @@ has, values that are none, or a class that is taken for "not labeled".
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -18,11 +19,12 @@ import numpy.typing as npt
 
 from db.tables import Image
 from pipeline.config import IGNORE, DataConfig
-from pipeline.data.masks import MaskCodec, UnknownValues, mask_sha256, read_mask
+from pipeline.data.images import IMAGE_ENDINGS
+from pipeline.data.masks import MASK_ENDINGS, MaskCodec, UnknownValues, mask_sha256, read_mask
 from pipeline.data.project import Project
-from pipeline.data.sources import Found, as_text, mask_path
+from pipeline.data.sources import SYSTEM_FOLDERS, Found, as_text, mask_path
 from pipeline.errors import DataError
-from pipeline.format import agree, count, out_of, percent
+from pipeline.format import agree, count, counted, out_of, percent
 
 _EXAMPLES = 3
 _LISTED = 8
@@ -78,6 +80,8 @@ class MaskCensus:
         self._known_beside: set[int] = set()
         self._unclear: list[str] = []
         self._read = 0
+        self._lacking = 0
+        self._mixed = False
         self.masks: dict[str, FoundMask] = {}
         self.gone: list[str] = []
 
@@ -86,13 +90,15 @@ class MaskCensus:
         beside: list[tuple[Found, Path]] = []
         for found in batch:
             path, image = mask_path(self._project, found), known.get(found.uri)
+            self._mixed = self._mixed or self._lies_among_masks(found)
             if path is None:
+                self._lacking += 1
                 self._look_for(image)
             elif not self._is_shared(found, path) and self._is_to_read(path, image):
                 beside.append((found, path))
         counts = threads.map(lambda pair: self._count(pair[1]), beside)
-        for (found, _), counted in zip(beside, counts, strict=True):
-            self._add(found, counted)
+        for (found, _), result in zip(beside, counts, strict=True):
+            self._add(found, result)
 
     def refuse_unclear(self) -> None:
         """Refuse masks whose values do not mean what the configuration says.
@@ -103,7 +109,10 @@ class MaskCensus:
         """
         config = self._project.config.data
         if self._unknown:
-            raise _unknown_values(config, self._unknown, self._known_beside, self._unclear, self._read)
+            fitting = self._pixels[: config.num_classes].any()
+            raise _unknown_values(
+                config, self._unknown, self._known_beside, self._unclear, self._read, fitting=bool(fitting)
+            )
         missing = [
             index
             for index, item in enumerate(config.classes)
@@ -127,6 +136,32 @@ class MaskCensus:
             f"{'them' if several else 'it'} back."
         ]
 
+    def unclaimed(self) -> list[str]:
+        """A line on the files of `data.masks` that are called after no image, where images lack a mask. None
+        where images lie among them."""
+        masks = self._project.config.data.masks
+        if masks is None or not self._lacking or self._mixed:
+            return []
+        number, examples = 0, list[str]()
+        for folder, folders, names in os.walk(os.path.normpath(self._project.path(masks))):
+            folders[:] = sorted(set(folders) - SYSTEM_FOLDERS)
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                is_picture = os.path.splitext(name)[1].lower() in IMAGE_ENDINGS | MASK_ENDINGS
+                if is_picture and not name.startswith(".") and path not in self._image_of:
+                    number += 1
+                    examples += [as_text(self._project.uri(Path(path)))] if len(examples) < _EXAMPLES else []
+        if not number:
+            return []
+        others = " and others" if number > len(examples) else ""
+        named = (
+            f"{counted(number, 'picture')} in `data.masks` {agree(number, 'is', 'are')} the mask of no image"
+        )
+        return [
+            f"{named}: {', '.join(examples)}{others}. A mask is called "
+            f"`{self._project.config.data.mask_template}` after its image, as `data.mask_template` says."
+        ]
+
     def lines(self) -> list[str]:
         """A table: each class with its pixels, their share of all, and the images that have it."""
         if not self._read:
@@ -143,6 +178,10 @@ class MaskCensus:
             + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
             for row in rows
         ]
+
+    def _lies_among_masks(self, found: Found) -> bool:
+        masks = self._project.config.data.masks
+        return masks is not None and Path(str(found.path)).is_relative_to(self._project.path(masks))
 
     def _look_for(self, image: Image | None) -> None:
         if image is not None and image.mask_uri and not self._project.path(image.mask_uri).exists():
@@ -225,9 +264,19 @@ def changed_since(path: Path, at: datetime) -> bool:
 
 
 def _unknown_values(
-    config: DataConfig, unknown: Counter[str], beside: set[int], unclear: Sequence[str], read: int
+    config: DataConfig,
+    unknown: Counter[str],
+    beside: set[int],
+    unclear: Sequence[str],
+    read: int,
+    *,
+    fitting: bool,
 ) -> DataError:
-    """The error for values or colours that are no class."""
+    """The error for values or colours that are no class.
+
+    Args:
+        fitting: whether the other masks have values that are classes: then other ids would not fit these.
+    """
     ranked = unknown.most_common()
     listed = ", ".join(f"{value} ({count(pixels)} px)" for value, pixels in ranked[:_LISTED])
     more = f" and {len(ranked) - _LISTED} more" if len(ranked) > _LISTED else ""
@@ -245,7 +294,7 @@ def _unknown_values(
         )
     ids = [index if item.id is None else item.id for index, item in enumerate(config.classes)]
     values = sorted({int(value) for value in unknown} | {ids[index] for index in beside})
-    if len(values) == config.num_classes and values != sorted(ids):
+    if len(values) == config.num_classes and values != sorted(ids) and not fitting:
         entries = ", ".join(
             f"{{name: {item.name}, id: {value}}}" for item, value in zip(config.classes, values, strict=True)
         )

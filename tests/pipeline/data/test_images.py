@@ -359,3 +359,15 @@ def test_the_preview_behind_a_photograph_is_passed_over(tmp_path: Path) -> None:
     pixels = read(tmp_path / "a.jpg")
     assert pixels.shape == (48, 64, 3)
     assert abs(pixels.reshape(-1, 3).mean(axis=0) - (10, 20, 30)).max() < 3
+
+
+def test_an_empty_file_and_a_link_to_itself_are_called_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "self.png").symlink_to("self.png")
+    for name, reason in (
+        ("empty.png", "is empty: the file"),
+        ("self.png", "a link that leads back to itself"),
+    ):
+        with pytest.raises(DataError, match=reason) as caught:
+            read_image(tmp_path / name, channels=3, max_pixels=100)
+        assert caught.value.remedy == "Replace the file, or remove it."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def test_masks_beside_their_images_are_no_images(tmp_path: Path, template: str, 
     here = project(tmp_path, masks="images", mask_template=template)
     assert uris(here) == ["images/s/a.jpg", "images/s/b.jpg"]
     assert [mask_path(here, found) for found in find_images(here)] == [tmp_path / "images" / mask, None]
+
+
+@pytest.mark.parametrize(("image", "mask"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_mask_is_found_whichever_way_its_accents_are_written(tmp_path: Path, image: str, mask: str) -> None:
+    named = {form: unicodedata.normalize(form, "Straße é.png") for form in ("NFC", "NFD")}
+    assert named["NFC"] != named["NFD"]
+    touch(tmp_path, f"images/{named[image]}", f"masks/{named[mask]}")
+    here = project(tmp_path, masks="masks")
+    assert [mask_path(here, found) for found in find_images(here)] == [tmp_path / "masks" / named[mask]]
 
 
 def test_a_suffix_of_the_images_is_none_of_the_masks(tmp_path: Path) -> None:

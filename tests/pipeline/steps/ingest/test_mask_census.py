@@ -64,6 +64,29 @@ def test_masks_of_1_and_2_are_one_line_with_three_examples(five: Folder) -> None
     assert_nothing_is_stored(five)
 
 
+def test_one_odd_mask_among_good_ones_does_not_make_its_values_the_classes(five: Folder) -> None:
+    path = five.mask("c/f0.png")
+    Picture.fromarray(np.asarray(Picture.open(path)) + np.uint8(7)).save(path)
+    with pytest.raises(DataError, match=r"1 of 10 masks .* ignored: 7 \(192 px\), 8 \(192 px\)") as caught:
+        five.ingest(splits=HELD_OUT)
+    assert caught.value.remedy.startswith("The ids of `data.classes` are 0, 1.")
+
+
+def test_masks_that_no_image_claims_are_named_while_an_image_lacks_one(five: Folder) -> None:
+    assert five.ingest(splits=HELD_OUT).skipped == ()
+    five.image("d/lacks.png")
+    five.mask("d/lacks_label.png")
+    (five.root / "masks" / "d" / ".hidden.png").write_bytes(b"")
+    (five.root / "masks" / "d" / "notes.txt").write_bytes(b"")
+    [line] = five.ingest(splits=HELD_OUT).skipped
+    assert line == (
+        "1 picture in `data.masks` is the mask of no image: masks/d/lacks_label.png. A mask is called "
+        "`{parent}/{stem}.png` after its image, as `data.mask_template` says."
+    )
+    five.mask("d/lacks.png")
+    assert five.ingest(splits=HELD_OUT).skipped == ()
+
+
 def test_more_values_than_classes_are_refused_with_the_ids(five: Folder) -> None:
     five.mask("c/f0.png", value=7)
     with pytest.raises(DataError, match=r"1 of 10 masks .* ignored: 7 \(384 px\)") as caught:
