@@ -30,8 +30,8 @@ ALLOWED["train"] = frozenset({"train"})
 
 
 _BEFORE_A_QUEUE = (
-    " `import` takes the labels of an exported queue. Labels that exist already come in as mask files of "
-    "`data.masks`, which `ingest` reads."
+    " `import` takes the labels of an exported queue. `ingest` takes labels that exist already: mask files "
+    "by `data.masks`, and files of a labeling tool by `data.labels`, which `segcurate init --from` writes."
 )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,17 @@ DEMO_ITERATIONS = 60
 
 @commands.command(rich_help_panel=PROJECT)
 def init(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Labels that exist already, as a labeling tool has exported them: a file, a zip archive or "
+            "a folder. The classes, and the folder of the images, are read from it."
+        ),
+    ] = None,
+    tool: Annotated[
+        str | None,
+        typer.Option("--from", help="The tool whose format the labels have; detected by default."),
+    ] = None,
     images: Annotated[str | None, typer.Option(help="Folder or glob of the images.")] = None,
     masks: Annotated[str | None, typer.Option(help="Folder of the masks that exist already.")] = None,
     classes: Annotated[str | None, typer.Option(help="Class names, separated by commas.")] = None,
@@ -76,11 +88,14 @@ def init(
     if state.config_file.exists() and not force:
         raise ConfigError(f"{state.config_file} exists already.", "Edit it, or replace it with `--force`.")
     interactive = sys.stdin.isatty()
+    begun = _labels_that_exist(source, tool, images)
+    if begun is not None:
+        images = images or begun.images_path
     if images is None:
         if not interactive:
             raise ConfigError("No folder of images is given.", "Add `--images FOLDER`.")
         images = str(typer.prompt("Folder or glob of the images", default="images"))
-    if masks is None and interactive:
+    if masks is None and begun is None and interactive:
         masks = (
             typer.prompt("Folder of the masks that exist (empty: none)", default="", show_default=False)
             or None
@@ -93,6 +108,8 @@ def init(
     ignore_color: Sequence[tuple[int, int, int]] = ()
     if label_map is not None:
         class_list: Sequence[ClassConfig] = read_label_map(label_map)
+    elif begun is not None and not names:
+        class_list = begun.classes
     elif not names and interactive and survey is not None and colors_to_name(survey):
         proposal = _ask_for_colors(survey)
         class_list, ignore_color = proposal.classes, proposal.ignore_color
@@ -126,6 +143,7 @@ def init(
         ignore_index=ignore_index,
         ignore_color=ignore_color,
         mask_encoding="rgb" if survey is not None and survey.is_rgb else "auto",
+        labels=None if begun is None else begun.entry,
         **({} if survey is None else {"mask_template": survey.template, "image_suffix": survey.suffix}),
     )
     atomic_write_bytes(state.config_file, text.encode())
@@ -231,6 +249,45 @@ def demo(
     report(folder=folder / "report")
     command = f"segcurate --config {state.config_file} simulate --seeds 10 --budgets 1%,2%,4%"
     console.print(f"The same with whole trainings, for hours: [bold]{literal(command)}[/]")
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The labels that a project begins with. `entry` is what `data.labels` says of them; `images_path` is the
+    folder of their images as the configuration names it."""
+
+    entry: dict[str, str]
+    classes: list[ClassConfig]
+    images_path: str | None
+
+
+def _labels_that_exist(source: Path | None, tool: str | None, images: str | None) -> _Begun | None:
+    """What a file of labels says; None where no file is named."""
+    if source is None:
+        if tool is not None:
+            raise ConfigError("`--from` names a format, and no file.", f"Write `--from {tool} FILE`.")
+        return None
+    from pipeline.labeling.beginning import BACKGROUND, look_at
+
+    found = look_at(source, tool=tool)
+    if images is None and found.images is None:
+        example = f", such as {found.example}," if found.example else ""
+        raise ConfigError(
+            f"The images of {source}{example} are not in a folder beside it.", "Add `--images FOLDER`."
+        )
+    names = [item.name for item in found.classes]
+    console.print(literal(f"{found.tool.title} with {len(names)} classes: {', '.join(names)}."))
+    if found.unlabeled == BACKGROUND:
+        console.print(literal(f"Pixels where nothing is drawn are {BACKGROUND}."))
+    entry = {"format": found.tool.name, "path": _as_configured(source), "unlabeled": found.unlabeled}
+    return _Begun(entry, found.classes, None if found.images is None else _as_configured(found.images))
+
+
+def _as_configured(path: Path) -> str:
+    """A path as the configuration names it: relative to its folder where it lies inside it."""
+    folder, absolute = Path(os.path.abspath(state.config_file)).parent, Path(os.path.abspath(path))
+    text = absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
+    return text.replace("$", "$$")
 
 
 def _survey(images: str, masks: str | None) -> MaskSurvey | None:

@@ -6,7 +6,7 @@ replaced. The content hash of a section identifies the results that were compute
 """
 
 from pipeline.config.base import IGNORE, Fraction, Positive, Section, content_hash
-from pipeline.config.data import ClassConfig, DataConfig, HeldOutSplit, InitialSplit, SplitsConfig
+from pipeline.config.data import ClassConfig, DataConfig, HeldOutSplit, InitialSplit, LabelFile, SplitsConfig
 from pipeline.config.labeling import CvatConfig, LabelingConfig, LabelStudioConfig
 from pipeline.config.learning import (
     CalibrationConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "HeatmapSize",
     "HeldOutSplit",
     "InitialSplit",
+    "LabelFile",
     "LabelStudioConfig",
     "LabelingConfig",
     "LossConfig",

@@ -17,6 +17,10 @@ _SECRET = re.compile(
 )
 
 
+_MOST_WITH_NULL = 254
+"""Classes of a project, where a label file's names may also mean none."""
+
+
 class ClassConfig(Section):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     id: Annotated[int, Field(ge=0, le=65535)] | None = None
@@ -32,6 +36,20 @@ class ClassConfig(Section):
         return color
 
 
+class LabelFile(Section):
+    """Labels that exist already, in the format of a labeling tool."""
+
+    format: Literal["coco", "coco-panoptic", "cvat", "cvat-masks", "label-studio", "voc"]
+    path: FilePath
+    """What the tool has exported: a file, a zip archive, or a folder."""
+    classes: dict[str, str | None] = {}
+    """The class of `data.classes` that each of its names means, where the two differ: `{auto: car}`. Several
+    names may mean one class; null means that the pixels are not labeled."""
+    unlabeled: str = "ignore"
+    """What pixels are where nothing is drawn, in an image that has annotations: `ignore`, that is, not
+    labeled, or the name of a class, most often the background."""
+
+
 class DataConfig(Section):
     images: Annotated[list[FilePath], Field(min_length=1)]
     """Folders (searched with their subfolders), globs, or single files; or the same in an object store:
@@ -44,6 +62,9 @@ class DataConfig(Section):
     """Size of the image cache `<workdir>/cache` in GiB; the least recently read images are deleted first."""
     masks: FilePath | None = None
     """The folder of existing masks."""
+    labels: list[LabelFile] = []
+    """Existing labels in the format of a labeling tool, beside `masks` or instead: `{format: coco, path:
+    annotations.json}`, or a list of these. An image has its mask from one of them."""
     mask_template: PathTemplate = "{parent}/{stem}.png"
     """The mask of an image inside `masks`: `{parent}` is the image's folder below its image folder,
     `{stem}` its name without the ending and `image_suffix`, `{name}` its whole name."""
@@ -82,6 +103,11 @@ class DataConfig(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_or_many_labels(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
 
     @field_validator("images", mode="after")
     @classmethod
@@ -154,6 +180,28 @@ class DataConfig(Section):
             raise ValueError(
                 f"`ignore_color` {sorted(str(color) for color in colors)} is also the colour of a class."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_mean_classes(self) -> Self:
+        for number, entry in enumerate(self.labels):
+            named = {name: f"classes.{key}" for key, name in entry.classes.items() if name is not None}
+            if entry.unlabeled != "ignore":
+                named[entry.unlabeled] = "unlabeled"
+            for name, key in named.items():
+                if name not in self.class_names:
+                    raise ValueError(
+                        f"`labels.{number}.{key}` is {name!r}, which `classes` does not have. It has "
+                        f"{', '.join(self.class_names)}."
+                    )
+            if None in entry.classes.values() and self.num_classes > _MOST_WITH_NULL:
+                raise ValueError(
+                    f"`labels.{number}.classes` has a null, which needs at most {_MOST_WITH_NULL} classes."
+                )
+        paths = Counter(entry.path for entry in self.labels)
+        twice = [path for path, count in paths.items() if count > 1]
+        if twice:
+            raise ValueError(f"`labels` names {', '.join(twice)} twice.")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def starter_config(
     ignore_index: Sequence[int] = (IGNORE,),
     ignore_color: Sequence[tuple[int, int, int]] = (),
     mask_encoding: str = "auto",
+    labels: Mapping[str, str] | None = None,
 ) -> str:
     """The text of a commented configuration. It is valid.
 
@@ -96,6 +97,7 @@ def starter_config(
         mask_template, image_suffix: of `data`.
         ignore_index: of `data`; a value that is the id of a class is left out.
         ignore_color, mask_encoding: of `data`.
+        labels: the entry of `data.labels`, with `unlabeled`; None without labels that exist.
         neighbours_alike: whether images beside each other look alike. Then splits and intervals go by blocks
             of neighbours, otherwise by single images.
 
@@ -115,6 +117,12 @@ def starter_config(
         if masks
         else "# masks: masks  # the masks that exist already, found by mask_template"
     )
+    if labels is not None:
+        masks_line = (
+            f"labels: {_inline(dict(labels))}  # labels that exist already\n"
+            "  # `unlabeled`: what pixels are where nothing is drawn, a class or `ignore` (not labeled)\n"
+            f"  {masks_line}"
+        )
     block, guard = (10, 1) if neighbours_alike else (1, 0)
     ids = {index if item.id is None else item.id for index, item in enumerate(classes)}
     void = [value for value in ignore_index if value not in ids]

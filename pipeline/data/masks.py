@@ -8,7 +8,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -69,6 +69,7 @@ class MaskCodec:
         max_pixels: a larger file is refused before it is decoded.
         colors_decide: whether colours that are all known count where the indices of a palette mean other
             classes: they do where every class was given a colour.
+        rendered: a folder whose files hold class indices, whatever the ids and colours are.
     """
 
     encoding: Literal["auto", "index", "palette", "rgb"]
@@ -76,6 +77,7 @@ class MaskCodec:
     index_of_color: dict[int, int]
     max_pixels: int
     colors_decide: bool
+    rendered: Path | None = None
 
     @classmethod
     def from_config(cls, config: DataConfig) -> MaskCodec:
@@ -95,6 +97,13 @@ class MaskCodec:
             colors_decide=all(item.color is not None for item in config.classes),
         )
 
+    def of_file(self, path: Path) -> MaskCodec:
+        """The codec of a file: of class indices in the folder `rendered`."""
+        if self.rendered is None or not path.is_relative_to(self.rendered):
+            return self
+        indices = np.where(np.arange(65536) <= IGNORE, np.arange(65536), _UNKNOWN).astype(np.int16)
+        return replace(self, encoding="index", index_of_id=indices)
+
 
 def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> Mask:
     """Decode a mask file into class indices, upright.
@@ -111,7 +120,7 @@ def read_mask(path: Path, codec: MaskCodec, *, size: tuple[int, int] | None) -> 
         UnknownValues: it has a value or colour that no class has; the message lists these.
     """
     with open_image(path, max_pixels=codec.max_pixels) as image:
-        return decode_mask(path, image, codec, size=size)
+        return decode_mask(path, image, codec.of_file(path), size=size)
 
 
 def decode_mask(path: Path, image: OpenImage, codec: MaskCodec, *, size: tuple[int, int] | None) -> Mask:

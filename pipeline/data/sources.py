@@ -307,6 +307,11 @@ def _excluded(project: Project) -> set[str]:
                 "Make it, or correct the path.",
             )
         own.append(masks)
+    for entry in config.data.labels:
+        labels = project.path(entry.path)
+        own += [labels / "SegmentationClass", labels / "SegmentationObject"]
+        if entry.format == "coco-panoptic" and labels.suffix:
+            own.append(labels.with_suffix(""))
     if config.scoring.regions.folder is not None:
         own.append(project.path(config.scoring.regions.folder))
     return {os.path.realpath(path) for path in own}

@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.labeling.coco_document import (
     ANNOTATIONS,
     CocoQueueWriter,
+    declared_classes,
     documents,
     is_coco_zip,
     read_documents,
@@ -111,10 +112,10 @@ def read_coco(source: Path, labels: LabelMap) -> Iterator[Annotation | Rejected]
 
 
 def _paint(labels: LabelMap, index: CocoIndex, image: CocoImage, width: int, height: int) -> DecodedMask:
-    canvas = Canvas(width=width, height=height)
+    canvas, classes = Canvas(width=width, height=height), labels.meanings
     for annotation in index.annotations(image):
         try:
-            value = index.class_of(annotation, labels.names)
+            value = index.class_of(annotation, classes)
             canvas.paint(read_shape(annotation.get("segmentation"), width=width, height=height), value)
         except DataError as error:
             problem = f"Annotation {shown(annotation.get('id'))}: {error.problem}"
@@ -132,4 +133,5 @@ COCO = Tool(
     writer=CocoWriter,
     read=read_coco,
     recognises=_recognises,
+    classes=partial(declared_classes, panoptic=False),
 )

@@ -12,16 +12,17 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
+from pipeline.config import ClassConfig
 from pipeline.errors import DataError
 from pipeline.files import open_plain, writing
 from pipeline.format import counted
-from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, check_size, shown
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, check_size, classes_of, shown
 from pipeline.labeling.manifest import IMAGES
 from pipeline.labeling.outgoing import OutgoingImage, OutgoingQueue
 from pipeline.labeling.queue_writer import QueueWriter
 from pipeline.labeling.unchanged import without_unchanged
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files
-from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex
+from pipeline.labeling.untrusted.coco_index import CocoImage, CocoIndex, categories
 
 ANNOTATIONS = "annotations"
 
@@ -168,6 +169,20 @@ def read_documents(paths: list[Path], paint: Paint) -> Iterator[Annotation | Rej
             yield Rejected(shown(path.name), str(error))
 
 
+def declared_classes(source: Path, *, panoptic: bool) -> list[ClassConfig]:
+    """The categories of the files of a source, with their colours where they have any.
+
+    Raises:
+        DataError: it is not a COCO file, or is an unchanged export.
+    """
+    colors: dict[str, tuple[int, int, int] | None] = {}
+    with unpacked(source) as files:
+        for path in documents(files, panoptic=panoptic):
+            for name, color in categories(path):
+                colors.setdefault(name, color)
+    return classes_of(colors)
+
+
 def documents(source: Path, *, panoptic: bool) -> list[Path]:
     """The COCO files of a source: the file itself, or the files of a folder, without links.
 
@@ -260,6 +275,7 @@ def _annotations(path: Path, paint: Paint) -> Iterator[Annotation | Rejected]:
             yield Annotation(
                 subject=f"{shown(path.name)}: {shown(image.key)}",
                 image=image.key,
+                name=image.name,
                 read=partial(_read, index, image, paint),
                 queue=image.queue,
                 sha256=image.sha256,

@@ -22,6 +22,7 @@ from pipeline.files import atomic_write_bytes
 from pipeline.labeling.coco_document import (
     ANNOTATIONS,
     CocoQueueWriter,
+    declared_classes,
     documents,
     read_documents,
     recognises,
@@ -120,14 +121,14 @@ def _class_of_segment(segments: Any, index: CocoIndex, labels: LabelMap) -> npt.
     """The class index of each segment number, int16; -1 for unlisted numbers and for the last entry."""
     if not isinstance(segments, list):
         raise DataError("It lists no segments.", "Export it again.")
-    classes = {0: IGNORE}
+    classes, meanings = {0: IGNORE}, labels.meanings
     for segment in segments:
         id_ = segment.get("id") if isinstance(segment, dict) else None
         if type(id_) is not int or not 0 < id_ < _IDS:
             raise DataError("It has a segment with an invalid number.", "Export it again.")
         if id_ in classes:
             raise DataError(f"It lists segment {id_} twice.", "Export it again.")
-        classes[id_] = index.class_of(segment, labels.names)
+        classes[id_] = index.class_of(segment, meanings)
     table = np.full(max(classes) + 2, _UNKNOWN, dtype=np.int16)
     table[list(classes)] = list(classes.values())
     return table
@@ -157,4 +158,5 @@ COCO_PANOPTIC = Tool(
     writer=PanopticWriter,
     read=read_panoptic,
     recognises=partial(recognises, panoptic=True),
+    classes=partial(declared_classes, panoptic=True),
 )

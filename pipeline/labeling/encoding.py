@@ -6,7 +6,7 @@ of the project's `data.classes`, or the colours of the label map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ COVERED = 0.5
 """Share of a region's pixels that must be painted for the region to count as labeled. Selection excludes
 a region by the same share; a pixel whose class an annotator cannot tell stays unpainted."""
 
+VOID = 254
+"""The class index of what is drawn with a name that means no class."""
+
 _FORMER_UNPAINTED = 65535
 """The value of "not labeled" in queues of earlier versions, where a class has 255."""
 _UNPAINTED_COLORS = ((224, 224, 192), (255, 0, 255), (127, 127, 127), (1, 2, 3))
@@ -34,13 +37,23 @@ class LabelMap:
 
     Every class has a colour, and "not labeled" always has a value and a colour: also where the project's own
     masks have none, because a mask of some regions needs them.
+
+    Args:
+        aliases: the class that other names mean, which a source may use beside the classes' own: it counts
+            where a name is both. None means no class; such pixels are read as `VOID`.
+
+    Attributes:
+        aliases: their class indices.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, *, aliases: Mapping[str, str | None] | None = None) -> None:
         ids = [index if item.id is None else item.id for index, item in enumerate(config.classes)]
         colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(config)]
         unpainted = (IGNORE, *config.ignore_index, *range(254, 0, -1), _FORMER_UNPAINTED)
         self.names = config.class_names
+        self.aliases = {
+            alias: VOID if name is None else self.names.index(name) for alias, name in (aliases or {}).items()
+        }
         self.ids = ids
         self.colors = colors
         self.unpainted_id = next(value for value in unpainted if value not in ids)
@@ -71,6 +84,11 @@ class LabelMap:
             index_of_color=former | codec.index_of_color,
             colors_decide=self.has_own_colors,
         )
+
+    @property
+    def meanings(self) -> dict[str, int]:
+        """The class index of each name that a source may use."""
+        return {name: index for index, name in enumerate(self.names)} | self.aliases
 
     def document(self) -> dict[str, Any]:
         """The content of `labelmap.json`."""

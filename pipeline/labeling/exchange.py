@@ -17,11 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.config import ClassConfig
 from pipeline.data.masks import Mask
 from pipeline.errors import DataError
 from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.outgoing import OutgoingQueue
 from pipeline.labeling.queue_writer import QueueWriter
+
+
+class UnknownClass(DataError):
+    """A name in a source is no class of the project."""
 
 
 class DecodedMask(NamedTuple):
@@ -47,6 +52,7 @@ class Annotation:
         seconds: spent on it, where the tool has measured them.
         skipped: the annotator has skipped the image; `read` is not called then.
         origin: the tool's identifier of this annotation, so that a later state of it is its next version.
+        name: the image's name in the source, where `image` is its id.
     """
 
     subject: str
@@ -59,6 +65,7 @@ class Annotation:
     seconds: float | None = None
     skipped: bool = False
     origin: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ class Tool:
         writer: opens a writer for an empty folder.
         read: the annotations of a file or folder, which is read once.
         recognises: whether `read` can probably read a file or folder; only the first bytes are read.
+        classes: the classes that a source names, with their colours where it has any; empty where it names
+            none. None for a format without names.
     """
 
     name: str
@@ -86,8 +95,11 @@ class Tool:
     writer: Callable[[Path, OutgoingQueue], QueueWriter]
     read: Callable[[Path, LabelMap], Iterator[Annotation | Rejected]]
     recognises: Callable[[Path], bool]
+    classes: Callable[[Path], list[ClassConfig]] | None = None
 
 
+LONGEST_CLASS = 100
+"""Characters of a class name."""
 LONGEST_TEXT = 200
 """Characters of untrusted text in a report."""
 
@@ -125,11 +137,30 @@ def class_named(label: object, classes: Mapping[str, int]) -> int:
         DataError: it names no class.
     """
     if not isinstance(label, str) or label not in classes:
-        raise DataError(
+        raise UnknownClass(
             f"It has a shape of the label {shown(label)!r}, which is no class of the project.",
             "Use the labels that were exported.",
         )
     return classes[label]
+
+
+def classes_of(colors: Mapping[str, tuple[int, int, int] | None]) -> list[ClassConfig]:
+    """Classes for untrusted names and colours, in their order. A colour that an earlier one has is left out.
+
+    Raises:
+        DataError: a name is too long for a class.
+    """
+    taken: set[tuple[int, int, int] | None] = set()
+    found: list[ClassConfig] = []
+    for name, color in colors.items():
+        if not 0 < len(name) <= LONGEST_CLASS:
+            raise DataError(
+                f"It names a class {shown(name)!r}, which has more than {LONGEST_CLASS} characters.",
+                "Give it a shorter name.",
+            )
+        found.append(ClassConfig(name=name, color=None if color in taken else color))
+        taken.add(color)
+    return found
 
 
 def aware_time(text: object) -> datetime | None:

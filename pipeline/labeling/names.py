@@ -10,6 +10,8 @@ from pathlib import PurePosixPath
 
 from pipeline.errors import DataError
 
+_LISTED = 4
+
 
 class UnknownName(DataError):
     """No known image has this name."""
@@ -81,6 +83,44 @@ class NameIndex:
         if image.name is None:
             raise OutsideQueue(f"It is a mask of {image.uri}, which is not in this queue.")
         return image.image_id
+
+
+class OriginalNames:
+    """Finds an image by the name that a label file gives it, where no export has named it.
+
+    The name may have any number of the image's folders, or folders above those that the project knows. Where
+    it fits several images, its ending counts; a name that still fits two is rejected.
+    """
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        self._by_stem: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+        for uri in uris:
+            parts = _parts(PurePosixPath(uri))
+            self._by_stem[parts[-1]].append((parts, uri))
+
+    def image_of(self, name: str) -> str:
+        """The URI of the image with this name.
+
+        Raises:
+            UnknownName: no image has it.
+            DataError: more than one image has it.
+        """
+        path = PurePosixPath(name.replace("\\", "/"))
+        parts = tuple(part for part in _parts(path) if part not in ("/", "."))
+        known = self._by_stem.get(parts[-1], []) if parts else []
+        meant = [uri for whole, uri in known if whole[-len(parts) :] == parts]
+        if not meant:
+            meant = [uri for whole, uri in known if len(whole) > 1 and parts[-len(whole) :] == whole]
+        if len(meant) > 1:
+            meant = [uri for uri in meant if PurePosixPath(uri).suffix == path.suffix] or meant
+        if not meant:
+            raise UnknownName("No image of `data.images` has this name.")
+        if len(meant) > 1:
+            raise DataError(
+                f"Its name {path} is ambiguous: it could be of {' or '.join(meant[:_LISTED])}.",
+                "Name the image with its folder.",
+            )
+        return meant[0]
 
 
 def _parts(path: PurePosixPath) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from db.engine import Database
 from db.queries import failures as failure_queries
 from db.queries import queue_items, queues
 from db.tables import QueueItem
-from pipeline.data.masks import MaskCodec, read_mask
+from pipeline.data.masks import read_mask
 from pipeline.data.project import Project
+from pipeline.data.rendered_masks import mask_codec
 from pipeline.errors import DataError
 from pipeline.format import counted
 from pipeline.labeling.encoding import LabelMap, only_inside
@@ -72,7 +73,7 @@ def annotate(
     images = {image.id: image for _, image in regions}
     for item, image in regions:
         items[image.id].append(item)
-    codec, label_map = MaskCodec.from_config(project.config.data), LabelMap(project.config.data)
+    codec, label_map = mask_codec(project), LabelMap(project.config.data)
     failures: list[tuple[str, str]] = []
     painted = 0
     for done, entry in enumerate(entries, start=1):

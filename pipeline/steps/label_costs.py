@@ -19,6 +19,7 @@ from pipeline import rounds
 from pipeline.data.labels import compose_labels
 from pipeline.data.masks import Mask, MaskCodec, read_mask
 from pipeline.data.project import Project
+from pipeline.data.rendered_masks import mask_codec
 from pipeline.errors import DataError, UserError
 from pipeline.format import count
 from pipeline.labeling.effort import correcting_clicks, estimated_clicks
@@ -138,7 +139,7 @@ def _proposals(project: Project, queue: Queue) -> Mapping[int, Path]:
 
 def _costs_by_rank(project: Project, items: Sequence[QueuedRegion]) -> Iterator[float]:
     """The clicks that each item takes to draw, by rank; 0 where its mask cannot be read."""
-    codec = MaskCodec.from_config(project.config.data)
+    codec = mask_codec(project)
     kept: dict[int, Mask | None] = {}
     for item, image in items:
         if image.id not in kept:

@@ -24,6 +24,7 @@ from pipeline.data.loading import Batch, Unreadable
 from pipeline.data.masks import Mask, MaskCodec, read_mask
 from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile
+from pipeline.data.rendered_masks import mask_codec
 from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import MOST_UNITS
 from pipeline.evaluation.measure_bins import SAMPLE_IMAGES, BinSample, MeasureBins
@@ -214,7 +215,7 @@ class HeldOutImages:
     ) -> Iterator[tuple[int, LabeledBatch | None]]:
         """Batches of images with their masks, and how many files each was made of; None where no file of a
         batch could be used. Files that cannot be used are added to `failed`."""
-        codec = MaskCodec.from_config(self.project.config.data)
+        codec = mask_codec(self.project)
         for batch in model.batches([self.by_id[image_id].ref for image_id in ids]):
             if isinstance(batch, Unreadable):
                 failed.append((self.project.uri(batch.path), batch.reason))

@@ -1,6 +1,6 @@
 """CVAT: exports and imports images with masks as "CVAT for images 1.1"."""
 
-from pipeline.labeling.cvat.annotations import read_annotations, recognises
+from pipeline.labeling.cvat.annotations import declared_classes, read_annotations, recognises
 from pipeline.labeling.cvat.document import CvatWriter
 from pipeline.labeling.exchange import Tool
 
@@ -10,6 +10,7 @@ CVAT = Tool(
     writer=CvatWriter,
     read=read_annotations,
     recognises=recognises,
+    classes=declared_classes,
 )
 
 __all__ = ["CVAT", "CvatWriter"]

@@ -20,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import ClassConfig
 from pipeline.errors import DataError
 from pipeline.files import open_plain
 from pipeline.labeling.cvat.document import ANNOTATIONS
@@ -33,6 +34,7 @@ from pipeline.labeling.exchange import (
     aware_time,
     check_size,
     class_named,
+    classes_of,
     shown,
 )
 from pipeline.labeling.unchanged import without_unchanged
@@ -48,6 +50,7 @@ MOST_POINTS = 100_000
 
 _FIRST_BYTES = 1 << 12
 _BEGINS = re.compile(rb"<annotations[\s>]")
+_HEX = re.compile("#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _WHOLE = re.compile(r"(-?[0-9]{1,9})(?:\.0+)?")
 _OTHERS = frozenset({"box", "polyline", "points", "ellipse", "cuboid", "skeleton"})
 _WANTED = frozenset({"meta", "image", "track"})
@@ -92,6 +95,24 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
                 yield annotation
     if not found:
         raise DataError(f"{source} holds no annotations.", _NO_ANNOTATIONS)
+
+
+def declared_classes(source: Path) -> list[ClassConfig]:
+    """The labels of the tasks, with their colours, without the label of the boxes that show where to look.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    colors: dict[str, tuple[int, int, int] | None] = {}
+    for _, stream in _documents(source):
+        if isinstance(stream, Rejected):
+            continue
+        for element in iter_elements(stream, frozenset({"meta"})):
+            if isinstance(element, Element):
+                for name, color in _labels(element):
+                    colors.setdefault(name, color)
+    colors.pop(LOOK_HERE, None)
+    return classes_of(colors)
 
 
 @dataclass(frozen=True)
@@ -204,11 +225,22 @@ def _tasks(meta: Element) -> Iterator[_Task]:
                 )
 
 
+def _labels(meta: Element) -> Iterator[tuple[str, tuple[int, int, int] | None]]:
+    """The labels of a task, job or project, with their colours."""
+    for holder in meta.children:
+        labels = holder.child("labels")
+        for label in labels.children if labels is not None else ():
+            name, color = label.text_of("name"), _HEX.fullmatch(label.text_of("color") or "")
+            if name is not None:
+                red, green, blue = (int(part, 16) for part in color.groups()) if color else (0, 0, 0)
+                yield name, (red, green, blue) if color else None
+
+
 def _paint(image: Element, labels: LabelMap, width: int, height: int) -> DecodedMask:
     """The mask [H, W] of an image, given its width and height."""
     stated = image.attributes.get("width"), image.attributes.get("height")
     check_size(stated, str(width), str(height))
-    canvas, classes = Canvas(width=width, height=height), meanings(labels.names)
+    canvas, classes = Canvas(width=width, height=height), meanings(labels.names) | labels.aliases
     shapes = [(_z_order(shape), shape) for shape in image.children if _is_shape(shape)]
     for _, shape in sorted(shapes, key=lambda pair: pair[0]):  # stable: among equals, the later is on top
         index = class_named(shape.attributes.get("label", ""), classes)

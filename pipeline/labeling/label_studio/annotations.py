@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
+from pipeline.config import ClassConfig
+from pipeline.data.images import IMAGE_ENDINGS
 from pipeline.errors import DataError
 from pipeline.files import open_plain
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Annotation, Rejected, aware_time, shown
-from pipeline.labeling.label_studio.shapes import paint
+from pipeline.labeling.exchange import Annotation, Rejected, aware_time, classes_of, shown
+from pipeline.labeling.label_studio.shapes import drawn_labels, paint
 from pipeline.labeling.label_studio.tasks import TASKS
 from pipeline.labeling.manifest import LABEL_MAP, MANIFEST
 from pipeline.labeling.untrusted.json_items import Item, iter_items, load_item
@@ -30,6 +34,8 @@ _FIRST_BYTES = 1 << 16
 _LONGEST_SECONDS = 30 * 86400.0
 """Annotation takes less; a longer time is no measurement, and counts as unknown."""
 _OF_A_TASK = re.compile(rb'"(completed_by|was_cancelled|inner_id|lead_time)"\s*:')
+_UPLOADED = re.compile("^[0-9a-f]{8}-")
+_LONGEST_ADDRESS = 4096
 _LARGEST_ID = (1 << 63) - 1
 
 
@@ -60,6 +66,30 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
             for number, item in enumerate(iter_items(stream, longest=LONGEST_TASK), start=1):
                 subject = f"{shown(file.name)}, task {number}"
                 yield from _annotations(item, labels, subject)
+
+
+def declared_classes(source: Path) -> list[ClassConfig]:
+    """The labels of the shapes: the export does not list the others.
+
+    Raises:
+        DataError: it is no JSON, or the folder holds none.
+    """
+    names: dict[str, None] = {}
+    for file in _files(source):
+        with open_plain(file) as stream:
+            for item in iter_items(stream, longest=LONGEST_TASK):
+                with suppress(DataError):
+                    names |= dict.fromkeys(_label_names(load_item(item.content or b"null")))
+    return classes_of(dict.fromkeys(names))
+
+
+def _label_names(task: Any) -> Iterator[str]:
+    """The labels of a task's shapes."""
+    annotations = task.get("annotations") if isinstance(task, dict) else None
+    for annotation in annotations if isinstance(annotations, list) else ():
+        result = annotation.get("result") if isinstance(annotation, dict) else None
+        for region in result if isinstance(result, list) else ():
+            yield from drawn_labels(region)
 
 
 def _files(source: Path) -> list[Path]:
@@ -116,7 +146,8 @@ def _annotations(item: Item, labels: LabelMap, subject: str) -> Iterator[Annotat
 class _Task:
     """A task's image and queue, and the proposal."""
 
-    image_id: int
+    image: int | str
+    name: str | None
     queue: str | None
     sha256: str | None
     predictions: object
@@ -124,11 +155,15 @@ class _Task:
     @classmethod
     def of(cls, task: dict[str, Any]) -> _Task:
         data = task.get("data")
-        image_id = data.get("image_id") if isinstance(data, dict) else None
-        if not isinstance(data, dict) or type(image_id) is not int or not 0 <= image_id <= _LARGEST_ID:
+        image = data.get("image_id") if isinstance(data, dict) else None
+        name = _image_name(data) if isinstance(data, dict) else None
+        if type(image) is not int or not 0 <= image <= _LARGEST_ID:
+            image = name
+        if not isinstance(data, dict) or image is None:
             raise DataError("Its data names no image of segcurate.", "Import the tasks that were exported.")
         return cls(
-            image_id=image_id,
+            image=image,
+            name=name,
             queue=_text(data.get("queue")),
             sha256=_text(data.get("sha256")),
             predictions=task.get("predictions"),
@@ -139,7 +174,8 @@ def _annotation(annotation: dict[str, Any], task: _Task, labels: LabelMap, subje
     identifier, created = annotation.get("id"), aware_time(annotation.get("created_at"))
     return Annotation(
         subject=_named(subject, identifier, "annotation"),
-        image=task.image_id,
+        image=task.image,
+        name=task.name,
         read=partial(paint, annotation.get("result"), _proposal(annotation, task), labels),
         queue=task.queue,
         sha256=task.sha256,
@@ -185,6 +221,20 @@ def _annotator(completed_by: object) -> str | None:
     if type(completed_by) is int and 0 <= completed_by <= _LARGEST_ID:
         return f"user {completed_by}"
     return _text(completed_by)
+
+
+def _image_name(data: dict[str, Any]) -> str | None:
+    """The name of a task's image, by the file or address that its data has: the path below a folder that
+    Label Studio serves, or the name of an upload without what Label Studio has put before it."""
+    for value in (data.get("image"), *data.values()):
+        if isinstance(value, str) and len(value) <= _LONGEST_ADDRESS:
+            address = urlsplit(value)
+            local = parse_qs(address.query).get("d", [""])[0]
+            path = PurePosixPath(local or unquote(address.path))
+            if path.suffix.lower() in IMAGE_ENDINGS and "\0" not in str(path):
+                uploaded = "upload" in path.parts[:-1]
+                return _UPLOADED.sub("", path.name) if uploaded else str(path).lstrip("/")
+    return None
 
 
 def _text(value: object) -> str | None:

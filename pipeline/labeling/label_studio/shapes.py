@@ -45,7 +45,7 @@ def paint(result: object, proposal: object, labels: LabelMap, width: int, height
     Raises:
         DataError: a shape is of another kind, class or size, or is damaged.
     """
-    values = {value: index for index, value in enumerate(label_values(labels.names))}
+    values = {value: index for index, value in enumerate(label_values(labels.names))} | labels.aliases
     shapes = _shapes(result, width * height)
     proposed = _proposed(proposal, values, width=width, height=height)
     kept, drawn = (np.full((height, width), IGNORE, dtype=np.uint8) for _ in range(2))
@@ -89,6 +89,17 @@ def _shapes(result: object, pixels: int) -> list[dict[str, Any]]:
     if len(shapes) > most:
         raise DataError(f"It has {len(shapes)} shapes, more than {most}.", "Merge shapes of a class.")
     return shapes
+
+
+def drawn_labels(region: object) -> list[str]:
+    """The labels of a shape of a result, which may be any JSON value."""
+    if not isinstance(region, dict) or region.get("from_name") == LOOK:
+        return []
+    kind, value = region.get("type"), region.get("value")
+    if not isinstance(kind, str) or not isinstance(value, dict) or not _DRAWN.fullmatch(kind.lower()):
+        return []
+    labels = value.get(kind.lower())
+    return [label for label in labels if isinstance(label, str)] if isinstance(labels, list) else []
 
 
 def _painted(

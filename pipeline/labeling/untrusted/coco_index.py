@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.errors import DataError
 from pipeline.files import open_plain
-from pipeline.labeling.exchange import Rejected, shown
+from pipeline.labeling.exchange import Rejected, UnknownClass, shown
 from pipeline.labeling.untrusted.json_items import Item, iter_items, load_item
 
 MOST_IMAGES = 1_000_000
@@ -46,6 +46,7 @@ class CocoImage:
 
     index: int
     key: int | str
+    name: str
     width: int
     height: int
     queue: str | None
@@ -141,8 +142,8 @@ class CocoIndex:
             for _, offset, length in self._annotations[int(begins[0]) : int(ends[0])].tolist():
                 yield _read(stream, offset, length)
 
-    def class_of(self, annotation: dict[str, Any], classes: Sequence[str]) -> int:
-        """The index of an annotation's class: the class with the name of the annotation's category.
+    def class_of(self, annotation: dict[str, Any], classes: Mapping[str, int]) -> int:
+        """The index of an annotation's class, by the name of the annotation's category.
 
         Raises:
             DataError: there is no such category, or no such class.
@@ -152,8 +153,8 @@ class CocoIndex:
         if name is None:
             raise DataError(f"There is no category {id_}.", _AGAIN)
         if name not in classes:
-            raise DataError(f"There is no class {shown(name)!r}.", "Use the classes of `data.classes`.")
-        return classes.index(name)
+            raise UnknownClass(f"There is no class {shown(name)!r}.", "Use the classes of `data.classes`.")
+        return classes[name]
 
     def _slices(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         sorted_ids = self._annotations[:, 0]
@@ -199,6 +200,28 @@ def coco_items(path: Path) -> Iterator[Item]:
                 yield item
             else:
                 raise DataError(f"Its `{item.key}` is no list.", _AGAIN)
+
+
+def categories(path: Path) -> Iterator[tuple[str, tuple[int, int, int] | None]]:
+    """The names of a COCO file's categories, in their order, with their colours where they have any.
+
+    Raises:
+        DataError: it is no COCO file.
+    """
+    for item in coco_items(path):
+        if item.key == "categories":
+            with suppress(DataError):
+                fields = _fields(item, longest=LONGEST_ENTRY)
+                if _is_text(name := fields.get("name")):
+                    yield name, _color(fields.get("color"))
+
+
+def _color(value: object) -> tuple[int, int, int] | None:
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    if not all(type(one) is int and 0 <= one <= 255 for one in value):
+        return None
+    return value[0], value[1], value[2]
 
 
 def _read(stream: Any, offset: int, length: int) -> dict[str, Any]:
@@ -251,6 +274,7 @@ def _image(fields: dict[str, Any], index: int) -> CocoImage:
     return CocoImage(
         index=index,
         key=key,
+        name=name,
         width=_id(fields, "width"),
         height=_id(fields, "height"),
         queue=queue if _is_text(queue) else None,

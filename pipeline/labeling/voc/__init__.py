@@ -1,7 +1,7 @@
 """Pascal VOC's segmentations, and CVAT's "Segmentation mask 1.1", a zip archive of the same files."""
 
 from pipeline.labeling.exchange import Tool
-from pipeline.labeling.voc.annotations import read_annotations, recognises
+from pipeline.labeling.voc.annotations import declared_classes, read_annotations, recognises
 from pipeline.labeling.voc.layout import CvatMasksWriter, VocWriter
 
 VOC = Tool(
@@ -10,6 +10,7 @@ VOC = Tool(
     writer=VocWriter,
     read=read_annotations,
     recognises=recognises,
+    classes=declared_classes,
 )
 CVAT_MASKS = Tool(
     name="cvat-masks",
@@ -17,6 +18,7 @@ CVAT_MASKS = Tool(
     writer=CvatMasksWriter,
     read=read_annotations,
     recognises=recognises,
+    classes=declared_classes,
 )
 
 __all__ = ["CVAT_MASKS", "VOC", "CvatMasksWriter", "VocWriter"]

@@ -15,15 +15,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import ClassConfig
 from pipeline.data.images import OpenImage
 from pipeline.data.masks import check_mask, mask_colors
 from pipeline.errors import DataError
+from pipeline.labeling.cvat.labels import BACKGROUND
 from pipeline.labeling.encoding import LabelMap
-from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, shown
+from pipeline.labeling.exchange import Annotation, DecodedMask, Rejected, classes_of, shown
 from pipeline.labeling.unchanged import as_exported, unchanged_proposals
 from pipeline.labeling.untrusted.archives import Files, is_zip, open_files, read_file
 from pipeline.labeling.untrusted.png import open_png
-from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap
+from pipeline.labeling.voc.label_map import LABEL_MAP_FILE, LONGEST_LABEL_MAP, ColorMap, parse_label_map
 from pipeline.labeling.voc.layout import CLASS_MASKS
 
 LONGEST_MASK = 128 << 20
@@ -59,6 +61,27 @@ def read_annotations(source: Path, labels: LabelMap) -> Iterator[Annotation | Re
         colors: dict[str, ColorMap | DataError] = {}
         for name in masks:
             yield _annotation(files, name, subject, colors, labels)
+
+
+def declared_classes(source: Path) -> list[ClassConfig]:
+    """The labels of the first label map beside the masks, without the background.
+
+    Raises:
+        DataError: it cannot be read, holds no masks, or its label map is not valid.
+    """
+    for _, files, masks in _opened(source):
+        for root in dict.fromkeys(_root(name) for name in masks):
+            name = root + LABEL_MAP_FILE
+            if name in files.names:
+                named = parse_label_map(read_file(files, name, longest=LONGEST_LABEL_MAP))
+                return classes_of({label: color for label, color in named if label != BACKGROUND})
+    return []
+
+
+def _root(name: str) -> str:
+    """What stands before `SegmentationClass` in a file's path."""
+    below = _below(name) or name
+    return name[: len(name) - len(below) - len(CLASS_MASKS) - 1]
 
 
 def _opened(source: Path) -> Iterator[tuple[Path, Files, list[str]]]:
@@ -106,7 +129,7 @@ def _annotation(
     below = _below(name) or name
     if PurePosixPath(name).suffix.lower() != ".png":
         return Rejected(subject + shown(name), "It is no PNG.")
-    root = name[: len(name) - len(below) - len(CLASS_MASKS) - 1]
+    root = _root(name)
     if root not in colors:
         colors[root] = _colors(files, root + LABEL_MAP_FILE, labels)
     return Annotation(

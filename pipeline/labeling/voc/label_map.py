@@ -69,18 +69,7 @@ class ColorMap:
         Raises:
             DataError: it is not valid.
         """
-        found: list[tuple[str, Color | None]] = []
-        for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
-            text = line.strip()
-            if text and not text.startswith("#"):
-                found.append(_label(text, number))
-        named = [(name, color) for name, color in found if color is not None]
-        if not named:
-            named = [
-                (name, color)
-                for (name, _), color in zip(found, (BACKGROUND_COLOR, *voc_colors()), strict=False)
-            ]
-        return cls._of(named, labels)
+        return cls._of(parse_label_map(content), labels)
 
     @classmethod
     def of(cls, labels: LabelMap) -> ColorMap:
@@ -99,9 +88,11 @@ class ColorMap:
 
     @classmethod
     def _of(cls, named: Iterable[tuple[str, Color]], labels: LabelMap) -> ColorMap:
-        known: dict[str, int] = meanings(labels.names)
+        known: dict[str, int] = meanings(labels.names) | labels.aliases
         named = list(named)
-        if BACKGROUND not in known or label_names(labels.names)[known[BACKGROUND]] in dict(named):
+        if BACKGROUND not in labels.aliases and (
+            BACKGROUND not in known or label_names(labels.names)[known[BACKGROUND]] in dict(named)
+        ):
             known[BACKGROUND] = IGNORE
         classes: dict[int, int] = {}
         problems: dict[int, str] = {}
@@ -147,6 +138,24 @@ class ColorMap:
             for at, color in ((at, int(colors[at])) for at in order)
         ]
         return "; ".join(listed) + (" and more" if len(colors) > _LISTED else "")
+
+
+def parse_label_map(content: bytes) -> list[tuple[str, Color]]:
+    """The labels of an untrusted `labelmap.txt`, with their colours.
+
+    Raises:
+        DataError: it is not valid.
+    """
+    found: list[tuple[str, Color | None]] = []
+    for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            found.append(_label(text, number))
+    named = [(name, color) for name, color in found if color is not None]
+    if not named:
+        colors = (BACKGROUND_COLOR, *voc_colors())
+        named = [(name, color) for (name, _), color in zip(found, colors, strict=False)]
+    return named
 
 
 def _label(line: str, number: int) -> tuple[str, Color | None]:

@@ -29,6 +29,7 @@ from pipeline import rounds
 from pipeline.config import IGNORE, InitialSplit
 from pipeline.data.masks import MaskCodec, read_mask, store_mask
 from pipeline.data.project import LABELS_FOLDER, Project
+from pipeline.data.rendered_masks import mask_codec
 from pipeline.errors import DataError
 from pipeline.format import agree
 from pipeline.labeling.encoding import only_inside, painted_shares
@@ -85,7 +86,7 @@ def label_initial(
             failure_queries.record_failures(session, "ingest", list(regions.unusable.items()))
     if queue is None:
         return InitialLabels(warnings=tuple(warnings))
-    codec = MaskCodec.from_config(project.config.data)
+    codec = mask_codec(project)
     images = labeled = failures = after_id = 0
     with ThreadPoolExecutor(workers) as threads:
         while page := _waiting_page(database, queue.id, after_id=after_id):

@@ -20,11 +20,13 @@ import numpy.typing as npt
 from db.tables import Image
 from pipeline.config import IGNORE, DataConfig
 from pipeline.data.images import IMAGE_ENDINGS
-from pipeline.data.masks import MASK_ENDINGS, MaskCodec, UnknownValues, mask_sha256, read_mask
+from pipeline.data.masks import MASK_ENDINGS, UnknownValues, mask_sha256, read_mask
 from pipeline.data.project import Project
+from pipeline.data.rendered_masks import RENDERED_FOLDER, mask_codec
 from pipeline.data.sources import SYSTEM_FOLDERS, Found, as_text, mask_path
 from pipeline.errors import DataError
 from pipeline.format import agree, count, counted, out_of, percent
+from pipeline.steps.ingest.label_files import FileLabel, LabelFiles
 
 _EXAMPLES = 3
 _LISTED = 8
@@ -59,9 +61,10 @@ class _Counted:
 
 
 class MaskCensus:
-    """The masks that lie beside images, each read once.
+    """The masks that lie beside images, and those that were made from label files, each read once.
 
     Args:
+        files: what the label files say.
         again: read those, too, that the store knows as they are.
 
     Attributes:
@@ -69,10 +72,11 @@ class MaskCensus:
         gone: the URIs of masks that the store knows and that are no longer there.
     """
 
-    def __init__(self, project: Project, *, again: bool = False) -> None:
+    def __init__(self, project: Project, files: LabelFiles, *, again: bool = False) -> None:
         self._project = project
+        self._files = files
         self._again = again
-        self._codec = MaskCodec.from_config(project.config.data)
+        self._codec = mask_codec(project)
         self._image_of: dict[str, str] = {}
         self._pixels = np.zeros(256, dtype=np.int64)
         self._images = np.zeros(256, dtype=np.int64)
@@ -84,6 +88,7 @@ class MaskCensus:
         self._mixed = False
         self.masks: dict[str, FoundMask] = {}
         self.gone: list[str] = []
+        self._undrawn: list[str] = []
 
     def look(self, batch: Sequence[Found], known: Mapping[str, Image], threads: Executor) -> None:
         """Read the masks of some files that the store does not know as they are."""
@@ -91,7 +96,12 @@ class MaskCensus:
         for found in batch:
             path, image = mask_path(self._project, found), known.get(found.uri)
             self._mixed = self._mixed or self._lies_among_masks(found)
-            if path is None:
+            written = self._files.of(found.uri)
+            if len(written) + (path is not None) > 1:
+                self._refuse_two(found, path, written)
+            elif written:
+                self._look_at(written[0], found, image, beside)
+            elif path is None:
                 self._lacking += 1
                 self._look_for(image)
             elif not self._is_shared(found, path) and self._is_to_read(path, image):
@@ -108,6 +118,8 @@ class MaskCensus:
                 other value beside 0; or a class that `data.absent_classes` does not list has no pixel.
         """
         config = self._project.config.data
+        if self._files.unknown is not None:
+            raise self._files.unknown
         if self._unknown:
             fitting = self._pixels[: config.num_classes].any()
             raise _unknown_values(
@@ -123,17 +135,25 @@ class MaskCensus:
 
     def warnings(self) -> list[str]:
         """What became of masks that were read before, as text."""
+        undrawn: list[str] = []
+        if self._undrawn:
+            have = agree(len(self._undrawn), "is", "are")
+            undrawn.append(
+                f"{counted(len(self._undrawn), 'image')} {have} no longer in `data.labels`, such as "
+                f"{self._undrawn[0]}. What was read of {agree(len(self._undrawn), 'it', 'them')} stays."
+            )
         if not self.gone:
-            return []
+            return undrawn
         several = len(self.gone) > 1
         subject = (
             f"{count(len(self.gone))} masks that were read are" if several else "A mask that was read is"
         )
         examples = ", ".join(self.gone[:_EXAMPLES])
         return [
+            *undrawn,
             f"{subject} gone: {examples}{' and others' if len(self.gone) > _EXAMPLES else ''}. Labels that "
             "were read from masks stay, but no model is measured on a held-out image without its mask. Put "
-            f"{'them' if several else 'it'} back."
+            f"{'them' if several else 'it'} back.",
         ]
 
     def unclaimed(self) -> list[str]:
@@ -184,8 +204,33 @@ class MaskCensus:
         return masks is not None and Path(str(found.path)).is_relative_to(self._project.path(masks))
 
     def _look_for(self, image: Image | None) -> None:
-        if image is not None and image.mask_uri and not self._project.path(image.mask_uri).exists():
+        if image is None or not image.mask_uri:
+            return
+        path = self._project.path(image.mask_uri)
+        if not path.exists():
             self.gone.append(image.mask_uri)
+        elif path.is_relative_to(self._project.workdir / RENDERED_FOLDER):
+            self._undrawn.append(image.uri)
+
+    def _look_at(
+        self, written: FileLabel, found: Found, image: Image | None, beside: list[tuple[Found, Path]]
+    ) -> None:
+        """Have a mask that was made from a label file read, unless the store knows it: its name is a hash of
+        its content."""
+        if written.mask is None:
+            self.masks[found.uri] = FoundMask(f"{written.file}: {found.uri}", problem=written.problem)
+        elif self._again or image is None or image.mask_uri != self._project.uri(written.mask):
+            beside.append((found, written.mask))
+
+    def _refuse_two(self, found: Found, path: Path | None, written: Sequence[FileLabel]) -> None:
+        """Refuse the masks of an image that has more than one."""
+        if path is not None:
+            self._image_of.setdefault(str(path), found.uri)
+        places = [*([as_text(self._project.uri(path))] if path else []), *(one.file for one in written)]
+        self.masks[found.uri] = FoundMask(
+            places[0],
+            problem=f"{as_text(found.uri)} has its mask in {' and in '.join(places)}. Leave one of them.",
+        )
 
     def _is_to_read(self, path: Path, image: Image | None) -> bool:
         """Whether the store does not know this mask as it is, or all are read."""
@@ -220,18 +265,18 @@ class MaskCensus:
         size = (mask.shape[1], mask.shape[0])
         return _Counted(FoundMask(uri, size, classes, mask_sha256(mask)), pixels)
 
-    def _add(self, found: Found, counted: _Counted) -> None:
+    def _add(self, found: Found, read: _Counted) -> None:
         if found.uri in self.masks:  # shared with another image of this batch
             return
-        self.masks[found.uri] = counted.mask
-        if counted.unknown is not None:
-            self._unknown.update(counted.unknown.counts)
-            self._known_beside |= counted.unknown.classes
-            self._unclear.append(counted.mask.uri)
-        if counted.pixels is not None:
-            self._pixels += counted.pixels
-            self._images += counted.pixels > 0
-        self._read += counted.pixels is not None or counted.unknown is not None
+        self.masks[found.uri] = read.mask
+        if read.unknown is not None:
+            self._unknown.update(read.unknown.counts)
+            self._known_beside |= read.unknown.classes
+            self._unclear.append(read.mask.uri)
+        if read.pixels is not None:
+            self._pixels += read.pixels
+            self._images += read.pixels > 0
+        self._read += read.pixels is not None or read.unknown is not None
 
     def _absent(self, config: DataConfig, missing: Sequence[int]) -> DataError:
         table = "\n".join(self.lines())
@@ -246,6 +291,13 @@ class MaskCensus:
                 f"If 255 is a class, write `{{name: {names[-1]}, id: 255}}` into `data.classes` and "
                 f"`ignore_index: {rest}`. If 255 is void and the class comes later, write "
                 f"`absent_classes: [{', '.join(names)}]` into `data`.",
+            )
+        if config.labels and all(entry.unlabeled == "ignore" for entry in config.labels):
+            return DataError(
+                f"No mask has a pixel of {_and(names)}.\n{table}",
+                f"If pixels where nothing is drawn are {names[0]}, write `unlabeled: {names[0]}` into the "
+                "entry of `data.labels`. Else correct `data.classes`, or, if no image shows the class yet, "
+                f"write `absent_classes: [{', '.join(names)}]` into `data`.",
             )
         return DataError(
             f"No mask has a pixel of {_and(names)}.\n{table}",

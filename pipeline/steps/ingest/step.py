@@ -35,6 +35,7 @@ from pipeline.progress import Progress, silent
 from pipeline.steps.ingest.examine import Examined, examine
 from pipeline.steps.ingest.held_out_labels import take_held_out_labels
 from pipeline.steps.ingest.initial_labels import label_initial
+from pipeline.steps.ingest.label_files import LabelFiles, read_label_files
 from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
 from pipeline.steps.ingest.positions import Assigned, Assignments
 from pipeline.steps.ingest.report import IngestReport
@@ -70,14 +71,15 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     report = IngestReport()
     with database.session(write=False) as session:
         changed = changed_meaning(session, project)
-    census = _census(project, database, again=bool(changed), workers=workers, progress=progress)
+    files = read_label_files(project, progress=progress)
+    census = _census(project, database, files, again=bool(changed), workers=workers, progress=progress)
     with database.session() as session:
         locked = _open_project(session, project)
     assignments = Assignments(project, database if locked else None, held_out)
     skipped = Skipped()
-    files = find_images(project, skipped)
+    found_images = find_images(project, skipped)
     with ThreadPoolExecutor(workers) as threads:
-        while batch := list(islice(files, BATCH)):
+        while batch := list(islice(found_images, BATCH)):
             initial_uris += [found.uri for found in batch if found in initial]
             added, failed = _ingest_batch(
                 project, database, batch, assignments, census.masks, threads, at=started
@@ -96,6 +98,8 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
         )
     with database.session() as session:
         failure_queries.clear_failures_before(session, "ingest", started)
+        failure_queries.record_failures(session, "ingest", files.rejected)
+        report = replace(report, failures=report.failures + len(files.rejected))
         masks = images.count_masks(session)
         if not images.count_splits(session):
             reasons = failure_queries.list_failures(session, step="ingest", limit=1)
@@ -105,7 +109,9 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
                 "Run `segcurate failures` for the others.",
             )
         grown = _lock_and_grow(session, project, held_out) if masks else ()
-    warnings = [*assignments.warnings(), *census.warnings()]
+    warnings = [*assignments.warnings(), *files.warnings, *census.warnings()]
+    if files.unknown is not None:
+        warnings.append(str(files.unknown))
     if not masks:
         warnings.append(_no_masks(project, census))
     else:
@@ -151,12 +157,18 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
 
 
 def _census(
-    project: Project, database: Database, *, again: bool, workers: int, progress: Progress
+    project: Project,
+    database: Database,
+    read: LabelFiles,
+    *,
+    again: bool,
+    workers: int,
+    progress: Progress,
 ) -> MaskCensus:
     """The masks that the store does not know as they are or, `again`, all. They are refused as a whole where
-    they are the first of `data.masks`, and where all are read again."""
-    census = MaskCensus(project, again=again)
-    if project.config.data.masks is None:
+    they are the first, and where all are read again."""
+    census = MaskCensus(project, read, again=again)
+    if project.config.data.masks is None and not project.config.data.labels:
         return census
     files = find_images(project)
     looked_at = 0
@@ -357,6 +369,11 @@ def _no_masks(project: Project, census: MaskCensus) -> str:
     if problems:
         unusable = none_can(len(problems), "mask", "be used")
         return f"{unusable}. The first: {problems[0]} Then ingest again."
+    if data.labels:
+        return (
+            f"No image has a mask in {', '.join(entry.path for entry in data.labels)}. Correct `data.labels` "
+            "and ingest again; or `segcurate select` chooses the first images to label."
+        )
     if data.masks is None:
         return (
             "No image has a mask yet (`data.masks` is not set): `segcurate select` chooses the first ones to "
