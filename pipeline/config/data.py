@@ -212,6 +212,13 @@ class DataConfig(Section):
         return self
 
     @property
+    def existing_labels(self) -> tuple[str, str]:
+        """The key that names the labels which exist already, and their path: `data.masks` by default."""
+        if self.masks is None and self.labels:
+            return "data.labels", self.labels[0].path
+        return "data.masks", self.masks or "masks"
+
+    @property
     def class_names(self) -> list[str]:
         """Names in the order of class indices."""
         return [item.name for item in self.classes]

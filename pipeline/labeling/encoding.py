@@ -40,10 +40,12 @@ class LabelMap:
 
     Args:
         aliases: the class that other names mean, which a source may use beside the classes' own: it counts
-            where a name is both. None means no class; such pixels are read as `VOID`.
+            where a name is both. None means no class; such pixels are read as `VOID`. Not given for a source
+            that comes back from an exported queue.
 
     Attributes:
         aliases: their class indices.
+        foreign: whether a source may come from a project that segcurate has not set up in the tool.
     """
 
     def __init__(self, config: DataConfig, *, aliases: Mapping[str, str | None] | None = None) -> None:
@@ -51,6 +53,7 @@ class LabelMap:
         colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(config)]
         unpainted = (IGNORE, *config.ignore_index, *range(254, 0, -1), _FORMER_UNPAINTED)
         self.names = config.class_names
+        self.foreign = aliases is not None
         self.aliases = {
             alias: VOID if name is None else self.names.index(name) for alias, name in (aliases or {}).items()
         }

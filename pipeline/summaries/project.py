@@ -85,22 +85,24 @@ class RunningProcess:
 
 @dataclass(frozen=True)
 class MasksToTake:
-    """Masks in `data.masks` of images that wait for labels, which are not read as labels by themselves.
+    """Masks that exist already of images that wait for labels, which are not read as labels by themselves.
 
     Attributes:
         queue: that asks for the images.
         images: those that have a mask.
         command: that imports them.
+        key: of the configuration, that names the masks.
     """
 
     queue: str
     images: int
     command: str
+    key: str = "data.masks"
 
     def __str__(self) -> str:
         return (
             f"{counted(self.images, 'image')} that {self.queue} asks for {agree(self.images, 'has', 'have')} "
-            f"a mask in `data.masks` now. Take {agree(self.images, 'it as its label', 'them as its labels')}"
+            f"a mask in `{self.key}` now. Take {agree(self.images, 'it as its label', 'them as its labels')}"
             f": `{self.command}`."
         )
 
@@ -136,10 +138,11 @@ def running_processes(session: Session) -> list[RunningProcess]:
 
 
 def masks_to_take(session: Session, project: Project, *, since: datetime | None = None) -> list[MasksToTake]:
-    """The masks that `data.masks` has got of images that wait for labels, since then, or since their queue
-    was drawn; each queue with such masks once."""
+    """The masks that `data.masks` or `data.labels` has got of images that wait for labels, since then, or
+    since their queue was drawn; each queue with such masks once."""
+    key, path = project.config.data.existing_labels
     return [
-        MasksToTake(name, images, f"segcurate import {project.config.data.masks} --queue {name}")
+        MasksToTake(name, images, f"segcurate import {path} --queue {name}", key)
         for name, images in item_queries.masked_since(session, since).items()
     ]
 

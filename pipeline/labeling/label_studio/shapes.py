@@ -20,6 +20,8 @@ from pipeline.labeling.encoding import LabelMap
 from pipeline.labeling.exchange import DecodedMask, check_size, class_named, shown
 from pipeline.labeling.label_studio import bitmask, brush
 from pipeline.labeling.label_studio.config import LOOK, MASK, label_values
+from pipeline.labeling.untrusted.canvas import Canvas
+from pipeline.labeling.untrusted.coco_shapes import read_shape
 
 MOST_SHAPES = 2000
 """Shapes of an annotation."""
@@ -27,6 +29,8 @@ MOST_PIXELS = 1 << 33
 """Pixels of an annotation's shapes together: each is a mask of the whole image, even in a few bytes."""
 
 _DRAWN = re.compile("(polygon|rectangle|ellipse|keypoint|vector|brush|bitmask)(labels)?|labels|magicwand")
+_FAR = 10_000
+"""Per cent of the image's size that a corner may lie outside."""
 _AGAIN = "Export it from Label Studio again."
 
 
@@ -48,10 +52,11 @@ def paint(result: object, proposal: object, labels: LabelMap, width: int, height
     values = {value: index for index, value in enumerate(label_values(labels.names))} | labels.aliases
     shapes = _shapes(result, width * height)
     proposed = _proposed(proposal, values, width=width, height=height)
+    controls = None if labels.foreign else frozenset({MASK})
     kept, drawn = (np.full((height, width), IGNORE, dtype=np.uint8) for _ in range(2))
     contested = np.zeros((height, width), dtype=bool)
     for region in shapes:
-        index, painted = _painted(region, values, width=width, height=height)
+        index, painted = _painted(region, values, width=width, height=height, controls=controls)
         as_proposed = proposed == index
         kept[painted & as_proposed] = index
         new = painted & ~as_proposed
@@ -103,11 +108,22 @@ def drawn_labels(region: object) -> list[str]:
 
 
 def _painted(
-    region: dict[str, Any], values: dict[str, int], *, width: int, height: int
+    region: dict[str, Any],
+    values: dict[str, int],
+    *,
+    width: int,
+    height: int,
+    controls: frozenset[str] | None = frozenset({MASK}),
 ) -> tuple[int, npt.NDArray[np.bool_]]:
-    """The class of a region, and its pixels [H, W]."""
+    """The class of a region, and its pixels [H, W].
+
+    Args:
+        controls: that draw masks in the labeling interface; None for any of a project that segcurate has not
+            set up, which may also draw polygons.
+    """
     kind, value = region["type"].lower(), region.get("value")
-    if region.get("from_name") != MASK or kind not in ("brushlabels", "bitmasklabels"):
+    kinds = ("brushlabels", "bitmasklabels", *(("polygonlabels",) if controls is None else ()))
+    if (controls is not None and region.get("from_name") not in controls) or kind not in kinds:
         raise DataError(
             f"It has a shape of the kind {shown(kind)}.", "Paint masks with the interface that was exported."
         )
@@ -115,9 +131,25 @@ def _painted(
         raise DataError("It has a shape without a value.", _AGAIN)
     _check_sizes(region, width=width, height=height)
     index = _class(value.get(kind), values)
+    if kind == "polygonlabels":
+        return index, _polygon(value.get("points"), width=width, height=height)
     if kind == "brushlabels":
         return index, brush.decode(value.get("rle"), width=width, height=height)
     return index, bitmask.decode(value.get("imageDataURL"), width=width, height=height)
+
+
+def _polygon(points: object, *, width: int, height: int) -> npt.NDArray[np.bool_]:
+    """The pixels [H, W] of a polygon, whose corners are in per cent of the image."""
+    pairs: list[Any] = points if isinstance(points, list) else []
+    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError("It has a polygon without corners.", _AGAIN)
+    numbers: list[Any] = [number for pair in pairs for number in pair]
+    if not all(type(number) in (int, float) and abs(number) < _FAR for number in numbers):
+        raise DataError("It has a polygon whose corners are no numbers near the image.", _AGAIN)
+    corners = [number * (height if at % 2 else width) / 100 for at, number in enumerate(numbers)]
+    canvas = Canvas(width=width, height=height)
+    canvas.paint(read_shape([corners], width=width, height=height), 0)
+    return canvas.decoded().mask == 0
 
 
 def _class(labels: object, values: dict[str, int]) -> int:

@@ -309,7 +309,9 @@ def _needs(config: ProjectConfig, name: HeldOut, code: int, evidence: _Evidence)
     units, more = evidence.units(candidates), evidence.more_units(spec, code)
     listed = f" and name the images in `splits.{name}.{'folder' if spec.list is None else 'list'}`"
     masks = f"{evidence.how_to_label(name)}; or put masks of "
-    masks += "{} into `data.masks`" + ("" if drawn else listed) + ", and ingest again"
+    masks += (
+        f"{{}} into `{config.data.existing_labels[0]}`" + ("" if drawn else listed) + ", and ingest again"
+    )
     head = f"No model is measured on the {name} split yet:"
     if more > 0:
         first = "for the test split and " if evidence.is_after_test(code) else ""
