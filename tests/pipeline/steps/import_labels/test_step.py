@@ -370,9 +370,7 @@ def test_the_time_of_a_label_is_believed_only_between_export_and_now(
 def test_import_refuses_politely_before_the_export(selected: Exported) -> None:
     loose = selected.project.root / "loose"
     write_png(loose / "tiny.png", ids(selected.truth["tiny.png"]))
-    with pytest.raises(
-        NotYourTurn, match="`segcurate export` comes next.*come in as mask files of `data.masks`"
-    ):
+    with pytest.raises(NotYourTurn, match="`segcurate export` comes next.*mask files by `data.masks`"):
         take(selected, loose)
 
 
