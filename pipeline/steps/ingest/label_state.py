@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.files import atomic_write_bytes, file_sha256
+from pipeline.errors import DataError
+from pipeline.files import atomic_write_bytes, file_sha256, open_plain
 
 _EXAMPLES = 3
 _ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".xml", ".zip", ".png", ".txt", ".sha256"})
@@ -51,8 +52,9 @@ class LabelState:
     def load(cls, path: Path) -> LabelState:
         """The state in a file; an empty one where there is none, or one of another version."""
         try:
-            return cls(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            with open_plain(path) as stream:
+                return cls(**json.load(stream))
+        except (DataError, OSError, ValueError, TypeError):
             return cls()
 
     def save(self, path: Path) -> None:
