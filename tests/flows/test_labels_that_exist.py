@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def write_squares(root: Path, count: int) -> None:
         Image.fromarray(pixels).save(root / "pictures" / f"p{number:02d}.png")
         inside = np.zeros((40, 48), dtype=np.uint8, order="F")
         inside[y : y + 12, x : x + 14] = 1
-        runs = coco.encode(inside)
+        runs: Any = coco.encode(inside)
         images.append({"id": number, "file_name": f"p{number:02d}.png", "width": 48, "height": 40})
         annotations.append(
             {
