@@ -155,7 +155,8 @@ def test_an_image_that_comes_later_gets_its_label(ten: Folder) -> None:
     assert any("1 image that labels.json annotates is not among" in text for text in first.warnings)
     ten.image("a/f9.png")
     report = ten.ingest(splits=HELD_OUT, labels=COCO)
-    assert (report.added, report.labeled_images, report.warnings) == (1, 1, ())
+    assert (report.added, report.labeled_images) == (1, 1)
+    assert not any("labels.json" in text for text in report.warnings)
     assert (masks_of(ten)["a/f9.png"] == 1).all()
 
 
