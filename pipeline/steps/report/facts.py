@@ -20,7 +20,7 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation.confidence import confidence_of
 from pipeline.format import csv_line
 from pipeline.model.checkpoints import read_card
-from pipeline.progress import Progress
+from pipeline.progress import Progress, silent
 from pipeline.report.contents import Calibrated, Contents, Document, Risks
 from pipeline.report.curves import RiskCurve
 from pipeline.report.reliability import Reliability, null_as_nan
@@ -54,7 +54,8 @@ def read_contents(
     project: Project,
     history: Sequence[RoundSummary],
     simulation: SimulationSummary | None,
-    progress: Progress,
+    *,
+    progress: Progress = silent,
 ) -> Contents:
     """Everything on the page but its galleries.
 

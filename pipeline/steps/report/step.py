@@ -97,7 +97,7 @@ def report(
             return WrittenReport(target, [_finished(page)])
         history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         evaluated = evaluated_models(session, project, history)
-        contents = read_contents(session, project, history, simulated, progress)
+        contents = read_contents(session, project, history, simulated, progress=progress)
         table = metrics_table(session, project, history)
     writable_folder(target)
     atomic_write_bytes(target / "metrics.csv", table.encode())
