@@ -26,7 +26,7 @@ from pipeline.calibration.histogram import fit_histogram
 from pipeline.calibration.scaling import fit_classwise, fit_vector
 from pipeline.calibration.selective import fit_selective
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation.bootstrap import ANY, SHARE, BlockBootstrap
+from pipeline.evaluation.bootstrap import ANY, LOSS, SHARE, BlockBootstrap
 from pipeline.evaluation.confidence import refusal
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.metrics import calibration_error, calibration_noise
@@ -322,10 +322,10 @@ class _Sums:
         noise = calibration_noise(reliability, bootstrap.weights) if count > 1 else np.array(math.nan)
         return FittedCalibrator(
             calibrator=calibrator,
-            nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0])),
+            nll=estimate(lambda rows: rows @ totals[:, 1] / (rows @ totals[:, 0]), LOSS),
             nll_change=estimate(lambda rows: rows @ change / (rows @ totals[:, 0])),
             ece=estimate(lambda rows: calibration_error(np.tensordot(rows, reliability, axes=1)), SHARE),
-            brier=estimate(lambda rows: rows @ totals[:, 2] / (rows @ totals[:, 0])),
+            brier=estimate(lambda rows: rows @ totals[:, 2] / (rows @ totals[:, 0]), LOSS),
             ece_noise=float(noise.mean()),
             labels_changed=self.changed / float(totals[:, 0].sum()),
             winners_changed=self.winners_changed,

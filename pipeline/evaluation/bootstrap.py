@@ -28,6 +28,8 @@ FEW_UNITS = 12
 """Below this number of units, intervals come from the jackknife instead of the bootstrap."""
 ANY = (-math.inf, math.inf)
 """Range of a number that has no bounds."""
+LOSS = (0.0, math.inf)
+"""Range of a number that is never negative, such as a negative log-likelihood of classes."""
 SHARE = (0.0, 1.0)
 
 Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]

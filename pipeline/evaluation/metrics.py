@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.bootstrap import ANY, SHARE, BlockBootstrap, percentile_interval
+from pipeline.evaluation.bootstrap import LOSS, SHARE, BlockBootstrap, percentile_interval
 from pipeline.evaluation.estimate import Estimate, to_json
 from pipeline.evaluation.overlap import intersection_over_union, mean_defined
 from pipeline.evaluation.proportions import clustered_interval
@@ -54,7 +54,7 @@ def summarise(statistics: Statistics, *, bins: int, bootstrap: BlockBootstrap) -
     for key, value in points.items():
         if key in estimates:
             continue
-        limits = ANY if key[0] in ("nll", "brier") else SHARE
+        limits = LOSS if key[0] in ("nll", "brier") else SHARE
         low, high = bootstrap.percentiles(np.concatenate([part[key] for part in drawn]), within=limits)
         estimates[key] = Estimate(float(value[0]), float(low), float(high))
     return estimates

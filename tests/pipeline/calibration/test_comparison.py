@@ -75,6 +75,17 @@ def test_ece_and_brier_are_those_of_a_direct_computation() -> None:
     assert found.nll.low < found.nll.value < found.nll.high
 
 
+def test_no_interval_of_nll_or_brier_begins_below_zero() -> None:
+    pixels = planted(2.0, pixels=4000)
+    kept = pixels.images < 2
+    two = Pixels(pixels.logits[..., kept], pixels.labels[kept], pixels.weights[kept], pixels.images[kept])
+    worse = torch.where(two.images == 1, 8.0, 0.2)
+    two = Pixels(two.logits * worse, two.labels, two.weights, two.images)
+    found = evaluate_calibrator(Temperature(1.0), two, singly(2), EvaluationConfig(resamples=200), seed=0)
+    assert (found.nll.low, found.brier.low) == (0.0, 0.0)
+    assert found.nll.high > 2 * found.nll.value
+
+
 def test_auto_takes_the_best_nll_among_those_that_change_no_winner() -> None:
     """One class was made too likely: vector scaling repairs it, but changes labels."""
     logits, labels = law()

@@ -347,6 +347,17 @@ def test_the_interval_of_ece_holds_the_truth_where_there_is_a_gap() -> None:
     assert 0.90 <= hits / 200 <= 0.99
 
 
+def test_no_interval_of_nll_or_brier_begins_below_zero(statistics: Statistics) -> None:
+    few = {name: array[:2].copy() for name, array in statistics.arrays().items()}
+    for name in ("nll", "brier"):
+        few[name] *= np.array([0.01, 1.0])
+    two = dataclasses.replace(statistics, **few)
+    estimates = summarise(two, bins=BINS, bootstrap=resampled(two, 100))
+    for name in ("nll", "brier"):
+        assert estimates[name, -1].low == 0.0
+        assert estimates[name, -1].high > 2 * estimates[name, -1].value > 0
+
+
 def test_one_block_has_no_interval(statistics: Statistics) -> None:
     one = dataclasses.replace(statistics, **{name: a[:1] for name, a in statistics.arrays().items()})
     estimate = summarise(one, bins=BINS, bootstrap=resampled(one, 100))[("miou", -1)]
