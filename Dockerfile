@@ -7,6 +7,7 @@ COPY configs configs
 COPY db db
 COPY flows flows
 COPY pipeline pipeline
+COPY segcurate segcurate
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11.13-slim-bookworm

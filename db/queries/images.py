@@ -66,6 +66,20 @@ class ImageRow(NamedTuple):
     height: int
 
 
+class ListedImage(NamedTuple):
+    """An image as a table of all images shows it."""
+
+    id: int
+    uri: str
+    split: str
+    group_name: str
+    position: int
+    width: int
+    height: int
+    mask_uri: str | None
+    duplicate_of: int | None
+
+
 class NamedImage(NamedTuple):
     """An image that a name may refer to; a duplicate refers to its original."""
 
@@ -77,6 +91,12 @@ class NamedImage(NamedTuple):
 def project_row(session: Session) -> Project | None:
     """The settings that must not change after the first ingest; None before it."""
     return session.scalars(select(Project).limit(1)).first()
+
+
+def all_images(session: Session) -> list[ListedImage]:
+    """Every image, in the order in which they came."""
+    statement = select(*(getattr(Image, name) for name in ListedImage._fields)).order_by(Image.id)
+    return [ListedImage(*row) for row in session.execute(statement.execution_options(yield_per=PAGE))]
 
 
 def pool_images(session: Session, *, after_id: int = 0, limit: int) -> Sequence[Image]:

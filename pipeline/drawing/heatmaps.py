@@ -22,7 +22,8 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from pipeline.files import atomic_write_bytes
+from pipeline.errors import DataError
+from pipeline.files import atomic_write_bytes, open_plain
 from pipeline.regions.outlines import decode_outline, polygons
 
 FloatMap = npt.NDArray[np.float32]
@@ -76,6 +77,23 @@ def write_heatmap(
         raise ValueError(f"Expected `high` of at least `low`, but got {high} and {low}.")
     pixels = np.rint(_unit(map, low=low, high=high) * 255).astype(np.uint8)
     _write_png(path, pixels, {"measure": measure, "low": repr(float(low)), "high": repr(float(high))})
+
+
+def read_heatmap(path: Path) -> npt.NDArray[np.float32]:
+    """The values [h, w] of a map that `write_heatmap` has written, to a 255th of its scale.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    with open_plain(path) as stream:
+        try:
+            with Image.open(stream, formats=("PNG",)) as picture:
+                texts: dict[str, str] = getattr(picture, "text", {})
+                low, high = float(texts["low"]), float(texts["high"])
+                pixels = np.asarray(picture, dtype=np.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is no heat map with a scale.", "Run `segcurate score` again.") from error
+    return (low + pixels / 255 * (high - low)).astype(np.float32)
 
 
 def two_colour(
