@@ -17,6 +17,7 @@ a model that was trained on the wrong labels (400 iterations); of the first 200 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,23 +84,33 @@ def class_thresholds(sums: Floats) -> Floats:
     return np.divide(total, pixels, out=np.full(len(total), total.sum() / pixels.sum()), where=pixels > 0)
 
 
+@dataclass(frozen=True)
+class DoubtedPixels:
+    """The doubted pixels [n] of one image, or of some of its rows.
+
+    Attributes:
+        region: row of each pixel's region.
+        pair: class of the label · C + predicted class.
+        margin, confidence: p_j − p_i, and p_j.
+    """
+
+    region: npt.NDArray[np.int64]
+    pair: npt.NDArray[np.int64]
+    margin: Floats
+    confidence: Floats
+
+
 @torch.inference_mode()
-def region_doubts(
-    probability: Tensor,
-    label: Tensor,
-    *,
-    thresholds: Floats,
-    rows: npt.NDArray[np.int32],
-    areas: npt.NDArray[np.integer],
-) -> RegionDoubts:
-    """The doubted pixels of one image, by region.
+def doubted_pixels(
+    probability: Tensor, label: Tensor, *, thresholds: Floats, rows: npt.NDArray[np.integer]
+) -> DoubtedPixels:
+    """The pixels whose label is doubted and that are in a region.
 
     Args:
-        probability: calibrated [C, H, W].
+        probability: calibrated [C, H, W] of an image, or of some of its rows.
         label: uint8 [H, W] on the same device; also 255 where a label does not count, as at its edges.
         thresholds: t [C].
         rows: region of each pixel [H, W], negative where there is none.
-        areas: pixels of each region [R].
     """
     classes = probability.shape[0]
     known = label != IGNORE
@@ -114,21 +125,24 @@ def region_doubts(
     region = rows[tuple(index.cpu().numpy() for index in where)].astype(np.int64)
     sure = confident.double().cpu().numpy()
     inside = (region >= 0) & (margin > 0)
-    return _by_region(
-        region[inside], pair[inside], margin[inside], sure[inside], classes=classes, areas=areas
-    )
+    return DoubtedPixels(region[inside], pair[inside], margin[inside], sure[inside])
 
 
-def _by_region(
-    region: npt.NDArray[np.int64],
-    pair: npt.NDArray[np.int64],
-    margin: Floats,
-    confidence: Floats,
-    *,
-    classes: int,
-    areas: npt.NDArray[np.integer],
+def region_doubts(
+    parts: Iterable[DoubtedPixels], *, classes: int, areas: npt.NDArray[np.integer]
 ) -> RegionDoubts:
-    """Sums of doubted pixels by region and pair of classes, reduced to the strongest pair of each region."""
+    """The doubted pixels of one image by region: sums by pair of classes, reduced to the strongest pair.
+
+    Args:
+        parts: the pixels of the image's bands of rows.
+        classes: C.
+        areas: pixels of each region [R].
+    """
+    pixels_of = list(parts)
+    region, pair, margin, confidence = (
+        np.concatenate([getattr(part, name) for part in pixels_of])
+        for name in ("region", "pair", "margin", "confidence")
+    )
     keys, which = np.unique(region * classes**2 + pair, return_inverse=True)
     margins, sure, pixels = (
         np.bincount(which, weights=weights, minlength=len(keys)) for weights in (margin, confidence, None)

@@ -26,6 +26,7 @@ from pipeline.evaluation.label_errors import (
     Floats,
     RegionDoubts,
     class_thresholds,
+    doubted_pixels,
     region_doubts,
     self_confidence,
 )
@@ -39,6 +40,7 @@ from pipeline.regions.sources import RegionSource, region_source
 from pipeline.studies.held_out import spread
 from pipeline.studies.image_regions import grid_rows
 from pipeline.uncertainty.measures import predicted_class
+from pipeline.uncertainty.predictor import Prediction
 from pipeline.uncertainty.served_model import ServedModel
 
 LABEL_EDGE = 2
@@ -92,11 +94,19 @@ class DoubtedRegion:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """A labeled image with probability [C, H, W] and label uint8 [H, W] on the model's device."""
+    """A labeled image with its prediction, and its label uint8 [H, W] on the model's device."""
 
     image: LabeledImage
-    probability: Tensor
+    prediction: Prediction
     label: Tensor
+
+    def bands(self) -> Iterator[tuple[slice, Tensor]]:
+        """The probability of the classes [C, rows, W], band by band, each with its place."""
+        height, width = self.label.shape
+        for rows, (probability,) in self.prediction.bands_of(
+            [self.prediction.probability], (height, width), row=0
+        ):
+            yield rows, probability
 
 
 class LabelReview:
@@ -122,7 +132,8 @@ class LabelReview:
         sample = [images[index] for index in spread(len(images), THRESHOLD_IMAGES)]
         sums = np.zeros((2, self.project.config.data.num_classes))
         for done, item in enumerate(self._predict(sample, progress), start=1):
-            sums += self_confidence(item.probability, item.label)
+            for rows, probability in item.bands():
+                sums += self_confidence(probability, item.label[rows])
             progress("self-confidence", done, len(sample))
         if not sums[1].any():
             first = (self.project.uri(sample[0].ref.path), "It has no labeled pixel.")
@@ -152,11 +163,13 @@ class LabelReview:
 
     def _of_image(self, item: _Predicted, thresholds: Floats) -> list[DoubtedRegion]:
         regions = self._regions(item)
+        label = self._unreviewed(item)
         found = region_doubts(
-            item.probability,
-            self._unreviewed(item),
-            thresholds=thresholds,
-            rows=regions.row,
+            (
+                doubted_pixels(probability, label[rows], thresholds=thresholds, rows=regions.row[rows])
+                for rows, probability in item.bands()
+            ),
+            classes=len(thresholds),
             areas=regions.regions.pixels,
         )
         return [
@@ -178,7 +191,8 @@ class LabelReview:
         if self.source is not None:
             return self.source(ref, read_image(ref.path, channels=data.channels, max_pixels=data.max_pixels))
         if regions.kind == "segment":
-            predicted = predicted_class(item.probability).cpu().numpy()
+            parts = [predicted_class(probability).short().cpu().numpy() for _, probability in item.bands()]
+            predicted = np.concatenate(parts)
             return map_regions(segments(predicted, smallest=regions.smallest * regions.cell**2))
         if regions.kind == "image":
             return map_regions(np.zeros((ref.height, ref.width), dtype=np.int64))
@@ -202,7 +216,7 @@ class LabelReview:
             label = torch.from_numpy(mask).to(self.device)
             yield _Predicted(
                 image=image,
-                probability=prediction.at(prediction.probability, batch.sizes[0])[0],
+                prediction=prediction,
                 label=label.masked_fill(boundary_band(label, width=LABEL_EDGE), IGNORE),
             )
 

@@ -327,8 +327,7 @@ def _rows(
     predictor: Predictor, batch: Batch[Any], progress: Progress, *, with_confidence: bool
 ) -> Iterator[tuple[Array, float, Array]]:
     """For each image: shares of its pixels by confidence [150], mean confidence, features [F]."""
-    padded = predictor.segmenter.pad(batch.image_BKHW.to(predictor.device))
-    features = predictor.segmenter.image_features(padded).double().cpu().numpy()
+    features = predictor.image_features(batch.images).double().cpu().numpy()
     if not with_confidence:
         yield from ((np.zeros(CONFIDENCE_BINS), float("nan"), row) for row in features)
         return

@@ -200,6 +200,20 @@ class Predictor:
         return self.predict_each(image, [self.calibrators], progress)[0]
 
     @torch.inference_mode()
+    def image_features(self, images: Images) -> Tensor:
+        """Mean over all places of the encoder's deepest map [B, F]; of images larger than a tile, the mean
+        over the tiles beside each other that they are cut into, by their pixels."""
+        height, width = images.shape[-2:]
+        side = self.scoring.tile
+        total = torch.zeros((), device=self.device)
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                part = window(images, slice(top, top + side), slice(left, left + side))
+                features = self.segmenter.image_features(self.segmenter.pad(part.to(self.device)))
+                total = total + features * (part.shape[-2] * part.shape[-1] / (height * width))
+        return total
+
+    @torch.inference_mode()
     def predict_each(
         self, image: Images, calibrators: Sequence[Calibrators], progress: Progress = silent
     ) -> list[Prediction]:

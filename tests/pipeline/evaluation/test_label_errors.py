@@ -8,7 +8,13 @@ import pytest
 import torch
 from cleanlab.count import compute_confident_joint, get_confident_thresholds
 
-from pipeline.evaluation.label_errors import class_thresholds, region_doubts, self_confidence
+from pipeline.evaluation.label_errors import (
+    RegionDoubts,
+    class_thresholds,
+    doubted_pixels,
+    region_doubts,
+    self_confidence,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,6 +28,24 @@ def some(seed: int, *, classes: int = 4, side: int = 24) -> tuple[Floats, npt.ND
     probability = np.exp(logits) / np.exp(logits).sum(axis=0)
     label[rng.random((side, side)) < 0.1] = 255
     return probability.astype(np.float32), label
+
+
+def doubts_of(
+    probability: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    thresholds: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int32],
+    areas: npt.NDArray[np.int64],
+    band: int = 7,
+) -> RegionDoubts:
+    """The doubts of an image that is looked at in bands of so many rows."""
+    parts = [slice(start, start + band) for start in range(0, len(label), band)]
+    found = (
+        doubted_pixels(probability[:, part], label[part], thresholds=thresholds, rows=rows[part])
+        for part in parts
+    )
+    return region_doubts(found, classes=len(probability), areas=areas)
 
 
 def mean_self_confidence(probability: Floats, label: npt.NDArray[np.uint8]) -> list[float]:
@@ -59,7 +83,7 @@ def test_thresholds_and_doubted_pixels_are_cleanlabs(seed: int) -> None:
     joint, doubted = compute_confident_joint(y, p, calibrate=False, return_indices_of_off_diagonals=True)
     assert joint.sum() - np.trace(joint) == len(doubted) > 20
     margin = np.where(p >= thresholds, p, 0).max(axis=1) - p[np.arange(len(y)), y]
-    whole = region_doubts(
+    whole = doubts_of(
         torch.from_numpy(probability),
         torch.from_numpy(label),
         thresholds=thresholds,
@@ -77,7 +101,7 @@ def test_doubts_are_those_of_confident_learning_by_region(seed: int) -> None:
     rows = (np.arange(side)[:, None] // 8 * 3 + np.arange(side) // 8).astype(np.int32)
     rows[rows == 4] = -1
     areas = np.full(9, 64)
-    found = region_doubts(
+    found = doubts_of(
         torch.from_numpy(probability),
         torch.from_numpy(label),
         thresholds=np.array(limits),
@@ -111,10 +135,10 @@ def test_a_class_that_the_model_is_never_sure_of_needs_less_to_be_believed() -> 
     probability = torch.tensor([0.3, 0.6, 0.1]).reshape(3, 1, 1).expand(3, 4, 4)
     label = torch.zeros(4, 4, dtype=torch.uint8)
     settings = {"rows": np.zeros((4, 4), np.int32), "areas": np.array([16])}
-    easy = region_doubts(probability, label, thresholds=np.array([0.9, 0.5, 0.9]), **settings)
+    easy = doubts_of(probability, label, thresholds=np.array([0.9, 0.5, 0.9]), **settings)
     assert (easy.label.tolist(), easy.predicted.tolist(), easy.share.tolist()) == ([0], [1], [1.0])
     assert easy.score == pytest.approx([0.3])
-    hard = region_doubts(probability, label, thresholds=np.array([0.9, 0.7, 0.9]), **settings)
+    hard = doubts_of(probability, label, thresholds=np.array([0.9, 0.7, 0.9]), **settings)
     assert len(hard.region) == 0
 
 
