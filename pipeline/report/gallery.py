@@ -42,19 +42,24 @@ COLUMNS = ("where", "image", "prediction", "entropy", "mutual information", "lab
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A region with its image, prediction, uncertainty and label.
+    """A region with what is shown around it: image, prediction, uncertainty and label.
 
     Attributes:
-        image: RGB uint8 [H, W, 3].
-        prediction: class index uint8 [H, W].
-        entropy, mutual_information: [H, W], 0 to 1; the latter None without samples.
-        label: class index or 255, uint8 [H, W]; None without a label.
+        size: (W, H) of the image.
+        overview: the image, or a smaller one of it, RGB uint8 [h, w, 3].
+        image: RGB uint8 [h, w, 3], as all that follow of the part that `shown` names: each pixel of it or,
+            of a large part, some of them.
+        prediction: class index uint8 [h, w].
+        entropy, mutual_information: [h, w], 0 to 1; the latter None without samples.
+        label: class index or 255, uint8 [h, w]; None without a label.
         heading: rank and file of the region.
         reason: why it was queued.
     """
 
-    image: RgbImage
+    size: tuple[int, int]
     box: Box
+    overview: RgbImage
+    image: RgbImage
     prediction: npt.NDArray[np.uint8]
     entropy: Map
     mutual_information: Map | None
@@ -63,6 +68,11 @@ class GalleryRow:
     reason: str
     outline: str | None = None
     """The pixels of its box that belong to the region, as `regions.outlines` writes them; None: all."""
+
+    @property
+    def shown(self) -> Box:
+        """The part of the image that is shown around the region."""
+        return crop_around(self.box, width=self.size[0], height=self.size[1])
 
 
 @in_style
@@ -101,8 +111,8 @@ def draw_gallery(
         wspace=0.05,
     )
     scales = (
-        end_of_scale([cropped(row, row.entropy) for row in rows]),
-        end_of_scale([cropped(row, row.mutual_information) for row in rows]),
+        end_of_scale([row.entropy for row in rows]),
+        end_of_scale([row.mutual_information for row in rows]),
     )
     for index, row in enumerate(rows):
         axes = [figure.add_subplot(grid[index, column]) for column in range(len(COLUMNS))]
@@ -130,14 +140,6 @@ def crop_around(box: Box, *, width: int, height: int) -> Box:
     return left, top, across, down
 
 
-def cropped(row: GalleryRow, values: Map | None) -> Map | None:
-    """The part of a map that `crop_around` shows."""
-    if values is None:
-        return None
-    left, top, across, down = crop_around(row.box, width=values.shape[1], height=values.shape[0])
-    return values[top : top + down, left : left + across]
-
-
 def end_of_scale(parts: Sequence[Map | None]) -> float:
     """The 99.8 % quantile of the shown parts: one scale for all regions."""
     known = [part.ravel() for part in parts if part is not None]
@@ -158,10 +160,7 @@ def painted(
 def _draw_row(
     axes: Sequence[Axes], row: GalleryRow, *, colors: RgbImage, scales: tuple[float, float]
 ) -> None:
-    height, width = row.image.shape[:2]
-    left, top, across, down = crop_around(row.box, width=width, height=height)
-    part = (slice(top, top + down), slice(left, left + across))
-    extent = (left - 0.5, left + across - 0.5, top + down - 0.5, top - 0.5)
+    extent, whole = _extent(row.shown), _extent((0, 0, *row.size))
     where, image, prediction, entropy, information, label = axes
     for one in axes:
         one.set_xticks([])
@@ -169,14 +168,14 @@ def _draw_row(
         one.grid(False)
         for spine in one.spines.values():
             spine.set_visible(False)
-    where.imshow(row.image, interpolation="antialiased")
+    where.imshow(row.overview, extent=whole, interpolation="antialiased")
     where.set_anchor("C")
-    image.imshow(row.image[part], extent=extent, interpolation="bicubic")
+    image.imshow(row.image, extent=extent, interpolation="bicubic")
     for one, mask in ((prediction, row.prediction), (label, row.label)):
         if mask is None:
             _write_instead(one, "not labeled yet")
         else:
-            one.imshow(painted(row.image, mask, colors)[part], extent=extent, interpolation="nearest")
+            one.imshow(painted(row.image, mask, colors), extent=extent, interpolation="nearest")
     for one, values, high in (
         (entropy, row.entropy, scales[0]),
         (information, row.mutual_information, scales[1]),
@@ -184,7 +183,7 @@ def _draw_row(
         if values is None:
             _write_instead(one, "needs samples")
         else:
-            one.imshow(values[part], extent=extent, cmap=COLORMAP, vmin=0, vmax=high, interpolation="bicubic")
+            one.imshow(values, extent=extent, cmap=COLORMAP, vmin=0, vmax=high, interpolation="bicubic")
     for one in axes:
         if one.images:
             _outline(one, row.box)
@@ -219,6 +218,12 @@ def _write_instead(axes: Axes, words: str) -> None:
     axes.set_facecolor("#f3f4f6")
     axes.set_box_aspect(1)
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=9)
+
+
+def _extent(box: Box) -> tuple[float, float, float, float]:
+    """Where the pixels of a box lie: left, right, bottom, top."""
+    x, y, w, h = box
+    return x - 0.5, x + w - 0.5, y + h - 0.5, y - 0.5
 
 
 def _outline(axes: Axes, box: Box) -> None:

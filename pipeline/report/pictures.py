@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pipeline.drawing.heatmaps import COLORMAP, EXPECTED_ENTROPY_SPAN, information_span, two_colour
 from pipeline.regions.outlines import polygons
 from pipeline.report.blocks import Layer, Scale, Tile
-from pipeline.report.gallery import GalleryRow, Map, RgbImage, crop_around, cropped, end_of_scale, painted
+from pipeline.report.gallery import GalleryRow, Map, RgbImage, end_of_scale, painted
 
 SIDE = 320
 """Pixels along the longer side of a picture, which stays sharp on a screen of twice the density."""
@@ -42,13 +42,12 @@ def draw_tiles(
         tags: short words for each row.
         colors: of the classes [C, 3].
     """
-    crops = [crop_around(row.box, width=row.image.shape[1], height=row.image.shape[0]) for row in rows]
-    entropy_end = end_of_scale([cropped(row, row.entropy) for row in rows])
-    sampled = [part for row in rows if (part := cropped(row, row.mutual_information)) is not None]
+    entropy_end = end_of_scale([row.entropy for row in rows])
+    sampled = [row.mutual_information for row in rows if row.mutual_information is not None]
     span = information_span(np.concatenate([part.ravel() for part in sampled])) if sampled else 1.0
     tiles = [
-        _tile(row, crop, words, colors=colors, entropy_end=entropy_end, span=span)
-        for row, crop, words in zip(rows, crops, tags, strict=True)
+        _tile(row, words, colors=colors, entropy_end=entropy_end, span=span)
+        for row, words in zip(rows, tags, strict=True)
     ]
     scales = [Scale(ENTROPY, "0", f"{entropy_end:.2g}", _ramp())]
     if sampled:
@@ -68,15 +67,13 @@ def data_uri(pixels: RgbImage) -> str:
 
 def _tile(
     row: GalleryRow,
-    crop: tuple[int, int, int, int],
     tags: Sequence[str],
     *,
     colors: RgbImage,
     entropy_end: float,
     span: float,
 ) -> Tile:
-    left, top, across, down = crop
-    part = (slice(top, top + down), slice(left, left + across))
+    left, top, across, down = row.shown
     factor = SIDE / max(across, down)
     size = (max(1, round(across * factor)), max(1, round(down * factor)))
 
@@ -88,18 +85,18 @@ def _tile(
 
     palette = (colormaps[COLORMAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     layers = [
-        layer(IMAGE, row.image[part]),
-        layer(PREDICTION, painted(row.image, row.prediction, colors)[part], smooth=False),
-        layer(ENTROPY, palette[_bytes(row.entropy[part], entropy_end)]),
+        layer(IMAGE, row.image),
+        layer(PREDICTION, painted(row.image, row.prediction, colors), smooth=False),
+        layer(ENTROPY, palette[_bytes(row.entropy, entropy_end)]),
     ]
     if row.mutual_information is not None:
-        information = row.mutual_information[part]
+        information = row.mutual_information
         layers.append(layer(INFORMATION, palette[_bytes(information, span)]))
-        expected = np.clip(row.entropy[part] - information, 0, None)
+        expected = np.clip(row.entropy - information, 0, None)
         both = two_colour(expected, information, mutual_information_span=span)
         layers.append(layer(BOTH, both))
     if row.label is not None:
-        layers.append(layer(LABEL, painted(row.image, row.label, colors)[part], smooth=False))
+        layers.append(layer(LABEL, painted(row.image, row.label, colors), smooth=False))
     return Tile(
         heading=row.heading,
         tags=tags,
@@ -108,7 +105,7 @@ def _tile(
         layers=layers,
         width=size[0],
         height=size[1],
-        corner=free_corner(row.box, crop),
+        corner=free_corner(row.box, row.shown),
     )
 
 
@@ -133,10 +130,10 @@ def free_corner(box: tuple[int, int, int, int], crop: tuple[int, int, int, int])
 
 
 def _where(row: GalleryRow) -> Layer:
-    height, width = row.image.shape[:2]
+    width, height = row.size
     factor = WHERE_SIDE / max(width, height)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    picture = Image.fromarray(row.image).resize(size, Image.Resampling.LANCZOS)
+    picture = Image.fromarray(row.overview).resize(size, Image.Resampling.LANCZOS)
     _outlined(picture, row, origin=(0, 0), factor=factor)
     return Layer("where", data_uri(np.asarray(picture)), f"{row.heading}: the whole image")
 

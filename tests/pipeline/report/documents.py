@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.evaluation.confidence import Confidence
 from pipeline.evaluation.estimate import Estimate
 from pipeline.report.blocks import Gallery
 from pipeline.report.contents import Calibrated, Contents, Risks
 from pipeline.report.curves import RiskCurve
-from pipeline.report.gallery import GalleryRow
+from pipeline.report.gallery import GalleryRow, crop_around
 from pipeline.report.pictures import LAYERS, draw_tiles
 from pipeline.report.reliability import Reliability
 from pipeline.summaries.annotators import AnnotatorReport, Pair, RankCorrelation, SharedRegion
@@ -85,6 +87,33 @@ def point(number: int, value: float | None = None, *, promoted: bool | None = No
     )
 
 
+def shown_row(
+    *,
+    image: npt.NDArray[np.uint8],
+    box: tuple[int, int, int, int],
+    prediction: npt.NDArray[np.uint8],
+    entropy: npt.NDArray[np.float32],
+    mutual_information: npt.NDArray[np.float32] | None,
+    label: npt.NDArray[np.uint8] | None,
+    **words: Any,
+) -> GalleryRow:
+    """A row of a gallery from arrays of the whole image."""
+    height, width = image.shape[:2]
+    left, top, across, down = crop_around(box, width=width, height=height)
+    part = (slice(top, top + down), slice(left, left + across))
+    return GalleryRow(
+        size=(width, height),
+        box=box,
+        overview=image,
+        image=image[part],
+        prediction=prediction[part],
+        entropy=entropy[part],
+        mutual_information=None if mutual_information is None else mutual_information[part],
+        label=None if label is None else label[part],
+        **words,
+    )
+
+
 def gallery(name: str = "over-round-01") -> Gallery:
     y, x = np.mgrid[:60, :90].astype(np.float32)
     rows = []
@@ -92,7 +121,7 @@ def gallery(name: str = "over-round-01") -> Gallery:
         label = np.full((60, 90), 255, dtype=np.uint8)
         label[10:30, 20:50] = 2
         rows.append(
-            GalleryRow(
+            shown_row(
                 image=np.repeat((2 * x).astype(np.uint8)[..., None], 3, axis=2),
                 box=(20, 10, 30, 20),
                 prediction=(x > 40).astype(np.uint8),

@@ -52,7 +52,7 @@ def gallery_row(*, labeled: bool = True, samples: bool = True) -> GalleryRow:
     y, x = np.mgrid[:40, :60].astype(np.float32)
     label = np.full((40, 60), IGNORE, dtype=np.uint8)
     label[8:24, 16:32] = 1
-    return GalleryRow(
+    return documents.shown_row(
         image=np.repeat((4 * x).astype(np.uint8)[..., None], 3, axis=2),
         box=(16, 8, 16, 16),
         prediction=(x > 24).astype(np.uint8),
@@ -194,7 +194,7 @@ def test_what_is_not_known_is_said_in_words() -> None:
 
 def test_a_gallery_of_a_one_pixel_image_is_drawn() -> None:
     one = np.zeros((1, 1), dtype=np.uint8)
-    row = GalleryRow(
+    row = documents.shown_row(
         image=np.zeros((1, 1, 3), dtype=np.uint8),
         box=(0, 0, 1, 1),
         prediction=one,

@@ -12,13 +12,14 @@ from PIL import Image
 from pipeline.regions.outlines import encode_outline
 from pipeline.report.gallery import GalleryRow
 from pipeline.report.pictures import SIDE, draw_tiles
+from tests.pipeline.report.documents import shown_row
 
 COLORS = np.array([[200, 0, 0], [0, 0, 200]], dtype=np.uint8)
 
 
 def row() -> GalleryRow:
     shape = (80, 120)
-    return GalleryRow(
+    return shown_row(
         image=np.full((*shape, 3), 120, dtype=np.uint8),
         box=(40, 20, 40, 40),
         prediction=np.zeros(shape, dtype=np.uint8),
@@ -40,8 +41,8 @@ def test_only_known_layers_are_drawn() -> None:
     tiles, scales = draw_tiles([row()], tags=[()], colors=COLORS)
     assert [layer.name for layer in tiles[0].layers] == ["image", "prediction", "entropy"]
     assert [scale.name for scale in scales] == ["entropy"]
-    values = np.zeros((80, 120), dtype=np.float32)
-    label = np.full((80, 120), 1, dtype=np.uint8)
+    values = np.zeros_like(row().entropy)
+    label = np.full_like(row().prediction, 1)
     tiles, scales = draw_tiles(
         [replace(row(), mutual_information=values, label=label)], tags=[()], colors=COLORS
     )

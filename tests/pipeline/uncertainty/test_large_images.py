@@ -63,6 +63,20 @@ def test_the_tiles_of_an_image_that_has_many_are_counted() -> None:
     assert seen[-1][1] == seen[-1][2] == len(rows.origins) * len(columns.origins)
 
 
+def test_features_of_a_large_image_are_the_mean_over_its_tiles_and_of_a_small_one_the_networks_own() -> None:
+    predictor, image = tiled(), photograph(64, 100)
+    segmenter = predictor.segmenter
+    whole = image.window()
+    with torch.inference_mode():
+        first, second, small = (
+            segmenter.image_features(segmenter.pad(part))
+            for part in (whole[..., :64], whole[..., 64:], whole[..., :50, :60])
+        )
+    expected = 0.64 * first + 0.36 * second
+    torch.testing.assert_close(predictor.image_features(image), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(predictor.image_features(whole[..., :50, :60]), small, atol=0, rtol=0)
+
+
 def test_statistics_of_an_image_as_decoded_are_those_of_its_normalised_pixels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
