@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,8 +61,13 @@ def draw_tiles(
 
 def data_uri(pixels: RgbImage) -> str:
     """RGB uint8 [H, W, 3] as a JPEG data URI."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    picture, stream = Image.fromarray(pixels), io.BytesIO()
+    options: dict[str, Any] = {"format": "JPEG", "quality": QUALITY, "subsampling": 0}
+    try:
+        picture.save(stream, optimize=True, **options)
+    except OSError:  # Pillow optimises in a buffer of one byte a pixel, and noise needs more
+        stream = io.BytesIO()
+        picture.save(stream, **options)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

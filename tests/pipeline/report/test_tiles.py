@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.regions.outlines import encode_outline
 from pipeline.report.gallery import GalleryRow
-from pipeline.report.pictures import SIDE, draw_tiles
+from pipeline.report.pictures import SIDE, data_uri, draw_tiles
 from tests.pipeline.report.documents import shown_row
 
 COLORS = np.array([[200, 0, 0], [0, 0, 200]], dtype=np.uint8)
@@ -76,3 +76,10 @@ def test_the_frame_follows_the_outline_of_the_region() -> None:
     right = slice(round(0.62 * whole.shape[1]), None)
     assert white_whole[right].any()
     assert not white_half[right].any()
+
+
+def test_a_picture_of_noise_is_written_too() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    written = pixels(data_uri(noise))
+    assert written.shape == noise.shape
+    assert np.abs(written - noise).mean() < 16
