@@ -55,7 +55,7 @@ def simulation_summary(
     needed = {
         seed: [_key(name, seed, budget, budgets) for name in names for budget in budgets] for seed in asked
     }
-    whole = tuple(seed for seed, keys in needed.items() if all(key in known for key in keys))
+    whole = tuple(seed for seed, keys in needed.items() if keys and all(key in known for key in keys))
     missing = len({key for keys in needed.values() for key in keys} - set(known))
     used = {
         key: known[key]

@@ -149,6 +149,22 @@ def test_a_seed_that_lacks_a_cell_is_left_out_and_said() -> None:
     assert "1 cell" in list(found.lines())[1]
 
 
+def test_a_simulation_that_has_only_its_first_models_is_summarised_without_a_strategy() -> None:
+    database = Database("sqlite:///:memory:")
+    with database.session() as session:
+        row = simulations.open_simulation(
+            session, hash="f" * 64, settings={"budgets": BUDGETS, "unit": "region"}
+        )
+        for seed in range(2):
+            simulations.put_cell(
+                session, row.id, CellKey(INITIAL, seed, 10), cell(0.3, labels=10, clicks=10.0)
+            )
+        summary = newest_summary(session, CONFIG)
+    assert summary is not None
+    assert (summary.seeds, summary.strategies, summary.verdicts) == ((), [], [])
+    assert list(summary.lines())
+
+
 def test_json_has_the_intervals_and_csv_a_line_a_cell() -> None:
     found = summarised()
     document = found.document()
