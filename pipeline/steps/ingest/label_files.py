@@ -156,12 +156,13 @@ class _Reader:
         state = LabelState.load(file)
         unchanged = state.settings == settings and state.signature == signature
         content = state.content if unchanged else content_of(files)
-        if state.settings != settings or state.content != content:
+        known = state.settings == settings and state.content == content
+        if not known:
             state = LabelState(settings=settings)
         lost = [uri for uri, sha256 in state.masks.items() if not self.mask_file(sha256).exists()]
         for uri in lost:
             del state.masks[uri]
-        if not unchanged or lost or state.images != images:
+        if not known or lost or state.images != images:
             self._read(state, progress)
         state.signature, state.content, state.images = signature, content, images
         state.save(file)
