@@ -35,6 +35,7 @@ EXTRAS = {
     "ray": ("prefect_ray", "scoring on a Ray cluster"),
     "cvat": ("cvat_sdk", "push and pull with CVAT"),
     "formats": ("datumaro", "checks with Datumaro"),
+    "pandas": ("pandas", "tables from Python"),
     "demo": ("nilearn", "`segcurate demo`"),
 }
 """The extras of the package: the module that each one brings, and what it is for."""

@@ -177,6 +177,7 @@ OWN = {
     ("pipeline/files.py", "open"): "the door itself",
     ("pipeline/labeling/untrusted/archives.py", "open"): "a member of an archive",
     ("pipeline/processes.py", "read_text"): "/proc, of a running process",
+    ("pipeline/machine.py", "read_text"): "/proc and /sys, of this machine",
     ("pipeline/report/page.py", "read_text"): "a template of the package",
     ("pipeline/data/remote.py", "open"): "an entry of the cache, by `BoundedFolder`",
     ("pipeline/model/encoder_cache.py", "open"): "an entry of the cache, by `BoundedFolder`",
