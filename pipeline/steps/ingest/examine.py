@@ -14,6 +14,7 @@ from pipeline.data.project import Project
 from pipeline.data.remote import ImageFile, RemoteFile, opened
 from pipeline.errors import DataError
 from pipeline.steps.ingest.mask_census import FoundMask, changed_since
+from pipeline.steps.ingest.pixel_range import PixelMoments, pixel_moments
 from pipeline.steps.ingest.positions import Assigned
 
 
@@ -21,7 +22,8 @@ from pipeline.steps.ingest.positions import Assigned
 class Examined:
     """A file after it was decoded: the row of a new image, or a known one, and the usable mask that was read.
 
-    `verified` says that a known image was written again with the content that it had.
+    `verified` says that a known image was written again with the content that it had; `moments` are of a new
+    image of more than 8 bits.
     """
 
     assigned: Assigned
@@ -30,6 +32,7 @@ class Examined:
     mask: FoundMask | None = None
     failures: tuple[tuple[str, str], ...] = ()
     verified: bool = False
+    moments: PixelMoments | None = None
 
     @property
     def mask_columns(self) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def examine(
     """Decode a new image; and take its mask, or the one that a known image lacks, if it fits."""
     found, config = assigned.found, project.config.data
     row: dict[str, Any] | None = None
+    moments: PixelMoments | None = None
     verified = False
     try:
         if known is not None:
@@ -55,7 +59,7 @@ def examine(
         else:
             with open_image(found.path, max_pixels=config.max_pixels) as image:
                 image.check_channels(config.channels)
-                image.pixels(floats=True)  # a damaged file raises here
+                moments = pixel_moments(image.pixels(floats=True))  # a damaged file raises here
                 row = _row(assigned, image)
     except DataError as error:
         return Examined(assigned, known, failures=((found.uri, str(error)),))
@@ -64,7 +68,7 @@ def examine(
         return Examined(assigned, known, failures=((found.uri, reason),))
     mask = masks.get(found.uri)
     if mask is None:
-        return Examined(assigned, known, row, verified=verified)
+        return Examined(assigned, known, row, verified=verified, moments=moments)
     size = (row["width"], row["height"]) if row else (known.width, known.height) if known else mask.size
     problem = mask.problem or (str(wrong_size(mask.uri, mask.size, size)) if mask.size != size else "")
     if not problem and not mask.classes and known is not None and known.mask_uri is not None:
@@ -73,8 +77,9 @@ def examine(
             "Paint it, or put the old file back."
         )
     if problem:
-        return Examined(assigned, known, row, failures=((mask.uri, problem),))
-    return Examined(assigned, known, row, mask if mask.classes else None, verified=verified)
+        return Examined(assigned, known, row, failures=((mask.uri, problem),), moments=moments)
+    usable = mask if mask.classes else None
+    return Examined(assigned, known, row, usable, verified=verified, moments=moments)
 
 
 def _same_content(known: Image, path: ImageFile) -> bool | None:

@@ -37,6 +37,7 @@ from pipeline.steps.ingest.held_out_labels import take_held_out_labels
 from pipeline.steps.ingest.initial_labels import label_initial
 from pipeline.steps.ingest.label_files import LabelFiles, read_label_files
 from pipeline.steps.ingest.mask_census import FoundMask, MaskCensus
+from pipeline.steps.ingest.pixel_range import PixelRange
 from pipeline.steps.ingest.positions import Assigned, Assignments
 from pipeline.steps.ingest.report import IngestReport
 from pipeline.steps.ingest.splits import grow_splits, lock_project, note_open_splits, withdraw_initial
@@ -76,13 +77,13 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with database.session() as session:
         locked = _open_project(session, project)
     assignments = Assignments(project, database if locked else None, held_out)
-    skipped = Skipped()
+    skipped, ranges = Skipped(), PixelRange()
     found_images = find_images(project, skipped)
     with ThreadPoolExecutor(workers) as threads:
         while batch := list(islice(found_images, BATCH)):
             initial_uris += [found.uri for found in batch if found in initial]
             added, failed = _ingest_batch(
-                project, database, batch, assignments, census.masks, threads, at=started
+                project, database, batch, assignments, census.masks, threads, ranges, at=started
             )
             report = replace(
                 report,
@@ -110,6 +111,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             )
         grown = _lock_and_grow(session, project, held_out) if masks else ()
     warnings = [*assignments.warnings(), *files.warnings, *census.warnings()]
+    warnings += ranges.warnings(project.config)
     if files.unknown is not None:
         warnings.append(str(files.unknown))
     if not masks:
@@ -225,6 +227,7 @@ def _ingest_batch(
     assignments: Assignments,
     masks: Mapping[str, FoundMask],
     threads: ThreadPoolExecutor,
+    ranges: PixelRange,
     *,
     at: datetime,
 ) -> tuple[int, int]:
@@ -250,6 +253,8 @@ def _ingest_batch(
         threads.map(lambda entry: examine(project, entry, known.get(entry.found.uri), masks), assigned)
     )
     failures += [failure for entry in examined for failure in entry.failures]
+    for entry in examined:
+        ranges.add(entry.moments)
     with database.session() as session:
         fresh = [entry for entry in examined if entry.row is not None]
         added = _write_new(session, fresh, assignments, at=at)

@@ -1,0 +1,92 @@
+"""Whether images of more than 8 bits fill the range that the network expects.
+
+A camera of 12 bits writes files of 16, whose brightest value is 4 095 of 65 535: to a network that was
+pretrained on ordinary pictures they are nearly black. Floats of a TIFF may mean anything.
+
+Legend: H W image size, K channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import ProjectConfig
+from pipeline.data.images import ImageArray
+from pipeline.data.large_images import unit_float
+from pipeline.format import agree, counted
+
+LEAST_SPREAD, MOST_SPREAD = 0.25, 4.0
+"""Standard deviations of normalised pixels beyond which something is wrong; about 1 is usual."""
+
+
+class PixelMoments(NamedTuple):
+    """Of one image, whose pixels are in 0 to 1: mean and mean square of each channel [K], and the largest."""
+
+    mean: npt.NDArray[np.float64]
+    square: npt.NDArray[np.float64]
+    brightest: float
+
+
+def pixel_moments(pixels: ImageArray) -> PixelMoments | None:
+    """The moments of an image [H, W, K], row by row in little memory; None for one of 8 bits."""
+    if pixels.dtype == np.uint8:
+        return None
+    mean, square = np.zeros(pixels.shape[2]), np.zeros(pixels.shape[2])
+    for row in pixels:
+        unit = unit_float(row).astype(np.float64)
+        mean += unit.sum(axis=0)
+        square += (unit**2).sum(axis=0)
+    count = pixels.shape[0] * pixels.shape[1]
+    return PixelMoments(mean / count, square / count, float(unit_float(pixels.max(keepdims=True)).max()))
+
+
+@dataclass
+class PixelRange:
+    """The moments of all images of other than 8 bits."""
+
+    moments: list[PixelMoments] = field(default_factory=list[PixelMoments])
+
+    def add(self, moments: PixelMoments | None) -> None:
+        """Count an image."""
+        if moments is not None:
+            self.moments.append(moments)
+
+    def warnings(self, config: ProjectConfig) -> list[str]:
+        """What the network would not see as it should; nothing where `model.mean` and `model.std` are set."""
+        if not self.moments or (config.model.mean is not None and config.model.std is not None):
+            return []
+        from pipeline.model.build import normalisation  # imports torch, which takes a while
+
+        channels = config.data.channels
+        expected_mean, expected_std = (np.array(part) for part in normalisation(config.model, channels))
+        mean, square = (
+            np.mean([_with_channels(part, channels) for part in parts], axis=0)
+            for parts in zip(*((one.mean, one.square) for one in self.moments), strict=True)
+        )
+        std = np.sqrt(np.maximum(0, square - mean**2))
+        spread = float((std / expected_std).mean())
+        if LEAST_SPREAD <= spread <= MOST_SPREAD:
+            return []
+        number = len(self.moments)
+        brightest = max(one.brightest for one in self.moments)
+        seen = "nearly without contrast" if spread < LEAST_SPREAD else "far beyond its range"
+        return [
+            f"{counted(number, 'image')} of more than 8 bits {agree(number, 'has', 'have')} pixels of "
+            f"{mean.mean():.3g} ± {std.mean():.2g} and at most {brightest:.3g}, where 1 is the largest of 16 "
+            f"bits; the network expects {expected_mean.mean():.3g} ± {expected_std.mean():.2g} and would see "
+            f"them {seen}. Write `mean: [{_listed(mean)}]` and `std: [{_listed(std)}]` into `model`, or "
+            "stretch the files to the whole range."
+        ]
+
+
+def _with_channels(values: npt.NDArray[np.float64], channels: int) -> npt.NDArray[np.float64]:
+    """As the pixels are read: grey repeated, a further channel dropped."""
+    return np.resize(values, channels) if len(values) == 1 else values[:channels]
+
+
+def _listed(values: npt.NDArray[np.float64]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
