@@ -93,8 +93,9 @@ def test_status_says_that_masks_of_queued_images_have_appeared(console: Console,
         "masks     1 image that round-01 asks for has a mask in `data.masks` now. Take it as its label: "
         "`segcurate import masks --queue round-01`."
     )
+    command = "segcurate import masks --queue round-01"
     assert console.json("status")["masks_to_take"] == [
-        {"queue": "round-01", "images": 1, "command": "segcurate import masks --queue round-01"}
+        {"queue": "round-01", "images": 1, "command": command, "key": "data.masks"}
     ]
 
 

@@ -84,6 +84,12 @@ def test_every_visible_gpu_is_a_device(tmp_path: Path, monkeypatch: pytest.Monke
     assert visible_devices(auto) == ["cpu"]
 
 
+def owners_amid(database: Database) -> list[str]:
+    """The processes that have written a shard and are at another one."""
+    status = {(shard.owner or "", shard.status) for shard in shards_of(database)}
+    return [owner for owner, _ in status if {(owner, "done"), (owner, "running")} <= status]
+
+
 def test_a_process_that_is_killed_costs_only_what_it_had_begun(tmp_path: Path, one_thread: None) -> None:
     sizes = [(192, 160)] * 40
     calm, calm_database = pool_of(tmp_path / "calm", sizes)
@@ -93,12 +99,16 @@ def test_a_process_that_is_killed_costs_only_what_it_had_begun(tmp_path: Path, o
     killed: dict[str, list[int]] = {}
 
     def kill_one(title: str, done: int, total: int | None, note: str = "") -> None:
-        status = {(shard.owner or "", shard.status) for shard in shards_of(database)}
-        amid = [owner for owner, _ in status if {(owner, "done"), (owner, "running")} <= status]
-        if amid and not killed:
-            victim = amid[0]
-            os.kill(int(victim.split(":")[-2]), signal.SIGKILL)
+        if killed or not (amid := owners_amid(database)):
+            return
+        victim = amid[0]
+        pid = int(victim.split(":")[-2])
+        os.kill(pid, signal.SIGSTOP)  # so that it cannot end its shard between the look and the kill
+        if victim in owners_amid(database):
+            os.kill(pid, signal.SIGKILL)
             killed[victim] = [s.first_image_id for s in shards_of(database) if s.owner == victim]
+        else:
+            os.kill(pid, signal.SIGCONT)
 
     report = score(project, database, progress=kill_one)
     expected, found = rows_of(calm_database), rows_of(database)
