@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import ProjectConfig
-from pipeline.data.images import ImageArray
-from pipeline.data.large_images import unit_float
+from pipeline.data.images import ImageArray, unit_float
 from pipeline.format import agree, counted
 
 LEAST_SPREAD, MOST_SPREAD = 0.25, 4.0
