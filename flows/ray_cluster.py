@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -186,18 +186,19 @@ def _resources(options: dict[str, Any]) -> str:
 def _gather(futures: list[PrefectRayFuture[ScoringTotals]]) -> ScoringTotals:
     """The totals of all tasks. A task that fails ends the others; a task whose worker died does not."""
     totals = ScoringTotals()
-    for future in _as_completed(futures):
-        if future.state.is_crashed():
-            message = f"warning: a worker on the cluster: {future.state.message}"
-            totals += ScoringTotals(remarks=(message,))
-        else:
-            totals += future.result()
+    with closing(_as_completed(futures)) as completed:  # an error cancels the others at once
+        for future in completed:
+            if future.state.is_crashed():
+                message = f"warning: a worker on the cluster: {future.state.message}"
+                totals += ScoringTotals(remarks=(message,))
+            else:
+                totals += future.result()
     return totals
 
 
 def _as_completed(
     futures: list[PrefectRayFuture[Result]], *, tick: Callable[[], None] = lambda: None
-) -> Iterator[PrefectRayFuture[Result]]:
+) -> Generator[PrefectRayFuture[Result]]:
     """Futures as they are done; those that are not when the caller leaves are cancelled.
 
     Args:
