@@ -94,14 +94,17 @@ def predict(
         row = chosen_model(session, model)
         calibrators = stored_calibrators(session, row.id, sampler=project.config.scoring.sampler)
     target = Path(os.path.abspath(folder))
+    _refuse_occupied(project, target)
     images, failed = _images(project, source, target)
-    _refuse_occupied(target)
+    kinds = [*measures]
+    if per_class:
+        kinds += [f"{calibrators.class_map}_{index}" for index in range(project.config.data.num_classes)]
+    names = _names([found for found, _ in images], kinds)
     served = open_model(project, row.checkpoint_uri, calibrators=calibrators, cached=False)
     writable_folder(target)
     labels = LabelMap(project.config.data)
     atomic_write_bytes(target / LABEL_MAP, (json.dumps(labels.document(), indent=2) + "\n").encode())
     config = HeatmapConfig(measures=list(measures), per_class=per_class, size="full", images="all")
-    names = _names([found for found, _ in images])
     refs = [ref for _, ref in images]
     done = 0
     for batch in served.batches(refs, batch_size=1):
@@ -114,8 +117,7 @@ def predict(
         writable_folder(stem.parent)
         labels.write(stem.with_name(f"{stem.name}.png"), _mask(prediction, size))
         if measures or per_class:
-            class_map = calibrators.class_map
-            maps = make_heatmaps(prediction, config, class_map=class_map, image_size=size)
+            maps = make_heatmaps(prediction, config, class_map=calibrators.class_map, image_size=size)
             write_maps(stem.parent, stem.name, {name: plane[0].cpu().numpy() for name, plane in maps.items()})
         del batch, prediction
         done += 1
@@ -153,21 +155,51 @@ def _images(
     return found, failed
 
 
-def _names(images: Sequence[Found]) -> list[str]:
-    """Where each image's results go, below the folder: its path without the ending, unless two would meet."""
+def _names(images: Sequence[Found], kinds: Sequence[str]) -> list[str]:
+    """Where each image's results go, below the folder: its path without the ending, unless a mask or a map
+    of two images would meet there; then its whole path.
+
+    Args:
+        kinds: names of the maps.
+
+    Raises:
+        UserError: results would meet even so.
+    """
+
+    def written(name: str) -> list[str]:
+        return [name.lower(), *(f"{name}_{kind}".lower() for kind in kinds)]
+
     stems = [f"{image.parent}/{image.stem}" if image.parent else image.stem for image in images]
-    shared = Counter(stem.lower() for stem in stems)
-    return [
-        image.below if shared[stem.lower()] > 1 else stem for image, stem in zip(images, stems, strict=True)
+    shared = Counter(file for stem in stems for file in written(stem))
+    names = [
+        image.below if any(shared[file] > 1 for file in written(stem)) else stem
+        for image, stem in zip(images, stems, strict=True)
     ]
+    owner: dict[str, Found] = {}
+    for image, name in zip(images, names, strict=True):
+        for file in written(name):
+            if file in owner:
+                raise UserError(
+                    f"{owner[file].below} and {image.below} would have results of one name: {file}.png.",
+                    "Rename one of them, or predict them into two folders.",
+                )
+            owner[file] = image
+    return names
 
 
-def _refuse_occupied(target: Path) -> None:
-    """Never write among other files."""
+def _refuse_occupied(project: Project, target: Path) -> None:
+    """Never write among other files, nor where the next ingest would take results for images."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is not a folder.", "Name another folder with `--out`.")
     if target.is_dir() and any(target.iterdir()) and not (target / LABEL_MAP).is_file():
         raise UserError(f"{target} contains other files.", "Name another folder with `--out`.")
+    for entry in project.config.data.images:
+        if not is_remote(entry) and target.is_relative_to(os.path.abspath(project.path(entry))):
+            raise UserError(
+                f"{target} lies in {entry!r} of `data.images`: the next ingest would take the results for "
+                "images.",
+                "Name a folder outside of it with `--out`.",
+            )
 
 
 def _mask(prediction: Prediction, size: tuple[int, int]) -> Mask:

@@ -129,3 +129,27 @@ def test_what_cannot_be_predicted_says_why(trained: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="There is no measure 'entropie'"):
         measures_named("entropie")
+
+
+def test_results_of_two_images_never_meet(trained: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    for seed, name in enumerate(("a.png", "a_entropy.png", "b.png")):
+        draw(pictures, None, name=name, seed=seed)
+    with opened(trained) as (project, database):
+        predict(project, database, source=str(pictures), folder=out, measures=["entropy"])
+        found = sorted(path.name for path in out.glob("*.png"))
+        shutil.copy(pictures / "a.png", pictures / "a.png.png")
+        shutil.copy(pictures / "a.png", pictures / "a.tif.png")
+        Image.open(pictures / "a.png").save(pictures / "a.tif")
+        with pytest.raises(UserError, match=r"a.png and a.png.png would have results of one name"):
+            predict(project, database, source=str(pictures), folder=out)
+    assert found == [
+        *("a.png.png", "a.png_entropy.png", "a_entropy.png.png", "a_entropy.png_entropy.png"),
+        *("b.png", "b_entropy.png"),
+    ]
+
+
+def test_no_result_lies_among_the_images_of_the_project(trained: Path) -> None:
+    with opened(trained) as (project, database), pytest.raises(UserError, match="the next ingest would take"):
+        predict(project, database, source=str(trained / "images"), folder=trained / "images" / "predictions")
+    assert not (trained / "images" / "predictions").exists()
