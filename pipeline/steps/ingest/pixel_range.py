@@ -8,7 +8,6 @@ Legend: H W image size, K channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -43,42 +42,44 @@ def pixel_moments(pixels: ImageArray) -> PixelMoments | None:
     return PixelMoments(mean / count, square / count, float(unit_float(pixels.max(keepdims=True)).max()))
 
 
-@dataclass
 class PixelRange:
-    """The moments of all images of other than 8 bits."""
+    """The moments of all images of other than 8 bits, as the network's channels."""
 
-    moments: list[PixelMoments] = field(default_factory=list[PixelMoments])
+    def __init__(self, config: ProjectConfig) -> None:
+        self._config = config
+        self._images, self._brightest = 0, 0.0
+        self._mean = np.zeros(config.data.channels)
+        self._square = np.zeros(config.data.channels)
 
     def add(self, moments: PixelMoments | None) -> None:
         """Count an image."""
         if moments is not None:
-            self.moments.append(moments)
+            channels = len(self._mean)
+            self._images += 1
+            self._mean += _with_channels(moments.mean, channels)
+            self._square += _with_channels(moments.square, channels)
+            self._brightest = max(self._brightest, moments.brightest)
 
-    def warnings(self, config: ProjectConfig) -> list[str]:
+    def warnings(self) -> list[str]:
         """What the network would not see as it should; nothing where `model.mean` and `model.std` are set."""
-        if not self.moments or (config.model.mean is not None and config.model.std is not None):
+        model, number = self._config.model, self._images
+        if not number or (model.mean is not None and model.std is not None):
             return []
         from pipeline.model.build import normalisation  # imports torch, which takes a while
 
-        channels = config.data.channels
-        expected_mean, expected_std = (np.array(part) for part in normalisation(config.model, channels))
-        mean, square = (
-            np.mean([_with_channels(part, channels) for part in parts], axis=0)
-            for parts in zip(*((one.mean, one.square) for one in self.moments), strict=True)
-        )
-        std = np.sqrt(np.maximum(0, square - mean**2))
+        expected_mean, expected_std = map(np.array, normalisation(model, len(self._mean)))
+        mean = self._mean / number
+        std = np.sqrt(np.maximum(0, self._square / number - mean**2))
         spread = float((std / expected_std).mean())
         if LEAST_SPREAD <= spread <= MOST_SPREAD:
             return []
-        number = len(self.moments)
-        brightest = max(one.brightest for one in self.moments)
         seen = "nearly without contrast" if spread < LEAST_SPREAD else "far beyond its range"
         return [
             f"{counted(number, 'image')} of more than 8 bits {agree(number, 'has', 'have')} pixels of "
-            f"{mean.mean():.3g} ± {std.mean():.2g} and at most {brightest:.3g}, where 1 is the largest of 16 "
-            f"bits; the network expects {expected_mean.mean():.3g} ± {expected_std.mean():.2g} and would see "
-            f"them {seen}. Write `mean: [{_listed(mean)}]` and `std: [{_listed(std)}]` into `model`, or "
-            "stretch the files to the whole range."
+            f"{mean.mean():.3g} ± {std.mean():.2g} and at most {self._brightest:.3g}, where 1 is the largest "
+            f"of 16 bits; the network expects {expected_mean.mean():.3g} ± {expected_std.mean():.2g} and "
+            f"would see them {seen}. Write `mean: [{_listed(mean)}]` and `std: [{_listed(std)}]` into "
+            "`model`, or stretch the files to the whole range."
         ]
 
 

@@ -77,7 +77,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
     with database.session() as session:
         locked = _open_project(session, project)
     assignments = Assignments(project, database if locked else None, held_out)
-    skipped, ranges = Skipped(), PixelRange()
+    skipped, ranges = Skipped(), PixelRange(project.config)
     found_images = find_images(project, skipped)
     with ThreadPoolExecutor(workers) as threads:
         while batch := list(islice(found_images, BATCH)):
@@ -111,7 +111,7 @@ def ingest(project: Project, database: Database, *, progress: Progress = silent)
             )
         grown = _lock_and_grow(session, project, held_out) if masks else ()
     warnings = [*assignments.warnings(), *files.warnings, *census.warnings()]
-    warnings += ranges.warnings(project.config)
+    warnings += ranges.warnings()
     if files.unknown is not None:
         warnings.append(str(files.unknown))
     if not masks:

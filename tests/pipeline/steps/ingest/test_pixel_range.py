@@ -24,10 +24,10 @@ def config(channels: int = 1, **model: object) -> ProjectConfig:
 
 
 def warnings_of(*images: npt.NDArray, settings: ProjectConfig) -> list[str]:
-    ranges = PixelRange()
+    ranges = PixelRange(settings)
     for image in images:
         ranges.add(pixel_moments(image))
-    return ranges.warnings(settings)
+    return ranges.warnings()
 
 
 def test_twelve_bits_in_a_file_of_sixteen_are_named_with_the_values_to_write() -> None:
