@@ -106,14 +106,15 @@ def simulation_engine(project: Project) -> Engine:
                 futures = {
                     runner.submit(simulate_task, {"config": file, "work": part}): part for part in parts
                 }
-            for done in _as_completed(list(futures), tick=tick):
-                if done.state.is_crashed():
-                    raise UserError(
-                        f"A worker on the Ray cluster has died repeatedly: {done.state.message}",
-                        "Read Ray's logs, then run the same command again; what is finished is kept.",
-                    )
-                done.result()
-                yield from (work for work in works if work.arm.seed == futures[done].seed)
+            with closing(_as_completed(list(futures), tick=tick)) as completed:
+                for done in completed:
+                    if done.state.is_crashed():
+                        raise UserError(
+                            f"A worker on the Ray cluster has died repeatedly: {done.state.message}",
+                            "Read Ray's logs, then run the same command again; what is finished is kept.",
+                        )
+                    done.result()
+                    yield from (work for work in works if work.arm.seed == futures[done].seed)
 
     return compute_on_cluster
 
@@ -186,7 +187,7 @@ def _resources(options: dict[str, Any]) -> str:
 def _gather(futures: list[PrefectRayFuture[ScoringTotals]]) -> ScoringTotals:
     """The totals of all tasks. A task that fails ends the others; a task whose worker died does not."""
     totals = ScoringTotals()
-    with closing(_as_completed(futures)) as completed:  # an error cancels the others at once
+    with closing(_as_completed(futures)) as completed:
         for future in completed:
             if future.state.is_crashed():
                 message = f"warning: a worker on the cluster: {future.state.message}"
@@ -199,7 +200,7 @@ def _gather(futures: list[PrefectRayFuture[ScoringTotals]]) -> ScoringTotals:
 def _as_completed(
     futures: list[PrefectRayFuture[Result]], *, tick: Callable[[], None] = lambda: None
 ) -> Generator[PrefectRayFuture[Result]]:
-    """Futures as they are done; those that are not when the caller leaves are cancelled.
+    """Futures as they are done; those that are not are cancelled when it is closed, as after an error.
 
     Args:
         tick: called about once a second.

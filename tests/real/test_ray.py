@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -98,33 +98,44 @@ def on_the_cluster(calm: Project, root: Path, *, url: str, **scale: Any) -> tupl
 
 
 @contextmanager
-def watching(database: Database, *, kill: bool) -> Iterator[dict[str, Any]]:
-    """Note each worker's raylet while a run goes on, and kill the first that is amid its work."""
-    seen: dict[str, Any] = {"raylets": {}, "victim": None, "begun": []}
+def looking(look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` again and again while the block runs."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.05):
-            rows = [(s.first_image_id, s.owner, s.status) for s in fetch(database, Shard) if s.owner]
-            for _, owner, status in rows:
-                pid = int(owner.split(":")[-2])
-                if status == "running" and owner not in seen["raylets"] and psutil.pid_exists(pid):
-                    seen["raylets"][owner] = psutil.Process(pid).ppid()
-            amid = {owner for _, owner, status in rows if status == "done"}
-            amid &= {owner for _, owner, status in rows if status == "running"}
-            if kill and seen["victim"] is None and len(amid) == 2:
-                seen["victim"] = sorted(amid)[0]
-                os.kill(int(seen["victim"].split(":")[-2]), signal.SIGKILL)
-                mine = select(Shard).where(Shard.owner == seen["victim"])
-                seen["begun"] = [s.first_image_id for s in fetch(database, mine) if s.status == "running"]
+            look()
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield
     finally:
         ended.set()
         thread.join()
+
+
+@contextmanager
+def watching(database: Database, *, kill: bool) -> Iterator[dict[str, Any]]:
+    """Note each worker's raylet while a run goes on, and kill the first that is amid its work."""
+    seen: dict[str, Any] = {"raylets": {}, "victim": None, "begun": []}
+
+    def look() -> None:
+        rows = [(s.first_image_id, s.owner, s.status) for s in fetch(database, Shard) if s.owner]
+        for _, owner, status in rows:
+            pid = int(owner.split(":")[-2])
+            if status == "running" and owner not in seen["raylets"] and psutil.pid_exists(pid):
+                seen["raylets"][owner] = psutil.Process(pid).ppid()
+        amid = {owner for _, owner, status in rows if status == "done"}
+        amid &= {owner for _, owner, status in rows if status == "running"}
+        if kill and seen["victim"] is None and len(amid) == 2:
+            seen["victim"] = sorted(amid)[0]
+            os.kill(int(seen["victim"].split(":")[-2]), signal.SIGKILL)
+            mine = select(Shard).where(Shard.owner == seen["victim"])
+            seen["begun"] = [s.first_image_id for s in fetch(database, mine) if s.status == "running"]
+
+    with looking(look):
+        yield seen
 
 
 @pytest.mark.timeout(900)
@@ -220,26 +231,19 @@ def test_a_cluster_simulates_what_one_machine_does_and_a_killed_worker_costs_not
 @contextmanager
 def killing_a_worker_amid(folder: Path, killed: list[int]) -> Iterator[None]:
     """Kill the process of one task while it computes."""
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(0.05):
-            if len(list(folder.glob("*/seed-*/initial/store.db"))) < 2:
-                continue
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    if any(str(folder) in file.path for file in process.open_files()):
-                        killed.append(process.pid)
-                        process.kill()
-                        return
+    def look() -> None:
+        if killed or len(list(folder.glob("*/seed-*/initial/store.db"))) < 2:
+            return
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any(str(folder) in file.path for file in process.open_files()):
+                    killed.append(process.pid)
+                    process.kill()
+                    return
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with looking(look):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.mark.timeout(600)
