@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.format import agree, count
+from pipeline.format import count, counted
 
 GIB = 2**30
 LITTLE_MEMORY = 4 * GIB
@@ -87,10 +87,9 @@ def _processor(cgroup: Path) -> Fact:
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)
     known = set(flags[1].split()) if flags else set[str]()
     fast = [shown for flag, shown in INSTRUCTIONS.items() if flag in known]
-    cores = usable_cores(cgroup)
     parts = [
         name[1].strip() if name else platform.processor() or platform.machine(),
-        f"{cores} {agree(cores, 'core', 'cores')}",
+        counted(usable_cores(cgroup), "core"),
         *([", ".join(fast)] if fast else []),
     ]
     return Fact("processor", "; ".join(parts))
@@ -135,7 +134,8 @@ def _devices() -> list[Fact]:
         )
     elif sys.platform == "darwin":
         remedy = "GPUs of Apple are not used; all runs on the processor."
-    return [Fact("GPU", f"none: all runs on the processor, with {torch.get_num_threads()} threads", remedy)]
+    threads = counted(torch.get_num_threads(), "thread")
+    return [Fact("GPU", f"none: all runs on the processor, with {threads}", remedy)]
 
 
 def _extras() -> Fact:

@@ -94,5 +94,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise UserError("Tables need pandas, which is not installed.", "Run `pip install pandas`.") from error
+        raise UserError(
+            "Tables need pandas, which is not installed.", "Run `pip install 'segcurate[pandas]'`."
+        ) from error
     return pandas

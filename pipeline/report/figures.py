@@ -8,7 +8,7 @@ from __future__ import annotations
 import colorsys
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -60,6 +60,15 @@ _STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.7,
 }
 P = ParamSpec("P")
+
+
+def series_numbers(names: Iterable[str]) -> dict[str, int]:
+    """The place in `SERIES` of each name; after the last one they begin again.
+
+    >>> series_numbers(["entropy", "random"])
+    {'entropy': 0, 'random': 1}
+    """
+    return {name: turn % len(SERIES) for turn, name in enumerate(names)}
 
 
 def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:

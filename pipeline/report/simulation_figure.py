@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pipeline.format import count
-from pipeline.report.figures import MUTED, SERIES, draw_interval, in_style, new_figure
+from pipeline.report.figures import MUTED, SERIES, draw_interval, in_style, new_figure, series_numbers
 from pipeline.summaries.simulations import SimulationSummary
 
 PANELS = {"labels": "{unit}s labeled", "clicks": "clicks to draw the labels"}
@@ -54,7 +54,8 @@ def _draw(axes: Axes, found: SimulationSummary, cost: str) -> None:
 
 def _colors(found: SimulationSummary) -> dict[str, str]:
     """The colour of each strategy; a difference has that of its control."""
-    return {one.name: SERIES[turn % len(SERIES)] for turn, one in enumerate(found.strategies)}
+    numbers = series_numbers(one.name for one in found.strategies)
+    return {name: SERIES[number] for name, number in numbers.items()}
 
 
 def _draw_gained(axes: Axes, found: SimulationSummary) -> None:

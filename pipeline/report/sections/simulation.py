@@ -11,7 +11,7 @@ from pipeline.evaluation.simulation_verdict import per
 from pipeline.format import count, counted, number, percent
 from pipeline.report.blocks import Block, Charts, Section, Table, Text, cells
 from pipeline.report.charts import Line, line_chart
-from pipeline.report.figures import SERIES
+from pipeline.report.figures import series_numbers
 from pipeline.report.svg import Axis, Chart, number_axis
 from pipeline.summaries.simulations import SimulationSummary, StrategySummary
 
@@ -90,7 +90,8 @@ def _over(found: SimulationSummary, cost: str, name: str) -> Chart:
 
 def _colors(found: SimulationSummary) -> dict[str, str]:
     """The CSS class of each strategy's line; a difference has that of its control."""
-    return {one.name: f"s{turn % len(SERIES)}" for turn, one in enumerate(found.strategies)}
+    numbers = series_numbers(one.name for one in found.strategies)
+    return {name: f"s{number}" for name, number in numbers.items()}
 
 
 def _chart(found: SimulationSummary, places: dict[str, list[float]], axis: Axis, title: str) -> Chart:

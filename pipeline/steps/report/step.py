@@ -91,10 +91,11 @@ def report(
     config = project.config
     with database.session(write=False) as session:
         require_drawable(session)
-        simulated = newest_summary(session, config)
-        page = None if simulated is None else write_simulation(project, simulated, folder=target)
-        if not is_evaluated(session):
-            return WrittenReport(target, [_finished(page)])
+        simulated, evaluated_once = newest_summary(session, config), is_evaluated(session)
+    page = None if simulated is None else write_simulation(project, simulated, folder=target)
+    if not evaluated_once:
+        return WrittenReport(target, [_finished(page)])
+    with database.session(write=False) as session:
         history = round_history(session, sampler=config.scoring.sampler, class_names=config.data.class_names)
         evaluated = evaluated_models(session, project, history)
         contents = read_contents(session, project, history, simulated, progress=progress)
