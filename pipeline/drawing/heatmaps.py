@@ -300,11 +300,11 @@ def _outline(
         outline = None if outlines is None else outlines[index]
         if outline is None:
             right, bottom = x + w - 1, y + h - 1
-            draw.rectangle((x, y, right, bottom), outline=(0, 0, 0), width=line * 2)
+            thin = max(1, min(line, min(w, h) // 4))  # of the narrow regions at an image's edges
+            inset = thin // 2
+            draw.rectangle((x, y, right, bottom), outline=(0, 0, 0), width=thin * 2)
             draw.rectangle(
-                (x + line // 2, y + line // 2, right - line // 2, bottom - line // 2),
-                outline=(255, 255, 255),
-                width=line,
+                (x + inset, y + inset, right - inset, bottom - inset), outline=(255, 255, 255), width=thin
             )
             anchor, aligned = (x + 2 * line + 1, y + 2 * line), "la"
         else:

@@ -64,3 +64,14 @@ def test_any_size_has_an_overlay(size: tuple[int, int]) -> None:
 def test_names_must_match_boxes() -> None:
     with pytest.raises(ValueError, match="a name for each box"):
         overlay(np.zeros((9, 9, 3), dtype=np.uint8), np.zeros((3, 3)), np.zeros((2, 4), int), names=["1"])
+
+
+@pytest.mark.parametrize(("side", "box"), [(480, (0, 479, 480, 1)), (2400, (64, 2393, 64, 7))])
+def test_a_region_narrower_than_its_border_is_outlined(side: int, box: tuple[int, int, int, int]) -> None:
+    image = np.zeros((side, side, 3), dtype=np.uint8)
+    picture = overlay(image, None, np.array([box]), names=None)
+    x, y, w, h = box
+    assert picture[y : y + h, x : x + w].any()
+    outside = picture.copy()
+    outside[y : y + h, x : x + w] = 0
+    assert not outside.any()
